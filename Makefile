@@ -1,0 +1,68 @@
+# make setup | quickstart | test | test-slow | doctest | lint | typecheck | clean
+#
+# The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
+# Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
+# unpacks that wheel into build/wheel, which PYTHONPATH puts before the checkout: a module or a data file that the wheel
+# lacks fails there. (Built by way of the sdist because a wheel built straight from a used checkout ships modules that
+# were deleted since, out of build/lib.)
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+WHEEL := build/wheel
+ON_WHEEL := PYTHONPATH="$(CURDIR)/$(WHEEL)" MMEMB_R1_WHEEL="$(CURDIR)/$(WHEEL)"
+STAMP := .venv/.stamp-$(firstword $(shell cat constraints.txt setup.cfg pyproject.toml scripts/torchvision_shim.py | cksum))
+
+.PHONY: setup
+setup: $(STAMP)
+
+# torch comes first and torchvision without its dependencies, so that a CPU build of torch is neither replaced nor
+# doubled. Compiling site-packages halves the time that imports take where Python may not write bytecode itself; some
+# packages carry files that no Python compiles, which is why only the result of that one call is not looked at.
+$(STAMP):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 setup")'
+	$(PYTHON) -m venv .venv
+	rm -f .venv/.stamp-*
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python scripts/torchvision_shim.py
+	$(BIN)/python -c 'import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)'
+	touch $@
+
+.PHONY: quickstart
+quickstart: setup
+	$(BIN)/mmemb-r1 quickstart --output runs/quickstart
+
+.PHONY: wheel
+wheel: setup
+	rm -rf build && mkdir build
+	$(BIN)/python -m build --no-isolation --outdir build/dist . > build/log 2>&1 || { cat build/log; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-deps --target $(WHEEL) build/dist/*.whl
+
+.PHONY: test
+test: wheel
+	$(ON_WHEEL) $(BIN)/pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: wheel
+	$(ON_WHEEL) $(BIN)/pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+.PHONY: doctest
+doctest: wheel
+	$(ON_WHEEL) $(BIN)/pytest --doctest-modules --pyargs mmemb_r1
+
+.PHONY: lint
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: typecheck
+typecheck: wheel
+	$(BIN)/mypy
+
+.PHONY: clean
+clean:
+	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find src modeling training model_card tests -name __pycache__ -type d -prune -exec rm -rf {} +

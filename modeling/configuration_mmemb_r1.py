@@ -1,0 +1,115 @@
+"""Configuration of the adaptive embedding model: every number the model needs, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+POOLINGS = ("last", "mean", "attention")
+REASONING_MODES = ("auto", "always", "never")
+
+
+class MMEmbR1Config(PreTrainedConfig):
+    """
+    Configuration of [`MMEmbR1Model`]: a vision-language model with a reasoning gate and an embedding head.
+
+    Args:
+        vlm_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the backbone, any architecture of `AutoModelForImageTextToText`. Defaults to an empty
+            Qwen3-VL configuration.
+        embed_token_id (`int`, *optional*):
+            Id of `<|embed|>`, the token at whose hidden state an embedding is read.
+        think_token_id (`int`, *optional*):
+            Id of `<think>`, which opens a rationale.
+        end_think_token_id (`int`, *optional*):
+            Id of `</think>`, which closes a rationale.
+        suppressed_token_ids (`list[int]`, *optional*, defaults to `[]`):
+            Control tokens that can't occur inside a rationale.
+        rationale_vocab_size (`int`, *optional*):
+            Ids from this one on are rows of the vocabulary without a token; they can't occur inside a rationale.
+        pooling (`str`, *optional*, defaults to `"last"`):
+            How the hidden states up to an `<|embed|>` become one vector: `"last"` (the state at `<|embed|>`), `"mean"`
+            or `"attention"` (learned weights).
+        embedding_dim (`int`, *optional*):
+            Output dimension of a linear projection after pooling. `None` means no projection: the backbone's hidden
+            size.
+        truncate_dim (`int`, *optional*):
+            Keep only the first so many dimensions (Matryoshka), before normalisation. `None` keeps all.
+        matryoshka_dims (`list[int]`, *optional*, defaults to `[]`):
+            Dimensions the model was trained to be truncated to, for documentation and training.
+        normalize (`bool`, *optional*, defaults to `True`):
+            Whether embeddings have unit L2 norm.
+        gate_hidden_size (`int`, *optional*, defaults to 0):
+            Width of the reasoning gate's hidden layer; 0 makes the gate linear.
+        gate_init_bias (`float`, *optional*, defaults to -2.0):
+            Initial gate logit of a fresh model; negative, so that an untrained gate does not think.
+        gate_threshold (`float`, *optional*, defaults to 0.5):
+            With `reasoning="auto"` an input thinks when its gate probability is at least this.
+        reasoning (`str`, *optional*, defaults to `"auto"`):
+            Default reasoning mode of `embed` and `encode`: `"auto"`, `"always"` or `"never"`.
+        max_reasoning_tokens (`int`, *optional*, defaults to 128):
+            Budget of one rationale in tokens; a longer one is closed by force.
+        max_reasoning_rounds (`int`, *optional*, defaults to 1):
+            How often an input may think; the gate is asked again after every round.
+        max_text_tokens (`int`, *optional*, defaults to 8192):
+            Longer text of one input is cut before it is rendered. `None` never cuts.
+        num_video_frames (`int`, *optional*, defaults to 8):
+            Frames that are sampled evenly from a video file.
+    """
+
+    model_type = "mmemb_r1"
+    sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3_vl")}
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    embed_token_id: int | None = None
+    think_token_id: int | None = None
+    end_think_token_id: int | None = None
+    suppressed_token_ids: list[int] | None = None
+    rationale_vocab_size: int | None = None
+    pooling: str = "last"
+    embedding_dim: int | None = None
+    truncate_dim: int | None = None
+    matryoshka_dims: list[int] | None = None
+    normalize: bool = True
+    gate_hidden_size: int = 0
+    gate_init_bias: float = -2.0
+    gate_threshold: float = 0.5
+    reasoning: str = "auto"
+    max_reasoning_tokens: int = 128
+    max_reasoning_rounds: int = 1
+    max_text_tokens: int | None = 8192
+    num_video_frames: int = 8
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.suppressed_token_ids = list(self.suppressed_token_ids or [])
+        self.matryoshka_dims = list(self.matryoshka_dims or [])
+        self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} is not known; allowed: {', '.join(POOLINGS)}.")
+        if self.reasoning not in REASONING_MODES:
+            raise ValueError(f"reasoning={self.reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
+        width = self.embedding_dim or self.hidden_size
+        for dim in [*self.matryoshka_dims, *([self.truncate_dim] if self.truncate_dim is not None else [])]:
+            if not 0 < dim <= width:
+                raise ValueError(f"An embedding of {width} dimensions can't be truncated to {dim}.")
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The language model's configuration, which caches, vocabulary and generation read."""
+        return self.vlm_config.get_text_config(*args, **kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the backbone's hidden states."""
+        return self.get_text_config().hidden_size
+
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the backbone's image placeholder."""
+        return getattr(self.vlm_config, "image_token_id", getattr(self.vlm_config, "image_token_index", None))
+
+
+MMEmbR1Config.register_for_auto_class()

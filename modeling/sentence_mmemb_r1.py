@@ -1,0 +1,129 @@
+"""The sentence-transformers module: `encode` runs the adaptive model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import InputModule
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+from .configuration_mmemb_r1 import MMEmbR1Config
+from .inputs_mmemb_r1 import render, to_conversations
+from .modeling_mmemb_r1 import MMEmbR1Model
+
+REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
+
+
+class MMEmbR1Module(InputModule):
+    """
+    The only module of an mmemb-r1 [`SentenceTransformer`]: inputs in, embeddings (and what was thought) out.
+
+    Args:
+        model ([`MMEmbR1Model`]): the adaptive model.
+        processor (`ProcessorMixin`): the processor saved beside it.
+    """
+
+    forward_kwargs = set(REASONING_OPTIONS)
+
+    def __init__(self, model: MMEmbR1Model, processor: ProcessorMixin) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer
+
+    @property
+    def modalities(self) -> list[str]:
+        videos = ["video"] if getattr(self.processor, "video_processor", None) is not None else []
+        return ["text", "image", *videos, "message"]
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Longest text of one input in tokens; media and template are not counted."""
+        return self.model.config.max_text_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        self.model.config.max_text_tokens = value
+
+    def get_embedding_dimension(self) -> int:
+        config = self.model.config
+        return config.truncate_dim or config.embedding_dim or config.hidden_size
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """
+        Inputs -> tensors of a batch. `prompt` becomes the system turn of every input that brings no instruction itself.
+
+        Raises:
+            InputError: a `ValueError` that names the position of the input in this batch.
+        """
+        config = self.model.config
+        conversations = to_conversations(inputs, instruction=prompt, num_video_frames=config.num_video_frames)
+        return dict(render(self.processor, conversations, config.max_text_tokens))
+
+    def forward(self, features: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        """
+        Embed a batch. Where gradients are on (training), nothing is decoded: the direct embedding is returned.
+
+        Args:
+            features: what `preprocess` returned.
+            **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of
+                [`MMEmbR1Model.embed`].
+        """
+        if torch.is_grad_enabled():
+            options["reasoning"] = "never"
+        output = self.model.embed(**features, **options)
+        return {
+            "sentence_embedding": output.embeddings,
+            "gate_prob": output.gate_prob,
+            "reasoned": output.reasoned,
+            "num_reasoning_rounds": output.num_reasoning_rounds,
+            "num_reasoning_tokens": output.num_reasoning_tokens,
+            "num_forced_closings": output.num_forced_closings,
+            "rationale_ids": output.rationale_ids,
+        }
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Save model (safetensors only) and processor."""
+        if not safe_serialization:
+            raise ValueError("mmemb-r1 saves safetensors only; leave safe_serialization=True.")
+        self.model.save_pretrained(output_path)
+        self.processor.save_pretrained(output_path)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        backend: str = "torch",
+        **kwargs: Any,
+    ) -> MMEmbR1Module:
+        """Load from a directory or the Hub; called by sentence-transformers."""
+        if backend != "torch":
+            raise ValueError(f"backend={backend!r} is not supported; allowed: 'torch'.")
+        hub = {
+            "subfolder": subfolder,
+            "token": token,
+            "cache_dir": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        # this class comes from the repository or the package already: its siblings are used, not the repository's again
+        config = MMEmbR1Config.from_pretrained(model_name_or_path, **hub, **(config_kwargs or {}))
+        model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
+        processor = AutoProcessor.from_pretrained(
+            model_name_or_path, trust_remote_code=False, **hub, **(processor_kwargs or {})
+        )
+        return cls(model, processor)

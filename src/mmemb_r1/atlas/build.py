@@ -1,0 +1,164 @@
+"""Builds Atlas from installed packages and writes it as Parquet with a card; loads it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .card import build_card
+from .schema import candidate_features, pair_features
+from .second_font import find_font
+from .sources import source_versions
+from .splits import SPLITS, TRAIN, split_questions
+from .tables import Row, Studio, candidate_rows, pair_rows, second_font_rows
+from .world import make_world
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+MANIFEST = "atlas.json"
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The benchmark, loaded.
+
+    Args:
+        pairs (`datasets.DatasetDict`): splits train, policy, validation, test with the columns of `pair_features`.
+        candidates (`datasets.Dataset`): every candidate of every set, columns of `candidate_features`.
+        directory (`pathlib.Path`): where it lies.
+        manifest (`dict`): arguments, versions of the sources, counts, hashes.
+    """
+
+    pairs: DatasetDict
+    candidates: Dataset
+    directory: Path
+    manifest: dict[str, Any]
+
+
+def build_atlas(
+    directory: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    size: int = 64,
+    num_objects: int = 400,
+    num_countries: int | None = None,
+    generated_rows: int = 1000,
+    second_font: str | os.PathLike[str] | None = "auto",
+) -> Atlas:
+    """Build the benchmark in `directory`, or load it when the same one is already there.
+
+    Args:
+        directory (`str` or path): written as a whole or not at all; an older Atlas in it is replaced.
+        seed (`int`, *optional*, defaults to 0): of the splits, the generated questions and the renderings.
+        size (`int`, *optional*, defaults to 64): side of every picture in pixels, at least 16.
+        num_objects (`int`, *optional*, defaults to 400): objects beside the flags, at least 10.
+        num_countries (`int`, *optional*): the most populous ones with a flag like no other's, at least 12; by default
+            all, and then the countries whose flag is left out as a look-alike are taught as text too.
+        generated_rows (`int`, *optional*, defaults to 1000): training rows of each comparison and digit task.
+        second_font (`str` or path, *optional*, defaults to `"auto"`): a colour font of another vendor for the task
+            `picture-name-noto`; `"auto"` looks for NotoColorEmoji in the usual folders, None leaves the task out.
+
+    Returns:
+        `Atlas`: loaded from what was written.
+
+    Raises:
+        ValueError: an argument is out of range, or `directory` holds something else than an Atlas.
+        ImportError: a source package is missing (`pip install 'mmemb-r1[atlas]'`).
+    """
+    _check_at_least(size=(size, 16), num_objects=(num_objects, 10), generated_rows=(generated_rows, 1))
+    if num_countries is not None:
+        _check_at_least(num_countries=(num_countries, 12))
+    directory = Path(directory)
+    font = find_font(second_font)
+    arguments = {
+        "seed": seed,
+        "size": size,
+        "num_objects": num_objects,
+        "num_countries": num_countries,
+        "generated_rows": generated_rows,
+        "second_font": sha256(font.read_bytes()).hexdigest() if font else None,
+    }
+    versions = source_versions()
+    fingerprint = _fingerprint(arguments, versions)
+    manifest = _read_manifest(directory)
+    if manifest is not None and manifest["fingerprint"] == fingerprint:
+        return load_atlas(directory)
+    if manifest is None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{str(directory)!r} exists and is no Atlas. Choose an empty or a new directory.")
+
+    world = make_world(size, num_objects, num_countries)
+    studio = Studio(world, size, seed)
+    tables: dict[str, list[Row]] = {}
+    for split, questions in split_questions(world, seed=seed, generated_rows=generated_rows).items():
+        tables[f"pairs/{split}"] = pair_rows(split, questions, studio)
+        if font and split != TRAIN:
+            tables[f"pairs/{split}"] += second_font_rows(split, questions, font, studio)
+    tables["candidates"] = candidate_rows(world, studio)
+    manifest = {"fingerprint": fingerprint, "arguments": arguments, "versions": versions}
+    _write(directory, tables, manifest)
+    return load_atlas(directory)
+
+
+def load_atlas(directory: str | os.PathLike[str]) -> Atlas:
+    """Load an Atlas that `build_atlas` wrote. ValueError when there is none."""
+    import pyarrow.parquet as pq
+    from datasets import Dataset, DatasetDict
+
+    directory = Path(directory)
+    manifest = _read_manifest(directory)
+    if manifest is None:
+        raise ValueError(f"{str(directory)!r} holds no Atlas. Build one: mmemb-r1 atlas build --output {directory}")
+    # Read into memory: `Dataset.from_parquet` would copy all of it to the user's cache first.
+    pairs = {split: Dataset(pq.read_table(directory / "pairs" / f"{split}.parquet")) for split in SPLITS}
+    candidates = Dataset(pq.read_table(directory / "candidates.parquet"))
+    return Atlas(DatasetDict(pairs), candidates, directory, manifest)
+
+
+def _write(directory: Path, tables: dict[str, list[Row]], manifest: dict[str, Any]) -> None:
+    """Write everything beside `directory`, then put it in its place."""
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        (new / "pairs").mkdir(parents=True)
+        content = sha256()
+        for name, rows in tables.items():
+            features = candidate_features() if name == "candidates" else pair_features()
+            path = new / f"{name}.parquet"
+            pq.write_table(Dataset.from_list(rows, features=features).data.table, path, compression="zstd")
+            content.update(path.read_bytes())
+        counts = {
+            name.removeprefix("pairs/"): dict(Counter(row.get("task") or row["candidate_set"] for row in rows))
+            for name, rows in tables.items()
+        }
+        manifest = {**manifest, "content_hash": content.hexdigest(), "counts": counts}
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(build_card(manifest), encoding="utf-8")
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+
+
+def _read_manifest(directory: Path) -> dict[str, Any] | None:
+    path = directory / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _fingerprint(arguments: dict[str, Any], versions: dict[str, str]) -> str:
+    code = {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.glob("*.py"))}
+    return sha256(json.dumps([arguments, versions, code], sort_keys=True).encode()).hexdigest()
+
+
+def _check_at_least(**bounds: tuple[int, int]) -> None:
+    for name, (value, least) in bounds.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")

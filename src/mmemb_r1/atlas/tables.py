@@ -1,0 +1,121 @@
+"""Rows of the tables: questions and candidates with their pictures rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .hashing import seeded_rng
+from .knowledge import RELATIONS
+from .objects import LANGUAGES
+from .pictures import augment, encode_png, render_digits
+from .second_font import render_emoji
+from .splits import TRAIN, digit_indices
+from .tasks import MAX_DIGITS, Question
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .world import World
+
+NAME_TASKS = ("picture-name-object", "picture-name-flag")
+NOTO_TASK = "picture-name-noto"
+Row = dict[str, Any]
+
+
+class Studio:
+    """Renders pictures by key: canonical ones once, other renderings each from a random stream of its own."""
+
+    def __init__(self, world: World, size: int, seed: int) -> None:
+        self.world, self.size, self.seed = world, size, seed
+        self.encoded: dict[str, bytes] = {}
+
+    def canonical(self, key: str) -> bytes:
+        """PNG of the picture `key`."""
+        if key not in self.encoded:
+            self.encoded[key] = encode_png(self._picture(key))
+        return self.encoded[key]
+
+    def varied(self, key: str, *stream: object) -> bytes:
+        """PNG of another rendering of the picture `key`, a function of the seed and `stream`."""
+        return encode_png(augment(self._picture(key), seeded_rng(self.seed, "rendering", *stream)))
+
+    def _picture(self, key: str) -> Image.Image:
+        if key in self.world.pictures:
+            return self.world.pictures[key]
+        return render_digits([self.world.digit_images[index] for index in digit_indices(key)], self.size)
+
+
+def pair_rows(split: str, questions: Iterable[Question], studio: Studio) -> list[Row]:
+    """One row per question; training shows canonical pictures, the other splits renderings of their own."""
+    rows = []
+    for question in questions:
+        pair_id = "/".join(part for part in (split, question.task, question.entity, question.variant) if part)
+        if split == TRAIN:
+            shown = [studio.canonical(key) for key in question.pictures]
+        else:
+            shown = [studio.varied(key, pair_id, place) for place, key in enumerate(question.pictures)]
+        rows.append(_pair_row(pair_id, question.task, question, shown, studio))
+    return rows
+
+
+def second_font_rows(split: str, questions: Iterable[Question], font: Path, studio: Studio) -> list[Row]:
+    """The naming questions once more, as `picture-name-noto`, with the pictures of another vendor's font."""
+    rows = []
+    for question in questions:
+        picture = render_emoji(question.entity, font, studio.size) if question.task in NAME_TASKS else None
+        if picture is not None:
+            pair_id = f"{split}/{NOTO_TASK}/{question.entity}"
+            rows.append(_pair_row(pair_id, NOTO_TASK, question, [encode_png(picture)], studio))
+    return rows
+
+
+def candidate_rows(world: World, studio: Studio) -> list[Row]:
+    """Every candidate of every set once, texts in alphabetical order."""
+    texts: dict[str, Iterable[str]] = {
+        "name": [*(flag.name for flag in world.flags), *(thing.name for thing in world.objects)],
+        "country": [country.name for country in world.countries],
+        "digit": map(str, range(10)),
+        "sum": map(str, range(9 * MAX_DIGITS + 1)),
+    }
+    for relation, rule in RELATIONS.items():
+        if rule.candidate_set != "country":
+            texts[rule.candidate_set] = [country.facts[relation] for country in world.countries]
+    for language in LANGUAGES:
+        named = (thing for thing in world.objects if thing.hexcode in world.translated)
+        texts[f"name-{language}"] = [thing.translations[language] for thing in named]
+    rows = [
+        {"candidate_set": candidate_set, "candidate_id": text, "input": _input(text)}
+        for candidate_set, answers in texts.items()
+        for text in sorted(set(answers))
+    ]
+    rows.extend(
+        {"candidate_set": "picture", "candidate_id": key, "input": _input(pictures=[studio.canonical(key)])}
+        for key in world.pictures
+    )
+    return rows
+
+
+def _pair_row(pair_id: str, task: str, question: Question, shown: list[bytes], studio: Studio) -> Row:
+    if question.candidate_set == "picture":
+        target = _input(pictures=[studio.canonical(question.answer)])
+    else:
+        target = _input(question.answer)
+    return {
+        "pair_id": pair_id,
+        "task": task,
+        "complexity": question.complexity,
+        "query": _input(question.text, shown),
+        "target": target,
+        "negatives": [],
+        "query_rationale": list(question.rationale),
+        "target_rationale": list(question.answer_rationale),
+        "candidate_set": question.candidate_set,
+        "target_id": question.answer,
+        "entity": question.entity,
+    }
+
+
+def _input(text: str | None = None, pictures: Iterable[bytes] = ()) -> Row:
+    return {"text": text, "image": [{"bytes": png, "path": None} for png in pictures], "instruction": None}

@@ -1,0 +1,213 @@
+"""The questions of every task and their gold rationales, as pure functions of what the knowledge holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .knowledge import LARGEST, RELATIONS, SMALLEST, Country
+from .objects import LANGUAGES, PictureObject
+
+SIMPLE, MULTI_HOP = "simple", "multi-hop"
+FLAG_RELATIONS = ("capital", "region", "currency", "language", "tld")
+NEIGHBOUR_RELATIONS = ("capital", "currency")
+LOOKUP_RELATIONS = ("capital", "tld")
+COMPARISONS = {"area": "Which is larger?", "population": "Which is more populous?"}
+MIN_RATIO = 1.25  # two countries are compared only when the answer is plain
+ORDINALS = ("1st", "2nd", "3rd", "4th")
+MAX_DIGITS = len(ORDINALS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One pair before its pictures are rendered.
+
+    Args:
+        task (`str`): kebab-case name.
+        complexity (`str`): "simple" or "multi-hop".
+        entity (`str`): country code, object hexcode or digit key; two compared countries are joined by "+".
+        candidate_set (`str`): where the answer is looked for.
+        answer (`str`): candidate id: the answer's text, or the key of the picture that is the answer.
+        rationale (`tuple[str, ...]`): query side, 1 to 3 segments.
+        text (`str`, *optional*): the question.
+        pictures (`tuple[str, ...]`): keys of the query's pictures.
+        answer_rationale (`tuple[str, ...]`): target side, for answers that are pictures.
+        variant (`str`): tells apart questions of one task and entity.
+    """
+
+    task: str
+    complexity: str
+    entity: str
+    candidate_set: str
+    answer: str
+    rationale: tuple[str, ...]
+    text: str | None = None
+    pictures: tuple[str, ...] = ()
+    answer_rationale: tuple[str, ...] = ()
+    variant: str = ""
+
+
+def flag_sentence(country: Country) -> str:
+    """The one sentence that says whose flag a picture shows."""
+    return f"This is the flag of {country.name}."
+
+
+def flag_naming(country: Country) -> Iterator[Question]:
+    """picture-name-flag and name-picture of one flag."""
+    code, seen = country.code, (flag_sentence(country),)
+    yield Question("picture-name-flag", SIMPLE, code, "name", country.name, seen, "What is this?", (code,))
+    yield Question(
+        "name-picture", SIMPLE, code, "picture", code, seen, f"flag of {country.name}", answer_rationale=seen
+    )
+
+
+def object_naming(thing: PictureObject, languages: Collection[str] = ()) -> Iterator[Question]:
+    """picture-name-object, name-picture, and picture-name-<language> for `languages` of one object."""
+    code, seen = thing.hexcode, (thing.state(),)
+    yield Question("picture-name-object", SIMPLE, code, "name", thing.name, seen, "What is this?", (code,))
+    yield Question("name-picture", SIMPLE, code, "picture", code, seen, thing.name, answer_rationale=seen)
+    for language in languages:
+        answer = thing.translations[language]
+        yield Question(
+            f"picture-name-{language}",
+            SIMPLE,
+            code,
+            f"name-{language}",
+            answer,
+            (*seen, f"The {LANGUAGES[language]} name is {answer}."),
+            f"What is this in {LANGUAGES[language]}?",
+            (code,),
+        )
+
+
+def country_facts(country: Country) -> Iterator[Question]:
+    """fact-<relation>: everything known of one country, as text."""
+    for relation, answer in country.facts.items():
+        rule = RELATIONS[relation]
+        yield Question(
+            f"fact-{relation}",
+            SIMPLE,
+            country.code,
+            rule.candidate_set,
+            answer,
+            (country.state(relation),),
+            f"{rule.noun} of {country.name}?",
+        )
+
+
+def country_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Iterator[Question]:
+    """fact-country: from a fact back to the country, where the fact is its alone (`unique`: relation -> answers)."""
+    for relation in LOOKUP_RELATIONS:
+        answer = country.facts[relation]
+        if answer in unique[relation]:
+            yield Question(
+                "fact-country",
+                SIMPLE,
+                country.code,
+                "country",
+                country.name,
+                (country.state(relation),),
+                f"country with {RELATIONS[relation].noun} {answer}?",
+                variant=relation,
+            )
+
+
+def flag_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Iterator[Question]:
+    """fact-flag: from a fact to the flag."""
+    seen = flag_sentence(country)
+    for question in country_lookups(country, unique):
+        yield Question(
+            "fact-flag",
+            MULTI_HOP,
+            country.code,
+            "picture",
+            country.code,
+            (*question.rationale, seen),
+            f"flag of the {question.text}",
+            answer_rationale=(seen,),
+            variant=question.variant,
+        )
+
+
+def flag_facts(country: Country, countries: Mapping[str, Country]) -> Iterator[Question]:
+    """flag-<relation> and neighbour-<relation> of one flag. `countries`: code -> country, neighbours included."""
+    code, seen = country.code, flag_sentence(country)
+    for relation in FLAG_RELATIONS:
+        rule = RELATIONS[relation]
+        yield Question(
+            f"flag-{relation}",
+            MULTI_HOP,
+            code,
+            rule.candidate_set,
+            country.facts[relation],
+            (seen, country.state(relation)),
+            f"{rule.noun} of this country?",
+            (code,),
+        )
+    for which in (LARGEST, SMALLEST):
+        if which not in country.neighbours:
+            continue
+        neighbour = countries[country.neighbours[which]]
+        for relation in NEIGHBOUR_RELATIONS:
+            rule = RELATIONS[relation]
+            yield Question(
+                f"neighbour-{relation}",
+                MULTI_HOP,
+                code,
+                rule.candidate_set,
+                neighbour.facts[relation],
+                (seen, country.state(which), neighbour.state(relation)),
+                f"{rule.noun} of its {RELATIONS[which].noun}?",
+                (code,),
+                variant=which,
+            )
+
+
+def comparison(relation: str, first: Country, second: Country) -> Question | None:
+    """compare-<relation> of two flags in this order, or None where the two are too close to tell."""
+    sizes = {"area": (first.area, second.area), "population": (first.population, second.population)}[relation]
+    if max(sizes) < MIN_RATIO * min(sizes) or first.facts[relation] == second.facts[relation]:
+        return None
+    winner = first if sizes[0] > sizes[1] else second
+    verdict = "larger" if relation == "area" else "more populous"
+    return Question(
+        f"compare-{relation}",
+        MULTI_HOP,
+        f"{first.code}+{second.code}",
+        "country",
+        winner.name,
+        (
+            f"First {first.name}, second {second.name}.",
+            f"{first.state(relation)[:-1]}, {second.state(relation)}",
+            f"{winner.name} is {verdict}.",
+        ),
+        COMPARISONS[relation],
+        (first.code, second.code),
+    )
+
+
+def digit_question(task: str, key: str, digits: Sequence[int], place: int = 0) -> Question:
+    """digits-sum, digits-largest or digits-nth of one picture of 2 to 4 digits.
+
+    Args:
+        task (`str`): one of the three.
+        key (`str`): of the picture.
+        digits (`Sequence[int]`): in reading order.
+        place (`int`, *optional*, defaults to 0): which digit digits-nth asks for, from 0.
+    """
+    text, conclusion, answer = {
+        "digits-sum": ("sum of the digits?", "The sum", sum(digits)),
+        "digits-largest": ("largest digit?", "The largest", max(digits)),
+        "digits-nth": (f"{ORDINALS[place]} digit?", f"The {ORDINALS[place]}", digits[place]),
+    }[task]
+    listed = f"The digits are {', '.join(map(str, digits))}."
+    return Question(
+        task,
+        MULTI_HOP,
+        key,
+        "sum" if task == "digits-sum" else "digit",
+        str(answer),
+        (listed, f"{conclusion} is {answer}."),
+        text,
+        (key,),
+    )

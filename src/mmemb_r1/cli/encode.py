@@ -1,0 +1,168 @@
+"""`mmemb-r1 encode`: embed the inputs of a JSON lines file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HELP = """\
+Embed the inputs of a JSON lines file, one vector per line and in the same order.
+
+Each line is a string, an object with any of the keys text, image, video and instruction, or a list of chat messages.
+Paths of images and videos inside objects and messages are relative to the file (to the current folder when it is read
+from standard input). Blank lines are passed over.
+
+The output's suffix chooses its format:
+  .safetensors  tensors embeddings (N, D), gate_prob, reasoned and num_reasoning_tokens (N,); the rationales, if asked
+                for, are a JSON list in the header under "rationales"
+  .npy          embeddings (N, D); the rest goes to a file beside it that ends in .meta.jsonl
+  .jsonl        one object per line that holds everything"""
+
+FORMATS = (".safetensors", ".npy", ".jsonl")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint: a folder or a Hub id")
+    parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines, or - for standard input")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=f"ends in {', '.join(FORMATS)}")
+    parser.add_argument("--reasoning", choices=("auto", "always", "never"), help="default: what the checkpoint says")
+    parser.add_argument("--gate-threshold", type=float, metavar="P", help="auto thinks from this gate probability on")
+    parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="budget of one rationale")
+    parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="how often one input may think")
+    parser.add_argument("--rationales", action="store_true", help="also write what was thought")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.output.suffix not in FORMATS:
+        raise ValueError(f"--output {args.output} ends in {args.output.suffix!r}; allowed: {', '.join(FORMATS)}")
+    lines, inputs = read_inputs(args.input)
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+
+    model = MMEmbR1(args.model, device=args.device)
+    names = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        rows: Any = model.explain(inputs, batch_size=args.batch_size, show_progress_bar=sys.stderr.isatty(), **options)
+    except InputError as error:
+        raise ValueError(f"line {lines[error.index]} can't be embedded: {error.reason}") from error
+    write_rows(args.output, rows, rationales=args.rationales)
+    thought = sum(bool(row["reasoned"]) for row in rows)
+    print(f"{len(rows)} embeddings in {args.output}, {thought} of them reasoned", file=sys.stderr)
+    return 0
+
+
+def read_inputs(source: str) -> tuple[list[int], list[Any]]:
+    """Read a JSON lines file, or standard input for `-`: the number of each line that is not blank, and its input.
+
+    Raises:
+        ValueError: naming the line that is no JSON or no input; when there is no input at all.
+    """
+    if source == "-":
+        return parse_lines(sys.stdin, Path())
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"--input {source}: there is no such file")
+    with path.open(encoding="utf-8") as stream:
+        return parse_lines(stream, path.parent)
+
+
+def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[Any]]:
+    """`read_inputs` of any lines; the paths in them are relative to `folder`.
+
+    >>> parse_lines(['"a dog"', "", '{"image": "dog.png", "text": "Which breed?"}'], Path("pictures"))
+    ([1, 3], ['a dog', {'image': 'pictures/dog.png', 'text': 'Which breed?'}])
+    """
+    numbers, inputs = [], []
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from error
+        if not isinstance(value, str | dict | list):
+            raise ValueError(
+                f"line {number} is {line.strip()[:40]}; allowed: a string, an object with any of the keys text, "
+                "image, video and instruction, or a list of chat messages"
+            )
+        numbers.append(number)
+        inputs.append(with_paths_from(folder, value))
+    if not inputs:
+        raise ValueError("the input holds no line to embed")
+    return numbers, inputs
+
+
+def with_paths_from(folder: Path, value: Any) -> Any:
+    """Make the relative paths of images and videos inside one input start from `folder`."""
+    if isinstance(value, list):
+        return [with_paths_from(folder, item) for item in value]
+    if isinstance(value, dict):
+        media = {key: _path_from(folder, value[key]) for key in ("image", "video") if key in value}
+        nested = {"content": with_paths_from(folder, value["content"])} if "content" in value else {}
+        return {**value, **media, **nested}
+    return value
+
+
+def _path_from(folder: Path, media: Any) -> Any:
+    if isinstance(media, list):
+        return [_path_from(folder, item) for item in media]
+    is_path = isinstance(media, str) and not media.startswith(("data:", "http://", "https://"))
+    return str(folder / Path(media).expanduser()) if is_path else media
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], *, rationales: bool) -> None:
+    """Write what `explain` returned, in the format that the suffix of `path` names."""
+    import numpy as np
+
+    from mmemb_r1._files import replaced_file
+
+    embeddings = np.stack([np.asarray(row["embedding"], dtype=np.float32) for row in rows])  # (N, D)
+    meta = [_meta(row, rationales) for row in rows]
+    with replaced_file(path) as temporary:
+        if path.suffix == ".jsonl":
+            _write_jsonl(temporary, [{**m, "embedding": e.tolist()} for m, e in zip(meta, embeddings, strict=True)])
+        elif path.suffix == ".npy":
+            np.save(temporary, embeddings)
+        else:
+            _write_safetensors(temporary, embeddings, meta)
+    if path.suffix == ".npy":
+        with replaced_file(path.with_suffix(".meta.jsonl")) as temporary:
+            _write_jsonl(temporary, meta)
+
+
+def _meta(row: dict[str, Any], rationales: bool) -> dict[str, Any]:
+    meta: dict[str, Any] = {
+        "gate_prob": float(row["gate_prob"]),
+        "reasoned": bool(row["reasoned"]),
+        "num_reasoning_tokens": int(row["num_reasoning_tokens"]),
+    }
+    return {**meta, "rationale": row["rationale"]} if rationales else meta
+
+
+def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write_safetensors(path: Path, embeddings: np.ndarray, meta: list[dict[str, Any]]) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    columns = {"gate_prob": np.float32, "reasoned": np.bool_, "num_reasoning_tokens": np.int64}
+    tensors: dict[str, np.ndarray] = {
+        name: np.array([row[name] for row in meta], dtype=dtype) for name, dtype in columns.items()
+    }
+    texts = [row["rationale"] for row in meta if "rationale" in row]
+    header = {"rationales": json.dumps(texts, ensure_ascii=False)} if texts else {}
+    save_file({"embeddings": embeddings, **tensors}, path, metadata=header)

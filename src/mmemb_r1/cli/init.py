@@ -1,0 +1,65 @@
+"""`mmemb-r1 init`: turn a vision-language model into an untrained checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = """\
+Turn a vision-language model into an untrained mmemb-r1 checkpoint: tokens are added, the reasoning gate and the
+embedding head are attached, and everything is saved so that SentenceTransformer and AutoModel can load it."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vlm", required=True, metavar="ID_OR_PATH", help="the model: a Hub id or a local folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder for the checkpoint")
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of the weights, say bfloat16; default: as they are stored"
+    )
+    parser.add_argument("--revision", help="commit, branch or tag of the Hub id")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="a field of MMEmbR1Config, the value as JSON or plain text; may be repeated",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = parse_settings(args.settings)
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise ValueError(f"--output {args.output} exists and is not an empty folder; name a new one")
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from mmemb_r1 import MMEmbR1
+
+    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, **options)
+    processor = AutoProcessor.from_pretrained(args.vlm, **options)
+    MMEmbR1.from_vlm(vlm, processor, **settings).save_pretrained(str(args.output))
+    print(f"saved an untrained checkpoint to {args.output}")
+    return 0
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Read `NAME=VALUE` texts; a value that is no JSON is taken as the text it is.
+
+    >>> parse_settings(["embedding_dim=256", "pooling=mean"])
+    {'embedding_dim': 256, 'pooling': 'mean'}
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set {setting!r} is not of the form NAME=VALUE")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values

@@ -1,0 +1,41 @@
+"""`mmemb-r1 quickstart`: from nothing to a trained checkpoint and what it does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = """\
+Build the Atlas benchmark, train a small model on it from scratch (CPU, float32), fit its gate, evaluate it on the test
+split, and show what it does. Everything goes into one directory; a run that was interrupted goes on where it was."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps; default: those of the recipe")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps {args.steps}: at least 1 is needed")
+    from rich.console import Console
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.atlas import load_atlas
+    from mmemb_r1.evaluation import results_table
+    from mmemb_r1.quickstart.pipeline import run_quickstart, smaller
+    from mmemb_r1.quickstart.recipe import Recipe
+    from mmemb_r1.quickstart.showcase import draw_showcase, lines_to_paste, save_example
+
+    console = Console()
+    results = run_quickstart(args.output, smaller(Recipe(), args.steps, args.seed), console)
+    console.print(results_table(results, title="hit@1 on Atlas, test split"))
+    atlas = load_atlas(args.output / "atlas")
+    picture, example = args.output / "showcase.png", args.output / "flag.png"
+    draw_showcase(MMEmbR1(str(args.output / "model"), device="cpu"), atlas, picture)
+    save_example(atlas, example)
+    console.rule("Done")
+    console.print(f"queries, answers and thoughts: {picture}\nresults: {args.output / 'results.json'}\n\nTry it:\n")
+    console.print(lines_to_paste(args.output / "model", example), highlight=False, soft_wrap=True, markup=False)
+    return 0

@@ -1,0 +1,217 @@
+"""The quickstart's stages. Each writes its result whole and is skipped when that is there, so a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from mmemb_r1 import MMEmbR1, MMEmbR1Model
+from mmemb_r1._files import replaced_file
+from mmemb_r1.atlas import Atlas, atlas_texts, augment, build_atlas
+from mmemb_r1.evaluation import evaluate, load_results, save_results
+from mmemb_r1.evaluation.runner import given_parts
+from mmemb_r1.model_card import build_model_card
+from mmemb_r1.quickstart.recipe import Recipe
+from mmemb_r1.tiny import build_tiny_vlm
+from mmemb_r1.training import JointConfig, JointTrainer
+from mmemb_r1.training.gate_warm_start import alignment, fit_gate
+
+RECIPE_FILE = "recipe.json"
+
+
+def run_quickstart(output: Path, recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """
+    Build Atlas, train a model on it, evaluate it and return the results.
+
+    Args:
+        output: a directory; stages that lie there already are not done again.
+        recipe: what to do. A directory that was made with another recipe is refused.
+        console: where progress is told. Default: standard output.
+
+    Returns:
+        What [`evaluate`] returned for the test split, with `training` beside it.
+
+    Raises:
+        ValueError: if `output` belongs to another recipe.
+    """
+    console = console or Console()
+    output.mkdir(parents=True, exist_ok=True)
+    _claim(output, recipe)
+    console.rule("1. Atlas: pictures, facts and questions")
+    atlas = build_atlas(output / "atlas", seed=recipe.seed, **recipe.atlas)
+    console.print({split: len(pairs) for split, pairs in atlas.pairs.items()})
+    console.rule("2. The joint phase: thinking and embedding together")
+    trained = _stage(output / "trained", lambda folder: train(atlas, recipe, folder, output / "checkpoints"), console)
+    console.rule("3. The gate: when does thinking pay?")
+    checkpoint = _stage(output / "model", lambda folder: add_gate(atlas, recipe, trained, folder, console), console)
+    console.rule("4. Evaluation on the test split")
+    results_file = output / "results.json"
+    model = MMEmbR1(str(checkpoint), device="cpu")
+    training = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
+    if not results_file.exists():
+        results = evaluate(
+            model,
+            atlas.pairs["test"],
+            atlas.candidates,
+            modes=("never", "always", "auto"),
+            batch_size=128,
+            train_pairs=atlas.pairs["train"],
+            config={"model": "quickstart", "split": "test", "seed": recipe.seed, "training": training},
+        )
+        save_results(results, results_file)
+        card = build_model_card(checkpoint, results=results_file, training=training)
+        (checkpoint / "README.md").write_text(card, encoding="utf-8")
+    return load_results(results_file)
+
+
+def _claim(output: Path, recipe: Recipe) -> None:
+    """Note the recipe in the directory, or refuse one that was begun with another."""
+    text = json.dumps(asdict(recipe), indent=2, sort_keys=True) + "\n"
+    path = output / RECIPE_FILE
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{output} was begun with other settings (see {path}). Choose another --output, or remove the directory."
+        )
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _stage(folder: Path, make: Callable[[Path], None], console: Console) -> Path:
+    """Make a folder as a whole: it is written beside its place and moved there when it is complete."""
+    if folder.exists():
+        console.print(f"{folder} is there already.")
+        return folder
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make(partial)
+    partial.rename(folder)
+    return folder
+
+
+def untrained_model(atlas: Atlas, recipe: Recipe) -> tuple[MMEmbR1Model, Any]:
+    """The tiny backbone with a tokenizer of its own, as an embedding model, all weights random."""
+    vlm, processor = build_tiny_vlm(
+        "qwen3_vl", texts=atlas_texts(atlas), vocab_size=recipe.vocab_size, seed=recipe.seed, **recipe.backbone
+    )
+    return MMEmbR1Model.from_vlm(vlm, processor, **recipe.model)
+
+
+def joint_trainer(atlas: Atlas, recipe: Recipe, output: Path, **overrides: Any) -> JointTrainer:
+    """
+    The trainer of the joint phase.
+
+    Args:
+        atlas: its `train` split is trained on.
+        recipe: the numbers.
+        output: for checkpoints.
+        **overrides: fields of [`JointConfig`], say `use_rationales=False` for the direct-only baseline.
+    """
+    set_seed(recipe.seed)
+    model, processor = untrained_model(atlas, recipe)
+    arguments = {
+        "output_dir": str(output),
+        "max_steps": recipe.steps,
+        "warmup_steps": max(1, recipe.steps // 15),
+        "lr_scheduler_type": "cosine",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "save_total_limit": 1,
+        "seed": recipe.seed,
+        **recipe.training,
+        **overrides,
+    }
+    return JointTrainer(
+        model=model.train(),
+        args=JointConfig(**arguments),
+        train_dataset=atlas.pairs["train"],
+        processing_class=processor,
+        augment=_augmented,
+    )
+
+
+def _augmented(picture: Image.Image) -> Image.Image:
+    # drawn from the generator whose state the trainer saves, so a resumed run sees the same pictures
+    return augment(picture, np.random.default_rng(random.getrandbits(64)))
+
+
+def train(atlas: Atlas, recipe: Recipe, folder: Path, checkpoints: Path, **overrides: Any) -> None:
+    """Run the joint phase, from the last checkpoint if there is one, and save the model in `folder`."""
+    trainer = joint_trainer(atlas, recipe, checkpoints, **overrides)
+    start = time.perf_counter()
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.perf_counter() - start
+    MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
+    facts = {
+        "steps": trainer.state.global_step,
+        "pairs_per_step": trainer.args.train_batch_size,
+        "seconds_since_last_start": round(seconds, 1),
+        "parameters": trainer.model.num_parameters(),
+        "threads": torch.get_num_threads(),
+        "resumed_from": Path(last).name if last else None,
+    }
+    (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def add_gate(atlas: Atlas, recipe: Recipe, trained: Path, folder: Path, console: Console) -> None:
+    """Fit the gate on the `policy` split, whose compositions the embedder never saw, and save the model with it."""
+    model = MMEmbR1(str(trained), device="cpu")
+    policy = atlas.pairs["policy"]
+    gap = utility_gap(model, policy, atlas.candidates)
+    hidden = gate_inputs(model, [given_parts(query) for query in policy["query"]])
+    facts = fit_gate(model[0].model.gate, hidden, gap, cost=recipe.gate_cost)
+    console.print(f"thinking pays on {facts['pays']:.0%} of the policy split; the gate chooses it on {facts['thinks']:.0%}")
+    model.save_pretrained(str(folder))
+    training = json.loads((trained / "training.json").read_text(encoding="utf-8"))
+    text = json.dumps({**training, "gate": facts}, indent=2) + "\n"
+    (folder / "training.json").write_text(text, encoding="utf-8")
+
+
+def utility_gap(model: MMEmbR1, pairs: Any, candidates: Any, batch_size: int = 128) -> torch.Tensor:
+    """`(N,)` how much thinking improves each query's alignment with its target among its candidates."""
+    queries = [given_parts(query) for query in pairs["query"]]
+    direct, reasoned = (
+        torch.from_numpy(model.encode(queries, reasoning=mode, batch_size=batch_size)) for mode in ("never", "always")
+    )
+    gap = torch.zeros(len(queries))
+    names = np.array(pairs["candidate_set"])
+    for name in sorted(set(names.tolist())):
+        table = candidates.select(np.flatnonzero(np.array(candidates["candidate_set"]) == name))
+        place = {candidate: row for row, candidate in enumerate(table["candidate_id"])}
+        inputs = [given_parts(value) for value in table["input"]]
+        embedded = torch.from_numpy(model.encode(inputs, reasoning="never", batch_size=batch_size))
+        rows = np.flatnonzero(names == name)
+        positives = torch.tensor([place[pairs["target_id"][row]] for row in rows.tolist()])
+        gap[rows] = alignment(reasoned[rows], embedded, positives) - alignment(direct[rows], embedded, positives)
+    return gap
+
+
+@torch.no_grad()
+def gate_inputs(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> torch.Tensor:
+    """`(N, H)` hidden states at the first `<|embed|>`, which the gate reads."""
+    states = []
+    for start in range(0, len(queries), batch_size):
+        features = model.preprocess(queries[start : start + batch_size])
+        states.append(model[0].model(**features).last_hidden_state[:, -1])  # prompts are padded on the left
+    return torch.cat(states)
+
+
+def smaller(recipe: Recipe, steps: int | None, seed: int | None) -> Recipe:
+    """The recipe with the command line's wishes."""
+    changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    return replace(recipe, **changes)

@@ -1,0 +1,126 @@
+"""The model as users of sentence-transformers know it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel, ProcessorMixin
+
+from mmemb_r1.modeling import modeling_mmemb_r1, sentence_mmemb_r1
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+
+MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
+
+
+class MMEmbR1(SentenceTransformer):
+    """
+    An adaptive embedding model: a [`SentenceTransformer`] whose `encode` thinks where that helps.
+
+    Loads what `SentenceTransformer(path, trust_remote_code=True)` loads, without the flag, because the code comes from
+    this package. `encode`, `encode_query` and `encode_document` take `reasoning` (`"auto"`, `"always"`, `"never"`),
+    `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` besides their usual arguments.
+
+    Args:
+        model_name_or_path (`str`): a directory or Hub id.
+        **kwargs: as for [`SentenceTransformer`].
+    """
+
+    @classmethod
+    def from_model(cls, model: MMEmbR1Model, processor: ProcessorMixin, **kwargs: Any) -> MMEmbR1:
+        """Wrap a model that is in memory; it stays on its device."""
+        kwargs.setdefault("device", str(model.device))
+        return cls(modules=[MMEmbR1Module(model, processor)], similarity_fn_name="cosine", **kwargs)
+
+    @classmethod
+    def from_vlm(cls, vlm: PreTrainedModel, processor: ProcessorMixin, **config: Any) -> MMEmbR1:
+        """Turn a vision-language model into an (untrained) embedding model, see [`MMEmbR1Model.from_vlm`]."""
+        return cls.from_model(*MMEmbR1Model.from_vlm(vlm, processor, **config))
+
+    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
+        # the repository's own copy of the module is not needed, hence neither is the permission to run it
+        if class_ref.split(".")[-1] == MMEmbR1Module.__name__:
+            return MMEmbR1Module
+        return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+
+    def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        Embed inputs, see [`SentenceTransformer.encode`].
+
+        Args:
+            inputs: one input or a list: a string, a PIL image, a dict with any of `text`, `image`, `video` and
+                `instruction`, or chat messages.
+            *args, **kwargs: those of [`SentenceTransformer.encode`], and `reasoning` (`"auto"`, `"always"`, `"never"`),
+                `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`; their defaults are in the config.
+
+        Raises:
+            InputError: a `ValueError` that names the index of an input that can't be embedded.
+        """
+        is_single = self.is_singular_input(inputs)
+        values = [inputs] if is_single else list(inputs)
+        try:
+            return super().encode(inputs if is_single else values, *args, **kwargs)
+        except InputError as error:
+            # sentence-transformers sorts the inputs before it makes batches
+            places = (index for index, value in enumerate(values) if value is error.value)
+            raise InputError(next(places, error.index), error.reason, error.value) from error
+
+    def preprocess(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The tensors of a batch, see [`SentenceTransformer.preprocess`]."""
+        try:
+            return super().preprocess(inputs, *args, **kwargs)
+        except InputError as error:
+            raise InputError(error.index, error.reason, inputs[error.index]) from error
+
+    def explain(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | dict[str, Any]:
+        """
+        Embed inputs and say what was decided and thought.
+
+        Args:
+            inputs: as for `encode`.
+            **kwargs: as for `encode`.
+
+        Returns:
+            One dict per input (a single dict for a single input): `embedding` `(D,)`, `gate_prob`, `reasoned`,
+            `num_reasoning_tokens`, `num_reasoning_rounds`, and `rationale`, the text that was thought (`""` if none; rounds
+            are separated by newlines).
+        """
+        outputs = self.encode(inputs, output_value=None, **kwargs)
+        return [self._explained(item) for item in outputs] if isinstance(outputs, list) else self._explained(outputs)
+
+    def _explained(self, item: dict[str, Any]) -> dict[str, Any]:
+        ids = [int(token) for token in item["rationale_ids"] if token >= 0]
+        text = self.tokenizer.decode(ids)
+        for token in ("<|embed|>", "<think>"):
+            text = text.replace(token, "")
+        return {
+            "embedding": item["sentence_embedding"].float().cpu().numpy(),
+            "gate_prob": float(item["gate_prob"]),
+            "reasoned": bool(item["reasoned"]),
+            "num_reasoning_tokens": int(item["num_reasoning_tokens"]),
+            "num_reasoning_rounds": int(item["num_reasoning_rounds"]),
+            "rationale": "\n".join(part.strip() for part in text.split("</think>")),
+        }
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """
+        Save a complete, flat repository: weights (safetensors), configuration, processor, and the code that loads it where
+        this package is not installed.
+        """
+        super().save(path, *args, **kwargs)
+        modules_file = Path(path) / "modules.json"
+        modules = json.loads(modules_file.read_text(encoding="utf-8"))
+        for module in modules:
+            if module["type"].split(".")[-1] == MMEmbR1Module.__name__:
+                module["type"] = MODULE_REFERENCE
+        modules_file.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+        for source in Path(sentence_mmemb_r1.__file__).parent.glob("*_mmemb_r1.py"):
+            shutil.copy(source, path)
+
+
+__all__ = ["MMEmbR1", "InputError", "modeling_mmemb_r1"]

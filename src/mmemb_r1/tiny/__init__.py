@@ -1,0 +1,8 @@
+"""Tiny random VLMs of several families, built from configs without any download: for tests, docs and toy training."""
+
+from __future__ import annotations
+
+from .factory import FAMILIES, build_tiny_vlm
+from .tokenizer import train_tokenizer
+
+__all__ = ["FAMILIES", "build_tiny_vlm", "train_tokenizer"]

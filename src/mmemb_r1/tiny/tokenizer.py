@@ -1,0 +1,69 @@
+"""A byte-level BPE tokenizer trained in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+DEFAULT_TEXTS = (
+    "What is the capital of Peru? The capital of Peru is Lima.",
+    "What is this? This is the flag of Chad. This is a dog face.",
+    "The digits are 3, 5, 7. The sum is 15. The largest is 7.",
+    "Describe the picture in one word. Which of the two is larger?",
+)
+ROLE_WORDS = ("system", "user", "assistant")
+ROLE_WEIGHT = 1000
+BYTES = 256
+STANDARD_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    special_tokens: Mapping[str, str],
+    max_length: int = 2048,
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer; every string has an encoding, whatever the texts were.
+
+    Args:
+        texts (`Iterable[str]`): Training texts. The chat roles are added to them, so that each role is one token.
+        vocab_size (`int`): Upper bound on the vocabulary, control tokens and the 256 bytes included.
+        special_tokens (`Mapping[str, str]`): Role -> control token, in the order of their ids, e.g.
+            `{"pad_token": "<pad>", "eos_token": "<eos>", "image_token": "<image>"}`. Each role becomes an attribute of
+            the tokenizer (`tokenizer.image_token`, `tokenizer.image_token_id`).
+        max_length (`int`, *optional*, defaults to `2048`): `model_max_length` of the tokenizer, in tokens.
+
+    Returns:
+        `PreTrainedTokenizerFast`
+
+    Raises:
+        ValueError: If `vocab_size` does not hold the control tokens and the 256 bytes.
+    """
+    tokens = list(dict.fromkeys(special_tokens.values()))
+    if vocab_size < BYTES + len(tokens):
+        raise ValueError(
+            f"Got vocab_size={vocab_size}, which must be at least {BYTES + len(tokens)}: {BYTES} bytes and "
+            f"{len(tokens)} control tokens. Pass a larger vocab_size."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts, *ROLE_WORDS * ROLE_WEIGHT], trainer)
+
+    standard = {
+        role: special_tokens[role] for role in ("bos_token", "eos_token", "pad_token") if role in special_tokens
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        extra_special_tokens={role: token for role, token in special_tokens.items() if role not in standard},
+        **standard,
+    )

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from mmemb_r1.atlas import Atlas, build_atlas
+
+SMALL = {"size": 32, "num_countries": 24, "num_objects": 30, "generated_rows": 20, "second_font": None}
+
+
+@pytest.fixture(scope="session")
+def small_atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return build_atlas(tmp_path_factory.mktemp("atlas") / "small", **SMALL)

@@ -1,0 +1,39 @@
+"""What every test lives under: no Hub, no telemetry, nothing outside temporary folders.
+
+That connections to other machines fail is set in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_HF_HOME = tempfile.TemporaryDirectory(prefix="mmemb-r1-tests-")
+# The libraries read these when they are imported: no import of theirs may come before.
+os.environ |= {
+    "CI": "1",  # TRL then reports to nobody
+    "HF_HOME": _HF_HOME.name,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved, untrained checkpoint over a tiny Qwen3-VL. Not to be changed."""
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.tiny import build_tiny_vlm
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-checkpoint"
+    MMEmbR1.from_vlm(*build_tiny_vlm("qwen3_vl"), max_reasoning_tokens=8).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout that the tests belong to. The package itself is imported from wherever it is installed."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+import mmemb_r1
+from mmemb_r1.cli import COMMANDS, main
+from mmemb_r1.cli.encode import parse_lines
+from mmemb_r1.cli.init import parse_settings
+
+
+def test_help_answers_in_a_second_and_without_torch():
+    code = (
+        "import sys\nfrom mmemb_r1.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as end: status = end.code\n"
+        "print('torch' in sys.modules or 'numpy' in sys.modules, status)"
+    )
+    start = time.perf_counter()
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 1
+    assert child.stdout.splitlines()[-1] == "False 0"
+    assert all(name in child.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: mmemb-r1 {command}" in capsys.readouterr().out
+
+
+def test_commands_import_only_the_standard_library_at_their_top(root):
+    for file in (root / "src" / "mmemb_r1" / "cli").glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] in {*sys.stdlib_module_names, "mmemb_r1"}, f"{file.name} imports {name}"
+
+
+def test_every_command_has_its_file(root):
+    files = {file.stem for file in (root / "src" / "mmemb_r1" / "cli").glob("*.py")}
+    assert files - {"__init__"} == set(COMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mmemb-r1 {mmemb_r1.__version__}\n"
+
+
+def test_an_error_of_the_users_is_one_line_and_status_2(capsys, tmp_path):
+    arguments = ["encode", "--model", "x", "--input", str(tmp_path / "none.jsonl"), "--output", "out.npy"]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"error: --input \S+none.jsonl: there is no such file\n", captured.err)
+    with pytest.raises(ValueError, match="there is no such file"):
+        main(["--debug", *arguments])
+
+
+def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmemb_r1.cli.encode.run", interrupted)
+    assert main(["encode", "--model", "x", "--input", "-", "--output", "o.npy"]) == 130
+
+
+class TestInit:
+    def test_makes_a_checkpoint_of_a_vlm(self, tmp_path, capsys):
+        from mmemb_r1 import MMEmbR1
+        from mmemb_r1.tiny import build_tiny_vlm
+
+        for part in build_tiny_vlm("qwen3_vl"):
+            part.save_pretrained(tmp_path / "vlm")
+        output = tmp_path / "checkpoint"
+        arguments = ["init", "--vlm", str(tmp_path / "vlm"), "--output", str(output)]
+        assert main([*arguments, "--set", "embedding_dim=16", "--set", "pooling=mean"]) == 0
+        assert str(output) in capsys.readouterr().out
+        assert MMEmbR1(str(output), device="cpu").encode("a dog", reasoning="never").shape == (16,)
+
+        assert main(arguments) == 2
+        assert "is not an empty folder" in capsys.readouterr().err
+
+    def test_settings(self):
+        assert parse_settings(["a=1", "b=mean", "c=[1, 2]", "d=null"]) == {"a": 1, "b": "mean", "c": [1, 2], "d": None}
+        with pytest.raises(ValueError, match="'pooling' is not of the form NAME=VALUE"):
+            parse_settings(["pooling"])
+
+
+class TestEncode:
+    @pytest.fixture
+    def inputs(self, tmp_path):
+        folder = tmp_path / "inputs"
+        folder.mkdir()
+        Image.new("RGB", (64, 64), "green").save(folder / "green.png")
+        lines = [
+            json.dumps("a dog"),
+            json.dumps({"image": "green.png", "text": "colour?", "instruction": "Be brief."}),
+            "",
+            json.dumps([{"role": "user", "content": [{"type": "image", "image": "green.png"}]}]),
+        ]
+        (folder / "inputs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return folder / "inputs.jsonl"
+
+    @pytest.fixture
+    def encode(self, tiny_checkpoint):
+        def run(source, output, *options):
+            arguments = ["--model", str(tiny_checkpoint), "--input", str(source), "--output", str(output)]
+            return main(["encode", *arguments, "--device", "cpu", *options])
+
+        return run
+
+    def test_the_formats_hold_the_same(self, inputs, encode, tmp_path):
+        options = ("--reasoning", "always", "--max-reasoning-tokens", "3", "--rationales")
+        for suffix in ("npy", "jsonl", "safetensors"):
+            assert encode(inputs, tmp_path / f"out.{suffix}", *options) == 0
+        embeddings = np.load(tmp_path / "out.npy")
+        meta = [json.loads(line) for line in (tmp_path / "out.meta.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert embeddings.shape == (3, 32)
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(embeddings, [row.pop("embedding") for row in rows], atol=1e-6)
+        assert rows == meta
+        assert all(row["reasoned"] and 1 <= row["num_reasoning_tokens"] <= 3 for row in meta)
+        with safe_open(tmp_path / "out.safetensors", framework="numpy") as tensors:
+            np.testing.assert_allclose(tensors.get_tensor("embeddings"), embeddings, atol=1e-6)
+            assert tensors.get_tensor("reasoned").tolist() == [True] * 3
+            assert tensors.get_tensor("num_reasoning_tokens").tolist() == [row["num_reasoning_tokens"] for row in meta]
+            np.testing.assert_allclose(tensors.get_tensor("gate_prob"), [row["gate_prob"] for row in meta], rtol=1e-6)
+            assert json.loads(tensors.metadata()["rationales"]) == [row["rationale"] for row in meta]
+
+    def test_the_order_is_that_of_the_lines(self, tiny_checkpoint, inputs, encode, tmp_path):
+        assert encode(inputs, tmp_path / "out.npy", "--reasoning", "never") == 0
+        model = mmemb_r1.MMEmbR1(str(tiny_checkpoint), device="cpu")
+        expected = model.encode(parse_lines(inputs.open(encoding="utf-8"), inputs.parent)[1], reasoning="never")
+        np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+    def test_an_input_that_cannot_be_embedded_is_named_by_its_line(self, encode, tmp_path, capsys):
+        source = tmp_path / "bad.jsonl"
+        source.write_text('"fine"\n\n{"text": "also fine"}\n{"image": "missing.png"}\n', encoding="utf-8")
+        assert encode(source, tmp_path / "out.npy") == 2
+        assert re.match(r"error: line 4 can't be embedded: .*missing\.png", capsys.readouterr().err.splitlines()[-1])
+        assert not (tmp_path / "out.npy").exists()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('"a"\n{"text": ', "line 2 is no JSON"),
+            ('"a"\n\n3\n', "line 3 is 3; allowed: a string"),
+            ("\n\n", "no line to embed"),
+        ],
+    )
+    def test_refuses_lines(self, text, message, encode, tmp_path, capsys):
+        (tmp_path / "in.jsonl").write_text(text, encoding="utf-8")
+        assert encode(tmp_path / "in.jsonl", tmp_path / "out.npy") == 2
+        assert message in capsys.readouterr().err
+
+    def test_refuses_an_unknown_format(self, inputs, encode, tmp_path, capsys):
+        assert encode(inputs, tmp_path / "out.csv") == 2
+        assert "allowed: .safetensors, .npy, .jsonl" in capsys.readouterr().err
+
+    def test_paths_that_are_no_relative_paths_stay(self, tmp_path):
+        line = json.dumps({"image": ["data:image/png;base64,AA==", "/far/a.png", "b.png"], "text": "c.png"})
+        _, (value,) = parse_lines([line], tmp_path)
+        assert value == {
+            "image": ["data:image/png;base64,AA==", "/far/a.png", str(tmp_path / "b.png")],
+            "text": "c.png",
+        }
+
+
+class TestEvaluate:
+    def test_measures_a_checkpoint(self, tiny_checkpoint, tmp_path, capsys):
+        from mmemb_r1.atlas import build_atlas
+        from mmemb_r1.evaluation import load_results
+
+        build_atlas(tmp_path / "atlas", size=32, num_countries=12, num_objects=20, generated_rows=20)
+        output = tmp_path / "results.json"
+        arguments = ["--model", str(tiny_checkpoint), "--atlas", str(tmp_path / "atlas"), "--output", str(output)]
+        assert main(["evaluate", *arguments, "--modes", "never", "--split", "validation", "--device", "cpu"]) == 0
+        results = load_results(output)
+        assert results["config"]["model"] == "tiny-checkpoint"
+        assert results["config"]["split"] == "validation"
+        shown = capsys.readouterr().out
+        assert results["tasks"]
+        assert all("majority" in task for task in results["tasks"].values())
+        assert "mean of all" in shown
+
+    def test_refuses_an_unknown_mode(self, capsys):
+        assert main(["evaluate", "--model", "x", "--atlas", "y", "--modes", "never,sometimes"]) == 2
+        assert "'sometimes' is not known; allowed: never, always, auto" in capsys.readouterr().err

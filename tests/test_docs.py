@@ -1,0 +1,65 @@
+"""The documents of the repository: complete, and about the project alone."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+import mmemb_r1
+
+DOCUMENTS = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md")
+# Absolute paths of somebody's machine; a leading character that is part of a longer path or of a URL is none.
+PRIVATE_PATH = re.compile(r"(?<![\w./:-])/(home|root|work|Users|opt|mnt|media)/\w")
+
+
+@pytest.fixture(scope="module")
+def tracked(root):
+    """Text files that a commit would hold; those on disk where there is no git, as in an unpacked sdist."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, text=True
+    )
+    files = [root / name for name in listing.stdout.splitlines()] if listing.returncode == 0 else root.rglob("*")
+    text = {".cfg", ".cff", ".json", ".md", ".py", ".toml", ".txt", ".yml", ".yaml", ""}
+    return [file for file in files if file.is_file() and file.suffix in text]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_document_exists(root, name):
+    assert (root / name).read_text(encoding="utf-8").strip()
+
+
+def test_no_private_paths(root, tracked):
+    found = [
+        f"{file.relative_to(root)}:{number}: {line.strip()}"
+        for file in tracked
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if PRIVATE_PATH.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_no_work_is_left_in_the_text(root, tracked):
+    leftover = re.compile(r"\b(TODO|FIXME|XXX)\b")
+    found = [
+        str(file.relative_to(root))
+        for file in tracked
+        if file.name != "test_docs.py" and leftover.search(file.read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
+def test_changelog_has_a_place_for_the_next_change(root):
+    text = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in text
+
+
+def test_citation(root):
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["license"] == "Apache-2.0"
+    assert citation["version"] == mmemb_r1.__version__
+    (paper,) = citation["references"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2604.06156"
+    assert len(paper["authors"]) == 7

@@ -1,0 +1,190 @@
+"""Rows of a pairs table -> the tensors of one joint step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import ProcessorMixin
+
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.modeling.inputs_mmemb_r1 import plain_ids, render, to_conversations
+
+IGNORED = -100
+Augment = Callable[[Image.Image], Image.Image]
+
+
+class JointCollator:
+    """
+    Makes `prompt <|embed|> <think> r </think> <|embed|>` of both sides of every pair (without a rationale: just the prompt).
+
+    The rationale's tokens and its `</think>` are labelled. `<think>` is the gate's decision and the last `<|embed|>` is
+    forced: neither is.
+
+    Args:
+        processor: the processor saved beside the model.
+        config: the model's config, for the control tokens.
+        use_rationales: whether rationales are appended.
+        max_rationale_tokens: longer rationales are refused.
+        augment: applied to every picture, a new draw each time. Default: none.
+        num_chunks: a side is split by length into so many batches, each padded to its own length.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        config: MMEmbR1Config,
+        use_rationales: bool = True,
+        max_rationale_tokens: int = 256,
+        augment: Augment | None = None,
+        num_chunks: int = 1,
+    ) -> None:
+        self.num_chunks = num_chunks
+        self.processor = processor
+        self.config = config
+        self.use_rationales = use_rationales
+        self.max_rationale_tokens = max_rationale_tokens
+        self.augment = augment
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """
+        Args:
+            rows: dicts with `query`, `target` and, optionally, `query_rationale`, `target_rationale` (segments).
+
+        Returns:
+            `query` and `target`: sides as `_side` makes them; targets that occur several times are there once.
+            `target_index` `(B,)` says which one is a row's; `query_keys` and `target_keys` `(B,)` are equal where inputs
+            are the same.
+        """
+        target_keys = [content_key(row["target"]) for row in rows]
+        unique = list(dict.fromkeys(target_keys))
+        first = [target_keys.index(key) for key in unique]
+        target_index = torch.tensor([unique.index(key) for key in target_keys])
+        query_keys = [content_key(row["query"]) for row in rows]
+        codes = {key: code for code, key in enumerate(dict.fromkeys(query_keys))}
+        return {
+            "query": self._side([row["query"] for row in rows], [row.get("query_rationale") for row in rows]),
+            "target": self._side(
+                [rows[i]["target"] for i in first], [rows[i].get("target_rationale") for i in first]
+            ),
+            "target_index": target_index,
+            "target_keys": target_index,
+            "query_keys": torch.tensor([codes[key] for key in query_keys]),
+        }
+
+    def _side(self, inputs: list[dict[str, Any]], rationales: list[Sequence[str] | None]) -> dict[str, Any]:
+        """
+        One side of the pairs.
+
+        Returns:
+            `chunks`, a list of keyword arguments of the model's `forward`, and `order` `(B,)`: where in the chunks, one
+            after another, each row is.
+        """
+        suffixes = [self._suffix(segments) for segments in rationales]
+        by_length = sorted(range(len(inputs)), key=lambda row: _rough_length(inputs[row]) + len(suffixes[row]))
+        size = -(-len(inputs) // self.num_chunks)
+        parts = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        chunks = [self._chunk([inputs[row] for row in part], [suffixes[row] for row in part]) for part in parts]
+        return {"chunks": chunks, "order": torch.tensor(by_length).argsort()}
+
+    def _chunk(self, inputs: list[dict[str, Any]], suffixes: list[list[int]]) -> dict[str, Tensor]:
+        if self.augment is not None:
+            inputs = [_augmented(value, self.augment) for value in inputs]
+        conversations = to_conversations(inputs, num_video_frames=self.config.num_video_frames)
+        batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
+        return append_suffixes(batch, suffixes, self.processor.tokenizer.pad_token_id, len(self._markers))
+
+    @property
+    def _markers(self) -> tuple[int, int, int]:
+        """Ids of `<think>`, `</think>` and `<|embed|>`."""
+        return self.config.think_token_id, self.config.end_think_token_id, self.config.embed_token_id
+
+    def _suffix(self, segments: Sequence[str] | None) -> list[int]:
+        """`<think> r </think> <|embed|>`, or nothing."""
+        if not segments or not self.use_rationales:
+            return []
+        text = " ".join(segments)
+        ids = plain_ids(self.processor.tokenizer, text)
+        if len(ids) > self.max_rationale_tokens:
+            raise ValueError(
+                f"A rationale has {len(ids)} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. Raise the "
+                f"limit or drop the row. It begins: {text[:80]!r}"
+            )
+        think, end_think, embed = self._markers
+        return [think, *ids, end_think, embed]
+
+
+def append_suffixes(
+    batch: dict[str, Tensor], suffixes: list[list[int]], pad_token_id: int, num_markers: int = 3
+) -> dict[str, Tensor]:
+    """
+    Append token ids to the prompts of a batch and label the rationale in them.
+
+    Args:
+        batch: what the processor returned; tensors of the shape of `input_ids` `(B, S)` are per token.
+        suffixes: per row `<think> r </think> <|embed|>`, or `[]`.
+        pad_token_id: fills up rows on the right.
+        num_markers: control tokens of a suffix.
+
+    Returns:
+        The batch with rows one after another without gaps, padded on the right, and `labels` `(B, S')`.
+    """
+    shape, mask = batch["input_ids"].shape, batch["attention_mask"].bool()
+    tails = [torch.tensor(suffix, dtype=torch.long) for suffix in suffixes]
+    result = dict(batch)
+    for key, value in batch.items():
+        if value.shape != shape:
+            continue
+        extra = {"input_ids": None, "attention_mask": 1}.get(key, 0)  # suffixes are plain text: token type 0
+        rows = [
+            torch.cat([row[keep], tail.to(row.dtype) if extra is None else row.new_full((len(tail),), extra)])
+            for row, keep, tail in zip(value, mask, tails, strict=True)
+        ]
+        fill = pad_token_id if key == "input_ids" else 0
+        result[key] = pad_sequence(rows, batch_first=True, padding_value=fill)
+    labels = torch.full_like(result["input_ids"], IGNORED)
+    for row, (tail, length) in enumerate(zip(tails, mask.sum(dim=1).tolist(), strict=True)):
+        if len(tail) >= num_markers:
+            labels[row, length + 1 : length + len(tail) - 1] = tail[1:-1]  # r </think>
+    result["labels"] = labels
+    return result
+
+
+def _rough_length(value: dict[str, Any]) -> int:
+    """Order of magnitude of a prompt's length in tokens; only good for sorting."""
+    media = sum(len(value[key]) if isinstance(value[key], list) else 1 for key in ("image", "video") if value.get(key))
+    return len(str(value.get("text") or "")) // 4 + 6 * media
+
+
+def content_key(value: Any) -> bytes:
+    """A digest of an input's content: equal for equal inputs."""
+    digest = blake2b(digest_size=16)
+    _feed(digest, value)
+    return digest.digest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, dict):
+        for key in sorted(key for key in value if value[key] not in (None, [], "")):
+            digest.update(f"{{{key}:".encode())
+            _feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _feed(digest, item)
+    elif isinstance(value, Image.Image):
+        digest.update(f"{value.size}{value.mode}".encode() + value.tobytes())
+    else:
+        digest.update(value if isinstance(value, bytes) else repr(value).encode())
+
+
+def _augmented(value: dict[str, Any], augment: Augment) -> dict[str, Any]:
+    images = value.get("image")
+    if not images:
+        return value
+    several = images if isinstance(images, list) else [images]
+    return {**value, "image": [augment(image) for image in several]}
