@@ -4,8 +4,8 @@ Transformer + Pooling over the same backbone, the same prompts and the same inpu
 
     python benchmarks/encode_never.py [--rows 256] [--repeats 7]
 
-Prints the ratio of the medians for text, pictures, and a mix. The vectors are compared as well: both read the last token's
-state, so they have to be the same.
+Prints the ratio of the medians for text, pictures, and a mix. The vectors are compared as well: both read the last
+token's state, so they have to be the same.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ SIZES = {
 
 
 def plain_model(adaptive: MMEmbR1, folder: Path) -> SentenceTransformer:
-    """The backbone of an adaptive model as sentence-transformers would use it; prompts end in `<|embed|>` all the same."""
+    """The backbone of an adaptive model as sentence-transformers would use it; prompts end in `<|embed|>` all the
+    same."""
     adaptive[0].model.vlm.save_pretrained(folder)
     adaptive.processor.save_pretrained(folder)
     transformer = Transformer(
-        str(folder), processing_kwargs={"chat_template": {"add_generation_prompt": True}}, model_kwargs={"dtype": "float32"}
+        str(folder),
+        processing_kwargs={"chat_template": {"add_generation_prompt": True}},
+        model_kwargs={"dtype": "float32"},
     )
     transformer.tokenizer.padding_side = "left"
     pooling = Pooling(adaptive.get_embedding_dimension(), pooling_mode="lasttoken")
@@ -59,7 +62,10 @@ def inputs(kind: str, rows: int) -> list:
         return texts
     if kind == "picture":
         return pictures
-    return [text if row % 2 else {"image": picture, "text": text} for row, (text, picture) in enumerate(zip(texts, pictures))]
+    return [
+        text if row % 2 else {"image": picture, "text": text}
+        for row, (text, picture) in enumerate(zip(texts, pictures, strict=True))
+    ]
 
 
 def seconds(call) -> float:

@@ -31,6 +31,18 @@ def test_document_exists(root, name):
     assert (root / name).read_text(encoding="utf-8").strip()
 
 
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_readme_examples_run_and_print_what_they_say(root, capsys):
+    blocks = PYTHON_BLOCK.findall((root / "README.md").read_text(encoding="utf-8"))
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+        printed = capsys.readouterr().out.splitlines()
+        assert printed == re.findall(r"^# => (.*)$", block, re.MULTILINE)
+
+
 def test_no_private_paths(root, tracked):
     found = [
         f"{file.relative_to(root)}:{number}: {line.strip()}"

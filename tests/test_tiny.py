@@ -151,7 +151,7 @@ def test_chat_template(family: str) -> None:
         {"role": "assistant", "content": "Yes."},
     ]
     start, end = tokenizer.turn_start_token, tokenizer.eos_token
-    turns = f"{start}system\nBe brief.{end}{start}user\nHi{end}{start}assistant\nYes.{end}"
+    turns = f"{start}system Be brief.{end}{start}user Hi{end}{start}assistant Yes.{end}"
     assert processor.apply_chat_template(messages, tokenize=False) == turns
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert prompt == f"{turns}{start}assistant"

@@ -61,8 +61,8 @@ def fit_gate(
         steps: iterations of L-BFGS at most.
 
     Returns:
-        `loss`, `thinks` (share of inputs with gate probability of at least a half) and `pays` (share of inputs whose gap
-        is above the cost).
+        `loss`, `thinks` (share of inputs with gate probability of at least a half) and `pays` (share of inputs whose
+        gap is above the cost).
 
     Raises:
         ValueError: if there are no inputs, or the two differ in number.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -21,10 +21,11 @@ Augment = Callable[[Image.Image], Image.Image]
 
 class JointCollator:
     """
-    Makes `prompt <|embed|> <think> r </think> <|embed|>` of both sides of every pair (without a rationale: just the prompt).
+    Makes `prompt <|embed|> <think> r </think> <|embed|>` of both sides of every pair (without a rationale: just the
+    prompt).
 
-    The rationale's tokens and its `</think>` are labelled. `<think>` is the gate's decision and the last `<|embed|>` is
-    forced: neither is.
+    The rationale's tokens and its `</think>` are labelled. `<think>` is the gate's decision and the last `<|embed|>`
+    is forced: neither is.
 
     Args:
         processor: the processor saved beside the model.
@@ -58,8 +59,8 @@ class JointCollator:
 
         Returns:
             `query` and `target`: sides as `_side` makes them; targets that occur several times are there once.
-            `target_index` `(B,)` says which one is a row's; `query_keys` and `target_keys` `(B,)` are equal where inputs
-            are the same.
+            `target_index` `(B,)` says which one is a row's; `query_keys` and `target_keys` `(B,)` are equal where
+            inputs are the same.
         """
         target_keys = [content_key(row["target"]) for row in rows]
         unique = list(dict.fromkeys(target_keys))
@@ -69,9 +70,7 @@ class JointCollator:
         codes = {key: code for code, key in enumerate(dict.fromkeys(query_keys))}
         return {
             "query": self._side([row["query"] for row in rows], [row.get("query_rationale") for row in rows]),
-            "target": self._side(
-                [rows[i]["target"] for i in first], [rows[i].get("target_rationale") for i in first]
-            ),
+            "target": self._side([rows[i]["target"] for i in first], [rows[i].get("target_rationale") for i in first]),
             "target_index": target_index,
             "target_keys": target_index,
             "query_keys": torch.tensor([codes[key] for key in query_keys]),
@@ -82,8 +81,8 @@ class JointCollator:
         One side of the pairs.
 
         Returns:
-            `chunks`, a list of keyword arguments of the model's `forward`, and `order` `(B,)`: where in the chunks, one
-            after another, each row is.
+            `chunks`, a list of keyword arguments of the model's `forward`, and `order` `(B,)`: where in the chunks,
+            one after another, each row is.
         """
         suffixes = [self._suffix(segments) for segments in rationales]
         by_length = sorted(range(len(inputs)), key=lambda row: _rough_length(inputs[row]) + len(suffixes[row]))
@@ -102,7 +101,8 @@ class JointCollator:
     @property
     def _markers(self) -> tuple[int, int, int]:
         """Ids of `<think>`, `</think>` and `<|embed|>`."""
-        return self.config.think_token_id, self.config.end_think_token_id, self.config.embed_token_id
+        config = self.config
+        return cast("tuple[int, int, int]", (config.think_token_id, config.end_think_token_id, config.embed_token_id))
 
     def _suffix(self, segments: Sequence[str] | None) -> list[int]:
         """`<think> r </think> <|embed|>`, or nothing."""
@@ -112,8 +112,8 @@ class JointCollator:
         ids = plain_ids(self.processor.tokenizer, text)
         if len(ids) > self.max_rationale_tokens:
             raise ValueError(
-                f"A rationale has {len(ids)} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. Raise the "
-                f"limit or drop the row. It begins: {text[:80]!r}"
+                f"A rationale has {len(ids)} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. Raise "
+                f"the limit or drop the row. It begins: {text[:80]!r}"
             )
         think, end_think, embed = self._markers
         return [think, *ids, end_think, embed]

@@ -31,11 +31,12 @@ class JointConfig(_BaseConfig):
             Whether rationales are trained on; `False` trains the direct path alone (the ablation and baseline).
         matryoshka_dims (`list[int]`, *optional*):
             Dimensions at which the contrastive terms are taken as well, each with the same weight as the full one.
-        sub_batch_size (`int`, *optional*, defaults to `16`):
-            Pairs of one task that stand together in a batch, so that negatives are of the kind they are told apart from.
+        sub_batch_size (`int`, *optional*, defaults to `8`):
+            Pairs of one task that stand together in a batch, so that negatives are of the kind they are told apart
+            from.
         task_weights (`dict[str, float]`, *optional*):
-            How often each task is drawn, relative to the others. `None` draws tasks by their number of pairs. Tasks that
-            are not named are not drawn.
+            How often each task is drawn, relative to the others. `None` draws tasks by their number of pairs. Tasks
+            that are not named are not drawn.
         num_length_chunks (`int`, *optional*, defaults to `2`):
             Each side of a batch is split by length into so many forward passes, which saves padding.
         max_rationale_tokens (`int`, *optional*, defaults to `256`):
@@ -52,7 +53,7 @@ class JointConfig(_BaseConfig):
     rationale_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on rationale tokens."})
     use_rationales: bool = field(default=True, metadata={"help": "Train on rationales; False: direct path only."})
     matryoshka_dims: list[int] | None = field(default=None, metadata={"help": "Further dimensions of the loss."})
-    sub_batch_size: int = field(default=16, metadata={"help": "Pairs of one task that stand together."})
+    sub_batch_size: int = field(default=8, metadata={"help": "Pairs of one task that stand together."})
     task_weights: dict | None = field(default=None, metadata={"help": "How often each task is drawn."})
     num_length_chunks: int = field(default=2, metadata={"help": "Forward passes per side, each of similar lengths."})
     max_rationale_tokens: int = field(default=256, metadata={"help": "Longest allowed rationale."})

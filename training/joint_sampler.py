@@ -10,15 +10,16 @@ from torch.utils.data import Sampler
 
 class TaskBatchSampler(Sampler[list[int]]):
     """
-    Endless variety in a fixed number of batches: each consists of sub-batches of one task, drawn without replacement until
-    a task's pairs are used up, then shuffled anew.
+    Endless variety in a fixed number of batches: each consists of sub-batches of one task, drawn without replacement
+    until a task's pairs are used up, then shuffled anew.
 
     Args:
         tasks: task name of every row.
         batch_size: rows per batch.
         sub_batch_size: rows of one task that stand together; divides `batch_size`.
         num_batches: length of the sampler.
-        task_weights: how often each task is drawn. `None`: by its number of rows. Tasks that are not named are not drawn.
+        task_weights: how often each task is drawn. `None`: by its number of rows. Tasks that are not named are not
+            drawn.
         seed: of the order.
 
     Raises:
@@ -47,13 +48,17 @@ class TaskBatchSampler(Sampler[list[int]]):
             raise ValueError(f"task_weights={dict(task_weights or {})} have to be non-negative and not all 0.")
         self.weights = weights / weights.sum()
         self.batch_size, self.sub_batch_size = batch_size, sub_batch_size
-        self.num_batches, self.seed = num_batches, seed
+        self.num_batches, self.seed, self.epoch = num_batches, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch, so that its order differs from the last one's."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng((self.seed, self.epoch))
         queues: list[list[int]] = [[] for _ in self.rows]
         for _ in range(self.num_batches):
             batch: list[int] = []

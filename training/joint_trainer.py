@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
-from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model, MMEmbR1Output
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.joint_collator import Augment, JointCollator
 from mmemb_r1.training.joint_config import JointConfig
 from mmemb_r1.training.joint_sampler import TaskBatchSampler
@@ -25,14 +26,14 @@ class JointTrainer(_BaseTrainer):
     """
     Trains thinking and embedding together on pairs with rationales.
 
-    One forward pass per side over `prompt <|embed|> <think> r </think> <|embed|>` gives the direct embedding, the reasoned
-    one and the language-model loss on the rationale.
+    One forward pass per side over `prompt <|embed|> <think> r </think> <|embed|>` gives the direct embedding, the
+    reasoned one and the language-model loss on the rationale.
 
     Args:
         model ([`MMEmbR1Model`]): the model.
         args ([`JointConfig`]): arguments.
-        train_dataset (`datasets.Dataset`): a pairs table with `query`, `target`, and optionally `task`, `query_rationale`,
-            `target_rationale` (lists of segments).
+        train_dataset (`datasets.Dataset`): a pairs table with `query`, `target`, and optionally `task`,
+            `query_rationale`, `target_rationale` (lists of segments).
         processing_class (`ProcessorMixin`): the processor saved beside the model.
         augment (`Callable`, *optional*): applied to every training picture, a new draw each time.
         callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
@@ -85,11 +86,18 @@ class JointTrainer(_BaseTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of sub-batches of one task each."""
         args = self.args
-        tasks = self.train_dataset["task"] if "task" in self.train_dataset.column_names else [""] * len(self.train_dataset)
+        tasks = (
+            self.train_dataset["task"] if "task" in self.train_dataset.column_names else [""] * len(self.train_dataset)
+        )
         per_epoch = math.ceil(len(self.train_dataset) / args.train_batch_size)
         number = args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else per_epoch
         sampler = TaskBatchSampler(
-            tasks, args.train_batch_size, args.sub_batch_size, number, args.task_weights, seed=args.data_seed or args.seed
+            tasks,
+            args.train_batch_size,
+            args.sub_batch_size,
+            number,
+            args.task_weights,
+            seed=args.data_seed or args.seed,
         )
         return self.accelerator.prepare(
             DataLoader(
@@ -110,7 +118,8 @@ class JointTrainer(_BaseTrainer):
         index = inputs["target_index"]
         targets, target_paths = target.embeddings[index], target.path_mask[index]  # (B, L, D), (B, L)
         ignore = false_negatives(inputs["query_keys"], inputs["target_keys"])
-        total, terms = query.embeddings.new_zeros(()), {}
+        total = query.embeddings.new_zeros(())
+        terms: dict[str, Tensor] = {}
         for dim in [query.embeddings.shape[-1], *(args.matryoshka_dims or [])]:
             contrastive, parts = path_loss(
                 matryoshka(query.embeddings, dim),
@@ -144,17 +153,32 @@ class JointTrainer(_BaseTrainer):
         super().log(logs, start_time)
 
 
-def forward_side(model: nn.Module, side: dict[str, Any]) -> MMEmbR1Output:
-    """Run the chunks of one side of a batch and put their rows back in order; rationale tokens stay in chunk order."""
+class Side(NamedTuple):
+    """
+    One side of a batch after its forward passes.
+
+    Attributes:
+        embeddings: `(B, K, D)`, per path.
+        path_mask: `(B, K)` bool, which of them exist.
+        rationale_logps: `(N,)` log-probabilities of the rationale tokens, in the order of the chunks.
+    """
+
+    embeddings: Tensor
+    path_mask: Tensor
+    rationale_logps: Tensor
+
+
+def forward_side(model: nn.Module, side: dict[str, Any]) -> Side:
+    """Run the chunks of one side of a batch and put their rows back in order."""
     outputs = [model(**chunk) for chunk in side["chunks"]]
     paths = max(output.embeddings.shape[1] for output in outputs)
     embeddings, masks = [], []
     for output in outputs:
         extra = paths - output.embeddings.shape[1]
         embeddings.append(nn.functional.pad(output.embeddings, (0, 0, 0, extra)))  # (b, k, D) -> (b, K, D)
-        masks.append(nn.functional.pad(output.path_mask, (0, extra)))
-    return MMEmbR1Output(
-        embeddings=torch.cat(embeddings)[side["order"]],  # (B, K, D)
+        masks.append(nn.functional.pad(output.path_mask, (0, extra)))  # (b, k) -> (b, K)
+    return Side(
+        embeddings=torch.cat(embeddings)[side["order"]],
         path_mask=torch.cat(masks)[side["order"]],
         rationale_logps=torch.cat([output.rationale_logps for output in outputs]),
     )

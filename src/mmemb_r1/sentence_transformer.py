@@ -10,12 +10,13 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmemb_r1.modeling import modeling_mmemb_r1, sentence_mmemb_r1
+from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
+TRANSFORMERS = ">=5.23"  # as in setup.cfg
 
 
 class MMEmbR1(SentenceTransformer):
@@ -55,8 +56,9 @@ class MMEmbR1(SentenceTransformer):
         Args:
             inputs: one input or a list: a string, a PIL image, a dict with any of `text`, `image`, `video` and
                 `instruction`, or chat messages.
-            *args, **kwargs: those of [`SentenceTransformer.encode`], and `reasoning` (`"auto"`, `"always"`, `"never"`),
-                `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`; their defaults are in the config.
+            *args, **kwargs: those of [`SentenceTransformer.encode`], and `reasoning` (`"auto"`, `"always"`,
+                `"never"`), `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`; their defaults are in the
+                config.
 
         Raises:
             InputError: a `ValueError` that names the index of an input that can't be embedded.
@@ -87,8 +89,8 @@ class MMEmbR1(SentenceTransformer):
 
         Returns:
             One dict per input (a single dict for a single input): `embedding` `(D,)`, `gate_prob`, `reasoned`,
-            `num_reasoning_tokens`, `num_reasoning_rounds`, and `rationale`, the text that was thought (`""` if none; rounds
-            are separated by newlines).
+            `num_reasoning_tokens`, `num_reasoning_rounds`, and `rationale`, the text that was thought (`""` if none;
+            rounds are separated by newlines).
         """
         outputs = self.encode(inputs, output_value=None, **kwargs)
         return [self._explained(item) for item in outputs] if isinstance(outputs, list) else self._explained(outputs)
@@ -107,10 +109,17 @@ class MMEmbR1(SentenceTransformer):
             "rationale": "\n".join(part.strip() for part in text.split("</think>")),
         }
 
+    def _get_model_config(self) -> dict[str, Any]:
+        requirement = {
+            "specifier": TRANSFORMERS,
+            "reason": "Older versions can't encode control tokens in text as text.",
+        }
+        return {**super()._get_model_config(), "requirements": {"transformers": requirement}}
+
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """
-        Save a complete, flat repository: weights (safetensors), configuration, processor, and the code that loads it where
-        this package is not installed.
+        Save a complete, flat repository: weights (safetensors), configuration, processor, and the code that loads it
+        where this package is not installed.
         """
         super().save(path, *args, **kwargs)
         modules_file = Path(path) / "modules.json"
@@ -121,6 +130,3 @@ class MMEmbR1(SentenceTransformer):
         modules_file.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
         for source in Path(sentence_mmemb_r1.__file__).parent.glob("*_mmemb_r1.py"):
             shutil.copy(source, path)
-
-
-__all__ = ["MMEmbR1", "InputError", "modeling_mmemb_r1"]

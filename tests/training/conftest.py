@@ -26,9 +26,11 @@ def square(color):
 
 @pytest.fixture(scope="session")
 def rows():
-    """Pairs of both kinds: picture -> name with a rationale, name -> picture with one on each side, text without any."""
+    """Pairs of both kinds: picture -> name with a rationale, name -> picture with one on each side, text without
+    any."""
     named = [
-        pair({"image": [square(color)], "text": "color?"}, {"text": color}, "name", [f"It is {color}."]) for color in COLORS
+        pair({"image": [square(color)], "text": "color?"}, {"text": color}, "name", [f"It is {color}."])
+        for color in COLORS
     ]
     shown = [
         pair({"text": color}, {"image": [square(color)]}, "show", [f"It is {color}."], [f"It is {color}."])

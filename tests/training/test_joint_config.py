@@ -20,7 +20,9 @@ def test_documented_defaults_are_the_defaults():
 
 def test_the_sub_batch_has_to_divide_the_batch(tmp_path):
     with pytest.raises(ValueError, match="sub_batch_size=3 has to divide per_device_train_batch_size=8"):
-        JointConfig(output_dir=str(tmp_path), per_device_train_batch_size=8, sub_batch_size=3, use_cpu=True, bf16=False)
+        JointConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=8, sub_batch_size=3, use_cpu=True, bf16=False
+        )
 
 
 def test_the_temperature_has_to_be_positive(tmp_path):

@@ -41,6 +41,15 @@ def test_the_seed_decides_the_order():
     assert batches(1) == batches(1) != batches(2)
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    sampler = TaskBatchSampler(TASKS, 8, 4, num_batches=5)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
 @pytest.mark.parametrize("weights", [{"a": 0.0}, {"a": -1.0, "b": 2.0}])
 def test_weights_out_of_range_are_refused(weights):
     with pytest.raises(ValueError, match="have to be non-negative and not all 0"):

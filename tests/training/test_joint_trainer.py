@@ -100,7 +100,9 @@ def test_two_accumulated_batches_give_the_gradient_of_one(tiny, processor, rows,
         model = copy.deepcopy(tiny[0])
         changes = {"per_device_train_batch_size": 6, "sub_batch_size": 6, "gradient_accumulation_steps": steps}
         # one task of six rows: every batch holds all of them
-        run = trainer(model, processor, rows[:6], arguments, max_steps=1, learning_rate=0.0, max_grad_norm=0.0, **changes)
+        run = trainer(
+            model, processor, rows[:6], arguments, max_steps=1, learning_rate=0.0, max_grad_norm=0.0, **changes
+        )
         gradients = []
         run.create_optimizer()
         run.optimizer.register_step_pre_hook(
@@ -112,6 +114,14 @@ def test_two_accumulated_batches_give_the_gradient_of_one(tiny, processor, rows,
     once, twice = gradient(1), gradient(2)
     assert once.abs().max() > 1e-3
     assert torch.allclose(once, twice, atol=1e-4 * once.abs().max().item())
+
+
+def test_epochs_see_the_pairs_in_different_orders(model, processor, rows, arguments):
+    run = trainer(model, processor, rows, arguments, max_steps=-1, num_train_epochs=2, per_device_train_batch_size=6)
+    seen, collate = [], run.data_collator
+    run.data_collator = lambda batch: seen.append([row["query"].get("text") for row in batch]) or collate(batch)
+    run.train()
+    assert len(seen) >= 6 and seen[:3] != seen[3:6]
 
 
 def test_a_resumed_run_goes_on_to_the_same_weights(tiny, processor, rows, arguments, tmp_path):

@@ -11,7 +11,9 @@ split, and show what it does. Everything goes into one directory; a run that was
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps; default: those of the recipe")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
 

@@ -6,18 +6,22 @@ import argparse
 from pathlib import Path
 
 HELP = """\
-Train a checkpoint. `mmemb-r1 train joint` runs the joint phase on a pairs table (Parquet with the columns query, target
-and, optionally, task, query_rationale and target_rationale)."""
+Train a checkpoint. `mmemb-r1 train joint` runs the joint phase on a pairs table (Parquet with the columns query,
+target and, optionally, task, query_rationale and target_rationale)."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     phases = parser.add_subparsers(dest="phase", metavar="PHASE", required=True)
     joint = phases.add_parser("joint", help="thinking and embedding together", description=HELP)
-    joint.add_argument("--model", required=True, metavar="DIR", help="the checkpoint to start from: a folder or a Hub id")
+    joint.add_argument(
+        "--model", required=True, metavar="DIR", help="the checkpoint to start from: a folder or a Hub id"
+    )
     joint.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
     joint.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
     joint.add_argument("--config", type=Path, metavar="FILE", help="YAML: fields of JointConfig and their values")
-    joint.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; default: one epoch, or the config's")
+    joint.add_argument(
+        "--max-steps", type=int, metavar="N", help="optimiser steps; default: one epoch, or the config's"
+    )
     joint.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
 
 
@@ -49,11 +53,12 @@ def run(args: argparse.Namespace) -> int:
 
     from mmemb_r1.training import JointTrainer
 
+    pairs = read_pairs(args.pairs)
     model = MMEmbR1(args.model, device="cpu" if args.cpu else None)
     trainer = JointTrainer(
         model=model[0].model.train(),
         args=JointConfig(**fields),
-        train_dataset=read_pairs(args.pairs),
+        train_dataset=pairs,
         processing_class=model.processor,
     )
     checkpoints = args.output / "checkpoints"

@@ -175,7 +175,9 @@ def add_gate(atlas: Atlas, recipe: Recipe, trained: Path, folder: Path, console:
     gap = utility_gap(model, policy, atlas.candidates)
     hidden = gate_inputs(model, [given_parts(query) for query in policy["query"]])
     facts = fit_gate(model[0].model.gate, hidden, gap, cost=recipe.gate_cost)
-    console.print(f"thinking pays on {facts['pays']:.0%} of the policy split; the gate chooses it on {facts['thinks']:.0%}")
+    console.print(
+        f"thinking pays on {facts['pays']:.0%} of the policy split; the gate chooses it on {facts['thinks']:.0%}"
+    )
     model.save_pretrained(str(folder))
     training = json.loads((trained / "training.json").read_text(encoding="utf-8"))
     text = json.dumps({**training, "gate": facts}, indent=2) + "\n"
@@ -213,5 +215,5 @@ def gate_inputs(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> to
 
 def smaller(recipe: Recipe, steps: int | None, seed: int | None) -> Recipe:
     """The recipe with the command line's wishes."""
-    changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    changes: dict[str, Any] = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
     return replace(recipe, **changes)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Share of each task in training. Perception is the bottleneck: a flag that is not told from its neighbours can't be
-# reasoned about, so half of all pairs are pictures and their names. Facts as text come next, because held-out countries
-# get theirs from nowhere else.
+# reasoned about, so half of all pairs are pictures and their names. Facts as text come next, because held-out
+# countries get theirs from nowhere else.
 TASK_WEIGHTS = {
     "picture-name-flag": 32.0,
     "picture-name-object": 20.0,

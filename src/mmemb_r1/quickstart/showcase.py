@@ -30,7 +30,7 @@ def draw_showcase(model: MMEmbR1, atlas: Atlas, path: Path, tasks: Sequence[str]
     """
     from matplotlib.figure import Figure  # of the atlas extra
 
-    pairs = atlas.pairs["test"]
+    pairs: Any = atlas.pairs["test"]
     names = np.array(pairs["task"])
     rows = [int(row) for task in tasks for row in np.flatnonzero(names == task)[:per_task]]
     figure = Figure(figsize=(13, 1.75 * len(rows) + 0.4), layout="constrained")
@@ -38,15 +38,16 @@ def draw_showcase(model: MMEmbR1, atlas: Atlas, path: Path, tasks: Sequence[str]
     for row, axes in zip(rows, grid, strict=True):
         pair = pairs[row]
         _draw_query(axes[0], pair)
-        table = atlas.candidates.select(np.flatnonzero(np.array(atlas.candidates["candidate_set"]) == pair["candidate_set"]))
-        answers = _embedded(model, table)
+        table = atlas.candidates.select(
+            np.flatnonzero(np.array(atlas.candidates["candidate_set"]) == pair["candidate_set"])
+        )
+        answers, ids = _embedded(model, table), list(table["candidate_id"])
         for axis, mode in zip(axes[1:], ("never", "always"), strict=True):
             said = model.explain([given_parts(pair["query"])], reasoning=mode)[0]
             best = np.argsort(-(answers @ said["embedding"]), kind="stable")[:TOP]
             scores = (answers @ said["embedding"])[best]
             title = f"direct, gate {said['gate_prob']:.2f}" if mode == "never" else f"“{said['rationale']}”"
-            ids = [table["candidate_id"][int(place)] for place in best]
-            _draw_answers(axis, title, ids, scores, pair["target_id"])
+            _draw_answers(axis, title, [ids[place] for place in best.tolist()], scores, pair["target_id"])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -7,11 +7,11 @@ import json
 _BODY = """
 {%- macro render(content) -%}
     {%- if content is string -%}
-        {{- content -}}
+        {{- ' ' ~ content -}}
     {%- else -%}
         {%- for part in content -%}
             {%- if part.type == 'text' -%}
-                {{- part.text -}}
+                {{- ' ' ~ part.text -}}
             {%- elif part.type in media -%}
                 {{- media[part.type] -}}
             {%- else -%}
@@ -21,7 +21,7 @@ _BODY = """
     {%- endif -%}
 {%- endmacro -%}
 {%- for message in messages -%}
-    {{- start ~ message.role ~ '\\n' ~ render(message.content) ~ end -}}
+    {{- start ~ message.role ~ render(message.content) ~ end -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- start ~ 'assistant' -}}
@@ -33,6 +33,8 @@ def chat_template(
     image: str, video: str | None = None, *, start: str = "<|im_start|>", end: str = "<|im_end|>"
 ) -> str:
     """The Jinja chat template of a family.
+
+    Text follows a space, so that a word has the same token at the start of a text as inside of one.
 
     It renders turns of any role; a content is a string or a list of parts `{"type": "text", "text": ...}`,
     `{"type": "image"}`, `{"type": "video"}`. A part that the family does not have raises an error.

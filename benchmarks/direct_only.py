@@ -1,0 +1,56 @@
+"""
+Does training to think cost the direct path? A direct-only model of the same recipe, data, steps and seed, beside a
+finished quickstart.
+
+    python benchmarks/direct_only.py --quickstart runs/quickstart [--output runs/direct_only]
+
+Prints hit@1 of both without thinking, per task, and the means over the flag tasks and over picture -> name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.atlas import load_atlas
+from mmemb_r1.evaluation import evaluate, load_results, save_results
+from mmemb_r1.quickstart.pipeline import RECIPE_FILE, train
+from mmemb_r1.quickstart.recipe import Recipe
+
+FLAGS = [f"flag-{relation}" for relation in ("capital", "region", "currency", "language", "tld")]
+NAMES = ["picture-name-flag", "picture-name-object"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--output", type=Path, default=Path("runs/direct_only"))
+    args = parser.parse_args()
+    recipe = Recipe(**json.loads((args.quickstart / RECIPE_FILE).read_text(encoding="utf-8")))
+    joint = load_results(args.quickstart / "results.json")
+    atlas = load_atlas(args.quickstart / "atlas")
+    model = args.output / "model"
+    if not model.exists():
+        train(atlas, recipe, model, args.output / "checkpoints", use_rationales=False)
+    direct = evaluate(MMEmbR1(str(model), device="cpu"), atlas.pairs["test"], atlas.candidates, modes=("never",))
+    save_results(direct, args.output / "results.json")
+
+    def score(results: dict, task: str, mode: str = "never") -> float:
+        return results["tasks"][task]["modes"][mode]["hit@1"]
+
+    print(f"{'task':26s} {'direct-only':>11s} {'joint, never':>12s} {'joint, always':>13s}")
+    for task in sorted(joint["tasks"]):
+        print(
+            f"{task:26s} {score(direct, task):11.3f} {score(joint, task):12.3f} {score(joint, task, 'always'):13.3f}"
+        )
+    for name, tasks in (("mean of flag + relation", FLAGS), ("mean of picture -> name", NAMES)):
+        ours = mean(score(direct, task) for task in tasks)
+        never, always = (mean(score(joint, task, mode) for task in tasks) for mode in ("never", "always"))
+        print(f"{name:26s} {ours:11.3f} {never:12.3f} {always:13.3f}")
+
+
+if __name__ == "__main__":
+    main()
