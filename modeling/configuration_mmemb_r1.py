@@ -62,7 +62,7 @@ class MMEmbR1Config(PreTrainedConfig):
     model_type = "mmemb_r1"
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3_vl")}
 
-    vlm_config: dict | PreTrainedConfig | None = None
+    vlm_config: Any = None
     embed_token_id: int | None = None
     think_token_id: int | None = None
     end_think_token_id: int | None = None

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .heads_mmemb_r1 import Pooled
+from .heads_mmemb_r1 import EmbeddingHead, Pooled
 
 
 @dataclass
@@ -68,20 +68,20 @@ class Sampling:
         return torch.multinomial(probabilities, num_samples=1, generator=self.generator).squeeze(-1)
 
 
-def uses_multimodal_rope(vlm: nn.Module) -> bool:
+def uses_multimodal_rope(vlm: Any) -> bool:
     """Whether the backbone keeps three rotary positions per token (Qwen-VL), which have to be passed to it."""
     return hasattr(vlm.base_model, "get_rope_index")
 
 
 def rotary_positions(
-    vlm: nn.Module, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]
+    vlm: Any, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """
-    Rotary positions of complete sequences, `(B, S)` or, for multimodal RoPE, `(3, B, S)`, and what a later token's position
-    has over its index in the row, `(B, 1)`.
+    Rotary positions of complete sequences, `(B, S)` or, for multimodal RoPE, `(3, B, S)`, and what a later token's
+    position has over its index in the row, `(B, 1)`.
 
-    They are always passed to the backbone: left to itself, a Qwen-VL counts padding as positions when there are no media, and
-    keeps the offsets as its own state, which two threads would share.
+    They are always passed to the backbone: left to itself, a Qwen-VL counts padding as positions when there are no
+    media, and keeps the offsets as its own state, which two threads would share.
     """
     positions = token_positions(attention_mask)
     if not uses_multimodal_rope(vlm):
@@ -112,7 +112,7 @@ def left_padded(mask: Tensor) -> Tensor | None:
 
 
 def prefill(
-    vlm: nn.Module, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep_cache: bool, **media: Any
+    vlm: Any, head: EmbeddingHead, input_ids: Tensor, attention_mask: Tensor, keep_cache: bool, **media: Any
 ) -> Context:
     """
     Run the prompts through the backbone once.
@@ -144,7 +144,7 @@ def prefill(
     )
 
 
-def advance(vlm: nn.Module, head: nn.Module, context: Context, token_ids: Tensor) -> Context:
+def advance(vlm: Any, head: EmbeddingHead, context: Context, token_ids: Tensor) -> Context:
     """Feed one token per row, `token_ids` `(B,)`, and read the hidden state there."""
     mask = torch.cat([context.mask, context.mask.new_ones(len(token_ids), 1)], dim=1)  # (B, S) -> (B, S + 1)
     position_ids = mask.long().sum(dim=1, keepdim=True) - 1 + context.offset  # (B, 1)
@@ -168,8 +168,8 @@ class Thoughts:
     What decoding did, per row of the whole batch (`B`) and round (`K`).
 
     Attributes:
-        embeddings: `(B, K + 1, D)`; slot 0 is the direct embedding, slot k the one after k rationales. Slots that a row
-            did not reach repeat its last one.
+        embeddings: `(B, K + 1, D)`; slot 0 is the direct embedding, slot k the one after k rationales. Slots that a
+            row did not reach repeat its last one.
         rounds: `(B,)` number of rationales.
         num_tokens: `(B,)` rationale tokens, control tokens not counted.
         num_forced: `(B,)` rationales that were closed by force because their budget was spent.
@@ -184,7 +184,7 @@ class Thoughts:
 
 
 def think(
-    model: nn.Module,
+    model: Any,
     context: Context,
     thoughts: Thoughts,
     rows: Tensor,
@@ -248,7 +248,7 @@ def think(
     _collect(history, thoughts.token_ids, embed_id)
 
 
-def _next_tokens(model: nn.Module, hidden: Tensor, sampling: Sampling) -> Tensor:
+def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:
     """Rationale tokens `(N,)` after the hidden states `(N, H)`; ids that can't occur in a rationale are left out."""
     config = model.config
     logits = model.vlm.get_output_embeddings()(hidden)  # (N, H) -> (N, V)

@@ -13,8 +13,8 @@ class ReasoningGate(nn.Module):
     """
     Decides at an `<|embed|>` whether to think: hidden state `(..., H)` -> logit `(...)`.
 
-    `sigmoid(logit)` is the probability of `<think>` against stopping. A fresh gate is constant: its weights are zero and
-    its bias is `config.gate_init_bias`.
+    `sigmoid(logit)` is the probability of `<think>` against stopping. A fresh gate is constant: its weights are zero
+    and its bias is `config.gate_init_bias`.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -42,7 +42,7 @@ class Pooled(NamedTuple):
 
     Attributes:
         log_weight: `(B,)` logarithm of the summed weights so far, in float32.
-        mean: `(B, H)` weighted mean of the hidden states so far, in float32: in bfloat16 a long mean would stand still.
+        mean: `(B, H)` weighted mean of the hidden states so far, in float32: in bfloat16 it would stand still.
     """
 
     log_weight: Tensor
@@ -57,8 +57,8 @@ class EmbeddingHead(nn.Module):
     """
     Turns the hidden states up to an `<|embed|>` into an embedding: pooling, projection, truncation, normalisation.
 
-    `pool` reads a whole sequence at once; `extend` adds one token, so decoding never keeps old hidden states. Both give
-    the same vector.
+    `pool` reads a whole sequence at once; `extend` adds one token, so decoding never keeps old hidden states. Both
+    give the same vector.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -1,4 +1,4 @@
-"""From what users pass (text, pictures, videos, any mix) to the tensors of a batch. Bad input is an error, never a guess."""
+"""What users pass (text, pictures, videos, any mix) -> the tensors of a batch. Bad input is an error, not a guess."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import numpy as np
 from jinja2 import TemplateError
 from PIL import Image, ImageOps
 from transformers import BatchFeature, ProcessorMixin
+
+from .tokens_mmemb_r1 import as_plain_text, control_strings
 
 KEYS = ("text", "image", "video", "instruction")
 ROLES = ("system", "user", "assistant")
@@ -128,8 +130,8 @@ def _string_field(value: str) -> dict[str, Any]:
                 return {kind: value}
             if re.fullmatch(r"\S+", value):
                 raise ValueError(
-                    f"{value!r:.200} looks like the path of a file ({kind}), but there is no such file, and nothing is "
-                    'downloaded. Correct the path, or pass {"text": ...} to embed the string itself.'
+                    f"{value!r:.200} looks like the path of a file ({kind}), but there is no such file, and nothing "
+                    'is downloaded. Correct the path, or pass {"text": ...} to embed the string itself.'
                 )
     return {"text": value}
 
@@ -167,15 +169,17 @@ def _opened_messages(messages: Sequence[Any], instruction: str | None, num_frame
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ValueError(
-                f"it is a list that holds {type(message).__name__}; allowed in a list: chat messages, dicts with 'role' "
-                "and 'content'. Several inputs are passed as a list of inputs."
+                f"it is a list that holds {type(message).__name__}; allowed in a list: chat messages, dicts with "
+                "'role' and 'content'. Several inputs are passed as a list of inputs."
             )
         role, content = message["role"], message["content"]
         if role not in ROLES:  # templates write it into the prompt as it is
             raise ValueError(f"a message has the role {role!r:.80}; allowed: {', '.join(ROLES)}.")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
-            raise ValueError(f"a message's content is of type {type(parts).__name__}; allowed: a string or a list of parts.")
+            raise ValueError(
+                f"a message's content is of type {type(parts).__name__}; allowed: a string or a list of parts."
+            )
         opened.append({"role": role, "content": [_opened_part(part, num_frames) for part in parts]})
     _require_content([part for message in opened if message["role"] != "system" for part in message["content"]])
     return _with_system(opened, instruction)
@@ -185,11 +189,16 @@ def _opened_part(part: Any, num_frames: int) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in ("text", "image", "video") or kind not in part:
         raise ValueError(
-            f"a message holds {part!r:.80}; allowed: {{'type': 'text', 'text': ...}} and likewise for 'image' and 'video'."
+            f"a message holds {part!r:.80}; allowed: {{'type': 'text', 'text': ...}} and likewise for 'image' and "
+            "'video'."
         )
     if kind == "text":
         return {"type": "text", "text": _text(part["text"])}
-    return _video_part(part["video"], num_frames) if kind == "video" else {"type": "image", "image": open_image(part[kind])}
+    return (
+        _video_part(part["video"], num_frames)
+        if kind == "video"
+        else {"type": "image", "image": open_image(part[kind])}
+    )
 
 
 def open_image(source: Any) -> Image.Image:
@@ -197,8 +206,8 @@ def open_image(source: Any) -> Image.Image:
     Open a picture as RGB, upright (EXIF) and with transparency on white.
 
     Args:
-        source: a PIL image, a path, the bytes of a file, a `data:` URL, an array `(H, W)` or `(H, W, 3 | 4)` of uint8, or
-            the `{"bytes", "path"}` dict of an undecoded `datasets` image.
+        source: a PIL image, a path, the bytes of a file, a `data:` URL, an array `(H, W)` or `(H, W, 3 | 4)` of uint8,
+            or the `{"bytes", "path"}` dict of an undecoded `datasets` image.
 
     Raises:
         ValueError: if there is no such file, it is no picture, or its pixels have no range (32-bit).
@@ -212,7 +221,9 @@ def open_image(source: Any) -> Image.Image:
         image = source if data is None else Image.open(io.BytesIO(data))
         image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"its image {_name(source)} can't be read ({error}). Pass a picture that PIL can open.") from error
+        raise ValueError(
+            f"its image {_name(source)} can't be read ({error}). Pass a picture that PIL can open."
+        ) from error
     if 0 in image.size:
         raise ValueError(f"its image has no pixels (size {image.size}).")
     return _rgb(image)
@@ -229,7 +240,9 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise ValueError(f"its image has 32-bit pixels (mode {image.mode}) of unknown range; convert it to 8 or 16 bits.")
+        raise ValueError(
+            f"its image has 32-bit pixels (mode {image.mode}) of unknown range; convert it to 8 or 16 bits."
+        )
     if image.mode.startswith("I;16"):  # PIL would clip these to the darkest 1/256 of their range
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -245,14 +258,20 @@ def _read(source: Any, kind: str) -> bytes:
     if isinstance(source, str) and source.startswith("data:"):
         header, _, payload = source.partition(",")
         try:
-            return base64.b64decode(payload, validate=True) if header.endswith(";base64") else unquote_to_bytes(payload)
+            return (
+                base64.b64decode(payload, validate=True) if header.endswith(";base64") else unquote_to_bytes(payload)
+            )
         except binascii.Error as error:
             raise ValueError(f"its data URL {_name(source)} is not valid base64 ({error}).") from error
     if isinstance(source, str) and re.match(r"https?://", source):
-        raise ValueError(f"{source!r} is a web address; nothing is downloaded. Download the {kind} and pass its path or bytes.")
+        raise ValueError(
+            f"{source!r} is a web address; nothing is downloaded. Download the {kind} and pass its path or bytes."
+        )
     if not isinstance(source, str | Path):
         decoded = {"image": "a PIL image or array", "video": "a list of frames or an array"}[kind]
-        raise ValueError(f"its {kind} is of type {type(source).__name__}; allowed: {decoded}, a path, bytes or a data URL.")
+        raise ValueError(
+            f"its {kind} is of type {type(source).__name__}; allowed: {decoded}, a path, bytes or a data URL."
+        )
     if not _is_file(source):
         raise ValueError(f"there is no {kind} file {str(source)!r:.200}.")
     return Path(os.path.expanduser(source)).read_bytes()
@@ -274,8 +293,8 @@ def open_video(source: Any, num_frames: int = 8) -> tuple[np.ndarray, dict[str, 
     Open a video as frames `(T, H, W, 3)` of uint8 and their metadata.
 
     Args:
-        source: a path or the bytes of a file (decoded with PyAV, `num_frames` of its frames, evenly spread), or the frames
-            themselves, as an array or a list of pictures: these are all kept.
+        source: a path or the bytes of a file (decoded with PyAV, `num_frames` of its frames, evenly spread), or the
+            frames themselves, as an array or a list of pictures: these are all kept.
         num_frames: frames to sample from a file.
 
     Raises:
@@ -301,16 +320,20 @@ def _decode_video(source: Any, num_frames: int) -> tuple[np.ndarray, dict[str, A
 
     data = _read(source, "video")
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             rate = float(container.streams.video[0].average_rate or 24.0) if container.streams.video else 24.0
             # only as much as is sampled is kept as arrays: an hour of frames does not fit into memory
             total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
-        wanted = sorted(set(np.linspace(0, max(total - 1, 0), min(num_frames, max(total, 1))).round().astype(int).tolist()))
-        with av.open(io.BytesIO(data)) as container:
+        wanted = sorted(
+            set(np.linspace(0, max(total - 1, 0), min(num_frames, max(total, 1))).round().astype(int).tolist())
+        )
+        with av.open(io.BytesIO(data), "r") as container:
             decoded = enumerate(container.decode(video=0)) if total else iter(())
             frames = [frame.to_ndarray(format="rgb24") for index, frame in decoded if index in wanted]
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"its video {_name(source)} can't be read ({error}). Pass a video that FFmpeg can open.") from error
+        raise ValueError(
+            f"its video {_name(source)} can't be read ({error}). Pass a video that FFmpeg can open."
+        ) from error
     if not frames:
         raise ValueError(f"its video {_name(source)} has no frames.")
     return np.stack(frames), _metadata(total, rate, wanted)
@@ -324,20 +347,15 @@ def truncate_text(tokenizer: Any, text: str, max_tokens: int) -> str:
     """The longest beginning of `text` that has at most `max_tokens` tokens."""
     if len(text.encode()) <= max_tokens:  # a token is at least one byte
         return text
-    offsets = _plain(tokenizer, text, return_offsets_mapping=True)["offset_mapping"]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     # a character may take several tokens: it is kept whole or not at all
     return text if len(offsets) <= max_tokens else text[: min(offsets[max_tokens - 1][1], offsets[max_tokens][0])]
 
 
-def _plain(tokenizer: Any, text: str, **options: Any) -> Any:
-    """Encode a user's text, in which no string is a control token."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, **options)
-
-
 def truncate_conversation(tokenizer: Any, conversation: list[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
     """
-    Cut the text of all turns but the system's to `max_tokens` tokens in all, before anything is rendered: markers and media
-    are never cut.
+    Cut the text of all turns but the system's to `max_tokens` tokens in all, before anything is rendered: markers and
+    media are never cut.
     """
     left = max_tokens
     messages = []
@@ -346,7 +364,7 @@ def truncate_conversation(tokenizer: Any, conversation: list[dict[str, Any]], ma
         for part in message["content"]:
             if part["type"] == "text" and message["role"] != "system":
                 text = truncate_text(tokenizer, part["text"], left) if left > 0 else ""
-                left -= len(_plain(tokenizer, text)["input_ids"]) if text else 0
+                left -= len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
                 part = {"type": "text", "text": text}
             content.append(part)
         messages.append({"role": message["role"], "content": content})
@@ -359,8 +377,8 @@ def render(
     """
     Conversations -> the tensors of a batch, padded on the left, each prompt ending in `<|embed|>`.
 
-    Control tokens inside the users' text are encoded as plain text. Encoding, training and reinforcement learning all come
-    through here.
+    Control tokens inside the users' text are encoded as plain text. Encoding, training and reinforcement learning all
+    come through here.
 
     Raises:
         InputError: naming the index of the conversation that the processor can't take.
@@ -380,31 +398,29 @@ def render(
 def _render(
     processor: ProcessorMixin, conversations: list[list[dict[str, Any]]], max_text_tokens: int | None
 ) -> BatchFeature:
-    tokenizer = processor.tokenizer
-    conversations = [_with_joined_text(chat) for chat in conversations]
+    controls = control_strings(processor)
+    conversations = [_with_plain_text(chat, controls) for chat in conversations]
     if max_text_tokens is not None:
-        conversations = [truncate_conversation(tokenizer, chat, max_text_tokens) for chat in conversations]
+        conversations = [truncate_conversation(processor.tokenizer, chat, max_text_tokens) for chat in conversations]
     parts = [part for chat in conversations for message in chat for part in message["content"]]
-    # the template writes what a prompt begins and ends with
-    options: dict[str, Any] = {"padding": True, "padding_side": "left", "add_special_tokens": False}
+    options: dict[str, Any] = {"padding": True, "padding_side": "left"}
     videos = [part["metadata"] for part in parts if part["type"] == "video"]
     if videos:
         _check_videos(processor, parts)
         options |= {"do_sample_frames": False, "video_metadata": videos}
     return processor.apply_chat_template(
         conversations,
-        chat_template=processor.chat_template,  # SmolVLM's processor replaces it when there are videos, unless it is given
+        chat_template=processor.chat_template,  # unless it is given, SmolVLM's processor replaces it beside videos
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
         add_generation_prompt=True,
-        sanitize_control_tokens=any(_has_control(tokenizer, part["text"]) for part in parts if part["type"] == "text"),
         processor_kwargs=options,
     )
 
 
-def _with_joined_text(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbouring texts as one, because templates join them: two halves of a control token must not make a whole one."""
+def _with_plain_text(conversation: list[dict[str, Any]], controls: tuple[str, ...]) -> list[dict[str, Any]]:
+    """No text holds a control string. Neighbours become one: templates join them, and halves would make a whole."""
     messages = []
     for message in conversation:
         content: list[dict[str, Any]] = []
@@ -412,24 +428,34 @@ def _with_joined_text(conversation: list[dict[str, Any]]) -> list[dict[str, Any]
             if part["type"] == "text" and content and content[-1]["type"] == "text":
                 part = {"type": "text", "text": content.pop()["text"] + part["text"]}
             content.append(part)
+        content = [
+            {**part, "text": as_plain_text(part["text"], controls)} if part["type"] == "text" else part
+            for part in content
+        ]
         messages.append({"role": message["role"], "content": content})
     return messages
 
 
 def _check_videos(processor: ProcessorMixin, parts: list[dict[str, Any]]) -> None:
+    """Refuse the batches of which some processors make nonsense."""
+    name = type(processor).__name__
     if getattr(processor, "video_processor", None) is None:
         raise ValueError("this model's backbone takes no videos; pass frames as images.")
-    if type(processor).__name__ == "SmolVLMProcessor" and any(part["type"] == "image" for part in parts):
+    # both kinds would go to `pixel_values`, where the model loses the images
+    if name == "SmolVLMProcessor" and any(part["type"] == "image" for part in parts):
         raise ValueError("SmolVLM takes either images or videos in one batch; encode them in separate calls.")
-
-
-def _has_control(tokenizer: Any, text: str) -> bool:
-    return any(token in text for token in tokenizer.chat_control_tokens)
+    # SmolVLM's would write the longest video's number of frames into every prompt, InternVL's fails
+    lengths = {len(part["video"]) for part in parts if part["type"] == "video"}
+    if name in ("SmolVLMProcessor", "InternVLProcessor") and len(lengths) > 1:
+        raise ValueError(
+            f"this model's backbone takes videos of equally many frames in one batch, these have {sorted(lengths)}; "
+            "sample as many of each, or encode them in separate calls."
+        )
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of `text`; control tokens that stand in it are encoded as the plain text they are."""
-    control = tokenizer.chat_control_tokens
+    control = [token for token in tokenizer.added_tokens_encoder if not token.isspace()]
     pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
     ids: list[int] = []
     for piece in re.split(f"({pattern})", text):

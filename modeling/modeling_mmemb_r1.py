@@ -29,8 +29,8 @@ class MMEmbR1Output(ModelOutput):
     Result of one forward pass over complete sequences. `K` is the largest number of `<|embed|>` in a row.
 
     Attributes:
-        embeddings: `(B, K, D)`, one vector per `<|embed|>`: the direct one, then one per rationale. Slots that a row did
-            not reach repeat its last one.
+        embeddings: `(B, K, D)`, one vector per `<|embed|>`: the direct one, then one per rationale. Slots that a row
+            did not reach repeat its last one.
         path_mask: `(B, K)` bool, which of them exist.
         gate_logits: `(B, K)` logit of thinking (again) at each `<|embed|>`; filled up likewise.
         rationale_logps: `(N,)` log-probabilities of the labelled tokens, row by row; only with `labels`.
@@ -58,8 +58,8 @@ class MMEmbR1EmbedOutput(ModelOutput):
         num_forced_closings: `(B,)` rationales that were closed by force because their budget was spent.
         rationale_ids: `(B, T)` ids of the rationales, filled up with -1. Rounds are separated by the control tokens
             between them.
-        all_embeddings: `(B, max_reasoning_rounds + 1, D)`, the vector after k rationales in slot k; slots that a row did
-            not reach repeat its last one. Only with `output_all_embeddings=True`.
+        all_embeddings: `(B, max_reasoning_rounds + 1, D)`, the vector after k rationales in slot k; slots that a row
+            did not reach repeat its last one. Only with `output_all_embeddings=True`.
     """
 
     embeddings: Tensor | None = None
@@ -76,8 +76,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     """
     A vision-language model that embeds, and thinks first when its reasoning gate says so.
 
-    The backbone `vlm` is any `AutoModelForImageTextToText`; `gate` and `head` are small. Prompts come from the processor
-    that is saved beside the model: its chat template ends each of them in `<|embed|>`.
+    The backbone `vlm` is any `AutoModelForImageTextToText`; `gate` and `head` are small. Prompts come from the
+    processor that is saved beside the model: its chat template ends each of them in `<|embed|>`.
     """
 
     config: MMEmbR1Config
@@ -100,8 +100,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ReasoningGate):
-            module.reset()
+        if module is self.gate.output:  # not the gate itself: transformers asks for modules that own parameters only
+            self.gate.reset()
 
     @classmethod
     def from_vlm(
@@ -110,8 +110,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         Make an (untrained) embedding model of a vision-language model.
 
-        Adds `<|embed|>`, `<think>` and `</think>` to the tokenizer (those it has already are used as they are), gives the
-        new tokens the mean of the old embeddings plus a little noise, and makes the chat template end in `<|embed|>`.
+        Adds `<|embed|>`, `<think>` and `</think>` to the tokenizer (those it has already are used as they are), gives
+        the new tokens the mean of the old embeddings plus a little noise, and makes the chat template end in
+        `<|embed|>`.
 
         Args:
             vlm: the backbone; it becomes part of the new model and gets new embedding rows if it has too few.
@@ -122,8 +123,11 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             The model, in the backbone's dtype and on its device, and the processor.
 
         Raises:
-            ValueError: if the processor has no chat template or no tokenizer.
+            ValueError: if the processor has no chat template or no tokenizer, or the config no such field.
         """
+        unknown = [name for name in config if not hasattr(cls.config_class, name)]
+        if unknown:
+            raise ValueError(f"{cls.config_class.__name__} has no field {unknown[0]!r}.")
         tokens = add_control_tokens(processor)
         initialise_new_rows(vlm, len(processor.tokenizer), tokens.new_ids)
         configuration = cls.config_class(
@@ -139,9 +143,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):  # a second backbone is neither built nor initialised
             model = cls(configuration)
         model.vlm = vlm
-        for name, head in (("gate", ReasoningGate(configuration)), ("head", EmbeddingHead(configuration))):
-            head.apply(model._init_weights)
-            setattr(model, name, head.to(device=vlm.device, dtype=vlm.dtype))
+        model.gate, model.head = ReasoningGate(configuration), EmbeddingHead(configuration)
+        for head in (model.gate, model.head):
+            head.apply(model._init_weights).to(device=vlm.device, dtype=vlm.dtype)
         model.generation_config = vlm.generation_config
         return model.eval(), processor
 
@@ -233,8 +237,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         Embed a batch of prompts, each ending in `<|embed|>`, thinking first where that is wanted.
 
-        One prefill gives the direct embedding and the gate's decision. Only the rows that think are decoded, from the same
-        key-value cache.
+        One prefill gives the direct embedding and the gate's decision. Only the rows that think are decoded, from the
+        same key-value cache.
 
         Args:
             input_ids: `(B, S)` token ids; padding may be on either side.
@@ -267,9 +271,11 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         order = left_padded(attention_mask)
         if order is not None:
             # everything of the prompts' shape is per token and moves along; media is stored flat, in reading order
-            media = {key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()}
+            media = {
+                key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()
+            }
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        self._require_markers(input_ids[:, -1] == config.embed_token_id)
+        self._require_markers((input_ids[:, -1] == config.embed_token_id) & attention_mask[:, -1].bool())
 
         context = prefill(self.vlm, self.head, input_ids, attention_mask, reasoning != "never", **media)
         direct = self.head(context.pooled.mean)
@@ -314,8 +320,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         if not bool(present.all()):
             row = int((~present).nonzero()[0])
             raise ValueError(
-                f"Row {row} does not hold `<|embed|>` (id {self.config.embed_token_id}) where an embedding is read. Render "
-                "prompts with the chat template of the processor that is saved beside the model (and without truncation)."
+                f"Row {row} does not hold `<|embed|>` (id {self.config.embed_token_id}) where an embedding is read. "
+                "Render prompts with the chat template of the processor that is saved beside the model, and don't "
+                "truncate them."
             )
 
 

@@ -57,7 +57,8 @@ class MMEmbR1Module(InputModule):
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """
-        Inputs -> tensors of a batch. `prompt` becomes the system turn of every input that brings no instruction itself.
+        Inputs -> tensors of a batch. `prompt` becomes the system turn of every input that brings no instruction
+        itself.
 
         Raises:
             InputError: a `ValueError` that names the position of the input in this batch.
@@ -66,7 +67,7 @@ class MMEmbR1Module(InputModule):
         conversations = to_conversations(inputs, instruction=prompt, num_video_frames=config.num_video_frames)
         return dict(render(self.processor, conversations, config.max_text_tokens))
 
-    def forward(self, features: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """
         Embed a batch. Where gradients are on (training), nothing is decoded: the direct embedding is returned.
 
@@ -120,7 +121,7 @@ class MMEmbR1Module(InputModule):
             "revision": revision,
             "local_files_only": local_files_only,
         }
-        # this class comes from the repository or the package already: its siblings are used, not the repository's again
+        # this class is the repository's or the package's already: its siblings are used, not the repository's again
         config = MMEmbR1Config.from_pretrained(model_name_or_path, **hub, **(config_kwargs or {}))
         model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
         processor = AutoProcessor.from_pretrained(

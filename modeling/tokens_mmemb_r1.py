@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from tokenizers import AddedToken
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 EMBED = "<|embed|>"
 THINK = "<think>"
 END_THINK = "</think>"
+WORD_JOINER = "\u2060"  # invisible, and no normalisation takes it away
 
-# A thinking backbone's template opens (or opens and closes) `<think>` in its generation prompt. Before `<|embed|>` that
-# would be a rationale which nobody decided to write, so it is taken off. What the tokenizer itself would put before a text
-# (LLaVA's `<s>`) is written by the template too: it may add nothing of its own, least of all after `<|embed|>`.
+# A thinking backbone's template opens (or opens and closes) `<think>` in its generation prompt. Before `<|embed|>`
+# that would be a rationale which nobody decided to write, so it is taken off.
 _TEMPLATE = (
     "{% set mmemb_r1_prompt %}BACKBONE{%+ endset %}"
     "{% if embed is defined and not embed %}{{ mmemb_r1_prompt }}{% else %}"
-    "{% if not mmemb_r1_prompt.startswith(BOS) %}{{ BOS }}{% endif %}"
     "{% set mmemb_r1_end = mmemb_r1_prompt.rstrip() %}"
     "{% if mmemb_r1_end.endswith('<think>') %}{{ mmemb_r1_end[:-7] }}"
     "{% elif mmemb_r1_end.endswith('</think>') and mmemb_r1_end[:-8].rstrip().endswith('<think>') %}"
@@ -39,13 +39,9 @@ class ControlTokens:
     suppressed: list[int]
 
 
-def embedding_template(template: str, bos: str = "") -> str:
+def embedding_template(template: str) -> str:
     """
     A chat template that ends every prompt in `<|embed|>`; rendered with `embed=false` it is the backbone's own.
-
-    Args:
-        template: the backbone's.
-        bos: what every prompt has to begin with.
 
     Raises:
         ValueError: if the template does so already.
@@ -53,23 +49,23 @@ def embedding_template(template: str, bos: str = "") -> str:
     if "mmemb_r1_prompt" in template:
         raise ValueError("This chat template ends in <|embed|> already: the processor belongs to an mmemb-r1 model.")
     # jinja drops one newline at the end of a template, but not at the end of a block
-    wrapper = _TEMPLATE.replace("EMBED", EMBED).replace("BOS", json.dumps(bos))
-    return wrapper.replace("BACKBONE", template.removesuffix("\n"))
+    return _TEMPLATE.replace("EMBED", EMBED).replace("BACKBONE", template.removesuffix("\n"))
 
 
 def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
     """
     Add `<|embed|>`, `<think>` and `</think>` to the processor's tokenizer and chat template, in place.
 
-    Tokens that are there already are used as they are. None of them is a special token: they must survive decoding, and
-    `sanitize_control_tokens` is told to take them for control tokens all the same.
+    Tokens that are there already are used as they are. None of them is a special token: they must survive decoding.
 
     Raises:
         ValueError: if the processor has no tokenizer or no chat template.
     """
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
-        raise ValueError(f"{type(processor).__name__} has no tokenizer; pass the processor of a vision-language model.")
+        raise ValueError(
+            f"{type(processor).__name__} has no tokenizer; pass the processor of a vision-language model."
+        )
     template = processor.chat_template or tokenizer.chat_template
     if not isinstance(template, str):
         raise ValueError(
@@ -79,24 +75,43 @@ def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
     known = tokenizer.get_vocab()
     missing = [token for token in (EMBED, THINK, END_THINK) if token not in known]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in missing])
-    processor.chat_template = embedding_template(template, _leading_token(tokenizer))
+    processor.chat_template = embedding_template(template)
     added = tokenizer.added_tokens_encoder
-    # whitespace that some tokenizers keep as added tokens (Gemma's newlines) is ordinary text
-    tokenizer.chat_control_tokens = sorted(token for token in added if not token.isspace())
     embed, think, end_think = tokenizer.convert_tokens_to_ids([EMBED, THINK, END_THINK])
     return ControlTokens(
         embed=embed,
         think=think,
         end_think=end_think,
         new_ids=tokenizer.convert_tokens_to_ids(missing),
+        # whitespace that some tokenizers keep as added tokens (Gemma's newlines) is ordinary text
         suppressed=sorted(id_ for token, id_ in added.items() if id_ != end_think and not token.isspace()),
     )
 
 
-def _leading_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The beginning-of-sequence token if the tokenizer puts it before every text, else nothing."""
-    added = tokenizer("")["input_ids"]
-    return tokenizer.bos_token if added and added[0] == tokenizer.bos_token_id else ""
+def control_strings(processor: ProcessorMixin) -> tuple[str, ...]:
+    """What must not be written by a user: the special tokens, those of media, and this model's own."""
+    special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
+    media = {getattr(processor, name, None) or EMBED for name in ("image_token", "video_token")}
+    return tuple(sorted(special | media | {EMBED, THINK, END_THINK}))
+
+
+def as_plain_text(text: str, controls: tuple[str, ...]) -> str:
+    """
+    Text in which no control string occurs: a word joiner after its first character breaks each of them.
+
+    This works with every processor. `apply_chat_template(sanitize_control_tokens=True)` does not: Idefics3's, Gemma
+    3's and InternVL's count what it wrote, and older releases ignore it.
+
+    >>> as_plain_text("What does <think> mean?", ("<think>",))
+    'What does <\\u2060think> mean?'
+    """
+    return _control_pattern(controls).sub(rf"\g<0>{WORD_JOINER}", text)
+
+
+@lru_cache
+def _control_pattern(controls: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches the first character of every control string, also of those that overlap."""
+    return re.compile(f"(?=(?:{'|'.join(map(re.escape, controls))})).", re.DOTALL)
 
 
 @torch.no_grad()
@@ -104,8 +119,8 @@ def initialise_new_rows(vlm: PreTrainedModel, vocab_size: int, new_ids: list[int
     """
     Give the backbone an embedding row for every id below `vocab_size`, and sensible values to those of `new_ids`.
 
-    A new row is the mean of the old ones plus a tenth of their deviation in noise (seeded): in place for the model, yet
-    different from one another. Rows that a padded vocabulary has to spare are used.
+    A new row is the mean of the old ones plus a tenth of their deviation in noise (seeded): in place for the model,
+    yet different from one another. Rows that a padded vocabulary has to spare are used.
     """
     if not new_ids:
         return

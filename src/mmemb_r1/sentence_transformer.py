@@ -112,7 +112,7 @@ class MMEmbR1(SentenceTransformer):
     def _get_model_config(self) -> dict[str, Any]:
         requirement = {
             "specifier": TRANSFORMERS,
-            "reason": "Older versions can't encode control tokens in text as text.",
+            "reason": "It is built on composite configurations.",
         }
         return {**super()._get_model_config(), "requirements": {"transformers": requirement}}
 

@@ -1,0 +1,362 @@
+"""The model as users of sentence-transformers know it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+from mmemb_r1 import MMEmbR1, modeling
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.tiny import build_tiny_vlm
+
+
+@torch.no_grad()
+def thinking(family: str = "qwen3_vl", **config: Any) -> MMEmbR1:
+    """A tiny model whose gate depends on the input, and whose vectors do so strongly."""
+    vlm, processor = build_tiny_vlm(family)
+    for parameter in vlm.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(8)
+    model = MMEmbR1.from_vlm(vlm, processor, **{"max_reasoning_tokens": 4, **config})
+    model[0].model.gate.output.weight.normal_(generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.fixture(scope="session")
+def model() -> MMEmbR1:
+    """Not to be changed."""
+    return thinking()
+
+
+@pytest.fixture(scope="session")
+def saved(model: MMEmbR1, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def inputs() -> list[Any]:
+    return [
+        "What is the capital of Peru?",
+        picture(0),
+        {"text": "Which is larger?", "image": [picture(1), picture(2, (100, 40))]},
+        "Lima",
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": picture(3)}, {"type": "text", "text": "What is this?"}],
+            }
+        ],
+    ]
+
+
+def test_encode_gives_one_unit_vector_per_input(model, inputs):
+    for reasoning in ("never", "always", "auto"):
+        vectors = model.encode(inputs, reasoning=reasoning)
+        assert (vectors.shape, vectors.dtype) == ((5, 32), np.float32)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert model.encode([]).shape[0] == 0
+
+
+def test_batches_and_order_do_not_matter(model, inputs):
+    expected = model.encode(inputs, reasoning="always", batch_size=1)
+    for size in (2, 5, 32):
+        np.testing.assert_allclose(model.encode(inputs, reasoning="always", batch_size=size), expected, atol=1e-4)
+    np.testing.assert_allclose(model.encode(inputs[::-1], reasoning="always"), expected[::-1], atol=1e-4)
+
+
+def test_one_input_is_one_vector(model, inputs):
+    together = model.encode(inputs)
+    for value, expected in zip(inputs, together, strict=True):
+        np.testing.assert_allclose(model.encode(value), expected, atol=1e-4)
+    message = {"role": "user", "content": "Lima"}
+    np.testing.assert_allclose(model.encode(message), model.encode("Lima"), atol=1e-4)
+
+
+def test_containers(model):
+    words = ["Lima", "Peru", "Chad"]
+    expected = model.encode(words)
+    for container in (tuple(words), np.array(words), np.array(words, dtype=object)):
+        np.testing.assert_allclose(model.encode(container), expected, atol=1e-4)
+
+
+def test_reasoning_options_reach_the_model(model, inputs):
+    never, always = (model.explain(inputs, reasoning=mode) for mode in ("never", "always"))
+    assert not any(item["reasoned"] or item["num_reasoning_tokens"] or item["rationale"] for item in never)
+    assert all(item["reasoned"] for item in always)
+    assert max(item["num_reasoning_tokens"] for item in always) == 4
+    longer = model.explain(inputs, reasoning="always", max_reasoning_tokens=6, max_reasoning_rounds=2)
+    assert max(item["num_reasoning_tokens"] for item in longer) == 12
+    assert {item["num_reasoning_rounds"] for item in longer} == {2}
+    threshold = np.median([item["gate_prob"] for item in never])
+    auto = model.explain(inputs, gate_threshold=threshold)
+    assert [item["reasoned"] for item in auto] == [item["gate_prob"] >= threshold for item in never]
+    assert 0 < sum(item["reasoned"] for item in auto) < len(inputs)
+
+
+def test_unknown_options_are_an_error(model):
+    with pytest.raises(ValueError, match="additional keyword arguments that this model does not use.*'resoning'"):
+        model.encode(["a"], resoning="never")
+    with pytest.raises(ValueError, match="reasoning='often' is not known; allowed: auto, always, never"):
+        model.encode(["a"], reasoning="often")
+
+
+def test_explain(model, inputs):
+    items = model.explain(inputs, reasoning="always", max_reasoning_rounds=2)
+    assert len(items) == len(inputs)
+    np.testing.assert_allclose(
+        [item["embedding"] for item in items],
+        model.encode(inputs, reasoning="always", max_reasoning_rounds=2),
+        atol=1e-4,
+    )
+    assert set(items[0]) == {
+        "embedding",
+        "gate_prob",
+        "reasoned",
+        "num_reasoning_tokens",
+        "num_reasoning_rounds",
+        "rationale",
+    }
+    for item in items:
+        assert 0 <= item["gate_prob"] <= 1
+        assert not any(token in item["rationale"] for token in ("<think>", "</think>", "<|embed|>"))
+        assert item["rationale"]
+    for value in ("Lima", inputs[4], {"text": "Lima"}):
+        assert isinstance(model.explain(value), dict)
+    rows = model.explain(inputs, reasoning="always", truncate_dim=8)
+    assert rows[0]["embedding"].shape == (8,)
+
+
+def test_rationales_are_the_text_that_was_thought(model):
+    tokenizer = model.tokenizer
+    wanted = tokenizer(" Peru", add_special_tokens=False)["input_ids"][-1]
+    word = tokenizer.decode([wanted])
+
+    def favour(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits + 1e4 * (torch.arange(logits.shape[-1]) == wanted)
+
+    with model[0].model.get_output_embeddings().register_forward_hook(favour):
+        item = model.explain("Lima", reasoning="always", max_reasoning_rounds=2, max_reasoning_tokens=3)
+    assert item["rationale"] == "\n".join([(3 * word).strip()] * 2)
+    assert item["num_reasoning_tokens"] == 6
+
+
+def test_prompts_are_instructions(model, inputs):
+    own = {"text": "Lima", "instruction": "Find it."}
+    plain, prompted = model.encode(["Lima", own]), model.encode(["Lima", own], prompt="Represent this.")
+    assert np.abs(plain[0] - prompted[0]).max() > 1e-3
+    np.testing.assert_allclose(plain[1], prompted[1], atol=1e-4)
+    np.testing.assert_allclose(
+        model.encode({"text": "Lima", "instruction": "Represent this."}), prompted[0], atol=1e-4
+    )
+
+
+def test_queries_and_documents(model, inputs):
+    queries, documents = model.encode_query(inputs, reasoning="always"), model.encode_document(["Lima", "Peru"])
+    np.testing.assert_allclose(queries, model.encode(inputs, reasoning="always"), atol=1e-4)
+    scores = model.similarity(queries, documents)
+    np.testing.assert_allclose(scores, queries @ documents.T, atol=1e-5)
+    assert model.similarity_fn_name == "cosine"
+
+
+def test_named_prompts(tmp_path):
+    model = thinking()
+    model.prompts = {"query": "Find the answer.", "document": ""}
+    np.testing.assert_allclose(model.encode_query("Lima"), model.encode("Lima", prompt="Find the answer."), atol=1e-4)
+    np.testing.assert_allclose(model.encode_document("Lima"), model.encode("Lima"), atol=1e-4)
+    model.save_pretrained(str(tmp_path))
+    again = MMEmbR1(str(tmp_path), device="cpu")
+    np.testing.assert_allclose(again.encode_query("Lima"), model.encode_query("Lima"), atol=1e-4)
+
+
+def test_truncation_and_output_formats(model, inputs):
+    whole = model.encode(inputs)
+    short = model.encode(inputs, truncate_dim=8, normalize_embeddings=True)
+    np.testing.assert_allclose(short, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), atol=1e-4)
+    tensors = model.encode(inputs, convert_to_tensor=True)
+    assert isinstance(tensors, torch.Tensor)
+    np.testing.assert_allclose(tensors, whole, atol=1e-4)
+    assert model.encode(inputs, precision="binary").shape == (5, 4)
+    assert model.get_embedding_dimension() == 32
+
+
+def test_vectors_that_are_not_normalised():
+    vectors = thinking(normalize=False, embedding_dim=16).encode(["Lima", "Peru"])
+    assert vectors.shape == (2, 16)
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).min() > 1e-2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_errors_name_the_input_among_all(model, batch_size, place):
+    """Sentence-transformers sorts by length before it makes batches; the index is still the caller's."""
+    values: list[Any] = ["a", "a much longer text than the others", picture(), "b b"]
+    values.insert(place, {"text": "c", "image": "nowhere.png"})
+    with pytest.raises(
+        InputError, match=f"^Input {place} can't be embedded: there is no image file 'nowhere.png'"
+    ) as error:
+        model.encode(values, batch_size=batch_size)
+    assert error.value.index == place
+    with pytest.raises(ValueError, match=f"Input {place} can't"):
+        model.explain(tuple(values), batch_size=batch_size)
+
+
+def test_errors_of_a_single_input(model):
+    for value in ("", {"txt": "a"}, 3, [{"role": "user", "content": ""}]):
+        with pytest.raises(InputError, match="^Input 0 can't be embedded"):
+            model.encode(value)
+
+
+def test_errors_from_the_processor_name_the_input(model):
+    with pytest.raises(InputError, match="^Input 2 can't be embedded: .*aspect ratio"):
+        model.encode(["a", picture(0), picture(0, (900, 2)), "a longer text"])
+    llava = thinking("llava")
+    clip = {"video": np.zeros((2, 64, 64, 3), np.uint8)}
+    with pytest.raises(InputError, match="^Input 1 can't be embedded: this model's backbone takes no videos"):
+        llava.encode(["a", clip, "a longer text"])
+
+
+def test_a_batch_alone_is_indexed_by_itself(model):
+    with pytest.raises(InputError, match="^Input 1 can't be embedded") as error:
+        model.preprocess(["a", ""])
+    assert error.value.value == ""
+
+
+def test_saved_repository(saved):
+    names = {file.name for file in saved.iterdir()}
+    modules = json.loads((saved / "modules.json").read_text())
+    assert modules == [{"idx": 0, "name": "0", "path": "", "type": "sentence_mmemb_r1.MMEmbR1Module"}]
+    config = json.loads((saved / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_mmemb_r1.MMEmbR1Config",
+        "AutoModel": "modeling_mmemb_r1.MMEmbR1Model",
+    }
+    shipped = {file.name for file in Path(modeling.__file__).parent.glob("*.py")} - {"__init__.py"}
+    assert shipped <= names
+    assert {"model.safetensors", "config.json", "README.md", "config_sentence_transformers.json"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pyc")) for name in names)
+    for name in shipped:
+        assert (saved / name).read_text() == (Path(modeling.__file__).parent / name).read_text()
+
+
+def test_load_what_was_saved(model, saved, inputs):
+    loaded = MMEmbR1(str(saved), device="cpu")
+    for reasoning in ("never", "always"):
+        np.testing.assert_allclose(
+            loaded.encode(inputs, reasoning=reasoning), model.encode(inputs, reasoning=reasoning), atol=1e-5
+        )
+    assert loaded.similarity_fn_name == "cosine"
+    assert type(loaded[0]) is type(model[0])
+    half = MMEmbR1(str(saved), device="cpu", model_kwargs={"dtype": torch.bfloat16}, truncate_dim=8)
+    vectors = half.encode(inputs, reasoning="always")
+    assert (vectors.shape, vectors.dtype) == ((5, 8), np.float32)
+    assert half[0].model.dtype == torch.bfloat16
+
+
+def test_plain_sentence_transformers_wraps_the_module(model, inputs):
+    plain = SentenceTransformer(modules=[model[0]], device="cpu")
+    np.testing.assert_allclose(
+        plain.encode(inputs, reasoning="always"), model.encode(inputs, reasoning="always"), atol=1e-5
+    )
+
+
+def test_other_modules_keep_their_place(saved, tmp_path, inputs):
+    """A module of sentence-transformers behind ours is saved and loaded as usual."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    model = MMEmbR1(modules=[thinking(normalize=False)[0], Normalize()], device="cpu")
+    model.save_pretrained(str(tmp_path))
+    loaded = MMEmbR1(str(tmp_path), device="cpu")
+    assert [type(module).__name__ for module in loaded] == ["MMEmbR1Module", "Normalize"]
+    np.testing.assert_allclose(loaded.encode(inputs), model.encode(inputs), atol=1e-5)
+
+
+def test_a_fresh_model_does_not_think():
+    model = MMEmbR1.from_vlm(*build_tiny_vlm("smolvlm"), gate_threshold=0.3)
+    assert model[0].model.config.gate_threshold == 0.3
+    assert model.device.type == "cpu"
+    assert not model.explain("Lima")["reasoned"]
+    assert MMEmbR1.from_vlm(*build_tiny_vlm("smolvlm"), gate_threshold=0.1).explain("Lima")["reasoned"]
+
+
+REMOTE = """
+import json, sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "mmemb_r1":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+try:
+    import mmemb_r1
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("mmemb_r1 can be imported")
+
+import numpy as np
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
+
+saved, again, picture, results = sys.argv[1:]
+torch.set_num_threads(1)
+inputs = ["What is the capital of Peru?", Image.open(picture), {"text": "What is this?", "image": picture}]
+MODES = ("never", "always")
+vectors = {}
+model = SentenceTransformer(saved, trust_remote_code=True, device="cpu")
+model.save_pretrained(again)
+reloaded = SentenceTransformer(again, trust_remote_code=True, device="cpu")
+auto = AutoModel.from_pretrained(saved, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
+image = {"type": "image", "image": inputs[1]}
+contents = [[{"type": "text", "text": inputs[0]}], [image], [image, {"type": "text", "text": "What is this?"}]]
+batch = processor.apply_chat_template(
+    [[{"role": "user", "content": content}] for content in contents],
+    tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+    processor_kwargs={"padding": True},
+)
+for mode in MODES:
+    vectors[f"sentence {mode}"] = model.encode(inputs, reasoning=mode)
+    vectors[f"saved again {mode}"] = reloaded.encode(inputs, reasoning=mode)
+    with torch.no_grad():
+        vectors[f"auto {mode}"] = auto.embed(**batch, reasoning=mode).embeddings.numpy()
+if {type(part).__module__.split(".")[0] for part in (auto, model[0])} != {"transformers_modules"}:
+    sys.exit("the code of the repository was not used")
+np.savez(results, **vectors)
+"""
+
+
+def test_remote_code_without_the_package(model, saved, tmp_path):
+    """Where mmemb_r1 is not installed, the repository's code gives the same vectors, and saves what loads again."""
+    drawing, results = tmp_path / "drawing.png", tmp_path / "vectors.npz"
+    picture(7).save(drawing)
+    again = tmp_path / "again"
+    command = [sys.executable, "-I", "-c", REMOTE, str(saved), str(again), str(drawing), str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    inputs = ["What is the capital of Peru?", picture(7), {"text": "What is this?", "image": picture(7)}]
+    vectors = np.load(results)
+    assert len(vectors.files) == 6
+    for name in vectors.files:
+        expected = model.encode(inputs, reasoning=name.split()[-1])
+        np.testing.assert_allclose(vectors[name], expected, atol=1e-5, rtol=0, err_msg=name)
+    loaded = MMEmbR1(str(again), device="cpu")
+    np.testing.assert_allclose(loaded.encode(inputs), model.encode(inputs), atol=1e-5)
