@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
 from mmemb_r1 import MMEmbR1
+from mmemb_r1._files import claim, made_whole
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
 from mmemb_r1.quickstart.pipeline import RECIPE_FILE, train
@@ -32,9 +34,9 @@ def main() -> None:
     recipe = Recipe(**json.loads((args.quickstart / RECIPE_FILE).read_text(encoding="utf-8")))
     joint = load_results(args.quickstart / "results.json")
     atlas = load_atlas(args.quickstart / "atlas")
+    claim(args.output / RECIPE_FILE, asdict(recipe) | {"atlas": atlas.manifest["fingerprint"]})
     model = args.output / "model"
-    if not model.exists():
-        train(atlas, recipe, model, args.output / "checkpoints", use_rationales=False)
+    made_whole(model, lambda folder: train(atlas, recipe, folder, args.output / "checkpoints", use_rationales=False))
     direct = evaluate(MMEmbR1(str(model), device="cpu"), atlas.pairs["test"], atlas.candidates, modes=("never",))
     save_results(direct, args.output / "results.json")
 

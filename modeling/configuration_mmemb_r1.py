@@ -92,6 +92,13 @@ class MMEmbR1Config(PreTrainedConfig):
             raise ValueError(f"pooling={self.pooling!r} is not known; allowed: {', '.join(POOLINGS)}.")
         if self.reasoning not in REASONING_MODES:
             raise ValueError(f"reasoning={self.reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
+        if not 0 <= self.gate_threshold <= 1:
+            raise ValueError(f"gate_threshold={self.gate_threshold} has to be a probability, from 0 to 1.")
+        if self.max_reasoning_tokens < 1 or self.max_reasoning_rounds < 1:
+            raise ValueError(
+                f"max_reasoning_tokens={self.max_reasoning_tokens} and max_reasoning_rounds="
+                f"{self.max_reasoning_rounds} have to be at least 1."
+            )
         width = self.embedding_dim or self.hidden_size
         for dim in [*self.matryoshka_dims, *([self.truncate_dim] if self.truncate_dim is not None else [])]:
             if not 0 < dim <= width:

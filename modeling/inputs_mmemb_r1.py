@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from jinja2 import TemplateError
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
+from .media_mmemb_r1 import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_file, open_image, open_video
 from .tokens_mmemb_r1 import as_plain_text, control_strings
 
 KEYS = ("text", "image", "video", "instruction")
 ROLES = ("system", "user", "assistant")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 _ALLOWED = (
     "a string, a PIL image, a dict with any of the keys 'text', 'image', 'video' and 'instruction', or a list of chat "
     "messages"
@@ -35,18 +29,22 @@ class InputError(ValueError):
 
     Attributes:
         index: position of the input among those passed.
-        reason: what came, what is allowed and what to do.
+        reason: what came, what is allowed and what to do, and the beginning of the input itself.
         value: the input itself, where it is known; it does not travel between processes.
     """
 
     def __init__(self, index: int, reason: str, value: Any = None) -> None:
-        super().__init__(f"Input {index} can't be embedded: {reason}")
         self.index = index
-        self.reason = reason
+        self.reason = reason if value is None else f"{reason} It was: {value!r:.100}"
         self.value = value
+        super().__init__(f"Input {index} can't be embedded: {self.reason}")
 
     def __reduce__(self) -> tuple[type, tuple[int, str]]:
         return type(self), (self.index, self.reason)
+
+    def at(self, index: int) -> InputError:
+        """The same error for another position."""
+        return type(self)(index, self.reason)
 
 
 def to_conversations(
@@ -69,7 +67,7 @@ def to_conversations(
         try:
             conversations.append(_conversation(value, instruction, num_video_frames))
         except (ValueError, OSError) as error:  # OSError: a file that may not be read
-            raise InputError(index, str(error)) from error
+            raise InputError(index, str(error), value) from error
     return conversations
 
 
@@ -126,18 +124,14 @@ def _string_field(value: str) -> dict[str, Any]:
         if value.startswith(f"data:{kind}/"):
             return {kind: value}
         if value.lower().endswith(suffixes):
-            if _is_file(value):
+            if is_file(value):
                 return {kind: value}
-            if re.fullmatch(r"\S+", value):
+            if re.fullmatch(r"\S+", value) or re.match(r"~?/|\.\.?/|[A-Za-z]:\\", value):
                 raise ValueError(
                     f"{value!r:.200} looks like the path of a file ({kind}), but there is no such file, and nothing "
                     'is downloaded. Correct the path, or pass {"text": ...} to embed the string itself.'
                 )
     return {"text": value}
-
-
-def _is_file(path: str | os.PathLike[str]) -> bool:
-    return os.path.isfile(os.path.expanduser(path))  # unlike Path.is_file, False for names no file system takes
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -201,146 +195,9 @@ def _opened_part(part: Any, num_frames: int) -> dict[str, Any]:
     )
 
 
-def open_image(source: Any) -> Image.Image:
-    """
-    Open a picture as RGB, upright (EXIF) and with transparency on white.
-
-    Args:
-        source: a PIL image, a path, the bytes of a file, a `data:` URL, an array `(H, W)` or `(H, W, 3 | 4)` of uint8,
-            or the `{"bytes", "path"}` dict of an undecoded `datasets` image.
-
-    Raises:
-        ValueError: if there is no such file, it is no picture, or its pixels have no range (32-bit).
-    """
-    if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
-        source = source.get("bytes") or source.get("path")
-    if isinstance(source, np.ndarray):
-        source = _from_array(source)
-    data = None if isinstance(source, Image.Image) else _read(source, "image")
-    try:
-        image = source if data is None else Image.open(io.BytesIO(data))
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"its image {_name(source)} can't be read ({error}). Pass a picture that PIL can open."
-        ) from error
-    if 0 in image.size:
-        raise ValueError(f"its image has no pixels (size {image.size}).")
-    return _rgb(image)
-
-
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
-        raise ValueError(
-            f"its image is an array of {pixels.dtype} with shape {pixels.shape}; allowed: uint8 with shape (H, W), "
-            "(H, W, 3) or (H, W, 4)."
-        )
-    return Image.fromarray(pixels)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"its image has 32-bit pixels (mode {image.mode}) of unknown range; convert it to 8 or 16 bits."
-        )
-    if image.mode.startswith("I;16"):  # PIL would clip these to the darkest 1/256 of their range
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _read(source: Any, kind: str) -> bytes:
-    """The bytes of a file, of a `data:` URL, or just bytes."""
-    if isinstance(source, bytes | bytearray):
-        return bytes(source)
-    if isinstance(source, str) and source.startswith("data:"):
-        header, _, payload = source.partition(",")
-        try:
-            return (
-                base64.b64decode(payload, validate=True) if header.endswith(";base64") else unquote_to_bytes(payload)
-            )
-        except binascii.Error as error:
-            raise ValueError(f"its data URL {_name(source)} is not valid base64 ({error}).") from error
-    if isinstance(source, str) and re.match(r"https?://", source):
-        raise ValueError(
-            f"{source!r} is a web address; nothing is downloaded. Download the {kind} and pass its path or bytes."
-        )
-    if not isinstance(source, str | Path):
-        decoded = {"image": "a PIL image or array", "video": "a list of frames or an array"}[kind]
-        raise ValueError(
-            f"its {kind} is of type {type(source).__name__}; allowed: {decoded}, a path, bytes or a data URL."
-        )
-    if not _is_file(source):
-        raise ValueError(f"there is no {kind} file {str(source)!r:.200}.")
-    return Path(os.path.expanduser(source)).read_bytes()
-
-
-def _name(source: Any) -> str:
-    if isinstance(source, bytes | bytearray):
-        return f"of {len(source)} bytes"
-    return repr(str(source)[:60])
-
-
 def _video_part(source: Any, num_frames: int) -> dict[str, Any]:
     frames, metadata = open_video(source, num_frames)
     return {"type": "video", "video": frames, "metadata": metadata}
-
-
-def open_video(source: Any, num_frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:
-    """
-    Open a video as frames `(T, H, W, 3)` of uint8 and their metadata.
-
-    Args:
-        source: a path or the bytes of a file (decoded with PyAV, `num_frames` of its frames, evenly spread), or the
-            frames themselves, as an array or a list of pictures: these are all kept.
-        num_frames: frames to sample from a file.
-
-    Raises:
-        ValueError: if there is no such file, it is no video, or there are no frames.
-    """
-    if isinstance(source, np.ndarray) and source.ndim == 4:
-        source = list(source)
-    if isinstance(source, list | tuple):
-        if not source:
-            raise ValueError("its video has no frames.")
-        frames = [np.asarray(open_image(frame)) for frame in source]
-        if len({frame.shape for frame in frames}) > 1:
-            raise ValueError("the frames of its video differ in size; resize them to one size.")
-        return np.stack(frames), _metadata(len(frames), 24.0, range(len(frames)))
-    return _decode_video(source, num_frames)
-
-
-def _decode_video(source: Any, num_frames: int) -> tuple[np.ndarray, dict[str, Any]]:
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError("videos need PyAV: pip install av, or pass the frames as a list of pictures.") from error
-
-    data = _read(source, "video")
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            rate = float(container.streams.video[0].average_rate or 24.0) if container.streams.video else 24.0
-            # only as much as is sampled is kept as arrays: an hour of frames does not fit into memory
-            total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
-        wanted = sorted(
-            set(np.linspace(0, max(total - 1, 0), min(num_frames, max(total, 1))).round().astype(int).tolist())
-        )
-        with av.open(io.BytesIO(data), "r") as container:
-            decoded = enumerate(container.decode(video=0)) if total else iter(())
-            frames = [frame.to_ndarray(format="rgb24") for index, frame in decoded if index in wanted]
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"its video {_name(source)} can't be read ({error}). Pass a video that FFmpeg can open."
-        ) from error
-    if not frames:
-        raise ValueError(f"its video {_name(source)} has no frames.")
-    return np.stack(frames), _metadata(total, rate, wanted)
-
-
-def _metadata(total: int, fps: float, indices: Sequence[int]) -> dict[str, Any]:
-    return {"total_num_frames": total, "fps": fps, "duration": total / fps, "frames_indices": list(indices)}
 
 
 def truncate_text(tokenizer: Any, text: str, max_tokens: int) -> str:
@@ -451,15 +308,3 @@ def _check_videos(processor: ProcessorMixin, parts: list[dict[str, Any]]) -> Non
             f"this model's backbone takes videos of equally many frames in one batch, these have {sorted(lengths)}; "
             "sample as many of each, or encode them in separate calls."
         )
-
-
-def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text`; control tokens that stand in it are encoded as the plain text they are."""
-    control = [token for token in tokenizer.added_tokens_encoder if not token.isspace()]
-    pattern = "|".join(re.escape(token) for token in sorted(control, key=len, reverse=True))
-    ids: list[int] = []
-    for piece in re.split(f"({pattern})", text):
-        # cut in two, a control token is not recognised any more
-        for part in (piece[:1], piece[1:]) if piece in control else (piece,):
-            ids += tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
-    return ids

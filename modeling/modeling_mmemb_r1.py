@@ -58,8 +58,9 @@ class MMEmbR1EmbedOutput(ModelOutput):
         num_forced_closings: `(B,)` rationales that were closed by force because their budget was spent.
         rationale_ids: `(B, T)` ids of the rationales, filled up with -1. Rounds are separated by the control tokens
             between them.
-        all_embeddings: `(B, max_reasoning_rounds + 1, D)`, the vector after k rationales in slot k; slots that a row
-            did not reach repeat its last one. Only with `output_all_embeddings=True`.
+        all_embeddings: `(B, max_reasoning_rounds + 1, D)` (with `reasoning="never"`: `(B, 1, D)`), the vector after k
+            rationales in slot k; slots that a row did not reach repeat its last one. Only with
+            `output_all_embeddings=True`.
     """
 
     embeddings: Tensor | None = None
@@ -75,6 +76,9 @@ class MMEmbR1EmbedOutput(ModelOutput):
 class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     """
     A vision-language model that embeds, and thinks first when its reasoning gate says so.
+
+    Thinking only where it pays is the paper's; one prefill for both, and the decision as a token at `<|embed|>`, are
+    ours.
 
     The backbone `vlm` is any `AutoModelForImageTextToText`; `gate` and `head` are small. Prompts come from the
     processor that is saved beside the model: its chat template ends each of them in `<|embed|>`.
@@ -238,7 +242,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         Embed a batch of prompts, each ending in `<|embed|>`, thinking first where that is wanted.
 
         One prefill gives the direct embedding and the gate's decision. Only the rows that think are decoded, from the
-        same key-value cache.
+        same key-value cache. Gradients flow with `reasoning="never"` only.
 
         Args:
             input_ids: `(B, S)` token ids; padding may be on either side.
@@ -261,6 +265,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         threshold = config.gate_threshold if gate_threshold is None else gate_threshold
         max_tokens = config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens
         max_rounds = config.max_reasoning_rounds if max_reasoning_rounds is None else max_reasoning_rounds
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"gate_threshold={threshold} has to be a probability, from 0 to 1.")
         if max_tokens < 1 or max_rounds < 1:
             raise ValueError(
                 f"max_reasoning_tokens={max_tokens} and max_reasoning_rounds={max_rounds} have to be at least 1; "
@@ -277,24 +283,25 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         self._require_markers((input_ids[:, -1] == config.embed_token_id) & attention_mask[:, -1].bool())
 
-        context = prefill(self.vlm, self.head, input_ids, attention_mask, reasoning != "never", **media)
-        direct = self.head(context.pooled.mean)
-        gate_prob = self.gate(context.hidden).sigmoid()
-        if reasoning == "always":
-            rows = torch.arange(len(input_ids), device=input_ids.device)
-        else:
-            rows = ((gate_prob >= threshold) & (reasoning == "auto")).nonzero().squeeze(-1)
-        slots = max_rounds + 1 if reasoning != "never" else 1
-        zeros = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        thoughts = Thoughts(
-            embeddings=direct[:, None].repeat(1, slots, 1),  # (B, K + 1, D)
-            rounds=zeros,
-            num_tokens=zeros.clone(),
-            num_forced=zeros.clone(),
-            token_ids=[[] for _ in range(len(input_ids))],
-        )
-        if len(rows):
-            with torch.no_grad():
+        # a token that was chosen has no gradient, so a vector after it would have a wrong one
+        with torch.set_grad_enabled(torch.is_grad_enabled() and reasoning == "never"):
+            context = prefill(self.vlm, self.head, input_ids, attention_mask, reasoning != "never", **media)
+            direct = self.head(context.pooled.mean)
+            gate_prob = self.gate(context.hidden).sigmoid()
+            if reasoning == "always":
+                rows = torch.arange(len(input_ids), device=input_ids.device)
+            else:
+                rows = ((gate_prob >= threshold) & (reasoning == "auto")).nonzero().squeeze(-1)
+            slots = max_rounds + 1 if reasoning != "never" else 1
+            zeros = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+            thoughts = Thoughts(
+                embeddings=direct[:, None].repeat(1, slots, 1),  # (B, K + 1, D)
+                rounds=zeros,
+                num_tokens=zeros.clone(),
+                num_forced=zeros.clone(),
+                token_ids=[[] for _ in range(len(input_ids))],
+            )
+            if len(rows):
                 think(
                     self,
                     context,

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from .configuration_mmemb_r1 import MMEmbR1Config
-from .inputs_mmemb_r1 import render, to_conversations
+from .inputs_mmemb_r1 import InputError, render, to_conversations
 from .modeling_mmemb_r1 import MMEmbR1Model
 
 REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
@@ -61,11 +61,14 @@ class MMEmbR1Module(InputModule):
         itself.
 
         Raises:
-            InputError: a `ValueError` that names the position of the input in this batch.
+            InputError: a `ValueError` that shows the input and names its position in this batch.
         """
         config = self.model.config
         conversations = to_conversations(inputs, instruction=prompt, num_video_frames=config.num_video_frames)
-        return dict(render(self.processor, conversations, config.max_text_tokens))
+        try:
+            return dict(render(self.processor, conversations, config.max_text_tokens))
+        except InputError as error:
+            raise InputError(error.index, error.reason, inputs[error.index]) from error
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """
@@ -77,6 +80,11 @@ class MMEmbR1Module(InputModule):
                 [`MMEmbR1Model.embed`].
         """
         if torch.is_grad_enabled():
+            if options.get("reasoning", "never") != "never":
+                raise ValueError(
+                    f"reasoning={options['reasoning']!r} has no gradient; wrap the call in torch.no_grad(), or leave "
+                    'the option out (or "never") to train the direct embedding.'
+                )
             options["reasoning"] = "never"
         output = self.model.embed(**features, **options)
         return {

@@ -235,6 +235,9 @@ class TestTrain:
         assert (output / "model" / "modules.json").is_file()
         assert self.train(*options, "--max-steps", 3) == 0
         assert (output / "checkpoints" / "checkpoint-3").is_dir()
+        config.write_text(config.read_text() + "learning_rate: 5e-4\n")
+        assert self.train(*options, "--max-steps", 4) == 2  # another run: it does not go on from this one
+        assert "was begun with other settings or data" in capsys.readouterr().err
 
     def test_refuses_a_field_that_is_none(self, tiny_checkpoint, pairs, tmp_path, capsys):
         config = tmp_path / "joint.yaml"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def alignment(queries: Tensor, candidates: Tensor, positives: Tensor, temperature: float = 0.05) -> Tensor:
+def alignment(queries: Tensor, candidates: Tensor, positives: Tensor, temperature: float = 0.02) -> Tensor:
     """
     How well each query meets its target against the other candidates, bounded.
 
@@ -17,7 +17,7 @@ def alignment(queries: Tensor, candidates: Tensor, positives: Tensor, temperatur
         temperature: divides the cosine similarities.
 
     Returns:
-        `(B,)` softmax probability of the target. Source: design section 8, ours.
+        `(B,)` softmax probability of the target. Source: ours.
 
     >>> alignment(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0).round(decimals=3).tolist()
     [0.7310000061988831, 0.7310000061988831]
@@ -47,7 +47,7 @@ def gate_loss(logits: Tensor, gap: Tensor, cost: float) -> Tensor:
 
 
 def fit_gate(
-    gate: nn.Module, hidden: Tensor, gap: Tensor, cost: float = 0.02, weight_decay: float = 1e-3, steps: int = 200
+    gate: nn.Module, hidden: Tensor, gap: Tensor, cost: float = 0.02, weight_decay: float = 0.1, steps: int = 200
 ) -> dict[str, float]:
     """
     Fit a gate to utility gaps that were measured; the rest of the model stays as it is.

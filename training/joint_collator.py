@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
-from mmemb_r1.modeling.inputs_mmemb_r1 import plain_ids, render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 
 IGNORED = -100
 Augment = Callable[[Image.Image], Image.Image]
@@ -108,8 +109,8 @@ class JointCollator:
         """`<think> r </think> <|embed|>`, or nothing."""
         if not segments or not self.use_rationales:
             return []
-        text = " ".join(segments)
-        ids = plain_ids(self.processor.tokenizer, text)
+        text = as_plain_text(" ".join(segments), control_strings(self.processor))
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) > self.max_rationale_tokens:
             raise ValueError(
                 f"A rationale has {len(ids)} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. Raise "

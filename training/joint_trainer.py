@@ -83,6 +83,9 @@ class JointTrainer(_BaseTrainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
 
+    def _send_telemetry(self) -> None:
+        """Nobody is told what is trained here, unlike in TRL's own trainers."""
+
     def get_train_dataloader(self) -> DataLoader:
         """Batches of sub-batches of one task each."""
         args = self.args
@@ -97,7 +100,7 @@ class JointTrainer(_BaseTrainer):
             args.sub_batch_size,
             number,
             args.task_weights,
-            seed=args.data_seed or args.seed,
+            seed=args.seed if args.data_seed is None else args.data_seed,
         )
         return self.accelerator.prepare(
             DataLoader(
@@ -112,7 +115,7 @@ class JointTrainer(_BaseTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The joint loss of design section 7 for one batch."""
+        """Contrastive terms over the paths and the language-model loss on the rationales, for one batch."""
         args = self.args
         query, target = forward_side(model, inputs["query"]), forward_side(model, inputs["target"])
         index = inputs["target_index"]

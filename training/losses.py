@@ -80,8 +80,8 @@ def path_loss(
         temperature: divides the cosine similarities.
 
     Returns:
-        The weighted sum, and each unweighted term as `nce_ab` (only those with valid rows). Source: design section 7,
-        ours.
+        The weighted sum, and each unweighted term as `nce_ab` (only those with valid rows). Source: ours;
+        the paper names a direct and a reasoning path.
     """
     total = queries.new_zeros(())
     terms: dict[str, Tensor] = {}

@@ -11,10 +11,9 @@ def read_pairs(path: Path) -> Dataset:
     """
     A pairs table from a Parquet file, in memory.
 
-    Pictures stay encoded and are opened by the collator, with the same rules as in `encode`.
-
     Args:
-        path: the file; its `datasets` features (pictures) are kept if it has them.
+        path: the file. Columns that `datasets` wrote as pictures are decoded when a row is read; others (paths, bytes)
+            are opened by the collator, with the same rules as in `encode`.
 
     Raises:
         ValueError: if the file holds no table.

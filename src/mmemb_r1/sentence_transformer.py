@@ -32,6 +32,11 @@ class MMEmbR1(SentenceTransformer):
         **kwargs: as for [`SentenceTransformer`].
     """
 
+    def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
+        if model_name_or_path is not None and Path(model_name_or_path).is_dir():
+            kwargs.setdefault("local_files_only", True)  # the Hub would be asked about the base model otherwise
+        super().__init__(model_name_or_path, **kwargs)
+
     @classmethod
     def from_model(cls, model: MMEmbR1Model, processor: ProcessorMixin, **kwargs: Any) -> MMEmbR1:
         """Wrap a model that is in memory; it stays on its device."""
@@ -70,14 +75,7 @@ class MMEmbR1(SentenceTransformer):
         except InputError as error:
             # sentence-transformers sorts the inputs before it makes batches
             places = (index for index, value in enumerate(values) if value is error.value)
-            raise InputError(next(places, error.index), error.reason, error.value) from error
-
-    def preprocess(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The tensors of a batch, see [`SentenceTransformer.preprocess`]."""
-        try:
-            return super().preprocess(inputs, *args, **kwargs)
-        except InputError as error:
-            raise InputError(error.index, error.reason, inputs[error.index]) from error
+            raise error.at(next(places, error.index)) from error
 
     def explain(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """

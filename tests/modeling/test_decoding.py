@@ -145,7 +145,7 @@ def test_the_gate_is_asked_after_every_round(qwen, mixed):
 
 
 def test_thresholds_at_the_ends(qwen, mixed):
-    assert not qwen.embed(mixed, reasoning="auto", gate_threshold=1.1).reasoned.any()
+    assert not qwen.embed(mixed, reasoning="auto", gate_threshold=1.0).reasoned.any()
     assert qwen.embed(mixed, reasoning="auto", gate_threshold=0.0).reasoned.all()
 
 
@@ -155,7 +155,7 @@ def test_defaults_are_the_configs(make_tiny, mixed):
         output = tiny.embed(mixed)
     assert output.num_reasoning_rounds.tolist() == [3] * 5
     assert output.num_reasoning_tokens.tolist() == [6] * 5
-    tiny.model.config.reasoning, tiny.model.config.gate_threshold = "auto", 1.1
+    tiny.model.config.reasoning, tiny.model.config.gate_threshold = "auto", 1.0
     assert not tiny.embed(mixed).reasoned.any()
 
 

@@ -41,8 +41,10 @@ def test_a_prompt_is_the_system_turn(module, draw):
 
 def test_with_gradients_nothing_is_decoded(module, mixed, close):
     features = module.preprocess(mixed)
-    output = module(features, reasoning="always")
+    output = module(features)
     assert not output["reasoned"].any()
+    with pytest.raises(ValueError, match="reasoning='always' has no gradient; wrap the call in torch.no_grad"):
+        module(features, reasoning="always")
     assert output["sentence_embedding"].requires_grad
     with torch.no_grad():
         close(output["sentence_embedding"], module(features, reasoning="never")["sentence_embedding"])

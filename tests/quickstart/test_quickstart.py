@@ -53,7 +53,7 @@ def test_the_gate_was_fitted(finished):
     before, after = (MMEmbR1(str(output / name), device="cpu")[0].model.gate.output for name in ("trained", "model"))
     assert (before.weight == 0).all() and (after.weight != 0).any()
     facts = json.loads((output / "model" / "training.json").read_text(encoding="utf-8"))
-    assert 0 <= facts["gate"]["thinks"] <= 1
+    assert facts["the gate thinks on"].endswith("% of policy")
 
 
 def test_what_is_there_is_not_done_again(finished):
@@ -74,6 +74,18 @@ def test_another_recipe_in_the_same_directory_is_refused(finished):
         run_quickstart(finished[0], dataclasses.replace(TINY, steps=4), Console(quiet=True))
 
 
+def test_another_atlas_under_a_trained_model_is_refused(finished, tmp_path):
+    import shutil
+
+    from mmemb_r1.quickstart.pipeline import run_quickstart
+
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy)
+    (copy / "data.json").write_text('{"atlas": "of yesterday"}')
+    with pytest.raises(ValueError, match="was begun with other settings or data"):
+        run_quickstart(copy, TINY, Console(quiet=True))
+
+
 def test_an_interrupted_training_goes_on(finished, tmp_path):
     from mmemb_r1.atlas import load_atlas
     from mmemb_r1.quickstart.pipeline import joint_trainer, train
@@ -83,7 +95,7 @@ def test_an_interrupted_training_goes_on(finished, tmp_path):
     joint_trainer(atlas, half, tmp_path / "checkpoints", max_steps=2, warmup_steps=1).train()
     train(atlas, TINY, tmp_path / "trained", tmp_path / "checkpoints")
     facts = json.loads((tmp_path / "trained" / "training.json").read_text(encoding="utf-8"))
-    assert facts["resumed_from"] == "checkpoint-2" and facts["steps"] == 3
+    assert facts["resumed from"] == "checkpoint-2" and facts["steps"] == 3
 
 
 def test_the_showcase_is_a_picture(finished, tmp_path):

@@ -31,7 +31,7 @@ def test_the_gate_learns_where_thinking_pays(gate):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(400, 32, generator=generator)
     gap = 0.3 * hidden[:, 3] + 0.05 * torch.randn(400, generator=generator)
-    facts = fit_gate(gate, hidden, gap, cost=0.0)
+    facts = fit_gate(gate, hidden, gap, cost=0.0, weight_decay=1e-3)
     fresh = torch.randn(200, 32, generator=generator)
     with torch.no_grad():
         right = ((gate(fresh) > 0) == (fresh[:, 3] > 0)).float().mean()
@@ -43,9 +43,9 @@ def test_the_gate_learns_where_thinking_pays(gate):
 def test_a_higher_cost_thinks_less(gate):
     hidden = torch.randn(400, 32, generator=torch.Generator().manual_seed(0))
     gap = 0.3 * hidden[:, 3]
-    cheap = fit_gate(gate, hidden, gap, cost=0.0)["thinks"]
+    cheap = fit_gate(gate, hidden, gap, cost=0.0, weight_decay=1e-3)["thinks"]
     gate.reset()
-    assert fit_gate(gate, hidden, gap, cost=0.4)["thinks"] < cheap / 2
+    assert fit_gate(gate, hidden, gap, cost=0.4, weight_decay=1e-3)["thinks"] < cheap / 2
 
 
 def test_inputs_with_nothing_at_stake_do_not_count():

@@ -48,7 +48,7 @@ class Studio:
 
 
 def pair_rows(split: str, questions: Iterable[Question], studio: Studio) -> list[Row]:
-    """One row per question; training shows canonical pictures, the other splits renderings of their own."""
+    """One row per question; training shows canonical pictures, the other splits renderings it never shows."""
     rows = []
     for question in questions:
         pair_id = "/".join(part for part in (split, question.task, question.entity, question.variant) if part)
@@ -56,7 +56,7 @@ def pair_rows(split: str, questions: Iterable[Question], studio: Studio) -> list
             shown = [studio.canonical(key) for key in question.pictures]
         else:
             shown = [studio.varied(key, pair_id, place) for place, key in enumerate(question.pictures)]
-        rows.append(_pair_row(pair_id, question.task, question, shown, studio))
+        rows.append(_pair_row(pair_id, question.task, question, shown, _answer(split, question, studio)))
     return rows
 
 
@@ -67,7 +67,7 @@ def second_font_rows(split: str, questions: Iterable[Question], font: Path, stud
         picture = render_emoji(question.entity, font, studio.size) if question.task in NAME_TASKS else None
         if picture is not None:
             pair_id = f"{split}/{NOTO_TASK}/{question.entity}"
-            rows.append(_pair_row(pair_id, NOTO_TASK, question, [encode_png(picture)], studio))
+            rows.append(_pair_row(pair_id, NOTO_TASK, question, [encode_png(picture)], _input(question.answer)))
     return rows
 
 
@@ -91,17 +91,26 @@ def candidate_rows(world: World, studio: Studio) -> list[Row]:
         for text in sorted(set(answers))
     ]
     rows.extend(
-        {"candidate_set": "picture", "candidate_id": key, "input": _input(pictures=[studio.canonical(key)])}
+        {"candidate_set": "picture", "candidate_id": key, "input": _candidate_picture(key, studio)}
         for key in world.pictures
     )
     return rows
 
 
-def _pair_row(pair_id: str, task: str, question: Question, shown: list[bytes], studio: Studio) -> Row:
-    if question.candidate_set == "picture":
-        target = _input(pictures=[studio.canonical(question.answer)])
-    else:
-        target = _input(question.answer)
+def _answer(split: str, question: Question, studio: Studio) -> Row:
+    """The target; outside of training a picture is the candidate's rendering, which training never shows."""
+    if question.candidate_set != "picture":
+        return _input(question.answer)
+    if split == TRAIN:
+        return _input(pictures=[studio.canonical(question.answer)])
+    return _candidate_picture(question.answer, studio)
+
+
+def _candidate_picture(key: str, studio: Studio) -> Row:
+    return _input(pictures=[studio.varied(key, "candidate", key)])
+
+
+def _pair_row(pair_id: str, task: str, question: Question, shown: list[bytes], target: Row) -> Row:
     return {
         "pair_id": pair_id,
         "task": task,

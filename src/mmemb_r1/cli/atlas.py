@@ -35,18 +35,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1.atlas import build_atlas
 
-    try:
-        atlas = build_atlas(
-            args.output,
-            seed=args.seed,
-            size=args.size,
-            num_objects=args.num_objects,
-            num_countries=args.num_countries,
-            generated_rows=args.generated_rows,
-            second_font=None if args.second_font == "none" else args.second_font,
-        )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    atlas = build_atlas(
+        args.output,
+        seed=args.seed,
+        size=args.size,
+        num_objects=args.num_objects,
+        num_countries=args.num_countries,
+        generated_rows=args.generated_rows,
+        second_font=None if args.second_font == "none" else args.second_font,
+    )
     for split, pairs in atlas.pairs.items():
         print(f"{split:12}{len(pairs):7,} pairs")
     print(f"{'candidates':12}{len(atlas.candidates):7,} in {len(set(atlas.candidates['candidate_set']))} sets")

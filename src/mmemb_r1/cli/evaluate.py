@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 HELP = """\
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         train_pairs=atlas.pairs["train"],
         config={"model": Path(args.model).resolve().name, "split": args.split},
     )
-    Console().print(results_table(results))
+    Console(width=max(100, shutil.get_terminal_size().columns)).print(results_table(results))
     if args.output:
         save_results(results, args.output)
         print(f"results in {args.output}")

@@ -19,7 +19,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="auto", help="dtype of the weights, say bfloat16; default: as they are stored"
     )
     parser.add_argument("--revision", help="commit, branch or tag of the Hub id")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument(
         "--set",
         action="append",
@@ -39,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
     from mmemb_r1 import MMEmbR1
 
-    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    # a backbone with code of its own could not be loaded again as part of a checkpoint
+    options = {"revision": args.revision, "trust_remote_code": False}
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, **options)
     processor = AutoProcessor.from_pretrained(args.vlm, **options)
     MMEmbR1.from_vlm(vlm, processor, **settings).save_pretrained(str(args.output))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 HELP = """\
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.quickstart.recipe import Recipe
     from mmemb_r1.quickstart.showcase import draw_showcase, lines_to_paste, save_example
 
-    console = Console()
+    console = Console(width=max(100, shutil.get_terminal_size().columns))
     results = run_quickstart(args.output, smaller(Recipe(), args.steps, args.seed), console)
     console.print(results_table(results, title="hit@1 on Atlas, test split"))
     atlas = load_atlas(args.output / "atlas")

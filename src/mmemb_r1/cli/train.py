@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 HELP = """\
 Train a checkpoint. `mmemb-r1 train joint` runs the joint phase on a pairs table (Parquet with the columns query,
@@ -19,9 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     joint.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
     joint.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
     joint.add_argument("--config", type=Path, metavar="FILE", help="YAML: fields of JointConfig and their values")
-    joint.add_argument(
-        "--max-steps", type=int, metavar="N", help="optimiser steps; default: one epoch, or the config's"
-    )
+    joint.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; default: the config's")
     joint.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
 
 
@@ -40,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training import JointConfig
     from mmemb_r1.training.tables import read_pairs
 
-    known = {field.name for field in dataclasses.fields(JointConfig)}
-    if unknown := sorted(set(fields) - known):
+    defaults = {field.name: field.default for field in dataclasses.fields(JointConfig)}
+    if unknown := sorted(set(fields) - set(defaults)):
         raise ValueError(f"--config {args.config}: JointConfig has no field {unknown[0]!r}; see its documentation")
+    fields = {name: as_number(name, value, defaults[name]) for name, value in fields.items()}
     fields = {"report_to": [], **fields, "output_dir": str(args.output / "checkpoints")}
     if args.max_steps is not None:
         fields["max_steps"] = args.max_steps
@@ -51,9 +52,19 @@ def run(args: argparse.Namespace) -> int:
 
     from transformers.trainer_utils import get_last_checkpoint
 
+    from mmemb_r1._files import claim
     from mmemb_r1.training import JointTrainer
 
     pairs = read_pairs(args.pairs)
+    length_of_run = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
+    claim(
+        args.output / "run.json",
+        {
+            "model": args.model,
+            "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
+            "fields": {name: value for name, value in fields.items() if name not in length_of_run},
+        },
+    )
     model = MMEmbR1(args.model, device="cpu" if args.cpu else None)
     trainer = JointTrainer(
         model=model[0].model.train(),
@@ -66,3 +77,19 @@ def run(args: argparse.Namespace) -> int:
     MMEmbR1.from_model(trainer.model.eval(), model.processor).save_pretrained(str(args.output / "model"))
     print(f"the trained checkpoint is in {args.output / 'model'}")
     return 0
+
+
+def as_number(name: str, value: Any, default: Any) -> Any:
+    """A number that YAML took for text (it reads 5e-4 as a string), where the field is a number.
+
+    >>> as_number("learning_rate", "5e-4", 5e-5)
+    0.0005
+    >>> as_number("lr_scheduler_type", "cosine", "linear")
+    'cosine'
+    """
+    if not isinstance(value, str) or not isinstance(default, float):
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {value!r} is no number") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from mmemb_r1.evaluation.results import Results
@@ -15,20 +16,24 @@ MISSING = "-"
 def results_table(results: Results, title: str = "hit@1 per task") -> Table:
     """A `rich` table: per task its baselines, then hit@1, rationale tokens and time of each mode; means at the end.
 
+    `maj.` always gives the task's most frequent answer; `blind` is the better of the modes without the query's
+    picture; `thinks` is the share of queries that thought; `ms` is milliseconds per query.
+
     Args:
         results: what `evaluate` returned.
         title: defaults to `"hit@1 per task"`.
     """
     modes = results["config"]["modes"]
-    table = Table(title=title)
-    table.add_column("task")
-    for column in ("n", "majority", "no image"):
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("task", no_wrap=True)
+    for column in ("n", "maj.", "blind"):
         table.add_column(column, justify="right")
     for mode in modes:
-        table.add_column(mode, justify="right", style="bold")
-        if mode != "never":
+        table.add_column(mode, justify="right", style="bold", no_wrap=True)
+        if mode == "auto":
             table.add_column("thinks", justify="right")
-            table.add_column("tokens", justify="right")
+        if mode != "never":
+            table.add_column("tok.", justify="right")
         table.add_column("ms", justify="right")
     for complexity in sorted({result["complexity"] for result in results["tasks"].values()}, reverse=True):
         for task, result in results["tasks"].items():
@@ -46,8 +51,10 @@ def _cells(result: Mapping[str, Any], modes: list[str]) -> list[str]:
     for mode in modes:
         numbers = result["modes"][mode]
         cells.append(_share(numbers["hit@1"]))
+        if mode == "auto":
+            cells.append(f"{numbers['invocation_ratio']:.0%}")
         if mode != "never":
-            cells += [f"{numbers['invocation_ratio']:.0%}", f"{numbers['mean_reasoning_tokens']:.1f}"]
+            cells.append(f"{numbers['mean_reasoning_tokens']:.1f}")
         cells.append(f"{1000 * numbers['seconds_per_query']:.1f}")
     return cells
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
-from mmemb_r1._files import replaced_file
+from mmemb_r1._files import claim, made_whole, replaced_file
 from mmemb_r1.atlas import Atlas, atlas_texts, augment, build_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
 from mmemb_r1.evaluation.runner import given_parts
@@ -30,6 +28,7 @@ from mmemb_r1.training import JointConfig, JointTrainer
 from mmemb_r1.training.gate_warm_start import alignment, fit_gate
 
 RECIPE_FILE = "recipe.json"
+TRAINING_FILE = "training.json"
 
 
 def run_quickstart(output: Path, recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
@@ -38,32 +37,33 @@ def run_quickstart(output: Path, recipe: Recipe, console: Console | None = None)
 
     Args:
         output: a directory; stages that lie there already are not done again.
-        recipe: what to do. A directory that was made with another recipe is refused.
+        recipe: what to do.
         console: where progress is told. Default: standard output.
 
     Returns:
         What [`evaluate`] returned for the test split, with `training` beside it.
 
     Raises:
-        ValueError: if `output` belongs to another recipe.
+        ValueError: if `output` was begun with another recipe, or Atlas is another one now.
     """
     console = console or Console()
-    output.mkdir(parents=True, exist_ok=True)
-    _claim(output, recipe)
+    claim(output / RECIPE_FILE, asdict(recipe))
     console.rule("1. Atlas: pictures, facts and questions")
     atlas = build_atlas(output / "atlas", seed=recipe.seed, **recipe.atlas)
+    claim(output / "data.json", {"atlas": atlas.manifest["fingerprint"]})
     console.print({split: len(pairs) for split, pairs in atlas.pairs.items()})
     console.rule("2. The joint phase: thinking and embedding together")
-    trained = _stage(output / "trained", lambda folder: train(atlas, recipe, folder, output / "checkpoints"), console)
+    trained, checkpoint, results_file = output / "trained", output / "model", output / "results.json"
+    if not made_whole(trained, lambda folder: train(atlas, recipe, folder, output / "checkpoints")):
+        console.print(f"{trained} is there already.")
     console.rule("3. The gate: when does thinking pay?")
-    checkpoint = _stage(output / "model", lambda folder: add_gate(atlas, recipe, trained, folder, console), console)
+    if not made_whole(checkpoint, lambda folder: add_gate(atlas, recipe, trained, folder, console)):
+        console.print(f"{checkpoint} is there already.")
     console.rule("4. Evaluation on the test split")
-    results_file = output / "results.json"
-    model = MMEmbR1(str(checkpoint), device="cpu")
-    training = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
     if not results_file.exists():
+        training = json.loads((checkpoint / TRAINING_FILE).read_text(encoding="utf-8"))
         results = evaluate(
-            model,
+            MMEmbR1(str(checkpoint), device="cpu"),
             atlas.pairs["test"],
             atlas.candidates,
             modes=("never", "always", "auto"),
@@ -71,34 +71,11 @@ def run_quickstart(output: Path, recipe: Recipe, console: Console | None = None)
             train_pairs=atlas.pairs["train"],
             config={"model": "quickstart", "split": "test", "seed": recipe.seed, "training": training},
         )
-        save_results(results, results_file)
-        card = build_model_card(checkpoint, results=results_file, training=training)
-        (checkpoint / "README.md").write_text(card, encoding="utf-8")
+        with replaced_file(results_file) as temporary:
+            save_results(results, temporary)
+            card = build_model_card(checkpoint, results=temporary, training=training)
+            (checkpoint / "README.md").write_text(card, encoding="utf-8")
     return load_results(results_file)
-
-
-def _claim(output: Path, recipe: Recipe) -> None:
-    """Note the recipe in the directory, or refuse one that was begun with another."""
-    text = json.dumps(asdict(recipe), indent=2, sort_keys=True) + "\n"
-    path = output / RECIPE_FILE
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"{output} was begun with other settings (see {path}). Choose another --output, or remove the directory."
-        )
-    with replaced_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _stage(folder: Path, make: Callable[[Path], None], console: Console) -> Path:
-    """Make a folder as a whole: it is written beside its place and moved there when it is complete."""
-    if folder.exists():
-        console.print(f"{folder} is there already.")
-        return folder
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make(partial)
-    partial.rename(folder)
-    return folder
 
 
 def untrained_model(atlas: Atlas, recipe: Recipe) -> tuple[MMEmbR1Model, Any]:
@@ -145,7 +122,6 @@ def joint_trainer(atlas: Atlas, recipe: Recipe, output: Path, **overrides: Any) 
 
 
 def _augmented(picture: Image.Image) -> Image.Image:
-    # drawn from the generator whose state the trainer saves, so a resumed run sees the same pictures
     return augment(picture, np.random.default_rng(random.getrandbits(64)))
 
 
@@ -159,13 +135,18 @@ def train(atlas: Atlas, recipe: Recipe, folder: Path, checkpoints: Path, **overr
     MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
     facts = {
         "steps": trainer.state.global_step,
-        "pairs_per_step": trainer.args.train_batch_size,
-        "seconds_since_last_start": round(seconds, 1),
+        "pairs per step": trainer.args.train_batch_size,
+        "seconds": round(seconds, 1),
         "parameters": trainer.model.num_parameters(),
         "threads": torch.get_num_threads(),
-        "resumed_from": Path(last).name if last else None,
     }
-    (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if last:
+        facts |= {"resumed from": Path(last).name, "seconds": f"{seconds:.1f} since then"}
+    _write_facts(folder, facts)
+
+
+def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    (folder / TRAINING_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def add_gate(atlas: Atlas, recipe: Recipe, trained: Path, folder: Path, console: Console) -> None:
@@ -179,9 +160,12 @@ def add_gate(atlas: Atlas, recipe: Recipe, trained: Path, folder: Path, console:
         f"thinking pays on {facts['pays']:.0%} of the policy split; the gate chooses it on {facts['thinks']:.0%}"
     )
     model.save_pretrained(str(folder))
-    training = json.loads((trained / "training.json").read_text(encoding="utf-8"))
-    text = json.dumps({**training, "gate": facts}, indent=2) + "\n"
-    (folder / "training.json").write_text(text, encoding="utf-8")
+    training = json.loads((trained / TRAINING_FILE).read_text(encoding="utf-8"))
+    gate = {
+        "thinking pays on": f"{facts['pays']:.1%} of policy",
+        "the gate thinks on": f"{facts['thinks']:.1%} of policy",
+    }
+    _write_facts(folder, {**training, **gate})
 
 
 def utility_gap(model: MMEmbR1, pairs: Any, candidates: Any, batch_size: int = 128) -> torch.Tensor:

@@ -42,8 +42,9 @@ def draw_showcase(model: MMEmbR1, atlas: Atlas, path: Path, tasks: Sequence[str]
             np.flatnonzero(np.array(atlas.candidates["candidate_set"]) == pair["candidate_set"])
         )
         answers, ids = _embedded(model, table), list(table["candidate_id"])
+        query = [given_parts(pair["query"])]
         for axis, mode in zip(axes[1:], ("never", "always"), strict=True):
-            said = model.explain([given_parts(pair["query"])], reasoning=mode)[0]
+            (said,) = model.explain(query, reasoning=mode)
             best = np.argsort(-(answers @ said["embedding"]), kind="stable")[:TOP]
             scores = (answers @ said["embedding"])[best]
             title = f"direct, gate {said['gate_prob']:.2f}" if mode == "never" else f"“{said['rationale']}”"

@@ -1,0 +1,161 @@
+"""Opening pictures and videos: from whatever holds them to upright RGB pixels, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file; `~` is the home folder."""
+    return os.path.isfile(os.path.expanduser(path))  # unlike Path.is_file, False for names no file system takes
+
+
+def open_image(source: Any) -> Image.Image:
+    """
+    Open a picture as RGB, upright (EXIF) and with transparency on white.
+
+    Args:
+        source: a PIL image, a path, the bytes of a file, a `data:` URL, an array `(H, W)` or `(H, W, 3 | 4)` of uint8,
+            or the `{"bytes", "path"}` dict of an undecoded `datasets` image.
+
+    Raises:
+        ValueError: if there is no such file, it is no picture, or its pixels have no range (32-bit).
+    """
+    if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
+    data = None if isinstance(source, Image.Image) else _read(source, "image")
+    try:
+        image = source if data is None else Image.open(io.BytesIO(data))
+        image = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"its image {_name(source)} can't be read ({error}). Pass a picture that PIL can open."
+        ) from error
+    if 0 in image.size:
+        raise ValueError(f"its image has no pixels (size {image.size}).")
+    return _rgb(image)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise ValueError(
+            f"its image is an array of {pixels.dtype} with shape {pixels.shape}; allowed: uint8 with shape (H, W), "
+            "(H, W, 3) or (H, W, 4)."
+        )
+    return Image.fromarray(pixels)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its image has 32-bit pixels (mode {image.mode}) of unknown range; convert it to 8 or 16 bits."
+        )
+    if image.mode.startswith("I;16"):  # PIL would clip these to the darkest 1/256 of their range
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _read(source: Any, kind: str) -> bytes:
+    """The bytes of a file, of a `data:` URL, or just bytes."""
+    if isinstance(source, bytes | bytearray):
+        return bytes(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        header, _, payload = source.partition(",")
+        try:
+            return (
+                base64.b64decode(payload, validate=True) if header.endswith(";base64") else unquote_to_bytes(payload)
+            )
+        except binascii.Error as error:
+            raise ValueError(f"its data URL {_name(source)} is not valid base64 ({error}).") from error
+    if isinstance(source, str) and re.match(r"https?://", source):
+        raise ValueError(
+            f"{source!r} is a web address; nothing is downloaded. Download the {kind} and pass its path or bytes."
+        )
+    if not isinstance(source, str | Path):
+        decoded = {"image": "a PIL image or array", "video": "a list of frames or an array"}[kind]
+        raise ValueError(
+            f"its {kind} is of type {type(source).__name__}; allowed: {decoded}, a path, bytes or a data URL."
+        )
+    if not is_file(source):
+        raise ValueError(f"there is no {kind} file {str(source)!r:.200}.")
+    return Path(os.path.expanduser(source)).read_bytes()
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, bytes | bytearray):
+        return f"of {len(source)} bytes"
+    return repr(str(source)[:60])
+
+
+def open_video(source: Any, num_frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:
+    """
+    Open a video as frames `(T, H, W, 3)` of uint8 and their metadata.
+
+    Args:
+        source: a path or the bytes of a file (decoded with PyAV, `num_frames` of its frames, evenly spread), or the
+            frames themselves, as an array or a list of pictures: these are all kept.
+        num_frames: frames to sample from a file.
+
+    Raises:
+        ValueError: if there is no such file, it is no video, or there are no frames.
+    """
+    if isinstance(source, np.ndarray) and source.ndim == 4:
+        source = list(source)
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ValueError("its video has no frames.")
+        frames = [np.asarray(open_image(frame)) for frame in source]
+        if len({frame.shape for frame in frames}) > 1:
+            raise ValueError("the frames of its video differ in size; resize them to one size.")
+        return np.stack(frames), _metadata(len(frames), 24.0, range(len(frames)))
+    return _decode_video(source, num_frames)
+
+
+def _decode_video(source: Any, num_frames: int) -> tuple[np.ndarray, dict[str, Any]]:
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError("videos need PyAV: pip install av, or pass the frames as a list of pictures.") from error
+
+    data = _read(source, "video")
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            rate = float(container.streams.video[0].average_rate or 24.0) if container.streams.video else 24.0
+            # only as much as is sampled is kept as arrays: an hour of frames does not fit into memory
+            total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
+        wanted = sorted(
+            set(np.linspace(0, max(total - 1, 0), min(num_frames, max(total, 1))).round().astype(int).tolist())
+        )
+        with av.open(io.BytesIO(data), "r") as container:
+            decoded = enumerate(container.decode(video=0)) if total else iter(())
+            frames = [frame.to_ndarray(format="rgb24") for index, frame in decoded if index in wanted]
+    except (av.FFmpegError, OSError) as error:
+        raise ValueError(
+            f"its video {_name(source)} can't be read ({error}). Pass a video that FFmpeg can open."
+        ) from error
+    if not frames:
+        raise ValueError(f"its video {_name(source)} has no frames.")
+    return np.stack(frames), _metadata(total, rate, wanted)
+
+
+def _metadata(total: int, fps: float, indices: Sequence[int]) -> dict[str, Any]:
+    return {"total_num_frames": total, "fps": fps, "duration": total / fps, "frames_indices": list(indices)}
