@@ -23,19 +23,10 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from mmemb_r1 import MMEmbR1
+from mmemb_r1.quickstart.recipe import Recipe
 from mmemb_r1.tiny import build_tiny_vlm
 
-SIZES = {
-    "tiny": {},
-    "quickstart": {
-        "hidden_size": 256,
-        "num_layers": 4,
-        "num_heads": 4,
-        "vision_hidden_size": 192,
-        "vision_layers": 3,
-        "image_size": 64,
-    },
-}
+SIZES: dict[str, dict] = {"tiny": {}, "quickstart": Recipe().backbone}
 
 
 def plain_model(adaptive: MMEmbR1, folder: Path) -> SentenceTransformer:

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
     MMEmbR1.from_model(trainer.model.eval(), model.processor).save_pretrained(str(args.output / "model"))
     print(f"the trained checkpoint is in {args.output / 'model'}")
+    print('its gate was not trained: embed with reasoning="always" or "never", or lower the gate threshold')
     return 0
 
 

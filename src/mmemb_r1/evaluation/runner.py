@@ -73,7 +73,7 @@ def evaluate(
     for row, task in enumerate(pairs["task"]):
         rows_of_task[task].append(row)
     used = set(pairs["candidate_set"])
-    sets = _embed_candidates(model, candidates, used, batch_size)
+    sets = embed_candidates(model, candidates, used, batch_size)
     majority = _majority(train_pairs, pairs)
 
     tasks = {}
@@ -110,7 +110,7 @@ class _Embedded:
 
 
 @dataclass(frozen=True)
-class _CandidateSet:
+class CandidateSet:
     """The answers that compete: candidate id -> row of `embeddings` `(C, D)`."""
 
     rows: dict[str, int]
@@ -118,11 +118,14 @@ class _CandidateSet:
 
     def ranks(self, queries: npt.NDArray[np.float32], target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Rank `(Q,)` of each query's target, for queries `(Q, D)`."""
+        return ranks(cosine_scores(queries, self.embeddings), self.places(target_ids), tolerance=TIE_TOLERANCE)
+
+    def places(self, target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Row `(Q,)` of each target among the candidates."""
         missing = [target for target in target_ids if target not in self.rows]
         if missing:
             raise ValueError(f"the target {missing[0]!r} is not among the {len(self.rows)} candidates of its set")
-        positives = np.array([self.rows[target] for target in target_ids])
-        return ranks(cosine_scores(queries, self.embeddings), positives, tolerance=TIE_TOLERANCE)
+        return np.array([self.rows[target] for target in target_ids])
 
 
 def _embed(model: Explains, inputs: list[Any], reasoning: str, batch_size: int) -> _Embedded:
@@ -139,9 +142,14 @@ def _embed(model: Explains, inputs: list[Any], reasoning: str, batch_size: int) 
     )
 
 
-def _embed_candidates(
-    model: Explains, candidates: Dataset, names: set[str], batch_size: int
-) -> dict[str, _CandidateSet]:
+def embed_candidates(
+    model: Explains, candidates: Dataset, names: set[str], batch_size: int = 64
+) -> dict[str, CandidateSet]:
+    """Embed the candidates of the named sets, directly (`reasoning="never"`).
+
+    Raises:
+        ValueError: if a set is empty or holds a candidate twice.
+    """
     rows_of_set = defaultdict(list)
     for row, name in enumerate(candidates["candidate_set"]):
         rows_of_set[name].append(row)
@@ -156,7 +164,7 @@ def _embed_candidates(
         if len(set(ids)) < len(ids):
             raise ValueError(f"the candidate set {name!r} holds a candidate twice")
         embedded = _embed(model, [given_parts(value) for value in table["input"]], "never", batch_size)
-        sets[name] = _CandidateSet({candidate: row for row, candidate in enumerate(ids)}, embedded.embeddings)
+        sets[name] = CandidateSet({candidate: row for row, candidate in enumerate(ids)}, embedded.embeddings)
     return sets
 
 
@@ -170,7 +178,7 @@ def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate_task(
-    model: Explains, pairs: Dataset, sets: Mapping[str, _CandidateSet], modes: Sequence[str], batch_size: int
+    model: Explains, pairs: Dataset, sets: Mapping[str, CandidateSet], modes: Sequence[str], batch_size: int
 ) -> dict[str, Any]:
     complexities, names = set(pairs["complexity"]), set(pairs["candidate_set"])
     if len(complexities) > 1 or len(names) > 1:

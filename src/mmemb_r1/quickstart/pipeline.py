@@ -20,7 +20,7 @@ from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1._files import claim, made_whole, replaced_file
 from mmemb_r1.atlas import Atlas, atlas_texts, augment, build_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.evaluation.runner import given_parts
+from mmemb_r1.evaluation.runner import embed_candidates, given_parts
 from mmemb_r1.model_card import build_model_card
 from mmemb_r1.quickstart.recipe import Recipe
 from mmemb_r1.tiny import build_tiny_vlm
@@ -175,14 +175,13 @@ def utility_gap(model: MMEmbR1, pairs: Any, candidates: Any, batch_size: int = 1
         torch.from_numpy(model.encode(queries, reasoning=mode, batch_size=batch_size)) for mode in ("never", "always")
     )
     gap = torch.zeros(len(queries))
-    names = np.array(pairs["candidate_set"])
-    for name in sorted(set(names.tolist())):
-        table = candidates.select(np.flatnonzero(np.array(candidates["candidate_set"]) == name))
-        place = {candidate: row for row, candidate in enumerate(table["candidate_id"])}
-        inputs = [given_parts(value) for value in table["input"]]
-        embedded = torch.from_numpy(model.encode(inputs, reasoning="never", batch_size=batch_size))
+    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
+    for name, answers in embed_candidates(model, candidates, set(names.tolist()), batch_size).items():
         rows = np.flatnonzero(names == name)
-        positives = torch.tensor([place[pairs["target_id"][row]] for row in rows.tolist()])
+        embedded, positives = (
+            torch.from_numpy(answers.embeddings),
+            torch.from_numpy(answers.places(targets[rows].tolist())),
+        )
         gap[rows] = alignment(reasoned[rows], embedded, positives) - alignment(direct[rows], embedded, positives)
     return gap
 
