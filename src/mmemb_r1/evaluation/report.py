@@ -11,13 +11,15 @@ from rich.table import Table
 from mmemb_r1.evaluation.results import Results
 
 MISSING = "-"
+DETAILS = {"always": "tokens", "auto": "thinks"}  # what a mode shows besides its score and time
 
 
 def results_table(results: Results, title: str = "hit@1 per task") -> Table:
     """A `rich` table: per task its baselines, then hit@1, rationale tokens and time of each mode; means at the end.
 
     `maj.` always gives the task's most frequent answer; `blind` is the better of the modes without the query's
-    picture; `thinks` is the share of queries that thought; `ms` is milliseconds per query.
+    picture; `thinks` is the share of queries that thought; `tokens` are those of a rationale; `ms` is milliseconds per
+    query.
 
     Args:
         results: what `evaluate` returned.
@@ -30,10 +32,8 @@ def results_table(results: Results, title: str = "hit@1 per task") -> Table:
         table.add_column(column, justify="right")
     for mode in modes:
         table.add_column(mode, justify="right", style="bold", no_wrap=True)
-        if mode == "auto":
-            table.add_column("thinks", justify="right")
-        if mode != "never":
-            table.add_column("tok.", justify="right")
+        if mode in DETAILS:
+            table.add_column(DETAILS[mode], justify="right", no_wrap=True)
         table.add_column("ms", justify="right")
     for complexity in sorted({result["complexity"] for result in results["tasks"].values()}, reverse=True):
         for task, result in results["tasks"].items():
@@ -53,7 +53,7 @@ def _cells(result: Mapping[str, Any], modes: list[str]) -> list[str]:
         cells.append(_share(numbers["hit@1"]))
         if mode == "auto":
             cells.append(f"{numbers['invocation_ratio']:.0%}")
-        if mode != "never":
+        if mode == "always":
             cells.append(f"{numbers['mean_reasoning_tokens']:.1f}")
         cells.append(f"{1000 * numbers['seconds_per_query']:.1f}")
     return cells
