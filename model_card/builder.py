@@ -139,6 +139,7 @@ def _eval_results(results: Results) -> list[EvalResult]:
             task_type="retrieval",
             task_name="Multimodal retrieval",
             dataset_type="atlas",
+            dataset_config=group,  # the Hub merges results whose datasets differ in nothing but their names
             dataset_name=f"Atlas ({group})",
             dataset_split=results["config"].get("split"),
             metric_type="hit_at_1",

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from mmemb_r1.evaluation import save_results
+from mmemb_r1.evaluation import load_results, save_results
 from mmemb_r1.model_card import build_model_card
 
 NUMBERS = {"mrr": 0.5, "invocation_ratio": 0.25, "mean_reasoning_tokens": 3.5, "seconds_per_query": 0.01}
@@ -29,7 +29,7 @@ def results(tmp_path):
         {
             "config": {"modes": ["never", "always"], "split": "test"},
             "tasks": {"picture-name": task, "fact-capital": plain},
-            "summary": {"all": {"tasks": 2, "n": 16, "modes": modes}},
+            "summary": {name: {"tasks": 2, "n": 16, "modes": modes} for name in ("simple", "all")},
         },
         path,
     )
@@ -46,6 +46,8 @@ def test_metadata_is_what_the_hub_expects(tiny_checkpoint, results):
     assert (card.data.base_model, card.data.license) == ("some/backbone", "apache-2.0")
     assert {"multimodal", "sentence-transformers"} <= set(card.data.tags)
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    groups = [entry["dataset"]["config"] for entry in card.data.to_dict()["model-index"][0]["results"]]
+    assert sorted(groups) == sorted(load_results(results)["summary"])
     assert values == {"hit@1, reasoning=never": 0.25, "hit@1, reasoning=always": 0.75}
     assert "| steps | 3 |" in card.text
 
