@@ -11,6 +11,21 @@ POOLINGS = ("last", "mean", "attention")
 REASONING_MODES = ("auto", "always", "never")
 
 
+def check_reasoning_options(
+    reasoning: str, gate_threshold: float, max_reasoning_tokens: int, max_reasoning_rounds: int
+) -> None:
+    """Raise a ValueError that says what is allowed if an option of thinking is out of its range."""
+    if reasoning not in REASONING_MODES:
+        raise ValueError(f"reasoning={reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
+    if not 0 <= gate_threshold <= 1:
+        raise ValueError(f"gate_threshold={gate_threshold} has to be a probability, from 0 to 1.")
+    if max_reasoning_tokens < 1 or max_reasoning_rounds < 1:
+        raise ValueError(
+            f"max_reasoning_tokens={max_reasoning_tokens} and max_reasoning_rounds={max_reasoning_rounds} have to be "
+            'at least 1; use reasoning="never" not to think.'
+        )
+
+
 class MMEmbR1Config(PreTrainedConfig):
     """
     Configuration of [`MMEmbR1Model`]: a vision-language model with a reasoning gate and an embedding head.
@@ -90,15 +105,9 @@ class MMEmbR1Config(PreTrainedConfig):
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} is not known; allowed: {', '.join(POOLINGS)}.")
-        if self.reasoning not in REASONING_MODES:
-            raise ValueError(f"reasoning={self.reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
-        if not 0 <= self.gate_threshold <= 1:
-            raise ValueError(f"gate_threshold={self.gate_threshold} has to be a probability, from 0 to 1.")
-        if self.max_reasoning_tokens < 1 or self.max_reasoning_rounds < 1:
-            raise ValueError(
-                f"max_reasoning_tokens={self.max_reasoning_tokens} and max_reasoning_rounds="
-                f"{self.max_reasoning_rounds} have to be at least 1."
-            )
+        check_reasoning_options(
+            self.reasoning, self.gate_threshold, self.max_reasoning_tokens, self.max_reasoning_rounds
+        )
         width = self.embedding_dim or self.hidden_size
         for dim in [*self.matryoshka_dims, *([self.truncate_dim] if self.truncate_dim is not None else [])]:
             if not 0 < dim <= width:

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from .configuration_mmemb_r1 import REASONING_MODES, MMEmbR1Config
+from .configuration_mmemb_r1 import MMEmbR1Config, check_reasoning_options
 from .decoding_mmemb_r1 import Sampling, Thoughts, left_padded, prefill, rotary_positions, think
 from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
@@ -260,18 +260,10 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         reasoning = config.reasoning if reasoning is None else reasoning
-        if reasoning not in REASONING_MODES:
-            raise ValueError(f"reasoning={reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
         threshold = config.gate_threshold if gate_threshold is None else gate_threshold
         max_tokens = config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens
         max_rounds = config.max_reasoning_rounds if max_reasoning_rounds is None else max_reasoning_rounds
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"gate_threshold={threshold} has to be a probability, from 0 to 1.")
-        if max_tokens < 1 or max_rounds < 1:
-            raise ValueError(
-                f"max_reasoning_tokens={max_tokens} and max_reasoning_rounds={max_rounds} have to be at least 1; "
-                'use reasoning="never" not to think.'
-            )
+        check_reasoning_options(reasoning, threshold, max_tokens, max_rounds)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         order = left_padded(attention_mask)

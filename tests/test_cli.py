@@ -228,6 +228,10 @@ class TestTrain:
         config, output = tmp_path / "joint.yaml", tmp_path / "run"
         config.write_text("per_device_train_batch_size: 4\nsub_batch_size: 2\nsave_steps: 1\ndisable_tqdm: true\n")
         options = ["--model", tiny_checkpoint, "--pairs", pairs, "--output", output, "--config", config, "--cpu"]
+        settings = config.read_text()
+        config.write_text(settings + "temperature: 0\n")
+        assert self.train(*options, "--max-steps", 2) == 2  # refused, and the folder is free for what is right
+        config.write_text(settings)
         assert self.train(*options, "--max-steps", 2) == 0
         assert "the trained checkpoint is in" in capsys.readouterr().out
         before, after = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, output / "model"))

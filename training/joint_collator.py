@@ -60,21 +60,16 @@ class JointCollator:
 
         Returns:
             `query` and `target`: sides as `_side` makes them; targets that occur several times are there once.
-            `target_index` `(B,)` says which one is a row's; `query_keys` and `target_keys` `(B,)` are equal where
-            inputs are the same.
+            `target_index` `(B,)` says which one is a row's, and `query_keys` `(B,)` are equal where queries are the
+            same.
         """
-        target_keys = [content_key(row["target"]) for row in rows]
-        unique = list(dict.fromkeys(target_keys))
-        first = [target_keys.index(key) for key in unique]
-        target_index = torch.tensor([unique.index(key) for key in target_keys])
-        query_keys = [content_key(row["query"]) for row in rows]
-        codes = {key: code for code, key in enumerate(dict.fromkeys(query_keys))}
+        target_index, first = _numbered([content_key(row["target"]) for row in rows])
+        query_keys, _ = _numbered([content_key(row["query"]) for row in rows])
         return {
             "query": self._side([row["query"] for row in rows], [row.get("query_rationale") for row in rows]),
             "target": self._side([rows[i]["target"] for i in first], [rows[i].get("target_rationale") for i in first]),
             "target_index": target_index,
-            "target_keys": target_index,
-            "query_keys": torch.tensor([codes[key] for key in query_keys]),
+            "query_keys": query_keys,
         }
 
     def _side(self, inputs: list[dict[str, Any]], rationales: list[Sequence[str] | None]) -> dict[str, Any]:
@@ -97,7 +92,7 @@ class JointCollator:
             inputs = [_augmented(value, self.augment) for value in inputs]
         conversations = to_conversations(inputs, num_video_frames=self.config.num_video_frames)
         batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
-        return append_suffixes(batch, suffixes, self.processor.tokenizer.pad_token_id, len(self._markers))
+        return append_suffixes(batch, suffixes, self.processor.tokenizer.pad_token_id)
 
     @property
     def _markers(self) -> tuple[int, int, int]:
@@ -120,9 +115,7 @@ class JointCollator:
         return [think, *ids, end_think, embed]
 
 
-def append_suffixes(
-    batch: dict[str, Tensor], suffixes: list[list[int]], pad_token_id: int, num_markers: int = 3
-) -> dict[str, Tensor]:
+def append_suffixes(batch: dict[str, Tensor], suffixes: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
     """
     Append token ids to the prompts of a batch and label the rationale in them.
 
@@ -130,7 +123,6 @@ def append_suffixes(
         batch: what the processor returned; tensors of the shape of `input_ids` `(B, S)` are per token.
         suffixes: per row `<think> r </think> <|embed|>`, or `[]`.
         pad_token_id: fills up rows on the right.
-        num_markers: control tokens of a suffix.
 
     Returns:
         The batch with rows one after another without gaps, padded on the right, and `labels` `(B, S')`.
@@ -150,10 +142,23 @@ def append_suffixes(
         result[key] = pad_sequence(rows, batch_first=True, padding_value=fill)
     labels = torch.full_like(result["input_ids"], IGNORED)
     for row, (tail, length) in enumerate(zip(tails, mask.sum(dim=1).tolist(), strict=True)):
-        if len(tail) >= num_markers:
+        if len(tail):
             labels[row, length + 1 : length + len(tail) - 1] = tail[1:-1]  # r </think>
     result["labels"] = labels
     return result
+
+
+def _numbered(keys: list[bytes]) -> tuple[Tensor, list[int]]:
+    """Keys -> a number `(B,)` for each, equal where keys are, and where each number came first.
+
+    >>> _numbered([b"x", b"y", b"x"])
+    (tensor([0, 1, 0]), [0, 1])
+    """
+    first: dict[bytes, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    number = {key: code for code, key in enumerate(first)}
+    return torch.tensor([number[key] for key in keys]), list(first.values())
 
 
 def _rough_length(value: dict[str, Any]) -> int:

@@ -120,7 +120,7 @@ class JointTrainer(_BaseTrainer):
         query, target = forward_side(model, inputs["query"]), forward_side(model, inputs["target"])
         index = inputs["target_index"]
         targets, target_paths = target.embeddings[index], target.path_mask[index]  # (B, L, D), (B, L)
-        ignore = false_negatives(inputs["query_keys"], inputs["target_keys"])
+        ignore = false_negatives(inputs["query_keys"], index)
         total = query.embeddings.new_zeros(())
         terms: dict[str, Tensor] = {}
         for dim in [query.embeddings.shape[-1], *(args.matryoshka_dims or [])]:

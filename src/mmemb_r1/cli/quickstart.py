@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 HELP = """\
@@ -27,12 +28,13 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.atlas import load_atlas
     from mmemb_r1.evaluation import results_table
-    from mmemb_r1.quickstart.pipeline import run_quickstart, smaller
+    from mmemb_r1.quickstart.pipeline import run_quickstart
     from mmemb_r1.quickstart.recipe import Recipe
     from mmemb_r1.quickstart.showcase import draw_showcase, lines_to_paste, save_example
 
     console = Console(width=max(100, shutil.get_terminal_size().columns))
-    results = run_quickstart(args.output, smaller(Recipe(), args.steps, args.seed), console)
+    wishes = {name: value for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
+    results = run_quickstart(args.output, replace(Recipe(), **wishes), console)
     console.print(results_table(results, title="hit@1 on Atlas, test split"))
     atlas = load_atlas(args.output / "atlas")
     picture, example = args.output / "showcase.png", args.output / "flag.png"

@@ -56,7 +56,13 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training import JointTrainer
 
     pairs = read_pairs(args.pairs)
+    arguments = JointConfig(**fields)
+    model = MMEmbR1(args.model, device="cpu" if args.cpu else None)
+    trainer = JointTrainer(
+        model=model[0].model.train(), args=arguments, train_dataset=pairs, processing_class=model.processor
+    )
     length_of_run = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
+    # last of the checks: settings that were refused must not keep the folder from those that are right
     claim(
         args.output / "run.json",
         {
@@ -64,13 +70,6 @@ def run(args: argparse.Namespace) -> int:
             "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
             "fields": {name: value for name, value in fields.items() if name not in length_of_run},
         },
-    )
-    model = MMEmbR1(args.model, device="cpu" if args.cpu else None)
-    trainer = JointTrainer(
-        model=model[0].model.train(),
-        args=JointConfig(**fields),
-        train_dataset=pairs,
-        processing_class=model.processor,
     )
     checkpoints = args.output / "checkpoints"
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)

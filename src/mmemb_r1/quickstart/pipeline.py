@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,3 @@ def gate_inputs(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> to
         features = model.preprocess(queries[start : start + batch_size])
         states.append(model[0].model(**features).last_hidden_state[:, -1])  # prompts are padded on the left
     return torch.cat(states)
-
-
-def smaller(recipe: Recipe, steps: int | None, seed: int | None) -> Recipe:
-    """The recipe with the command line's wishes."""
-    changes: dict[str, Any] = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
-    return replace(recipe, **changes)
