@@ -35,7 +35,10 @@ class InputError(ValueError):
 
     def __init__(self, index: int, reason: str, value: Any = None) -> None:
         self.index = index
-        self.reason = reason if value is None else f"{reason} It was: {value!r:.100}"
+        # without the addresses in memory that some things print: the same input gives the same message
+        self.reason = (
+            reason if value is None else f"{reason} It was: {re.sub(' at 0x[0-9a-f]+', '', repr(value)):.100}"
+        )
         self.value = value
         super().__init__(f"Input {index} can't be embedded: {self.reason}")
 
@@ -229,7 +232,10 @@ def truncate_conversation(tokenizer: Any, conversation: list[dict[str, Any]], ma
 
 
 def render(
-    processor: ProcessorMixin, conversations: list[list[dict[str, Any]]], max_text_tokens: int | None = None
+    processor: ProcessorMixin,
+    conversations: list[list[dict[str, Any]]],
+    max_text_tokens: int | None = None,
+    chat_template: str | None = None,
 ) -> BatchFeature:
     """
     Conversations -> the tensors of a batch, padded on the left, each prompt ending in `<|embed|>`.
@@ -237,23 +243,32 @@ def render(
     Control tokens inside the users' text are encoded as plain text. Encoding, training and reinforcement learning all
     come through here.
 
+    Args:
+        processor: the processor.
+        conversations: from [`to_conversations`].
+        max_text_tokens: the text of a conversation is cut to so many tokens. Default: never.
+        chat_template: takes the place of the processor's, for prompts that are not to be embedded.
+
     Raises:
         InputError: naming the index of the conversation that the processor can't take.
         ValueError: if it takes each of them alone but not all together.
     """
     try:
-        return _render(processor, conversations, max_text_tokens)
+        return _render(processor, conversations, max_text_tokens, chat_template)
     except (ValueError, TemplateError) as error:
         for index, chat in enumerate(conversations):
             try:
-                _render(processor, [chat], max_text_tokens)
+                _render(processor, [chat], max_text_tokens, chat_template)
             except (ValueError, TemplateError) as alone:
                 raise InputError(index, str(alone)) from error
         raise
 
 
 def _render(
-    processor: ProcessorMixin, conversations: list[list[dict[str, Any]]], max_text_tokens: int | None
+    processor: ProcessorMixin,
+    conversations: list[list[dict[str, Any]]],
+    max_text_tokens: int | None,
+    chat_template: str | None,
 ) -> BatchFeature:
     controls = control_strings(processor)
     conversations = [_with_plain_text(chat, controls) for chat in conversations]
@@ -267,7 +282,8 @@ def _render(
         options |= {"do_sample_frames": False, "video_metadata": videos}
     return processor.apply_chat_template(
         conversations,
-        chat_template=processor.chat_template,  # unless it is given, SmolVLM's processor replaces it beside videos
+        # unless it is given, SmolVLM's processor replaces it beside videos
+        chat_template=chat_template or processor.chat_template,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

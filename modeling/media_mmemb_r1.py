@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
@@ -44,8 +44,10 @@ def open_image(source: Any) -> Image.Image:
         image = source if data is None else Image.open(io.BytesIO(data))
         image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # PIL's own words for an unknown format show an address in memory
+        why = "it is in no format that PIL knows" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(
-            f"its image {_name(source)} can't be read ({error}). Pass a picture that PIL can open."
+            f"its image {_name(source)} can't be read ({why}). Pass a picture that PIL can open."
         ) from error
     if 0 in image.size:
         raise ValueError(f"its image has no pixels (size {image.size}).")

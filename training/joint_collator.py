@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import open_image
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
+from mmemb_r1.training.suffixes import append_tokens
+from mmemb_r1.training.tables import content_key
 
 IGNORED = -100
 Augment = Callable[[Image.Image], Image.Image]
@@ -89,7 +90,7 @@ class JointCollator:
 
     def _chunk(self, inputs: list[dict[str, Any]], suffixes: list[list[int]]) -> dict[str, Tensor]:
         if self.augment is not None:
-            inputs = [_augmented(value, self.augment) for value in inputs]
+            inputs = [augmented(value, self.augment) for value in inputs]
         conversations = to_conversations(inputs, num_video_frames=self.config.num_video_frames)
         batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
         return append_suffixes(batch, suffixes, self.processor.tokenizer.pad_token_id)
@@ -117,33 +118,21 @@ class JointCollator:
 
 def append_suffixes(batch: dict[str, Tensor], suffixes: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:
     """
-    Append token ids to the prompts of a batch and label the rationale in them.
+    Append rationales to the prompts of a batch and label them.
 
     Args:
-        batch: what the processor returned; tensors of the shape of `input_ids` `(B, S)` are per token.
+        batch: what the processor returned.
         suffixes: per row `<think> r </think> <|embed|>`, or `[]`.
         pad_token_id: fills up rows on the right.
 
     Returns:
         The batch with rows one after another without gaps, padded on the right, and `labels` `(B, S')`.
     """
-    shape, mask = batch["input_ids"].shape, batch["attention_mask"].bool()
-    tails = [torch.tensor(suffix, dtype=torch.long) for suffix in suffixes]
-    result = dict(batch)
-    for key, value in batch.items():
-        if value.shape != shape:
-            continue
-        extra = {"input_ids": None, "attention_mask": 1}.get(key, 0)  # suffixes are plain text: token type 0
-        rows = [
-            torch.cat([row[keep], tail.to(row.dtype) if extra is None else row.new_full((len(tail),), extra)])
-            for row, keep, tail in zip(value, mask, tails, strict=True)
-        ]
-        fill = pad_token_id if key == "input_ids" else 0
-        result[key] = pad_sequence(rows, batch_first=True, padding_value=fill)
+    result = append_tokens(batch, suffixes, pad_token_id)
     labels = torch.full_like(result["input_ids"], IGNORED)
-    for row, (tail, length) in enumerate(zip(tails, mask.sum(dim=1).tolist(), strict=True)):
-        if len(tail):
-            labels[row, length + 1 : length + len(tail) - 1] = tail[1:-1]  # r </think>
+    for row, (tail, length) in enumerate(zip(suffixes, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
+        if tail:
+            labels[row, length + 1 : length + len(tail) - 1] = torch.tensor(tail[1:-1])  # r </think>
     result["labels"] = labels
     return result
 
@@ -167,30 +156,10 @@ def _rough_length(value: dict[str, Any]) -> int:
     return len(str(value.get("text") or "")) // 4 + 6 * media
 
 
-def content_key(value: Any) -> bytes:
-    """A digest of an input's content: equal for equal inputs."""
-    digest = blake2b(digest_size=16)
-    _feed(digest, value)
-    return digest.digest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, dict):
-        for key in sorted(key for key in value if value[key] not in (None, [], "")):
-            digest.update(f"{{{key}:".encode())
-            _feed(digest, value[key])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _feed(digest, item)
-    elif isinstance(value, Image.Image):
-        digest.update(f"{value.size}{value.mode}".encode() + value.tobytes())
-    else:
-        digest.update(value if isinstance(value, bytes) else repr(value).encode())
-
-
-def _augmented(value: dict[str, Any], augment: Augment) -> dict[str, Any]:
+def augmented(value: dict[str, Any], augment: Augment) -> dict[str, Any]:
+    """The input with `augment` applied to each of its pictures."""
     images = value.get("image")
     if not images:
         return value
     several = images if isinstance(images, list) else [images]
-    return {**value, "image": [augment(image) for image in several]}
+    return {**value, "image": [augment(open_image(image)) for image in several]}

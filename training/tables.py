@@ -2,26 +2,194 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+from PIL import Image
+
+from mmemb_r1._inputs import PARTS, given_parts
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+PAIR_COLUMNS = ("pair_id", "query", "target")
 
 
-def read_pairs(path: Path) -> Dataset:
+def read_pairs(path: Path, required: Sequence[str] = ()) -> Dataset:
     """
     A pairs table from a Parquet file, in memory.
 
     Args:
         path: the file. Columns that `datasets` wrote as pictures are decoded when a row is read; others (paths, bytes)
             are opened by the collator, with the same rules as in `encode`.
+        required: columns to check as `check_pairs` does, for example `PAIR_COLUMNS`. Default: nothing is checked.
 
     Raises:
-        ValueError: if the file holds no table.
+        ValueError: if the file holds no table, or a check fails.
     """
     import pyarrow.lib
     import pyarrow.parquet
+    from datasets import Dataset
 
     try:
-        return Dataset(pyarrow.parquet.read_table(path))
+        pairs = Dataset(pyarrow.parquet.read_table(path))
     except pyarrow.lib.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file ({error}).") from error
+    if required:
+        check_pairs(pairs, required, str(path))
+    return pairs
+
+
+def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs table") -> None:
+    """
+    Check that a pairs table has rows and some columns, and that these are filled. No picture is decoded for it.
+
+    Args:
+        pairs: the table.
+        required: `pair_id` has to be text that is there once per row; any other column an input (an object with the
+            keys `text`, `image`, `video`, `instruction`) with a text that is not blank, an image or a video in each
+            row.
+        name: what messages call the table.
+
+    Raises:
+        ValueError: naming the column, and the row (counted from 0) and its `pair_id`.
+    """
+    if missing := [column for column in required if column not in pairs.column_names]:
+        raise ValueError(
+            f"{name} has no column {missing[0]!r}; needed: {', '.join(required)}. It has: "
+            f"{', '.join(pairs.column_names) or 'none'}."
+        )
+    if len(pairs) == 0:
+        raise ValueError(f"{name} has no rows; give it at least one pair.")
+    ids = stored_column(pairs, "pair_id").to_pylist() if "pair_id" in pairs.column_names else [None] * len(pairs)
+    for column in required:
+        if column == "pair_id":
+            _check_ids(ids, name)
+        else:
+            _check_inputs(stored_column(pairs, column), ids, column, name)
+
+
+def _check_ids(ids: Sequence[Any], name: str) -> None:
+    first: dict[str, int] = {}
+    for row, pair_id in enumerate(ids):
+        if not isinstance(pair_id, str) or not pair_id:
+            raise ValueError(f"{name}: the pair_id of row {row} is {pair_id!r}; allowed: text that is not empty.")
+        if first.setdefault(pair_id, row) != row:
+            raise ValueError(
+                f"{name}: the pair_id {pair_id!r} is there twice, in the rows {first[pair_id]} and {row}; give each "
+                "pair its own."
+            )
+
+
+def _check_inputs(values: pyarrow.ChunkedArray, ids: Sequence[Any], column: str, name: str) -> None:
+    import pyarrow
+    import pyarrow.compute
+
+    allowed = f"an object with any of the keys {', '.join(PARTS)}"
+    kind = values.type
+    if not pyarrow.types.is_struct(kind) and not pyarrow.types.is_null(kind):
+        raise ValueError(f"{name}: the column {column!r} holds {kind}; allowed: {allowed}.")
+    keys = [field.name for field in kind] if pyarrow.types.is_struct(kind) else []
+    if unknown := [key for key in keys if key not in PARTS]:  # it might give away what a worker must not see
+        raise ValueError(f"{name}: the inputs of {column!r} have the unknown key {unknown[0]!r}; allowed: {allowed}.")
+    given = [False] * len(values)
+    for key in keys:
+        if key != "instruction":
+            there = _is_given(pyarrow.compute.struct_field(values, key)).to_pylist()
+            given = [a or b for a, b in zip(given, there, strict=True)]
+    if not all(given):
+        row = given.index(False)
+        pair = "" if ids[row] is None else f" (pair_id {ids[row]!r})"
+        raise ValueError(
+            f"{name}: row {row}{pair}, counted from 0, has no {column}; give it a text, an image or a video, or leave "
+            "the row out."
+        )
+
+
+def _is_given(part: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """Where one part of an input `(N,)` holds something."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    kind = part.type
+    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+        there = compute.not_equal(compute.utf8_trim_whitespace(part), "")
+    elif pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        there = compute.greater(compute.list_value_length(part), 0)
+    else:
+        there = compute.is_valid(part)
+    return compute.fill_null(there, False)
+
+
+def stored_column(table: Dataset, column: str) -> pyarrow.ChunkedArray:
+    """A column as it is stored: pictures stay undecoded."""
+    return table.select_columns([column]).with_format("arrow")[:][column]
+
+
+class StoredInputs(Sequence[dict[str, Any]]):
+    """
+    The inputs of one column, each as a dict of the parts that are there. Rows are read when they are asked for.
+
+    Pictures stay as they are stored: a path, or `{"bytes", "path"}`, without the path where there are bytes. It plays
+    no part in what the input is, and file names tend to tell the label.
+
+    Args:
+        table: a table that `check_pairs` passed for that column.
+        column: `"query"` or `"target"`.
+    """
+
+    def __init__(self, table: Dataset, column: str) -> None:
+        self._values = stored_column(table, column)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        return given_parts(_nameless(self._values[row].as_py()))
+
+
+def _nameless(value: Any) -> Any:
+    """
+    >>> _nameless({"image": [{"bytes": b"...", "path": "tench.png"}, {"bytes": None, "path": "a.png"}]})
+    {'image': [{'bytes': b'...', 'path': None}, {'bytes': None, 'path': 'a.png'}]}
+    """
+    if isinstance(value, list):
+        return [_nameless(item) for item in value]
+    if isinstance(value, dict):
+        nameless = {"path": None} if value.get("bytes") else {}
+        return {**{key: _nameless(item) for key, item in value.items()}, **nameless}
+    return value
+
+
+def content_key(value: Any) -> bytes:
+    """A digest of an input's content: equal for equal inputs.
+
+    Stored pictures count by their bytes, or by their path where there are none.
+
+    >>> content_key({"text": "a", "image": []}) == content_key({"text": "a"})
+    True
+    """
+    digest = blake2b(digest_size=16)
+    _feed(digest, value)
+    return digest.digest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        stored = bool(value.get("bytes"))
+        for key in sorted(key for key in value if value[key] not in (None, [], "")):
+            if key != "path" or not stored:
+                digest.update(f"{{{key}:".encode())
+                _feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _feed(digest, item)
+    elif isinstance(value, Image.Image):
+        digest.update(f"{value.size}{value.mode}".encode() + value.tobytes())
+    else:
+        digest.update(value if isinstance(value, bytes) else repr(value).encode())

@@ -26,22 +26,62 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
 
 
-def claim(path: Path, facts: Mapping[str, Any]) -> None:
+def claim(
+    path: Path,
+    facts: Mapping[str, Any],
+    *,
+    what: str | None = None,
+    mend: str = "Choose another folder, or remove it.",
+) -> None:
     """Note in a file what a run is made of, so that only the same run goes on in its folder.
 
+    Args:
+        path: the note.
+        facts: what makes the run the same; what JSON does not know is noted as text.
+        what: whose note it is, for the message. Default: the folder's.
+        mend: the end of the message.
+
     Raises:
-        ValueError: if another run was begun there.
+        ValueError: if another run was begun there; it says what differs.
     """
-    text = json.dumps(facts, indent=2, sort_keys=True, default=str) + "\n"
-    if path.exists():
-        if path.read_text(encoding="utf-8") != text:
-            raise ValueError(
-                f"{path.parent} was begun with other settings or data (see {path}). Choose another folder, "
-                "or remove that one."
-            )
+    if claimed(path, facts, what=what, mend=mend):
         return
     with replaced_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(_noted(facts), encoding="utf-8")
+
+
+def claimed(
+    path: Path,
+    facts: Mapping[str, Any],
+    *,
+    what: str | None = None,
+    mend: str = "Choose another folder, or remove it.",
+) -> bool:
+    """Whether the same run noted itself before; an error if another one did. Arguments and errors as in `claim`."""
+    if not path.exists():
+        return False
+    there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(_noted(facts))
+    if differences := list(_differences(there, here)):
+        shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
+        raise ValueError(f"{what or path.parent} was begun with other settings or data: {shown} (see {path}). {mend}")
+    return True
+
+
+def _noted(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, sort_keys=True, default=str) + "\n"
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """
+    >>> list(_differences({"seed": 0, "fields": {"a": 1}}, {"seed": 1, "fields": {"a": 1, "b": 2}}))
+    ['fields.b was not set, is now 2', 'seed was 0, is now 1']
+    """
+    for key in sorted({*there, *here}):
+        if key in there and key in here and isinstance(there[key], dict) and isinstance(here[key], dict):
+            yield from _differences(there[key], here[key], f"{within}{key}.")
+        elif key not in there or key not in here or there[key] != here[key]:
+            before, now = (f"{side[key]!r:.60}" if key in side else "not set" for side in (there, here))
+            yield f"{within}{key} was {before}, is now {now}"
 
 
 def made_whole(folder: Path, make: Callable[[Path], None]) -> bool:

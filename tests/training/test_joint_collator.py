@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from PIL import Image
 
-from mmemb_r1.training.joint_collator import IGNORED, JointCollator, append_suffixes, content_key
+from mmemb_r1.training.joint_collator import IGNORED, JointCollator, append_suffixes
 from mmemb_r1.training.joint_trainer import forward_side
 
 
@@ -91,11 +90,3 @@ def test_control_strings_in_a_rationale_are_plain_text(collator, tiny, rows):
     chunk = collator([row])["query"]["chunks"][0]
     assert (chunk["input_ids"] == tiny[0].config.embed_token_id).sum() == 2
     assert (chunk["input_ids"] == tiny[0].config.end_think_token_id).sum() == 1
-
-
-def test_content_keys_tell_inputs_apart():
-    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    inputs = [{"text": "a"}, {"text": "b"}, {"image": [red]}, {"image": [blue]}, {"image": [red], "text": "a"}]
-    assert len({content_key(value) for value in inputs}) == len(inputs)
-    assert content_key({"text": "a", "image": [], "instruction": None}) == content_key({"text": "a"})
-    assert content_key({"image": [red.copy()]}) == content_key({"image": [red]})

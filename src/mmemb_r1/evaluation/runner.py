@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import Progress
 
+from mmemb_r1._inputs import given_parts
 from mmemb_r1.evaluation.metrics import cosine_scores, hit_at_k, mrr, ranks
 from mmemb_r1.evaluation.results import Results
 
@@ -166,15 +167,6 @@ def embed_candidates(
         embedded = _embed(model, [given_parts(value) for value in table["input"]], "never", batch_size)
         sets[name] = CandidateSet({candidate: row for row, candidate in enumerate(ids)}, embedded.embeddings)
     return sets
-
-
-def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
-    """One input of a table without the parts that are empty there.
-
-    >>> given_parts({"text": "capital?", "image": [], "instruction": None})
-    {'text': 'capital?'}
-    """
-    return {key: part for key, part in value.items() if part}
 
 
 def _evaluate_task(

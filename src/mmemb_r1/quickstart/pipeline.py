@@ -18,9 +18,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1._files import claim, made_whole, replaced_file
+from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas, atlas_texts, augment, build_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.evaluation.runner import embed_candidates, given_parts
+from mmemb_r1.evaluation.runner import embed_candidates
 from mmemb_r1.model_card import build_model_card
 from mmemb_r1.quickstart.recipe import Recipe
 from mmemb_r1.tiny import build_tiny_vlm

@@ -1,0 +1,17 @@
+"""Inputs as tables hold them: an object whose absent parts are empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PARTS = ("text", "image", "video", "instruction")
+
+
+def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
+    """One input of a table without the parts that are empty there.
+
+    >>> given_parts({"text": "capital?", "image": [], "instruction": None})
+    {'text': 'capital?'}
+    """
+    return {key: part for key, part in value.items() if part}
