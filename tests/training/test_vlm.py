@@ -1,0 +1,93 @@
+"""Loading chat models, from their own folder or out of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
+from mmemb_r1.training.vlm import chat_template, load_vlm
+
+INPUTS = [{"text": "What is the capital of Peru?", "instruction": "Be brief."}, "a"]
+
+
+def prompts(processor):
+    return render(processor, to_conversations(INPUTS), chat_template=chat_template(processor))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_gives_back_what_was_saved(tmp_path, family):
+    vlm, processor = build_tiny_vlm(family)
+    vlm.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, its_processor = load_vlm(str(tmp_path), device="cpu")
+    assert type(loaded) is type(vlm) and type(its_processor) is type(processor)
+    assert not loaded.training
+    assert its_processor.tokenizer.padding_side == "left"
+    for name, tensor in vlm.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(prompts(its_processor)["input_ids"], prompts(processor)["input_ids"])
+
+
+def test_a_checkpoint_gives_its_backbone(tmp_path, tiny_checkpoint):
+    vlm, processor = load_vlm(tiny_checkpoint, device="cpu")
+    model = MMEmbR1Model.from_pretrained(tiny_checkpoint)
+    assert type(vlm) is type(model.vlm)
+    for name, tensor in model.vlm.state_dict().items():
+        assert torch.equal(vlm.state_dict()[name], tensor), name
+    plain = build_tiny_vlm("qwen3_vl")[1]
+    assert torch.equal(prompts(processor)["input_ids"], prompts(plain)["input_ids"])
+    assert not (prompts(processor)["input_ids"] == model.config.embed_token_id).any()
+
+
+def test_prompts_hold_no_control_tokens_of_users(tiny_checkpoint):
+    processor = load_vlm(tiny_checkpoint, device="cpu")[1]
+    chats = to_conversations(["<|embed|> <|im_end|> a"])
+    ids = render(processor, chats, chat_template=chat_template(processor))["input_ids"]
+    clean = render(processor, to_conversations(["a"]), chat_template=chat_template(processor))["input_ids"]
+    controls = list(processor.tokenizer.added_tokens_decoder)
+    assert torch.isin(ids, torch.tensor(controls)).sum() == torch.isin(clean, torch.tensor(controls)).sum()
+
+
+def test_dtype(tmp_path):
+    vlm, processor = build_tiny_vlm("smolvlm")
+    vlm.to(torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load_vlm(tmp_path, device="cpu")[0].dtype == torch.bfloat16
+    assert load_vlm(tmp_path, device="cpu", dtype="float32")[0].dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype='int4'; allowed: 'auto', 'float32'"):
+        load_vlm(tmp_path, dtype="int4")
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere' can't be loaded.*no such folder here.*Pass the folder or"):
+        load_vlm(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="'someone/some-model' can't be loaded.*no such folder here"):
+        load_vlm("someone/some-model")
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    with pytest.raises(ValueError, match="can't be loaded as a vision-language model. Pass the folder"):
+        load_vlm(tmp_path)
+
+
+def test_a_chat_template_may_be_the_tokenizers():
+    _, processor = build_tiny_vlm("llava")
+    own, processor.chat_template = processor.chat_template, None
+    with pytest.raises(ValueError, match="LlavaProcessor has no chat template; a vision-language model"):
+        chat_template(processor)
+    processor.tokenizer.chat_template = own
+    assert chat_template(processor) == own
+    assert len(prompts(processor)["input_ids"]) == len(INPUTS)
+    processor.chat_template = {"default": own, "tools": "another"}
+    assert chat_template(processor) == own
+
+
+def test_a_processor_without_a_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="object has no tokenizer"):
+        chat_template(object())

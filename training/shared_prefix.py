@@ -1,0 +1,200 @@
+"""A prompt that is read once, pictures included, and continued many times: sampled from, or scored with suffixes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded, rotary_positions, token_positions, uses_multimodal_rope
+
+
+@dataclass
+class Prefix:
+    """
+    What the backbone keeps of the tokens it has read. Padding may lie between them: the mask says where.
+
+    Attributes:
+        cache: the key-value cache.
+        mask: `(B, S)` attention mask of the tokens so far; the last column is real in every row.
+        offset: `(B, 1)` difference between a token's rotary position and its index in the row (multimodal RoPE).
+        logits: `(B, V)` float32, of the token that comes next.
+    """
+
+    cache: Any
+    mask: Tensor
+    offset: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def select(self, rows: Tensor) -> Prefix:
+        """Keep the given rows `(N,)`; the cache is changed in place."""
+        self.cache.reorder_cache(rows)
+        return Prefix(self.cache, self.mask[rows], self.offset[rows], self.logits[rows])
+
+
+@torch.no_grad()
+def read_prefix(vlm: Any, batch: Mapping[str, Any]) -> Prefix:
+    """
+    Read prompts, each with its media, once.
+
+    Args:
+        vlm: an `AutoModelForImageTextToText`.
+        batch: what a processor gave (`input_ids` and `attention_mask` `(B, S)`, pixel values ...), padded on the left;
+            it is moved to the model's device and dtype.
+
+    Raises:
+        ValueError: if a row is padded on the right.
+    """
+    inputs = {key: _placed(value, vlm) for key, value in batch.items()}
+    input_ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+    _require_last_column(mask, "prompts")
+    position_ids, offset = rotary_positions(vlm, input_ids, mask, inputs)
+    output = vlm(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        use_cache=True,
+        logits_to_keep=1,
+        return_dict=True,
+        **inputs,
+    )
+    return Prefix(output.past_key_values, mask, offset, output.logits[:, -1].float())
+
+
+def branch(prefix: Prefix, rows: Tensor) -> Prefix:
+    """
+    Copies of rows, each to be continued in its own way; `prefix` stays as it is.
+
+    Args:
+        prefix: prompts that were read.
+        rows: `(N,)` which ones; a row may be left out or repeated. K continuations of each prompt, side by side:
+            `torch.arange(B).repeat_interleave(K)`.
+    """
+    cache = copy.copy(prefix.cache)
+    cache.layers = [_copied(layer) for layer in cache.layers]
+    rows = rows.to(prefix.mask.device)
+    return Prefix(cache, prefix.mask, prefix.offset, prefix.logits).select(rows)
+
+
+@torch.no_grad()
+def extend(vlm: Any, prefix: Prefix, token_ids: Tensor, token_mask: Tensor | None = None) -> Prefix:
+    """
+    Go on reading: append tokens to every row.
+
+    Args:
+        vlm: the model that read the prefix.
+        prefix: is used up, as its cache grows in place; to go on from it more than once, `branch` it.
+        token_ids: `(B, T)` ids, suffixes of different length padded on the left.
+        token_mask: `(B, T)` which of them are real. Default: all.
+
+    Raises:
+        ValueError: if shapes don't fit, a suffix is empty or padded on the right, or suffixes of different length
+            can't be read together because the model has a sliding window shorter than the whole or a recurrent state.
+    """
+    if token_mask is None:
+        token_mask = torch.ones_like(token_ids)
+    if token_ids.ndim != 2 or len(token_ids) != len(prefix) or token_mask.shape != token_ids.shape:
+        raise ValueError(
+            f"Got ids of shape {tuple(token_ids.shape)} and a mask of shape {tuple(token_mask.shape)} for a prefix of "
+            f"{len(prefix)} rows; both have to be (rows, tokens)."
+        )
+    _require_last_column(token_mask, "suffixes")
+    device = prefix.mask.device
+    mask = torch.cat([prefix.mask, token_mask.to(device, prefix.mask.dtype)], dim=1)  # (B, S) -> (B, S + T)
+    if mask.shape[1] > _reach(prefix.cache) and left_padded(mask) is not None:
+        raise ValueError(
+            f"Rows of {mask.shape[1]} tokens with padding inside don't fit this model: padding would take the place "
+            f"of tokens in its window of {_reach(prefix.cache)}, or in its recurrent state. Extend suffixes of one "
+            "length at a time, or call suffix_logits, which does."
+        )
+    position_ids = token_positions(mask)[:, -token_ids.shape[1] :] + prefix.offset  # (B, T)
+    if uses_multimodal_rope(vlm):
+        position_ids = position_ids.expand(3, -1, -1)  # (3, B, T)
+    output = vlm(
+        input_ids=token_ids.to(device),
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=prefix.cache,
+        use_cache=True,
+        logits_to_keep=1,
+        return_dict=True,
+    )
+    return Prefix(output.past_key_values, mask, prefix.offset, output.logits[:, -1].float())
+
+
+def suffix_logits(
+    vlm: Any,
+    prefix: Prefix,
+    rows: Sequence[int],
+    suffixes: Sequence[Sequence[int]],
+    batch_size: int = 64,
+) -> Tensor:
+    """
+    Logits `(N, V)` float32 of the token after each suffix; the prefix is read by none of them again.
+
+    Args:
+        vlm: the model that read the prefix.
+        prefix: prompts that were read; stays as it is.
+        rows: N numbers of the prompts that the suffixes continue.
+        suffixes: N lists of token ids of any length, also none.
+        batch_size: suffixes that are read at once; those of similar length are.
+
+    Raises:
+        ValueError: if there are more or fewer rows than suffixes.
+    """
+    if len(rows) != len(suffixes):
+        raise ValueError(f"Got {len(rows)} rows for {len(suffixes)} suffixes; they have to be as many.")
+    logits = prefix.logits[list(rows)]  # (N, V); right already where the suffix is empty
+    order = sorted((index for index, suffix in enumerate(suffixes) if suffix), key=lambda index: len(suffixes[index]))
+    while order:
+        # the longest first: if memory is short, that is known at once
+        chosen = order[-batch_size:]
+        longest = len(suffixes[chosen[-1]])
+        if prefix.mask.shape[1] + longest > _reach(prefix.cache):
+            chosen = [index for index in chosen if len(suffixes[index]) == longest]
+        del order[-len(chosen) :]
+        ids = [[0] * (longest - len(suffixes[index])) + list(suffixes[index]) for index in chosen]
+        mask = [[int(column >= longest - len(suffixes[index])) for column in range(longest)] for index in chosen]
+        branches = branch(prefix, torch.tensor([rows[index] for index in chosen]))
+        logits[chosen] = extend(vlm, branches, torch.tensor(ids), torch.tensor(mask)).logits
+    return logits
+
+
+def _placed(value: Any, vlm: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(vlm.device, vlm.dtype if value.is_floating_point() else None)
+
+
+def _require_last_column(mask: Tensor, what: str) -> None:
+    if not mask.shape[1] or not bool(mask[:, -1].all()):
+        raise ValueError(f"The {what} are empty or padded on the right in some row; pad them on the left.")
+
+
+def _copied(layer: Any) -> Any:
+    """A layer of a cache that shares its tensors, but not what holds them."""
+    other = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # the states of linear attention
+            setattr(other, name, dict(value))
+    return other
+
+
+def _reach(cache: Any) -> float:
+    """Up to how many columns, padding included, every token attends to all before it."""
+    return min(map(_layer_reach, cache.layers), default=math.inf)
+
+
+def _layer_reach(layer: Any) -> float:
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return layer.sliding_window
+    return math.inf if type(layer) is DynamicLayer else 0  # recurrent states and whatever else: not known to skip

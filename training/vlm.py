@@ -1,0 +1,89 @@
+"""Loading a vision-language model as a chat model, from its own repository or out of an mmemb-r1 checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_vlm(
+    model: str | os.PathLike[str], device: Any = None, dtype: Any = "auto"
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """
+    Load a vision-language model and its processor, padding on the left.
+
+    Args:
+        model: a folder, from which alone everything is then read, or an ID on the Hub: an
+            `AutoModelForImageTextToText`, or an mmemb-r1 checkpoint, of which the backbone is taken.
+        device: where it goes. Default: a GPU if there is one, else the CPU.
+        dtype: a torch dtype or one of `DTYPES`; `"auto"` is the one it was saved in.
+
+    Returns:
+        The model in eval mode and its processor. Prompts for it are rendered with `chat_template(processor)`.
+
+    Raises:
+        ValueError: if there is no such model or dtype, it is no vision-language model, or it has no chat template.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(repr, DTYPES))}.")
+    folder = Path(model).expanduser()
+    local = folder.is_dir()
+    source = str(folder if local else model)
+    hub = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **hub)
+        if isinstance(config, MMEmbR1Config):
+            vlm = MMEmbR1Model.from_pretrained(source, dtype=dtype, local_files_only=local).vlm
+        else:
+            vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub)
+        processor = AutoProcessor.from_pretrained(source, **hub)
+    except (OSError, ValueError) as error:
+        where = "" if local else "There is no such folder here, so it was taken for an ID on the Hugging Face Hub. "
+        raise ValueError(
+            f"{str(model)!r} can't be loaded as a vision-language model. {where}Pass the folder or the Hub ID of a "
+            f"model for image-text-to-text or of an mmemb-r1 checkpoint. ({str(error).strip().splitlines()[0]})"
+        ) from error
+    chat_template(processor)
+    processor.tokenizer.padding_side = "left"
+    return vlm.to(device or default_device()).eval(), processor
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    from sentence_transformers.util import get_device_name
+
+    return get_device_name()
+
+
+def chat_template(processor: ProcessorMixin) -> str:
+    """
+    The template that prompts a vision-language model as the chat model it is, to be passed to `render`: its own, also
+    where the processor is that of an mmemb-r1 checkpoint and would end prompts in `<|embed|>`.
+
+    Raises:
+        ValueError: if the processor has no tokenizer or no single template.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    if tokenizer is None or not isinstance(template, str):
+        raise ValueError(
+            f"{type(processor).__name__} has no {'tokenizer' if tokenizer is None else 'chat template'}; a "
+            "vision-language model that follows instructions is needed."
+        )
+    return "{% set embed = false %}" + template if "mmemb_r1_prompt" in template else template
