@@ -113,6 +113,12 @@ def encode_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def as_vector(picture: Image.Image) -> np.ndarray:
+    """A small version of an RGB picture as (3 * COMPARED_SIZE**2,) of float32 in 0 to 1, to compare it with others."""
+    small = picture.resize((COMPARED_SIZE, COMPARED_SIZE), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32).ravel() / 255
+
+
 def keep_distinct(pictures: dict[str, Image.Image], threshold: float) -> list[str]:
     """Keys of `pictures` in their order, without those that look like an earlier one.
 
@@ -123,8 +129,7 @@ def keep_distinct(pictures: dict[str, Image.Image], threshold: float) -> list[st
     kept: list[str] = []
     vectors = np.empty((len(pictures), 3 * COMPARED_SIZE**2), dtype=np.float32)
     for key, picture in pictures.items():
-        small = picture.resize((COMPARED_SIZE, COMPARED_SIZE), Image.Resampling.BOX)
-        vector = np.asarray(small, dtype=np.float32).ravel() / 255
+        vector = as_vector(picture)
         if not kept or np.abs(vectors[: len(kept)] - vector).mean(axis=1).min() >= threshold:
             vectors[len(kept)] = vector
             kept.append(key)

@@ -47,11 +47,16 @@ class Studio:
         return render_digits([self.world.digit_images[index] for index in digit_indices(key)], self.size)
 
 
+def make_pair_id(split: str, question: Question, task: str | None = None) -> str:
+    """The id of the pair that asks a question in a split, as `task` where that is not the question's own."""
+    return "/".join(part for part in (split, task or question.task, question.entity, question.variant) if part)
+
+
 def pair_rows(split: str, questions: Iterable[Question], studio: Studio) -> list[Row]:
     """One row per question; training shows canonical pictures, the other splits renderings it never shows."""
     rows = []
     for question in questions:
-        pair_id = "/".join(part for part in (split, question.task, question.entity, question.variant) if part)
+        pair_id = make_pair_id(split, question)
         if split == TRAIN:
             shown = [studio.canonical(key) for key in question.pictures]
         else:
@@ -66,7 +71,7 @@ def second_font_rows(split: str, questions: Iterable[Question], font: Path, stud
     for question in questions:
         picture = render_emoji(question.entity, font, studio.size) if question.task in NAME_TASKS else None
         if picture is not None:
-            pair_id = f"{split}/{NOTO_TASK}/{question.entity}"
+            pair_id = make_pair_id(split, question, NOTO_TASK)
             rows.append(_pair_row(pair_id, NOTO_TASK, question, [encode_png(picture)], _input(question.answer)))
     return rows
 
