@@ -17,6 +17,9 @@ COMMANDS = {
     "quickstart": "build the benchmark, train a small model on it, evaluate it and show what it does",
     "init": "turn a vision-language model into an untrained mmemb-r1 checkpoint",
     "encode": "embed the inputs of a JSON lines file",
+    "rationales": "draw rationales from a pool of workers (the prior)",
+    "train-evaluator": "train a model that judges whether a query and a target match",
+    "select": "keep the rationales that help a query meet its target (the posterior)",
     "train": "train a checkpoint",
     "evaluate": "measure a checkpoint on the Atlas benchmark",
     "atlas": "build the Atlas benchmark",
@@ -55,7 +58,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
         if name == asked:
-            module = import_module(f"{__name__}.{name}")
+            module = import_module(f"{__name__}.{name.replace('-', '_')}")
             command.description = module.HELP
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             module.configure(command)

@@ -1,0 +1,59 @@
+"""Options that every command that trains has, and the fields of a trainer's config that they make."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
+
+
+def add_training_options(parser: argparse.ArgumentParser, config: str) -> None:
+    """Add `--config`, `--max-steps` and `--cpu`; `config` names the class of the config."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML: fields of {config} and their values")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; default: the config's")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
+
+
+def training_fields(args: argparse.Namespace, config: type) -> dict[str, Any]:
+    """
+    The fields of a trainer's config: those of the YAML file, those of the command line, checkpoints below `--output`.
+
+    Raises:
+        ValueError: if the file is no mapping, or holds a field that the config lacks.
+    """
+    import yaml
+
+    fields = yaml.safe_load(args.config.read_text(encoding="utf-8")) if args.config else {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"--config {args.config} holds a {type(fields).__name__}; it has to map fields to values")
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    if unknown := sorted(set(fields) - set(defaults)):
+        raise ValueError(
+            f"--config {args.config}: {config.__name__} has no field {unknown[0]!r}; see its documentation"
+        )
+    fields = {name: as_number(name, value, defaults[name]) for name, value in fields.items()}
+    fields = {"report_to": [], **fields, "output_dir": str(args.output / "checkpoints")}
+    if args.max_steps is not None:
+        fields["max_steps"] = args.max_steps
+    if args.cpu:
+        fields |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    return fields
+
+
+def as_number(name: str, value: Any, default: Any) -> Any:
+    """A number that YAML took for text (it reads 5e-4 as a string), where the field is a number.
+
+    >>> as_number("learning_rate", "5e-4", 5e-5)
+    0.0005
+    >>> as_number("lr_scheduler_type", "cosine", "linear")
+    'cosine'
+    """
+    if not isinstance(value, str) or not isinstance(default, float):
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {value!r} is no number") from error

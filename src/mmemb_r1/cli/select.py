@@ -1,0 +1,172 @@
+"""`mmemb-r1 select`: the posterior, of the candidates those that help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmemb_r1.cli.rationales import part
+
+if TYPE_CHECKING:
+    from mmemb_r1.training.posterior.evaluator import PairEvaluator
+
+HELP = """\
+Keep the rationales that help a query meet its target. An evaluator judges every pair, and some wrong ones, with and
+without each rationale; what a rationale gains there, and not on the wrong pairs, is its gain.
+
+The output is a folder: selected.parquet (what was kept, with its posterior weight), candidates.parquet (everything,
+with its gain and why it was not kept), report.txt, report.json and report.png. The evaluator's answers are kept there
+in shards: a run that was stopped goes on with the same command, and --selection, --pair-aware, --space, --margin and
+--temperature can be changed without asking the evaluator again."""
+
+KINDS = ("vlm", "embedding")
+OPTIONS = ("selection", "pair_aware", "intervention", "space", "margin", "temperature", "num_negatives", "seed")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    parser.add_argument(
+        "--rationales", required=True, type=Path, metavar="DIR", help="what `mmemb-r1 rationales` wrote"
+    )
+    parser.add_argument(
+        "--evaluator",
+        required=True,
+        metavar="DIR",
+        help="who judges: a vision-language model or an mmemb-r1 checkpoint",
+    )
+    parser.add_argument(
+        "--evaluator-kind",
+        choices=KINDS,
+        help="vlm answers yes or no, embedding compares vectors; default: embedding for an mmemb-r1 checkpoint",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the selection goes")
+    how = parser.add_argument_group("how to select")
+    how.add_argument("--selection", metavar="NAME", help="none, absolute or counterfactual (the default)")
+    how.add_argument(
+        "--pair-aware",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="take off what helps wrong pairs as well; default: yes",
+    )
+    how.add_argument("--space", metavar="NAME", help="of the gains: probability (the default) or log-odds")
+    how.add_argument(
+        "--margin",
+        type=float,
+        metavar="X",
+        help="a gain has to be larger; default: 0 (0.5 for absolute confidences that are not pair-aware)",
+    )
+    how.add_argument("--temperature", type=float, metavar="X", help="of the posterior; default: 0.1, in log-odds 1")
+    asked = parser.add_argument_group("what to ask the evaluator (after a change it is asked again, elsewhere)")
+    asked.add_argument("--intervention", metavar="NAME", help="drop (the default), swap or shuffle")
+    asked.add_argument(
+        "--negatives", type=int, dest="num_negatives", metavar="N", help="wrong partners per pair; default: 4"
+    )
+    asked.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    asked.add_argument("--prompt", metavar="FILE", help="of a vlm: how it is asked; default: its own or the usual one")
+    asked.add_argument(
+        "--cosine-temperature", type=float, metavar="X", help="of an embedding evaluator; default: 0.02"
+    )
+    asked.add_argument(
+        "--cosine-bias", type=float, metavar="X", help="of an embedding evaluator: where it is undecided; default: 0.5"
+    )
+    work = parser.add_argument_group("how to work")
+    work.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="pairs that the evaluator reads at once; default: 16"
+    )
+    work.add_argument(
+        "--shard-size", type=int, default=64, metavar="N", help="inputs per file, lost at most; default: 64"
+    )
+    work.add_argument(
+        "--part", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts, for N machines; default: 1/1"
+    )
+    work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.pairs.is_file():
+        raise ValueError(f"--pairs {args.pairs}: there is no such file")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
+
+    from mmemb_r1.training.posterior.options import SelectionOptions
+    from mmemb_r1.training.prior.shards import read_rationales
+    from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
+
+    options = SelectionOptions(**_given(args, {name: name for name in OPTIONS}))
+    pairs, rationales = read_pairs(args.pairs, PAIR_COLUMNS), read_rationales(args.rationales)
+
+    import logging
+
+    from mmemb_r1.training.posterior.report_text import report_text
+    from mmemb_r1.training.posterior.select import select_rationales
+
+    progress = sys.stderr.isatty()
+    logging.basicConfig(format="%(message)s")
+    if not progress:  # a line per shard instead of the bar
+        logging.getLogger("mmemb_r1.training.posterior").setLevel(logging.INFO)
+    report = select_rationales(
+        pairs,
+        rationales,
+        load_evaluator(args),
+        args.output,
+        options,
+        batch_size=args.batch_size,
+        shard_size=args.shard_size,
+        part=args.part,
+        progress=progress,
+    )
+    if report is None:
+        print("this part is done; when all parts are, run the command once more, without --part, to select")
+        return 0
+    print(report_text(report))
+    print(f"the selection is in {args.output}")
+    return 0
+
+
+def load_evaluator(args: argparse.Namespace) -> PairEvaluator:
+    """
+    The evaluator that the options ask for.
+
+    Raises:
+        ValueError: if it can't be loaded, or an option belongs to the other kind.
+    """
+    kind = args.evaluator_kind or kind_of(args.evaluator)
+    own = {"vlm": {"prompt": "prompt"}, "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias"}}
+    strange = [
+        option for other in KINDS if other != kind for option in own[other] if getattr(args, option) is not None
+    ]
+    if strange:
+        raise ValueError(
+            f"--{strange[0].replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
+            "another --evaluator-kind"
+        )
+    fields = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
+    if kind == "vlm":
+        from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
+
+        return VLMEvaluator(args.evaluator, **fields)
+
+    from mmemb_r1.training.posterior.embedding_evaluator import EmbeddingEvaluator
+
+    return EmbeddingEvaluator(args.evaluator, **fields)
+
+
+def kind_of(model: str) -> str:
+    """`"embedding"` for an mmemb-r1 checkpoint, else `"vlm"`."""
+    from transformers import AutoConfig
+
+    from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Config
+
+    try:
+        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir(), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--evaluator {model}: no model could be loaded from there ({reason})") from error
+    return "embedding" if isinstance(config, MMEmbR1Config) else "vlm"
+
+
+def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
+    """Of these options (option -> field), the fields that the command line sets."""
+    return {field: getattr(args, option) for option, field in names.items() if getattr(args, option) is not None}

@@ -1,0 +1,70 @@
+"""`mmemb-r1 train-evaluator`: a model that judges whether a query and a target match."""
+
+from __future__ import annotations
+
+import argparse
+from hashlib import sha256
+from pathlib import Path
+
+from mmemb_r1.cli._training import add_training_options
+
+HELP = """\
+Train an evaluator for `mmemb-r1 select`, where no strong chat model is at hand. It learns to answer yes or no to "does
+this target match this query?" on the pairs of a table (Parquet with the columns query, target and, optionally, task,
+query_rationale and target_rationale), without a rationale, with a right one and with a wrong one."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="the model to start from, a folder or a Hub id: a vision-language model, or an mmemb-r1 checkpoint",
+    )
+    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs to learn from, Parquet")
+    parser.add_argument(
+        "--eval-pairs", type=Path, metavar="FILE", help="pairs to measure on, that were not learnt from"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the evaluator goes")
+    add_training_options(parser, "EvaluatorConfig")
+
+
+def run(args: argparse.Namespace) -> int:
+    for option in ("pairs", "eval_pairs"):
+        path = getattr(args, option)
+        if path is not None and not path.is_file():
+            raise ValueError(f"--{option.replace('_', '-')} {path}: there is no such file")
+
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from mmemb_r1._files import claim
+    from mmemb_r1.cli._training import LENGTH_OF_RUN, training_fields
+    from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
+    from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
+    from mmemb_r1.training.tables import read_pairs
+    from mmemb_r1.training.vlm import load_vlm
+
+    fields = training_fields(args, EvaluatorConfig)
+    arguments = EvaluatorConfig(**fields)
+    pairs = read_pairs(args.pairs)
+    vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None)
+    trainer = EvaluatorTrainer(
+        model=vlm.train(), args=arguments, train_dataset=judgements(pairs, arguments), processing_class=processor
+    )
+    # last of the checks: settings that were refused must not keep the folder from those that are right
+    claim(
+        args.output / "run.json",
+        {
+            "model": args.model,
+            "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
+            "fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN},
+        },
+    )
+    checkpoints = args.output / "checkpoints"
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    measured = trainer.measure(read_pairs(args.eval_pairs)) if args.eval_pairs else {}
+    save_evaluator(trainer, args.output / "model", measured)
+    for name, value in measured.items():
+        print(f"{name:28}{value:8.3f}" if isinstance(value, float) else f"{name:28}{value:8,}")
+    print(f"the evaluator is in {args.output / 'model'}; use it: mmemb-r1 select --evaluator {args.output / 'model'}")
+    return 0

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import re
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from mmemb_r1.cli import main
+from mmemb_r1.cli.select import KINDS, kind_of
+from mmemb_r1.tiny import build_tiny_vlm
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluators") / "vlm"
+    for part in build_tiny_vlm("qwen3_vl", texts=["yes no Yes No Does this target match this query?"]):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def select(pairs, rationales, tiny_checkpoint, tmp_path):
+    """`select(*options)` runs the command on four pairs; `pairs=` is another table, `evaluator=` another folder."""
+
+    def run(*options, pairs=pairs, evaluator=tiny_checkpoint):
+        pairs.to_parquet(tmp_path / "pairs.parquet")
+        few = rationales.filter(lambda row: row["pair_id"] in ("capital/Peru", "capital/Chile"))
+        few.to_parquet(tmp_path / "rationales.parquet")
+        files = ["--pairs", tmp_path / "pairs.parquet", "--rationales", tmp_path / "rationales.parquet"]
+        files += ["--output", tmp_path / "out", "--evaluator", evaluator]
+        return main(["select", *map(str, files), "--device", "cpu", "--negatives", "2", *options])
+
+    return run
+
+
+def test_an_embedding_model_judges(select, tmp_path, capsys, caplog):
+    assert select("--selection", "none") == 0
+    said = capsys.readouterr().out
+    assert "Kept 18 of 18 rationales judged (100.0%)" in said
+    assert f"the selection is in {tmp_path / 'out'}" in said
+    assert "scoring: shard 1 of 1, 4 trials" in caplog.messages
+    assert pq.read_table(tmp_path / "out" / "selected.parquet").num_rows == 18
+    assert (tmp_path / "out" / "report.png").exists()
+
+
+def test_options_of_selection_ask_nothing_again(select, tmp_path, caplog):
+    assert select("--selection", "none") == 0
+    before = pq.read_table(tmp_path / "out" / "candidates.parquet")
+    options = ("--no-pair-aware", "--space", "log-odds", "--margin", "-100", "--temperature", "2")
+    assert select(*options) == 0
+    assert "1 of 1 shards are scored already" in caplog.messages
+    after = pq.read_table(tmp_path / "out" / "candidates.parquet")
+    assert after["confidence_with"] == before["confidence_with"]
+    assert after["posterior"] != before["posterior"]
+    assert after.filter(after["kept"]).num_rows == 18
+
+
+def test_parts(select, tmp_path, capsys):
+    assert select("--part", "1/2", "--shard-size", "2") == 0
+    assert "this part is done" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "selected.parquet").exists()
+    assert select("--shard-size", "2") == 0
+    assert (tmp_path / "out" / "selected.parquet").exists()
+
+
+def test_a_vision_language_model_judges(select, vlm, tmp_path, capsys):
+    assert select("--intervention", "shuffle", evaluator=vlm) == 0
+    assert '"kind": "vlm"' in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "out" / "candidates.parquet").num_rows == 20
+
+
+def test_the_kind_is_that_of_the_model(vlm, tiny_checkpoint):
+    assert (kind_of(str(vlm)), kind_of(str(tiny_checkpoint))) == KINDS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--selection", "best"), "selection='best'; allowed: 'none', 'absolute', 'counterfactual'"),
+        (("--negatives", "0"), "num_negatives=0; allowed: 1 or more"),
+        (("--batch-size", "0"), "--batch-size 0; allowed: 1 or more"),
+        (("--prompt", "evaluator"), "--prompt is no option of the evaluator kind 'embedding'"),
+        (("--evaluator-kind", "vlm", "--cosine-bias", "0"), "--cosine-bias is no option of the evaluator kind 'vlm'"),
+        (("--negatives", "40"), "the table has too few pairs with other partners"),
+    ],
+)
+def test_refuses_options(select, options, message, capsys):
+    assert select(*options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_refuses_what_is_not_there(select, tmp_path, capsys):
+    assert select("--pairs", str(tmp_path / "none.parquet")) == 2
+    assert re.search(r"error: --pairs \S+none.parquet: there is no such file", capsys.readouterr().err)
+    assert select("--rationales", str(tmp_path / "none")) == 2
+    assert "there is no such folder or file. `mmemb-r1 rationales` writes one" in capsys.readouterr().err
+    assert select(evaluator=tmp_path / "nobody") == 2
+    assert re.search(r"error: --evaluator \S+nobody: no model could be loaded from there", capsys.readouterr().err)
+
+
+def test_names_the_pair_that_is_wrong(select, pairs, tmp_path, capsys):
+    rows = list(pairs)
+    bad = Dataset.from_list([*rows[:3], {**rows[3], "target": {"text": ""}}, *rows[4:]])
+    assert select(pairs=bad) == 2
+    assert "row 3 (pair_id 'capital/Kenya')" in capsys.readouterr().err
+    pictures = [{**row, "query": {**row["query"], "image": f"{place}.png"}} for place, row in enumerate(rows[:3])]
+    assert select(pairs=Dataset.from_list(pictures)) == 2
+    assert re.search(
+        r"the query of pair '\S+' can't be read: there is no image file '\d.png'", capsys.readouterr().err
+    )
+    assert select(pairs=Dataset.from_list(rows[1:])) == 2
+    assert "10 rationales are about 1 pairs that the pairs table lacks: 'capital/Peru'" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""An mmemb-r1 checkpoint as the evaluator: how near does the rationale bring the vectors of a pair?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render, to_conversations
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
+from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.training.posterior.evaluator import Trial, TrialError
+from mmemb_r1.training.posterior.pair_index import other_side
+from mmemb_r1.training.suffixes import append_tokens
+from mmemb_r1.training.tables import content_key
+
+_Key = tuple[bytes, "str | None"]
+
+
+@dataclass
+class EmbeddingEvaluator:
+    """
+    Judges pairs by the cosine of their vectors: `logit = (cosine - bias) / temperature`.
+
+    The input that a rationale is about is embedded after it, as if the model had thought it (`prompt <|embed|> <think>
+    r </think> <|embed|>`, the last vector); without a rationale, and on the other side, directly. No input is embedded
+    twice with the same rationale in one call.
+
+    Args:
+        model: an mmemb-r1 checkpoint: a folder or a Hub id.
+        temperature: Default: 0.02, that of the joint phase.
+        bias: the cosine at which a pair is as likely to match as not. Gains in log-odds do not depend on it. Default:
+            0.5.
+        batch_size: sequences that are embedded at once.
+        device: where the model runs. Default: the accelerator if there is one.
+
+    Raises:
+        ValueError: if the temperature is not positive, or the model is no mmemb-r1 checkpoint.
+    """
+
+    model: str
+    temperature: float = 0.02
+    bias: float = 0.5
+    batch_size: int = 32
+    device: str | None = None
+    _encoder: MMEmbR1 = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} has to be positive")
+        self._encoder = MMEmbR1(self.model, device=self.device).eval()
+        if not isinstance(self._encoder[0], MMEmbR1Module):
+            raise ValueError(
+                f"{self.model!r} is no mmemb-r1 checkpoint; a vision-language model is evaluator kind 'vlm'"
+            )
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What determines the answers."""
+        return {"kind": "embedding", "model": self.model, "temperature": self.temperature, "bias": self.bias}
+
+    def match_logits(self, trials: Sequence[Trial]) -> list[Tensor]:
+        """See [`PairEvaluator.match_logits`]."""
+        if not trials:
+            return []
+        keys = [[content_key(value) for value in (trial.anchor, *trial.others)] for trial in trials]
+        wanted: dict[_Key, _Sequence] = {}
+        for number, (trial, (anchor, *others)) in enumerate(zip(trials, keys, strict=True)):
+            for rationale in trial.rationales:
+                wanted.setdefault((anchor, rationale), _Sequence(trial.anchor, rationale, number, trial.side))
+            for key, value in zip(others, trial.others, strict=True):
+                wanted.setdefault((key, None), _Sequence(value, None, number, other_side(trial.side)))
+        vectors = dict(zip(wanted, self._embed(list(wanted.values())), strict=True))
+        logits = []
+        for trial, (anchor, *others) in zip(trials, keys, strict=True):
+            reasoned = torch.stack([vectors[anchor, rationale] for rationale in trial.rationales])  # (K, D)
+            direct = torch.stack([vectors[other, None] for other in others])  # (M + 1, D)
+            logits.append((direct @ reasoned.T - self.bias) / self.temperature)
+        return logits
+
+    @torch.inference_mode()
+    def _embed(self, sequences: Sequence[_Sequence]) -> Tensor:
+        """Unit vectors `(N, D)`, float32, on the CPU."""
+        suffixes = [self._suffix(sequence.rationale) for sequence in sequences]
+        by_length = sorted(range(len(sequences)), key=lambda row: len(suffixes[row]) + sequences[row].rough_length)
+        vectors = []
+        for start in range(0, len(sequences), self.batch_size):
+            rows = by_length[start : start + self.batch_size]
+            batch = self._batch([sequences[row] for row in rows], [suffixes[row] for row in rows])
+            vectors.append(self._encoder[0].model(**batch).embeddings[:, -1].float().cpu())
+        order = torch.tensor(by_length).argsort()
+        return normalize(torch.cat(vectors)[order], dim=-1)
+
+    def _batch(self, sequences: Sequence[_Sequence], suffixes: Sequence[list[int]]) -> dict[str, Any]:
+        encoder = self._encoder
+        config = encoder[0].model.config
+        values = [sequence.value for sequence in sequences]
+        try:
+            conversations = to_conversations(values, num_video_frames=config.num_video_frames)
+            batch = render(encoder.processor, conversations, config.max_text_tokens)
+        except InputError as error:
+            bad = sequences[error.index]
+            raise TrialError(bad.trial, f"of its {bad.side}, {error.reason}") from error
+        batch = append_tokens(batch, suffixes, encoder.tokenizer.pad_token_id)
+        return {name: value.to(encoder.device) for name, value in batch.items()}
+
+    def _suffix(self, rationale: str | None) -> list[int]:
+        """`<think> r </think> <|embed|>`, or nothing."""
+        if rationale is None:
+            return []
+        config = self._encoder[0].model.config
+        text = as_plain_text(rationale, control_strings(self._encoder.processor))
+        ids = self._encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """An input, what is thought of it, and the first trial that asks for it, with the side that it is there."""
+
+    value: Mapping[str, Any]
+    rationale: str | None
+    trial: int
+    side: str
+
+    @property
+    def rough_length(self) -> int:
+        """Order of magnitude of the prompt's length in tokens; only good for sorting."""
+        media = (self.value.get(kind) or () for kind in ("image", "video"))
+        count = sum(len(given) if isinstance(given, list) else 1 for given in media)
+        return len(str(self.value.get("text") or "")) // 4 + 64 * count

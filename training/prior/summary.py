@@ -1,0 +1,99 @@
+"""What a run of the prior did, while it goes on and afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@dataclass
+class WorkerSummary:
+    """
+    What one worker did in a run.
+
+    Args:
+        name: the worker's.
+        rows: rows written to the table, those that record a failure among them.
+        answers: rationales asked for, one for all pairs that have an input in common.
+        failures: reason -> how many of the answers were a failure for it.
+        drawn: shards written.
+        skipped: shards that were there already.
+    """
+
+    name: str
+    rows: int = 0
+    answers: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    drawn: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Summary:
+    """
+    What a run did.
+
+    Args:
+        workers: in the order of the pool; those that the run did not come to are missing.
+        aborted: why the run stopped before its end, or `None`.
+    """
+
+    workers: list[WorkerSummary] = field(default_factory=list)
+    aborted: str | None = None
+
+    def lines(self, reasons: int = 5) -> Iterator[str]:
+        """
+        The summary as text, with the most frequent `reasons` of each worker's failures.
+
+        >>> oracle = WorkerSummary("oracle", rows=6, answers=4, failures=Counter({"too dark": 1}), drawn=2, skipped=1)
+        >>> print(*Summary([oracle]).lines(), sep="\\n")
+        oracle: 6 rows; shards: 2 drawn, 1 there before; 1 of 4 answers failed
+             1 x too dark
+        """
+        for worker in self.workers:
+            failed = worker.failures.total()
+            shards = f"{worker.drawn} drawn" + (f", {worker.skipped} there before" if worker.skipped else "")
+            parts = [f"{worker.name}: {worker.rows} rows", f"shards: {shards}"]
+            parts += [f"{failed} of {worker.answers} answers failed"] if failed else []
+            yield "; ".join(parts)
+            for reason, count in worker.failures.most_common(reasons):
+                yield f"{count:6} x {reason}"
+            if len(worker.failures) > reasons:
+                yield f"       and {len(worker.failures) - reasons} other reasons"
+        if self.aborted:
+            yield self.aborted
+
+
+def progress_bar(shown: bool) -> Progress:
+    """A bar per worker with the rationales drawn, their rate and the time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rate = task.finished_speed or task.speed
+            return Text("" if rate is None else f"{rate:.1f}/s", style="progress.data.speed")
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
