@@ -29,17 +29,16 @@ class InputError(ValueError):
 
     Attributes:
         index: position of the input among those passed.
-        reason: what came, what is allowed and what to do, and the beginning of the input itself.
+        fault: what is wrong, what is allowed and what to do.
+        reason: the same, and the beginning of the input itself.
         value: the input itself, where it is known; it does not travel between processes.
     """
 
     def __init__(self, index: int, reason: str, value: Any = None) -> None:
-        self.index = index
-        # without the addresses in memory that some things print: the same input gives the same message
-        self.reason = (
-            reason if value is None else f"{reason} It was: {re.sub(' at 0x[0-9a-f]+', '', repr(value)):.100}"
-        )
-        self.value = value
+        self.index, self.fault, self.value = index, reason, value
+        if value is not None:  # without addresses in memory: the same input gives the same message
+            reason += f" It was: {re.sub(' at 0x[0-9a-fA-F]+', '', repr(value)):.100}"
+        self.reason = reason
         super().__init__(f"Input {index} can't be embedded: {self.reason}")
 
     def __reduce__(self) -> tuple[type, tuple[int, str]]:
@@ -155,6 +154,8 @@ def _as_videos(value: Any) -> list[Any]:
 def _is_frame(value: Any) -> bool:
     if isinstance(value, str | Path):
         return str(value).lower().endswith(IMAGE_SUFFIXES)
+    if isinstance(value, Mapping):  # an undecoded picture of `datasets`
+        return set(value) == {"bytes", "path"}
     return isinstance(value, Image.Image) or getattr(value, "ndim", 0) in (2, 3)
 
 

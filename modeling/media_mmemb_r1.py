@@ -105,7 +105,10 @@ def _read(source: Any, kind: str) -> bytes:
 def _name(source: Any) -> str:
     if isinstance(source, bytes | bytearray):
         return f"of {len(source)} bytes"
-    return repr(str(source)[:60])
+    name = str(source)
+    if len(name) <= 60:
+        return repr(name)
+    return repr(f"{name[:57]}..." if name.startswith("data:") else f"...{name[-57:]}")  # a path by its file
 
 
 def open_video(source: Any, num_frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -18,6 +21,7 @@ from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SAMPLED = 16  # values of a parameter that its fingerprint reads
 
 
 def load_vlm(
@@ -52,14 +56,41 @@ def load_vlm(
             vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub)
         processor = AutoProcessor.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = "" if local else "There is no such folder here, so it was taken for an ID on the Hugging Face Hub. "
         raise ValueError(
             f"{str(model)!r} can't be loaded as a vision-language model. {where}Pass the folder or the Hub ID of a "
-            f"model for image-text-to-text or of an mmemb-r1 checkpoint. ({str(error).strip().splitlines()[0]})"
+            f"model for image-text-to-text or of an mmemb-r1 checkpoint. ({said})"
         ) from error
     chat_template(processor)
     processor.tokenizer.padding_side = "left"
     return vlm.to(device or default_device()).eval(), processor
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """
+    A digest that tells one set of weights from another, at once even for billions of them.
+
+    It is made of the name, shape, dtype and a few values, spread over its length, of every parameter, and does not
+    depend on the device. Training changes it, for that moves nearly all values; a change of a few values that are not
+    among those read goes unnoticed.
+
+    >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> weights_fingerprint(first) == weights_fingerprint(second)
+    False
+    >>> _ = second.load_state_dict(first.state_dict())
+    >>> weights_fingerprint(first) == weights_fingerprint(second)
+    True
+    """
+    digest = blake2b(digest_size=16)
+    for name, parameter in sorted(module.named_parameters()):
+        values = parameter.detach().reshape(-1)  # (N,)
+        count = min(len(values), _SAMPLED)
+        places = [number * (len(values) - 1) // max(count - 1, 1) for number in range(count)]
+        values = values[torch.tensor(places, dtype=torch.long, device=values.device)].cpu()
+        digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def default_device() -> str:

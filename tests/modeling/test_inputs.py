@@ -365,7 +365,9 @@ def test_every_way_to_pass_a_video(film, draw, tmp_path):
     for frame, name in zip(frames, names, strict=True):
         frame.save(name)
     arrays = [np.asarray(frame) for frame in frames]
-    for source in (frames, tuple(frames), arrays, np.stack(arrays), names, [str(name) for name in names]):
+    stored = [{"bytes": name.read_bytes(), "path": None} for name in names]  # as `datasets` keeps pictures
+    sources = (frames, tuple(frames), arrays, np.stack(arrays), names, [str(name) for name in names], stored)
+    for source in sources:
         (part,) = parts({"video": source})
         assert np.array_equal(part["video"], np.stack(arrays))  # frames are all kept
         assert part["metadata"]["frames_indices"] == list(range(12))

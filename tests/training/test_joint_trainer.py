@@ -23,7 +23,7 @@ def arguments(tmp_path):
         "logging_steps": 1,
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "report_to": [],
         "disable_tqdm": True,
         "save_strategy": "no",

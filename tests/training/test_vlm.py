@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
-from mmemb_r1.training.vlm import chat_template, load_vlm
+from mmemb_r1.training.vlm import chat_template, load_vlm, weights_fingerprint
 
 INPUTS = [{"text": "What is the capital of Peru?", "instruction": "Be brief."}, "a"]
 
@@ -63,11 +64,50 @@ def test_dtype(tmp_path):
         load_vlm(tmp_path, dtype="int4")
 
 
+def test_the_fingerprint_of_weights_is_that_of_what_was_saved(tmp_path):
+    vlm, processor = build_tiny_vlm("qwen3_vl")
+    for part in (vlm, processor):
+        part.save_pretrained(tmp_path)
+    loaded, half = (load_vlm(tmp_path, device="cpu", dtype=dtype)[0] for dtype in ("auto", "bfloat16"))
+    assert weights_fingerprint(loaded) == weights_fingerprint(vlm)
+    assert weights_fingerprint(half) != weights_fingerprint(vlm)
+    assert weights_fingerprint(half) == weights_fingerprint(vlm.to(torch.bfloat16))
+    assert weights_fingerprint(build_tiny_vlm("qwen3_vl", seed=1)[0]) != weights_fingerprint(loaded)
+
+
+def test_the_fingerprint_of_weights_notices_a_change_of_any_parameter():
+    vlm, _ = build_tiny_vlm("qwen3_vl")
+    seen = {weights_fingerprint(vlm)}
+    for number, parameter in enumerate(vlm.parameters(), start=1):
+        with torch.no_grad():
+            parameter.add_(1e-3)
+        seen.add(weights_fingerprint(vlm))
+        assert len(seen) == number + 1
+
+
+def test_the_fingerprint_of_weights_reads_layouts_and_sizes_of_all_kinds():
+    values = torch.arange(40.0).reshape(5, 8)
+    plain, strided = torch.nn.ParameterList([values]), torch.nn.ParameterList([values.T.contiguous().T])
+    assert weights_fingerprint(plain) == weights_fingerprint(strided)
+    assert weights_fingerprint(plain) != weights_fingerprint(torch.nn.ParameterList([values.reshape(8, 5)]))
+    odd = torch.nn.ParameterList([torch.tensor(1.0), torch.empty(0), torch.ones(1, dtype=torch.float8_e4m3fn)])
+    assert weights_fingerprint(odd) == weights_fingerprint(copy.deepcopy(odd))
+
+
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere' can't be loaded.*no such folder here.*Pass the folder or"):
         load_vlm(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="'someone/some-model' can't be loaded.*no such folder here"):
         load_vlm("someone/some-model")
+
+
+def test_an_error_that_says_nothing_is_named_by_its_kind(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("mmemb_r1.training.vlm.AutoConfig.from_pretrained", fail)
+    with pytest.raises(ValueError, match=r"can't be loaded .* \(OSError\)"):
+        load_vlm(tmp_path)
 
 
 def test_another_kind_of_model_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mmemb_r1.training.posterior.evaluator import Trial, TrialError
 from mmemb_r1.training.posterior.pair_index import other_side
 from mmemb_r1.training.suffixes import append_tokens
 from mmemb_r1.training.tables import content_key
+from mmemb_r1.training.vlm import weights_fingerprint
 
 _Key = tuple[bytes, "str | None"]
 
@@ -58,11 +60,18 @@ class EmbeddingEvaluator:
             raise ValueError(
                 f"{self.model!r} is no mmemb-r1 checkpoint; a vision-language model is evaluator kind 'vlm'"
             )
+        self._weights = weights_fingerprint(self._encoder[0].model)
 
     @property
     def definition(self) -> dict[str, Any]:
         """What determines the answers."""
-        return {"kind": "embedding", "model": self.model, "temperature": self.temperature, "bias": self.bias}
+        return {
+            "kind": "embedding",
+            "model": Path(self.model).name,  # for whoever reads it; the same model may lie elsewhere
+            "weights": self._weights,
+            "temperature": self.temperature,
+            "bias": self.bias,
+        }
 
     def match_logits(self, trials: Sequence[Trial]) -> list[Tensor]:
         """See [`PairEvaluator.match_logits`]."""

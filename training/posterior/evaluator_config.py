@@ -25,6 +25,9 @@ class EvaluatorConfig(_BaseConfig):
             How often it has the rationale of another pair of its task.
         tempting_share (`float`, *optional*, defaults to `0.5`):
             How often a pair that does not match beside a wrong rationale is the one that this rationale speaks of.
+        blind_share (`float`, *optional*, defaults to `0.0`):
+            How often the pictures that a right rationale is about are hidden, where there is text beside them. What
+            can't be seen has to be read: without it a small model that sees well learns to overlook rationales.
         draws_per_pair (`int`, *optional*, defaults to `8`):
             Examples of an epoch per pair of the table.
         task_weights (`dict[str, float]`, *optional*):
@@ -41,6 +44,7 @@ class EvaluatorConfig(_BaseConfig):
     right_share: float = field(default=0.45, metadata={"help": "Share of examples with their own rationale."})
     wrong_share: float = field(default=0.3, metadata={"help": "Share of examples with another pair's rationale."})
     tempting_share: float = field(default=0.5, metadata={"help": "Share of wrong rationales that speak of the pair."})
+    blind_share: float = field(default=0.0, metadata={"help": "Share of rationales whose pictures are hidden."})
     draws_per_pair: int = field(default=8, metadata={"help": "Examples of an epoch per pair of the table."})
     task_weights: dict | None = field(default=None, metadata={"help": "How often each task is drawn."})
     augment_pictures: bool = field(default=False, metadata={"help": "Vary every picture a little."})
@@ -49,7 +53,7 @@ class EvaluatorConfig(_BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("none_share", "right_share", "wrong_share", "tempting_share"):
+        for name in ("none_share", "right_share", "wrong_share", "tempting_share", "blind_share"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more.")
         if not self.none_share > 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -12,8 +11,9 @@ from datasets import Dataset
 from PIL import Image
 
 from mmemb_r1.training.joint_collator import augmented
-from mmemb_r1.training.posterior.pair_index import index_pairs, other_side
+from mmemb_r1.training.posterior.pair_index import Partners, index_pairs, other_side
 from mmemb_r1.training.prior.worker import SIDES
+from mmemb_r1.training.tables import StoredInputs
 
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 KINDS = ("none", "right", "wrong")
@@ -45,6 +45,8 @@ class Judgements:
         seed: of the draws.
         shares: how often there is no rationale, a right one, and a wrong one. Rows without a rationale have none.
         tempting_share: how often a pair that does not match beside a wrong rationale is the one that it speaks of.
+        blind_share: how often the pictures that a right rationale is about are hidden, where there is text beside
+            them: what can't be seen has to be read.
         task_weights: how often each task is drawn; those that are not named are not. `None`: by number of pairs.
         augment: makes another picture of every picture; gets the example's own random stream.
 
@@ -59,15 +61,17 @@ class Judgements:
         seed: int = 0,
         shares: Sequence[float] = (0.25, 0.45, 0.3),
         tempting_share: float = 0.5,
+        blind_share: float = 0.0,
         task_weights: Mapping[str, float] | None = None,
         augment: Augment | None = None,
     ) -> None:
-        self.pairs, self.size, self.seed, self.augment = pairs, size, seed, augment
+        self.size, self.seed, self.augment = size, seed, augment
         self.shares = np.asarray(shares, dtype=float) / sum(shares)
-        self.tempting_share = tempting_share
+        self.tempting_share, self.blind_share = tempting_share, blind_share
         index = index_pairs(pairs)
-        self._content = {side: index.content[side].tolist() for side in SIDES}
-        self._partners = {side: _partners(self._content[side], self._content[other_side(side)]) for side in SIDES}
+        self._content = index.content
+        self._inputs = {side: StoredInputs(pairs, side) for side in SIDES}
+        self._partners = {side: Partners(index, side) for side in SIDES}
         self._rationales = {side: _joined(pairs, f"{side}_rationale") for side in SIDES}
         rows: dict[str, list[int]] = defaultdict(list)
         for row, task in enumerate(index.tasks):
@@ -79,7 +83,7 @@ class Judgements:
             for task, members in sorted(rows.items())
             if task_weights is None or task_weights.get(task, 0) > 0
             # one query or target for all pairs of a task: nothing there could be wrong
-            if all(len({self._content[side][row] for row in members}) > 1 for side in SIDES)
+            if all(len(np.unique(self._content[side][members])) > 1 for side in SIDES)
         }
         if not self._rows:
             raise ValueError(
@@ -110,9 +114,11 @@ class Judgements:
         partner = row if label else self._wrong_partner(side, row, spoken_of, rows, rng)
         if partner is None:  # every partner of this task is right for this row
             label, partner = True, row
-        inputs = {side: self.pairs[row][side], other: self.pairs[partner][other]}
-        if self.augment is not None:
-            inputs = {name: augmented(value, partial(self.augment, rng=rng)) for name, value in inputs.items()}
+        inputs = {side: self._inputs[side][row], other: self._inputs[other][partner]}
+        if kind == "right" and inputs[side].get("text") and rng.random() < self.blind_share:
+            inputs[side] = {name: value for name, value in inputs[side].items() if name not in ("image", "video")}
+        if augment := self.augment:
+            inputs = {name: augmented(value, lambda image: augment(image, rng)) for name, value in inputs.items()}
         return Judgement(
             query=inputs["query"], target=inputs["target"], side=side, rationale=rationale, kind=kind, label=label
         )
@@ -122,26 +128,24 @@ class Judgements:
         return sides[rng.integers(len(sides))]
 
     def _other_rationale(self, side: str, row: int, rows: np.ndarray, rng: np.random.Generator) -> int | None:
-        """A row with another rationale; `None` if there hardly is one."""
-        rationales = self._rationales[side]
-        return _draw(rows, rng, lambda other: rationales[other] not in ("", rationales[row]))
+        """A row whose rationale is another one and speaks of no partner of this row; `None` if there hardly is one."""
+        rationales, content = self._rationales[side], self._content[other_side(side)]
+        anchor, partners = self._content[side][row], self._partners[side]
+        return _draw(
+            rows,
+            rng,
+            lambda candidate: (
+                rationales[candidate] not in ("", rationales[row]) and not partners.hold(anchor, content[candidate])
+            ),
+        )
 
     def _wrong_partner(
         self, side: str, row: int, spoken_of: int, rows: np.ndarray, rng: np.random.Generator
     ) -> int | None:
-        other = other_side(side)
-        right = self._partners[side][self._content[side][row]]
-        if self._content[other][spoken_of] not in right and rng.random() < self.tempting_share:
+        if spoken_of != row and rng.random() < self.tempting_share:
             return spoken_of
-        return _draw(rows, rng, lambda candidate: self._content[other][candidate] not in right)
-
-
-def _partners(content: list[int], others: list[int]) -> dict[int, set[int]]:
-    """What belongs to each content of a side."""
-    partners: dict[int, set[int]] = defaultdict(set)
-    for own, other in zip(content, others, strict=True):
-        partners[own].add(other)
-    return partners
+        anchor, content, partners = self._content[side][row], self._content[other_side(side)], self._partners[side]
+        return _draw(rows, rng, lambda candidate: not partners.hold(anchor, content[candidate]))
 
 
 def _draw(rows: np.ndarray, rng: np.random.Generator, allowed: Callable[[int], bool], tries: int = 20) -> int | None:

@@ -38,6 +38,7 @@ class EvaluatorTrainer(_BaseTrainer):
 
     _tag_names = ["mmemb-r1", "evaluator"]
     _name = "Evaluator"
+    loss_is_scaled_for_ga = False  # it is a mean over its batch
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class EvaluatorTrainer(_BaseTrainer):
         Returns:
             By rationale: `accuracy_none`, `accuracy_right`, `accuracy_wrong`, and the numbers of examples `n_none` ...
         """
-        examples = judgements(pairs, self.args, size=size, seed=seed, task_weights=None, augment=None)
+        examples = judgements(pairs, self.args, size=size, seed=seed, task_weights=None, blind_share=0.0, augment=None)
         self.model.eval()
         right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
         batch_size = self.args.per_device_eval_batch_size
@@ -123,6 +124,7 @@ def judgements(pairs: Dataset, args: EvaluatorConfig, **overrides: Any) -> Judge
         "seed": args.seed,
         "shares": (args.none_share, args.right_share, args.wrong_share),
         "tempting_share": args.tempting_share,
+        "blind_share": args.blind_share,
         "task_weights": args.task_weights,
         "augment": augment if args.augment_pictures else None,
     }

@@ -9,7 +9,7 @@ from itertools import chain, islice
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.training.posterior.pair_index import PairIndex, other_side
+from mmemb_r1.training.posterior.pair_index import PairIndex, Partners, other_side
 from mmemb_r1.training.posterior.seeded import random_order, seeded_random
 from mmemb_r1.training.prior.worker import SIDES
 
@@ -44,7 +44,7 @@ class NegativeSampler:
 
     def __init__(self, index: PairIndex, num_negatives: int = 4, seed: int = 0) -> None:
         self.index, self.num_negatives, self.seed = index, num_negatives, seed
-        self._partners = {side: _Partners(index, side) for side in SIDES}
+        self._partners = {side: Partners(index, side) for side in SIDES}
         self._all = {side: _first_rows(index.content[side], range(len(index))) for side in SIDES}
         rows_of_task: dict[str, list[int]] = {}
         for row, task in enumerate(index.tasks):
@@ -88,7 +88,7 @@ class NegativeSampler:
     def _candidates(self, row: int, side: str) -> Iterator[tuple[int, bool]]:
         """Place and whether it is one of the pair's own, of all that may be drawn, in order."""
         content = self.index.content[other_side(side)]
-        partners = self._partners[side].of(self.index.content[side][row])
+        anchor, partners = int(self.index.content[side][row]), self._partners[side]
         seen: set[int] = set()
         stream = seeded_random(self.seed, "negatives", side, self.index.ids[row])
         of_task = self._of_task[other_side(side)][self.index.tasks[row]]
@@ -99,27 +99,9 @@ class NegativeSampler:
             ((place, number, True) for place, number in enumerate(own)),
             ((place, int(content[place]), False) for place in drawn),
         ):
-            if number not in seen and not _holds(partners, number):
+            if number not in seen and not partners.hold(anchor, number):
                 seen.add(number)
                 yield place, is_own
-
-
-class _Partners:
-    """Which contents of the other side belong to each content of a side."""
-
-    def __init__(self, index: PairIndex, side: str) -> None:
-        couples = np.stack([index.content[side], index.content[other_side(side)]], axis=1)
-        self._anchors, self._others = np.unique(couples, axis=0).T  # sorted by anchor, then by partner
-
-    def of(self, anchor: int) -> npt.NDArray[np.int64]:
-        """Their numbers, sorted."""
-        first, last = np.searchsorted(self._anchors, [anchor, anchor + 1])
-        return self._others[first:last]
-
-
-def _holds(sorted_numbers: npt.NDArray[np.int64], number: int) -> bool:
-    place = int(np.searchsorted(sorted_numbers, number))
-    return place < len(sorted_numbers) and int(sorted_numbers[place]) == number
 
 
 def _first_rows(content: npt.NDArray[np.int64], rows: Iterable[int]) -> npt.NDArray[np.int64]:

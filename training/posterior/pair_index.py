@@ -46,6 +46,31 @@ def other_side(side: str) -> str:
     return SIDES[1 - SIDES.index(side)]
 
 
+class Partners:
+    """
+    Which contents of the other side belong to each content of a side, anywhere in the table.
+
+    Args:
+        index: of the pairs table.
+        side: `"query"` or `"target"`.
+    """
+
+    def __init__(self, index: PairIndex, side: str) -> None:
+        couples = np.stack([index.content[side], index.content[other_side(side)]], axis=1)
+        self._anchors, self._others = np.unique(couples, axis=0).T  # sorted by anchor, then by partner
+
+    def of(self, anchor: int) -> npt.NDArray[np.int64]:
+        """The numbers of an anchor's partners, sorted."""
+        first, last = np.searchsorted(self._anchors, [anchor, anchor + 1])
+        return self._others[first:last]
+
+    def hold(self, anchor: int, other: int) -> bool:
+        """Whether the two are known to match."""
+        partners = self.of(anchor)
+        place = int(np.searchsorted(partners, other))
+        return place < len(partners) and int(partners[place]) == other
+
+
 def index_pairs(pairs: Dataset) -> PairIndex:
     """
     Read a pairs table once, row by row and without decoding a picture.

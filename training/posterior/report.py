@@ -205,7 +205,8 @@ def _direct_logits(shards: Sequence[Path]) -> tuple[npt.NDArray[np.float32], npt
         parts.append(table.take(pa.array(group_starts(table))))
     table = pa.concat_tables(parts)
     logits = table["logit_direct"].to_numpy()
-    return logits, np.array(table["negatives_direct"].to_pylist(), dtype=np.float32).reshape(len(logits), -1)
+    wrong = table["negatives_direct"].to_pylist()
+    return logits, np.array(wrong, dtype=np.float32).reshape(len(wrong), len(wrong[0]) if wrong else 0)
 
 
 def _examples(candidates: Path, table: pa.Table, pairs: Dataset, index: PairIndex) -> dict[str, list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mmemb_r1.training.posterior.scores import SCHEMA
 
 NOT_KEPT = "gain"
 SELECTED, CANDIDATES = "selected.parquet", "candidates.parquet"
+_ROW_GROUP = 65_536  # rows; shards are far smaller, and a file of as many row groups is slow to open
 _JUDGEMENT = ("confidence_with", "confidence_without", "gain", "posterior")
 
 
@@ -73,12 +74,12 @@ def with_judgement(scores: pa.Table, options: SelectionOptions) -> pa.Table:
 
 
 def write_tables(shards: Sequence[Path], folder: Path, options: SelectionOptions) -> None:
-    """Write `candidates.parquet` (all rows) and `selected.parquet` (those kept), shard by shard."""
+    """Write `candidates.parquet` (all rows) and `selected.parquet` (those kept), some shards at a time."""
     with ExitStack() as stack:
         paths = [stack.enter_context(replaced_file(folder / name)) for name in (CANDIDATES, SELECTED)]
         writers: list[pq.ParquetWriter] = []
-        for shard in shards:
-            candidates = with_judgement(pq.read_table(shard), options)
+        for scores in _gathered(shards):
+            candidates = with_judgement(scores, options)
             selected = candidates.filter(candidates["kept"]).drop_columns(["kept", "reason"])
             tables = [candidates, selected]
             if not writers:
@@ -88,6 +89,18 @@ def write_tables(shards: Sequence[Path], folder: Path, options: SelectionOptions
                 ]
             for writer, table in zip(writers, tables, strict=True):
                 writer.write_table(table)
+
+
+def _gathered(shards: Sequence[Path]) -> Iterator[pa.Table]:
+    """The shards, several of them as one table."""
+    tables: list[pa.Table] = []
+    for shard in shards:
+        tables.append(pq.read_table(shard))
+        if sum(map(len, tables)) >= _ROW_GROUP:
+            yield pa.concat_tables(tables)
+            tables = []
+    if tables:
+        yield pa.concat_tables(tables)
 
 
 def group_starts(table: pa.Table) -> npt.NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1._files import claim, claimed
 from mmemb_r1.training.prior.plan import Subject, digests, plan, seed_of
 from mmemb_r1.training.prior.shards import ERROR, check_name, has_failures, read_shard, shard_path, write_shard
-from mmemb_r1.training.prior.summary import Summary, WorkerSummary, progress_bar
+from mmemb_r1.training.prior.summary import Summary, WorkerSummary
 from mmemb_r1.training.prior.worker import (
     SIDES,
     Failure,
@@ -23,6 +23,7 @@ from mmemb_r1.training.prior.worker import (
     RationaleWorker,
     WorkerError,
 )
+from mmemb_r1.training.progress import progress_bar
 from mmemb_r1.training.tables import StoredInputs, check_pairs
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def draw_rationales(
         try:
             for worker in workers:
                 run.draw(worker, bar)
+                if close := getattr(worker, "close", None):
+                    close()
         except _TooManyFailures as error:
             run.summary.aborted = str(error)
     return run.summary
@@ -142,6 +145,7 @@ class _Run:
     part: tuple[int, int]
     retry_failed: bool
     summary: Summary = field(default_factory=Summary)
+    failed: int = 0
 
     def note(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
         """`claim` the folder for this run and for this worker, or just look whether it is `claimed`."""
@@ -218,10 +222,10 @@ class _Run:
             summary.answers += 1
             if isinstance(answer, Failure):
                 summary.failures[answer.reason] += 1
-                failed = sum(worker.failures.total() for worker in self.summary.workers)
-                if self.max_failures is not None and failed > self.max_failures:
+                self.failed += 1
+                if self.max_failures is not None and self.failed > self.max_failures:
                     raise _TooManyFailures(
-                        f"stopped: {failed} answers failed, allowed are {self.max_failures}. The last one, of "
+                        f"stopped: {self.failed} answers failed, allowed are {self.max_failures}. The last one, of "
                         f"the worker {summary.name!r}: {answer.reason.rstrip('.')}. Finished shards are kept."
                     )
 

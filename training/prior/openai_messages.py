@@ -166,7 +166,7 @@ def _num_tokens(completion: Mapping[str, Any], style: Style, text: str) -> int:
     usage = completion.get("usage") or {}
     total = usage.get("completion_tokens")
     if not isinstance(total, int):
-        return -(-len(text.encode()) // _BYTES_PER_TOKEN)
+        return -(-len(text.encode(errors="replace")) // _BYTES_PER_TOKEN)  # it may end in half a character
     thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or usage.get("reasoning_tokens")
     if not isinstance(thought, int) or not 0 < thought <= total:
         return total

@@ -65,7 +65,8 @@ class OpenAIWorker:
         timeout: seconds to wait for an answer.
         max_retries: tries after the first.
         patience: seconds for which the server may be away (no connection, 502, 503, 504), beyond the retries.
-        extra_body: further fields of each request, such as `top_k`; `null` takes a field out.
+        extra_body: further fields of each request, such as `top_k`; `null` takes a field out. A `seed` may only be
+            taken out: each rationale has its own.
         num_video_frames: frames that are sampled evenly from a video file; they are sent as pictures.
         image_format: `"png"` or `"jpeg"`, for pictures that can't be sent as the files they are.
         batch_size: inputs it likes to get at once.
@@ -110,9 +111,15 @@ class OpenAIWorker:
                 f"Worker {self.name!r}: `api_key_env` is no name of an environment variable; allowed: a name of "
                 "capitals, digits and underscores, such as OPENAI_API_KEY. The key itself is never in the file."
             )
-        allowed = isinstance(self.extra_body, Mapping) and not set(self.extra_body) & set(_RESERVED)
+        allowed = (
+            isinstance(self.extra_body, Mapping)
+            and not set(self.extra_body) & set(_RESERVED)
+            and self.extra_body.get("seed") is None  # one for all would make all samples of an input the same
+        )
         self._require(
-            "extra_body", self.extra_body is None or allowed, f"fields of a request, but not {', '.join(_RESERVED)}"
+            "extra_body",
+            self.extra_body is None or allowed,
+            f"fields of a request, but not {', '.join(_RESERVED)}, and no seed but null",
         )
         try:
             self._style = load_style(self.style)
@@ -210,7 +217,7 @@ class _Session:
                 chat_messages, worker._style, request, worker.num_video_frames, worker.image_format
             )
         except InputError as error:
-            return [Failure(error.reason)] * len(request.seeds)
+            return [Failure(error.fault)] * len(request.seeds)
         return list(await asyncio.gather(*(self.sample(messages, seed) for seed in request.seeds)))
 
     async def sample(self, messages: list[dict[str, Any]], seed: int) -> Rationale | Failure:
@@ -223,11 +230,11 @@ class _Session:
                 tries = self.worker.max_retries + 1
                 return Failure(f"no answer within timeout={self.worker.timeout:g} seconds, in {tries} tries.")
             except openai.APIConnectionError as error:
-                return Failure(f"the connection broke each time ({_cause(error)}).")
+                return Failure(self.without_key(f"the connection broke each time ({_cause(error)})."))
             except openai.APIStatusError as error:
                 return self.refusal(error)
         try:
-            return read_completion(response.json(), self.worker._style)
+            answer = read_completion(response.json(), self.worker._style)
         except ValueError:
             kind = response.headers.get("content-type", "no content type")
             raise self.fatal(
@@ -235,6 +242,7 @@ class _Session:
                 "chat completion. Mend `base_url`; allowed: the address of an OpenAI-compatible server, which usually "
                 "ends in /v1."
             ) from None
+        return Failure(self.without_key(answer.reason)) if isinstance(answer, Failure) else answer
 
     async def ask(self, messages: list[dict[str, Any]], seed: int) -> Any:
         """The server's answer, whatever it is, after as many tries as are allowed."""

@@ -30,6 +30,19 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML's own loader would silently drop the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
 def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | None = None) -> list[RationaleWorker]:
     """
     The workers of a pool file. Models and clients are not loaded before they are used.
@@ -51,7 +64,7 @@ def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | N
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
-        pool = yaml.safe_load(path.read_text(encoding="utf-8"))
+        pool = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         entries = _entries(pool)
         if unknown := [name for name in only or () if name not in entries]:
             raise ValueError(f"there is no worker {unknown[0]!r}; there are: {', '.join(entries)}.")
@@ -69,7 +82,8 @@ def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | N
 def _entries(pool: Any) -> dict[str, dict[str, Any]]:
     """The workers of a pool file by their names."""
     if not isinstance(pool, dict):
-        raise ValueError(f"it holds a {type(pool).__name__}; allowed: the keys {', '.join(POOL_KEYS)}.")
+        held = "nothing" if pool is None else f"a {type(pool).__name__}"
+        raise ValueError(f"it holds {held}; allowed: the keys {', '.join(POOL_KEYS)}.")
     if unknown := [key for key in pool if key not in POOL_KEYS]:
         raise ValueError(f"the key {unknown[0]!r} is not known; allowed: {', '.join(POOL_KEYS)}.")
     listed = pool.get("workers")
@@ -99,7 +113,10 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
         ValueError: naming the worker, and the key that is missing, unknown, of the wrong type, or refused by the
             worker itself.
     """
-    worker, kind = f"worker {entry['name']!r}", str(entry.get("kind"))
+    worker = f"worker {entry['name']!r}"
+    if "kind" not in entry:
+        raise ValueError(f"{worker}: the key 'kind' is missing; allowed: {', '.join(KINDS)}.")
+    kind = str(entry["kind"])
     if kind not in KINDS:
         raise ValueError(f"{worker}: its kind is {kind!r}; allowed: {', '.join(KINDS)}.")
     if "api_key" in entry:
@@ -124,6 +141,8 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
         raise ValueError(f"{worker}: the key {missing[0]!r} is missing; {allowed}")
     for key, value in values.items():
         _check_type(f"{worker}: {key}", value, str(fields[key].type))
+    if values.get("samples", 1) < 1:
+        raise ValueError(f"{worker}: samples is {values['samples']}; allowed: a whole number of at least 1.")
     return worker_class(**{fields[key].name: value for key, value in values.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,12 @@ class TransformersWorker:
             answers += self._draw_batch(requests[start : start + self.batch_size])
         return answers
 
+    def close(self) -> None:
+        """Let go of the model: the next one may need its memory. It is loaded again if it is needed again."""
+        if vars(self).pop("_loaded", None) is not None:
+            gc.collect()
+            torch.cuda.empty_cache()
+
     def _draw_batch(self, requests: Sequence[RationaleRequest]) -> list[list[Rationale | Failure]]:
         answers: list[list[Rationale | Failure]] = [[] for _ in requests]
         conversations = {}
@@ -110,17 +117,31 @@ class TransformersWorker:
             try:
                 conversations[place] = request_conversation(self._style, request)
             except InputError as error:
-                answers[place] = [Failure(error.reason)] * len(request.seeds)
-        for places, batch in self._rendered(conversations):
-            groups = [requests[place].seeds for place in places]
-            drawn: list[list[Rationale | Failure]]
-            if isinstance(batch, Failure):
-                drawn = [[batch] * len(seeds) for seeds in groups]
-            else:
-                drawn = self._draw_rendered(batch, groups)
-            for place, rationales in zip(places, drawn, strict=True):
-                answers[place] = rationales
+                answers[place] = [Failure(error.fault)] * len(request.seeds)
+        for place, rationales in self._draw_conversations(conversations, [request.seeds for request in requests]):
+            answers[place] = rationales
         return answers
+
+    def _draw_conversations(
+        self, conversations: dict[int, list[dict[str, Any]]], seeds: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, list[Rationale | Failure]]]:
+        """Place and rationales of each conversation; those that don't fit into memory together are drawn alone."""
+        for places, batch in self._rendered(conversations):
+            groups = [seeds[place] for place in places]
+            if isinstance(batch, Failure):
+                yield from zip(places, [[batch] * len(group) for group in groups], strict=True)
+                continue
+            try:
+                yield from zip(places, self._draw_rendered(batch, groups), strict=True)
+                continue
+            except torch.OutOfMemoryError:
+                pass  # what follows has to wait until the error, which holds tensors, is gone
+            if len(places) > 1:
+                for place in places:
+                    yield from self._draw_conversations({place: conversations[place]}, seeds)
+            else:
+                failure = Failure("it does not fit into the GPU's memory; lower max_tokens or samples, or shrink it.")
+                yield places[0], [failure] * len(groups[0])
 
     def _rendered(
         self, conversations: dict[int, list[dict[str, Any]]]
@@ -133,7 +154,7 @@ class TransformersWorker:
             yield list(conversations), render(self._processor, list(conversations.values()), chat_template=template)
         except ValueError as error:
             if len(conversations) == 1:
-                yield list(conversations), Failure(getattr(error, "reason", str(error)))
+                yield list(conversations), Failure(getattr(error, "fault", str(error)))
                 return
             for place, chat in conversations.items():
                 yield from self._rendered({place: chat})

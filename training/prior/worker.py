@@ -55,6 +55,9 @@ class RationaleWorker(Protocol):
     """
     A source of rationales.
 
+    A worker that holds what others may need the room for, such as a model on a GPU, also has a method `close()`, which
+    lets go of it until the next `draw`. It is called when the worker has drawn all of its rationales in a run.
+
     Attributes:
         name: unique in a pool; names the worker in the table.
         num_samples: rationales per input.

@@ -39,7 +39,7 @@ def training_fields(args: argparse.Namespace, config: type) -> dict[str, Any]:
     if args.max_steps is not None:
         fields["max_steps"] = args.max_steps
     if args.cpu:
-        fields |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+        fields |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
     return fields
 
 

@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", type=int, default=64, metavar="N", help="inputs per file, lost at most; default: 64"
     )
-    parser.add_argument("--max-failures", type=int, metavar="N", help="stop after more; default: never")
+    parser.add_argument("--max-failures", type=int, metavar="N", help="stop when more answers failed; default: never")
     parser.add_argument(
         "--part", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts, for N machines; default: 1/1"
     )

@@ -10,8 +10,8 @@ from mmemb_r1.cli._training import add_training_options
 
 HELP = """\
 Train an evaluator for `mmemb-r1 select`, where no strong chat model is at hand. It learns to answer yes or no to "does
-this target match this query?" on the pairs of a table (Parquet with the columns query, target and, optionally, task,
-query_rationale and target_rationale), without a rationale, with a right one and with a wrong one."""
+this target match this query?" on the pairs of a table (Parquet with the columns pair_id, query and target, and
+optionally task, query_rationale and target_rationale), without a rationale, with a right one and with a wrong one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +41,17 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.cli._training import LENGTH_OF_RUN, training_fields
     from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
     from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
-    from mmemb_r1.training.tables import read_pairs
+    from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
     from mmemb_r1.training.vlm import load_vlm
 
     fields = training_fields(args, EvaluatorConfig)
     arguments = EvaluatorConfig(**fields)
-    pairs = read_pairs(args.pairs)
-    vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None)
-    trainer = EvaluatorTrainer(
-        model=vlm.train(), args=arguments, train_dataset=judgements(pairs, arguments), processing_class=processor
-    )
+    # tables first: what is wrong with them should not wait for a model, let alone for the end of its training
+    examples = judgements(read_pairs(args.pairs, PAIR_COLUMNS), arguments)
+    eval_pairs = read_pairs(args.eval_pairs, PAIR_COLUMNS) if args.eval_pairs else None
+    # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
+    vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
+    trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
     # last of the checks: settings that were refused must not keep the folder from those that are right
     claim(
         args.output / "run.json",
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     )
     checkpoints = args.output / "checkpoints"
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
-    measured = trainer.measure(read_pairs(args.eval_pairs)) if args.eval_pairs else {}
+    measured = trainer.measure(eval_pairs) if eval_pairs else {}
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():
         print(f"{name:28}{value:8.3f}" if isinstance(value, float) else f"{name:28}{value:8,}")

@@ -106,7 +106,7 @@ def joint_trainer(atlas: Atlas, recipe: Recipe, output: Path, **overrides: Any) 
         "lr_scheduler_type": "cosine",
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "report_to": [],
         "save_total_limit": 1,
         "seed": recipe.seed,

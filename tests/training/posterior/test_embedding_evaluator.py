@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -125,8 +127,20 @@ def test_an_input_that_cannot_be_read_is_named(evaluator):
 
 
 def test_the_definition_is_what_determines_the_answers(checkpoint, evaluator):
-    expected = {"kind": "embedding", "model": checkpoint, "temperature": 0.05, "bias": 0.25}
-    assert evaluator.definition == expected
+    expected = {"kind": "embedding", "model": Path(checkpoint).name, "temperature": 0.05, "bias": 0.25}
+    definition = dict(evaluator.definition)
+    weights = definition.pop("weights")
+    assert definition == expected
+    other = EmbeddingEvaluator(checkpoint, device="cpu", batch_size=1)
+    assert other.definition["weights"] == weights
+
+
+def test_the_definition_tells_checkpoints_in_the_same_folder_apart(tmp_path):
+    definitions = []
+    for seed in (0, 1):
+        MMEmbR1.from_vlm(*build_tiny_vlm("qwen3_vl", seed=seed)).save_pretrained(str(tmp_path))
+        definitions.append(EmbeddingEvaluator(str(tmp_path), device="cpu").definition)
+    assert definitions[0] != definitions[1]
 
 
 def test_refuses_what_it_cannot_use(tmp_path):

@@ -7,6 +7,7 @@ from datasets import Dataset
 from PIL import Image
 
 from mmemb_r1.atlas import augment
+from mmemb_r1.modeling.media_mmemb_r1 import open_image
 from mmemb_r1.training.posterior.evaluator_data import KINDS, Judgements
 
 COLORS = ("red", "green", "blue", "white", "black", "gray", "pink", "brown")
@@ -123,6 +124,43 @@ def test_pictures_vary_from_example_to_example_but_not_from_draw_to_draw():
         for row in table().to_list()
     ]
     judgements = Judgements(Dataset.from_list(rows), 20, augment=augment)
-    shown = [judgements[index]["query"]["image"][0].tobytes() for index in range(20)]
-    assert shown == [judgements[index]["query"]["image"][0].tobytes() for index in range(20)]
+    shown, again = (
+        [open_image(judgements[index]["query"]["image"][0]).tobytes() for index in range(20)] for _ in range(2)
+    )
+    assert shown == again
     assert len(set(shown)) == 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_blind_examples_hide_pictures_beside_a_right_rationale_only(share):
+    picture = Image.new("RGB", (16, 16), "red")
+    rows = [{**row, "query": {"image": [picture], "text": row["query"]["text"]}} for row in table().to_list()]
+    judgements = Judgements(Dataset.from_list(rows), 400, blind_share=share)
+    examples = [judgements[index] for index in range(400)]
+    assert all(example["query"]["image"] for example in examples if example["kind"] != "right")
+    blind = ["image" not in example["query"] for example in examples if example["kind"] == "right"]
+    assert sum(blind) / len(blind) == pytest.approx(share, abs=0.08)
+    assert all(example["query"]["text"] for example in examples)
+
+
+def test_what_has_no_text_is_never_hidden():
+    rows = [{**row, "query": {"image": [Image.new("RGB", (16, 16), row["pair_id"][5:])]}} for row in table().to_list()]
+    judgements = Judgements(Dataset.from_list(rows), 50, blind_share=1.0)
+    assert all(judgements[index]["query"]["image"] for index in range(50))
+
+
+def test_a_wrong_rationale_never_speaks_of_a_right_partner():
+    rows = [
+        {
+            "pair_id": f"{color}/{number}",
+            "query": {"text": f"{number} {color}?"},
+            "target": {"text": color},
+            "query_rationale": [f"Number {number} is {color}."],
+        }
+        for color in COLORS
+        for number in range(3)
+    ]
+    judgements = Judgements(Dataset.from_list(rows), 300, shares=(0.01, 0, 1))
+    wrong = [example for example in map(judgements.__getitem__, range(300)) if example["kind"] == "wrong"]
+    assert len(wrong) > 250
+    assert all(color_of(example["rationale"]) != color_of(example["query"]["text"]) for example in wrong)

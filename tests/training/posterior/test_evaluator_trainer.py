@@ -70,6 +70,22 @@ def test_loss_is_the_cross_entropy_of_the_match_logit(trainer):
     assert 0 < labels.sum() < 6, "the draw holds both kinds"
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])  # whose forward takes what scales the loss, or not
+def test_accumulated_batches_give_the_gradient_of_one(pairs, tmp_path, family):
+    vlm, processor = build_tiny_vlm(family, texts=["yes no red? green? blue? white? It is red. green. blue. white."])
+    norms = []
+    for steps in (1, 4):
+        args = EvaluatorConfig(
+            output_dir=str(tmp_path), prompt="evaluator-short", max_steps=1, per_device_train_batch_size=8 // steps,
+            gradient_accumulation_steps=steps, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+            logging_steps=1, disable_tqdm=True,
+        )  # fmt: skip
+        made = EvaluatorTrainer(copy.deepcopy(vlm).train(), args, judgements(pairs, args), processor)
+        made.train()
+        norms.append(made.state.log_history[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_it_learns_what_was_learnable(trainer, pairs):
     made = trainer(max_steps=150, per_device_train_batch_size=16, learning_rate=2e-3, draws_per_pair=1000)

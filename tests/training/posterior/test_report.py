@@ -128,6 +128,13 @@ class TestWarnings:
         assert "Nothing was kept" in report["warnings"][0]
         assert "Of the 1 rationales of down not one could be judged" in report["warnings"][1]
 
+    def test_of_nobody_to_swap_with(self, report_of, evaluator, make_rationale, tmp_path):
+        only = Dataset.from_list([make_rationale("sum/1 + 1", "lonely", "1 + 1 is 2")])
+        report = report_of(evaluator("knowing"), rationales=only, intervention="swap")
+        assert report["evaluator"]["direct"]["trials"] == report["rows"]["judged"] == 0
+        assert "Of the 1 rationales of lonely not one could be judged" in report["warnings"][1]
+        assert (tmp_path / "report.png").exists()
+
 
 class TestFiles:
     def test_json_is_the_report(self, report_of, evaluator, tmp_path):

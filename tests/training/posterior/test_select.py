@@ -293,6 +293,17 @@ class TestTables:
             for row, other in zip(table(first, name), table(second, name), strict=True):
                 assert row == pytest.approx(other, abs=1e-6)
 
+    def test_many_shards_make_few_row_groups(self, run, evaluator, monkeypatch):
+        expected = table(run(evaluator("guessing")), "candidates")
+        folder = run(evaluator("guessing"), "small", shard_size=1)
+        assert len(list((folder / "shards").iterdir())) == 36
+        assert pq.ParquetFile(folder / "candidates.parquet").num_row_groups == 1
+        monkeypatch.setattr("mmemb_r1.training.posterior.selection._ROW_GROUP", 60)
+        run(evaluator("guessing"), "small", shard_size=1)
+        assert pq.ParquetFile(folder / "candidates.parquet").num_row_groups == 3
+        for row, other in zip(table(folder, "candidates"), expected, strict=True):
+            assert row == pytest.approx(other, abs=1e-6)
+
     def test_nothing_kept_is_an_empty_table(self, run, evaluator):
         folder = run(evaluator("gullible"))
         assert table(folder) == []

@@ -93,6 +93,23 @@ def test_definition_holds_what_determines_the_answers_only(folder, evaluator):
     assert VLMEvaluator(str(folder), device="cpu", prompt="evaluator-short").definition != evaluator.definition
 
 
+def test_definition_tells_models_in_the_same_folder_apart(tmp_path):
+    definitions = []
+    for seed in (0, 1, 0):
+        for part in build_tiny_vlm("qwen3_vl", seed=seed):
+            part.save_pretrained(tmp_path)
+        definitions.append(VLMEvaluator(str(tmp_path), device="cpu").definition)
+    assert definitions[0] == definitions[2] != definitions[1]
+
+
+def test_the_words_of_a_trained_evaluator_are_found_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for part in build_tiny_vlm("qwen3_vl"):
+        part.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "evaluator-prompt.txt").write_text("{query} ~ {target}\n{rationale}\n", encoding="utf-8")
+    assert VLMEvaluator("~/own", device="cpu").definition["prompt"].startswith("{query} ~ {target}")
+
+
 def test_a_missing_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="can't be loaded as a vision-language model"):
         VLMEvaluator(str(tmp_path / "nothing"))

@@ -428,6 +428,21 @@ def test_the_plan_is_in_the_order_of_the_table():
     assert subjects[5].pair_ids == ("pair-1", "pair-2", "pair-4")
 
 
+def test_a_worker_lets_go_of_its_model_before_the_next_one_draws(tmp_path):
+    events = []
+
+    class Heavy(Speaker):
+        def draw(self, requests):
+            events.append(f"{self.name} draws")
+            return super().draw(requests)
+
+        def close(self):
+            events.append(f"{self.name} closes")
+
+    draw(tmp_path, Heavy("a", batch_size=99), Heavy("b", batch_size=99), shard_size=99)
+    assert events == ["a draws", "a closes", "b draws", "b closes"]
+
+
 class TestProgress:
     def test_a_bar_per_worker(self, tmp_path, capsys):
         draw(tmp_path, Speaker("a"), Speaker("b"), progress=True)

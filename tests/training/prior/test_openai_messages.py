@@ -171,6 +171,11 @@ def test_tokens_are_the_servers_where_it_counts_them(style: Style, usage: dict, 
     assert read_completion(answer, style).num_tokens == tokens
 
 
+def test_half_a_character_at_the_end_is_counted_too() -> None:
+    answer = completion("Lima \ud83c", "length", usage={"completion_tokens": None})
+    assert read_completion(answer, INSTRUCT) == Rationale("Lima \ud83c", 2, "length")
+
+
 @pytest.mark.parametrize(
     ("style", "answer", "reason"),
     [

@@ -356,6 +356,9 @@ def test_a_key_that_a_server_repeats_is_not_in_failures_either(
     server.reply = lambda body, number: Reply(f"bad request of {KEY}", 400)
     drawn = worker(server, api_key_env="SOME_KEY").draw([request(seeds=(1,))])
     assert drawn == [[Failure("the server answered 400: bad request of ***")]]
+    server.reply = lambda body, number: Reply(body=json.dumps({"error": f"no more for {KEY}"}).encode())
+    drawn = worker(server, api_key_env="SOME_KEY").draw([request(seeds=(1,))])
+    assert drawn == [[Failure("the server answered with an error: no more for ***")]]
 
 
 def test_without_a_key_none_of_the_environments_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +458,7 @@ def test_without_the_client_the_error_names_the_extra(server: Server, monkeypatc
         ("image_format", "gif", "is 'gif'; allowed: png or jpeg"),
         ("extra_body", ["top_k"], "allowed: fields of a request, but not model, messages, stream, n"),
         ("extra_body", {"stream": True}, "allowed: fields of a request, but not model, messages, stream, n"),
+        ("extra_body", {"seed": 1}, "stream, n, and no seed but null"),
         ("style", "verbose", "can't be used. There is no style 'verbose'"),
     ],
 )

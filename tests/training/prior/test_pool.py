@@ -82,7 +82,12 @@ def test_only_the_workers_asked_for_are_imported(load):
         ("workers:\n  - name: a\n   kind: b\n", r"pool\.yaml, line 3, column 4 is no YAML: expected <block end>"),
         ("workers: [a\x00b]", r"pool\.yaml: .*not allowed"),
         ("- name: a", "it holds a list; allowed: the keys samples, workers"),
-        ("", "it holds a NoneType; allowed: the keys"),
+        ("", "it holds nothing; allowed: the keys"),
+        (
+            "samples: 2\nworkers: []\nsamples: 3",
+            r"pool\.yaml, line 3, column 1 is no YAML: the key 'samples' is there twice",
+        ),
+        ("workers: [{name: a, name: b}]", "line 1, column 21 .*the key 'name' is there twice"),
         ("worker: []", "the key 'worker' is not known; allowed: samples, workers"),
         ("samples: 2", "workers is no list of at least one worker"),
         ("workers: []", "workers is no list of at least one worker"),
@@ -102,7 +107,7 @@ def test_refuses_a_file(text, message, load):
     ("keys", "message"),
     [
         ("kind: cockatoo", "its kind is 'cockatoo'; allowed: parrot, lost"),
-        ("word: hello", "its kind is 'None'; allowed: parrot"),
+        ("word: hello", "the key 'kind' is missing; allowed: parrot, lost"),
         ("kind: [parrot]", "its kind is .*; allowed: parrot"),
         ("kind: parrot", "the key 'word' is missing; allowed for parrot: kind, name, samples, word, temperature"),
         (
@@ -116,6 +121,7 @@ def test_refuses_a_file(text, message, load):
         ("{kind: parrot, word: hello, top_k: 1.5}", r"top_k is 1\.5, of type float; allowed: int \| None"),
         ("{kind: parrot, word: hello, top_k: true}", "top_k is True, of type bool; allowed: int"),
         ("{kind: parrot, word: hello, samples: many}", "samples is 'many', of type str; allowed: int"),
+        ("{kind: parrot, word: hello, samples: 0}", "samples is 0; allowed: a whole number of at least 1"),
     ],
 )
 def test_refuses_a_worker(keys, message, load):
@@ -127,6 +133,11 @@ def test_refuses_a_worker(keys, message, load):
 def test_what_a_worker_refuses_names_the_file(load):
     with pytest.raises(ValueError, match=r"pool\.yaml: Worker 'polly': `temperature` is -1; allowed: 0 or more"):
         load("workers: [{name: polly, kind: parrot, word: hello, temperature: -1}]")
+
+
+def test_workers_may_share_keys_by_a_merge(load):
+    shared = "- &polly {name: polly, kind: parrot, word: hello}\n  - {<<: *polly, name: jack}"
+    assert load(f"samples: 2\nworkers:\n  {shared}") == [Parrot("polly", 2, "hello"), Parrot("jack", 2, "hello")]
 
 
 def test_refuses_two_workers_of_a_name(load):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,21 @@ def test_greedy_is_what_transformers_generates(make, requests):
         assert {answer.text for answer in answers} == {said}
 
 
+def test_what_does_not_fit_into_memory_together_is_drawn_alone(make, requests, monkeypatch):
+    expected = make().draw(requests[:3])
+    real = transformers_worker.draw_continuations
+
+    def cramped(vlm, prefix, seeds, **options):
+        if len(seeds) > len(requests[0].seeds) or seeds[0] == requests[1].seeds[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(vlm, prefix, seeds, **options)
+
+    monkeypatch.setattr(transformers_worker, "draw_continuations", cramped)
+    drawn = make(batch_size=3).draw(requests[:3])
+    assert [drawn[0], drawn[2]] == [expected[0], expected[2]]
+    assert drawn[1] and all("does not fit into the GPU's memory" in failure.reason for failure in drawn[1])
+
+
 def test_an_unreadable_input_fails_alone(make, requests, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
@@ -151,7 +167,7 @@ def test_an_unreadable_input_fails_alone(make, requests, tmp_path):
     drawn = make(batch_size=3).draw(mixed)
     assert [drawn[1], drawn[3]] == make().draw(requests[:2])
     for place, reason in (
-        (0, "its image .* can't be read.*number 7"),
+        (0, "its image '.*broken.png' can't be read"),
         (2, "there is no image file .*none.png"),
         (4, "video"),
     ):
@@ -252,6 +268,16 @@ def test_all_end_tokens_end_a_rationale(make, tmp_path, monkeypatch):
     [[ended]] = other.draw([request(0, seeds=(1,))])
     assert drawn[1] == [Continuation(whole[: whole.index(whole[-1])], True)]
     assert (ended.finish_reason, ended.num_tokens) == ("stop", whole.index(whole[-1]))
+
+
+def test_a_closed_worker_holds_no_model_and_draws_again(make, requests):
+    worker = make()
+    worker.close()  # nothing was loaded
+    drawn = worker.draw(requests[1:2])
+    vlm = weakref.ref(worker._loaded[0])
+    worker.close()
+    assert vlm() is None
+    assert worker.draw(requests[1:2]) == drawn
 
 
 def test_a_checkpoint_can_be_a_worker(make, tiny_checkpoint, requests):

@@ -1,0 +1,168 @@
+"""
+Does selection find the rationales that help? On Atlas it is known which ones do: of its four workers only one does.
+
+    python benchmarks/selection_quality.py --quickstart runs/quickstart [--output runs/selection]
+
+Trains an evaluator from the quickstart's joint checkpoint (`examples/atlas-evaluator*.yaml`), draws rationales for
+pairs that it learnt from and for pairs that it did not (`examples/atlas-pool.yaml`), judges them once, and prints what
+each way of selecting makes of the same judgements. What is done already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+import yaml
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+
+from mmemb_r1._files import made_whole
+from mmemb_r1.atlas import load_atlas
+from mmemb_r1.atlas.thoughts import HELPFUL
+from mmemb_r1.training.posterior.evaluator import PairEvaluator
+from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
+from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
+from mmemb_r1.training.posterior.options import SelectionOptions
+from mmemb_r1.training.posterior.quality import selection_quality
+from mmemb_r1.training.posterior.select import select_rationales
+from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
+from mmemb_r1.training.prior.atlas_worker import AtlasWorker
+from mmemb_r1.training.prior.draw import draw_rationales
+from mmemb_r1.training.prior.shards import read_rationales
+from mmemb_r1.training.vlm import load_vlm
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SPLITS = {"train": "learnt from", "policy": "not learnt from"}
+WAYS = [
+    ("none", False, "drop"),
+    ("absolute", False, "drop"),
+    ("absolute", True, "drop"),
+    ("counterfactual", False, "drop"),
+    ("counterfactual", True, "drop"),
+    ("counterfactual", True, "swap"),
+    ("counterfactual", True, "shuffle"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--output", type=Path, default=Path("runs/selection"))
+    parser.add_argument("--evaluator", type=Path, help="a trained one; default: trained here")
+    parser.add_argument("--pairs", type=int, default=400, help="pairs of each split")
+    parser.add_argument("--all-tasks", action="store_true", help="also those that the evaluator was not taught")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    console = Console(width=118)
+    atlas = load_atlas(args.quickstart / "atlas")
+    folder = args.evaluator or trained_evaluator(atlas, args.quickstart / "trained", args.output, args.seed)
+    console.print("evaluator:", json.loads((folder / "evaluator.json").read_text(encoding="utf-8")))
+    evaluator = VLMEvaluator(str(folder), device="cpu")
+    taught = set(yaml.safe_load((EXAMPLES / "atlas-evaluator.yaml").read_text(encoding="utf-8"))["task_weights"])
+    results: dict[str, Any] = {
+        "seed": args.seed,
+        "threads": torch.get_num_threads(),
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
+    }
+    for split, meaning in SPLITS.items():
+        tasks = set(atlas.pairs[split]["task"]) if args.all_tasks else taught
+        pairs = some_pairs(atlas.pairs[split], tasks, args.pairs, args.seed)
+        results[split] = measured(pairs, args.quickstart / "atlas", evaluator, args.output / split, args.seed)
+        console.print(as_table(f"{split}: {len(pairs)} pairs that the evaluator has {meaning}", results[split]))
+    path = args.output / "results.json"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    console.print(f"written to {path}")
+
+
+def trained_evaluator(atlas: Any, start: Path, output: Path, seed: int) -> Path:
+    """Train the two parts of the recipe, each if it is not there yet."""
+    for part in ("atlas-evaluator-reading", "atlas-evaluator"):
+        folder = output / part
+        made_whole(folder, lambda new, start=start, part=part: train(atlas, start, part, output, new, seed))
+        start = folder
+    return start
+
+
+def train(atlas: Any, start: Path, part: str, output: Path, folder: Path, seed: int) -> None:
+    """One part of the recipe, on the `train` split, measured on `validation`."""
+    fields = yaml.safe_load((EXAMPLES / f"{part}.yaml").read_text(encoding="utf-8"))
+    config = EvaluatorConfig(
+        output_dir=str(output / "checkpoints" / part),
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        report_to=[],
+        seed=seed,
+        **fields,
+    )
+    set_seed(seed)
+    vlm, processor = load_vlm(start, device="cpu")
+    trainer = EvaluatorTrainer(vlm.train(), config, judgements(atlas.pairs["train"], config), processor)
+    trainer.train()
+    known = only(atlas.pairs["validation"], set(fields["task_weights"]))
+    save_evaluator(trainer, folder, trainer.measure(known))
+
+
+def only(pairs: Dataset, tasks: set[str]) -> Dataset:
+    return pairs.select([row for row, task in enumerate(pairs["task"]) if task in tasks])
+
+
+def some_pairs(pairs: Dataset, tasks: set[str], number: int, seed: int) -> Dataset:
+    """A random part of the pairs of some tasks."""
+    known = only(pairs, tasks)
+    rows = np.random.default_rng(seed).permutation(len(known))[:number]
+    return known.select(np.sort(rows).tolist()).flatten_indices()
+
+
+def measured(pairs: Dataset, atlas: Path, evaluator: PairEvaluator, output: Path, seed: int) -> list[dict[str, Any]]:
+    """The quality of each way to select, from one draw of rationales."""
+    workers = [AtlasWorker(name, atlas, name, num_samples=2) for name in HELPFUL]
+    draw_rationales(pairs, workers, output / "rationales", seed=seed)
+    rationales = read_rationales(output / "rationales")
+    rows = []
+    for space in ("probability", "log-odds"):
+        for selection, pair_aware, intervention in WAYS:
+            options = SelectionOptions(selection, pair_aware, intervention, space, seed=seed)
+            folder = output / intervention  # each intervention asks the evaluator something else
+            report = select_rationales(pairs, rationales, evaluator, folder, options, batch_size=16)
+            table = pq.read_table(folder / "candidates.parquet").to_pydict()
+            helpful = [HELPFUL[worker] for worker in table["worker"]]
+            gain = np.array(table["gain"], dtype=float)
+            quality = selection_quality(gain, table["kept"], helpful)
+            judged = np.array(table["worker"]), np.array(table["kept"])
+            kept = {name: float(judged[1][judged[0] == name].mean()) for name in HELPFUL}
+            way = {"space": space, "selection": selection, "pair_aware": pair_aware, "intervention": intervention}
+            rows.append({**way, **quality, "kept": kept, "evaluator": report["evaluator"]["direct"]})
+    return rows
+
+
+def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("space", "selection", "pair-aware", "intervention"):
+        table.add_column(name)
+    for name in ("precision", "recall", "average precision", *(f"kept {worker}" for worker in HELPFUL)):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = [row["precision"], row["recall"], row["average_precision"], *row["kept"].values()]
+        names = [row["space"], row["selection"], "yes" if row["pair_aware"] else "no", row["intervention"]]
+        table.add_row(*names, *(f"{number:.3f}" for number in numbers))
+    direct = rows[0]["evaluator"]
+    table.caption = (
+        f"without a rationale, the partner comes before all {direct['negatives']} wrong ones in "
+        f"{direct['accuracy']:.1%} of {direct['trials']} trials (chance {direct['chance']:.0%}); "
+        f"base rate {rows[0]['base_rate']:.2f}"
+    )
+    return table
+
+
+if __name__ == "__main__":
+    main()
