@@ -85,15 +85,18 @@ def main() -> None:
 
 def trained_evaluator(atlas: Any, start: Path, output: Path, seed: int) -> Path:
     """Train the two parts of the recipe, each if it is not there yet."""
+    worker = AtlasWorker("correct", atlas.directory, "correct", num_samples=4)
+    draw_rationales(atlas.pairs["train"], [worker], output / "right", seed=seed)
+    right = read_rationales(output / "right")
     for part in ("atlas-evaluator-reading", "atlas-evaluator"):
         folder = output / part
-        made_whole(folder, lambda new, start=start, part=part: train(atlas, start, part, output, new, seed))
+        made_whole(folder, lambda new, start=start, part=part: train(atlas, right, start, part, output, new, seed))
         start = folder
     return start
 
 
-def train(atlas: Any, start: Path, part: str, output: Path, folder: Path, seed: int) -> None:
-    """One part of the recipe, on the `train` split, measured on `validation`."""
+def train(atlas: Any, right: Dataset, start: Path, part: str, output: Path, folder: Path, seed: int) -> None:
+    """One part of the recipe, on `train` with several wordings of its rationales, measured on `validation`."""
     fields = yaml.safe_load((EXAMPLES / f"{part}.yaml").read_text(encoding="utf-8"))
     config = EvaluatorConfig(
         output_dir=str(output / "checkpoints" / part),
@@ -106,7 +109,8 @@ def train(atlas: Any, start: Path, part: str, output: Path, folder: Path, seed: 
     )
     set_seed(seed)
     vlm, processor = load_vlm(start, device="cpu")
-    trainer = EvaluatorTrainer(vlm.train(), config, judgements(atlas.pairs["train"], config), processor)
+    examples = judgements(atlas.pairs["train"], config, rationales=right)
+    trainer = EvaluatorTrainer(vlm.train(), config, examples, processor)
     trainer.train()
     known = only(atlas.pairs["validation"], set(fields["task_weights"]))
     save_evaluator(trainer, folder, trainer.measure(known))

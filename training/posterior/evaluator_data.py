@@ -11,7 +11,8 @@ from datasets import Dataset
 from PIL import Image
 
 from mmemb_r1.training.joint_collator import augmented
-from mmemb_r1.training.posterior.pair_index import Partners, index_pairs, other_side
+from mmemb_r1.training.posterior.candidates import index_candidates
+from mmemb_r1.training.posterior.pair_index import PairIndex, Partners, index_pairs, other_side
 from mmemb_r1.training.prior.worker import SIDES
 from mmemb_r1.training.tables import StoredInputs
 
@@ -48,6 +49,8 @@ class Judgements:
         blind_share: how often the pictures that a right rationale is about are hidden, where there is text beside
             them: what can't be seen has to be read.
         task_weights: how often each task is drawn; those that are not named are not. `None`: by number of pairs.
+        rationales: a rationales table, of workers to be trusted, in the place of the columns of `pairs`. With several
+            per input the evaluator meets more than one wording of the truth; else it takes another for a mistake.
         augment: makes another picture of every picture; gets the example's own random stream.
 
     Raises:
@@ -64,6 +67,7 @@ class Judgements:
         blind_share: float = 0.0,
         task_weights: Mapping[str, float] | None = None,
         augment: Augment | None = None,
+        rationales: Dataset | None = None,
     ) -> None:
         self.size, self.seed, self.augment = size, seed, augment
         self.shares = np.asarray(shares, dtype=float) / sum(shares)
@@ -72,7 +76,7 @@ class Judgements:
         self._content = index.content
         self._inputs = {side: StoredInputs(pairs, side) for side in SIDES}
         self._partners = {side: Partners(index, side) for side in SIDES}
-        self._rationales = {side: _joined(pairs, f"{side}_rationale") for side in SIDES}
+        self._rationales = _own(pairs) if rationales is None else _proposed(rationales, index)
         rows: dict[str, list[int]] = defaultdict(list)
         for row, task in enumerate(index.tasks):
             rows[task].append(row)
@@ -109,7 +113,7 @@ class Judgements:
         spoken_of = self._other_rationale(side, row, rows, rng) if kind == "wrong" else row
         if spoken_of is None:  # all of this task have the same one
             kind, spoken_of = "right", row
-        rationale = None if kind == "none" else self._rationales[side][spoken_of]
+        rationale = None if kind == "none" else str(rng.choice(self._rationales[side][spoken_of]))
         label = bool(rng.random() < 0.5)
         partner = row if label else self._wrong_partner(side, row, spoken_of, rows, rng)
         if partner is None:  # every partner of this task is right for this row
@@ -135,7 +139,9 @@ class Judgements:
             rows,
             rng,
             lambda candidate: (
-                rationales[candidate] not in ("", rationales[row]) and not partners.hold(anchor, content[candidate])
+                rationales[candidate]
+                and not set(rationales[candidate]) & set(rationales[row])
+                and not partners.hold(anchor, content[candidate])
             ),
         )
 
@@ -153,8 +159,22 @@ def _draw(rows: np.ndarray, rng: np.random.Generator, allowed: Callable[[int], b
     return next((row for row in rng.choice(rows, size=tries).tolist() if allowed(row)), None)
 
 
-def _joined(pairs: Dataset, column: str) -> list[str]:
-    """Rationales as text; empty where there is none."""
-    if column not in pairs.column_names:
-        return [""] * len(pairs)
-    return [" ".join(value) if isinstance(value, list) else value or "" for value in pairs[column]]
+def _own(pairs: Dataset) -> dict[str, list[list[str]]]:
+    """Side -> the rationales of each row, from the table's own columns; empty where there is none."""
+    found: dict[str, list[list[str]]] = {}
+    for side in SIDES:
+        column = pairs[f"{side}_rationale"] if f"{side}_rationale" in pairs.column_names else [None] * len(pairs)
+        texts = [" ".join(value) if isinstance(value, list) else value or "" for value in column]
+        found[side] = [[text] if text else [] for text in texts]
+    return found
+
+
+def _proposed(rationales: Dataset, index: PairIndex) -> dict[str, list[list[str]]]:
+    """The same, from a rationales table."""
+    candidates = index_candidates(rationales, index)
+    found: dict[str, list[list[str]]] = {side: [[] for _ in range(len(index))] for side in SIDES}
+    texts = rationales["text"]
+    for number in range(len(candidates)):
+        group = candidates[number]
+        found[group.side][group.pair] = [texts[row] for row in group.rows if candidates.unusable[row] is None]
+    return found

@@ -25,6 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eval-pairs", type=Path, metavar="FILE", help="pairs to measure on, that were not learnt from"
     )
+    parser.add_argument(
+        "--rationales",
+        type=Path,
+        metavar="DIR",
+        help="what `mmemb-r1 rationales` wrote, from workers to be trusted; default: the columns of the pairs",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the evaluator goes")
     add_training_options(parser, "EvaluatorConfig")
 
@@ -41,13 +47,15 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.cli._training import LENGTH_OF_RUN, training_fields
     from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
     from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
+    from mmemb_r1.training.prior.shards import read_rationales
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
     from mmemb_r1.training.vlm import load_vlm
 
     fields = training_fields(args, EvaluatorConfig)
     arguments = EvaluatorConfig(**fields)
     # tables first: what is wrong with them should not wait for a model, let alone for the end of its training
-    examples = judgements(read_pairs(args.pairs, PAIR_COLUMNS), arguments)
+    rationales = read_rationales(args.rationales) if args.rationales else None
+    examples = judgements(read_pairs(args.pairs, PAIR_COLUMNS), arguments, rationales=rationales)
     eval_pairs = read_pairs(args.eval_pairs, PAIR_COLUMNS) if args.eval_pairs else None
     # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
@@ -58,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         {
             "model": args.model,
             "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
+            "rationales": sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None,
             "fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN},
         },
     )

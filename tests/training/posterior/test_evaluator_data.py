@@ -164,3 +164,24 @@ def test_a_wrong_rationale_never_speaks_of_a_right_partner():
     wrong = [example for example in map(judgements.__getitem__, range(300)) if example["kind"] == "wrong"]
     assert len(wrong) > 250
     assert all(color_of(example["rationale"]) != color_of(example["query"]["text"]) for example in wrong)
+
+
+def test_a_rationales_table_brings_several_wordings():
+    said = [
+        {"pair_id": f"name/{color}", "side": "query", "worker": "w", "sample": sample, "text": text.format(color)}
+        for color in COLORS
+        for sample, text in enumerate(("It is {}.", "{}, that is.", " "))
+    ]
+    judgements = Judgements(table(), 400, rationales=Dataset.from_list(said))
+    examples = [judgements[index] for index in range(400)]
+    texts = {example["rationale"] for example in examples if example["kind"] == "right"}
+    assert texts == {text.format(color) for color in COLORS for text in ("It is {}.", "{}, that is.")}
+    for example in examples:
+        if example["kind"] == "wrong":
+            assert color_of(example["rationale"]) != color_of(example["query"]["text"])
+
+
+def test_a_rationales_table_of_other_pairs_is_refused():
+    said = [{"pair_id": "name/violet", "side": "query", "worker": "w", "sample": 0, "text": "It is violet."}]
+    with pytest.raises(ValueError, match="1 rationales are about 1 pairs that the pairs table lacks: 'name/violet'"):
+        Judgements(table(), 10, rationales=Dataset.from_list(said))

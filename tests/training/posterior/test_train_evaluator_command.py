@@ -52,3 +52,14 @@ def test_pairs_that_cannot_be_made_wrong_are_refused_before_training(train, pair
     assert train(pairs=Dataset.from_list([pairs[0]])) == 2
     assert "No task has pairs with different queries and targets" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_rationales_of_a_table_are_part_of_what_a_folder_was_begun_with(train, pairs, tmp_path, capsys):
+    row = {"side": "query", "worker": "w", "sample": 0, "seed": 0, "text": "Say it.", "num_tokens": 2}
+    said = [{"pair_id": pair, **row, "finish_reason": "stop", "error": None} for pair in pairs["pair_id"]]
+    table = tmp_path / "rationales.parquet"
+    Dataset.from_list(said).to_parquet(table)
+    assert train("--rationales", str(table)) == 0
+    Dataset.from_list([{**row, "text": "Say something else."} for row in said]).to_parquet(table)
+    assert train("--rationales", str(table)) == 2
+    assert "rationales was" in capsys.readouterr().err
