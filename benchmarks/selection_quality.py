@@ -141,6 +141,8 @@ def measured(pairs: Dataset, atlas: Path, evaluator: PairEvaluator, output: Path
             table = pq.read_table(folder / "candidates.parquet").to_pydict()
             helpful = [HELPFUL[worker] for worker in table["worker"]]
             gain = np.array(table["gain"], dtype=float)
+            if selection == "none":  # ranks nothing
+                gain = np.where(np.isnan(gain), gain, 0.0)
             quality = selection_quality(gain, table["kept"], helpful)
             judged = np.array(table["worker"]), np.array(table["kept"])
             kept = {name: float(judged[1][judged[0] == name].mean()) for name in HELPFUL}
@@ -151,14 +153,15 @@ def measured(pairs: Dataset, atlas: Path, evaluator: PairEvaluator, output: Path
 
 def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
-    for name in ("space", "selection", "pair-aware", "intervention"):
-        table.add_column(name)
-    for name in ("precision", "recall", "average precision", *(f"kept {worker}" for worker in HELPFUL)):
+    table.add_column("space")
+    table.add_column("selection", no_wrap=True)
+    for name in ("precision", "recall", "AP", "P at R 0.8", *HELPFUL):
         table.add_column(name, justify="right")
     for row in rows:
-        numbers = [row["precision"], row["recall"], row["average_precision"], *row["kept"].values()]
-        names = [row["space"], row["selection"], "yes" if row["pair_aware"] else "no", row["intervention"]]
-        table.add_row(*names, *(f"{number:.3f}" for number in numbers))
+        numbers = [row[name] for name in ("precision", "recall", "average_precision", "precision_at_recall")]
+        way = f"{row['selection']}{', pair-aware' if row['pair_aware'] else ''}, {row['intervention']}"
+        numbers += row["kept"].values()
+        table.add_row(row["space"], way, *(f"{number:.3f}" for number in numbers))
     direct = rows[0]["evaluator"]
     table.caption = (
         f"without a rationale, the partner comes before all {direct['negatives']} wrong ones in "

@@ -43,7 +43,10 @@ def marginal_gain(logit_with: Tensor, logit_without: Tensor, space: str = "proba
 
 def pair_aware_gain(gain: Tensor, negative_gains: Tensor) -> Tensor:
     """
-    Take off what the rationale adds to wrong pairs: a rationale has to help this pair, not every pair.
+    Take off what the rationale adds to wrong pairs on average: a rationale has to help this pair, not every pair.
+
+    Only what it adds: one that makes every pair less credible would otherwise be credited for the wrong ones, and
+    could be kept although it harms its own pair.
 
     Args:
         gain: `(..., N)` gains on the right pair.
@@ -51,11 +54,11 @@ def pair_aware_gain(gain: Tensor, negative_gains: Tensor) -> Tensor:
             taken off.
 
     >>> pair_aware_gain(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [0.25, -0.25]])).tolist()
-    [0.125, 0.625]
+    [0.125, 0.5]
     """
     if negative_gains.shape[-2] == 0:
         return gain
-    return gain - negative_gains.mean(dim=-2)
+    return gain - negative_gains.mean(dim=-2).clamp(min=0)
 
 
 def posterior(gain: Tensor, margin: float = 0.0, temperature: float = 0.1) -> tuple[Tensor, Tensor]:

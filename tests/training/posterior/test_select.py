@@ -157,7 +157,7 @@ class TestTheGain:
             if intervention == "drop":
                 assert instead == pytest.approx(answers[None])
             change = [scale(after) - scale(before) for after, before in zip(given, instead, strict=True)]
-            assert row["gain"] == pytest.approx(change[0] - sum(change[1:]) / 3, abs=1e-5)
+            assert row["gain"] == pytest.approx(change[0] - max(0, sum(change[1:]) / 3), abs=1e-5)
             assert row["confidence_with"] == pytest.approx(sigmoid(given[0]), abs=1e-6)
             assert row["confidence_without"] == pytest.approx(sigmoid(instead[0]), abs=1e-6)
 
