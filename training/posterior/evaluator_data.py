@@ -139,7 +139,7 @@ class Judgements:
             rows,
             rng,
             lambda candidate: (
-                rationales[candidate]
+                bool(rationales[candidate])
                 and not set(rationales[candidate]) & set(rationales[row])
                 and not partners.hold(anchor, content[candidate])
             ),
