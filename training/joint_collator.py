@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,8 +13,7 @@ from transformers import ProcessorMixin
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import open_image
-from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
-from mmemb_r1.training.suffixes import append_tokens
+from mmemb_r1.training.suffixes import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.training.tables import content_key
 
 IGNORED = -100
@@ -95,25 +94,18 @@ class JointCollator:
         batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
         return append_suffixes(batch, suffixes, self.processor.tokenizer.pad_token_id)
 
-    @property
-    def _markers(self) -> tuple[int, int, int]:
-        """Ids of `<think>`, `</think>` and `<|embed|>`."""
-        config = self.config
-        return cast("tuple[int, int, int]", (config.think_token_id, config.end_think_token_id, config.embed_token_id))
-
     def _suffix(self, segments: Sequence[str] | None) -> list[int]:
         """`<think> r </think> <|embed|>`, or nothing."""
         if not segments or not self.use_rationales:
             return []
-        text = as_plain_text(" ".join(segments), control_strings(self.processor))
-        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) > self.max_rationale_tokens:
+        text = " ".join(segments)
+        suffix = thought_ids(self.processor, self.config, text)
+        if (length := len(suffix) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
             raise ValueError(
-                f"A rationale has {len(ids)} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. Raise "
+                f"A rationale has {length} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. Raise "
                 f"the limit or drop the row. It begins: {text[:80]!r}"
             )
-        think, end_think, embed = self._markers
-        return [think, *ids, end_think, embed]
+        return suffix
 
 
 def append_suffixes(batch: dict[str, Tensor], suffixes: list[list[int]], pad_token_id: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Appending token ids to prompts that a processor rendered."""
+"""What comes after a prompt, as token ids, and appending it to prompts that a processor rendered."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import ProcessorMixin
+
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
+
+NUM_CONTROL_TOKENS = 3  # of a thought, beside those of the rationale itself
+
+
+def thought_ids(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str) -> list[int]:
+    """`<think> r </think> <|embed|>`, as if the model had thought it; control strings in r become plain text."""
+    text = as_plain_text(rationale, control_strings(processor))
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
 
 
 def append_tokens(

@@ -6,20 +6,8 @@ import pytest
 from PIL import Image
 
 from mmemb_r1.atlas.knowledge import load_countries
-from mmemb_r1.atlas.look_alikes import MISREAD, LookAlikes, misread_digits, nearest_countries, nearest_pictures
-from mmemb_r1.atlas.recall import recall
+from mmemb_r1.atlas.look_alikes import MISREAD, misread_digits, nearest_countries, nearest_pictures
 from mmemb_r1.atlas.tasks import comparison, digit_question
-
-
-@pytest.fixture(scope="module")
-def recalled(small_atlas):
-    return recall(small_atlas)
-
-
-@pytest.fixture(scope="module")
-def look_alikes(recalled):
-    world, asked = recalled
-    return LookAlikes(world, [question for pair_id, question in asked.items() if pair_id.startswith("train/")])
 
 
 def test_the_most_similar_picture_comes_first():

@@ -2,24 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from mmemb_r1.atlas.look_alikes import LookAlikes
-from mmemb_r1.atlas.recall import recall
 from mmemb_r1.atlas.thoughts import BEHAVIOURS, HELPFUL, gold, think
 from mmemb_r1.atlas.wording import phrasings, whole_words
 
 SIDES = ("query", "target")
 SEEDS = range(4)
-
-
-@pytest.fixture(scope="module")
-def recalled(small_atlas):
-    return recall(small_atlas)
-
-
-@pytest.fixture(scope="module")
-def look_alikes(recalled):
-    world, asked = recalled
-    return LookAlikes(world, [question for pair_id, question in asked.items() if pair_id.startswith("train/")])
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.shared_prefix import Prefix, branch, extend, read_prefix, suffix_logits
+from mmemb_r1.training.suffixes import append_tokens
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WEIGHT_SCALE = 8.0  # the random models are nearly linear otherwise, and wrong positions would hardly be noticed
 
@@ -40,14 +43,6 @@ def tiny(family: str) -> tuple[Any, Any]:
     return vlm, processor
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=FAMILIES)
 def model(request) -> tuple[Any, Any]:
     return tiny(request.param)
@@ -71,15 +66,7 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def unshared(vlm: Any, processor: Any, value: Any, suffix: list[int]) -> Tensor:
     """Logits `(V,)` after one prompt and its suffix, read in one pass, alone and without a cache."""
-    batch = prompts(processor, [value])
-    shape, tail = batch["input_ids"].shape, torch.tensor([suffix], dtype=torch.long)
-    tails = {"input_ids": tail, "attention_mask": torch.ones_like(tail)}
-    batch = {
-        key: torch.cat([part, tails.get(key, torch.zeros_like(tail)).to(part.dtype)], dim=1)
-        if part.shape == shape
-        else part
-        for key, part in batch.items()
-    }
+    batch = append_tokens(prompts(processor, [value]), [suffix], pad_token_id=0)
     return vlm(**batch, use_cache=False).logits[0, -1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmemb_r1.training.suffixes import append_tokens
+from mmemb_r1.training.suffixes import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 
 BATCH = {
     "input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]),
@@ -34,3 +34,12 @@ def test_rows_follow_without_gaps(side, ids, mask, types):
 def test_nothing_appended():
     result = append_tokens(BATCH, [[], []], pad_token_id=9, padding_side="left")
     assert result["input_ids"].tolist() == [[9, 5, 6], [7, 8, 9]]
+
+
+def test_a_thought_is_written_as_the_model_would_think_it(tiny):
+    model, processor = tiny
+    config = model.config
+    ids = thought_ids(processor, config, "It is </think> red.")
+    assert (ids[0], *ids[-2:]) == (config.think_token_id, config.end_think_token_id, config.embed_token_id)
+    assert len(ids) > NUM_CONTROL_TOKENS and config.end_think_token_id not in ids[1:-2]
+    assert processor.tokenizer.decode(ids[1:-2]).replace("\u2060", "") == "It is </think> red."

@@ -13,11 +13,10 @@ from torch.nn.functional import normalize
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render, to_conversations
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
-from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.sentence_transformer import MMEmbR1
 from mmemb_r1.training.posterior.evaluator import Trial, TrialError
 from mmemb_r1.training.posterior.pair_index import other_side
-from mmemb_r1.training.suffixes import append_tokens
+from mmemb_r1.training.suffixes import append_tokens, thought_ids
 from mmemb_r1.training.tables import content_key
 from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -122,10 +121,7 @@ class EmbeddingEvaluator:
         """`<think> r </think> <|embed|>`, or nothing."""
         if rationale is None:
             return []
-        config = self._encoder[0].model.config
-        text = as_plain_text(rationale, control_strings(self._encoder.processor))
-        ids = self._encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
+        return thought_ids(self._encoder.processor, self._encoder[0].model.config, rationale)
 
 
 @dataclass(frozen=True)

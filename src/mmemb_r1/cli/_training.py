@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,38 @@ def training_fields(args: argparse.Namespace, config: type) -> dict[str, Any]:
     if args.cpu:
         fields |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
     return fields
+
+
+def train_in_folder(trainer: Any, args: argparse.Namespace, fields: Mapping[str, Any], **facts: Any) -> None:
+    """
+    Train, from the last checkpoint below `--output` if there is one.
+
+    The last of the checks is here: settings that were refused must not keep the folder from those that are right.
+
+    Args:
+        trainer: ready to train.
+        args: its `model`, `pairs` and `output`.
+        fields: of the trainer's config.
+        facts: what else makes this run another one.
+
+    Raises:
+        ValueError: if the folder was begun with another model, table or other settings.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from mmemb_r1._files import claim
+
+    claim(
+        args.output / "run.json",
+        {
+            "model": args.model,
+            "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
+            "fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN},
+            **facts,
+        },
+    )
+    checkpoints = args.output / "checkpoints"
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
 
 
 def as_number(name: str, value: Any, default: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mmemb_r1.cli._shards import add_shard_options, show_progress
+
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
 workers. Each worker sees one input at a time, never its partner.
@@ -40,13 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, metavar="K", help="rationales per input, whatever the pool says")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument(
-        "--shard-size", type=int, default=64, metavar="N", help="inputs per file, lost at most; default: 64"
-    )
     parser.add_argument("--max-failures", type=int, metavar="N", help="stop when more answers failed; default: never")
-    parser.add_argument(
-        "--part", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts, for N machines; default: 1/1"
-    )
+    add_shard_options(parser)
     parser.add_argument("--retry-failed", action="store_true", help="ask again for what failed before")
 
 
@@ -59,17 +56,6 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def part(text: str) -> tuple[int, int]:
-    """
-    >>> part("2/3")
-    (2, 3)
-    """
-    first, slash, count = text.partition("/")
-    if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part; allowed: I/N with I from 1 to N, for example 2/3")
-    return int(first), int(count)
-
-
 def run(args: argparse.Namespace) -> int:
     if not args.pairs.is_file():
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
@@ -80,16 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
     workers = load_pool(args.pool, only=args.workers, samples=args.samples)
 
-    import logging
-    import sys
-
     from mmemb_r1.training.prior.draw import draw_rationales
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    progress = sys.stderr.isatty()
-    if not progress:  # a line per shard instead of the bar
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("mmemb_r1.training.prior").setLevel(logging.INFO)
     summary = draw_rationales(
         read_pairs(args.pairs, PAIR_COLUMNS),
         workers,
@@ -100,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         max_failures=args.max_failures,
         part=args.part,
         retry_failed=args.retry_failed,
-        progress=progress,
+        progress=show_progress("mmemb_r1.training.prior"),
     )
     print(*summary.lines(), sep="\n")
     if summary.aborted:

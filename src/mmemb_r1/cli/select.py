@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli.rationales import part
+from mmemb_r1.cli._shards import add_shard_options, show_progress
 
 if TYPE_CHECKING:
     from mmemb_r1.training.posterior.evaluator import PairEvaluator
@@ -75,12 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="pairs that the evaluator reads at once; default: 16"
     )
-    work.add_argument(
-        "--shard-size", type=int, default=64, metavar="N", help="inputs per file, lost at most; default: 64"
-    )
-    work.add_argument(
-        "--part", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts, for N machines; default: 1/1"
-    )
+    add_shard_options(work)
     work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
@@ -97,15 +91,9 @@ def run(args: argparse.Namespace) -> int:
     options = SelectionOptions(**_given(args, {name: name for name in OPTIONS}))
     pairs, rationales = read_pairs(args.pairs, PAIR_COLUMNS), read_rationales(args.rationales)
 
-    import logging
-
     from mmemb_r1.training.posterior.report_text import report_text
     from mmemb_r1.training.posterior.select import select_rationales
 
-    progress = sys.stderr.isatty()
-    logging.basicConfig(format="%(message)s")
-    if not progress:  # a line per shard instead of the bar
-        logging.getLogger("mmemb_r1.training.posterior").setLevel(logging.INFO)
     report = select_rationales(
         pairs,
         rationales,
@@ -115,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         shard_size=args.shard_size,
         part=args.part,
-        progress=progress,
+        progress=show_progress("mmemb_r1.training.posterior"),
     )
     if report is None:
         print("this part is done; when all parts are, run the command once more, without --part, to select")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from hashlib import sha256
 from pathlib import Path
 
 from mmemb_r1.cli._training import add_training_options
@@ -28,11 +27,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.pairs.is_file():
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
 
-    from transformers.trainer_utils import get_last_checkpoint
-
     from mmemb_r1 import MMEmbR1
-    from mmemb_r1._files import claim
-    from mmemb_r1.cli._training import LENGTH_OF_RUN, training_fields
+    from mmemb_r1.cli._training import train_in_folder, training_fields
     from mmemb_r1.training import JointConfig, JointTrainer
     from mmemb_r1.training.tables import read_pairs
 
@@ -43,17 +39,7 @@ def run(args: argparse.Namespace) -> int:
     trainer = JointTrainer(
         model=model[0].model.train(), args=arguments, train_dataset=pairs, processing_class=model.processor
     )
-    # last of the checks: settings that were refused must not keep the folder from those that are right
-    claim(
-        args.output / "run.json",
-        {
-            "model": args.model,
-            "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
-            "fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN},
-        },
-    )
-    checkpoints = args.output / "checkpoints"
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    train_in_folder(trainer, args, fields)
     MMEmbR1.from_model(trainer.model.eval(), model.processor).save_pretrained(str(args.output / "model"))
     print(f"the trained checkpoint is in {args.output / 'model'}")
     print('its gate was not trained: embed with reasoning="always" or "never", or lower the gate threshold')

@@ -41,10 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None and not path.is_file():
             raise ValueError(f"--{option.replace('_', '-')} {path}: there is no such file")
 
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from mmemb_r1._files import claim
-    from mmemb_r1.cli._training import LENGTH_OF_RUN, training_fields
+    from mmemb_r1.cli._training import train_in_folder, training_fields
     from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
     from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
     from mmemb_r1.training.prior.shards import read_rationales
@@ -60,18 +57,8 @@ def run(args: argparse.Namespace) -> int:
     # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
-    # last of the checks: settings that were refused must not keep the folder from those that are right
-    claim(
-        args.output / "run.json",
-        {
-            "model": args.model,
-            "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
-            "rationales": sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None,
-            "fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN},
-        },
-    )
-    checkpoints = args.output / "checkpoints"
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    said = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
+    train_in_folder(trainer, args, fields, rationales=said)
     measured = trainer.measure(eval_pairs) if eval_pairs else {}
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():

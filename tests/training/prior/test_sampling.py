@@ -12,6 +12,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.prior.sampling import choose, draw_continuations, row_uniforms
 from mmemb_r1.training.shared_prefix import branch, read_prefix
+from mmemb_r1.training.suffixes import append_tokens
 
 LOGITS = torch.tensor([0.5, -torch.inf, 2.0, 1.0, -1.0, 1.0])
 
@@ -110,16 +111,8 @@ def read_anew(vlm: Any, batch: dict[str, Any], seed: int, end: int, max_tokens: 
     """One continuation, each token from a pass over all before it, without a cache."""
     ids: list[int] = []
     numbers = row_uniforms([seed], max_tokens)[0]
-    shape = batch["input_ids"].shape
     for number in numbers:
-        tail = torch.tensor([ids], dtype=torch.long)
-        tails = {"input_ids": tail, "attention_mask": torch.ones_like(tail)}
-        inputs = {
-            key: torch.cat([value, tails.get(key, torch.zeros_like(tail)).to(value.dtype)], dim=1)
-            if value.shape == shape
-            else value
-            for key, value in batch.items()
-        }
+        inputs = append_tokens(batch, [ids], pad_token_id=0)
         token = int(choose(vlm(**inputs, use_cache=False).logits[:, -1], number[None], **options))
         if token == end:
             return ids, True

@@ -21,6 +21,8 @@ from mmemb_r1.training.prior.sampling import Continuation, draw_continuations
 from mmemb_r1.training.prior.transformers_worker import TransformersWorker
 from mmemb_r1.training.prior.worker import Failure, Rationale, RationaleRequest, WorkerError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def save(folder: Path, family: str = "qwen3_vl", **changes: Any) -> Path:
     vlm, processor = build_tiny_vlm(family)
@@ -33,14 +35,6 @@ def save(folder: Path, family: str = "qwen3_vl", **changes: Any) -> Path:
     vlm.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
