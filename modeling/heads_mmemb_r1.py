@@ -25,6 +25,7 @@ class ReasoningGate(nn.Module):
         self.output = nn.Linear(width or config.hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.to(self.output.weight.dtype)  # the gate may be trained in float32 on a bfloat16 backbone
         if self.hidden is not None:
             hidden = nn.functional.silu(self.hidden(hidden))
         return self.output(hidden).squeeze(-1).float()  # (..., H) -> (...)

@@ -175,7 +175,12 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         return self.vlm.generate(*args, **kwargs)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **media: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        detach_gate: bool = False,
+        **media: Any,
     ) -> MMEmbR1Output:
         """
         Run complete sequences, `prompt <|embed|>` or `prompt <|embed|> <think> r </think> <|embed|>`, in one pass.
@@ -184,6 +189,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             input_ids: `(B, S)` token ids.
             attention_mask: `(B, S)`; padding may be on either side. Default: no padding.
             labels: `(B, S)` ids whose log-probability is wanted, -100 elsewhere. Logits are computed only there.
+            detach_gate: whether a loss on the gate's logits leaves everything but the gate alone.
             **media: whatever else the processor gave.
 
         Raises:
@@ -209,7 +215,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             at = number.clamp(max=path).argmax(dim=1)  # (B,), the first column that has seen so many markers, or all
             upto = torch.arange(hidden.shape[1], device=hidden.device) <= at[:, None]  # (B, S)
             embeddings.append(self.head(self.head.pool(hidden, attention_mask.bool() & upto).mean))
-            gate_logits.append(self.gate(hidden[torch.arange(len(at), device=at.device), at]))
+            state = hidden[torch.arange(len(at), device=at.device), at]  # (B, H)
+            gate_logits.append(self.gate(state.detach() if detach_gate else state))
         paths = torch.arange(1, len(embeddings) + 1, device=number.device)
         return MMEmbR1Output(
             embeddings=torch.stack(embeddings, dim=1),  # (B, K, D)

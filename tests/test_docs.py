@@ -34,13 +34,24 @@ def test_document_exists(root, name):
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def test_readme_examples_run_and_print_what_they_say(root, capsys):
-    blocks = PYTHON_BLOCK.findall((root / "README.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["README.md", "docs/training.md"])
+def test_examples_run_and_print_what_they_say(name, root, capsys):
+    blocks = PYTHON_BLOCK.findall((root / name).read_text(encoding="utf-8"))
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, name, "exec"), {})
         printed = capsys.readouterr().out.splitlines()
-        assert printed == re.findall(r"^# => (.*)$", block, re.MULTILINE)
+        assert [line for line in printed if not line.startswith("{")] == re.findall(  # a trainer's logs
+            r"^# => (.*)$", block, re.MULTILINE
+        )
+
+
+def test_all_documents_with_examples_are_run(root):
+    """Add a name above where a document gets its first example."""
+    found = {
+        file.name for file in (root / "docs").glob("*.md") if PYTHON_BLOCK.search(file.read_text(encoding="utf-8"))
+    }
+    assert found == {"training.md"}
 
 
 def test_no_private_paths(root, tracked):

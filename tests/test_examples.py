@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+
 import pytest
 import yaml
 
 from mmemb_r1.atlas import build_atlas
+from mmemb_r1.cli import _parser
+from mmemb_r1.cli._training import read_recipe
+from mmemb_r1.cli.train import AUGMENT, MODEL_OPTIONS, SECTIONS
+from mmemb_r1.quickstart.recipe import Recipe
+from mmemb_r1.training import JointConfig
 from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
 from mmemb_r1.training.prior.pool import load_pool
 
@@ -32,3 +41,93 @@ def test_evaluator_recipes(root, tmp_path, name):
     fields = yaml.safe_load((root / "examples" / f"{name}.yaml").read_text(encoding="utf-8"))
     config = EvaluatorConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **fields)
     assert config.learning_rate <= 2e-4 and config.prompt == "evaluator-short"
+
+
+JOINT = ("joint-atlas", "joint-qwen3-vl-2b-lora", "joint-qwen3-vl-4b-lora", "joint-qwen3-vl-4b-8gpu")
+
+
+def joint_recipe(root, name):
+    """Sections and, as on a machine without a GPU, the config of a recipe."""
+    fields, sections = read_recipe(root / "examples" / f"{name}.yaml", SECTIONS)
+    fields.pop(AUGMENT, None)
+    fields |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    return sections, JointConfig(output_dir="unused", **fields)
+
+
+def commands(root, name):
+    """The commands in the comments at the head of an example; those that end in dots are not complete."""
+    lines = (root / "examples" / name).read_text(encoding="utf-8").splitlines()
+    head = "\n".join(line.removeprefix("#").strip() for line in lines if line.startswith("#")).replace("\\\n", " ")
+    found = [
+        shlex.split(line) for line in head.splitlines() if line.startswith(("mmemb-r1 ", "accelerate ", "python "))
+    ]
+    return [command for command in found if command[-1] != "..."]
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_recipes(root, name):
+    from mmemb_r1 import MMEmbR1Model
+    from mmemb_r1.tiny import build_tiny_vlm
+    from mmemb_r1.training.adapters import lora_config
+
+    sections, config = joint_recipe(root, name)
+    assert set(sections.get("model", {})) <= set(MODEL_OPTIONS)
+    assert (config.score_mask_margin is None) == (name == "joint-atlas")
+    if "lora" in sections:
+        model, _ = MMEmbR1Model.from_vlm(*build_tiny_vlm("qwen3_vl"))
+        assert lora_config(model, **sections["lora"]).r == 16
+
+
+def test_the_atlas_recipe_is_the_quickstarts(root):
+    _, config = joint_recipe(root, "joint-atlas")
+    recipe = Recipe()
+    wanted = {**recipe.training, "max_steps": recipe.steps, "warmup_steps": recipe.steps // 15}
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert config.lr_scheduler_type == "cosine"
+
+
+def test_accelerate_config(root):
+    import transformers.models.qwen3_vl.modeling_qwen3_vl as qwen
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(root / "examples" / "accelerate-fsdp-8gpu.yaml"))
+    assert config.distributed_type.value == "FSDP" and config.fsdp_config["fsdp_version"] == 2
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config) <= known
+    assert hasattr(qwen, config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"])
+    _, recipe = joint_recipe(root, "joint-qwen3-vl-4b-8gpu")
+    assert config.num_processes == 8 and recipe.freeze_vision_tower
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_commands_of_the_joint_recipes(root, name):
+    from accelerate.commands.launch import launch_command_parser
+
+    files, phases = [], []
+    for program, *arguments in commands(root, f"{name}.yaml"):
+        if program == "python":
+            files.append(arguments[0])
+            continue
+        if program == "accelerate":
+            launched = launch_command_parser().parse_args(arguments[1:])
+            assert launched.module and launched.training_script == "mmemb_r1.cli"
+            files.append(launched.config_file)
+            arguments = launched.training_script_args
+        parsed = _parser(arguments).parse_args(arguments)
+        phases.append(parsed.command)
+        if parsed.command == "train":
+            assert parsed.config.name == f"{name}.yaml"
+            files.append(str(parsed.config))
+    assert phases[-1] == "train" and len(phases) == 2
+    assert all((root / file).is_file() for file in files)
+
+
+def test_an_untrained_model_for_atlas(root, tmp_path):
+    from mmemb_r1 import MMEmbR1
+
+    atlas, output = tmp_path / "atlas", tmp_path / "untrained"
+    build_atlas(atlas, num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
+    script = root / "examples" / "untrained_atlas_model.py"
+    subprocess.run([sys.executable, script, "--atlas", atlas, "--output", output], check=True, capture_output=True)
+    assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)

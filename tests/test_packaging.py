@@ -25,7 +25,7 @@ ALLOWED = {
     "model_card": {"evaluation", "modeling"},
     "sentence_transformer": {"modeling"},
     "evaluation": {"atlas"},
-    "training": {"atlas", "modeling", "sentence_transformer"},
+    "training": {"atlas", "model_card", "modeling", "sentence_transformer"},
     "quickstart": {
         "atlas", "evaluation", "model_card", "modeling", "sentence_transformer", "tiny", "training",
     },

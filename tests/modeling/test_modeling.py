@@ -245,6 +245,25 @@ def test_gradients_reach_backbone_and_heads(make_tiny, mixed):
     assert all(weight.grad.isfinite().all() for weight in tiny.model.parameters())
 
 
+def test_on_request_the_gates_loss_leaves_everything_but_the_gate_alone(make_tiny, mixed):
+    tiny = make_tiny("qwen3_vl", gate_hidden_size=6)
+    batch = tiny.complete(tiny.batch(mixed), tiny.suffixes(tiny.embed(mixed, reasoning="always")))
+    detached, attached = tiny.model(**batch, detach_gate=True), tiny.model(**batch)
+    for name in ("embeddings", "path_mask", "gate_logits", "last_hidden_state"):
+        assert torch.equal(detached[name], attached[name]), name
+
+    def gradients(output: Any) -> dict[str, torch.Tensor]:
+        tiny.model.zero_grad()
+        output.backward()
+        return {name: weight.grad for name, weight in tiny.model.named_parameters() if weight.grad is not None}
+
+    of_the_gate = gradients(detached.gate_logits.square().sum())
+    wanted = gradients(attached.gate_logits.square().sum())
+    assert set(of_the_gate) == {name for name in wanted if name.startswith("gate.")} < set(wanted)
+    assert all(torch.equal(gradient, wanted[name]) and gradient.any() for name, gradient in of_the_gate.items())
+    assert not any(name.startswith("gate.") for name in gradients(detached.embeddings[..., 0].sum()))
+
+
 def test_plain_generation_is_the_backbones(qwen, mixed):
     batch = qwen.batch(mixed[:1])
     ids = qwen.model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)

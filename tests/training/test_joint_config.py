@@ -9,22 +9,102 @@ from trl.trainer.base_config import _BaseConfig
 from mmemb_r1.training import JointConfig
 
 
+@pytest.fixture
+def config(tmp_path):
+    def build(**changes):
+        on_cpu = {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+        return JointConfig(output_dir=str(tmp_path), **on_cpu, **changes)
+
+    return build
+
+
+def fields():
+    inherited = {field.name: field for field in dataclasses.fields(_BaseConfig)}
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(JointConfig)
+        if field.name not in inherited or field.default != inherited[field.name].default
+    }
+
+
 def test_documented_defaults_are_the_defaults():
-    documented = dict(re.findall(r"(\w+) \(`[^`]+`, \*optional\*, defaults to `([^`]+)`\)", JointConfig.__doc__))
-    fields = {field.name: field.default for field in dataclasses.fields(JointConfig)}
-    inherited = {field.name for field in dataclasses.fields(_BaseConfig)}
-    assert {name: str(fields[name]) for name in documented} == documented
-    undocumented = {name for name in fields if name not in inherited and f"{name} (" not in JointConfig.__doc__}
-    assert not undocumented
+    documented = dict(re.findall(r"(\w+) \(`[^`]+`, \*optional\*(?:, defaults to `([^`]+)`)?\)", JointConfig.__doc__))
+    found = {name: str(default) for name, default in fields().items()}
+    assert {name: found[name] for name in documented} == {name: text or "None" for name, text in documented.items()}
+    assert set(found) - set(documented) <= {"remove_unused_columns"}
 
 
-def test_the_sub_batch_has_to_divide_the_batch(tmp_path):
+def test_every_field_has_a_help():
+    for field in dataclasses.fields(JointConfig):
+        if field.name in fields():
+            assert field.metadata["help"], field.name
+
+
+def test_the_sub_batch_has_to_divide_the_batch(config):
     with pytest.raises(ValueError, match="sub_batch_size=3 has to divide per_device_train_batch_size=8"):
-        JointConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=8, sub_batch_size=3, use_cpu=True, bf16=False
-        )
+        config(per_device_train_batch_size=8, sub_batch_size=3)
+    with pytest.raises(ValueError, match="sub_batch_size=0 has to divide"):
+        config(sub_batch_size=0)
 
 
-def test_the_temperature_has_to_be_positive(tmp_path):
-    with pytest.raises(ValueError, match="temperature=0 has to be positive"):
-        JointConfig(output_dir=str(tmp_path), temperature=0, sub_batch_size=1, use_cpu=True, bf16=False)
+@pytest.mark.parametrize("value", [0, -0.1, float("nan")])
+def test_the_temperature_has_to_be_positive(config, value):
+    with pytest.raises(ValueError, match=f"temperature={value} has to be positive"):
+        config(temperature=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("max_reasoning_rounds", 1),
+        ("num_length_chunks", 1),
+        ("similarity_chunk_size", 1),
+        ("max_rationale_tokens", 1),
+        ("mini_batch_size", 1),
+        ("num_hard_negatives", 0),
+    ],
+)
+def test_numbers_below_the_least_are_refused(config, name, least):
+    assert getattr(config(**{name: least}), name) == least
+    with pytest.raises(ValueError, match=f"{name}={least - 1}; allowed: whole numbers from {least} on"):
+        config(**{name: least - 1})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "direct_direct_weight",
+        "reasoned_direct_weight",
+        "direct_reasoned_weight",
+        "reasoned_reasoned_weight",
+        "rationale_weight",
+        "gate_weight",
+    ],
+)
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_weights_below_zero_are_refused(config, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}; allowed: 0 or more"):
+        config(**{name: value})
+
+
+def test_something_has_to_be_embedded(config):
+    names = ("direct_direct_weight", "reasoned_direct_weight", "direct_reasoned_weight", "reasoned_reasoned_weight")
+    with pytest.raises(
+        ValueError, match="Nothing would be embedded: direct_direct_weight, reasoned_direct_weight, di"
+    ):
+        config(**dict.fromkeys(names, 0.0))
+    assert config(**{**dict.fromkeys(names, 0.0), "direct_direct_weight": 1.0}).path_weights[0, 0] == 1.0
+
+
+def test_later_rounds_weigh_as_much_as_the_first(config):
+    weights = {
+        "direct_direct_weight": 1.0,
+        "reasoned_direct_weight": 2.0,
+        "direct_reasoned_weight": 3.0,
+        "reasoned_reasoned_weight": 4.0,
+    }
+    assert config(**weights).path_weights == {(0, 0): 1.0, (1, 0): 2.0, (0, 1): 3.0, (1, 1): 4.0}
+    assert config(**weights, max_reasoning_rounds=2).path_weights == {
+        **{(0, 0): 1.0, (1, 0): 2.0, (2, 0): 2.0, (0, 1): 3.0, (0, 2): 3.0},
+        **dict.fromkeys([(1, 1), (1, 2), (2, 1), (2, 2)], 4.0),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,55 @@ def add_training_options(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
 
 
-def training_fields(args: argparse.Namespace, config: type) -> dict[str, Any]:
+def read_recipe(path: Path | None, sections: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """
+    What a YAML file says.
+
+    Args:
+        path: the file. Default: nothing is said.
+        sections: keys under which there is no field of the trainer's config, but a mapping of its own.
+
+    Returns:
+        The fields, and those sections that are there.
+
+    Raises:
+        ValueError: if the file is missing, no YAML or no mapping, or a section is none.
+    """
+    import yaml
+
+    if path is None:
+        return {}, {}
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is no YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"--config {path} holds a {type(fields).__name__}; it has to map fields to values")
+    found = {name: fields.pop(name) for name in sections if name in fields}
+    for name, section in found.items():
+        if not isinstance(section, dict):
+            raise ValueError(
+                f"--config {path}: {name} holds a {type(section).__name__}; it has to map options to values, "
+                "{} for the defaults"
+            )
+    return fields, found
+
+
+def training_fields(args: argparse.Namespace, config: type, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """
     The fields of a trainer's config: those of the YAML file, those of the command line, checkpoints below `--output`.
+
+    Args:
+        args: the options of `add_training_options`, and `output`.
+        config: the class of the config.
+        fields: what `read_recipe` found. Default: all that is in `args.config`.
 
     Raises:
         ValueError: if the file is no mapping, or holds a field that the config lacks.
     """
-    import yaml
-
-    fields = yaml.safe_load(args.config.read_text(encoding="utf-8")) if args.config else {}
-    if not isinstance(fields, dict):
-        raise ValueError(f"--config {args.config} holds a {type(fields).__name__}; it has to map fields to values")
+    fields = read_recipe(args.config)[0] if fields is None else fields
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     if unknown := sorted(set(fields) - set(defaults)):
         raise ValueError(
@@ -47,7 +84,7 @@ def training_fields(args: argparse.Namespace, config: type) -> dict[str, Any]:
 
 def train_in_folder(trainer: Any, args: argparse.Namespace, fields: Mapping[str, Any], **facts: Any) -> None:
     """
-    Train, from the last checkpoint below `--output` if there is one.
+    Train, from the last complete checkpoint below `--output` if there is one.
 
     The last of the checks is here: settings that were refused must not keep the folder from those that are right.
 
@@ -60,9 +97,8 @@ def train_in_folder(trainer: Any, args: argparse.Namespace, fields: Mapping[str,
     Raises:
         ValueError: if the folder was begun with another model, table or other settings.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     from mmemb_r1._files import claim
+    from mmemb_r1.training.checkpoints import last_checkpoint
 
     claim(
         args.output / "run.json",
@@ -73,8 +109,7 @@ def train_in_folder(trainer: Any, args: argparse.Namespace, fields: Mapping[str,
             **facts,
         },
     )
-    checkpoints = args.output / "checkpoints"
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output / "checkpoints"))
 
 
 def as_number(name: str, value: Any, default: Any) -> Any:

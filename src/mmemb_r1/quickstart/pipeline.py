@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1._files import claim, made_whole, replaced_file
@@ -26,10 +23,11 @@ from mmemb_r1.model_card import build_model_card
 from mmemb_r1.quickstart.recipe import Recipe
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training import JointConfig, JointTrainer
+from mmemb_r1.training.checkpoints import last_checkpoint
 from mmemb_r1.training.gate_warm_start import alignment, fit_gate
+from mmemb_r1.training.training_facts import TRAINING_FILE
 
 RECIPE_FILE = "recipe.json"
-TRAINING_FILE = "training.json"
 
 
 def run_quickstart(output: Path, recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
@@ -118,19 +116,15 @@ def joint_trainer(atlas: Atlas, recipe: Recipe, output: Path, **overrides: Any) 
         args=JointConfig(**arguments),
         train_dataset=atlas.pairs["train"],
         processing_class=processor,
-        augment=_augmented,
+        augment=augment,
     )
-
-
-def _augmented(picture: Image.Image) -> Image.Image:
-    return augment(picture, np.random.default_rng(random.getrandbits(64)))
 
 
 def train(atlas: Atlas, recipe: Recipe, folder: Path, checkpoints: Path, **overrides: Any) -> None:
     """Run the joint phase, from the last checkpoint if there is one, and save the model in `folder`."""
     trainer = joint_trainer(atlas, recipe, checkpoints, **overrides)
     start = time.perf_counter()
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    last = last_checkpoint(checkpoints)
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - start
     MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))

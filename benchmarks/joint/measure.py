@@ -1,0 +1,166 @@
+"""Asks one trained arm the questions of a split, and notes which it gets right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+
+from joint.arms import ARMS
+from joint.data import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
+from mmemb_r1 import MMEmbR1
+from mmemb_r1._files import replaced_file
+from mmemb_r1._inputs import given_parts
+from mmemb_r1.atlas import Atlas
+from mmemb_r1.atlas.wording import facts, whole_words
+from mmemb_r1.evaluation.runner import CandidateSet
+
+MODES = ("never", "always")
+# What of the warm-up is still there: names of pictures, and facts as text.
+REMEMBERED = (
+    "picture-name-flag",
+    *(f"fact-{relation}" for relation in ("capital", "region", "currency", "language", "tld", "largest-neighbour")),
+)
+DEPTH_SPLIT = "validation"
+BATCH_SIZE, NUM_EXAMPLES = 128, 3
+Columns = dict[str, list[Any]]  # a table: name -> a value per query
+
+
+def result_path(run: Path, arm: str, seed: int, split: str) -> Path:
+    """Where the answers of one model are."""
+    return run / "evaluations" / f"{arm}-{seed}-{split}.json"
+
+
+def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> bool:
+    """
+    Evaluate one trained arm, query by query.
+
+    Writes `result_path`, an object with `arm`, `seed`, `split`, some thoughts of each task as `examples`, and tables
+    with a row per query and the columns `pair_id`, `task`, `entity` (what it is about), and whether the target came
+    first (0 or 1):
+
+    - `answers`: without (`never`) and with a thought (`always`), among direct candidates; also `right`, whether the
+      thought states every fact of the right one, and its `tokens`;
+    - `paths`, on the tasks whose answers are pictures: per `query mode/candidate mode`;
+    - `depth`, for arms that learnt chains: split -> a table of the neighbour tasks, per `z0`, `z1`, ...
+
+    Args:
+        atlas: whose questions are asked.
+        run: the folder of the arms.
+        arm: a key of `ARMS`.
+        seed: of the arm.
+        split: of the Atlas.
+
+    Returns:
+        Whether it was evaluated; `False` if that was done already.
+
+    Raises:
+        ValueError: if the arm is not trained.
+    """
+    path, folder = result_path(run, arm, seed, split), run / "arms" / f"{arm}-{seed}"
+    if path.exists():
+        return False
+    if not folder.exists():
+        raise ValueError(f"there is no {folder}; run --stages joint first")
+    model, rounds = MMEmbR1(str(folder), device="cpu"), ARMS[arm].rounds
+    pairs = of_tasks(atlas.pairs[split], {*MULTI_HOP, *REMEMBERED, *PICTURE_TARGETS})
+    direct = candidates_of(model, atlas.candidates, set(pairs["candidate_set"]), "never")
+    vectors, said = embedded(model, pairs["query"], rounds)
+    result: dict[str, Any] = {"arm": arm, "seed": seed, "split": split}
+    result["answers"] = {
+        **whose(pairs),
+        **{mode: hits(pairs, vectors[mode], direct) for mode in MODES},
+        "right": states_all(pairs["query_rationale"], [one["rationale"] for one in said]),
+        "tokens": [one["num_reasoning_tokens"] for one in said],
+    }
+    rows = [row for row, task in enumerate(pairs["task"]) if task in PICTURE_TARGETS]
+    targets = {"never": direct, "always": candidates_of(model, atlas.candidates, {"picture"}, "always")}
+    seen = pairs.select(rows)
+    paths = {f"{a}/{b}": hits(seen, vectors[a][rows], targets[b]) for a in MODES for b in MODES}
+    result["paths"] = {**whose(seen), **paths}
+    if rounds > 1:
+        splits = dict.fromkeys((DEPTH_SPLIT, split))
+        result["depth"] = {name: depth(model, atlas.pairs[name], atlas.candidates, rounds) for name in splits}
+    result["examples"] = {
+        task: [one["rationale"] for one, its in zip(said, pairs["task"], strict=True) if its == task][:NUM_EXAMPLES]
+        for task in sorted(set(pairs["task"]))
+    }
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    return True
+
+
+def whose(pairs: Dataset) -> Columns:
+    """The columns that say what each query is."""
+    return {name: list(pairs[name]) for name in ("pair_id", "task", "entity")}
+
+
+def inputs_of(column: Any) -> list[dict[str, Any]]:
+    """The inputs of a column of a table as the model takes them."""
+    return [given_parts(value) for value in column]
+
+
+def embedded(
+    model: MMEmbR1, queries: Any, rounds: int
+) -> tuple[dict[str, npt.NDArray[np.float32]], list[dict[str, Any]]]:
+    """Mode -> vectors `(Q, D)`, and what was thought."""
+    inputs = inputs_of(queries)
+    said = {
+        mode: model.explain(inputs, reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=rounds)
+        for mode in MODES
+    }
+    return {mode: np.stack([one["embedding"] for one in said[mode]]) for mode in MODES}, said["always"]
+
+
+def candidates_of(
+    model: MMEmbR1, candidates: Dataset, names: Collection[str], reasoning: str
+) -> dict[str, CandidateSet]:
+    """Embed the candidates of the named sets."""
+    sets = {}
+    for name in sorted(names):
+        table = candidates.select([row for row, its in enumerate(candidates["candidate_set"]) if its == name])
+        embeddings = model.encode(
+            inputs_of(table["input"]), reasoning=reasoning, batch_size=BATCH_SIZE, show_progress_bar=False
+        )
+        sets[name] = CandidateSet({key: row for row, key in enumerate(table["candidate_id"])}, embeddings)
+    return sets
+
+
+def hits(pairs: Dataset, vectors: npt.NDArray[np.float32], sets: dict[str, CandidateSet]) -> list[int]:
+    """Whether each query, embedded as `vectors` `(Q, D)`, finds its target before all others of its set."""
+    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
+    found = np.zeros(len(pairs), dtype=int)
+    for name in set(names.tolist()):
+        rows = np.flatnonzero(names == name)
+        found[rows] = sets[name].ranks(vectors[rows], targets[rows].tolist()) == 1
+    return found.tolist()
+
+
+def states_all(rationales: Sequence[Sequence[str]], thoughts: Sequence[str]) -> list[int]:
+    """Whether each thought states every fact of the right rationale."""
+    return [
+        int(all(whole_words(fact).search(thought) for fact in facts(segments)))
+        for segments, thought in zip(rationales, thoughts, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def depth(model: MMEmbR1, pairs: Dataset, candidates: Dataset, rounds: int) -> Columns:
+    """The neighbour tasks' queries, and whether they find their target before any thought and after each round."""
+    pairs = of_tasks(pairs, NEIGHBOURS)
+    sets = candidates_of(model, candidates, set(pairs["candidate_set"]), "never")
+    queries, parts = inputs_of(pairs["query"]), []
+    for start in range(0, len(queries), BATCH_SIZE):
+        features = model.preprocess(queries[start : start + BATCH_SIZE])
+        output = model[0].model.embed(
+            **features, reasoning="always", max_reasoning_rounds=rounds, output_all_embeddings=True
+        )
+        parts.append(output.all_embeddings.numpy())
+    vectors = np.concatenate(parts)  # (Q, rounds + 1, D)
+    return {**whose(pairs), **{f"z{k}": hits(pairs, vectors[:, k], sets) for k in range(rounds + 1)}}

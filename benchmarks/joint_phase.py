@@ -1,0 +1,91 @@
+"""
+Does training on selected rationales pay? Arms that start from one warm-up per seed and see the same pairs and steps,
+compared on countries that none of them was asked about.
+
+    python benchmarks/joint_phase.py [--output runs/joint] [--seeds 0 1 2] [--arms selected unselected direct]
+        [--stages warm-up evaluator selection joint evaluation report] [--steps 500]
+
+1. *warm-up*: pictures and their names, facts as text; no question of several steps.
+2. *evaluator*, trained from the first warm-up (`selection_quality.py`). 3. *selection*: the four workers' rationales
+   for the questions of several steps, judged once, then selected counterfactually and not at all.
+4. *joint*: each arm of each seed. 5. *evaluation* of each, on `--split`. 6. *report* on whatever was evaluated.
+
+What is done already is not done again, and a killed run goes on. Arms and seeds do not touch each other's files: run
+`--stages joint evaluation --seeds 1 --arms selected` and others at the same time, each with `OMP_NUM_THREADS=1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import datasets
+from joint.arms import ARMS, LEARNING_RATE, STEPS
+from joint.data import atlas_of
+from rich.console import Console
+
+from mmemb_r1._files import replaced_file
+
+STAGES = ("warm-up", "evaluator", "selection", "joint", "evaluation", "report")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/joint"))
+    parser.add_argument("--variant", help="a folder in --output for arms and results with other numbers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["selected", "unselected", "direct"])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each arm")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="of each arm")
+    parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="of the judging")
+    parser.add_argument("--split", default="test", help="that the arms are evaluated on")
+    parser.add_argument("--tiny", action="store_true", help="a small Atlas and a short warm-up, to try the script")
+    args = parser.parse_args()
+    console = Console(width=132)
+    datasets.disable_progress_bars()
+    output, run = args.output, args.output / (args.variant or "")
+    # each stage imports what it needs: the report has no use for half a minute of torch and trainers
+    if "warm-up" in args.stages:
+        from joint.warm_up import warm_up
+
+        for seed in args.seeds:
+            warm_up(output, seed, tiny=args.tiny)
+    atlas = atlas_of(output)
+    if "evaluator" in args.stages:
+        from selection_quality import trained_evaluator
+
+        trained_evaluator(atlas, output / "warm-0", output / "selection", seed=0)
+    if "selection" in args.stages:
+        from joint.selection import select_both
+
+        evaluator = output / "selection" / "atlas-evaluator"
+        qualities = select_both(atlas, output, evaluator, (args.part[0], args.part[1]))
+        for way, quality in (qualities or {}).items():
+            console.print(way, quality["all"])
+    if "joint" in args.stages:
+        from joint.training import train_arm
+
+        for seed in args.seeds:
+            for arm in args.arms:
+                train_arm(atlas, output, run, arm, seed, args.steps, args.learning_rate)
+    if "evaluation" in args.stages:
+        from joint.measure import measure_arm
+
+        for seed in args.seeds:
+            for arm in args.arms:
+                measure_arm(atlas, run, arm, seed, args.split)
+    if "report" in args.stages:
+        from joint.report import tables
+        from joint.summary import summarise
+
+        summary = summarise(run, args.split)
+        for table in tables(summary):
+            console.print(table)
+        with replaced_file(run / f"results-{args.split}.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.cli import main
+
+COLORS = ("red", "green", "blue", "white")
+RECIPE = {"per_device_train_batch_size": 4, "sub_batch_size": 2, "save_steps": 1, "disable_tqdm": True}
+LORA = {"r": 2, "alpha": 8}
+
+
+def write_pairs(path, colors=COLORS, columns=(), prefix="pair"):
+    """A pairs table; only some columns of it if any are named."""
+    from datasets import Dataset, Features, Image, List, Value
+    from PIL import Image as PILImage
+
+    part = {"text": Value("string"), "image": List(Image())}
+    features = {"pair_id": Value("string"), "query": part, "target": part, "query_rationale": List(Value("string"))}
+    rows = [
+        {
+            "pair_id": f"{prefix} {number}",
+            "query": {"text": "color?", "image": [PILImage.new("RGB", (64, 64), color)]},
+            "target": {"text": color, "image": []},
+            "query_rationale": [f"It is {color}."],
+        }
+        for number, color in enumerate(colors)
+    ]
+    table = Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=Features(features))
+    table = table.select_columns(list(columns)) if columns else table
+    table.to_parquet(str(path))
+    return path
+
+
+def write_selected(path, pair_ids):
+    from datasets import Dataset
+
+    rows = [
+        {"pair_id": pair_id, "side": "query", "worker": "w", "text": text, "posterior": posterior}
+        for pair_id in pair_ids
+        for text, posterior in (("Look at it.", 0.75), ("It has a color.", 0.25))
+    ]
+    Dataset.from_list(rows).to_parquet(str(path))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_pairs(tmp_path / "pairs.parquet")
+
+
+@pytest.fixture
+def train(tiny_checkpoint, pairs, tmp_path):
+    """Train with a recipe and options; the folder of the run is `tmp_path / "run"`."""
+
+    def call(recipe, *options, **changes):
+        config = tmp_path / "joint.yaml"
+        config.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump({**RECIPE, **recipe}))
+        given = {"--model": tiny_checkpoint, "--pairs": pairs, "--output": tmp_path / "run", "--config": config}
+        given |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        return main(["train", "joint", *[str(part) for item in given.items() for part in item], "--cpu", *options])
+
+    return call
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+class TestJoint:
+    def test_trains_and_goes_on(self, train, tiny_checkpoint, tmp_path, capsys):
+        output = tmp_path / "run"
+        assert train({"temperature": 0}, max_steps=2) == 2  # refused, and the folder is free for what is right
+        assert train({}, max_steps=2) == 0
+        assert "the trained checkpoint is in" in capsys.readouterr().out
+        before, after = weights(tiny_checkpoint), weights(output / "model")
+        assert any((before[name] != after[name]).any() for name in before)
+        assert (output / "model" / "modules.json").is_file() and not (output / "adapter").exists()
+        assert json.loads((output / "model" / "training.json").read_text())["steps"] == 2
+        assert "those of the pairs table" in (output / "model" / "README.md").read_text()
+        assert train({}, max_steps=3) == 0
+        assert (output / "checkpoints" / "checkpoint-3").is_dir()
+        assert train({"learning_rate": 5e-4}, max_steps=4) == 2  # another run: it does not go on from this one
+        assert "was begun with other settings or data" in capsys.readouterr().err
+
+    def test_with_selected_rationales(self, train, tmp_path, capsys):
+        selected = write_selected(tmp_path / "selected.parquet", ["pair 0", "pair 2", "another"])
+        assert train({}, max_steps=1, rationales=selected) == 0
+        said = capsys.readouterr().out
+        assert "rationales for 2 of 4 pairs; the others train the direct path alone" in said
+        assert "They replace the column query_rationale of the pairs" in said
+        facts = json.loads((tmp_path / "run" / "model" / "training.json").read_text())
+        assert facts["rationales"] == "6 selected ones, for 2 of the 4 pairs; by worker: w 6"
+        write_selected(selected, ["pair 0"])
+        assert train({}, max_steps=2, rationales=selected) == 2
+        assert "begun with other settings or data: rationales was" in capsys.readouterr().err
+
+    def test_measures_other_pairs(self, train, tmp_path, capsys):
+        other = write_pairs(tmp_path / "eval.parquet", ["black", "gray"], prefix="other")
+        assert train({}, max_steps=1, eval_pairs=other) == 0
+        assert "eval_loss" in (said := capsys.readouterr().out) and "eval_nce_10" in said
+
+    def test_saves_in_the_dtype_that_it_began_with(self, train, tiny_checkpoint, tmp_path):
+        model = MMEmbR1(str(tiny_checkpoint), device="cpu", model_kwargs={"dtype": torch.bfloat16})
+        model.save_pretrained(str(tmp_path / "half"))
+        assert train({}, max_steps=1, model=tmp_path / "half") == 0
+        assert {value.dtype for value in weights(tmp_path / "run" / "model").values()} == {torch.bfloat16}
+        checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+        assert {value.dtype for value in weights(checkpoint).values()} == {torch.float32}
+
+    def test_dtype_and_attention(self, train, monkeypatch, capsys):
+        from mmemb_r1.training import JointTrainer
+
+        def stop(self, **kwargs):
+            raise ValueError(f"{self.model.vlm.config.get_text_config()._attn_implementation}, {self.model.dtype}")
+
+        monkeypatch.setattr(JointTrainer, "train", stop)
+        assert train({"model": {"attn_implementation": "eager", "dtype": "bfloat16"}}) == 2
+        assert "error: eager, torch.bfloat16" in capsys.readouterr().err
+
+    def test_augments_pictures(self, train, tmp_path, monkeypatch, capsys):
+        seen = []
+        monkeypatch.setattr("mmemb_r1.atlas.augment", lambda picture, rng: seen.append(picture.size) or picture)
+        assert train({}, max_steps=1) == 0
+        assert not seen
+        assert train({"augment_pictures": True}, max_steps=2) == 2
+        assert "augment_pictures was not set, is now True" in capsys.readouterr().err
+        assert train({"augment_pictures": True}, max_steps=1, output=tmp_path / "other") == 0
+        assert seen == [(64, 64)] * 4
+
+    def test_a_loss_that_is_not_finite_is_told_without_a_traceback(self, train, tiny_checkpoint, tmp_path, capsys):
+        model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+        with torch.no_grad():
+            model[0].model.get_input_embeddings().weight.fill_(torch.nan)
+        model.save_pretrained(str(tmp_path / "broken"))
+        assert train({}, max_steps=1, model=tmp_path / "broken") == 2
+        error = capsys.readouterr().err
+        assert "is not finite" in error and "pair 0" in error and "Traceback" not in error
+        assert not (tmp_path / "run" / "model").exists()
+
+    @pytest.mark.parametrize(
+        ("recipe", "message"),
+        [
+            ({"temprature": 0.1}, "JointConfig has no field 'temprature'"),
+            ("- 1\n", "holds a list; it has to map fields to values"),
+            ("a: [\n", "is no YAML"),
+            ({"lora": None}, "lora holds a NoneType; it has to map options to values"),
+            ({"lora": {"rank": 4}}, "lora: LoRA has no option 'rank' here; allowed: r, alpha"),
+            ({"lora": {"adapt_vision_tower": True}, "freeze_vision_tower": True}, "leave out one"),
+            ({"quantization": {"load_in_4bit": True}}, "quantised weights can't be trained; add lora"),
+            ({"model": {"device": "cpu"}}, "model has no option 'device'; allowed: dtype, attn_implementation"),
+            ({"model": {"dtype": "bf16"}}, "model.dtype 'bf16'; allowed: auto, float32, bfloat16, float16"),
+        ],
+    )
+    def test_refuses_recipes(self, recipe, message, train, tmp_path, capsys):
+        assert train(recipe) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    def test_quantisation_without_bitsandbytes(self, train, monkeypatch, capsys):
+        monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda *args: False)
+        assert train({"lora": {}, "quantization": {"load_in_4bit": True}}) == 2
+        assert "needs bitsandbytes: pip install bitsandbytes" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("option", ["pairs", "rationales", "eval_pairs"])
+    def test_refuses_what_is_no_table(self, option, train, tmp_path, capsys):
+        assert train({}, **{option: tmp_path / "none.parquet"}) == 2
+        assert f"--{option.replace('_', '-')} {tmp_path / 'none.parquet'}: there is no such file" in (
+            capsys.readouterr().err
+        )
+        (tmp_path / "bad.parquet").write_bytes(b"no table")
+        assert train({}, **{option: tmp_path / "bad.parquet"}) == 2
+        assert "is no Parquet file" in capsys.readouterr().err
+
+    def test_points_at_the_table_in_a_folder(self, train, tmp_path, capsys):
+        write_selected(tmp_path / "selected.parquet", ["pair 0"])
+        assert train({}, rationales=tmp_path) == 2
+        assert f"is a folder; say {tmp_path / 'selected.parquet'}" in capsys.readouterr().err
+
+    def test_refuses_tables(self, train, tmp_path, capsys):
+        table = tmp_path / "table.parquet"
+        for columns, colors, message in (
+            (["query"], COLORS, "the pairs table has no column 'target'"),
+            ([], [], "the pairs table has no rows"),
+        ):
+            assert train({}, pairs=write_pairs(table, colors, columns)) == 2
+            assert message in capsys.readouterr().err
+        assert train({}, rationales=write_selected(table, ["another"])) == 2
+        assert "None of the 1 pairs of the selected table is in the pairs table" in capsys.readouterr().err
+        assert train({}, eval_pairs=write_pairs(table)) == 2
+        assert "what was trained on can't be evaluated on" in capsys.readouterr().err
+        assert train({"use_rationales": False}, rationales=write_selected(table, ["pair 0"])) == 2
+        assert "would not be used: use_rationales is false" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    def test_refuses_what_is_no_checkpoint(self, train, tmp_path, capsys):
+        from mmemb_r1.tiny import build_tiny_vlm
+
+        assert train({}, model=tmp_path / "none") == 2
+        assert "no checkpoint could be loaded from there" in capsys.readouterr().err
+        vlm, processor = build_tiny_vlm("qwen3_vl")
+        vlm.save_pretrained(tmp_path / "vlm")
+        processor.save_pretrained(tmp_path / "vlm")
+        assert train({}, model=tmp_path / "vlm") == 2
+        assert f"is a qwen3_vl model, no mmemb-r1 checkpoint; make one of it: mmemb-r1 init --vlm {tmp_path}" in (
+            capsys.readouterr().err
+        )
+
+
+class TestLora:
+    def test_trains_adapters_and_goes_on_to_the_same_weights(self, train, tiny_checkpoint, tmp_path, capsys):
+        from mmemb_r1.training.adapters import load_adapters
+
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        recipe = {"lora": LORA, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+        assert train(recipe, max_steps=3, output=whole) == 0
+        assert f"the adapters are in {whole / 'adapter'}" in capsys.readouterr().out
+        for steps in (2, 3):
+            assert train(recipe, max_steps=steps, output=parts) == 0
+        ours, theirs = weights(whole / "model"), weights(parts / "model")
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+        before = weights(tiny_checkpoint)
+        changed = {name for name in before if not torch.equal(before[name], ours[name])}
+        assert changed == {name for name in before if "_proj" in name or "embed_tokens" in name}
+        model, merged = MMEmbR1(str(tiny_checkpoint), device="cpu"), MMEmbR1(str(whole / "model"), device="cpu")
+        load_adapters(model[0].model, whole / "adapter")
+        inputs = ["red", "a color"]
+        for mode in ("never", "always"):
+            assert abs(model.encode(inputs, reasoning=mode) - merged.encode(inputs, reasoning=mode)).max() < 1e-5
+        assert "LoRA, rank 2, alpha 8" in (whole / "model" / "README.md").read_text()
+
+    def test_sharded_processes_are_refused_where_embeddings_are_tied(self, train, monkeypatch, capsys):
+        from mmemb_r1.training import JointTrainer
+
+        made = JointTrainer.__init__
+
+        def sharded(self, *args, **kwargs):
+            made(self, *args, **kwargs)
+            self.is_fsdp_enabled = True
+
+        monkeypatch.setattr(JointTrainer, "__init__", sharded)
+        assert train({"lora": LORA}, max_steps=1) == 2
+        assert "FSDP can't shard adapters on a model whose input and output embeddings" in capsys.readouterr().err
+
+    def test_other_adapters_are_another_run(self, train, capsys):
+        assert train({"lora": LORA}, max_steps=1) == 0
+        assert train({"lora": {**LORA, "r": 4}}, max_steps=2) == 2
+        assert "lora.r was 2, is now 4" in capsys.readouterr().err
+
+
+def launch(processes, *options):
+    """`accelerate launch`, on the CPU: without GPUs `--multi_gpu` is how it is made to start several processes."""
+    several = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "mmemb_r1.cli", "train", "joint", *map(str, options), "--cpu"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_two_processes_train_what_one_does(lora, tiny_checkpoint, pairs, tmp_path):
+    saved = []
+    for processes in (1, 2):
+        recipe = {**RECIPE, "per_device_train_batch_size": 4 // processes, "learning_rate": 1e-2}
+        recipe |= {"optim": "sgd", **({"lora": lora} if lora else {})}
+        config, output = tmp_path / f"{processes}.yaml", tmp_path / f"run-{processes}"
+        config.write_text(yaml.safe_dump(recipe))
+        options = {"--model": tiny_checkpoint, "--pairs": pairs, "--config": config, "--output": output}
+        child = launch(processes, *(part for item in options.items() for part in item), "--max-steps", 2)
+        assert child.returncode == 0, child.stderr[-3000:]
+        assert child.stdout.count("the trained checkpoint is in") == 1
+        saved.append(weights(output / "model"))
+    one, two = saved
+    before = weights(tiny_checkpoint)
+    assert max((one[name] - before[name]).abs().max() for name in one) > 1e-4
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-5), name

@@ -1,0 +1,358 @@
+"""Two processes have to give what one gives of the same global batch: losses, gradients, and the weights after them.
+
+This file is also what `torchrun` starts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Pictures
+from torch import Tensor, nn
+
+from mmemb_r1.training.distributed import (
+    average_gradients,
+    expect_unused,
+    gather_rows,
+    num_processes,
+    padded,
+    summed,
+)
+
+COLORS = ("red", "green", "blue", "white", "black", "gray")
+GLOBAL_BATCH, STEPS, LEARNING_RATE = 8, 2, 0.02
+TOLERANCE = 1e-5
+# Everything that processes have to agree on, at once.
+COMMON: dict[str, Any] = {
+    "num_hard_negatives": 1,
+    "score_mask_margin": 0.01,
+    "gate_weight": 0.5,
+    "matryoshka_dims": [16],
+    "max_reasoning_rounds": 2,
+    "similarity_chunk_size": 3,
+    "temperature": 0.1,
+    "optim": "sgd",
+}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "cached": {"mini_batch_size": 3},
+    "accumulated": {"gradient_accumulation_steps": 2},
+    "cached and accumulated": {"gradient_accumulation_steps": 2, "mini_batch_size": 3},
+    "equal rows": {"task_weights": {"told": 1.0}},  # six of them: some occur twice in a batch of eight
+}
+SHARDED: dict[str, dict[str, Any]] = {"sharded": {}, "sharded and cached": {"mini_batch_size": 3}}
+
+
+def pairs() -> Dataset:
+    """
+    Of three tasks: pictures with rationales in two segments, text with rationales on both sides, and text without any.
+
+    Sub-batches are of one task each, and each process gets one: sooner or later one of them sees no picture, or no
+    rationale, which the other does.
+    """
+    rows = []
+    for place, color in enumerate(COLORS):
+        others = [{"text": other} for other in COLORS if other != color]
+        seen = {"text": "color?", "image": [Pictures.new("RGB", (64, 64), color)]}
+        thought = [f"It is {color}.", f"So say {color}."]
+        rows.append(("seen", seen, {"text": color}, thought, [], others))
+        told = {"text": f"say {color}"}, {"text": f"It is {color}."}
+        rows.append(("told", *told, thought[:1], thought[1:] if place % 2 else [], others[:1]))
+        rows.append(("bare", {"text": f"{color} {color}"}, {"text": color}, [], [], others[1:2]))
+    given = {"text": Value("string"), "image": List(Image())}
+    columns = ("task", "query", "target", "query_rationale", "target_rationale", "negatives")
+    features = {"task": Value("string"), "query": given, "target": given, "negatives": List(given)}
+    segments = List(Value("string"))
+    return Dataset.from_list(
+        [{"pair_id": str(row), **dict(zip(columns, values, strict=True))} for row, values in enumerate(rows)],
+        Features({"pair_id": Value("string"), **features, "query_rationale": segments, "target_rationale": segments}),
+    )
+
+
+def fresh_model() -> tuple[Any, Any]:
+    from mmemb_r1 import MMEmbR1Model
+    from mmemb_r1.tiny import build_tiny_vlm
+
+    texts = ["It is red. color? say blue white black So green gray"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MMEmbR1Model.from_vlm(*build_tiny_vlm("qwen3_vl", texts=texts))
+
+
+def made_trainer(folder: Path, callbacks: Any = None, **fields: Any) -> Any:
+    from mmemb_r1.training import JointConfig, JointTrainer
+
+    model, processor = fresh_model()
+    args = JointConfig(
+        **{
+            "output_dir": str(folder),
+            "per_device_train_batch_size": GLOBAL_BATCH // num_processes(),
+            "sub_batch_size": GLOBAL_BATCH // 2,
+            "max_steps": STEPS,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "use_cpu": True,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "report_to": [],
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            **COMMON,
+            **fields,
+        }
+    )
+    return JointTrainer(model.train(), args, pairs(), processor, callbacks=callbacks)
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Whole gradients, also of weights that are sharded."""
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return {name: grad.full_tensor() if hasattr(grad, "full_tensor") else grad.clone() for name, grad in found.items()}
+
+
+def held(batch: Any) -> dict[str, bool]:
+    """What there is in a batch, of this process."""
+    chunks = [chunk for side in batch.values() for chunk in side["chunks"]]
+    return {
+        "pictures": any("pixel_values" in chunk["features"] for chunk in chunks),
+        "rationales": any(len(chunk["token_weights"]) for chunk in chunks),
+    }
+
+
+def trained(folder: Path, **fields: Any) -> dict[str, Any]:
+    """What a few steps come to: the logs, the gradients of each step, the weights after all, and what batches held."""
+    from transformers import TrainerCallback
+
+    gradients, batches = [], []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            gradients.append(gradients_of(model))
+
+    trainer = made_trainer(folder, [Watch()], **fields)
+    step = trainer.training_step
+
+    def watched(model: nn.Module, batch: Any, *more: Any) -> Tensor:
+        batches.append(held(batch))
+        return step(model, batch, *more)
+
+    trainer.training_step = watched
+    trainer.train()
+    logs = [
+        {name: value for name, value in log.items() if not name.endswith(("_second", "_runtime"))}
+        for log in trainer.state.log_history
+    ]
+    weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    return {"logs": logs, "gradients": gradients, "weights": weights, "held": batches}
+
+
+def stepped(folder: Path, **fields: Any) -> dict[str, Any]:
+    """
+    The same without an optimiser, on a model that FSDP2 shards if there are several processes.
+
+    On CPUs accelerate leaves the sharding out (`AcceleratorState` knows it for accelerators only), so it is done here
+    as its plugin does it: decoder layers by themselves, and the rest together.
+    """
+    trainer = made_trainer(folder, **fields)
+    model = trainer.model
+    if num_processes() > 1:
+        from accelerate.utils import DistributedType
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (num_processes(),))
+        for part in (*model.vlm.get_decoder().layers, model):
+            fully_shard(part, mesh=mesh)
+        state = trainer.accelerator.state
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, SimpleNamespace(fsdp_version=2)
+        trainer.data_collator.fixed_num_chunks = True
+    trainer.current_gradient_accumulation_steps = 1
+    losses, gradients, batches = [], [], []
+    for batch in trainer.get_train_dataloader():
+        losses.append(summed(trainer.training_step(model, batch)) / num_processes())
+        gradients.append(gradients_of(model))
+        batches.append(held(batch))
+        model.zero_grad()
+    return {"logs": [{"loss": float(loss)} for loss in losses], "gradients": gradients, "held": batches}
+
+
+def exchanged(rank: int) -> dict[str, Any]:
+    """Both processes' part in an exchange of tensors that differ in all sizes."""
+    own = torch.arange(2.0 * (rank + 1) ** 2).reshape(rank + 1, 1, 2 * (rank + 1)).requires_grad_()
+    rows = gather_rows(own)
+    (rows * torch.arange(1.0, rows.numel() + 1).reshape(rows.shape)).sum().backward()
+    weights = {name: nn.Parameter(torch.zeros(2)) for name in ("used by both", "by the first", "by none", "frozen")}
+    weights["frozen"].requires_grad_(False)
+    weights["used by both"].grad = torch.full((2,), 1.0 + rank)
+    weights["by the first"].grad = torch.full((2,), 3.0) if rank == 0 else None
+    average_gradients(weights.values())
+    return {
+        "rows": rows.tolist(),
+        "own gradient": own.grad.tolist(),
+        "bools": gather_rows(torch.tensor([[True, rank == 0]])).tolist(),
+        "keys": gather_rows(torch.tensor([2**62 + rank] * rank, dtype=torch.long)).tolist(),
+        "sum": summed(own.new_tensor([1.0 + rank], requires_grad=True)).tolist(),
+        "averages": {name: None if value.grad is None else value.grad.tolist() for name, value in weights.items()},
+    }
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """All cases on as many processes as there are."""
+    found = {name: trained(folder / name, **fields) for name, fields in CASES.items()}
+    return found | {name: stepped(folder / name, **fields) for name, fields in SHARDED.items()}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", __file__, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Any]:
+    """What one process finds of the same."""
+    return results(tmp_path_factory.mktemp("one"))
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """
+    The greatest one between tensors of the same name, relative to the greatest number in each, or to a hundredth of
+    the greatest number of all where that is more: what nearly vanishes is rounding.
+    """
+    assert one.keys() == other.keys()
+    scales = {name: float(value.abs().max()) for name, value in one.items()}
+    least = 0.01 * max(scales.values())
+    return max(float((one[name] - other[name]).abs().max()) / max(scale, least) for name, scale in scales.items())
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    @pytest.mark.parametrize("case", [*CASES, *SHARDED])
+    def test_have_the_losses_of_one(self, one, two, case):
+        for process in two:
+            for ours, theirs in zip(one[case]["logs"], process[case]["logs"], strict=True):
+                assert theirs == pytest.approx(ours, rel=TOLERANCE, abs=TOLERANCE)
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_have_the_gradients_and_weights_of_one(self, one, two, case):
+        for process in two:
+            for ours, theirs in zip(one[case]["gradients"], process[case]["gradients"], strict=True):
+                assert difference(ours, theirs) < TOLERANCE
+            assert difference(one[case]["weights"], process[case]["weights"]) < TOLERANCE
+        same = [torch.equal(weight, two[1][case]["weights"][name]) for name, weight in two[0][case]["weights"].items()]
+        assert all(same)
+
+    @pytest.mark.parametrize("case", SHARDED)
+    def test_have_the_gradients_of_one_if_the_model_is_sharded(self, one, two, case):
+        for process in two:
+            for ours, theirs in zip(one[case]["gradients"], process[case]["gradients"], strict=True):
+                unused = theirs.keys() - ours.keys()  # they get zeros
+                assert not any(theirs[name].any() for name in unused)
+                assert difference(ours, {name: theirs[name] for name in ours}) < TOLERANCE
+
+    def test_were_given_what_breaks_such_runs(self, one, two):
+        """Otherwise the other tests would show little: one process sees no picture, or no rationale."""
+        for what in ("pictures", "rationales"):
+            for case in ("plain", *SHARDED):
+                by_process = [[batch[what] for batch in process[case]["held"]] for process in two]
+                assert any(first != second for first, second in zip(*by_process, strict=True)), (what, case)
+                assert any(batch[what] for batch in one[case]["held"])
+        moved = one["plain"]["gradients"][0]
+        assert all(moved[name].any() for name in ("vlm.model.visual.patch_embed.proj.weight", "gate.output.weight"))
+
+    def test_exchange_rows_of_any_size(self, two):
+        first, second = (process["exchanged"] for process in two)
+        for name in ("rows", "bools", "keys", "sum", "averages"):
+            assert first[name] == second[name]
+        assert first["rows"] == [[[0, 1, 0, 0]], [[0, 1, 2, 3]], [[4, 5, 6, 7]]]
+        assert first["bools"] == [[True, True], [True, False]]
+        assert first["keys"] == [2**62 + 1]  # the first process has none
+        assert first["sum"] == [3]
+
+    def test_get_gradients_of_their_own_rows_alone(self, two):
+        assert two[0]["exchanged"]["own gradient"] == [[[1, 2]]]
+        assert two[1]["exchanged"]["own gradient"] == [[[5, 6, 7, 8]], [[9, 10, 11, 12]]]
+
+    def test_average_gradients_and_count_unused_ones_as_zero(self, two):
+        assert two[0]["exchanged"]["averages"] == {
+            "used by both": [1.5, 1.5],
+            "by the first": [1.5, 1.5],
+            "by none": None,
+            "frozen": None,
+        }
+
+
+class TestOneProcess:
+    """Nothing is exchanged."""
+
+    def test_rows_stay_what_they_are(self):
+        rows = torch.zeros(2, 3, requires_grad=True)
+        assert num_processes() == 1 and gather_rows(rows) is rows
+
+    def test_a_sum_has_no_gradient_and_is_another_tensor(self):
+        value = torch.ones(2, requires_grad=True)
+        total = summed(value)
+        assert total.equal(value) and not total.requires_grad
+        assert summed(total).data_ptr() != total.data_ptr()
+
+    def test_gradients_stay_what_they_are(self):
+        parameter = nn.Parameter(torch.zeros(2))
+        average_gradients([parameter])
+        assert parameter.grad is None
+
+    def test_padding_has_no_gradient(self):
+        rows = torch.ones(1, 2, 1, requires_grad=True)
+        wide = padded(rows, (3, 2, 2))
+        assert wide.shape == (3, 2, 2) and wide.sum() == 2
+        (2 * wide).sum().backward()
+        assert rows.grad.tolist() == [[[2], [2]]]
+
+
+def test_a_torch_that_cant_shard_such_batches_is_refused(monkeypatch):
+    from torch.distributed.fsdp import FSDPModule
+
+    class Sharded(FSDPModule, nn.Linear):
+        def __new__(cls, *sizes):
+            return nn.Linear.__new__(cls)
+
+    model = Sharded(1, 1)
+    expect_unused(model)  # one process has nothing to reduce
+    monkeypatch.setattr("mmemb_r1.training.distributed.num_processes", lambda: 2)
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params", raising=False)
+    with pytest.raises(ValueError, match="one process's batch has pictures and another's has none; update torch"):
+        expect_unused(model)
+    expect_unused(nn.Linear(1, 1))
+
+
+def main(folder: Path) -> None:
+    """What each of the two processes does."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.save({"exchanged": exchanged(rank), **results(folder / f"process-{rank}")}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,308 @@
+"""LoRA for the adaptive model: small adapters in the language model, heads and control tokens trained in full."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import BitsAndBytesConfig
+
+ALL_LINEAR = "all-linear"
+# Fields of peft's LoraConfig that `lora_config` fills in itself -> what to say to a user who sets one.
+_OWN_FIELDS = {
+    "lora_alpha": "it is called alpha here",
+    "lora_dropout": "it is called dropout here",
+    "modules_to_save": "gate and head are trained in full already",
+    "trainable_token_indices": "the rows of the control tokens are trained already",
+    "task_type": "there is only one here",
+    "inference_mode": "load_adapters(trainable=False) does that",
+}
+_ALLOWED = "allowed: r, alpha, dropout, target_modules, adapt_vision_tower and the fields of peft's LoraConfig"
+_QUANTISES = re.compile("bit|bnb")  # in the names of ModelConfig's fields
+# Everything that only pictures pass through, in the backbones that transformers knows.
+_VISION_PARTS = r".*\.(visual|vision_tower|vision_model|connector|multi_modal_projector)"
+
+
+def lora_config(
+    model: MMEmbR1Model,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] = ALL_LINEAR,
+    adapt_vision_tower: bool = False,
+    **options: Any,
+) -> LoraConfig:
+    """
+    What to train of a model with LoRA: adapters on the linear layers of its language model; the reasoning gate and the
+    embedding head in full; and, of the token embeddings, the rows of `<|embed|>`, `<think>` and `</think>`, of which
+    at least one is new to the backbone.
+
+    Args:
+        model: the model to be adapted; nothing is done to it.
+        r: rank of the adapters.
+        alpha: their scale is `alpha / r`.
+        dropout: in front of the adapters.
+        target_modules: `"all-linear"`, or the last names of linear layers, for example `["q_proj", "v_proj"]`. Any
+            other text is a regular expression that full names of modules have to match, wherever they are.
+        adapt_vision_tower: whether linear layers of these names get adapters in the vision tower as well.
+        **options: further fields of peft's `LoraConfig`, for example `use_rslora`.
+
+    Returns:
+        The configuration for [`with_adapters`] and for `JointTrainer(peft_config=...)`.
+
+    Raises:
+        ImportError: without peft.
+        ValueError: if no linear layer has such a name, or there is no such option.
+    """
+    peft = _peft()
+    known = {field.name for field in dataclasses.fields(peft.LoraConfig) if field.init}
+    for name in options:
+        if name in _OWN_FIELDS or name not in known:
+            raise ValueError(f"LoRA has no option {name!r} here; {_OWN_FIELDS.get(name, _ALLOWED)}.")
+    if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
+        pattern = target_modules
+    else:
+        towers = [model.vlm.get_decoder(), *([_vision_tower(model)] if adapt_vision_tower else [])]
+        names = _linear_names(model, towers)
+        names = names if target_modules == ALL_LINEAR else _wanted(names, target_modules)
+        pattern = _pattern(names, {name for name, _ in model.named_modules()}.difference(names))
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    # in most small backbones the two are one tensor: peft then lets the output follow the input
+    layers = [embedding] if output is None or output.weight is embedding.weight else [embedding, output]
+    return peft.LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=pattern,
+        # peft goes by the ends of names: "head" would be "lm_head" too
+        modules_to_save=_linear_names(model, [model.gate, model.head]),
+        trainable_token_indices={_name(model, layer): sorted(_control_ids(model)) for layer in layers},
+        **options,
+    )
+
+
+def with_adapters(model: MMEmbR1Model, peft_config: LoraConfig, seed: int = 0) -> PeftModel:
+    """
+    Put adapters into a model, in place.
+
+    What is trained is in float32 whatever the model is in, for small steps vanish in bfloat16; train under autocast
+    (`bf16=True`) then.
+
+    Args:
+        model: the model. Everything in it is frozen but what the configuration names.
+        peft_config: best from [`lora_config`].
+        seed: of the adapters' first weights. All processes of a run have to start from the same.
+
+    Returns:
+        The model wrapped by peft; it is called, and embeds, like the model.
+
+    Raises:
+        ImportError: without peft.
+        ValueError: if the model has adapters already, or its embeddings would come apart.
+    """
+    peft = _peft()
+    _require_plain(model)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _ties_kept(model), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        wrapped = peft.get_peft_model(model, peft_config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def load_adapters(model: MMEmbR1Model, folder: str | os.PathLike[str], trainable: bool = False) -> PeftModel:
+    """
+    Put saved adapters into the model that they were trained for, in place.
+
+    Args:
+        model: the checkpoint that they were trained on, without adapters.
+        folder: what `save_pretrained` of the wrapped model wrote.
+        trainable: whether they can be trained on.
+
+    Raises:
+        ImportError: without peft.
+        ValueError: if there are no adapters, the model has some already, or they are another model's.
+    """
+    peft = _peft()
+    _require_plain(model)
+    try:
+        rows = getattr(peft.PeftConfig.from_pretrained(str(folder)), "trainable_token_indices", None)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There are no adapters in {folder}: its adapter_config.json can't be read.") from error
+    for ids in rows.values() if isinstance(rows, Mapping) else []:
+        if set(ids) != _control_ids(model):
+            raise ValueError(
+                f"The adapters in {folder} are another model's: their control tokens are {sorted(ids)}, this model's "
+                f"{sorted(_control_ids(model))}. Load the checkpoint that they were trained on."
+            )
+    try:
+        with _ties_kept(model), warnings.catch_warnings():
+            # what is missing peft fills at random, and only warns
+            warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+            return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, UserWarning, ValueError) as error:
+        raise ValueError(f"The adapters in {folder} don't fit this model: {str(error):.300}") from error
+
+
+def merged(model: PeftModel) -> MMEmbR1Model:
+    """
+    The plain model with its adapters added to its weights. Done in place: `model` is not to be used any more.
+
+    Raises:
+        ImportError: without peft.
+        ValueError: if the model has no adapters, or is quantised.
+    """
+    peft = _peft()
+    if not isinstance(model, peft.PeftModel):
+        raise ValueError(f"Got a {type(model).__name__}, which has no adapters; pass what with_adapters returned.")
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            "Adapters can't be merged into quantised weights without loss. Save them, load the checkpoint without "
+            "quantisation, and merge there: merged(load_adapters(model, folder))."
+        )
+    plain = model.merge_and_unload(safe_merge=True)
+    return plain.to(plain.dtype).requires_grad_(True)  # as if it had been loaded
+
+
+def freeze_vision_tower(model: MMEmbR1Model) -> None:
+    """
+    Freeze everything that only pictures and videos pass through: the vision tower and the connector to the language
+    model, which some families build into the tower and others beside it.
+
+    Raises:
+        ValueError: if the backbone has no vision tower.
+    """
+    _vision_tower(model)
+    language = [model.vlm.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    kept = {id(parameter) for module in language if module is not None for parameter in module.parameters()}
+    for parameter in model.vlm.parameters():
+        if id(parameter) not in kept:
+            parameter.requires_grad_(False)
+
+
+def quantization_config(**options: Any) -> BitsAndBytesConfig:
+    """
+    How to load a checkpoint quantised, for QLoRA: `MMEmbR1(folder, model_kwargs={"quantization_config": ...})`.
+
+    Gate, embedding head, output embeddings and whatever only pictures pass through stay as they are.
+
+    Args:
+        **options: of TRL's `ModelConfig`: `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`,
+            `use_bnb_nested_quant`, `bnb_4bit_quant_storage`, and `dtype`, in which it computes (default: bfloat16).
+
+    Raises:
+        ImportError: without bitsandbytes.
+        ValueError: if there is no such option, or nothing is asked for.
+    """
+    from transformers.utils import is_bitsandbytes_available
+    from trl import ModelConfig
+    from trl.trainer.utils import get_quantization_config
+
+    allowed = ["dtype", *(field.name for field in dataclasses.fields(ModelConfig) if _QUANTISES.search(field.name))]
+    if unknown := sorted(set(options) - set(allowed)):
+        raise ValueError(f"Quantisation has no option {unknown[0]!r}; allowed: {', '.join(allowed)}.")
+    if not (options.get("load_in_4bit") or options.get("load_in_8bit")):
+        raise ValueError("Quantisation to what? Set load_in_4bit or load_in_8bit to true, or ask for none.")
+    model_config = ModelConfig(**{"dtype": "bfloat16", **options})
+    if not is_bitsandbytes_available():
+        raise ImportError(
+            "Quantised training needs bitsandbytes: pip install bitsandbytes. LoRA works without it as well: leave "
+            "quantisation out."
+        )
+    config = get_quantization_config(model_config)
+    config.llm_int8_skip_modules = ["gate", "head", "lm_head", _VISION_PARTS]
+    return config
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("Adapters need peft: pip install 'mmemb-r1[peft]'.") from error
+    return peft
+
+
+def _require_plain(model: MMEmbR1Model) -> None:
+    if hasattr(model, "peft_config"):
+        raise ValueError("The model has adapters already; merge them first: merged(model).")
+
+
+def _control_ids(model: MMEmbR1Model) -> set[Any]:
+    config = model.config
+    return {config.embed_token_id, config.think_token_id, config.end_think_token_id}
+
+
+def _vision_tower(model: MMEmbR1Model) -> nn.Module:
+    backbone = model.vlm.base_model
+    tower = backbone.get_encoder(modality="image")
+    if tower is backbone:  # transformers' way to say that it knows of none
+        raise ValueError(f"{type(backbone).__name__} has no vision tower that transformers knows of.")
+    return tower
+
+
+def _name(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def _linear_names(model: nn.Module, parts: Iterable[nn.Module]) -> list[str]:
+    """Full names of the linear layers in some parts of a model."""
+    layers = {id(module) for part in parts for module in part.modules() if isinstance(module, nn.Linear)}
+    return [name for name, module in model.named_modules() if id(module) in layers]
+
+
+def _wanted(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Those of the full names whose last part is wanted."""
+    last = {name.rpartition(".")[2] for name in names}
+    if missing := [name for name in wanted if name not in last]:
+        raise ValueError(f"target_modules: there is no linear layer {missing[0]!r}; there are {sorted(last)}.")
+    return [name for name in names if name.rpartition(".")[2] in wanted]
+
+
+def _pattern(names: Sequence[str], others: Iterable[str]) -> str:
+    """
+    A regular expression for names of modules. Layers that differ in their number share an alternative, unless one of
+    the others would match it.
+
+    >>> print(_pattern(["text.0.q", "text.1.q", "mlp.0", "mlp.2"], ["text", "mlp.1"]))
+    text\\.\\d+\\.q|mlp\\.0|mlp\\.2
+    """
+    taken = {_any_number(name) for name in others}
+    alternatives = (re.escape(name) if _any_number(name) in taken else _any_number(name) for name in names)
+    return "|".join(dict.fromkeys(alternatives))
+
+
+def _any_number(name: str) -> str:
+    return r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in name.split("."))
+
+
+@contextmanager
+def _ties_kept(model: MMEmbR1Model) -> Iterator[None]:
+    """
+    Let peft see that input and output embeddings are one tensor, and check afterwards that it did: trained rows would
+    be the input's alone otherwise, and the output's as well once they are merged.
+    """
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = output is not None and output.weight is embedding.weight
+    if model._tied_weights_keys is None:
+        model._tied_weights_keys = {}  # peft looks for the backbone's ties only if the model around it may have some
+    yield
+    rows = getattr(model.get_input_embeddings(), "token_adapter", None)
+    follows = getattr(getattr(model.get_output_embeddings(), "token_adapter", None), "tied_adapter", None)
+    if tied and rows is not None and follows is not rows:
+        raise ValueError(
+            "Input and output embeddings are one tensor, but the config denies it (tie_word_embeddings); set it."
+        )

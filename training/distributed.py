@@ -1,0 +1,107 @@
+"""What the processes of one run exchange: rows of a batch, and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def num_processes() -> int:
+    """Processes of this run; 1 where nothing is distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """
+    The rows of all processes, one process after another.
+
+    Gradients flow into the own rows only. Every process computes the same loss from the same rows, so the sum of the
+    processes' gradients is that of the whole batch.
+
+    Args:
+        tensor: `(B, ...)`. Processes may differ in B and in every other size, not in the number of dimensions: what
+            is missing is filled up with zeros.
+
+    Returns:
+        `(sum of B, ...)`.
+    """
+    if num_processes() == 1:
+        return tensor
+    shapes = [torch.empty(tensor.ndim, dtype=torch.long, device=tensor.device) for _ in range(num_processes())]
+    dist.all_gather(shapes, torch.tensor(tensor.shape, device=tensor.device))
+    sizes = torch.stack(shapes)
+    own = padded(tensor, sizes.amax(dim=0).tolist())
+    sent = own.detach().contiguous()
+    sent = sent.byte() if sent.dtype == torch.bool else sent
+    parts = [torch.empty_like(sent) for _ in range(num_processes())]
+    dist.all_gather(parts, sent)
+    parts = [part.to(tensor.dtype) for part in parts]
+    parts[dist.get_rank()] = own
+    return torch.cat([part[:rows] for part, rows in zip(parts, sizes[:, 0].tolist(), strict=True)])
+
+
+def padded(tensor: Tensor, shape: Iterable[int]) -> Tensor:
+    """
+    The tensor with zeros at the end of each dimension up to `shape`.
+
+    >>> padded(torch.ones(1, 2), (2, 3)).tolist()
+    [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    missing = [wanted - size for wanted, size in zip(shape, tensor.shape, strict=True)]
+    return nn.functional.pad(tensor, [number for extra in reversed(missing) for number in (0, extra)])
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, without gradient."""
+    value = value.detach().clone()
+    if num_processes() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """
+    Make every process's gradients the mean of all.
+
+    A parameter that only some processes used, the vision tower's where one has no pictures, counts as zero in the
+    others. `DistributedDataParallel` does not allow that where a step has several forward passes.
+    """
+    if num_processes() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
+    used = summed(used.to(trained[0].device)) > 0
+    for parameter, anywhere in zip(trained, used.tolist(), strict=True):
+        if not anywhere:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= num_processes()
+
+
+def expect_unused(model: nn.Module) -> None:
+    """
+    Let a model that FSDP2 shards, and averages itself, treat unused parameters like `average_gradients`.
+
+    Otherwise a process without pictures would reduce other gradients than those with some. Models that are not sharded
+    are left alone.
+
+    Raises:
+        ValueError: if this version of torch can't do it.
+    """
+    if num_processes() == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(model, FSDPModule):
+        return
+    if not hasattr(model, "set_reduce_scatter_unused_params"):
+        raise ValueError(
+            f"FSDP2 of torch {torch.__version__} breaks where one process's batch has pictures and another's has none;"
+            " update torch (2.13 can do it)."
+        )
+    model.set_reduce_scatter_unused_params(True)
