@@ -14,8 +14,6 @@ Both sides have to give the same tokens, and the same logits to 1e-4. Prints a t
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from facts import write_facts
 from PIL import Image
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
@@ -173,20 +171,7 @@ def main() -> None:
             f"{row['lowest_ratio']:6.2f}x  {row['agreement']}"
         )
     if args.output is not None:
-        facts = {
-            "results": results,
-            "options": {key: value for key, value in vars(args).items() if key != "output"},
-            "sizes": SIZES,
-            "prompt_tokens": prompt_tokens,
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-        }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_facts(args.output, results, args, sizes=SIZES, prompt_tokens=prompt_tokens)
 
 
 if __name__ == "__main__":

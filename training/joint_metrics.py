@@ -26,6 +26,7 @@ class Means:
     def take(self) -> dict[str, float]:
         """The means; nothing is left.
 
+        >>> import torch
         >>> means = Means()
         >>> means.add({"loss": torch.tensor(1.0)})
         >>> means.add({"loss": torch.tensor(2.0)})
