@@ -50,7 +50,7 @@ def last_vector(model: MMEmbR1Model, features: dict[str, Tensor]) -> tuple[Tenso
         **inputs, **media, position_ids=position_ids, use_cache=False, return_dict=True
     ).last_hidden_state
     vectors = model.head(model.head.pool(hidden, inputs["attention_mask"].bool()).mean)
-    return vectors, model._token_logps(hidden, features["labels"])
+    return vectors, model._token_logps(hidden, features["labels"])[0]
 
 
 def from_sequences(trainer: JointTrainer, batch: JointBatch) -> tuple[dict[str, Vectors], Tensor]:

@@ -11,6 +11,7 @@ All rows that are still thinking advance by one token per step, whatever state t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +190,7 @@ def think(
     thoughts: Thoughts,
     rows: Tensor,
     *,
-    gate_threshold: float | None,
+    decide: Callable[[Tensor], Tensor] | None,
     max_tokens: int,
     max_rounds: int,
     sampling: Sampling,
@@ -202,7 +203,7 @@ def think(
         context: the prefilled batch; used up.
         thoughts: the record, changed in place.
         rows: which rows of the batch think.
-        gate_threshold: gate probability from which a row thinks another round; `None` always thinks on.
+        decide: gate logits `(N,)` -> `(N,)` bool, which rows think another round; `None` always thinks on.
         max_tokens: budget of one rationale.
         max_rounds: rationales per row at most.
         sampling: how rationale tokens are chosen.
@@ -231,8 +232,8 @@ def think(
                 thoughts.embeddings[marked[reached], slot] = embedding[reached].to(thoughts.embeddings.dtype)
             thoughts.rounds[marked] = round_[at_marker]
             again = round_ < max_rounds
-            if gate_threshold is not None:
-                again &= model.gate(context.hidden).sigmoid() >= gate_threshold
+            if decide is not None:
+                again &= decide(model.gate(context.hidden))
             follow = torch.where(at_marker, think_id, follow)
             round_ = torch.where(at_marker, round_ + 1, round_)
             spent = torch.where(at_marker, 0, spent)
@@ -250,12 +251,17 @@ def think(
 
 def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:
     """Rationale tokens `(N,)` after the hidden states `(N, H)`; ids that can't occur in a rationale are left out."""
-    config = model.config
     logits = model.vlm.get_output_embeddings()(hidden)  # (N, H) -> (N, V)
-    logits[:, config.suppressed_token_ids] = -torch.inf
+    return sampling.choose(without_suppressed(logits, model.config))
+
+
+def without_suppressed(logits: Tensor, config: Any) -> Tensor:
+    """Logits `(N, V)` with minus infinity at the ids that can't occur in a rationale."""
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    banned[config.suppressed_token_ids] = True
     if config.rationale_vocab_size is not None:
-        logits[:, config.rationale_vocab_size :] = -torch.inf
-    return sampling.choose(logits)
+        banned[config.rationale_vocab_size :] = True
+    return logits.masked_fill(banned, -torch.inf)
 
 
 def _collect(history: list[tuple[Tensor, Tensor]], token_ids: list[list[int]], embed_id: int) -> None:

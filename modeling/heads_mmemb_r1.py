@@ -102,6 +102,14 @@ class EmbeddingHead(nn.Module):
         share = (new - total).exp()[:, None]  # (B, 1)
         return Pooled(total, pooled.mean + share * (hidden.float() - pooled.mean))
 
+    def join(self, pooled: Pooled, later: Pooled) -> Pooled:
+        """What was pooled of a row's first tokens and of its later ones -> of all."""
+        if self.pooling == "last":
+            return later
+        total = torch.logaddexp(pooled.log_weight, later.log_weight)
+        share = (later.log_weight - total).exp()[:, None]  # (B, 1)
+        return Pooled(total, pooled.mean + share * (later.mean - pooled.mean))
+
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled states `(..., H)` -> embeddings `(..., D)`, in float32."""
         embedding = pooled if self.projection is None else self.projection(pooled.to(self.projection.weight.dtype))

@@ -271,10 +271,7 @@ def _render(
     max_text_tokens: int | None,
     chat_template: str | None,
 ) -> BatchFeature:
-    controls = control_strings(processor)
-    conversations = [_with_plain_text(chat, controls) for chat in conversations]
-    if max_text_tokens is not None:
-        conversations = [truncate_conversation(processor.tokenizer, chat, max_text_tokens) for chat in conversations]
+    conversations = plain_conversations(processor, conversations, max_text_tokens)
     parts = [part for chat in conversations for message in chat for part in message["content"]]
     options: dict[str, Any] = {"padding": True, "padding_side": "left"}
     videos = [part["metadata"] for part in parts if part["type"] == "video"]
@@ -291,6 +288,20 @@ def _render(
         add_generation_prompt=True,
         processor_kwargs=options,
     )
+
+
+def plain_conversations(
+    processor: ProcessorMixin, conversations: list[list[dict[str, Any]]], max_text_tokens: int | None = None
+) -> list[list[dict[str, Any]]]:
+    """
+    The conversations as [`render`] writes them: without control strings in their text, and cut to so many tokens.
+    Those that went through here once stay as they are.
+    """
+    controls = control_strings(processor)
+    conversations = [_with_plain_text(chat, controls) for chat in conversations]
+    if max_text_tokens is None:
+        return conversations
+    return [truncate_conversation(processor.tokenizer, chat, max_text_tokens) for chat in conversations]
 
 
 def _with_plain_text(conversation: list[dict[str, Any]], controls: tuple[str, ...]) -> list[dict[str, Any]]:

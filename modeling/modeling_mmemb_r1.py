@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from .configuration_mmemb_r1 import MMEmbR1Config, check_reasoning_options
-from .decoding_mmemb_r1 import Sampling, Thoughts, left_padded, prefill, rotary_positions, think
+from .decoding_mmemb_r1 import Sampling, Thoughts, left_padded, prefill, rotary_positions, think, without_suppressed
 from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
 
@@ -34,6 +34,8 @@ class MMEmbR1Output(ModelOutput):
         path_mask: `(B, K)` bool, which of them exist.
         gate_logits: `(B, K)` logit of thinking (again) at each `<|embed|>`; filled up likewise.
         rationale_logps: `(N,)` log-probabilities of the labelled tokens, row by row; only with `labels`.
+        rationale_entropies: `(N,)` entropies in nats of what they were drawn from, without gradient; only with
+            `sampling_temperature`.
         last_hidden_state: `(B, S, H)`.
     """
 
@@ -41,6 +43,7 @@ class MMEmbR1Output(ModelOutput):
     path_mask: Tensor | None = None
     gate_logits: Tensor | None = None
     rationale_logps: Tensor | None = None
+    rationale_entropies: Tensor | None = None
     last_hidden_state: Tensor | None = None
 
 
@@ -180,6 +183,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         detach_gate: bool = False,
+        sampling_temperature: float | None = None,
         **media: Any,
     ) -> MMEmbR1Output:
         """
@@ -190,6 +194,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             attention_mask: `(B, S)`; padding may be on either side. Default: no padding.
             labels: `(B, S)` ids whose log-probability is wanted, -100 elsewhere. Logits are computed only there.
             detach_gate: whether a loss on the gate's logits leaves everything but the gate alone.
+            sampling_temperature: take the log-probabilities of what rationales are drawn from at this temperature: ids
+                that can't occur in a rationale have none. Default: those of the whole vocabulary.
             **media: whatever else the processor gave.
 
         Raises:
@@ -218,19 +224,27 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             state = hidden[torch.arange(len(at), device=at.device), at]  # (B, H)
             gate_logits.append(self.gate(state.detach() if detach_gate else state))
         paths = torch.arange(1, len(embeddings) + 1, device=number.device)
+        logps, entropies = (None, None) if labels is None else self._token_logps(hidden, labels, sampling_temperature)
         return MMEmbR1Output(
             embeddings=torch.stack(embeddings, dim=1),  # (B, K, D)
             path_mask=paths <= number[:, -1:],  # (B, K)
             gate_logits=torch.stack(gate_logits, dim=1),  # (B, K)
-            rationale_logps=None if labels is None else self._token_logps(hidden, labels),
+            rationale_logps=logps,
+            rationale_entropies=entropies,
             last_hidden_state=hidden,
         )
 
-    def _token_logps(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Log-probabilities `(N,)` of the labelled tokens; the head over the vocabulary sees only their positions."""
+    def _token_logps(
+        self, hidden: Tensor, labels: Tensor, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropies `(N,)` of the labelled tokens; the vocabulary's head sees only these."""
         wanted = labels[:, 1:] != -100  # (B, S - 1): position i predicts token i + 1
         logits = self.vlm.get_output_embeddings()(hidden[:, :-1][wanted]).float()  # (N, V)
-        return -nn.functional.cross_entropy(logits, labels[:, 1:][wanted], reduction="none")
+        entropies = None
+        if temperature is not None:
+            logits = without_suppressed(logits, self.config) / temperature
+            entropies = torch.special.entr(logits.detach().softmax(dim=-1)).sum(dim=-1)  # (N, V) -> (N,)
+        return -nn.functional.cross_entropy(logits, labels[:, 1:][wanted], reduction="none"), entropies
 
     def embed(
         self,
@@ -306,7 +320,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
                     context,
                     thoughts,
                     rows,
-                    gate_threshold=None if reasoning == "always" else threshold,
+                    decide=None if reasoning == "always" else lambda logits: logits.sigmoid() >= threshold,
                     max_tokens=max_tokens,
                     max_rounds=max_rounds,
                     sampling=sampling or Sampling(),

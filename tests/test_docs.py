@@ -34,7 +34,7 @@ def test_document_exists(root, name):
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/training.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/adaptive.md", "docs/training.md"])
 def test_examples_run_and_print_what_they_say(name, root, capsys):
     blocks = PYTHON_BLOCK.findall((root / name).read_text(encoding="utf-8"))
     assert blocks
@@ -51,7 +51,7 @@ def test_all_documents_with_examples_are_run(root):
     found = {
         file.name for file in (root / "docs").glob("*.md") if PYTHON_BLOCK.search(file.read_text(encoding="utf-8"))
     }
-    assert found == {"training.md"}
+    assert found == {"adaptive.md", "training.md"}
 
 
 def test_no_private_paths(root, tracked):

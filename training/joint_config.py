@@ -64,7 +64,7 @@ class JointConfig(_BaseConfig):
         score_mask_margin (`float`, *optional*):
             A negative whose direct cosine similarity is above the positive's by more than this is taken for a false
             one and left out. `None`, the default, is right from scratch; 0.1 for pretrained backbones.
-        similarity_chunk_size (`int`, *optional*, defaults to `512`):
+        similarity_chunk_size (`int`, *optional*, defaults to `64`):
             Rows of the similarity matrix that are held in memory at once.
         max_rationale_tokens (`int`, *optional*, defaults to `256`):
             Longer rationales are refused, not cut: a cut rationale teaches to stop in the middle.
@@ -92,7 +92,7 @@ class JointConfig(_BaseConfig):
     num_length_chunks: int = field(default=2, metadata={"help": "Forward passes per side, each of similar lengths."})
     num_hard_negatives: int = field(default=0, metadata={"help": "Hard negatives drawn for each pair."})
     score_mask_margin: float | None = field(default=None, metadata={"help": "Margin that tells false negatives."})
-    similarity_chunk_size: int = field(default=512, metadata={"help": "Rows of the similarity matrix at once."})
+    similarity_chunk_size: int = field(default=64, metadata={"help": "Rows of the similarity matrix at once."})
     max_rationale_tokens: int = field(default=256, metadata={"help": "Longest allowed rationale."})
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})

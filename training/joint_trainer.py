@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from mmemb_r1.training.joint_metrics import Means
 from mmemb_r1.training.joint_pairs import JointPairs, check_tables
 from mmemb_r1.training.joint_sampler import TaskBatchSampler
 from mmemb_r1.training.selected import SelectedRationales
-from mmemb_r1.training.training_facts import TRAINING_FILE, training_facts
+from mmemb_r1.training.training_facts import training_facts, write_facts
 
 # Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
 # only some see pictures: this trainer averages by itself.
@@ -350,8 +349,7 @@ class JointTrainer(_BaseTrainer):
 
     def save_facts(self, folder: Path) -> None:
         """Write what was trained, on which data, from which weights, beside a checkpoint."""
-        text = json.dumps(self.facts | {"steps": self.state.global_step}, indent=2, ensure_ascii=False) + "\n"
-        (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
+        write_facts(folder, self.facts, self.state.global_step)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

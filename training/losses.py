@@ -91,7 +91,7 @@ def path_terms(
     temperature: float,
     dims: Sequence[int] | None = None,
     score_mask_margin: float | None = None,
-    chunk_size: int = 512,
+    chunk_size: int = 64,
 ) -> PathTerms:
     """
     InfoNCE per pair of paths (a, b): query after a rationales against target after b.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.training.vlm import weights_fingerprint
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+    from mmemb_r1.training.adaptive_grpo_config import AdaptiveGRPOConfig
     from mmemb_r1.training.joint_config import JointConfig
     from mmemb_r1.training.selected import SelectedRationales
 
@@ -59,6 +63,27 @@ def training_facts(
     if peft_config is not None:
         facts["adapters"] = f"LoRA, rank {peft_config.r}, alpha {peft_config.lora_alpha}"
     return facts
+
+
+def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset) -> dict[str, Any]:
+    """The facts of an adaptive phase, name -> value, for its model card."""
+    return {
+        "phase": "adaptive (GRPO)",
+        "started from weights": weights_fingerprint(model),
+        "pairs": len(pairs),
+        "rollouts per query": f"{args.num_generations}, of them direct {args.num_direct_rollouts}",
+        "reward weights": f"format {args.format_weight:g}, alignment {args.alignment_weight:g}, "
+        f"cost {args.cost_weight:g}",
+        "rollouts per step": args.generation_batch_size,
+        "learning rate": f"{args.learning_rate:g}, of the gate {args.gate_learning_rate:g}",
+        "seed": args.seed,
+    }
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any], steps: int) -> None:
+    """Write the facts of a training and how long it has gone on beside a checkpoint."""
+    text = json.dumps({**facts, "steps": steps}, indent=2, ensure_ascii=False) + "\n"
+    (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
 
 
 def _rationales(args: JointConfig, pairs: Dataset, selected: SelectedRationales | None) -> str:

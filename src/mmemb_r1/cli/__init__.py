@@ -21,6 +21,7 @@ COMMANDS = {
     "train-evaluator": "train a model that judges whether a query and a target match",
     "select": "keep the rationales that help a query meet its target (the posterior)",
     "train": "train a checkpoint",
+    "calibrate": "set the gate's threshold for a wanted share of inputs that think",
     "evaluate": "measure a checkpoint on the Atlas benchmark",
     "atlas": "build the Atlas benchmark",
 }

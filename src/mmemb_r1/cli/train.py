@@ -1,4 +1,4 @@
-"""`mmemb-r1 train`: the training phases on a pairs table."""
+"""`mmemb-r1 train`: the training phases on a pairs table. The joint phase is here, the adaptive one beside."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.cli import _train_adaptive
 from mmemb_r1.cli._training import add_training_options
 
 if TYPE_CHECKING:
@@ -53,11 +54,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     joint.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
     add_training_options(joint, "JointConfig")
+    adaptive = phases.add_parser(
+        "adaptive",
+        help="when to think",
+        description=_train_adaptive.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    adaptive.add_argument(
+        "--model", required=True, metavar="DIR", help="a checkpoint after the joint phase: a folder or a Hub id"
+    )
+    adaptive.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    adaptive.add_argument(
+        "--joint-pairs",
+        type=Path,
+        metavar="FILE",
+        help="what the joint phase was trained on: its targets are negatives too, and pairs in both tables are told",
+    )
+    adaptive.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes"
+    )
+    add_training_options(adaptive, "AdaptiveGRPOConfig")
 
 
 def run(args: argparse.Namespace) -> int:
-    for option in ("pairs", "rationales", "eval_pairs"):
-        _require_file(f"--{option.replace('_', '-')}", getattr(args, option))
+    for option in ("pairs", "rationales", "eval_pairs", "joint_pairs"):
+        _require_file(f"--{option.replace('_', '-')}", getattr(args, option, None))
+    return _train_adaptive.run(args) if args.phase == "adaptive" else run_joint(args)
+
+
+def run_joint(args: argparse.Namespace) -> int:
+    """`mmemb-r1 train joint`."""
 
     from mmemb_r1.atlas import augment
     from mmemb_r1.cli._saving import save_trained

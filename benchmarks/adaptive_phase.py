@@ -1,0 +1,204 @@
+"""
+Does GRPO teach when to think? A model after the joint phase, whose gate knows nothing yet, before and after the
+adaptive phase, on countries and renderings that neither phase has seen.
+
+    python benchmarks/adaptive_phase.py [--output runs/adaptive] [--seeds 0 1 2] [--stages start grpo evaluation ...]
+        [--steps 150] [--split test]
+
+1. *start*: the quickstart's joint phase, one Atlas and one model per seed. 2. *grpo* on the `policy` split; targets of
+the `train` split are negatives too. 3. *evaluation* of both, live on both sides. 4. *report*: tables on the screen,
+`results-{split}.json`, `curve-{split}.csv` and `curve-{split}.png` in --output.
+
+What is done already is not done again, and a killed run goes on. Seeds can run at the same time, each with
+`OMP_NUM_THREADS=1`. What is reported at a threshold is at the config's, 0.5: nothing is tuned on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+from rich.console import Console
+from rich.table import Table
+
+from mmemb_r1._files import claim, made_whole, replaced_file
+from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
+from mmemb_r1.quickstart.recipe import Recipe
+
+STAGES = ("start", "grpo", "evaluation", "report")
+STEPS = 150
+ROWS_PER_TASK = 60  # of the policy split: digits and comparisons would be two thirds of it
+FIELDS = {
+    "per_device_train_batch_size": 64,
+    "num_generations": 4,
+    "learning_rate": 1e-5,
+    "gate_learning_rate": 1e-2,
+    "cost_weight": 0.15,
+    "temperature": 1.0,
+    "logging_steps": 10,
+    "save_steps": 50,
+    "save_total_limit": 1,
+}
+
+
+def start(output: Path, seed: int) -> None:
+    """The quickstart's Atlas and its model after the joint phase."""
+    from mmemb_r1.quickstart.pipeline import train
+
+    recipe, folder = Recipe(seed=seed), output / f"start-{seed}"
+    atlas = build_atlas(folder / "atlas", seed=seed, **recipe.atlas)
+    made_whole(folder / "trained", lambda made: train(atlas, recipe, made, folder / "checkpoints"))
+
+
+def grpo(output: Path, seed: int, steps: int, fields: dict[str, Any]) -> None:
+    """The adaptive phase of one seed."""
+    from transformers import set_seed
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
+    from mmemb_r1.training.checkpoints import last_checkpoint
+
+    atlas, checkpoints = load_atlas(output / f"start-{seed}" / "atlas"), output / "checkpoints" / f"grpo-{seed}"
+    claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, "atlas": atlas.manifest["fingerprint"]})
+
+    def train(folder: Path) -> None:
+        set_seed(seed)
+        model = MMEmbR1(str(output / f"start-{seed}" / "trained"), device="cpu")
+        trainer = AdaptiveGRPOTrainer(
+            model[0].model.train(),
+            AdaptiveGRPOConfig(
+                output_dir=str(checkpoints),
+                max_steps=steps,
+                seed=seed,
+                use_cpu=True,
+                bf16=False,
+                activation_checkpointing=False,
+                report_to=[],
+                **fields,
+            ),
+            evenly(atlas, "policy"),
+            model.processor,
+            joint_pairs=atlas.pairs["train"],
+        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n", encoding="utf-8")
+
+    made_whole(output / f"grpo-{seed}", train)
+
+
+def evenly(atlas: Atlas, split: str) -> Any:
+    """The pairs of a split, at most so many of each task."""
+    taken: dict[str, int] = {}
+    rows = []
+    for row, task in enumerate(atlas.pairs[split]["task"]):
+        taken[task] = taken.get(task, 0) + 1
+        if taken[task] <= ROWS_PER_TASK:
+            rows.append(row)
+    return atlas.pairs[split].select(rows).flatten_indices()
+
+
+def report(output: Path, seeds: list[int], split: str, console: Console) -> None:
+    """Tables, JSON, and the curve of invocation."""
+    from adaptive.summary import by_task, curve, gate_quality, interior, joined, summarise
+
+    def answers(name: str, seed: int) -> Any:
+        return json.loads((output / "evaluations" / f"{name}-{seed}-{split}.json").read_text(encoding="utf-8"))
+
+    results: dict[str, Any] = {"seeds": seeds, "split": split}
+    for name in ("start", "grpo"):
+        tables = [answers(name, seed) for seed in seeds]
+        rows = joined(tables)
+        results[name] = {
+            "summary": summarise(rows, 0.5),
+            "by_seed": [summarise(joined([table]), 0.5)["all"] for table in tables],
+            "tasks": by_task(rows, 0.5),
+            "gate": gate_quality(rows),
+            "curve": curve(rows),
+        }
+        results[name]["interior"] = interior(rows, results[name]["curve"])
+        for table in tables_of(name, results[name]):
+            console.print(table)
+        console.print(f"gate: {results[name]['gate']}; best point of the curve: {results[name]['interior']}")
+    with replaced_file(output / f"results-{split}.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    points = [{"model": name, **point} for name in ("start", "grpo") for point in results[name]["curve"]]
+    with replaced_file(output / f"curve-{split}.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, points[0])
+        writer.writeheader()
+        writer.writerows(points)
+    draw(results, output / f"curve-{split}.png")
+
+
+def tables_of(name: str, result: dict[str, Any]) -> list[Table]:
+    """The summary and the tasks as tables."""
+    modes = ("never", "always", "auto", "oracle", "gain", "invocation", "tokens", "tokens_always")
+    whole = Table("", "queries", *modes, "headroom", "captured", title=name)
+    for part, row in result["summary"].items():
+        cells = [f"{row[mode][0]:.3f} [{row[mode][1]:.3f}, {row[mode][2]:.3f}]" for mode in modes]
+        captured = "-" if row["captured"] is None else f"{row['captured']:.0%}"
+        whole.add_row(part, str(row["queries"]), *cells, f"{row['headroom']:.3f}", captured)
+    tasks = Table("task", *(columns := list(next(iter(result["tasks"].values())))))
+    for task, row in result["tasks"].items():
+        tasks.add_row(task, *(f"{row[column]:.3g}" for column in columns))
+    return [whole, tasks]
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """R@1 against the share of queries that think."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
+    for name, label, color in (("start", "gate before GRPO", "#999999"), ("grpo", "gate after GRPO", "#1f6fb4")):
+        points = results[name]["curve"]
+        share = [100 * point["invocation"] for point in points]
+        axes.fill_between(share, [p["low"] for p in points], [p["high"] for p in points], color=color, alpha=0.15)
+        axes.plot(share, [point["r1"] for point in points], color=color, marker="o", markersize=3, label=label)
+        summary = results[name]["summary"]["all"]
+        axes.axhline(summary["oracle"][0], color=color, linestyle=":", linewidth=1)
+    axes.set(xlabel="queries that think, %", ylabel="R@1, mean over tasks", xlim=(0, 100))
+    axes.set_title("Dotted: the better of both vectors for each query", fontsize=9)
+    axes.legend(loc="lower right", frameon=False)
+    with replaced_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/adaptive"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--split", default="test", help="that is evaluated")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of AdaptiveGRPOConfig")
+    args = parser.parse_args()
+    datasets.disable_progress_bars()
+    fields = FIELDS | {name: json.loads(value) for name, value in (one.split("=", 1) for one in args.set)}
+    for seed in args.seeds:
+        if "start" in args.stages:
+            start(args.output, seed)
+        if "grpo" in args.stages:
+            grpo(args.output, seed, args.steps, fields)
+        if "evaluation" in args.stages:
+            from adaptive.measure import measure_gate
+
+            folder = args.output / f"start-{seed}"
+            atlas = load_atlas(folder / "atlas")
+            for name, checkpoint in (("start", folder / "trained"), ("grpo", args.output / f"grpo-{seed}")):
+                path = args.output / "evaluations" / f"{name}-{seed}-{args.split}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                measure_gate(checkpoint, atlas.pairs[args.split], atlas.candidates, path)
+    if "report" in args.stages:
+        report(args.output, args.seeds, args.split, Console(width=200))
+
+
+if __name__ == "__main__":
+    main()

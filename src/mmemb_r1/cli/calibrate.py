@@ -1,0 +1,73 @@
+"""`mmemb-r1 calibrate`: set the gate's threshold for a wanted share of inputs that think, or for a budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HELP = """\
+Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
+the inputs (--target-ratio) or a number of rationale tokens per input (--target-tokens). No labels are needed.
+
+The threshold is saved in the checkpoint's config.json; nothing else is changed. Inputs are lines as for `encode`."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the checkpoint, a folder")
+    parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines, or - for standard input")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--target-ratio", type=float, metavar="R", help="share of inputs that think, 0 to 1")
+    target.add_argument("--target-tokens", type=float, metavar="N", help="rationale tokens per input, on average")
+    parser.add_argument("--dry-run", action="store_true", help="tell the threshold and save nothing")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmemb_r1.cli.encode import read_inputs
+
+    path = args.model / "config.json"
+    if not path.is_file():
+        raise ValueError(f"--model {args.model}: there is no config.json in it; pull a checkpoint of the Hub first")
+    if args.target_ratio is not None and not 0 <= args.target_ratio <= 1:
+        raise ValueError(f"--target-ratio {args.target_ratio}; allowed: 0 to 1")
+    lines, inputs = read_inputs(args.input)
+
+    import numpy as np
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1._files import replaced_file
+    from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+    from mmemb_r1.training.calibration import calibrated_threshold
+
+    model = MMEmbR1(str(args.model), device=args.device)
+    by_tokens = args.target_tokens is not None
+    try:
+        rows: Any = model.explain(
+            inputs,
+            reasoning="always" if by_tokens else "never",
+            batch_size=args.batch_size,
+            show_progress_bar=sys.stderr.isatty(),
+        )
+    except InputError as error:
+        raise ValueError(f"line {lines[error.index]} can't be embedded: {error.reason}") from error
+    probs = np.array([float(row["gate_prob"]) for row in rows])
+    tokens = np.array([int(row["num_reasoning_tokens"]) for row in rows]) if by_tokens else None
+    target = args.target_tokens if by_tokens else args.target_ratio
+    threshold = calibrated_threshold(probs, target, tokens)
+    thinks = probs >= threshold
+    print(f"gate_threshold {threshold:.6g}: {thinks.mean():.1%} of {len(rows)} inputs think")
+    if tokens is not None:
+        print(f"{np.where(thinks, tokens, 0).mean():.2f} rationale tokens per input")
+    if args.dry_run:
+        return 0
+    config = json.loads(path.read_text(encoding="utf-8"))
+    with replaced_file(path) as temporary:
+        temporary.write_text(
+            json.dumps({**config, "gate_threshold": threshold}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    print(f"saved in {path}")
+    return 0

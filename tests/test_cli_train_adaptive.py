@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Pictures
+from safetensors.torch import load_file
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.cli import main
+
+COLORS = ("red", "green", "blue", "white")
+RECIPE = {
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "max_reasoning_tokens": 3,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
+PATIENCE = 300.0
+
+
+def write_pairs(path, prefix="pair", text="color?"):
+    part = {"text": Value("string"), "image": List(Image())}
+    features = Features({"pair_id": Value("string"), "query": part, "target": part})
+    rows = [
+        {
+            "pair_id": f"{prefix} {place}",
+            "query": {"text": text, "image": [Pictures.new("RGB", (64, 64), color)] if place % 2 else []},
+            "target": {"text": f"{color} {prefix}", "image": []},
+        }
+        for place, color in enumerate(COLORS)
+    ]
+    Dataset.from_list(rows, features=features).to_parquet(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adaptive")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    return {
+        "--pairs": write_pairs(folder / "pairs.parquet"),
+        "--joint-pairs": write_pairs(folder / "joint.parquet", "joint", "which color?"),
+        "--config": recipe,
+    }
+
+
+def arguments(checkpoint, output, files, steps):
+    named = [part for name, path in files.items() for part in (name, str(path))]
+    start = ["train", "adaptive", "--cpu", "--model", str(checkpoint), "--output", str(output)]
+    return [*start, "--max-steps", str(steps), *named]
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_a_checkpoint_is_trained_saved_and_gone_on_with(tiny_checkpoint, files, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(arguments(tiny_checkpoint, run, files, 1)) == 0
+    assert main(arguments(tiny_checkpoint, run, files, 2)) == 0
+    assert f"the trained checkpoint is in {run / 'model'}" in capsys.readouterr().out
+    state = json.loads((run / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert [log["step"] for log in state["log_history"] if "loss" in log] == [1, 2]
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, run / "model"))
+    assert not all(before[name].equal(after[name]) for name in before)
+    assert MMEmbR1(str(run / "model"), device="cpu").encode(["red"]).shape == (1, 32)
+    facts = json.loads((run / "model" / "training.json").read_text())
+    assert facts["phase"] == "adaptive (GRPO)" and facts["steps"] == 2 and facts["pairs"] == len(COLORS)
+    assert "adaptive (GRPO)" in (run / "model" / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_queries_of_the_joint_phase_are_told(tiny_checkpoint, files, tmp_path):
+    same = {**files, "--joint-pairs": files["--pairs"]}
+    with pytest.warns(UserWarning, match="4 of 4 queries are among those of the joint phase"):
+        main(arguments(tiny_checkpoint, tmp_path / "run", same, 1))
+
+
+def test_errors(tiny_checkpoint, files, tmp_path, capsys):
+    missing = {**files, "--joint-pairs": tmp_path / "none.parquet"}
+    assert main(arguments(tiny_checkpoint, tmp_path / "run", missing, 1)) == 2
+    assert "--joint-pairs" in capsys.readouterr().err
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump({**RECIPE, "num_generations": 1}))
+    assert main(arguments(tiny_checkpoint, tmp_path / "run", {**files, "--config": bad}, 1)) == 2
+    assert "a group needs at least one direct rollout and two that think" in capsys.readouterr().err
+    bad.write_text(yaml.safe_dump({"sub_batch_size": 2}))
+    assert main(arguments(tiny_checkpoint, tmp_path / "run", {**files, "--config": bad}, 1)) == 2
+    assert "AdaptiveGRPOConfig has no field 'sub_batch_size'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tiny_checkpoint, files, tmp_path):
+    def command(output):
+        return [sys.executable, "-m", "mmemb_r1.cli", *arguments(tiny_checkpoint, output, files, 6)]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, timeout=PATIENCE, capture_output=True)
+    killed = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    start = time.monotonic()
+    while not (tmp_path / "killed" / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists():
+        assert killed.poll() is None and time.monotonic() - start < PATIENCE
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "model").exists()
+    subprocess.run(command(tmp_path / "killed"), check=True, timeout=PATIENCE, capture_output=True)
+    whole, again = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(whole[name].equal(again[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train(tiny_checkpoint, files, tmp_path):
+    several = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = f"-m accelerate.commands.launch {several} --main_process_port 0 -m mmemb_r1.cli"
+    command = [sys.executable, *launch.split(), *arguments(tiny_checkpoint, tmp_path, files, 2)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, timeout=PATIENCE, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+    logs = [log for log in state["log_history"] if "loss" in log]
+    assert len(logs) == 2
+    # 16 rollouts a step in all: 4 of the table's 4 queries, so that an epoch is one step long
+    assert logs[0]["epoch"] == 1.0
+    assert (tmp_path / "model" / "model.safetensors").exists()

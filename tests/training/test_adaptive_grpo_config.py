@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+from trl import GRPOConfig
+
+from mmemb_r1.training import AdaptiveGRPOConfig
+
+
+@pytest.fixture
+def config(tmp_path):
+    def build(**changes):
+        on_cpu = {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+        return AdaptiveGRPOConfig(output_dir=str(tmp_path), **on_cpu, **changes)
+
+    return build
+
+
+def fields():
+    inherited = {field.name: field for field in dataclasses.fields(GRPOConfig)}
+    return {
+        field.name: field
+        for field in dataclasses.fields(AdaptiveGRPOConfig)
+        if field.name not in inherited or field.default != inherited[field.name].default
+    }
+
+
+def test_documented_defaults_are_the_defaults():
+    pattern = r"(\w+) \(`[^`]+`, \*optional\*(?:, defaults to `([^`]+)`)?\)"
+    documented = dict(re.findall(pattern, AdaptiveGRPOConfig.__doc__))
+    found = {name: str(field.default) for name, field in fields().items()}
+    assert {name: found[name] for name in documented} == {
+        name: text.strip('"') or "None" for name, text in documented.items()
+    }
+    assert set(found) - set(documented) == {"scale_rewards"}
+    assert all(field.metadata["help"] for field in fields().values())
+
+
+@pytest.mark.parametrize(("size", "direct"), [(1, 1), (2, 1), (4, 3), (4, 0), (4, 4)])
+def test_a_group_needs_a_direct_rollout_and_two_that_think(config, size, direct):
+    with pytest.raises(ValueError, match=f"num_generations={size} with num_direct_rollouts={direct}: a group needs"):
+        config(num_generations=size, num_direct_rollouts=direct, per_device_train_batch_size=8)
+
+
+def test_a_group_must_not_be_spread_over_processes(config, monkeypatch):
+    monkeypatch.setattr(GRPOConfig, "world_size", 2, raising=False)  # then 2 x 6 is a multiple of 4, for TRL
+    with pytest.raises(ValueError, match="has to be a multiple of num_generations=4"):
+        config(per_device_train_batch_size=6, num_generations=4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("scorer", "average"),
+        ("decision_reward", "gap"),
+        ("loss_type", "grpo"),
+        ("scale_rewards", "group"),
+        ("importance_sampling_level", "sequence"),
+    ],
+)
+def test_choices(config, field, value):
+    with pytest.raises(ValueError, match=f"{field}='{value}'; allowed: "):
+        config(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["alignment_temperature", "gate_learning_rate", "refresh_steps", "utility_clip"])
+def test_positive_numbers(config, field):
+    with pytest.raises(ValueError, match=f"{field}=0 has to be positive"):
+        config(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    "field", ["format_weight", "cost_weight", "decision_weight", "rationale_weight", "contrastive_weight"]
+)
+def test_weights(config, field):
+    with pytest.raises(ValueError, match=f"{field}=-1.0; allowed: 0 or more"):
+        config(**{field: -1.0})
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.5])
+def test_the_floor(config, value):
+    with pytest.raises(ValueError, match=f"min_decision_prob={value}; allowed"):
+        config(min_decision_prob=value)
+
+
+def test_vllm_is_refused_with_a_way_out(config):
+    with pytest.raises(ValueError, match="use_vllm=True can't draw rollouts here.*mmemb-r1 rationales"):
+        config(use_vllm=True)

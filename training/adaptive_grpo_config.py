@@ -1,0 +1,129 @@
+"""Arguments of the adaptive phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+SCORERS = ("frozen", "live")
+DECISION_REWARDS = ("reward", "utility")
+
+
+@dataclass
+class AdaptiveGRPOConfig(GRPOConfig):
+    """
+    Configuration of [`AdaptiveGRPOTrainer`]: those of [`~trl.GRPOConfig`] and the following.
+
+    `per_device_train_batch_size` counts rollouts. A group is `num_generations` rollouts of one query:
+    `num_direct_rollouts` direct embeddings, and the others think. `temperature` divides the logits of the gate as well
+    as those of tokens. `max_completion_length` follows from the budget.
+
+    Args:
+        num_generations (`int`, *optional*, defaults to `4`):
+            Rollouts of a group.
+        num_direct_rollouts (`int`, *optional*, defaults to `1`):
+            Of them direct. One is enough: it is the same every time.
+        max_reasoning_tokens (`int`, *optional*):
+            Budget of one rationale. `None` takes the model's.
+        max_reasoning_rounds (`int`, *optional*):
+            Rationales of a rollout at most. `None` takes the model's. The first decision of a group is stratified,
+            later ones are drawn from the gate.
+        format_weight (`float`, *optional*, defaults to `0.1`):
+            Weight of the reward for being well-formed.
+        alignment_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the reward for meeting the target.
+        cost_weight (`float`, *optional*, defaults to `0.05`):
+            Weight of what thinking costs: so much alignment is worth a whole budget.
+        alignment_temperature (`float`, *optional*, defaults to `0.02`):
+            Divides cosine similarities where alignment is measured.
+        decision_reward (`str`, *optional*, defaults to `"reward"`):
+            What decides whether thinking pays: `"reward"` of each rollout, or the sign of the net `"utility"` of the
+            group, clipped; alignment then trains the rationales only.
+        utility_clip (`float`, *optional*, defaults to `0.5`):
+            The utility's reward is at most so much.
+        utility_tolerance (`float`, *optional*, defaults to `0.01`):
+            A utility below this counts as one for the direct embedding.
+        decision_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the loss on decisions, a mean over rollouts.
+        rationale_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the loss on rationale tokens, a mean over these tokens.
+        contrastive_weight (`float`, *optional*, defaults to `0.1`):
+            Weight of the contrastive term on the live direct and last embeddings, against targets as the scorer embeds
+            them.
+        min_decision_prob (`float`, *optional*, defaults to `0.02`):
+            In the decision's weight its probability counts as at least so much, so that a collapsed gate can recover.
+        gate_learning_rate (`float`, *optional*, defaults to `0.001`):
+            Learning rate of the gate; `learning_rate` is that of everything else.
+        scorer (`str`, *optional*, defaults to `"frozen"`):
+            Who measures alignment: a `"frozen"` copy of the first model, or the `"live"` one.
+        refresh_steps (`int`, *optional*, defaults to `16`):
+            With `scorer="live"`, candidates are embedded again after so many generations.
+        stop_on_collapse (`int`, *optional*):
+            Stop after so many logs in a row in which the gate thinks on fewer than 1 % or more than 99 % of the
+            queries. `None` goes on.
+    """
+
+    num_generations: int | None = field(default=4, metadata={"help": "Rollouts of a group."})
+    num_direct_rollouts: int = field(default=1, metadata={"help": "Of them direct."})
+    max_reasoning_tokens: int | None = field(default=None, metadata={"help": "Budget of one rationale."})
+    max_reasoning_rounds: int | None = field(default=None, metadata={"help": "Rationales of a rollout at most."})
+    format_weight: float = field(default=0.1, metadata={"help": "Weight of being well-formed."})
+    alignment_weight: float = field(default=1.0, metadata={"help": "Weight of meeting the target."})
+    cost_weight: float = field(default=0.05, metadata={"help": "Weight of what thinking costs."})
+    alignment_temperature: float = field(default=0.02, metadata={"help": "Divides cosine similarities."})
+    decision_reward: str = field(default="reward", metadata={"help": "What decides: reward or utility."})
+    utility_clip: float = field(default=0.5, metadata={"help": "Largest reward by utility."})
+    utility_tolerance: float = field(default=0.01, metadata={"help": "Utility that counts as none."})
+    decision_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on decisions."})
+    rationale_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on rationale tokens."})
+    contrastive_weight: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
+    min_decision_prob: float = field(default=0.02, metadata={"help": "Floor of a decision's weight."})
+    gate_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the gate."})
+    scorer: str = field(default="frozen", metadata={"help": "Who measures alignment: frozen or live."})
+    refresh_steps: int = field(default=16, metadata={"help": "Generations between embeddings of candidates."})
+    stop_on_collapse: int | None = field(default=None, metadata={"help": "Logs of a collapsed gate before a stop."})
+    scale_rewards: str = field(default="none", metadata={"help": "Dividing by a deviation hides the gap's size."})
+
+    def __post_init__(self) -> None:
+        direct, size = self.num_direct_rollouts, self.num_generations
+        if not 1 <= direct <= (size or 0) - 2:
+            raise ValueError(
+                f"num_generations={size} with num_direct_rollouts={direct}: a group needs at least one direct rollout "
+                "and two that think, to tell good rationales from bad ones; raise num_generations."
+            )
+        self._check_choices()
+        super().__post_init__()
+        local = self.per_device_train_batch_size * self.steps_per_generation
+        if local % size:
+            raise ValueError(
+                f"per_device_train_batch_size={self.per_device_train_batch_size} times steps_per_generation="
+                f"{self.steps_per_generation} has to be a multiple of num_generations={size}: a group must not be "
+                "spread over processes."
+            )
+
+    def _check_choices(self) -> None:
+        if self.use_vllm:
+            raise ValueError(
+                "use_vllm=True can't draw rollouts here: vLLM loads the backbone alone, without gate and embedding "
+                "head, and gives back no embeddings. Set use_vllm=False. To draw rationales with vLLM, use "
+                "`mmemb-r1 rationales` with its server as a worker."
+            )
+        allowed = {
+            "scorer": SCORERS,
+            "decision_reward": DECISION_REWARDS,
+            "loss_type": ("dapo",),
+            "scale_rewards": ("none", False),
+            "importance_sampling_level": ("token",),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}.")
+        for name in ("alignment_temperature", "gate_learning_rate", "refresh_steps", "utility_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} has to be positive.")
+        for name in ("format_weight", "cost_weight", "decision_weight", "rationale_weight", "contrastive_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; allowed: 0 or more.")
+        if not 0 <= self.min_decision_prob < 0.5:
+            raise ValueError(f"min_decision_prob={self.min_decision_prob}; allowed: 0 up to, not including, 0.5.")

@@ -1,0 +1,123 @@
+"""How well vectors meet their pairs' targets, against negatives of the same task."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional
+from transformers import ProcessorMixin
+
+from mmemb_r1._inputs import given_parts
+from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.training.joint_collator import numbered
+from mmemb_r1.training.tables import StoredInputs, check_pairs, content_key
+
+
+class AlignmentScorer:
+    """
+    The candidates of every pair, each distinct target once.
+
+    Candidates of a pair are the targets of its task and its own hard negatives, without those that are targets of the
+    same query.
+
+    Args:
+        pairs: with `query` and `target`, and optionally `task` and `negatives`.
+        more: another pairs table whose targets are candidates too, task by task.
+        temperature: divides the cosine similarities.
+
+    Raises:
+        ValueError: if a pair would have no negative.
+    """
+
+    def __init__(self, pairs: Dataset, more: Dataset | None = None, temperature: float = 0.02) -> None:
+        self.temperature = temperature
+        if more is not None:
+            check_pairs(more, ("target",), "the table of negatives")
+        tables = [pairs] if more is None else [pairs, more]
+        targets = [target for table in tables for target in StoredInputs(table, "target")]
+        tasks = [task for table in tables for task in _tasks(table)]
+        hard = (
+            [[given_parts(value) for value in row or []] for row in pairs["negatives"]]
+            if ("negatives" in pairs.column_names)
+            else [[]] * len(pairs)
+        )
+        flat = [value for row in hard for value in row]
+        numbers, first = numbered([content_key(value) for value in [*targets, *flat]])
+        self.inputs = [[*targets, *flat][place] for place in first]
+        self._vectors: Tensor | None = None
+        self._positive = torch.tensor(numbers[: len(pairs)])
+        of_task: dict[str, set[int]] = defaultdict(set)
+        for task, number in zip(tasks, numbers[: len(targets)], strict=True):
+            of_task[task].add(number)
+        right: dict[bytes, set[int]] = defaultdict(set)
+        queries = [content_key(query) for query in StoredInputs(pairs, "query")]
+        for query, number in zip(queries, numbers[: len(pairs)], strict=True):
+            right[query].add(number)
+        start, self._candidates = len(targets), []
+        for row, (query, own) in enumerate(zip(queries, hard, strict=True)):
+            negatives = (of_task[tasks[row]] | set(numbers[start : start + len(own)])) - right[query]
+            start += len(own)
+            if not negatives:
+                raise ValueError(
+                    f"row {row} of the pairs table, counted from 0, has no negative: its task {tasks[row]!r} has no "
+                    "other target. Add pairs or the column 'negatives', or leave the row out."
+                )
+            self._candidates.append(torch.tensor([numbers[row], *sorted(negatives)]))  # the target comes first
+
+    @property
+    def ready(self) -> bool:
+        """Whether the candidates are embedded."""
+        return self._vectors is not None
+
+    def embed(self, model: MMEmbR1Model, processor: ProcessorMixin, batch_size: int = 64) -> None:
+        """Embed all candidates directly; they are kept until the next call."""
+        self._vectors = embed_directly(model, processor, self.inputs, batch_size)
+
+    def log_alignment(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """
+        `(N,)` log-probability of each target among its pair's candidates.
+
+        Args:
+            rows: `(N,)` in the pairs table.
+            vectors: `(N, D)` unit vectors; gradients reach them.
+        """
+        if self._vectors is None:
+            raise ValueError("The candidates are not embedded yet; call embed first.")
+        kept = self._vectors.to(vectors.device)
+        result = vectors.new_zeros(len(rows), dtype=torch.float32)
+        places: dict[int, list[int]] = defaultdict(list)
+        for place, row in enumerate(rows.tolist()):
+            places[row].append(place)
+        for row, own in places.items():
+            scores = vectors[own].float() @ kept[self._candidates[row]].T / self.temperature  # (n, C)
+            result[own] = functional.log_softmax(scores, dim=1)[:, 0]
+        return result
+
+    def positives(self, rows: Tensor) -> list[Any]:
+        """The targets of pairs, as inputs."""
+        return [self.inputs[self._positive[row]] for row in rows.tolist()]
+
+
+@torch.no_grad()
+def embed_directly(
+    model: MMEmbR1Model, processor: ProcessorMixin, inputs: Sequence[Any], batch_size: int = 64
+) -> Tensor:
+    """`(N, D)` direct embeddings of inputs, on the model's device."""
+    parts = []
+    for start in range(0, len(inputs), batch_size):
+        conversations = to_conversations(
+            inputs[start : start + batch_size], num_video_frames=model.config.num_video_frames
+        )
+        batch = render(processor, conversations, model.config.max_text_tokens).to(model.device)
+        parts.append(model.embed(**batch, reasoning="never")["embeddings"])
+    return torch.cat(parts)
+
+
+def _tasks(table: Dataset) -> list[str]:
+    return table["task"] if "task" in table.column_names else [""] * len(table)

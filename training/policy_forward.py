@@ -1,0 +1,77 @@
+"""The policy's log-probabilities of completions: the gate's for decisions, the language model's for rationales."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Output
+
+
+class PolicyForward:
+    """
+    Takes the model's place in TRL's pass over completions, which asks for fused log-probabilities.
+
+    The model is called as it is, wrapped or not, and once: what it embeds on the way is kept.
+
+    Args:
+        model: the model, possibly wrapped.
+        config: its config.
+        temperature: of gate and tokens when rollouts are drawn.
+
+    Attributes:
+        outputs: what the model returned, call by call.
+    """
+
+    def __init__(self, model: nn.Module, config: Any, temperature: float) -> None:
+        self.model, self.config, self.temperature = model, config, temperature
+        self.outputs: list[MMEmbR1Output] = []
+
+    def __call__(self, input_ids: Tensor, labels: Tensor, fused_lm_head: bool = True, **inputs: Any) -> Any:
+        """
+        Args:
+            input_ids: `(B, S)` prompts and completions.
+            labels: `(B, S)`, -100 except in completions.
+            fused_lm_head: ignored.
+            **inputs: attention mask and media.
+
+        Returns:
+            `log_probs` and `entropy`, `(B, S)` float32, of each token of a completion; 0 for `<|embed|>`.
+        """
+        markers = input_ids == self.config.embed_token_id  # (B, S)
+        decisions = nn.functional.pad(markers[:, :-1], (1, 0)) & (labels != -100)
+        said = (labels != -100) & ~decisions & ~markers
+        output = self.model(
+            input_ids=input_ids,
+            labels=input_ids.masked_fill(~said, -100),
+            detach_gate=True,
+            sampling_temperature=self.temperature,
+            **inputs,
+        )
+        self.outputs.append(output)
+        path = (markers.long().cumsum(dim=1) - 1).clamp(min=0)  # (B, S), rationales before a token
+        logits = output.gate_logits.gather(1, path) / self.temperature  # (B, S)
+        chosen = decision_logps(logits, input_ids == self.config.think_token_id)
+        entropy = nn.functional.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none").detach()
+        zeros = torch.zeros_like(chosen)
+        return SimpleNamespace(
+            log_probs=torch.where(decisions, chosen, zeros.masked_scatter(said, output.rationale_logps)),
+            entropy=torch.where(decisions, entropy, zeros.masked_scatter(said, output.rationale_entropies)),
+        )
+
+
+def decision_logps(logits: Tensor, thinks: Tensor) -> Tensor:
+    """
+    Log-probabilities of decisions: softmax([0, logit]) over stopping and thinking.
+
+    Args:
+        logits: `(...)` of the gate.
+        thinks: `(...)` bool, what was decided.
+
+    >>> decision_logps(torch.zeros(2), torch.tensor([True, False])).exp().tolist()
+    [0.5, 0.5]
+    """
+    return nn.functional.logsigmoid(torch.where(thinks, logits, -logits))
