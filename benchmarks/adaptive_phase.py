@@ -1,11 +1,12 @@
 """
-Does GRPO teach when to think? A model after the joint phase, whose gate knows nothing yet, before and after the
-adaptive phase, on countries and renderings that neither phase has seen.
+Does GRPO teach when to think? A model after the joint phase, whose gate knows nothing (`--gate fresh`) or was fitted
+by supervision on the same pairs (`--gate warm`), before and after the adaptive phase, on countries and renderings that
+none of them has seen.
 
     python benchmarks/adaptive_phase.py [--output runs/adaptive] [--seeds 0 1 2] [--stages start grpo evaluation ...]
         [--steps 150] [--split test]
 
-1. *start*: the quickstart's joint phase, one Atlas and one model per seed. 2. *grpo* on the `policy` split; targets of
+1. *start*: the quickstart, one Atlas and one model per seed. 2. *grpo* on the `policy` split; targets of
 the `train` split are negatives too. 3. *evaluation* of both, live on both sides. 4. *report*: tables on the screen,
 `results-{split}.json`, `curve-{split}.csv` and `curve-{split}.png` in --output.
 
@@ -31,14 +32,16 @@ from mmemb_r1.quickstart.recipe import Recipe
 
 STAGES = ("start", "grpo", "evaluation", "report")
 STEPS = 150
+GATES = {"fresh": "trained", "warm": "model"}  # the folder of the quickstart that holds such a model
 ROWS_PER_TASK = 60  # of the policy split: digits and comparisons would be two thirds of it
 FIELDS = {
     "per_device_train_batch_size": 64,
     "num_generations": 4,
-    "learning_rate": 1e-5,
+    "learning_rate": 5e-6,
     "gate_learning_rate": 1e-2,
-    "cost_weight": 0.15,
-    "temperature": 1.0,
+    "min_decision_prob": 0.1,
+    "cost_weight": 0.2,
+    "temperature": 0.7,
     "logging_steps": 10,
     "save_steps": 50,
     "save_total_limit": 1,
@@ -46,15 +49,16 @@ FIELDS = {
 
 
 def start(output: Path, seed: int) -> None:
-    """The quickstart's Atlas and its model after the joint phase."""
-    from mmemb_r1.quickstart.pipeline import train
+    """The quickstart's Atlas and its model, before and after its gate's warm start on the `policy` split."""
+    from mmemb_r1.quickstart.pipeline import add_gate, train
 
     recipe, folder = Recipe(seed=seed), output / f"start-{seed}"
     atlas = build_atlas(folder / "atlas", seed=seed, **recipe.atlas)
     made_whole(folder / "trained", lambda made: train(atlas, recipe, made, folder / "checkpoints"))
+    made_whole(folder / "model", lambda made: add_gate(atlas, recipe, folder / "trained", made, Console()))
 
 
-def grpo(output: Path, seed: int, steps: int, fields: dict[str, Any]) -> None:
+def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any]) -> None:
     """The adaptive phase of one seed."""
     from transformers import set_seed
 
@@ -63,11 +67,13 @@ def grpo(output: Path, seed: int, steps: int, fields: dict[str, Any]) -> None:
     from mmemb_r1.training.checkpoints import last_checkpoint
 
     atlas, checkpoints = load_atlas(output / f"start-{seed}" / "atlas"), output / "checkpoints" / f"grpo-{seed}"
-    claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, "atlas": atlas.manifest["fingerprint"]})
+    claim(
+        output / f"grpo-{seed}.json", {**fields, "steps": steps, "gate": gate, "atlas": atlas.manifest["fingerprint"]}
+    )
 
     def train(folder: Path) -> None:
         set_seed(seed)
-        model = MMEmbR1(str(output / f"start-{seed}" / "trained"), device="cpu")
+        model = MMEmbR1(str(output / f"start-{seed}" / GATES[gate]), device="cpu")
         trainer = AdaptiveGRPOTrainer(
             model[0].model.train(),
             AdaptiveGRPOConfig(
@@ -176,6 +182,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/adaptive"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--gate", choices=GATES, default="fresh", help="what GRPO starts from")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--split", default="test", help="that is evaluated")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of AdaptiveGRPOConfig")
@@ -186,13 +193,13 @@ def main() -> None:
         if "start" in args.stages:
             start(args.output, seed)
         if "grpo" in args.stages:
-            grpo(args.output, seed, args.steps, fields)
+            grpo(args.output, seed, args.gate, args.steps, fields)
         if "evaluation" in args.stages:
             from adaptive.measure import measure_gate
 
             folder = args.output / f"start-{seed}"
             atlas = load_atlas(folder / "atlas")
-            for name, checkpoint in (("start", folder / "trained"), ("grpo", args.output / f"grpo-{seed}")):
+            for name, checkpoint in (("start", folder / GATES[args.gate]), ("grpo", args.output / f"grpo-{seed}")):
                 path = args.output / "evaluations" / f"{name}-{seed}-{args.split}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 measure_gate(checkpoint, atlas.pairs[args.split], atlas.candidates, path)

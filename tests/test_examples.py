@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import yaml
 
 from mmemb_r1.atlas import build_atlas
 from mmemb_r1.cli import _parser
-from mmemb_r1.cli._training import read_recipe
+from mmemb_r1.cli._training import as_number, read_recipe
 from mmemb_r1.cli.train import AUGMENT, MODEL_OPTIONS, SECTIONS
 from mmemb_r1.quickstart.recipe import Recipe
-from mmemb_r1.training import JointConfig
+from mmemb_r1.training import AdaptiveGRPOConfig, JointConfig
 from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
 from mmemb_r1.training.prior.pool import load_pool
 
@@ -131,3 +132,18 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
     script = root / "examples" / "untrained_atlas_model.py"
     subprocess.run([sys.executable, script, "--atlas", atlas, "--output", output], check=True, capture_output=True)
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)
+
+
+def test_the_adaptive_recipe_is_the_benchmarks(root):
+    fields, sections = read_recipe(root / "examples" / "adaptive-atlas.yaml")
+    fields = {name: as_number(name, value, 0.0) for name, value in fields.items()}
+    on_cpu = {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    config = AdaptiveGRPOConfig(output_dir="unused", **fields, **on_cpu)
+    assert not sections and config.num_direct_rollouts == 1
+    script = ast.parse((root / "benchmarks" / "adaptive_phase.py").read_text(encoding="utf-8"))
+    assigned = {node.targets[0].id: node.value for node in script.body if isinstance(node, ast.Assign)}
+    expected = {**ast.literal_eval(assigned["FIELDS"]), "max_steps": ast.literal_eval(assigned["STEPS"])}
+    assert {name: fields[name] for name in expected} == expected
+    ((program, *arguments),) = commands(root, "adaptive-atlas.yaml")
+    parsed = _parser(arguments).parse_args(arguments)
+    assert program == "mmemb-r1" and parsed.phase == "adaptive" and (root / parsed.config).is_file()

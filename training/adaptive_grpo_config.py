@@ -54,7 +54,8 @@ class AdaptiveGRPOConfig(GRPOConfig):
         min_decision_prob (`float`, *optional*, defaults to `0.02`):
             In the decision's weight its probability counts as at least so much, so that a collapsed gate can recover.
         gate_learning_rate (`float`, *optional*, defaults to `0.001`):
-            Learning rate of the gate; `learning_rate` is that of everything else.
+            Learning rate of the gate, for hidden states that are standardised (see [`StandardisedGate`]);
+            `learning_rate` is that of everything else.
         scorer (`str`, *optional*, defaults to `"frozen"`):
             Who measures alignment: a `"frozen"` copy of the first model, or the `"live"` one.
         refresh_steps (`int`, *optional*, defaults to `16`):

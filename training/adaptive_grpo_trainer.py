@@ -29,7 +29,8 @@ from mmemb_r1.training.advantages import (
 from mmemb_r1.training.alignment_scorer import AlignmentScorer
 from mmemb_r1.training.collapse import StopOnCollapse
 from mmemb_r1.training.distributed import summed
-from mmemb_r1.training.policy_data import check_rendering, policy_prompts, warn_of_overlap
+from mmemb_r1.training.gate_coordinates import StandardisedGate
+from mmemb_r1.training.policy_data import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
 from mmemb_r1.training.policy_forward import PolicyForward
 from mmemb_r1.training.rewards import alignment_reward, cost_reward, format_reward
 from mmemb_r1.training.rollouts import Group, as_columns, read_thoughts, roll_out
@@ -102,6 +103,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
             raise ValueError("beta > 0 needs a reference model, which can't be made of adapters here; set beta=0.")
         needed = beta or args.scorer == "frozen"
         self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if needed else None
+        self._gate_inputs = gate_inputs(model, processing_class, prompts)
         self._rows = torch.empty(0, dtype=torch.long)
         self._groups: list[Group] = []
         super().__init__(
@@ -286,7 +288,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
         return loss + self.args.contrastive_weight * term / scale
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The gate's parameters form a group of their own."""
+        """The gate's parameters form a group of their own, in coordinates of their own."""
         optimizer = super().create_optimizer(*args, **kwargs)
         gate = {id(weight) for weight in self._bare_model.gate.parameters()}
         if any(group.get("is_gate") for group in optimizer.param_groups):
@@ -297,6 +299,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
         optimizer.add_param_group(
             {"params": moved, "lr": self.args.gate_learning_rate, "weight_decay": 0.0, "is_gate": True}
         )
+        StandardisedGate(moved[0], moved[1], self._gate_inputs).attach(optimizer)  # the layer that reads the state
         return optimizer
 
     # What is told

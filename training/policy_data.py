@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, plain_conversations, render, to_conversations
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, content_key
 
+BATCH_SIZE = 32
 Messages = list[dict[str, Any]]
 
 
@@ -55,6 +58,29 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
 
     table = pairs.select_columns(["query"]).add_column("row", list(range(len(pairs))))
     return table.with_transform(rendered)
+
+
+@torch.no_grad()
+def gate_inputs(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
+    """
+    `(N, H)` hidden states at the `<|embed|>` of prompts from all over a table.
+
+    Args:
+        model: the [`MMEmbR1Model`], with or without adapters; left in the mode it is in.
+        processor: saved beside the model.
+        prompts: of [`policy_prompts`].
+        number: N at most.
+    """
+    training, states = model.training, []
+    model.eval()
+    places = range(0, len(prompts), -(-len(prompts) // number))
+    for start in range(0, len(places), BATCH_SIZE):
+        rows = [prompts[place] for place in places[start : start + BATCH_SIZE]]
+        chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
+        output = model(**render(processor, chats).to(model.device))
+        states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
+    model.train(training)
+    return torch.cat(states)
 
 
 def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
