@@ -75,7 +75,7 @@ class EmbeddingHead(nn.Module):
     def _log_weights(self, hidden: Tensor) -> Tensor:
         if self.score is None:
             return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
-        return self.score(hidden).squeeze(-1).float()  # (..., H) -> (...)
+        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()  # (..., H) -> (...)
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Pooled:
         """

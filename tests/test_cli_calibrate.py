@@ -63,6 +63,13 @@ def test_nothing_but_the_threshold_changes(checkpoint, inputs):
         assert name == "config.json" or (checkpoint / name).read_bytes() == content
 
 
+def test_a_budget_of_tokens_needs_a_model_that_thinks_once(checkpoint, inputs, capsys):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "max_reasoning_rounds": 2}))
+    assert calibrate(checkpoint, inputs, "--target-tokens", "2") == 2
+    assert "may think several times" in capsys.readouterr().err
+
+
 def test_errors(checkpoint, inputs, tmp_path, capsys):
     assert calibrate(tmp_path / "nowhere", inputs, "--target-ratio", "0.3") == 2
     assert "there is no config.json in it" in capsys.readouterr().err

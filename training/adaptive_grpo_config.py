@@ -102,6 +102,19 @@ class AdaptiveGRPOConfig(GRPOConfig):
                 f"{self.steps_per_generation} has to be a multiple of num_generations={size}: a group must not be "
                 "spread over processes."
             )
+        window = self.steps_per_generation * self.num_iterations
+        if window % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation={self.steps_per_generation} times num_iterations={self.num_iterations} has to "
+                f"be a multiple of gradient_accumulation_steps={self.gradient_accumulation_steps}: rollouts are drawn "
+                "between optimiser steps."
+            )
+        steps = window // self.gradient_accumulation_steps  # optimiser steps on the same rollouts
+        if steps > 1 and str(self.save_strategy) in ("steps", "SaveStrategy.STEPS") and self.save_steps % steps:
+            raise ValueError(
+                f"save_steps={self.save_steps} has to be a multiple of the {steps} steps that are taken on the same "
+                "rollouts: a checkpoint does not hold these, and a run that goes on from between would differ."
+            )
 
     def _check_choices(self) -> None:
         if self.use_vllm:
@@ -110,12 +123,26 @@ class AdaptiveGRPOConfig(GRPOConfig):
                 "head, and gives back no embeddings. Set use_vllm=False. To draw rationales with vLLM, use "
                 "`mmemb-r1 rationales` with its server as a worker."
             )
-        allowed = {
+        # those of TRL's that would be without effect here, or would bend the decision's gradient, have one value
+        allowed: dict[str, tuple[object, ...]] = {
             "scorer": SCORERS,
             "decision_reward": DECISION_REWARDS,
             "loss_type": ("dapo",),
             "scale_rewards": ("none", False),
             "importance_sampling_level": ("token",),
+            "multi_objective_aggregation": ("sum_then_normalize",),
+            "top_entropy_quantile": (1.0,),
+            "entropy_coef": (0.0,),
+            "use_adaptive_entropy": (False,),
+            "mask_truncated_completions": (False,),
+            "top_p": (1.0,),
+            "top_k": (0, None),
+            "min_p": (None,),
+            "repetition_penalty": (1.0,),
+            "generation_kwargs": (None,),
+            "cast_lm_head_to_fp32": (False,),
+            "sync_ref_model": (False,),
+            "router_aux_loss_coef": (None, 0.0),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

@@ -14,7 +14,6 @@ from torch.utils.data import Sampler
 from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
-from mmemb_r1.modeling.decoding_mmemb_r1 import prefill
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.adaptive_grpo_config import AdaptiveGRPOConfig
@@ -29,11 +28,12 @@ from mmemb_r1.training.advantages import (
 from mmemb_r1.training.alignment_scorer import AlignmentScorer
 from mmemb_r1.training.collapse import StopOnCollapse
 from mmemb_r1.training.distributed import summed
+from mmemb_r1.training.epoch_sampler import EpochSampler
 from mmemb_r1.training.gate_coordinates import StandardisedGate
 from mmemb_r1.training.policy_data import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
 from mmemb_r1.training.policy_forward import PolicyForward
 from mmemb_r1.training.rewards import alignment_reward, cost_reward, format_reward
-from mmemb_r1.training.rollouts import Group, as_columns, read_thoughts, roll_out
+from mmemb_r1.training.rollouts import Group, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.training_facts import adaptive_facts, write_facts
 
 RewardFunction = Callable[..., list[float]]
@@ -90,6 +90,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
         self.max_tokens = args.max_reasoning_tokens or config.max_reasoning_tokens
         args = copy.copy(args)
+        args.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
         args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
         args.reward_weights = [
             args.format_weight,
@@ -119,21 +120,34 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
             optimizers=optimizers,
             rollout_func=lambda prompts, _: self._roll_out(prompts),
         )
+        self._refuse_sharding()
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._frozen.to(self.accelerator.device)
             self.ref_model = self._frozen if beta else None
-        self._generations = 0
+
+    def _refuse_sharding(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "The adaptive phase draws rollouts from the whole model, and does not run on a sharded one: use "
+                "accelerate launch --multi_gpu, with adapters (lora) where memory is short."
+            )
 
     def _send_telemetry(self) -> None:
         """Nobody is told what is trained here, unlike in TRL's own trainers."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         """TRL's, but an epoch's order follows from its number: a run that was killed goes on with the right one."""
-        sampler = super()._get_train_sampler(dataset)
-        if sampler.shuffle:
-            sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
-        return sampler
+        size = self.num_generations
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=size,
+            batch_size=self.args.generation_batch_size // size,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     # Rollouts
 
@@ -148,12 +162,13 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
 
     def _embed_candidates(self) -> None:
         """Embed targets and negatives: once, while the scorer is frozen."""
-        due = self._frozen is None and self._generations % self.args.refresh_steps == 0
-        self._generations += self.model.training
+        steps = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        due = self.args.scorer == "live" and self.state.global_step // steps % self.args.refresh_steps == 0
         if due or not self._scorer.ready:
             scorer = self._scoring_model
             training = scorer.training
-            self._scorer.embed(scorer.eval(), self.processing_class)
+            with self.accelerator.autocast():
+                self._scorer.embed(scorer.eval(), self.processing_class)
             scorer.train(training)
 
     @property
@@ -170,56 +185,35 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
     def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
         """Completions of prompts that stand in groups, what was chosen in them, and how they did."""
         size = self.num_generations if self.model.training else self.num_generations_eval
-        model, config, direct = self._bare_model, self._bare_model.config, self.args.num_direct_rollouts
-        training = model.training
-        batch = self._rendered(prompts[::size])
-        group = roll_out(
-            model.eval(),
-            batch,
-            size - direct,
-            max_tokens=self.max_tokens,
-            max_rounds=self.max_rounds,
-            temperature=self.temperature,
-        )
-        model.train(training)
-        rows = self._rows[::size].to(batch["input_ids"].device)
-        alignment = torch.cat([self._aligned(batch, group, rows, kind) for kind in (False, True)], dim=1).tolist()
+        model, scorer, direct = self._bare_model, self._scoring_model, self.args.num_direct_rollouts
+        batch, training = self._rendered(prompts[::size]), model.training
+        with self.accelerator.autocast():  # in the precision that log-probabilities will be taken in
+            group = roll_out(
+                model.eval(),
+                batch,
+                size - direct,
+                max_tokens=self.max_tokens,
+                max_rounds=self.max_rounds,
+                temperature=self.temperature,
+            )
+            model.train(training)
+            found = (group.direct, group.reasoned) if scorer is model else read_group(scorer, batch, group)
+        vectors, own = (in_groups(*of, direct) for of in (found, (group.direct, group.reasoned)))
+        self._log("similarity_to_scorer", nn.functional.cosine_similarity(vectors, own).mean())
         self._groups = [group]
         rows_of_ids = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
         prompt_ids = [ids[kept].tolist() for ids, kept in rows_of_ids]
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
             "logprobs": None,
-            "alignment": [value for row in alignment for value in row],
-            **as_columns(group, direct, config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
+            "alignment": self._scorer.log_alignment(self._rows, vectors).exp().tolist(),
+            **as_columns(group, direct, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
         }
 
     def _rendered(self, prompts: list[Any]) -> dict[str, Tensor]:
         """Prompts as `encode` renders them."""
         conversations = to_conversations(prompts, num_video_frames=self._bare_model.config.num_video_frames)
         return dict(render(self.processing_class, conversations).to(self.accelerator.device))
-
-    def _aligned(self, batch: dict[str, Tensor], group: Group, rows: Tensor, reasoned: bool) -> Tensor:
-        """Alignment of the direct rollouts, `(B, n_d)`, or of the reasoned ones, `(B, n_r)`, as the scorer sees it."""
-        scorer, live = self._scoring_model, self._scoring_model is self._bare_model
-        number = (len(group.reasoned) if reasoned else self.args.num_direct_rollouts * len(rows)) // len(rows)
-        each = torch.arange(len(rows), device=rows.device).repeat_interleave(number)
-        if live:
-            vectors = group.reasoned if reasoned else group.direct[each]
-        else:
-            media = {key: value for key, value in batch.items() if key not in ("input_ids", "attention_mask")}
-            with torch.no_grad():
-                context = prefill(
-                    scorer.vlm, scorer.head, batch["input_ids"], batch["attention_mask"], reasoned, **media
-                )
-                vectors = (
-                    read_thoughts(scorer, context, each, group.thoughts)
-                    if reasoned
-                    else scorer.head(context.pooled.mean)[each]
-                )
-            own = group.reasoned if reasoned else group.direct[each]
-            self._log("similarity_to_scorer", nn.functional.cosine_similarity(vectors, own).mean())
-        return self._scorer.log_alignment(rows[each], vectors).exp().view(len(rows), number)
 
     # Advantages
 
@@ -259,7 +253,8 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
         decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
         said = leave_one_out(rewards, reasoned).flatten()
         threshold = self._bare_model.config.gate_threshold
-        for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, probs, threshold).items():
+        used = self._groups[0].gate_logits.sigmoid()  # as `encode` takes it
+        for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, used, threshold).items():
             self._log(name, value)
         mask = output["completion_mask"] * output["tool_mask"]  # (B, C)
         markers = output["completion_ids"] == self._bare_model.config.embed_token_id

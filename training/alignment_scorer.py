@@ -59,16 +59,19 @@ class AlignmentScorer:
         queries = [content_key(query) for query in StoredInputs(pairs, "query")]
         for query, number in zip(queries, numbers[: len(pairs)], strict=True):
             right[query].add(number)
-        start, self._candidates = len(targets), []
+        self._of_task = {task: torch.tensor(sorted(numbers)) for task, numbers in of_task.items()}
+        self._task = tasks[: len(pairs)]
+        self._own, self._right, start = [], [], len(targets)
         for row, (query, own) in enumerate(zip(queries, hard, strict=True)):
-            negatives = (of_task[tasks[row]] | set(numbers[start : start + len(own)])) - right[query]
+            more_own = set(numbers[start : start + len(own)]) - of_task[tasks[row]] - right[query]
             start += len(own)
-            if not negatives:
+            if not more_own and of_task[tasks[row]] <= right[query]:
                 raise ValueError(
                     f"row {row} of the pairs table, counted from 0, has no negative: its task {tasks[row]!r} has no "
                     "other target. Add pairs or the column 'negatives', or leave the row out."
                 )
-            self._candidates.append(torch.tensor([numbers[row], *sorted(negatives)]))  # the target comes first
+            self._own.append(torch.tensor(sorted(more_own), dtype=torch.long))
+            self._right.append(torch.tensor(sorted(right[query]), dtype=torch.long))
 
     @property
     def ready(self) -> bool:
@@ -95,13 +98,13 @@ class AlignmentScorer:
         for place, row in enumerate(rows.tolist()):
             places[row].append(place)
         for row, own in places.items():
-            scores = vectors[own].float() @ kept[self._candidates[row]].T / self.temperature  # (n, C)
-            result[own] = functional.log_softmax(scores, dim=1)[:, 0]
+            candidates = torch.cat([self._of_task[self._task[row]], self._own[row]])  # (C,), the target among them
+            positive = candidates == self._positive[row]
+            ignored = torch.isin(candidates, self._right[row]) & ~positive
+            scores = vectors[own].float() @ kept[candidates].float().T / self.temperature  # (n, C)
+            scores = scores.masked_fill(ignored.to(scores.device), -torch.inf)
+            result[own] = functional.log_softmax(scores, dim=1)[:, int(positive.nonzero())]
         return result
-
-    def positives(self, rows: Tensor) -> list[Any]:
-        """The targets of pairs, as inputs."""
-        return [self.inputs[self._positive[row]] for row in rows.tolist()]
 
 
 @torch.no_grad()

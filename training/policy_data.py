@@ -109,7 +109,8 @@ def without_pictures(conversation: Sequence[dict[str, Any]]) -> tuple[Messages, 
 
 def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id: int | None) -> None:
     """
-    Check on the first prompt that rollouts and log-probabilities will be of the same ids.
+    Check that rollouts and log-probabilities will be of the same ids: on the first prompt with a picture, and on the
+    first without.
 
     Args:
         prompts: of [`policy_prompts`].
@@ -119,7 +120,16 @@ def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id:
     Raises:
         ValueError: if it does not, or if TRL, which writes the text first, would render other ids.
     """
-    row = prompts[0]
+    found: dict[bool, Any] = {}
+    for row in prompts:
+        found.setdefault(bool(row["images"]), row)
+        if len(found) == 2:
+            break
+    for row in found.values():
+        _check_prompt(row, processor, embed_token_id)
+
+
+def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id: int | None) -> None:
     conversation = with_pictures(row["prompt"], row["images"])
     ids = render(processor, [conversation])["input_ids"][0].tolist()
     if ids[-1] != embed_token_id or ids.count(embed_token_id) != 1:

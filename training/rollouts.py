@@ -136,6 +136,39 @@ def read_thoughts(model: MMEmbR1Model, context: Context, rows: Tensor, thoughts:
     return model.head(model.head.join(context.pooled, model.head.pool(hidden, tail_mask.bool())).mean)
 
 
+def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: Group) -> tuple[Tensor, Tensor]:
+    """
+    A group's direct embeddings `(B, D)` and last ones `(B * n, D)` as another embedder sees them.
+
+    Args:
+        model: the embedder.
+        batch: the B prompts.
+        group: what a policy made of them.
+    """
+    media = dict(batch)
+    with torch.no_grad():
+        context = prefill(model.vlm, model.head, media.pop("input_ids"), media.pop("attention_mask"), True, **media)
+        direct = model.head(context.pooled.mean)
+    rows = torch.arange(len(direct), device=direct.device).repeat_interleave(len(group.thoughts) // len(direct))
+    return direct, read_thoughts(model, context, rows, group.thoughts)
+
+
+def in_groups(direct: Tensor, reasoned: Tensor, num_direct: int) -> Tensor:
+    """
+    A row per rollout: for each prompt the direct one so many times, then those that think.
+
+    Args:
+        direct: `(B, D)`.
+        reasoned: `(B * n, D)`.
+        num_direct: direct rollouts of each prompt.
+
+    >>> in_groups(torch.zeros(1, 1), torch.ones(2, 1), num_direct=1).tolist()
+    [[0.0], [1.0], [1.0]]
+    """
+    first = direct[:, None].expand(-1, num_direct, -1)  # (B, n_d, D)
+    return torch.cat([first, reasoned.unflatten(0, (len(direct), -1))], dim=1).flatten(0, 1)
+
+
 def as_columns(
     group: Group, num_direct: int, config: Any, eos_token_id: int, max_tokens: int, max_rounds: int
 ) -> dict[str, list[Any]]:

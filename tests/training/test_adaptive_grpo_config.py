@@ -88,3 +88,31 @@ def test_the_floor(config, value):
 def test_vllm_is_refused_with_a_way_out(config):
     with pytest.raises(ValueError, match="use_vllm=True can't draw rollouts here.*mmemb-r1 rationales"):
         config(use_vllm=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("top_entropy_quantile", 0.5),
+        ("entropy_coef", 0.1),
+        ("top_p", 0.9),
+        ("top_k", 5),
+        ("repetition_penalty", 1.1),
+        ("generation_kwargs", {"num_beams": 2}),
+        ("multi_objective_aggregation", "normalize_then_sum"),
+        ("router_aux_loss_coef", 0.01),
+        ("mask_truncated_completions", True),
+    ],
+)
+def test_options_of_grpo_without_effect_are_refused(config, field, value):
+    with pytest.raises(ValueError, match=f"{field}=.*; allowed: "):
+        config(**{field: value})
+
+
+def test_checkpoints_lie_where_rollouts_are_drawn(config):
+    with pytest.raises(ValueError, match="save_steps=3 has to be a multiple of the 2 steps"):
+        config(num_iterations=2, save_strategy="steps", save_steps=3)
+    config(num_iterations=2, save_strategy="steps", save_steps=4)
+    config(num_iterations=2, save_strategy="no", save_steps=3)
+    with pytest.raises(ValueError, match="be a multiple of gradient_accumulation_steps=2"):
+        config(steps_per_generation=1, gradient_accumulation_steps=2)

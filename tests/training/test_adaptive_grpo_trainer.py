@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,6 +210,37 @@ def test_ratios_are_one_until_the_policy_moves(one_group):
     torch.testing.assert_close(batch["old_per_token_logps"], found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"beta": 0.1}, {"refresh_steps": 2}])
+def test_a_live_scorer_embeds_its_candidates_anew(trainer_of, vivid, rows, changes, monkeypatch):
+    trainer = trainer_of(vivid, rows, max_steps=4, scorer="live", **{"refresh_steps": 1, **changes})
+    embed, calls = trainer._scorer.embed, []
+
+    def spy(*args):
+        calls.append(trainer.state.global_step)
+        embed(*args)
+
+    monkeypatch.setattr(trainer._scorer, "embed", spy)
+    trainer.train()
+    assert calls == ([0, 2] if changes == {"refresh_steps": 2} else [0, 1, 2, 3])
+
+
+def test_the_logged_gate_is_the_one_that_encode_asks(one_group, vivid):
+    with torch.no_grad():
+        vivid.gate.output.weight.zero_()
+        vivid.gate.output.bias.fill_(1.0)
+    vivid.config.gate_threshold = 0.75  # sigmoid(1) is below, sigmoid(1 / 0.5) is above
+    trainer, _ = one_group(temperature=0.5)
+    assert trainer._metrics["train"]["gate/prob"] == [pytest.approx(0.7311, abs=1e-4)]
+    assert trainer._metrics["train"]["gate/thinks"] == [0.0]
+
+
+@pytest.mark.parametrize("switch", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharded_models_are_refused(switch):
+    sharded = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, switch: True})
+    with pytest.raises(ValueError, match="does not run on a sharded one"):
+        AdaptiveGRPOTrainer._refuse_sharding(sharded)
+
+
 def test_two_rounds(trainer_of, vivid, rows):
     with torch.no_grad():
         vivid.gate.output.bias.fill_(3.0)
@@ -277,10 +309,11 @@ def test_resuming_gives_the_same_weights(trainer_of, vivid, rows, tmp_path):
     assert json.loads((tmp_path / "parts" / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
 
 
-def test_adapters(trainer_of, vivid, rows):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters(trainer_of, vivid, rows, dtype):
     from mmemb_r1.training.adapters import lora_config, with_adapters
 
-    wrapped = with_adapters(vivid, lora_config(vivid, r=2))
+    wrapped = with_adapters(vivid.to(dtype), lora_config(vivid, r=2))
     before = {name: value.clone() for name, value in wrapped.named_parameters()}
     trainer_of(wrapped, rows, gate_learning_rate=0.1).train()
     moved = {name for name, value in wrapped.named_parameters() if not torch.equal(value, before[name])}

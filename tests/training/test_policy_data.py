@@ -79,3 +79,16 @@ def test_a_processor_without_the_marker_is_refused(rows, processor, tiny):
     with pytest.raises(ValueError, match=r"pair 'pair 0' does not end in `<\|embed\|>`"):
         check_rendering(policy_prompts(rows, bare), bare, tiny[0].config.embed_token_id)
     check_rendering(policy_prompts(rows, processor), processor, tiny[0].config.embed_token_id)
+
+
+def test_a_prompt_with_a_picture_is_checked_wherever_it_stands(rows, processor, tiny, monkeypatch):
+    prompts = policy_prompts(rows.select([12, 13, 0]), processor)  # text, text, picture
+    seen, template = [], type(processor).apply_chat_template
+
+    def spy(self, chats, *args, **kwargs):
+        seen.extend(part["type"] for chat in chats if isinstance(chat, list) for part in chat[0]["content"])
+        return template(self, chats, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor), "apply_chat_template", spy)
+    check_rendering(prompts, processor, tiny[0].config.embed_token_id)
+    assert seen == ["text", "image", "text"]

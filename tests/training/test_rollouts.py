@@ -11,7 +11,7 @@ from mmemb_r1.modeling.decoding_mmemb_r1 import prefill
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.policy_forward import PolicyForward
-from mmemb_r1.training.rollouts import as_columns, completion, loss_mask, read_thoughts, roll_out
+from mmemb_r1.training.rollouts import as_columns, completion, loss_mask, read_group, read_thoughts, roll_out
 from mmemb_r1.training.suffixes import append_tokens
 
 BUDGET, THOUGHTS = 5, 3
@@ -70,6 +70,8 @@ def test_another_model_reads_what_was_thought(pooling, rounds):
         context = prefill(model.vlm, model.head, batch["input_ids"], batch["attention_mask"], True, **media)
     rows = torch.arange(2).repeat_interleave(THOUGHTS)
     read = read_thoughts(copy.deepcopy(model), context, rows, group.thoughts)
+    for found, expected in zip(read_group(model, batch, group), (group.direct, group.reasoned), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(read, group.reasoned, rtol=1e-4, atol=1e-4)
 
 

@@ -45,6 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
     model = MMEmbR1(str(args.model), device=args.device)
     by_tokens = args.target_tokens is not None
+    if by_tokens and model[0].model.config.max_reasoning_rounds > 1:
+        raise ValueError(
+            f"--target-tokens: {args.model} may think several times, and how much it spends is decided after each; "
+            "use --target-ratio"
+        )
     try:
         rows: Any = model.explain(
             inputs,
