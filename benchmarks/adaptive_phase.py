@@ -38,10 +38,10 @@ FIELDS = {
     "per_device_train_batch_size": 64,
     "num_generations": 4,
     "learning_rate": 5e-6,
-    "gate_learning_rate": 1e-2,
-    "min_decision_prob": 0.1,
-    "cost_weight": 0.2,
-    "temperature": 0.7,
+    "gate_learning_rate": 2e-3,
+    "min_decision_prob": 0.02,
+    "cost_weight": 0.1,
+    "temperature": 0.5,
     "logging_steps": 10,
     "save_steps": 50,
     "save_total_limit": 1,
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/adaptive"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--gate", choices=GATES, default="fresh", help="what GRPO starts from")
+    parser.add_argument("--gate", choices=GATES, default="warm", help="what GRPO starts from")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--split", default="test", help="that is evaluated")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of AdaptiveGRPOConfig")
