@@ -256,12 +256,11 @@ def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:
 
 
 def without_suppressed(logits: Tensor, config: Any) -> Tensor:
-    """Logits `(N, V)` with minus infinity at the ids that can't occur in a rationale."""
-    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    banned[config.suppressed_token_ids] = True
+    """Logits `(N, V)`, changed in place: minus infinity at the ids that can't occur in a rationale."""
+    logits[:, config.suppressed_token_ids] = -torch.inf
     if config.rationale_vocab_size is not None:
-        banned[config.rationale_vocab_size :] = True
-    return logits.masked_fill(banned, -torch.inf)
+        logits[:, config.rationale_vocab_size :] = -torch.inf
+    return logits
 
 
 def _collect(history: list[tuple[Tensor, Tensor]], token_ids: list[list[int]], embed_id: int) -> None:

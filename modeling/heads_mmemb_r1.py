@@ -95,12 +95,7 @@ class EmbeddingHead(nn.Module):
 
     def extend(self, pooled: Pooled, hidden: Tensor) -> Pooled:
         """Add one token per row, with hidden states `hidden` `(B, H)`."""
-        if self.pooling == "last":
-            return Pooled(pooled.log_weight, hidden.float())
-        new = self._log_weights(hidden)  # (B,)
-        total = torch.logaddexp(pooled.log_weight, new)
-        share = (new - total).exp()[:, None]  # (B, 1)
-        return Pooled(total, pooled.mean + share * (hidden.float() - pooled.mean))
+        return self.join(pooled, Pooled(self._log_weights(hidden), hidden.float()))
 
     def join(self, pooled: Pooled, later: Pooled) -> Pooled:
         """What was pooled of a row's first tokens and of its later ones -> of all."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,16 +29,17 @@ from mmemb_r1.training.collapse import StopOnCollapse
 from mmemb_r1.training.distributed import summed
 from mmemb_r1.training.epoch_sampler import EpochSampler
 from mmemb_r1.training.gate_coordinates import StandardisedGate
+from mmemb_r1.training.phase_trainer import PhaseTrainer
 from mmemb_r1.training.policy_data import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
 from mmemb_r1.training.policy_forward import PolicyForward
 from mmemb_r1.training.rewards import alignment_reward, cost_reward, format_reward
-from mmemb_r1.training.rollouts import Group, as_columns, in_groups, read_group, roll_out
-from mmemb_r1.training.training_facts import adaptive_facts, write_facts
+from mmemb_r1.training.rollouts import as_columns, in_groups, read_group, roll_out
+from mmemb_r1.training.training_facts import adaptive_facts
 
 RewardFunction = Callable[..., list[float]]
 
 
-class AdaptiveGRPOTrainer(GRPOTrainer):
+class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     """
     Teaches a model that thinks well when to think at all.
 
@@ -64,10 +64,6 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["mmemb-r1", "grpo"]
     _name = "Adaptive GRPO"
-    _paper = {
-        "title": "MMEmb-R1: Reasoning-Enhanced Multimodal Embedding with Pair-Aware Selection and Adaptive Control",
-        "id": "2604.06156",
-    }
     args: AdaptiveGRPOConfig
 
     def __init__(
@@ -106,7 +102,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
         self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if needed else None
         self._gate_inputs = gate_inputs(model, processing_class, prompts)
         self._rows = torch.empty(0, dtype=torch.long)
-        self._groups: list[Group] = []
+        self._gate_logits = torch.empty(0)
         super().__init__(
             model=model,
             reward_funcs=[format_reward, alignment_reward, cost_reward, *reward_funcs],
@@ -132,9 +128,6 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
                 "The adaptive phase draws rollouts from the whole model, and does not run on a sharded one: use "
                 "accelerate launch --multi_gpu, with adapters (lora) where memory is short."
             )
-
-    def _send_telemetry(self) -> None:
-        """Nobody is told what is trained here, unlike in TRL's own trainers."""
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         """TRL's, but an epoch's order follows from its number: a run that was killed goes on with the right one."""
@@ -200,7 +193,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
             found = (group.direct, group.reasoned) if scorer is model else read_group(scorer, batch, group)
         vectors, own = (in_groups(*of, direct) for of in (found, (group.direct, group.reasoned)))
         self._log("similarity_to_scorer", nn.functional.cosine_similarity(vectors, own).mean())
-        self._groups = [group]
+        self._gate_logits = group.gate_logits
         rows_of_ids = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
         prompt_ids = [ids[kept].tolist() for ids, kept in rows_of_ids]
         return {
@@ -242,7 +235,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
         """`(B, C)` advantages of the rollouts that were just scored; see [`token_advantages`]."""
         args, size = self.args, self.num_generations if self.model.training else self.num_generations_eval
         rewards, reasoned = self._rewards.view(-1, size), self._fields["reasoned"].view(-1, size).bool()
-        probs = (self._groups[0].gate_logits / self.temperature).sigmoid()  # (N,)
+        probs = (self._gate_logits / self.temperature).sigmoid()  # (N,)
         alignment = self._fields["alignment"].view(-1, size)
         gap = strata(alignment, reasoned)[1].diff(dim=1).squeeze(1)  # (N,)
         for_decision = rewards
@@ -253,7 +246,7 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
         decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
         said = leave_one_out(rewards, reasoned).flatten()
         threshold = self._bare_model.config.gate_threshold
-        used = self._groups[0].gate_logits.sigmoid()  # as `encode` takes it
+        used = self._gate_logits.sigmoid()  # as `encode` takes it
         for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, used, threshold).items():
             self._log(name, value)
         mask = output["completion_mask"] * output["tool_mask"]  # (B, C)
@@ -302,12 +295,3 @@ class AdaptiveGRPOTrainer(GRPOTrainer):
     def _log(self, name: str, value: Tensor) -> None:
         mode = "train" if self.model.training else "eval"
         self._metrics[mode][name].append(self.accelerator.gather(value.detach().float().reshape(1)).nanmean().item())
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        if self.is_world_process_zero():
-            self.save_facts(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-    def save_facts(self, folder: Path) -> None:
-        """Write what was trained, on which data, from which weights, beside a checkpoint."""
-        write_facts(folder, self.facts, self.state.global_step)

@@ -30,15 +30,16 @@ from mmemb_r1.training.joint_loss import SIDES, contrastive_loss, token_loss, to
 from mmemb_r1.training.joint_metrics import Means
 from mmemb_r1.training.joint_pairs import JointPairs, check_tables
 from mmemb_r1.training.joint_sampler import TaskBatchSampler
+from mmemb_r1.training.phase_trainer import PhaseTrainer
 from mmemb_r1.training.selected import SelectedRationales
-from mmemb_r1.training.training_facts import training_facts, write_facts
+from mmemb_r1.training.training_facts import training_facts
 
 # Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
 # only some see pictures: this trainer averages by itself.
 _AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
 
-class JointTrainer(_BaseTrainer):
+class JointTrainer(PhaseTrainer, _BaseTrainer):
     """
     Trains thinking and embedding together on pairs with rationales.
 
@@ -68,10 +69,6 @@ class JointTrainer(_BaseTrainer):
     _tag_names = ["mmemb-r1", "joint"]
     _name = "Joint"
     loss_is_scaled_for_ga = False  # every term is a mean over its batch
-    _paper = {
-        "title": "MMEmb-R1: Reasoning-Enhanced Multimodal Embedding with Pair-Aware Selection and Adaptive Control",
-        "id": "2604.06156",
-    }
     args: JointConfig
 
     def __init__(
@@ -130,9 +127,6 @@ class JointTrainer(_BaseTrainer):
         self._means = {"train": Means(), "eval": Means()}
         self._tokens, self._since = 0, time.perf_counter()
         self.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # `train` sets it for each step
-
-    def _send_telemetry(self) -> None:
-        """Nobody is told what is trained here, unlike in TRL's own trainers."""
 
     # Data
 
@@ -341,15 +335,6 @@ class JointTrainer(_BaseTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # a checkpoint counts as complete with what is written after this
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        if self.is_world_process_zero():
-            self.save_facts(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-    def save_facts(self, folder: Path) -> None:
-        """Write what was trained, on which data, from which weights, beside a checkpoint."""
-        write_facts(folder, self.facts, self.state.global_step)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

@@ -120,13 +120,13 @@ def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id:
     Raises:
         ValueError: if it does not, or if TRL, which writes the text first, would render other ids.
     """
-    found: dict[bool, Any] = {}
-    for row in prompts:
-        found.setdefault(bool(row["images"]), row)
-        if len(found) == 2:
+    first: dict[bool, int] = {}
+    for place, query in enumerate(StoredInputs(prompts, "query")):  # no picture is opened for it
+        first.setdefault("image" in query, place)
+        if len(first) == 2:
             break
-    for row in found.values():
-        _check_prompt(row, processor, embed_token_id)
+    for place in first.values():
+        _check_prompt(prompts[place], processor, embed_token_id)
 
 
 def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id: int | None) -> None:

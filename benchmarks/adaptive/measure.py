@@ -26,8 +26,8 @@ def measure_gate(checkpoint: Path, pairs: Dataset, candidates: Dataset, path: Pa
 
     Writes an object of columns with a row per query: `pair_id`, `task`, `entity`, `complexity`; whether the target
     came first, `never` and `always`; the target's probability, `aligned_never` and `aligned_always`; the gate's
-    `gate_prob`; the `tokens` and `seconds` (a query's share) of a thought. What the gate at any threshold would have
-    got follows from these: a query's vector is one of the two.
+    `gate_prob`; the `tokens` of a thought. What the gate at any threshold would have got follows from these: a
+    query's vector is one of the two.
 
     Args:
         checkpoint: the model's folder.

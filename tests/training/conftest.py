@@ -137,8 +137,20 @@ def visit():
     return examples
 
 
+@pytest.fixture(scope="session")
+def on_cpu():
+    """Arguments of every trainer here: on the CPU, telling nobody."""
+    return {
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
 @pytest.fixture
-def make_trainer(processor, tmp_path):
+def make_trainer(processor, tmp_path, on_cpu):
     """`make_trainer(model, table, eval_dataset=..., rationales=..., augment=..., **arguments)`: a trainer on the
     CPU."""
     from mmemb_r1.training import JointConfig, JointTrainer
@@ -152,11 +164,7 @@ def make_trainer(processor, tmp_path):
             "max_steps": 4,
             "learning_rate": 5e-3,
             "logging_steps": 1,
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "report_to": [],
-            "disable_tqdm": True,
+            **on_cpu,
             "save_strategy": "no",
         }
         return JointTrainer(model, JointConfig(**{**defaults, **changes}), table, processor, **tables)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 
 
 @pytest.fixture
-def trainer_of(processor, tmp_path):
+def trainer_of(processor, tmp_path, on_cpu):
     """`trainer_of(model, table, joint_pairs=..., reward_funcs=..., **arguments)`: a trainer on the CPU."""
 
     def build(model, table, **changes):
@@ -34,11 +34,7 @@ def trainer_of(processor, tmp_path):
             "learning_rate": 1e-3,
             "alignment_temperature": 0.1,
             "logging_steps": 1,
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "report_to": [],
-            "disable_tqdm": True,
+            **on_cpu,
             "save_strategy": "no",
         }
         return AdaptiveGRPOTrainer(model, AdaptiveGRPOConfig(**{**defaults, **changes}), table, used, **given)
