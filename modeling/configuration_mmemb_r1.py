@@ -7,7 +7,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+REPOSITORY_FORMAT = 1
 POOLINGS = ("last", "mean", "attention")
+REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
 REASONING_MODES = ("auto", "always", "never")
 
 
@@ -64,6 +66,8 @@ class MMEmbR1Config(PreTrainedConfig):
             With `reasoning="auto"` an input thinks when its gate probability is at least this.
         reasoning (`str`, *optional*, defaults to `"auto"`):
             Default reasoning mode of `embed` and `encode`: `"auto"`, `"always"` or `"never"`.
+        document_reasoning (`str`, *optional*, defaults to `"never"`):
+            Default reasoning mode of `encode_document`: a corpus is embedded directly unless it is worth more.
         max_reasoning_tokens (`int`, *optional*, defaults to 128):
             Budget of one rationale in tokens; a longer one is closed by force.
         max_reasoning_rounds (`int`, *optional*, defaults to 1):
@@ -72,6 +76,12 @@ class MMEmbR1Config(PreTrainedConfig):
             Longer text of one input is cut before it is rendered. `None` never cuts.
         num_video_frames (`int`, *optional*, defaults to 8):
             Frames that are sampled evenly from a video file.
+        max_image_pixels (`int`, *optional*, defaults to 67108864):
+            Width x height of a picture or of a video's frame; a larger one is refused before it is decoded.
+        max_video_frames (`int`, *optional*, defaults to 262144):
+            Frames of a video; a longer one is refused.
+        repository_format (`int`, *optional*, defaults to 1):
+            What a repository holds and how it is read. Goes up when older code would read a newer one wrongly.
     """
 
     model_type = "mmemb_r1"
@@ -92,19 +102,36 @@ class MMEmbR1Config(PreTrainedConfig):
     gate_init_bias: float = -2.0
     gate_threshold: float = 0.5
     reasoning: str = "auto"
+    document_reasoning: str = "never"
     max_reasoning_tokens: int = 128
     max_reasoning_rounds: int = 1
     max_text_tokens: int | None = 8192
     num_video_frames: int = 8
+    max_image_pixels: int = 2**26
+    max_video_frames: int = 2**18
+    repository_format: int = REPOSITORY_FORMAT
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        if self.repository_format > REPOSITORY_FORMAT:
+            raise ValueError(
+                f"The checkpoint has repository_format={self.repository_format}, and this code of mmemb-r1 reads up to"
+                f" {REPOSITORY_FORMAT}: a newer version saved it. Upgrade with pip install -U mmemb-r1, or load it "
+                "with its own code: SentenceTransformer(..., trust_remote_code=True) where mmemb-r1 is not installed."
+            )
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} is not known; allowed: {', '.join(POOLINGS)}.")
+        if self.document_reasoning not in REASONING_MODES:
+            raise ValueError(
+                f"document_reasoning={self.document_reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}."
+            )
+        for name in ("num_video_frames", "max_image_pixels", "max_video_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1.")
         check_reasoning_options(
             self.reasoning, self.gate_threshold, self.max_reasoning_tokens, self.max_reasoning_rounds
         )
@@ -121,6 +148,11 @@ class MMEmbR1Config(PreTrainedConfig):
     def hidden_size(self) -> int:
         """Width of the backbone's hidden states."""
         return self.get_text_config().hidden_size
+
+    @property
+    def custom_pipelines(self) -> dict[str, Any]:
+        """What `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
+        return {"feature-extraction": {"impl": "pipeline_mmemb_r1.MMEmbR1Pipeline", "pt": ["AutoModel"]}}
 
     @property
     def image_token_id(self) -> int | None:

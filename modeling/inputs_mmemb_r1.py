@@ -8,12 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .media_mmemb_r1 import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_file, open_image, open_video
+from .media_mmemb_r1 import (
+    DEFAULTS,
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    WEB,
+    MediaOptions,
+    is_file,
+    open_image,
+    open_video,
+)
 from .tokens_mmemb_r1 import as_plain_text, control_strings
+
+try:  # transformers renders chat templates with it, and asks for it only then
+    from jinja2 import TemplateError
+except ImportError:
+    TemplateError = ValueError
 
 KEYS = ("text", "image", "video", "instruction")
 ROLES = ("system", "user", "assistant")
@@ -50,7 +63,7 @@ class InputError(ValueError):
 
 
 def to_conversations(
-    inputs: Sequence[Any], instruction: str | None = None, num_video_frames: int = 8
+    inputs: Sequence[Any], instruction: str | None = None, media: MediaOptions = DEFAULTS
 ) -> list[list[dict[str, Any]]]:
     """
     Inputs -> chat conversations with opened media, one per input and in the same order.
@@ -59,7 +72,7 @@ def to_conversations(
         inputs: strings, PIL images, dicts with any of `text`, `image`, `video`, `instruction` (lists for several), or
             chat messages.
         instruction: the system turn of every input that brings none itself.
-        num_video_frames: frames that are sampled evenly from a video file.
+        media: how pictures and videos are opened.
 
     Raises:
         InputError: naming the index of the input that can't be used.
@@ -67,20 +80,20 @@ def to_conversations(
     conversations = []
     for index, value in enumerate(inputs):
         try:
-            conversations.append(_conversation(value, instruction, num_video_frames))
+            conversations.append(_conversation(value, instruction, media))
         except (ValueError, OSError) as error:  # OSError: a file that may not be read
             raise InputError(index, str(error), value) from error
     return conversations
 
 
-def _conversation(value: Any, instruction: str | None, num_frames: int) -> list[dict[str, Any]]:
+def _conversation(value: Any, instruction: str | None, media: MediaOptions) -> list[dict[str, Any]]:
     if isinstance(value, Mapping) and "role" in value:
         value = [value]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return _opened_messages(value, instruction, num_frames)
-    fields = _fields(value)
-    content: list[dict[str, Any]] = [{"type": "image", "image": open_image(image)} for image in fields["image"]]
-    content += [_video_part(video, num_frames) for video in fields["video"]]
+        return _opened_messages(value, instruction, media)
+    fields = _fields(value, media)
+    content: list[dict[str, Any]] = [{"type": "image", "image": open_image(image, media)} for image in fields["image"]]
+    content += [_video_part(video, media) for video in fields["video"]]
     if text := "\n".join(text for text in map(_text, fields["text"]) if text.strip()):
         content.append({"type": "text", "text": text})
     _require_content(content)
@@ -105,10 +118,10 @@ def _text(value: Any) -> str:
     return value
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def _fields(value: Any, media: MediaOptions) -> dict[str, Any]:
     """One input as lists of its parts."""
     if isinstance(value, str):
-        value = _string_field(value)
+        value = _string_field(value, media)
     elif isinstance(value, Image.Image | bytes | np.ndarray):
         value = {"image": value}
     elif not isinstance(value, Mapping):
@@ -120,18 +133,19 @@ def _fields(value: Any) -> dict[str, Any]:
     return {**fields, "video": _as_videos(value.get("video")), "instruction": value.get("instruction")}
 
 
-def _string_field(value: str) -> dict[str, Any]:
+def _string_field(value: str, media: MediaOptions) -> dict[str, Any]:
     """A bare string is text, unless it plainly names a picture or a video."""
     for kind, suffixes in (("image", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)):
         if value.startswith(f"data:{kind}/"):
             return {kind: value}
         if value.lower().endswith(suffixes):
-            if is_file(value):
+            if is_file(value) or (media.allow_remote and value.lower().startswith(WEB)):
                 return {kind: value}
             if re.fullmatch(r"\S+", value) or re.match(r"~?/|\.\.?/|[A-Za-z]:\\", value):
                 raise ValueError(
                     f"{value!r:.200} looks like the path of a file ({kind}), but there is no such file, and nothing "
-                    'is downloaded. Correct the path, or pass {"text": ...} to embed the string itself.'
+                    "is downloaded unless allow_remote_media=True. Correct the path, or pass "
+                    '{"text": ...} to embed the string itself.'
                 )
     return {"text": value}
 
@@ -159,7 +173,7 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, Image.Image) or getattr(value, "ndim", 0) in (2, 3)
 
 
-def _opened_messages(messages: Sequence[Any], instruction: str | None, num_frames: int) -> list[dict[str, Any]]:
+def _opened_messages(messages: Sequence[Any], instruction: str | None, media: MediaOptions) -> list[dict[str, Any]]:
     """Chat messages with their media opened."""
     if not messages:
         raise ValueError(f"it is an empty list; allowed: {_ALLOWED}.")
@@ -178,12 +192,12 @@ def _opened_messages(messages: Sequence[Any], instruction: str | None, num_frame
             raise ValueError(
                 f"a message's content is of type {type(parts).__name__}; allowed: a string or a list of parts."
             )
-        opened.append({"role": role, "content": [_opened_part(part, num_frames) for part in parts]})
+        opened.append({"role": role, "content": [_opened_part(part, media) for part in parts]})
     _require_content([part for message in opened if message["role"] != "system" for part in message["content"]])
     return _with_system(opened, instruction)
 
 
-def _opened_part(part: Any, num_frames: int) -> dict[str, Any]:
+def _opened_part(part: Any, media: MediaOptions) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in ("text", "image", "video") or kind not in part:
         raise ValueError(
@@ -193,14 +207,14 @@ def _opened_part(part: Any, num_frames: int) -> dict[str, Any]:
     if kind == "text":
         return {"type": "text", "text": _text(part["text"])}
     return (
-        _video_part(part["video"], num_frames)
+        _video_part(part["video"], media)
         if kind == "video"
-        else {"type": "image", "image": open_image(part[kind])}
+        else {"type": "image", "image": open_image(part[kind], media)}
     )
 
 
-def _video_part(source: Any, num_frames: int) -> dict[str, Any]:
-    frames, metadata = open_video(source, num_frames)
+def _video_part(source: Any, media: MediaOptions) -> dict[str, Any]:
+    frames, metadata = open_video(source, media)
     return {"type": "video", "video": frames, "metadata": metadata}
 
 

@@ -6,8 +6,8 @@ import base64
 import binascii
 import io
 import os
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -15,8 +15,39 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .remote_mmemb_r1 import download
+
+WEB = ("http://", "https://")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    """
+    How pictures and videos are opened, and what is too large to be.
+
+    Args:
+        num_video_frames: frames that are sampled evenly from a video file.
+        max_image_pixels: width x height of a picture or of a video's frame. A file of a few kilobytes can hold a
+            picture that fills the memory.
+        max_video_frames: frames of a video.
+        allow_remote: whether web addresses are downloaded.
+    """
+
+    num_video_frames: int = 8
+    max_image_pixels: int = 2**26
+    max_video_frames: int = 2**18
+    allow_remote: bool = False
+
+    @classmethod
+    def of(cls, config: Any, allow_remote: bool = False) -> MediaOptions:
+        """Those of an `MMEmbR1Config`. Downloading is never the config's to allow: it comes with a checkpoint."""
+        names = ("num_video_frames", "max_image_pixels", "max_video_frames")
+        return cls(**{name: getattr(config, name) for name in names}, allow_remote=allow_remote)
+
+
+DEFAULTS = MediaOptions()
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -24,24 +55,26 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(os.path.expanduser(path))  # unlike Path.is_file, False for names no file system takes
 
 
-def open_image(source: Any) -> Image.Image:
+def open_image(source: Any, options: MediaOptions = DEFAULTS) -> Image.Image:
     """
     Open a picture as RGB, upright (EXIF) and with transparency on white.
 
     Args:
         source: a PIL image, a path, the bytes of a file, a `data:` URL, an array `(H, W)` or `(H, W, 3 | 4)` of uint8,
-            or the `{"bytes", "path"}` dict of an undecoded `datasets` image.
+            or the `{"bytes", "path"}` dict of an undecoded `datasets` image; a web address where that is allowed.
+        options: limits.
 
     Raises:
-        ValueError: if there is no such file, it is no picture, or its pixels have no range (32-bit).
+        ValueError: if there is no such file, it is no picture, it is too large, or its pixels have no range (32-bit).
     """
     if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
         source = source.get("bytes") or source.get("path")
     if isinstance(source, np.ndarray):
         source = _from_array(source)
-    data = None if isinstance(source, Image.Image) else _read(source, "image")
+    data = None if isinstance(source, Image.Image) else _read(source, "image", options)
     try:
         image = source if data is None else Image.open(io.BytesIO(data))
+        _check_size(f"image {_name(source)}", image.size, options)  # nothing is decoded yet
         image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # PIL's own words for an unknown format show an address in memory
@@ -52,6 +85,22 @@ def open_image(source: Any) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"its image has no pixels (size {image.size}).")
     return _rgb(image)
+
+
+def _check_size(name: str, size: tuple[int, int], options: MediaOptions) -> None:
+    if size[0] * size[1] > options.max_image_pixels:
+        raise ValueError(
+            f"its {name} has {size[0]} x {size[1]} pixels, more than max_image_pixels={options.max_image_pixels} of "
+            "the config; make it smaller, or raise that limit if you trust where it comes from."
+        )
+
+
+def _check_length(name: str, frames: int, options: MediaOptions) -> None:
+    if frames > options.max_video_frames:
+        raise ValueError(
+            f"its {name} has more than max_video_frames={options.max_video_frames} of the config; cut it, or raise "
+            "that limit."
+        )
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
@@ -76,8 +125,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _read(source: Any, kind: str) -> bytes:
-    """The bytes of a file, of a `data:` URL, or just bytes."""
+def _read(source: Any, kind: str, options: MediaOptions) -> bytes:
+    """The bytes of a file, of a `data:` URL, of a web address, or just bytes."""
     if isinstance(source, bytes | bytearray):
         return bytes(source)
     if isinstance(source, str) and source.startswith("data:"):
@@ -88,9 +137,12 @@ def _read(source: Any, kind: str) -> bytes:
             )
         except binascii.Error as error:
             raise ValueError(f"its data URL {_name(source)} is not valid base64 ({error}).") from error
-    if isinstance(source, str) and re.match(r"https?://", source):
+    if isinstance(source, str) and source.lower().startswith(WEB):
+        if options.allow_remote:
+            return download(source)
         raise ValueError(
-            f"{source!r} is a web address; nothing is downloaded. Download the {kind} and pass its path or bytes."
+            f"{source!r:.200} is a web address; nothing is downloaded unless that is asked for. Download the {kind} "
+            "and pass its path or bytes, or encode with allow_remote_media=True."
         )
     if not isinstance(source, str | Path):
         decoded = {"image": "a PIL image or array", "video": "a list of frames or an array"}[kind]
@@ -111,42 +163,44 @@ def _name(source: Any) -> str:
     return repr(f"{name[:57]}..." if name.startswith("data:") else f"...{name[-57:]}")  # a path by its file
 
 
-def open_video(source: Any, num_frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:
+def open_video(source: Any, options: MediaOptions = DEFAULTS) -> tuple[np.ndarray, dict[str, Any]]:
     """
     Open a video as frames `(T, H, W, 3)` of uint8 and their metadata.
 
     Args:
-        source: a path or the bytes of a file (decoded with PyAV, `num_frames` of its frames, evenly spread), or the
-            frames themselves, as an array or a list of pictures: these are all kept.
-        num_frames: frames to sample from a file.
+        source: a path or the bytes of a file (decoded with PyAV, some of its frames, evenly spread), or the frames
+            themselves, as an array or a list of pictures: these are all kept.
+        options: how many frames to sample from a file, and limits.
 
     Raises:
-        ValueError: if there is no such file, it is no video, or there are no frames.
+        ValueError: if there is no such file, it is no video, there are no frames, or it is too large.
     """
     if isinstance(source, np.ndarray) and source.ndim == 4:
         source = list(source)
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError("its video has no frames.")
-        frames = [np.asarray(open_image(frame)) for frame in source]
+        _check_length("video", len(source), options)
+        frames = [np.asarray(open_image(frame, options)) for frame in source]
         if len({frame.shape for frame in frames}) > 1:
             raise ValueError("the frames of its video differ in size; resize them to one size.")
         return np.stack(frames), _metadata(len(frames), 24.0, range(len(frames)))
-    return _decode_video(source, num_frames)
+    return _decode_video(source, options)
 
 
-def _decode_video(source: Any, num_frames: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode_video(source: Any, options: MediaOptions) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         import av
     except ImportError as error:
         raise ValueError("videos need PyAV: pip install av, or pass the frames as a list of pictures.") from error
 
-    data = _read(source, "video")
+    data = _read(source, "video", options)
+    num_frames = options.num_video_frames
     try:
         with av.open(io.BytesIO(data), "r") as container:
             rate = float(container.streams.video[0].average_rate or 24.0) if container.streams.video else 24.0
             # only as much as is sampled is kept as arrays: an hour of frames does not fit into memory
-            total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
+            total = _count_frames(f"video {_name(source)}", container, options) if container.streams.video else 0
         wanted = sorted(
             set(np.linspace(0, max(total - 1, 0), min(num_frames, max(total, 1))).round().astype(int).tolist())
         )
@@ -160,6 +214,16 @@ def _decode_video(source: Any, num_frames: int) -> tuple[np.ndarray, dict[str, A
     if not frames:
         raise ValueError(f"its video {_name(source)} has no frames.")
     return np.stack(frames), _metadata(total, rate, wanted)
+
+
+def _count_frames(name: str, container: Any, options: MediaOptions) -> int:
+    context, total = container.streams.video[0].codec_context, 0
+    _check_size(name, (context.width, context.height), options)
+    for frame in container.decode(video=0):
+        _check_size(name, (frame.width, frame.height), options)  # a stream may change its size
+        total += 1
+        _check_length(name, total, options)
+    return total
 
 
 def _metadata(total: int, fps: float, indices: Sequence[int]) -> dict[str, Any]:

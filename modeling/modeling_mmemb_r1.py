@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from .configuration_mmemb_r1 import MMEmbR1Config, check_reasoning_options
 from .decoding_mmemb_r1 import Sampling, Thoughts, left_padded, prefill, rotary_positions, think, without_suppressed
 from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
+from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
 
 
@@ -109,6 +110,19 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if module is self.gate.output:  # not the gate itself: transformers asks for modules that own parameters only
             self.gate.reset()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = None, **kwargs: Any) -> MMEmbR1Model:
+        """
+        Load a checkpoint, see [`PreTrainedModel.from_pretrained`]; only from safetensors, which hold no code.
+
+        Raises:
+            ValueError: for `use_safetensors=False`.
+            OSError: if the checkpoint holds no safetensors.
+        """
+        if use_safetensors is False:
+            raise ValueError("mmemb-r1 reads safetensors only; leave use_safetensors out, and convert other weights.")
+        return super().from_pretrained(*args, use_safetensors=True, **kwargs)
 
     @classmethod
     def from_vlm(

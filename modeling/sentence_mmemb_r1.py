@@ -10,11 +10,12 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from .configuration_mmemb_r1 import MMEmbR1Config
+from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config
 from .inputs_mmemb_r1 import InputError, render, to_conversations
+from .media_mmemb_r1 import MediaOptions
 from .modeling_mmemb_r1 import MMEmbR1Model
 
-REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
+INPUT_OPTIONS = ("task", "allow_remote_media")
 
 
 class MMEmbR1Module(InputModule):
@@ -26,7 +27,7 @@ class MMEmbR1Module(InputModule):
         processor (`ProcessorMixin`): the processor saved beside it.
     """
 
-    forward_kwargs = set(REASONING_OPTIONS)
+    forward_kwargs = {*REASONING_OPTIONS, *INPUT_OPTIONS}  # what `encode` passes on; other names are refused
 
     def __init__(self, model: MMEmbR1Model, processor: ProcessorMixin) -> None:
         super().__init__()
@@ -55,16 +56,25 @@ class MMEmbR1Module(InputModule):
         config = self.model.config
         return config.truncate_dim or config.embedding_dim or config.hidden_size
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, allow_remote_media: bool = False, **kwargs: Any
+    ) -> dict[str, Tensor]:
         """
-        Inputs -> tensors of a batch. `prompt` becomes the system turn of every input that brings no instruction
-        itself.
+        Inputs -> tensors of a batch.
+
+        Args:
+            inputs: strings, pictures, dicts or chat messages, see `to_conversations`.
+            prompt: the system turn of every input that brings no instruction itself.
+            allow_remote_media: download pictures and videos that are given as web addresses: from public servers only,
+                within limits of size and time.
+            **kwargs: options of `forward`.
 
         Raises:
             InputError: a `ValueError` that shows the input and names its position in this batch.
         """
         config = self.model.config
-        conversations = to_conversations(inputs, instruction=prompt, num_video_frames=config.num_video_frames)
+        media = MediaOptions.of(config, allow_remote_media)
+        conversations = to_conversations(inputs, instruction=prompt, media=media)
         try:
             return dict(render(self.processor, conversations, config.max_text_tokens))
         except InputError as error:
@@ -77,8 +87,11 @@ class MMEmbR1Module(InputModule):
         Args:
             features: what `preprocess` returned.
             **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of
-                [`MMEmbR1Model.embed`].
+                [`MMEmbR1Model.embed`]; `task="document"`, which `encode_document` passes, has a default of `reasoning`
+                of its own.
         """
+        task = options.get("task")
+        options = {name: options[name] for name in REASONING_OPTIONS if options.get(name) is not None}
         if torch.is_grad_enabled():
             if options.get("reasoning", "never") != "never":
                 raise ValueError(
@@ -86,6 +99,8 @@ class MMEmbR1Module(InputModule):
                     'the option out (or "never") to train the direct embedding.'
                 )
             options["reasoning"] = "never"
+        elif task == "document":
+            options.setdefault("reasoning", self.model.config.document_reasoning)
         output = self.model.embed(**features, **options)
         return {
             "sentence_embedding": output.embeddings,

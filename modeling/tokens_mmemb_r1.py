@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from tokenizers import AddedToken
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AddedToken, PreTrainedModel, ProcessorMixin
 
 EMBED = "<|embed|>"
 THINK = "<think>"

@@ -15,6 +15,7 @@ import mmemb_r1
 from mmemb_r1.cli import COMMANDS, main
 from mmemb_r1.cli.encode import parse_lines
 from mmemb_r1.cli.init import parse_settings
+from mmemb_r1.tiny import build_tiny_vlm
 
 
 def test_help_needs_neither_torch_nor_numpy():
@@ -143,6 +144,27 @@ class TestEncode:
         model = mmemb_r1.MMEmbR1(str(tiny_checkpoint), device="cpu")
         expected = model.encode(parse_lines(inputs.open(encoding="utf-8"), inputs.parent)[1], reasoning="never")
         np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+    def test_documents_have_their_own_prompt_and_default(self, inputs, tmp_path):
+        model = mmemb_r1.MMEmbR1.from_vlm(*build_tiny_vlm("qwen3_vl"), reasoning="always", max_reasoning_tokens=2)
+        model.prompts |= {"query": "Find it.", "document": "Store it."}
+        model.save_pretrained(str(tmp_path / "model"))
+        for task, thinks in (("query", True), ("document", False)):
+            arguments = ["encode", "--model", str(tmp_path / "model"), "--input", str(inputs), "--device", "cpu"]
+            assert main([*arguments, "--output", str(tmp_path / "out.jsonl"), "--task", task]) == 0
+            rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+            assert {row["reasoned"] for row in rows} == {thinks}
+            given = parse_lines(inputs.open(encoding="utf-8"), inputs.parent)[1]
+            embed = model.encode_query if task == "query" else model.encode_document
+            np.testing.assert_allclose([row["embedding"] for row in rows], embed(given), atol=1e-5)
+
+    def test_web_addresses_need_permission(self, encode, tmp_path, capsys):
+        source = tmp_path / "in.jsonl"
+        source.write_text('{"image": "http://127.0.0.1/a.png"}\n', encoding="utf-8")
+        assert encode(source, tmp_path / "out.npy") == 2
+        assert "allow_remote_media=True" in capsys.readouterr().err
+        assert encode(source, tmp_path / "out.npy", "--allow-remote-media") == 2
+        assert "127.0.0.1, which is no public address" in capsys.readouterr().err
 
     def test_an_input_that_cannot_be_embedded_is_named_by_its_line(self, encode, tmp_path, capsys):
         source = tmp_path / "bad.jsonl"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 
 import pytest
 import yaml
+from PIL import Image
 
 import mmemb_r1
 
-DOCUMENTS = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md")
+DOCUMENTS = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md")
 # Absolute paths of somebody's machine; a leading character that is part of a longer path or of a URL is none.
 PRIVATE_PATH = re.compile(r"(?<![\w./:-])/(home|root|work|Users|opt|mnt|media)/\w")
 
@@ -31,27 +33,38 @@ def test_document_exists(root, name):
     assert (root / name).read_text(encoding="utf-8").strip()
 
 
-PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WITH_EXAMPLES = ("README.md", "docs/adaptive.md", "docs/deciding.md", "docs/training.md")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/adaptive.md", "docs/training.md"])
-def test_examples_run_and_print_what_they_say(name, root, capsys):
-    blocks = PYTHON_BLOCK.findall((root / name).read_text(encoding="utf-8"))
+@pytest.fixture
+def desk(tiny_checkpoint, tmp_path, monkeypatch):
+    """A folder in which the names that documents use are there: an untrained checkpoint, and a picture."""
+    for name in ("org/mmemb-r1", "runs/quickstart/model"):
+        shutil.copytree(tiny_checkpoint, tmp_path / name)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "runs/quickstart/flag.png")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_run_and_print_what_they_say(name, root, capsys, desk):
+    blocks = [code for language, code in FENCE.findall((root / name).read_text(encoding="utf-8")) if language]
     assert blocks
     for block in blocks:
         exec(compile(block, name, "exec"), {})
         printed = capsys.readouterr().out.splitlines()
-        assert [line for line in printed if not line.startswith("{")] == re.findall(  # a trainer's logs
-            r"^# => (.*)$", block, re.MULTILINE
-        )
+        promised = re.findall(r"^# => (.*)$", block, re.MULTILINE)
+        assert [line for line in printed if promised and not line.startswith("{")] == promised  # a trainer's logs
 
 
-def test_all_documents_with_examples_are_run(root):
-    """Add a name above where a document gets its first example."""
-    found = {
-        file.name for file in (root / "docs").glob("*.md") if PYTHON_BLOCK.search(file.read_text(encoding="utf-8"))
-    }
-    assert found == {"adaptive.md", "training.md"}
+def test_every_example_is_run(root):
+    """Code in other languages than Python is indented; a document with its first example goes into the list above."""
+    found = set()
+    for file in [root / "README.md", *(root / "docs").glob("*.md")]:
+        languages = {language for language, _ in FENCE.findall(file.read_text(encoding="utf-8"))}
+        assert languages <= {"python"}, f"{file.name}: a block that no test runs"
+        found |= {file.relative_to(root).as_posix()} if languages else set()
+    assert found == set(WITH_EXAMPLES)
 
 
 def test_no_private_paths(root, tracked):

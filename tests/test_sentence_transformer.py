@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel
 
 from mmemb_r1 import MMEmbR1, modeling
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.sentence_transformer import PROMPTS
 from mmemb_r1.tiny import build_tiny_vlm
 
 
@@ -178,7 +182,8 @@ def test_named_prompts(tmp_path):
     model = thinking()
     model.prompts = {"query": "Find the answer.", "document": ""}
     np.testing.assert_allclose(model.encode_query("Lima"), model.encode("Lima", prompt="Find the answer."), atol=1e-4)
-    np.testing.assert_allclose(model.encode_document("Lima"), model.encode("Lima"), atol=1e-4)
+    direct = model.encode("Lima", reasoning="never")
+    np.testing.assert_allclose(model.encode_document("Lima"), direct, atol=1e-4)
     model.save_pretrained(str(tmp_path))
     again = MMEmbR1(str(tmp_path), device="cpu")
     np.testing.assert_allclose(again.encode_query("Lima"), model.encode_query("Lima"), atol=1e-4)
@@ -193,6 +198,59 @@ def test_truncation_and_output_formats(model, inputs):
     np.testing.assert_allclose(tensors, whole, atol=1e-4)
     assert model.encode(inputs, precision="binary").shape == (5, 4)
     assert model.get_embedding_dimension() == 32
+
+
+def test_shortened_vectors_have_unit_norm_again(model, saved, inputs):
+    whole = model.encode(inputs)
+    expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(model.encode(inputs, truncate_dim=8), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode_query(inputs[0], truncate_dim=8), expected[0], atol=1e-5)
+    explained = model.explain(inputs, truncate_dim=8)
+    np.testing.assert_allclose([item["embedding"] for item in explained], expected, atol=1e-5)
+    short = MMEmbR1(str(saved), device="cpu", truncate_dim=8)
+    np.testing.assert_allclose(short.encode(inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(short.explain(inputs[0])["embedding"], expected[0], atol=1e-5)
+    sliced = model.encode(inputs, truncate_dim=8, normalize_embeddings=False)
+    np.testing.assert_allclose(sliced, whole[:, :8], atol=1e-5)
+
+
+def test_vectors_that_are_not_normalised_stay_so_when_shortened():
+    model = thinking(normalize=False)
+    np.testing.assert_allclose(model.encode("Lima", truncate_dim=8), model.encode("Lima")[:8], atol=1e-5)
+
+
+def test_documents_have_a_default_of_their_own(model, inputs):
+    assert model[0].model.config.document_reasoning == "never"
+    never, always = (model.encode(inputs, reasoning=mode) for mode in ("never", "always"))
+    np.testing.assert_allclose(model.encode_document(inputs), never, atol=1e-5)
+    np.testing.assert_allclose(model.encode_document(inputs, reasoning="always"), always, atol=1e-5)
+    assert np.abs(never - always).max() > 1e-2
+    explained = model.explain(inputs, task="document")
+    assert not any(item["reasoned"] for item in explained)
+
+
+def test_defaults_of_both_sides_are_saved(tmp_path, inputs):
+    thinking(reasoning="never", document_reasoning="always").save_pretrained(str(tmp_path))
+    model = MMEmbR1(str(tmp_path), device="cpu")
+    plain = SentenceTransformer(modules=[model[0]], device="cpu")
+    for given in (model, plain):
+        for encode, mode in (
+            (given.encode_query, "never"),
+            (given.encode, "never"),
+            (given.encode_document, "always"),
+        ):
+            np.testing.assert_allclose(encode(inputs), model.encode(inputs, reasoning=mode), atol=1e-5)
+
+
+def test_instructions_by_name(model, saved):
+    again = MMEmbR1(str(saved), device="cpu")
+    assert again.prompts == model.prompts == PROMPTS, "a test has changed the shared model"
+    assert {"classification", "question-answering", "retrieval", "grounding", "document-retrieval"} <= set(PROMPTS)
+    for name, prompt in PROMPTS.items():
+        expected = model.encode({"text": "Lima", "instruction": prompt} if prompt else "Lima")
+        np.testing.assert_allclose(again.encode("Lima", prompt_name=name), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="Prompt name 'grunding' not found .*'grounding'"):
+        model.encode("Lima", prompt_name="grunding")
 
 
 def test_vectors_that_are_not_normalised():
@@ -252,6 +310,68 @@ def test_saved_repository(saved):
     assert not any(name.endswith((".bin", ".pt", ".pyc")) for name in names)
     for name in shipped:
         assert (saved / name).read_text() == (Path(modeling.__file__).parent / name).read_text()
+
+
+def changed(saved: Path, folder: Path, **fields: Any) -> Path:
+    """A copy of a checkpoint with other fields in its config.json; `None` takes one out."""
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text()) | fields
+    kept = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+    return folder
+
+
+def test_a_repository_of_an_older_version_loads(model, saved, tmp_path, inputs):
+    """As 0.1.0.dev0 saved it: without what the config learnt since, and without files that its code did not have."""
+    later = ("document_reasoning", "max_image_pixels", "max_video_frames", "repository_format")
+    folder = changed(saved, tmp_path / "old", **dict.fromkeys(later))
+    for name in ("pipeline_mmemb_r1.py", "remote_mmemb_r1.py"):
+        (folder / name).unlink()
+    loaded = MMEmbR1(str(folder), device="cpu")
+    np.testing.assert_allclose(loaded.encode(inputs), model.encode(inputs), atol=1e-5)
+    loaded.save_pretrained(str(tmp_path / "new"))
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {file.name for file in saved.iterdir()}
+
+
+def test_a_repository_of_a_newer_version_says_what_to_upgrade(saved, tmp_path):
+    folder = changed(saved, tmp_path / "newer", repository_format=2)
+    message = "repository_format=2, and this code of mmemb-r1 reads up to 1: .*pip install -U mmemb-r1"
+    with pytest.raises(ValueError, match=message):
+        MMEmbR1(str(folder), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def test_older_transformers_are_refused(saved, tmp_path):
+    folder = tmp_path / "demanding"
+    shutil.copytree(saved, folder)
+    path = folder / "config_sentence_transformers.json"
+    settings = json.loads(path.read_text())
+    assert settings["requirements"]["transformers"]["specifier"] == ">=5.23"
+    settings["requirements"]["transformers"]["specifier"] = ">=99"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ImportError, match="(?s)transformers.*>=99"):
+        MMEmbR1(str(folder), device="cpu")
+
+
+def test_pickles_are_never_read(saved, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(saved, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    for load in (lambda: MMEmbR1(str(folder), device="cpu"), lambda: AutoModel.from_pretrained(folder)):
+        with pytest.raises(OSError, match="model.safetensors"):
+            load()
+    with pytest.raises(ValueError, match="reads safetensors only"):
+        AutoModel.from_pretrained(folder, use_safetensors=False)
+    with pytest.raises(ValueError, match="saves safetensors only"):
+        thinking().save_pretrained(str(tmp_path / "more"), safe_serialization=False)
+
+
+def test_without_trust_the_code_of_a_repository_is_not_run(saved):
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        SentenceTransformer(str(saved), device="cpu")
 
 
 def test_load_what_was_saved(model, saved, inputs):

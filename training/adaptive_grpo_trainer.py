@@ -14,6 +14,7 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.adaptive_grpo_config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive_metrics import rollout_metrics
@@ -205,7 +206,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     def _rendered(self, prompts: list[Any]) -> dict[str, Tensor]:
         """Prompts as `encode` renders them."""
-        conversations = to_conversations(prompts, num_video_frames=self._bare_model.config.num_video_frames)
+        conversations = to_conversations(prompts, media=MediaOptions.of(self._bare_model.config))
         return dict(render(self.processing_class, conversations).to(self.accelerator.device))
 
     # Advantages

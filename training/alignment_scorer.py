@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.joint_collator import numbered
 from mmemb_r1.training.tables import StoredInputs, check_pairs, content_key
@@ -114,9 +115,7 @@ def embed_directly(
     """`(N, D)` direct embeddings of inputs, on the model's device."""
     parts = []
     for start in range(0, len(inputs), batch_size):
-        conversations = to_conversations(
-            inputs[start : start + batch_size], num_video_frames=model.config.num_video_frames
-        )
+        conversations = to_conversations(inputs[start : start + batch_size], media=MediaOptions.of(model.config))
         batch = render(processor, conversations, model.config.max_text_tokens).to(model.device)
         parts.append(model.embed(**batch, reasoning="never")["embeddings"])
     return torch.cat(parts)

@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import open_image
+from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
 from mmemb_r1.training.joint_pairs import Example
 from mmemb_r1.training.suffixes import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.training.tables import content_key
@@ -184,10 +184,10 @@ class JointCollator:
 
     def _chunk(self, inputs: list[_Row], places: list[int]) -> Chunk:
         rows = [inputs[place] for place in places]
-        values = [row["value"] for row in rows]
+        values, media = [row["value"] for row in rows], MediaOptions.of(self.config)
         if (augment := self.augment) is not None:
-            values = [_augmented(row, augment) for row in rows]
-        conversations = to_conversations(values, num_video_frames=self.config.num_video_frames)
+            values = [_augmented(row, augment, media) for row in rows]
+        conversations = to_conversations(values, media=media)
         batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
         features = append_thoughts(batch, [row["thoughts"] for row in rows], self.processor.tokenizer.pad_token_id)
         counts = (features["labels"] != IGNORED).sum(dim=1)  # (b,)
@@ -224,18 +224,20 @@ def append_thoughts(
     return result
 
 
-def augmented(value: dict[str, Any], augment: Callable[[Image.Image], Image.Image]) -> dict[str, Any]:
+def augmented(
+    value: dict[str, Any], augment: Callable[[Image.Image], Image.Image], media: MediaOptions = DEFAULTS
+) -> dict[str, Any]:
     """The input with `augment` applied to each of its pictures."""
     images = value.get("image")
     if not images:
         return value
     several = images if isinstance(images, list) else [images]
-    return {**value, "image": [augment(open_image(image)) for image in several]}
+    return {**value, "image": [augment(open_image(image, media)) for image in several]}
 
 
-def _augmented(row: _Row, augment: Augment) -> dict[str, Any]:
+def _augmented(row: _Row, augment: Augment, media: MediaOptions) -> dict[str, Any]:
     rng = np.random.default_rng(row["seed"])
-    return augmented(row["value"], lambda image: augment(image, rng))
+    return augmented(row["value"], lambda image: augment(image, rng), media)
 
 
 def numbered(keys: Sequence[Any]) -> tuple[list[int], list[int]]:

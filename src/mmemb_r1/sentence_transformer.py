@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.modeling import sentence_mmemb_r1
@@ -15,6 +16,18 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
+# Instructions for the kinds of tasks of MMEB, by name: `encode(..., prompt_name="grounding")`. The two that
+# `encode_query` and `encode_document` look for are empty: whoever trains with an instruction saves it there.
+PROMPTS = {
+    "query": "",
+    "document": "",
+    "classification": "Tell which class the input belongs to.",
+    "question-answering": "Answer the question about the input.",
+    "retrieval": "Find what the input describes or shows.",
+    "grounding": "Find the part of the picture that the text names.",
+    "document-retrieval": "Find the page that answers the question.",
+    "moment-retrieval": "Find the part of the video that the text tells of.",
+}
 MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
 
@@ -25,7 +38,8 @@ class MMEmbR1(SentenceTransformer):
 
     Loads what `SentenceTransformer(path, trust_remote_code=True)` loads, without the flag, because the code comes from
     this package. `encode`, `encode_query` and `encode_document` take `reasoning` (`"auto"`, `"always"`, `"never"`),
-    `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` besides their usual arguments.
+    `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds` and `allow_remote_media` besides their usual
+    arguments. Documents are embedded directly by default: `document_reasoning` of the config.
 
     Args:
         model_name_or_path (`str`): a directory or Hub id.
@@ -41,7 +55,8 @@ class MMEmbR1(SentenceTransformer):
     def from_model(cls, model: MMEmbR1Model, processor: ProcessorMixin, **kwargs: Any) -> MMEmbR1:
         """Wrap a model that is in memory; it stays on its device."""
         kwargs.setdefault("device", str(model.device))
-        return cls(modules=[MMEmbR1Module(model, processor)], similarity_fn_name="cosine", **kwargs)
+        kwargs = {"similarity_fn_name": "cosine", "prompts": dict(PROMPTS), **kwargs}
+        return cls(modules=[MMEmbR1Module(model, processor)], **kwargs)
 
     @classmethod
     def from_vlm(cls, vlm: PreTrainedModel, processor: ProcessorMixin, **config: Any) -> MMEmbR1:
@@ -63,11 +78,13 @@ class MMEmbR1(SentenceTransformer):
                 `instruction`, or chat messages.
             *args, **kwargs: those of [`SentenceTransformer.encode`], and `reasoning` (`"auto"`, `"always"`,
                 `"never"`), `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`; their defaults are in the
-                config.
+                config. With `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that
+                `truncate_dim` shortens have unit norm again, if the model's have, unless `normalize_embeddings=False`.
 
         Raises:
             InputError: a `ValueError` that names the index of an input that can't be embedded.
         """
+        kwargs = self._with_unit_norm(kwargs)
         is_single = self.is_singular_input(inputs)
         values = [inputs] if is_single else list(inputs)
         try:
@@ -76,6 +93,19 @@ class MMEmbR1(SentenceTransformer):
             # sentence-transformers sorts the inputs before it makes batches
             places = (index for index, value in enumerate(values) if value is error.value)
             raise error.at(next(places, error.index)) from error
+
+    def encode_query(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed queries: [`encode`] with the prompt that is saved under the name `query`, if there is one."""
+        return super().encode_query(inputs, *args, **self._with_unit_norm(kwargs))
+
+    def encode_document(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed documents: [`encode`] with the prompt `document` and the config's `document_reasoning`."""
+        return super().encode_document(inputs, *args, **self._with_unit_norm(kwargs))
+
+    def _with_unit_norm(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of `encode`: vectors that are shortened are normalised again, if they were and nothing is said."""
+        shortened = (options.get("truncate_dim") or self.truncate_dim) is not None
+        return {"normalize_embeddings": True, **options} if shortened and self[0].model.config.normalize else options
 
     def explain(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """
@@ -91,15 +121,20 @@ class MMEmbR1(SentenceTransformer):
             rounds are separated by newlines).
         """
         outputs = self.encode(inputs, output_value=None, **kwargs)
-        return [self._explained(item) for item in outputs] if isinstance(outputs, list) else self._explained(outputs)
+        # sentence-transformers leaves this to callers who want everything
+        unit = self._with_unit_norm(kwargs).get("normalize_embeddings", False)
+        several = isinstance(outputs, list)
+        explained = [self._explained(item, unit) for item in (outputs if several else [outputs])]
+        return explained if several else explained[0]
 
-    def _explained(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _explained(self, item: dict[str, Any], unit: bool) -> dict[str, Any]:
         ids = [int(token) for token in item["rationale_ids"] if token >= 0]
         text = self.tokenizer.decode(ids)
+        vector = item["sentence_embedding"].float().cpu()  # (D,)
         for token in ("<|embed|>", "<think>"):
             text = text.replace(token, "")
         return {
-            "embedding": item["sentence_embedding"].float().cpu().numpy(),
+            "embedding": (normalize(vector, dim=-1) if unit else vector).numpy(),
             "gate_prob": float(item["gate_prob"]),
             "reasoned": bool(item["reasoned"]),
             "num_reasoning_tokens": int(item["num_reasoning_tokens"]),

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import (
     InputError,
@@ -23,7 +23,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import (
     truncate_conversation,
     truncate_text,
 )
-from mmemb_r1.modeling.media_mmemb_r1 import open_image, open_video
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, open_image, open_video
 from mmemb_r1.tiny import build_tiny_vlm
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -200,6 +200,21 @@ def test_a_picture_too_large_to_be_honest(monkeypatch, draw):
         to_conversations([{"image": encoded(draw(0, 64, 64))}])
 
 
+def test_pictures_beyond_the_limit_are_refused_before_they_are_decoded(draw, monkeypatch):
+    media = MediaOptions(max_image_pixels=64 * 64)
+    bomb = encoded(Image.new("1", (64, 65)))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("it was decoded"))
+    message = "Input 0 .* its image of 72 bytes has 64 x 65 pixels, more than max_image_pixels=4096 of the conf"
+    with pytest.raises(InputError, match=message):
+        to_conversations([{"image": bomb}], media=media)
+    with pytest.raises(InputError, match=message):
+        to_conversations([{"role": "user", "content": [{"type": "image", "image": bomb}]}], media=media)
+
+
+def test_pictures_at_the_limit_are_fine(draw):
+    assert_same(open_image(draw(0, 64, 64), MediaOptions(max_image_pixels=64 * 64)), draw(0, 64, 64))
+
+
 # --- strings and dicts ---
 
 
@@ -342,7 +357,7 @@ def test_errors_travel_between_processes():
 
 @pytest.mark.parametrize("number", [1, 4, 20, 50])
 def test_frames_are_spread_evenly(film, number):
-    frames, metadata = open_video(str(film), number)
+    frames, metadata = open_video(str(film), MediaOptions(number))
     indices = metadata["frames_indices"]
     assert len(frames) == len(indices) == min(number, 20)
     assert indices == sorted(set(indices))
@@ -354,12 +369,12 @@ def test_frames_are_spread_evenly(film, number):
 
 
 def test_every_way_to_pass_a_video(film, draw, tmp_path):
-    expected, _ = open_video(film, 4)
+    expected, _ = open_video(film, MediaOptions(4))
     url = "data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode()
     for source in (film, str(film), film.read_bytes(), url):
-        (part,) = parts({"video": source}, num_video_frames=4)
+        (part,) = parts({"video": source}, media=MediaOptions(4))
         assert np.array_equal(part["video"], expected)
-    assert np.array_equal(parts(url, num_video_frames=4)[0]["video"], expected)
+    assert np.array_equal(parts(url, media=MediaOptions(4))[0]["video"], expected)
     frames = [draw(seed, 8, 8) for seed in range(12)]
     names = [tmp_path / f"{index}.png" for index in range(12)]
     for frame, name in zip(frames, names, strict=True):
@@ -394,6 +409,19 @@ def test_videos_that_cannot_be_opened(kind):
         to_conversations(["fine", {"video": source}])
 
 
+def test_films_beyond_the_limits(film):
+    large = MediaOptions(max_image_pixels=64 * 64 - 1)
+    long = MediaOptions(max_video_frames=19)
+    with pytest.raises(InputError, match="its video .*film.mp4' has 64 x 64 pixels, more than max_image_pixels=4095"):
+        to_conversations([{"video": film}], media=large)
+    with pytest.raises(InputError, match="its video .*film.mp4' has more than max_video_frames=19 of the config; cut"):
+        to_conversations([{"video": film}], media=long)
+    with pytest.raises(InputError, match="its video has more than max_video_frames=19 of the config; cut it"):
+        to_conversations([{"video": np.zeros((20, 4, 4, 3), np.uint8)}], media=long)
+    frames, _ = open_video(film, MediaOptions(num_video_frames=2, max_image_pixels=64 * 64, max_video_frames=20))
+    assert len(frames) == 2
+
+
 def test_broken_films(film, tmp_path):
     with pytest.raises(InputError, match="its video .* can't be read"):
         to_conversations([{"video": film.read_bytes()[:200]}])
@@ -423,7 +451,7 @@ def test_a_film_is_embedded(tiny, film):
         with pytest.raises(InputError, match="Input 1 .*this model's backbone takes no videos; pass frames as images"):
             tiny.batch(["fine", value])
         return
-    short, long = (to_conversations([value], num_video_frames=number) for number in (2, 8))
+    short, long = (to_conversations([value], media=MediaOptions(number)) for number in (2, 8))
     one, other = (render(tiny.processor, chats) for chats in (short, long))
     assert one["input_ids"].shape[1] < other["input_ids"].shape[1]
     with torch.no_grad():

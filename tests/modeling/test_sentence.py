@@ -8,7 +8,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from mmemb_r1.modeling.sentence_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Module
+from mmemb_r1.modeling.configuration_mmemb_r1 import REASONING_OPTIONS
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_limits_are_the_configs(make_tiny):
     assert module.tokenizer is tiny.processor.tokenizer
     tiny.model.config.truncate_dim = 8
     assert module.get_embedding_dimension() == 8
-    assert set(module.forward_kwargs) == set(REASONING_OPTIONS)
+    assert set(module.forward_kwargs) == {*REASONING_OPTIONS, "task", "allow_remote_media"}
 
 
 def test_save_and_load(make_tiny, mixed, tmp_path, close):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render, to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.sentence_transformer import MMEmbR1
 from mmemb_r1.training.posterior.evaluator import Trial, TrialError
@@ -109,7 +110,7 @@ class EmbeddingEvaluator:
         config = encoder[0].model.config
         values = [sequence.value for sequence in sequences]
         try:
-            conversations = to_conversations(values, num_video_frames=config.num_video_frames)
+            conversations = to_conversations(values, media=MediaOptions.of(config))
             batch = render(encoder.processor, conversations, config.max_text_tokens)
         except InputError as error:
             bad = sequences[error.index]

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import BatchFeature, ProcessorMixin
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render, to_conversations, truncate_conversation
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.training.vlm import chat_template
 
@@ -147,7 +148,7 @@ class PromptRenderer:
 
     def _content(self, value: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
         try:
-            (conversation,) = to_conversations([value], num_video_frames=self.num_video_frames)
+            (conversation,) = to_conversations([value], media=MediaOptions(self.num_video_frames))
         except InputError as error:
             raise ValueError(f"of its {side}, {error.reason}") from error
         if self.max_text_tokens is not None:

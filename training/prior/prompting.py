@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 
 from .worker import RationaleRequest
 
@@ -92,7 +93,7 @@ def request_conversation(style: Style, request: RationaleRequest, num_video_fram
     Raises:
         InputError: if the input can't be used; its `reason` says why.
     """
-    [[system, user]] = to_conversations([request.input], style.template, num_video_frames)
+    [[system, user]] = to_conversations([request.input], style.template, MediaOptions(num_video_frames))
     if request.input.get("instruction"):  # it took the system turn
         task = {"type": "text", "text": f"Task: {system['content'][0]['text']}\n"}
         system = {"role": "system", "content": [{"type": "text", "text": style.template}]}

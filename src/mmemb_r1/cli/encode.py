@@ -36,6 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate-threshold", type=float, metavar="P", help="auto thinks from this gate probability on")
     parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="budget of one rationale")
     parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="how often one input may think")
+    parser.add_argument(
+        "--task", choices=("query", "document"), help="use the checkpoint's prompt and default of reasoning for these"
+    )
+    parser.add_argument(
+        "--allow-remote-media", action="store_true", help="download media that are given as web addresses"
+    )
     parser.add_argument("--rationales", action="store_true", help="also write what was thought")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
@@ -52,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
     model = MMEmbR1(args.model, device=args.device)
     names = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    options |= {"allow_remote_media": args.allow_remote_media}
+    if args.task is not None:
+        options |= {"task": args.task, "prompt": model.prompts.get(args.task)}
     try:
         rows: Any = model.explain(inputs, batch_size=args.batch_size, show_progress_bar=sys.stderr.isatty(), **options)
     except InputError as error:

@@ -1,0 +1,62 @@
+"""`pipeline("feature-extraction", repository, trust_remote_code=True)`: one input in, its embedding out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Pipeline
+
+from .configuration_mmemb_r1 import REASONING_OPTIONS
+from .inputs_mmemb_r1 import render, to_conversations
+from .media_mmemb_r1 import MediaOptions
+
+
+class MMEmbR1Pipeline(Pipeline):
+    """
+    The adaptive model as a pipeline of transformers. Inputs are those of `encode`, embedded one at a time; for
+    batches use sentence-transformers.
+
+    Calls take `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of
+    [`MMEmbR1Model.embed`], `instruction` (the system turn of inputs that bring none), `allow_remote_media` (download
+    pictures that are given as web addresses; off by default) and `return_tensors`.
+
+    Returns:
+        The embedding: a list of `D` numbers, or a tensor `(D,)` with `return_tensors=True`. For a list of inputs a
+        list of them.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
+
+    def _sanitize_parameters(
+        self,
+        instruction: str | None = None,
+        allow_remote_media: bool = False,
+        return_tensors: bool = False,
+        **options: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        unknown = [name for name in options if name not in REASONING_OPTIONS]
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is no option; allowed besides: {', '.join(REASONING_OPTIONS)}.")
+        given = {"instruction": instruction, "allow_remote_media": allow_remote_media}
+        return (
+            {name: value for name, value in given.items() if value},
+            options,
+            {"return_tensors": True} if return_tensors else {},
+        )
+
+    def preprocess(
+        self, value: Any, instruction: str | None = None, allow_remote_media: bool = False
+    ) -> dict[str, Tensor]:
+        config = self.model.config
+        media = MediaOptions.of(config, allow_remote_media)
+        value = getattr(value, "messages", value)  # transformers wraps chat messages
+        conversations = to_conversations([value], instruction=instruction, media=media)
+        return dict(render(self.processor, conversations, config.max_text_tokens))
+
+    def _forward(self, features: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        return {"embedding": self.model.embed(**features, **options).embeddings[0]}
+
+    def postprocess(self, outputs: dict[str, Tensor], return_tensors: bool = False) -> Tensor | list[float]:
+        return outputs["embedding"] if return_tensors else outputs["embedding"].tolist()
