@@ -63,6 +63,7 @@ def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any])
     from transformers import set_seed
 
     from mmemb_r1 import MMEmbR1
+    from mmemb_r1.model_card import write_model_card
     from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
     from mmemb_r1.training.checkpoints import last_checkpoint
 
@@ -92,6 +93,7 @@ def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any])
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
         MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
+        write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n", encoding="utf-8")
 
     made_whole(output / f"grpo-{seed}", train)
@@ -132,7 +134,11 @@ def report(output: Path, seeds: list[int], split: str, console: Console) -> None
         console.print(f"gate: {results[name]['gate']}; best point of the curve: {results[name]['interior']}")
     with replaced_file(output / f"results-{split}.json") as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    points = [{"model": name, **point} for name in ("start", "grpo") for point in results[name]["curve"]]
+    points = [
+        {"model": name, "dataset": "Atlas", "split": split, "queries": summary["summary"]["all"]["queries"], **point}
+        for name, summary in ((name, results[name]) for name in ("start", "grpo"))
+        for point in summary["curve"]
+    ]
     with replaced_file(output / f"curve-{split}.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, points[0])
         writer.writeheader()

@@ -1,7 +1,8 @@
-"""The model card: a template, and the builder that fills it from what is on disk."""
+"""The model card: a template, what fills it from files on disk, and what checks it offline."""
 
 from __future__ import annotations
 
-from mmemb_r1.model_card.builder import build_model_card
+from mmemb_r1.model_card.builder import build_model_card, write_model_card
+from mmemb_r1.model_card.validation import validate_model_card
 
-__all__ = ["build_model_card"]
+__all__ = ["build_model_card", "validate_model_card", "write_model_card"]

@@ -1,11 +1,14 @@
-"""Fill the model card's template from a saved checkpoint and from the results of its evaluation. Nothing is made up:
-what is not known is left out.
+"""Fill the model card's template from a saved checkpoint and the files beside it.
+
+Nothing is made up: what no file says is left out.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -14,71 +17,237 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
-from mmemb_r1.evaluation.results import Results, load_results
+from mmemb_r1._files import replaced_file
+from mmemb_r1.evaluation.results import Results
+from mmemb_r1.model_card import sections
+from mmemb_r1.model_card.formatting import table
+from mmemb_r1.model_card.sources import (
+    RESULTS_FILE,
+    TRAINING_FILE,
+    curve_name,
+    curves_in,
+    find_curve,
+    read_curve,
+    read_emissions,
+    read_results,
+    read_training,
+)
+from mmemb_r1.model_card.validation import header_faults, is_repo_id, read_header, validate_model_card
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 
+CARD_FILE = "README.md"
 TAGS = ["sentence-transformers", "mmemb-r1", "multimodal", "embeddings", "reasoning", "retrieval"]
+KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets", "co2_eq_emissions")
 
 
 def build_model_card(
     directory: str | os.PathLike[str],
     results: str | os.PathLike[str] | None = None,
-    base_model: str | None = None,
+    base_model: str | Sequence[str] | None = None,
     training: Mapping[str, Any] | None = None,
     license: str | None = None,
+    *,
+    curve: str | os.PathLike[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    emissions: str | os.PathLike[str] | float | None = None,
+    repo_id: str | None = None,
+    keep: bool = False,
 ) -> str:
     """Render the README.md of a checkpoint.
 
+    Files that lie in the checkpoint are found by their names and taken to be about this model; arguments override
+    them. A section without a file is left out.
+
     Args:
-        directory: The saved checkpoint. Its name is the model's name in the card.
-        results: A file that [`save_results`] wrote; without it the card has no results.
+        directory: The saved checkpoint.
+        results: A file that [`save_results`] wrote. Default: `results.json` in `directory`.
         base_model: Hub id of the backbone, if it was not trained from scratch.
-        training: What to say of the training, name -> value, say `{"steps": 1200}`.
+        training: What to say of the training, name -> value, say `{"steps": 1200}`. Default: `training.json` in
+            `directory`, which the trainers write.
         license: Identifier of the licence of the weights, as the Hub knows it; the card names none without it.
+        curve: Scores over the gate's threshold, see [`read_curve`]. Default: `curve.csv` or `curve-SPLIT.csv` in
+            `directory`. The card shows the picture of the same name, PNG, that lies beside it.
+        datasets: Hub ids of the training data.
+        emissions: Of the training: CodeCarbon's emissions.csv, or grams of CO2 equivalents. The file is not looked for
+            in `directory`, because it holds coordinates, which should not be published by accident.
+        repo_id: The model's id on the Hub, which the snippets then use. Default: the name of `directory`.
+        keep: Whether what no file holds (licence, language, base model, datasets, emissions, repository) is taken from
+            the README.md that is there, where no argument says otherwise. Defaults to `False`: after a training, the
+            card there may be that of the model it began with.
 
     Returns:
         The card: a YAML header with the Hub's metadata, and Markdown.
 
     Raises:
-        ValueError: If `directory` holds no checkpoint, or `results` something else than results.
+        ValueError: If `directory` holds no checkpoint, a file is damaged, or an id or licence is not such as the Hub
+            knows.
     """
     folder = Path(directory).resolve()
     if not (folder / "config.json").is_file():
         raise ValueError(f"{directory} holds no checkpoint: there is no config.json in it; save the model there first")
-    measured = None if results is None else load_results(results)
+    kept = _kept(folder / CARD_FILE) if keep else {}
+    if repo_id is not None and (repo_id.count("/") != 1 or not is_repo_id(repo_id)):
+        raise ValueError(f"repo_id is {repo_id!r}; allowed: an id on the Hub, org/name")
+    name = repo_id or kept.pop("repo_id", None) or folder.name
+    given = {
+        "license": license,
+        "base_model": base_model if base_model is None or isinstance(base_model, str) else list(base_model),
+        "datasets": None if datasets is None else list(datasets),
+        "co2_eq_emissions": None if emissions is None else read_emissions(emissions),
+    }
+    if license is not None:  # the name and the text of another licence go with it
+        kept = {key: value for key, value in kept.items() if key not in ("license_name", "license_link")}
+    told = kept | {key: value for key, value in given.items() if value is not None}
+    measured = _found(results, folder / RESULTS_FILE, read_results)
+    facts = _found(None, folder / TRAINING_FILE, read_training) if training is None else training
     metadata = ModelCardData(
-        model_name=folder.name,
+        model_name=name,
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
-        license=license,
-        base_model=base_model,
         tags=TAGS,
         eval_results=None if measured is None else _eval_results(measured),
+        **told,
     )
+    if faults := list(header_faults(metadata.to_dict())):
+        raise ValueError(faults[0][1])
+    config = MMEmbR1Config.from_pretrained(folder)
+    videos = _takes_videos(folder)
     template = Template(files(__package__).joinpath("template.md").read_text(encoding="utf-8"))
     body = template.substitute(
-        name=folder.name,
-        facts=_facts(folder, base_model),
-        sections="".join([_training_section(training or {}), _results_section(measured)]),
+        name=name,
+        media="text, images, videos" if videos else "text, images",
+        keys="`text`, `image`, `video` and `instruction`" if videos else "`text`, `image` and `instruction`",
+        facts=_facts(folder, config, told.get("base_model")),
+        limits=sections.limits(config, measured, facts or {}),
+        sections="".join(_sections(folder, facts or {}, measured, curve, told)),
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body.rstrip()}\n"
 
 
-def _facts(folder: Path, base_model: str | None) -> str:
-    config = MMEmbR1Config.from_pretrained(folder)
+def write_model_card(
+    directory: str | os.PathLike[str],
+    results: str | os.PathLike[str] | None = None,
+    training: Mapping[str, Any] | None = None,
+    *,
+    curve: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Path:
+    """Render, check and write the README.md of a checkpoint, whole or not at all.
+
+    What comes from elsewhere is put into the checkpoint, so that the card can be made again from it alone: `results`
+    as `results.json`, `training` as `training.json`, `curve` with the picture beside it under its own name.
+
+    Args:
+        directory, results, training, curve: As for [`build_model_card`].
+        **options: Its other arguments.
+
+    Returns:
+        The README.md.
+
+    Raises:
+        ValueError: As [`build_model_card`] and [`validate_model_card`]; and if a curve of another name, or its
+            picture, lies there already.
+    """
+    folder = Path(directory)
+    text = build_model_card(folder, results, training=training, curve=curve, **options)
+    if curve is not None:
+        _copy_curve(Path(curve), folder)
+    if results is not None:
+        _copy(Path(results), folder / RESULTS_FILE)
+    if training is not None:
+        with replaced_file(folder / TRAINING_FILE) as temporary:
+            temporary.write_text(json.dumps(dict(training), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    validate_model_card(text, folder)
+    with replaced_file(folder / CARD_FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return folder / CARD_FILE
+
+
+def _kept(card: Path) -> dict[str, Any]:
+    """What only the header of an earlier card knows, with the model's id under `repo_id`."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if not text.startswith("---"):
+        return {}
+    header, _ = read_header(text)
+    for key, fault in header_faults(header):
+        if key in ("model-index", *KEPT):
+            raise ValueError(f"{card}: {fault}; mend its header, or remove the file")
+    kept = {key: header[key] for key in KEPT if header.get(key) is not None}
+    if isinstance(kept.get("datasets"), str):  # the Hub takes one for a list of one, and a number for grams
+        kept["datasets"] = [kept["datasets"]]
+    if isinstance(kept.get("co2_eq_emissions"), int | float):
+        kept["co2_eq_emissions"] = {"emissions": kept["co2_eq_emissions"]}
+    index = header.get("model-index") or [{}]
+    name = header.get("model_name") or index[0].get("name")
+    return kept | ({"repo_id": name} if isinstance(name, str) and name.count("/") == 1 and is_repo_id(name) else {})
+
+
+def _found(given: Any, usual: Path, read: Any) -> Any:
+    path = given if given is not None else usual if usual.is_file() else None
+    return None if path is None else read(path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        with replaced_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def _copy_curve(source: Path, folder: Path) -> None:
+    target = folder / curve_name(source)
+    others = [path for path in curves_in(folder) if path.name != target.name]
+    if others:
+        raise ValueError(f"{folder} holds {others[0].name} already, and a card shows one curve: remove it")
+    picture, shown = source.with_suffix(".png"), target.with_suffix(".png")
+    if shown.exists() and not picture.exists():
+        raise ValueError(f"{shown} is no picture of {source}, which has none beside it: remove it")
+    _copy(source, target)
+    if picture.exists():
+        _copy(picture, shown)
+
+
+def _sections(
+    folder: Path,
+    training: Mapping[str, Any],
+    results: Results | None,
+    curve: str | os.PathLike[str] | None,
+    told: Mapping[str, Any],
+) -> list[str]:
+    found = [sections.training_section(training, told.get("datasets") or [])]
+    if results is not None:
+        found += [sections.results_section(results), sections.cost_section(results)]
+    table_file = Path(curve) if curve is not None else find_curve(folder)
+    if table_file is not None:
+        picture = Path(curve_name(table_file)).with_suffix(".png").name
+        has_picture = table_file.with_suffix(".png").is_file()
+        found.append(sections.curve_section(read_curve(table_file), picture if has_picture else None))
+    if "co2_eq_emissions" in told:
+        found.append(sections.carbon_section(told["co2_eq_emissions"]))
+    return found
+
+
+def _facts(folder: Path, config: MMEmbR1Config, base_model: str | list[str] | None) -> str:
     dimensions = config.truncate_dim or config.embedding_dim or config.hidden_size
-    facts: dict[str, Any] = {"backbone": base_model or config.vlm_config.model_type}
+    bases = [base_model] if isinstance(base_model, str) else base_model or [config.vlm_config.model_type]
+    rounds = config.max_reasoning_rounds
+    facts: dict[str, Any] = {"backbone": ", ".join(bases)}
     if parameters := _num_parameters(folder):
         facts["parameters"] = f"{parameters:,}"
     facts |= {
         "embedding dimensions": dimensions,
-        "Matryoshka dimensions": ", ".join(map(str, config.matryoshka_dims)) or None,
+        "Matryoshka dimensions": ", ".join(map(str, config.matryoshka_dims or [])) or None,
         "pooling": config.pooling,
-        "reasoning by default": config.reasoning,
-        "gate threshold": config.gate_threshold,
-        "rationale budget": f"{config.max_reasoning_tokens} tokens, {config.max_reasoning_rounds} rounds at most",
+        "reasoning by default": f"{config.reasoning}, documents {config.document_reasoning}",
+        "gate threshold": f"{config.gate_threshold:.6g}",
+        "rationale budget": f"{config.max_reasoning_tokens} tokens, {rounds} round{'s' * (rounds > 1)} at most",
     }
-    return _table(["", ""], ([name, value] for name, value in facts.items() if value is not None))
+    return table(["", ""], ([name, value] for name, value in facts.items() if value is not None))
+
+
+def _takes_videos(folder: Path) -> bool:
+    """Whether the checkpoint's processor has a part for videos; some backbones take pictures only."""
+    path = folder / "processor_config.json"
+    return path.is_file() and "video_processor" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def _num_parameters(folder: Path) -> int:
@@ -94,63 +263,21 @@ def _num_parameters(folder: Path) -> int:
     return total
 
 
-def _training_section(training: Mapping[str, Any]) -> str:
-    return f"\n## Training\n\n{_table(['', ''], training.items())}\n" if training else ""
-
-
-def _results_section(results: Results | None) -> str:
-    if results is None:
-        return ""
-    modes = results["config"]["modes"]
-    split = f", {results['config']['split']} split" if "split" in results["config"] else ""
-    rows = [[task, *_scores(result, modes)] for task, result in results["tasks"].items()]
-    rows += [[f"**mean: {name}**", *_scores(result, modes)] for name, result in results["summary"].items()]
-    overall = results["summary"]["all"]["modes"]
-    costs = [
-        [
-            mode,
-            f"{overall[mode]['invocation_ratio']:.0%}",
-            f"{overall[mode]['mean_reasoning_tokens']:.1f}",
-            f"{1000 * overall[mode]['seconds_per_query']:.1f}",
-        ]
-        for mode in modes
-    ]
-    return (
-        f"\n## Results\n\nAtlas{split}: share of queries whose answer is ranked first (hit@1), for each reasoning "
-        "mode of the queries. Answers are embedded directly; ties count as misses. *Majority* always gives the task's "
-        "most frequent training answer; *no image* is the better of never and always without the query's pictures.\n\n"
-        + _table(["task", "queries", "majority", "no image", *modes], rows)
-        + "\n\nMeans over the tasks:\n\n"
-        + _table(["mode", "reasons on", "rationale tokens per query", "ms per query"], costs)
-        + "\n"
-    )
-
-
-def _scores(result: Mapping[str, Any], modes: list[str]) -> list[Any]:
-    no_image = max(result.get("no_image", {}).values(), default=None)
-    values = [result.get("majority"), no_image, *(result["modes"][mode]["hit@1"] for mode in modes)]
-    return [result["n"], *("" if value is None else f"{value:.3f}" for value in values)]
-
-
 def _eval_results(results: Results) -> list[EvalResult]:
     """The means over tasks for the Hub's model index; the card's table holds the single tasks."""
+    dataset = results["config"].get("dataset", "Atlas")
     return [
         EvalResult(
             task_type="retrieval",
             task_name="Multimodal retrieval",
-            dataset_type="atlas",
+            dataset_type=dataset.lower(),
             dataset_config=group,  # the Hub merges results whose datasets differ in nothing but their names
-            dataset_name=f"Atlas ({group})",
+            dataset_name=f"{dataset} ({group})",
             dataset_split=results["config"].get("split"),
             metric_type="hit_at_1",
             metric_name=f"hit@1, reasoning={mode}",
-            metric_value=round(numbers["hit@1"], 4),
+            metric_value=round(summary["modes"][mode]["hit@1"], 4),
         )
         for group, summary in results["summary"].items()
-        for mode, numbers in summary["modes"].items()
+        for mode in results["config"]["modes"]
     ]
-
-
-def _table(header: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
 from mmemb_r1 import MMEmbR1, modeling
+from mmemb_r1.model_card import validate_model_card
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.sentence_transformer import PROMPTS
 from mmemb_r1.tiny import build_tiny_vlm
@@ -312,6 +313,17 @@ def test_saved_repository(saved):
         assert (saved / name).read_text() == (Path(modeling.__file__).parent / name).read_text()
 
 
+def test_the_card_of_what_was_saved(saved, tmp_path):
+    text = (saved / "README.md").read_text(encoding="utf-8")
+    validate_model_card(text, saved)
+    assert "mmemb-r1" in text and f'MMEmbR1("{saved.name}")' in text
+    model = MMEmbR1(str(saved), device="cpu")
+    model.save_pretrained(str(tmp_path / "again"))  # as it was, whatever was written into it
+    assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == text
+    thinking().save_pretrained(str(tmp_path / "named"), model_name="org/name")
+    assert 'MMEmbR1("org/name")' in (tmp_path / "named" / "README.md").read_text(encoding="utf-8")
+
+
 def changed(saved: Path, folder: Path, **fields: Any) -> Path:
     """A copy of a checkpoint with other fields in its config.json; `None` takes one out."""
     shutil.copytree(saved, folder)
@@ -367,6 +379,12 @@ def test_pickles_are_never_read(saved, tmp_path):
         AutoModel.from_pretrained(folder, use_safetensors=False)
     with pytest.raises(ValueError, match="saves safetensors only"):
         thinking().save_pretrained(str(tmp_path / "more"), safe_serialization=False)
+
+
+def test_a_revision_of_the_code_is_of_no_interest_here(model, saved):
+    """The package's own code is run."""
+    loaded = MMEmbR1(str(saved), device="cpu", model_kwargs={"code_revision": "0" * 40})
+    np.testing.assert_allclose(loaded.encode("Lima"), model.encode("Lima"), atol=1e-5)
 
 
 def test_without_trust_the_code_of_a_repository_is_not_run(saved):

@@ -349,11 +349,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         if not (folder / "config.json").exists():
             super().create_model_card(model_name, dataset_name, tags)
             return
-        from mmemb_r1.model_card import build_model_card
+        from mmemb_r1.model_card import write_model_card
 
         facts = {"data": dataset_name} if dataset_name else {}
-        card = build_model_card(folder, training=facts | self.facts | {"steps": self.state.global_step})
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_model_card(folder, training=facts | self.facts | {"steps": self.state.global_step})
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

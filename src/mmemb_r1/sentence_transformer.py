@@ -63,11 +63,23 @@ class MMEmbR1(SentenceTransformer):
         """Turn a vision-language model into an (untrained) embedding model, see [`MMEmbR1Model.from_vlm`]."""
         return cls.from_model(*MMEmbR1Model.from_vlm(vlm, processor, **config))
 
-    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
+    def _load_module_class_from_ref(
+        self,
+        class_ref: str,
+        model_name_or_path: str,
+        trust_remote_code: bool,
+        revision: str | None,
+        model_kwargs: dict[str, Any] | None,
+        **hub: Any,
+    ) -> type:
         # the repository's own copy of the module is not needed, hence neither is the permission to run it
         if class_ref.split(".")[-1] == MMEmbR1Module.__name__:
+            if model_kwargs is not None:
+                model_kwargs.pop("code_revision", None)  # as sentence-transformers does; of code that is not run
             return MMEmbR1Module
-        return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        return super()._load_module_class_from_ref(
+            class_ref, model_name_or_path, trust_remote_code, revision, model_kwargs, **hub
+        )
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """
@@ -148,6 +160,17 @@ class MMEmbR1(SentenceTransformer):
             "reason": "It is built on composite configurations.",
         }
         return {**super()._get_model_config(), "requirements": {"transformers": requirement}}
+
+    def _create_model_card(self, path: str, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        # what it was loaded with, or what sentence-transformers tells of a training of its own, says more
+        if self._model_card_text or "generated_from_trainer" in self.model_card_data.tags:
+            super()._create_model_card(path, model_name, *args, **kwargs)
+            return
+        from mmemb_r1.model_card import write_model_card
+
+        repo_id = model_name or self.model_card_data.model_id
+        is_id = repo_id is not None and repo_id.count("/") == 1 and not Path(repo_id).exists()
+        write_model_card(path, repo_id=repo_id if is_id else None)
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """

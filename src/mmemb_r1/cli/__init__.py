@@ -23,6 +23,9 @@ COMMANDS = {
     "train": "train a checkpoint",
     "calibrate": "set the gate's threshold for a wanted share of inputs that think",
     "evaluate": "measure a checkpoint on the Atlas benchmark",
+    "card": "write a checkpoint's model card, or check it",
+    "push": "put a checkpoint on the Hub",
+    "pull": "get a checkpoint from the Hub, verified",
     "atlas": "build the Atlas benchmark",
 }
 USER_ERROR = 2

@@ -26,7 +26,7 @@ def save_trained(trainer: JointTrainer, checkpoint: str, output: Path) -> None:
     from accelerate.utils import is_peft_model
 
     from mmemb_r1 import MMEmbR1
-    from mmemb_r1.model_card import build_model_card
+    from mmemb_r1.model_card import write_model_card
     from mmemb_r1.training.adapters import load_adapters, merged
 
     state = trainer.accelerator.get_state_dict(trainer.model)
@@ -41,6 +41,4 @@ def save_trained(trainer: JointTrainer, checkpoint: str, output: Path) -> None:
     else:
         model[0].model.load_state_dict(state)
     model.save_pretrained(str(folder))
-    trainer.save_facts(folder)
-    card = build_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})

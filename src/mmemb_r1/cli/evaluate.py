@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         modes=modes,
         batch_size=args.batch_size,
         train_pairs=atlas.pairs["train"],
-        config={"model": Path(args.model).resolve().name, "split": args.split},
+        config={"model": Path(args.model).resolve().name, "dataset": "Atlas", "split": args.split},
     )
     Console(width=max(100, shutil.get_terminal_size().columns)).print(results_table(results))
     if args.output:

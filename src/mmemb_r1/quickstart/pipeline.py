@@ -19,7 +19,7 @@ from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas, atlas_texts, augment, build_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
 from mmemb_r1.evaluation.runner import embed_candidates
-from mmemb_r1.model_card import build_model_card
+from mmemb_r1.model_card import write_model_card
 from mmemb_r1.quickstart.recipe import Recipe
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training import JointConfig, JointTrainer
@@ -68,12 +68,17 @@ def run_quickstart(output: Path, recipe: Recipe, console: Console | None = None)
             modes=("never", "always", "auto"),
             batch_size=128,
             train_pairs=atlas.pairs["train"],
-            config={"model": "quickstart", "split": "test", "seed": recipe.seed, "training": training},
+            config={
+                "model": "quickstart",
+                "dataset": "Atlas",
+                "split": "test",
+                "seed": recipe.seed,
+                "training": training,
+            },
         )
         with replaced_file(results_file) as temporary:
             save_results(results, temporary)
-            card = build_model_card(checkpoint, results=temporary, training=training)
-            (checkpoint / "README.md").write_text(card, encoding="utf-8")
+            write_model_card(checkpoint, results=temporary, training=training)
     return load_results(results_file)
 
 

@@ -1,0 +1,206 @@
+"""The card's sections, each from what its file says. A section without a file is empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from mmemb_r1.evaluation.results import Results
+from mmemb_r1.model_card.formatting import score, share, significant, table
+from mmemb_r1.model_card.sources import Curve, Point
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+
+DATA_FACTS = ("data", "pairs", "tasks", "rationales")  # of a training: what it saw; the rest is how
+WEAK = 0.5  # a task is weak if no mode answers this share of its queries
+CURVE_ROWS = 11
+
+
+def limits(config: MMEmbR1Config, results: Results | None, training: Mapping[str, Any]) -> str:
+    """List items: what this checkpoint cuts off, and what it is bad at as far as its files say."""
+    frames = f"a video file is seen as {config.num_video_frames} frames"
+    if config.max_text_tokens is None:
+        items = [f"Text is not cut; {frames}."]
+    else:
+        items = [f"Text beyond {config.max_text_tokens:,} tokens of an input is cut off; {frames}."]
+    items += _measured_limits(results) if results else ["No evaluation is reported here: measure it on data of yours."]
+    if not training:
+        items.append("How it was trained is not recorded here.")
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _measured_limits(results: Results) -> list[str]:
+    best = {
+        task: max(numbers["hit@1"] for numbers in result["modes"].values())
+        for task, result in results["tasks"].items()
+    }
+    floors = {task: max(_baselines(result), default=None) for task, result in results["tasks"].items()}
+    items = []
+    if weak := {task: value for task, value in best.items() if value < WEAK}:
+        items.append(
+            f"Weak tasks ({measured_on(results)}): in no mode measured does it answer half of the queries of "
+            + ", ".join(f"{task} ({score(value)})" for task, value in sorted(weak.items(), key=lambda item: item[1]))
+            + "."
+        )
+    if idle := [task for task, floor in floors.items() if floor is not None and best[task] <= floor]:
+        items.append(
+            "No better than without the picture, or than the most frequent training answer: " + ", ".join(idle) + "."
+        )
+    ratio = results["summary"]["all"]["modes"].get("auto", {}).get("invocation_ratio")
+    if ratio == 0:
+        items.append('The gate chose to think on none of these queries: `"auto"` was the same as `"never"`.')
+    if ratio == 1:
+        items.append('The gate chose to think on all of these queries: `"auto"` was the same as `"always"`.')
+    return items
+
+
+def _baselines(result: Mapping[str, Any]) -> list[float]:
+    majority = [result["majority"]] if "majority" in result else []
+    return [*majority, *result.get("no_image", {}).values()]
+
+
+def training_section(facts: Mapping[str, Any], datasets: Sequence[str]) -> str:
+    """Data and selection, then settings. Lists and objects among the facts (logs, say) are left out."""
+    told = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+    data = {name: told.pop(name) for name in DATA_FACTS if name in told}
+    if datasets:
+        data["datasets"] = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
+    text = ""
+    if data:
+        text += f"\n## Training data and selection\n\n{table(['', ''], data.items())}\n"
+    if told:
+        text += f"\n## Training\n\n{table(['', ''], told.items())}\n"
+    return text
+
+
+def measured_on(results: Results) -> str:
+    """Dataset and split. A file that names no dataset is one of Atlas, which `mmemb-r1 evaluate` measures."""
+    split = results["config"].get("split")
+    return f"{results['config'].get('dataset', 'Atlas')}, " + (f"{split} split" if split else "split not recorded")
+
+
+def _counted(results: Results) -> str:
+    return f"{results['summary']['all']['n']:,} queries of {len(results['tasks'])} tasks"
+
+
+def results_section(results: Results) -> str:
+    """hit@1 per task and mode, with the baselines that were measured."""
+    modes, tasks = results["config"]["modes"], results["tasks"]
+    summaries = {f"**mean: {name}**": result for name, result in results["summary"].items()}
+    optional = {
+        "candidates": lambda result: result.get("candidates", ""),
+        "majority": lambda result: score(result.get("majority")),
+        "no image": lambda result: score(max(result.get("no_image", {}).values(), default=None)),
+    }
+    measured = {key.replace("_", " ") for result in tasks.values() for key in result}
+    columns = {name: cell for name, cell in optional.items() if name in measured}
+    rows = [
+        [
+            name,
+            result["n"],
+            *(cell(result) for cell in columns.values()),
+            *(score(result["modes"][mode]["hit@1"]) for mode in modes),
+            *([share(result["modes"]["auto"]["invocation_ratio"])] if "auto" in modes else []),
+        ]
+        for name, result in {**tasks, **summaries}.items()
+    ]
+    told = {
+        "majority": " *Majority* always gives the task's most frequent training answer.",
+        "no image": " *No image* is the better of never and always without the query's pictures.",
+    }
+    thinks = ["auto thinks on"] if "auto" in modes else []
+    return (
+        f"\n## Results\n\n{measured_on(results)}, {_counted(results)}: share of queries whose answer is ranked first "
+        "among the task's candidates (hit@1), for each reasoning mode of the queries. Answers are embedded directly; "
+        "ties count as misses; means give each task the same weight."
+        + "".join(text for name, text in told.items() if name in columns)
+        + f"\n\n{table(['task', 'queries', *columns, *modes, *thinks], rows)}\n"
+    )
+
+
+def cost_section(results: Results) -> str:
+    """Tokens and time of a query in each mode, and what thinking brings for them."""
+    modes, means = results["config"]["modes"], results["summary"]["all"]["modes"]
+    rows = [
+        [
+            mode,
+            share(means[mode]["invocation_ratio"]),
+            f"{means[mode]['mean_reasoning_tokens']:.1f}",
+            significant(1000 * means[mode]["seconds_per_query"]),
+            score(means[mode]["hit@1"]),
+        ]
+        for mode in modes
+    ]
+    versions = results["config"].get("versions", {})
+    how = [f"batches of {results['config']['batch_size']}"] if "batch_size" in results["config"] else []
+    how += [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
+    return (
+        f"\n## Cost of a query\n\n{measured_on(results)}, {_counted(results)}, means with the same weight for each "
+        f"task{''.join(f', {part}' for part in how)}. Times are those of the machine that measured them.\n\n"
+        + table(["mode", "queries that think", "rationale tokens", "ms", "hit@1"], rows)
+        + "\n"
+        + _price(means)
+    )
+
+
+def _price(means: Mapping[str, Mapping[str, float]]) -> str:
+    if not {"never", "always"} <= set(means) or means["never"]["seconds_per_query"] == 0:
+        return ""
+    direct, thought = means["never"], means["always"]
+    factor = significant(thought["seconds_per_query"] / direct["seconds_per_query"])
+    return (
+        f"\nWith a thought a query takes {significant(1000 * thought['seconds_per_query'])} ms and "
+        f"{thought['mean_reasoning_tokens']:.1f} rationale tokens, without one "
+        f"{significant(1000 * direct['seconds_per_query'])} ms: {factor} times as long, for a hit@1 of "
+        f"{score(thought['hit@1'])} instead of {score(direct['hit@1'])}.\n"
+    )
+
+
+def curve_section(curve: Curve, picture: str | None) -> str:
+    """The score over the share of queries that think: at most [`CURVE_ROWS`] points of each model of the file."""
+    chosen = {model: _spread(points) for model, points in curve.models.items()}
+    length = max(map(len, chosen.values()))
+    header = [
+        f"{model}: {name}" if model else name
+        for model in chosen
+        for name in ("queries that think", "R@1 [95 % interval]", "gate threshold")
+    ]
+    rows = [
+        [cell for points in chosen.values() for cell in (_cells(points[row]) if row < len(points) else [""] * 3)]
+        for row in range(length)
+    ]
+    where = [
+        curve.dataset or "dataset not recorded",
+        f"{curve.split} split" if curve.split else "split not recorded",
+        f"{curve.queries} queries" if curve.queries else "number of queries not recorded",
+    ]
+    link = f"[{curve.file}]({quote(curve.file)})"
+    shown = f"\n![R@1 over the share of queries that think]({quote(picture)})\n" if picture else ""
+    return (
+        "\n## Invocation curve\n\nHow the score, mean R@1 over the tasks, moves as a lower gate threshold lets more "
+        f"queries think. From {link}, {', '.join(where)}.\n{shown}\n{table(header, rows)}\n"
+    )
+
+
+def _spread(points: Sequence[Point]) -> list[Point]:
+    """Of points in order, those whose shares are nearest to 0, 10, ..., 100 %."""
+    targets = [step / (CURVE_ROWS - 1) for step in range(CURVE_ROWS)]
+    nearest = [min(points, key=lambda point: abs(point.invocation - target)) for target in targets]
+    return list(dict.fromkeys(nearest))
+
+
+def _cells(point: Point) -> list[str]:
+    threshold = "> 1" if point.threshold > 1 else f"{point.threshold:.6g}"
+    return [share(point.invocation), f"{score(point.r1)} [{score(point.low)}, {score(point.high)}]", threshold]
+
+
+def carbon_section(emissions: Mapping[str, Any]) -> str:
+    """What the Hub's `co2_eq_emissions` says, in words."""
+    source = emissions.get("source")
+    facts = [emissions[name] for name in ("hardware_used", "geographical_location") if emissions.get(name)]
+    return (
+        f"\n## Carbon\n\nTraining emitted {significant(emissions['emissions'])} g of CO2 equivalents, "
+        + (f"estimated by {source}" if source == "CodeCarbon" else f"as told by {source or 'who published this card'}")
+        + (f" ({'; '.join(facts)})" if facts else "")
+        + ".\n"
+    )

@@ -1,0 +1,47 @@
+"""`mmemb-r1 pull`: a checkpoint from the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmemb_r1.hub import Pulled
+
+HELP = """\
+Download a checkpoint from the Hugging Face Hub at one commit, check every file against the hash that the repository
+lists, and print the lines that load just that commit. Nothing of it is run, and pickles are left out.
+
+A private repository needs the token of `hf auth login`, or HF_TOKEN. A pull that was cut goes on with the same
+command."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag, commit or pull request; default: main")
+    parser.add_argument("--code-revision", metavar="REV", help="where the *.py files come from; default: --revision")
+    parser.add_argument("--output", metavar="DIR", help="a new folder; default: the Hub's cache")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmemb_r1.hub import pull_checkpoint
+
+    pulled = pull_checkpoint(
+        args.repo_id, revision=args.revision, code_revision=args.code_revision, output=args.output
+    )
+    print(f"{pulled.repo_id} at {pulled.commit}, verified")
+    if pulled.code_commit:
+        print(f"code at {pulled.code_commit}, verified")
+    for name in pulled.left_out:
+        print(f"left out {name}, a pickle")
+    print(f"in {pulled.folder}")
+    for line in load_lines(pulled):
+        print(line)
+    return 0
+
+
+def load_lines(pulled: Pulled) -> list[str]:
+    """What to paste to load just this commit: with this package, which brings its own code, and without."""
+    code = f', model_kwargs={{"code_revision": "{pulled.code_commit}"}}' if pulled.code_commit else ""
+    pinned = f'"{pulled.repo_id}", revision="{pulled.commit}"'
+    return [f"MMEmbR1({pinned})", f"SentenceTransformer({pinned}, trust_remote_code=True{code})"]

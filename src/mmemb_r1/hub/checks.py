@@ -1,0 +1,197 @@
+"""What has to be true of a folder before it is pushed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+
+from mmemb_r1.hub.listing import UNTOUCHED
+from mmemb_r1.hub.pickles import has_pickle_name, holds_pickle
+
+REQUIRED = ("config.json", "modules.json", "README.md")
+INDEX = "model.safetensors.index.json"
+CONFIGS_WITH_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+LEFT_OUT_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
+SECRET_NAMES = (
+    ".env", ".env.*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ecdsa*", "id_ed25519*", ".netrc", ".git-credentials",
+    ".npmrc", ".pypirc", "credentials*", "*secret*", "token", "*.token", "stored_tokens",
+)  # fmt: skip
+TEXT_SUFFIXES = frozenset({".cfg", ".jinja", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"})
+PARSER = threading.Lock()  # CPython 3.11 raises a SystemError where two threads parse at once
+HUB_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
+    """
+    Check that a folder is a whole checkpoint that loads where this package is not installed, and nothing else.
+
+    It needs config.json, modules.json, README.md with metadata, safetensors that can be read, and every code file that
+    the first two name, with what those import from beside them. It must hold no pickle, under whatever name, no link
+    to a folder, and nothing that looks like a secret.
+
+    Args:
+        folder: the checkpoint, as `save_pretrained` writes it.
+
+    Returns:
+        The paths of its files, relative and with slashes, in order. `.git`, `.cache`, `__pycache__` and
+        `.gitattributes` are left out.
+
+    Raises:
+        ValueError: with one line per problem.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"{folder} is no folder; name the folder that save_pretrained wrote")
+    files, linked = _contents(root)
+    problems = [f"{name} is missing" for name in REQUIRED if name not in files]
+    problems += [f"{name} is a link to a folder; copy the folder" for name in linked]
+    problems += [problem for name in files for problem in _file_problems(root, name)]
+    problems += _weight_problems(root, files)
+    problems += _code_problems(root)
+    problems += _card_problems(root / "README.md")
+    if problems:
+        raise ValueError(f"{folder} can't be pushed:" + "".join(f"\n- {problem}" for problem in problems))
+    return files
+
+
+def _contents(root: Path) -> tuple[list[str], list[str]]:
+    """The files below a folder, and the links to folders, which are not followed."""
+    files, linked = [], []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in LEFT_OUT_FOLDERS]
+        inside = Path(parent).relative_to(root)
+        files += [(inside / name).as_posix() for name in names if name != UNTOUCHED]
+        linked += [(inside / name).as_posix() for name in folders if (root / inside / name).is_symlink()]
+    return sorted(files), sorted(linked)
+
+
+def _file_problems(root: Path, name: str) -> Iterator[str]:
+    path = root / name
+    if not path.is_file():
+        yield f"{name} is no file, or a link that leads nowhere"
+    elif has_pickle_name(name) or holds_pickle(path):
+        yield f"{name} is a pickle, which runs code when it is loaded; save safetensors, or move the file elsewhere"
+    elif any(fnmatch(PurePosixPath(name).name.lower(), pattern) for pattern in SECRET_NAMES):
+        yield f"{name} looks like a secret; move it elsewhere"
+    elif path.suffix in TEXT_SUFFIXES and HUB_TOKEN.search(path.read_bytes()):
+        yield f"{name} holds a token of the Hub; remove it, and revoke the token"
+
+
+def _weight_problems(root: Path, files: list[str]) -> Iterator[str]:
+    shards = [name for name in files if name.endswith(".safetensors")]
+    if not any("/" not in name for name in shards):
+        yield "there are no weights (*.safetensors) in it"
+    for name in shards:
+        try:
+            with safe_open(root / name, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            yield f"{name} can't be read ({error}); save the model again"
+    if INDEX in files:
+        index, problem = _read_json(root / INDEX)
+        if problem:
+            yield problem
+        missing = set(index.get("weight_map", {}).values()) - set(files) if isinstance(index, dict) else ()
+        yield from (f"{INDEX} names {name}, which is not there" for name in sorted(missing))
+
+
+def _code_problems(root: Path) -> Iterator[str]:
+    """Of the code that loading the checkpoint would run: all of it has to be in the folder."""
+    named: dict[str, str] = {}  # code file -> who names it
+    for config in CONFIGS_WITH_CODE:
+        content, problem = _read_json(root / config)
+        if problem:
+            yield problem
+        auto_map = content.get("auto_map") or {} if isinstance(content, dict) else {}
+        for reference in _flat(auto_map.values()):
+            if "--" in reference:
+                yield f"{config} takes code from another repository ({reference}); save the model again"
+            else:
+                named[reference.rpartition(".")[0] + ".py"] = config
+    modules, problem = _read_json(root / "modules.json")
+    if problem:
+        yield problem
+    for module in modules if isinstance(modules, list) else []:
+        reference = str(module.get("type") if isinstance(module, dict) else module)
+        if reference.startswith("sentence_transformers."):
+            continue
+        if reference.count(".") != 1:
+            yield (
+                f"modules.json names {reference}, which loads only where that package is installed; "
+                "save the model with MMEmbR1.save_pretrained"
+            )
+        else:
+            named[reference.rpartition(".")[0] + ".py"] = "modules.json"
+    waiting = sorted(named)
+    while waiting:
+        name = waiting.pop()
+        if not (root / name).is_file():
+            yield f"{named[name]} names {name}, which is not there"
+            continue
+        siblings, problems = _imports(root / name)
+        yield from problems
+        waiting += [sibling for sibling in siblings if sibling not in named]
+        named = {**dict.fromkeys(siblings, name), **named}
+
+
+def _imports(path: Path) -> tuple[list[str], list[str]]:
+    """The files beside `path` that it imports, and what is wrong with its imports."""
+    try:
+        with PARSER:
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        return [], [f"{path.name} is no Python ({error})"]
+    relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    flat = [node for node in relative if node.level == 1 and node.module and "." not in node.module]
+    problems = [
+        f"{path.name}:{node.lineno} is an import that no loader of remote code follows; "
+        "write `from .sibling import name`"
+        for node in relative
+        if node not in flat
+    ]
+    return sorted({f"{node.module}.py" for node in flat}), problems
+
+
+def _card_problems(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        return
+    try:
+        metadata = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False).data.to_dict()
+    except (ValueError, yaml.YAMLError) as error:
+        yield f"the metadata of README.md can't be read ({str(error).splitlines()[0]})"
+    else:
+        if not metadata:
+            yield "README.md has no metadata: YAML between two lines of three dashes, at its top"
+
+
+def _read_json(path: Path) -> tuple[Any, str | None]:
+    """What a file holds, `None` if there is none, and what is wrong with it."""
+    if not path.is_file():
+        return None, None
+    try:
+        return json.loads(path.read_bytes()), None
+    except ValueError as error:
+        return None, f"{path.name} is no JSON ({error})"
+
+
+def _flat(values: Any) -> Iterator[str]:
+    """
+    >>> list(_flat(["a.B", ["c.D", None]]))
+    ['a.B', 'c.D']
+    """
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _flat(value)

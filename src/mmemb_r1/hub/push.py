@@ -1,0 +1,155 @@
+"""A checkpoint's way to the Hub: one commit on top of what was there, or none."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from mmemb_r1.hub.checks import check_checkpoint
+from mmemb_r1.hub.errors import LOG_IN, HubError, RepositoryMovedError, check_repo_id, explained
+from mmemb_r1.hub.listing import UNTOUCHED, content_hash, head, hub_api, list_files, matches
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+PULL_REQUESTS = "refs/pr/"
+HAS_MOVED = 412  # HTTP: precondition failed
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """
+    What a push did.
+
+    Attributes:
+        repo_id: the repository.
+        commit: the commit that holds the checkpoint now.
+        changed: the files that are new or other than before; none if the repository held the checkpoint already.
+        deleted: the files of the repository that the checkpoint does not have.
+        pull_request: its address, if one was opened.
+    """
+
+    repo_id: str
+    commit: str
+    changed: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    pull_request: str | None = None
+
+
+def push_checkpoint(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Push checkpoint",
+) -> Pushed:
+    """
+    Make a repository on the Hub hold what a folder holds, in one commit; what else was there is deleted by it.
+
+    Large files go first, and the commit comes last: until then the repository is as it was, and a push that was cut
+    goes on when it is repeated, without the large files that have arrived. The commit is refused if the repository
+    moved since the push began. Token and endpoint are those of the environment (`HF_TOKEN`, `HF_ENDPOINT`) or of
+    `hf auth login`.
+
+    Args:
+        folder: the checkpoint; see `check_checkpoint` for what is demanded of it.
+        repo_id: `owner/name`; created if there is none.
+        private: create the repository as a private one. Default: as its owner's new repositories are.
+        revision: the branch, made from the main one if there is none, or a pull request (`refs/pr/1`) to add to.
+            Default: the main branch.
+        create_pr: open a pull request instead, to a repository that exists.
+        commit_message: first line of the commit, and title of a pull request.
+
+    Returns:
+        What was done. If the repository holds the same already, there is no commit, and nothing in `changed`.
+
+    Raises:
+        ValueError: if an argument is wrong or the folder is not fit to be pushed.
+        RepositoryMovedError: if somebody else committed meanwhile; nothing was changed.
+        HubError: if the Hub refuses or can't be reached.
+    """
+    check_repo_id(repo_id)
+    if revision is not None and COMMIT.fullmatch(revision):
+        raise ValueError(f"revision={revision!r} is a commit, which can't change; name a branch")
+    root = Path(folder)
+    names = check_checkpoint(root)
+    if (token := get_token()) is None:
+        raise HubError(f"no token was found, and pushing to {repo_id} needs one: {LOG_IN}")
+    api = hub_api(token)
+    with explained(repo_id, revision):
+        _make_repository(api, repo_id, private, create_pr)
+        if revision is not None and not create_pr and not revision.startswith(PULL_REQUESTS):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        parent = head(api, repo_id, revision)
+        before = list_files(api, repo_id, parent)
+        deleted = sorted(set(before) - {*names, UNTOUCHED})
+        additions = [CommitOperationAdd(name, root / name) for name in names]
+        _send_large_files(api, repo_id, additions, revision, create_pr)
+        # The client has just noted which files are the same as at the head, to leave them out of the commit. That has
+        # to be the head that the commit is made on: a pull request would be a mix of two checkpoints otherwise.
+        if (now := head(api, repo_id, revision)) != parent:
+            raise _moved(repo_id, parent, now)
+        try:
+            commit = api.create_commit(
+                repo_id,
+                [*additions, *(CommitOperationDelete(name, is_folder=False) for name in deleted)],
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=parent,
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code != HAS_MOVED:
+                raise
+            raise _moved(repo_id, parent, head(api, repo_id, revision)) from error
+        if commit.oid == parent:
+            return Pushed(repo_id, parent)
+        after = list_files(api, repo_id, commit.oid)
+    wrong = [name for name in names if name not in after or not matches(root / name, after[name])]
+    wrong += sorted(set(after) - {*names, UNTOUCHED})
+    if wrong:
+        raise HubError(
+            f"{repo_id} at {commit.oid} is not what {folder} holds: {', '.join(wrong[:5])} differ; was a file changed "
+            "meanwhile, or is it left out by a .gitignore? Push again"
+        )
+    hashes = {name: content_hash(entry) for name, entry in before.items()}
+    changed = tuple(name for name in names if hashes.get(name) != content_hash(after[name]))
+    return Pushed(repo_id, commit.oid, changed, tuple(deleted), commit.pr_url)
+
+
+def _make_repository(api: HfApi, repo_id: str, private: bool | None, create_pr: bool) -> None:
+    try:
+        info = api.model_info(repo_id)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        if create_pr:
+            raise
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        info = api.model_info(repo_id)
+    if private and not info.private:
+        raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or push without private")
+
+
+def _send_large_files(
+    api: HfApi, repo_id: str, additions: list[CommitOperationAdd], revision: str | None, create_pr: bool
+) -> None:
+    """Upload the blobs of large files that the Hub does not have. No revision holds them yet."""
+    try:
+        api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
+    except RuntimeError as error:  # so the client wraps whatever cut an upload
+        raise HubError(
+            f"{error} ({error.__cause__}) {repo_id} is as it was; push again: what has arrived is not sent again"
+        ) from error
+
+
+def _moved(repo_id: str, parent: str, now: str) -> RepositoryMovedError:
+    return RepositoryMovedError(
+        f"{repo_id} moved while this push was under way, from {parent} to {now}; nothing was changed. See what is "
+        "there now, and push again"
+    )
