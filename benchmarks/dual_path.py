@@ -49,7 +49,7 @@ def last_vector(model: MMEmbR1Model, features: dict[str, Tensor]) -> tuple[Tenso
     hidden = model.vlm.base_model(
         **inputs, **media, position_ids=position_ids, use_cache=False, return_dict=True
     ).last_hidden_state
-    vectors = model.head(model.head.pool(hidden, inputs["attention_mask"].bool()).mean)
+    vectors = model.embedding_head(model.embedding_head.pool(hidden, inputs["attention_mask"].bool()).mean)
     return vectors, model._token_logps(hidden, features["labels"])[0]
 
 

@@ -216,7 +216,7 @@ def think(
     round_ = torch.ones_like(rows)
     history: list[tuple[Tensor, Tensor]] = []
     while len(rows):
-        context = advance(model.vlm, model.head, context, feed)
+        context = advance(model.vlm, model.embedding_head, context, feed)
         history.append((rows, feed))
         at_marker = feed == embed_id
         follow = _next_tokens(model, context.hidden, sampling)  # (N,)
@@ -226,7 +226,7 @@ def think(
         follow = torch.where(feed == end_id, embed_id, follow)
         if at_marker.any():
             marked = rows[at_marker]
-            embedding = model.head(context.pooled.mean[at_marker])
+            embedding = model.embedding_head(context.pooled.mean[at_marker])
             for slot in range(1, thoughts.embeddings.shape[1]):
                 reached = round_[at_marker] <= slot
                 thoughts.embeddings[marked[reached], slot] = embedding[reached].to(thoughts.embeddings.dtype)

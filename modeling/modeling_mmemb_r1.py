@@ -15,13 +15,15 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_mmemb_r1 import MMEmbR1Config, check_reasoning_options
 from .decoding_mmemb_r1 import Sampling, Thoughts, left_padded, prefill, rotary_positions, think, without_suppressed
 from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
+
+OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1.0.dev0
 
 
 @dataclass
@@ -38,6 +40,8 @@ class MMEmbR1Output(ModelOutput):
         rationale_entropies: `(N,)` entropies in nats of what they were drawn from, without gradient; only with
             `sampling_temperature`.
         last_hidden_state: `(B, S, H)`.
+        hidden_states, attentions: those of the backbone's layers; only with `output_hidden_states=True` and
+            `output_attentions=True`.
     """
 
     embeddings: Tensor | None = None
@@ -46,6 +50,8 @@ class MMEmbR1Output(ModelOutput):
     rationale_logps: Tensor | None = None
     rationale_entropies: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -102,7 +108,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.gate = ReasoningGate(config)
-        self.head = EmbeddingHead(config)
+        self.embedding_head = EmbeddingHead(config)
         self.post_init()
 
     @torch.no_grad()
@@ -122,6 +128,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         if use_safetensors is False:
             raise ValueError("mmemb-r1 reads safetensors only; leave use_safetensors out, and convert other weights.")
+        kwargs["key_mapping"] = {**OLD_NAMES, **(kwargs.get("key_mapping") or {})}
         return super().from_pretrained(*args, use_safetensors=True, **kwargs)
 
     @classmethod
@@ -164,8 +171,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):  # a second backbone is neither built nor initialised
             model = cls(configuration)
         model.vlm = vlm
-        model.gate, model.head = ReasoningGate(configuration), EmbeddingHead(configuration)
-        for head in (model.gate, model.head):
+        model.gate, model.embedding_head = ReasoningGate(configuration), EmbeddingHead(configuration)
+        for head in (model.gate, model.embedding_head):
             head.apply(model._init_weights).to(device=vlm.device, dtype=vlm.dtype)
         model.generation_config = vlm.generation_config
         return model.eval(), processor
@@ -189,8 +196,12 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Plain text generation of the backbone, without gate and embeddings."""
+        self.vlm.generation_config = (
+            self.generation_config
+        )  # `from_pretrained` reads the saved one for this model alone
         return self.vlm.generate(*args, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -234,7 +245,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         for path in range(1, int(number[:, -1].max()) + 1):
             at = number.clamp(max=path).argmax(dim=1)  # (B,), the first column that has seen so many markers, or all
             upto = torch.arange(hidden.shape[1], device=hidden.device) <= at[:, None]  # (B, S)
-            embeddings.append(self.head(self.head.pool(hidden, attention_mask.bool() & upto).mean))
+            embeddings.append(self.embedding_head(self.embedding_head.pool(hidden, attention_mask.bool() & upto).mean))
             state = hidden[torch.arange(len(at), device=at.device), at]  # (B, H)
             gate_logits.append(self.gate(state.detach() if detach_gate else state))
         paths = torch.arange(1, len(embeddings) + 1, device=number.device)
@@ -246,6 +257,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             rationale_logps=logps,
             rationale_entropies=entropies,
             last_hidden_state=hidden,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
 
     def _token_logps(
@@ -312,8 +325,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
 
         # a token that was chosen has no gradient, so a vector after it would have a wrong one
         with torch.set_grad_enabled(torch.is_grad_enabled() and reasoning == "never"):
-            context = prefill(self.vlm, self.head, input_ids, attention_mask, reasoning != "never", **media)
-            direct = self.head(context.pooled.mean)
+            context = prefill(self.vlm, self.embedding_head, input_ids, attention_mask, reasoning != "never", **media)
+            direct = self.embedding_head(context.pooled.mean)
             gate_prob = self.gate(context.hidden).sigmoid()
             if reasoning == "always":
                 rows = torch.arange(len(input_ids), device=input_ids.device)

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config
 from .inputs_mmemb_r1 import InputError, render, to_conversations
 from .media_mmemb_r1 import MediaOptions
 from .modeling_mmemb_r1 import MMEmbR1Model
 
+# How many pictures and videos each row has: losses that split a batch go by them.
+MEDIA_COUNTS = {"image": "num_images_per_sample", "video": "num_videos_per_sample"}
 INPUT_OPTIONS = ("task", "allow_remote_media")
+
+
+def model_inputs(features: dict[str, Any]) -> dict[str, Any]:
+    """
+    Of what `preprocess` returned, the part that the model takes. In a part of a batch that has neither pictures nor
+    videos, the blank ones go with which some processors fill up rows.
+    """
+    counts = [features[name] for name in MEDIA_COUNTS.values() if name in features]
+    blank = bool(counts) and not any(bool(count.any()) for count in counts)
+    return {
+        name: value
+        for name, value in features.items()
+        if name not in MEDIA_COUNTS.values() and not (blank and name.startswith("pixel_"))
+    }
 
 
 class MMEmbR1Module(InputModule):
@@ -76,13 +95,19 @@ class MMEmbR1Module(InputModule):
         media = MediaOptions.of(config, allow_remote_media)
         conversations = to_conversations(inputs, instruction=prompt, media=media)
         try:
-            return dict(render(self.processor, conversations, config.max_text_tokens))
+            features = dict(render(self.processor, conversations, config.max_text_tokens))
         except InputError as error:
             raise InputError(error.index, error.reason, inputs[error.index]) from error
+        for kind, name in MEDIA_COUNTS.items():
+            counts = [sum(part["type"] == kind for turn in chat for part in turn["content"]) for chat in conversations]
+            if any(counts):
+                features[name] = torch.tensor(counts)
+        return features
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """
-        Embed a batch. Where gradients are on (training), nothing is decoded: the direct embedding is returned.
+        Embed a batch. Where gradients are on nothing is decoded, and in training mode nothing that was not asked for:
+        the direct embedding is returned.
 
         Args:
             features: what `preprocess` returned.
@@ -99,9 +124,11 @@ class MMEmbR1Module(InputModule):
                     'the option out (or "never") to train the direct embedding.'
                 )
             options["reasoning"] = "never"
+        elif self.training:  # a loss that caches gradients embeds without them first
+            options.setdefault("reasoning", "never")
         elif task == "document":
             options.setdefault("reasoning", self.model.config.document_reasoning)
-        output = self.model.embed(**features, **options)
+        output = self.model.embed(**model_inputs(features), **options)
         return {
             "sentence_embedding": output.embeddings,
             "gate_prob": output.gate_prob,
@@ -145,7 +172,12 @@ class MMEmbR1Module(InputModule):
             "local_files_only": local_files_only,
         }
         # this class is the repository's or the package's already: its siblings are used, not the repository's again
-        config = MMEmbR1Config.from_pretrained(model_name_or_path, **hub, **(config_kwargs or {}))
+        config_home = model_name_or_path
+        adapter = find_adapter_config_file(model_name_or_path, **hub)
+        if adapter is not None and not Path(model_name_or_path, "config.json").is_file():
+            # adapters alone: transformers finds the model that they belong to, and its config is there
+            config_home = json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        config = MMEmbR1Config.from_pretrained(config_home, **hub, **(config_kwargs or {}))
         model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
         processor = AutoProcessor.from_pretrained(
             model_name_or_path, trust_remote_code=False, **hub, **(processor_kwargs or {})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
@@ -343,6 +343,17 @@ def test_a_repository_of_an_older_version_loads(model, saved, tmp_path, inputs):
     np.testing.assert_allclose(loaded.encode(inputs), model.encode(inputs), atol=1e-5)
     loaded.save_pretrained(str(tmp_path / "new"))
     assert {file.name for file in (tmp_path / "new").iterdir()} == {file.name for file in saved.iterdir()}
+
+
+def test_old_names_of_weights(tmp_path):
+    model = thinking(embedding_dim=16, pooling="attention")
+    model.save_pretrained(str(tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {name.replace("embedding_head.", "head."): weight for name, weight in weights.items()}
+    assert len(set(old) - set(weights)) == 2
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = MMEmbR1(str(tmp_path), device="cpu")
+    np.testing.assert_allclose(loaded.encode(["Lima", "Peru"]), model.encode(["Lima", "Peru"]), atol=1e-5)
 
 
 def test_a_repository_of_a_newer_version_says_what_to_upgrade(saved, tmp_path):

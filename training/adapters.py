@@ -87,7 +87,7 @@ def lora_config(
         lora_dropout=dropout,
         target_modules=pattern,
         # peft goes by the ends of names: "head" would be "lm_head" too
-        modules_to_save=_linear_names(model, [model.gate, model.head]),
+        modules_to_save=_linear_names(model, [model.gate, model.embedding_head]),
         trainable_token_indices={_name(model, layer): sorted(_control_ids(model)) for layer in layers},
         **options,
     )
@@ -224,7 +224,7 @@ def quantization_config(**options: Any) -> BitsAndBytesConfig:
             "quantisation out."
         )
     config = get_quantization_config(model_config)
-    config.llm_int8_skip_modules = ["gate", "head", "lm_head", _VISION_PARTS]
+    config.llm_int8_skip_modules = ["gate", "embedding_head", "lm_head", _VISION_PARTS]
     return config
 
 

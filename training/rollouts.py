@@ -70,8 +70,8 @@ def roll_out(
     """
     media = dict(batch)
     input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask")
-    context = prefill(model.vlm, model.head, input_ids, attention_mask, True, **media)
-    direct, gate_logits = model.head(context.pooled.mean), model.gate(context.hidden)
+    context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
+    direct, gate_logits = model.embedding_head(context.pooled.mean), model.gate(context.hidden)
     rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(num_reasoned)
     zeros = torch.zeros_like(rows)
     thoughts = Thoughts(
@@ -133,7 +133,8 @@ def read_thoughts(model: MMEmbR1Model, context: Context, rows: Tensor, thoughts:
         use_cache=True,
         return_dict=True,
     ).last_hidden_state
-    return model.head(model.head.join(context.pooled, model.head.pool(hidden, tail_mask.bool())).mean)
+    head = model.embedding_head
+    return head(head.join(context.pooled, head.pool(hidden, tail_mask.bool())).mean)
 
 
 def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: Group) -> tuple[Tensor, Tensor]:
@@ -147,8 +148,9 @@ def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: Group) -
     """
     media = dict(batch)
     with torch.no_grad():
-        context = prefill(model.vlm, model.head, media.pop("input_ids"), media.pop("attention_mask"), True, **media)
-        direct = model.head(context.pooled.mean)
+        input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask")
+        context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
+        direct = model.embedding_head(context.pooled.mean)
     rows = torch.arange(len(direct), device=direct.device).repeat_interleave(len(group.thoughts) // len(direct))
     return direct, read_thoughts(model, context, rows, group.thoughts)
 

@@ -20,6 +20,7 @@ from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.atlas.wording import facts, whole_words
 from mmemb_r1.evaluation.runner import CandidateSet
+from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 
 MODES = ("never", "always")
 # What of the warm-up is still there: names of pictures, and facts as text.
@@ -157,7 +158,7 @@ def depth(model: MMEmbR1, pairs: Dataset, candidates: Dataset, rounds: int) -> C
     sets = candidates_of(model, candidates, set(pairs["candidate_set"]), "never")
     queries, parts = inputs_of(pairs["query"]), []
     for start in range(0, len(queries), BATCH_SIZE):
-        features = model.preprocess(queries[start : start + BATCH_SIZE])
+        features = model_inputs(model.preprocess(queries[start : start + BATCH_SIZE]))
         output = model[0].model.embed(
             **features, reasoning="always", max_reasoning_rounds=rounds, output_all_embeddings=True
         )

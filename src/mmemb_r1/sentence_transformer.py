@@ -97,14 +97,28 @@ class MMEmbR1(SentenceTransformer):
             InputError: a `ValueError` that names the index of an input that can't be embedded.
         """
         kwargs = self._with_unit_norm(kwargs)
+        if kwargs.get("output_value", "sentence_embedding") not in ("sentence_embedding", None):
+            raise ValueError(
+                f"output_value={kwargs['output_value']!r} is not known; allowed: 'sentence_embedding', or None for "
+                "all there is to an input. The states of tokens are the last_hidden_state of the model's forward."
+            )
         is_single = self.is_singular_input(inputs)
         values = [inputs] if is_single else list(inputs)
         try:
             return super().encode(inputs if is_single else values, *args, **kwargs)
         except InputError as error:
-            # sentence-transformers sorts the inputs before it makes batches
-            places = (index for index, value in enumerate(values) if value is error.value)
-            raise error.at(next(places, error.index)) from error
+            raise error.at(self._place_of(error, values, kwargs)) from error
+
+    def _place_of(self, error: InputError, values: list[Any], options: dict[str, Any]) -> int:
+        """Which of the inputs an error is about: sentence-transformers sorts them before it makes batches."""
+        if error.value is not None:
+            return next((index for index, value in enumerate(values) if value is error.value), error.index)
+        for index, value in enumerate(values):  # another process raised it, which knows its own part alone
+            try:
+                self.preprocess([value], allow_remote_media=options.get("allow_remote_media", False))
+            except InputError:
+                return index
+        return error.index
 
     def encode_query(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Embed queries: [`encode`] with the prompt that is saved under the name `query`, if there is one."""

@@ -301,8 +301,8 @@ def test_loading_part_of_a_checkpoint_keeps_that_part(qwen, tmp_path):
     model = MMEmbR1Model.from_pretrained(tmp_path, config=config)
     assert torch.equal(model.gate.output.weight, qwen.model.gate.output.weight)
     assert model.gate.output.bias.item() == -2
-    assert model.head.projection.weight.isfinite().all()
-    assert model.head.projection.weight.std() > 0
+    assert model.embedding_head.projection.weight.isfinite().all()
+    assert model.embedding_head.projection.weight.std() > 0
 
 
 def test_loading_in_bfloat16(qwen, mixed, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
+from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adapters import (
     freeze_vision_tower,
@@ -63,7 +64,7 @@ def test_only_the_language_model_gets_adapters_in_every_family(family):
     names = {name.removeprefix("base_model.model.") for name in trained(wrapped)}
     adapters = {name for name in names if ".lora_" in name}
     assert {name.partition(".lora_")[0] for name in adapters} == linear
-    heads = {"gate.hidden", "gate.output", "head.projection", "head.score"}
+    heads = {"gate.hidden", "gate.output", "embedding_head.projection", "embedding_head.score"}
     rest = names - adapters
     rows = {name for name in rest if "trainable_tokens_delta" in name}
     assert {name.partition(".modules_to_save")[0] for name in rest - rows} == heads
@@ -77,7 +78,7 @@ def test_only_adapters_rows_of_control_tokens_and_heads_change(tied, rows):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     wrapped = with_adapters(model, lora_config(model, r=4)).train()
     optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=1.0)
-    batch = MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], "say red"])
+    batch = model_inputs(MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], "say red"]))
     thought = thought_ids(processor, model.config, "It is red.")
     batch = append_tokens(batch, [thought, thought], processor.tokenizer.pad_token_id)
     labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
@@ -181,7 +182,7 @@ def test_what_is_trained_of_a_bfloat16_model_is_float32_until_it_is_merged(rows)
     wrapped = with_adapters(model, lora_config(model, r=2)).train()
     assert {parameter.dtype for parameter in wrapped.parameters() if parameter.requires_grad} == {torch.float32}
     assert {parameter.dtype for parameter in wrapped.parameters() if not parameter.requires_grad} == {torch.bfloat16}
-    batch = MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], "say red"])
+    batch = model_inputs(MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], "say red"]))
     labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = wrapped(**batch, labels=labels)
@@ -199,7 +200,7 @@ def test_what_is_trained_of_a_bfloat16_model_is_float32_until_it_is_merged(rows)
 def test_activation_checkpointing_changes_no_gradient(rows):
     def gradients(checkpointing):
         model, processor = build()
-        batch = MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], "say red"])
+        batch = model_inputs(MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], "say red"]))
         wrapped = with_adapters(model, lora_config(model, r=2)).train()
         disturb(wrapped)
         if checkpointing:
@@ -336,7 +337,7 @@ class TestFreezing:
         model, processor = build(family, tied=family != "qwen3_vl")
         model.train()
         freeze_vision_tower(model)
-        batch = MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], rows[1]["query"]])
+        batch = model_inputs(MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], rows[1]["query"]]))
         labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
         output = model(**batch, labels=labels)
         (output.embeddings[..., 0].sum() + output.gate_logits.sum() + output.rationale_logps.sum()).backward()

@@ -67,7 +67,7 @@ def test_another_model_reads_what_was_thought(pooling, rounds):
     group = rolled(model, batch, rounds)
     media = {key: value for key, value in batch.items() if key not in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        context = prefill(model.vlm, model.head, batch["input_ids"], batch["attention_mask"], True, **media)
+        context = prefill(model.vlm, model.embedding_head, batch["input_ids"], batch["attention_mask"], True, **media)
     rows = torch.arange(2).repeat_interleave(THOUGHTS)
     read = read_thoughts(copy.deepcopy(model), context, rows, group.thoughts)
     for found, expected in zip(read_group(model, batch, group), (group.direct, group.reasoned), strict=True):

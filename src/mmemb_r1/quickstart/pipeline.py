@@ -20,6 +20,7 @@ from mmemb_r1.atlas import Atlas, atlas_texts, augment, build_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
 from mmemb_r1.evaluation.runner import embed_candidates
 from mmemb_r1.model_card import write_model_card
+from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.quickstart.recipe import Recipe
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training import JointConfig, JointTrainer
@@ -191,6 +192,6 @@ def gate_inputs(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> to
     """`(N, H)` hidden states at the first `<|embed|>`, which the gate reads."""
     states = []
     for start in range(0, len(queries), batch_size):
-        features = model.preprocess(queries[start : start + batch_size])
+        features = model_inputs(model.preprocess(queries[start : start + batch_size]))
         states.append(model[0].model(**features).last_hidden_state[:, -1])  # prompts are padded on the left
     return torch.cat(states)

@@ -1,0 +1,305 @@
+"""What else sentence-transformers' `encode` takes, and how a model may be loaded for it.
+
+Batches, inputs, errors, truncation, prompts of queries and documents, and the options of thinking are in
+test_sentence_transformer.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmemb_r1 import MMEmbR1, MMEmbR1Config
+from mmemb_r1.tiny import build_tiny_vlm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ALWAYS = {"reasoning": "always", "max_reasoning_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> MMEmbR1:
+    """Not to be changed."""
+    return MMEmbR1(str(tiny_checkpoint), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[Any]:
+    pictures = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
+    return [
+        "What is the capital of Peru?",
+        pictures[0],
+        {"text": "Which is larger?", "image": pictures[1:]},
+        "Lima",
+        {"text": "Chad", "instruction": "Find the flag."},
+    ]
+
+
+@pytest.fixture(scope="module")
+def vectors(model: MMEmbR1, inputs: list[Any]) -> np.ndarray:
+    """`(5, 32)` embeddings of the inputs after thinking."""
+    return model.encode(inputs, **ALWAYS)
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+
+
+# what comes out
+
+
+def test_float32_is_what_the_model_gives(model, inputs, vectors):
+    again = model.encode(inputs, precision="float32", **ALWAYS)
+    assert again.dtype == np.float32
+    assert_close(again, vectors)
+    assert np.abs(vectors - model.encode(inputs, reasoning="never")).max() > 1e-3  # the options were passed on
+
+
+@pytest.mark.parametrize(("precision", "dtype", "lowest"), [("int8", np.int8, -128), ("uint8", np.uint8, 0)])
+def test_bytes_split_the_range_of_each_dimension(precision, dtype, lowest, model, inputs, vectors):
+    codes = model.encode(inputs, precision=precision, **ALWAYS)
+    assert (codes.shape, codes.dtype) == (vectors.shape, dtype)
+    low, high = vectors.min(axis=0), vectors.max(axis=0)
+    step = (high - low) / 255
+    assert np.all(np.abs(low + (codes.astype(int) - lowest) * step - vectors) <= 1.01 * step)
+    assert codes.min() == lowest
+    assert codes.max() == lowest + 255
+
+
+def test_bits_are_the_signs(model, inputs, vectors):
+    unsigned, signed = (model.encode(inputs, precision=name, **ALWAYS) for name in ("ubinary", "binary"))
+    assert (unsigned.dtype, signed.dtype) == (np.uint8, np.int8)
+    assert unsigned.shape == signed.shape == (5, 32 / 8)
+    np.testing.assert_array_equal(np.unpackbits(unsigned, axis=1), vectors > 0)
+    np.testing.assert_array_equal(signed.astype(int) + 128, unsigned)
+
+
+def test_an_unknown_precision_is_an_error(model):
+    with pytest.raises(ValueError, match="Precision 'int4' is not supported, must be one of"):
+        model.encode(["Lima"], precision="int4")
+
+
+def test_normalisation_on_request(inputs):
+    model = MMEmbR1.from_vlm(*build_tiny_vlm("qwen3_vl"), normalize=False)
+    plain = model.encode(inputs, **ALWAYS)
+    unit = model.encode(inputs, normalize_embeddings=True, **ALWAYS)
+    norms = np.linalg.norm(plain, axis=1, keepdims=True)
+    assert np.abs(norms - 1).min() > 1e-2
+    assert_close(unit, plain / norms)
+
+
+def test_containers_of_the_result(model, inputs, vectors):
+    tensors = model.encode(inputs, convert_to_tensor=True, **ALWAYS)
+    rows = model.encode(inputs, convert_to_numpy=False, **ALWAYS)
+    assert isinstance(tensors, torch.Tensor)
+    assert isinstance(rows, list)
+    assert {type(row) for row in rows} == {torch.Tensor}
+    assert_close(tensors, vectors)
+    assert_close(torch.stack(rows), vectors)
+    bits = model.encode(inputs, convert_to_tensor=True, precision="ubinary", **ALWAYS)
+    assert bits.dtype == torch.uint8
+    np.testing.assert_array_equal(np.unpackbits(bits.numpy(), axis=1), vectors > 0)
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_a_single_input_has_no_batch_dimension(row, model, inputs, vectors):
+    assert_close(model.encode(inputs[row], **ALWAYS), vectors[row])
+    assert_close(model.encode(inputs[row : row + 1], **ALWAYS), vectors[row : row + 1])
+    tensor = model.encode(inputs[row], convert_to_tensor=True, **ALWAYS)
+    assert tensor.shape == (32,)
+    assert model.encode(inputs[row], precision="binary", **ALWAYS).shape == (4,)
+
+
+def test_nothing_in_is_nothing_out(model):
+    for empty in ([], ()):
+        for options in ({}, {"convert_to_tensor": True}, {"convert_to_numpy": False}, {"precision": "binary"}):
+            assert len(model.encode(empty, **options, **ALWAYS)) == 0
+        assert model.encode(empty, output_value=None) == []
+        assert model.explain(empty) == []
+
+
+def test_everything_on_request_is_one_dict_per_input(model, inputs, vectors):
+    """What is told of an input is its own, not the batch's."""
+    rows = model.encode(inputs, output_value=None, **ALWAYS)
+    assert [type(row) for row in rows] == [dict] * len(inputs)
+    assert_close(torch.stack([row["sentence_embedding"] for row in rows]), vectors)
+    for value, row in zip(inputs, rows, strict=True):
+        alone = model.encode(value, output_value=None, **ALWAYS)
+        assert row.keys() == alone.keys()
+        for name in ("reasoned", "num_reasoning_rounds", "num_reasoning_tokens", "num_forced_closings"):
+            assert row[name].shape == ()
+            assert row[name] == alone[name], name
+        assert row["gate_prob"] == pytest.approx(alone["gate_prob"].item(), abs=1e-5)
+        thought, again = (each["rationale_ids"] for each in (row, alone))
+        assert thought[thought >= 0].tolist() == again[again >= 0].tolist()
+    assert all(row["reasoned"] for row in rows)
+
+
+@pytest.mark.parametrize("value", ["token_embeddings", "sentence"])
+def test_other_values_are_refused(value, model):
+    """There is one vector per input; the states of its tokens are what `model[0].model(...)` returns."""
+    with pytest.raises(ValueError, match=f"output_value='{value}'.* allowed: 'sentence_embedding'"):
+        model.encode(["Lima"], output_value=value)
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot"])
+def test_pairwise_similarities_are_the_diagonal(name, tiny_checkpoint, vectors):
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu", similarity_fn_name=name)
+    assert model.similarity_fn_name == name
+    other = vectors[::-1].copy()
+    pairwise = model.similarity_pairwise(vectors, other)
+    assert_close(pairwise, (vectors * other).sum(axis=1))  # they are unit vectors
+    assert_close(pairwise, np.diagonal(model.similarity(vectors, other)))
+
+
+# prompts
+
+
+def test_named_and_default_prompts(tiny_checkpoint, model):
+    prompts = {"find": "Find the answer.", "same": "Find the same."}
+    chosen = MMEmbR1(str(tiny_checkpoint), device="cpu", prompts=prompts, default_prompt_name="same")
+    expected = {text: model.encode("Lima", prompt=text, **ALWAYS) for text in prompts.values()}
+    assert np.abs(np.subtract(*expected.values())).max() > 1e-4
+    assert_close(chosen.encode("Lima", prompt_name="find", **ALWAYS), expected["Find the answer."])
+    assert_close(chosen.encode("Lima", **ALWAYS), expected["Find the same."])
+    assert_close(chosen.encode("Lima", prompt="Find the answer.", **ALWAYS), expected["Find the answer."])
+    with pytest.raises(ValueError, match="Prompt name 'lose' not found .*'find', 'same'"):
+        chosen.encode("Lima", prompt_name="lose")
+
+
+# how a model is loaded
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_implementation": "eager"},
+        {"attn_implementation": {"vlm_config": "eager"}},
+        {"device_map": "cpu"},
+        {"device_map": {"": "cpu"}},
+        {"device_map": "auto"},
+        {"dtype": "auto"},
+        {"dtype": "float16"},
+        {"dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+def test_options_of_the_model(options, tiny_checkpoint, model, inputs):
+    """Half precision aside, they change no vector; what comes out is float32 always."""
+    loaded = MMEmbR1(str(tiny_checkpoint), model_kwargs=options)
+    half = options.get("dtype") not in (None, "auto")
+    loaded.to("cpu")
+    dtype = {"float16": torch.float16}.get(options.get("dtype"), options.get("dtype")) if half else torch.float32
+    assert {weight.dtype for weight in loaded.parameters()} == {dtype}
+    attention = loaded[0].model.vlm.config.get_text_config()._attn_implementation
+    assert attention == ("eager" if "attn_implementation" in options else "sdpa")
+    assert loaded[0].model.device.type == "cpu"
+    output = loaded.encode(inputs, reasoning="never", convert_to_tensor=True)
+    assert output.dtype == torch.float32
+    expected = model.encode(inputs, reasoning="never", convert_to_tensor=True)
+    assert (output * expected).sum(dim=-1).min() > (0.99 if half else 1 - 1e-5)
+    if not half:
+        assert_close(loaded.encode(inputs, **ALWAYS), model.encode(inputs, **ALWAYS))
+
+
+def test_options_of_the_configuration(tiny_checkpoint, inputs, vectors):
+    loaded = MMEmbR1(str(tiny_checkpoint), device="cpu", config_kwargs=ALWAYS)
+    assert_close(loaded.encode(inputs), vectors)
+    assert all(item["reasoned"] for item in loaded.explain(inputs))
+
+
+# adapters
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_checkpoint: Path) -> MMEmbR1:
+    """A loaded model with adapters that change it."""
+    peft = pytest.importorskip("peft")
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    torch.manual_seed(0)
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.mul_(4)
+    return model
+
+
+def test_adapters_are_saved_alone_and_loaded_onto_the_model(adapted, tiny_checkpoint, inputs, vectors, tmp_path):
+    wanted = adapted.encode(inputs, **ALWAYS)
+    assert np.abs(wanted - vectors).max() > 1e-2
+    adapted.save_pretrained(str(tmp_path))
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "model.safetensors").exists()
+    onto = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    onto.load_adapter(str(tmp_path))
+    assert_close(onto.encode(inputs, **ALWAYS), wanted)
+    onto.disable_adapters()
+    assert_close(onto.encode(inputs, **ALWAYS), vectors)
+    onto.enable_adapters()
+    assert_close(onto.encode(inputs, **ALWAYS), wanted)
+
+
+def test_a_folder_with_adapters_loads_with_the_model_that_they_belong_to(
+    adapted, inputs, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    adapted.save_pretrained(str(tmp_path))
+    read: list[MMEmbR1Config] = []
+    original = MMEmbR1Config.from_pretrained.__func__
+
+    def checked(cls: type, *args: Any, **kwargs: Any) -> Any:
+        """A folder without a configuration must not stand for the default one: that is a full-size model."""
+        read.append(original(cls, *args, **kwargs))
+        config = read[-1][0] if isinstance(read[-1], tuple) else read[-1]
+        assert config.hidden_size == adapted[0].model.config.hidden_size
+        return read[-1]
+
+    monkeypatch.setattr(MMEmbR1Config, "from_pretrained", classmethod(checked))
+    loaded = MMEmbR1(str(tmp_path), device="cpu")
+    assert read
+    assert loaded.active_adapters() == adapted.active_adapters()
+    assert_close(loaded.encode(inputs, **ALWAYS), adapted.encode(inputs, **ALWAYS))
+
+
+# several processes
+
+
+@pytest.fixture(scope="module")
+def pool(model: MMEmbR1) -> Any:
+    processes = model.start_multi_process_pool(["cpu", "cpu"])
+    yield processes
+    model.stop_multi_process_pool(processes)
+
+
+@pytest.mark.slow
+def test_a_pool_of_processes_gives_the_same(model, pool, inputs, vectors):
+    """Whatever is asked for: the options of thinking reach every process."""
+    for size in (1, 2, 5):
+        assert_close(model.encode(inputs, pool=pool, chunk_size=size, **ALWAYS), vectors)
+    assert_close(model.encode(inputs, pool=pool, reasoning="never"), model.encode(inputs, reasoning="never"))
+    bits = model.encode(inputs, pool=pool, chunk_size=2, precision="ubinary", **ALWAYS)
+    np.testing.assert_array_equal(np.unpackbits(bits, axis=1), vectors > 0)
+    short, alone = (model.encode(inputs, truncate_dim=8, **options, **ALWAYS) for options in ({"pool": pool}, {}))
+    assert_close(short, alone)
+    there, here = (model.explain(inputs, **options, **ALWAYS) for options in ({"pool": pool, "chunk_size": 2}, {}))
+    assert [item["rationale"] for item in there] == [item["rationale"] for item in here]
+    assert_close([item["embedding"] for item in there], vectors)
+    assert len(model.encode([], pool=pool)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_errors_of_a_pool_name_the_input_among_all(place, model, pool, inputs):
+    values = [*inputs[:place], {"text": "c", "image": "nowhere.png"}, *inputs[place:]]
+    for size in (2, 6):
+        with pytest.raises(ValueError, match=f"^Input {place} can't be embedded: there is no image file"):
+            model.encode(values, pool=pool, chunk_size=size)
+
+
+@pytest.mark.slow
+def test_a_list_of_devices_is_a_pool_for_one_call(model, inputs, vectors):
+    assert_close(model.encode(inputs, device=["cpu", "cpu"], chunk_size=2, **ALWAYS), vectors)

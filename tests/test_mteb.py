@@ -1,0 +1,171 @@
+"""The models under mteb: a task of its own kind, in memory, whose scores are ours.
+
+The task is made here because mteb's own are downloaded. mteb is an extra: `pip install mmemb-r1[eval]`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.evaluation.metrics import cosine_scores, hit_at_k, mrr, ranks
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Some prompts are not in the expected format:UserWarning"),  # names of MMEB
+]
+COLORS = ["red", "green", "blue", "white", "black", "yellow"]
+PROMPTS = {"query": "Find the color.", "document": ""}
+BUDGET = 3
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> MMEmbR1:
+    """Not to be changed."""
+    return MMEmbR1(str(tiny_checkpoint), device="cpu", prompts=PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def documents() -> dict[str, list[Any]]:
+    """What the words are searched among, by modality."""
+    return {
+        "text": [f"The largest is {color}." for color in COLORS],
+        "image": [Image.new("RGB", (64, 64), color) for color in COLORS],
+    }
+
+
+@pytest.fixture(scope="module")
+def make_task(documents: dict[str, list[Any]]) -> Callable[[str], Any]:
+    """`make_task(modality)`: each color's word is the query of its own document."""
+    mteb = pytest.importorskip("mteb")
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    features = {"text": Value("string"), "image": ImageFeature()}
+    ids = [str(index) for index in range(len(COLORS))]
+
+    def make(modality: str) -> Any:
+        class Colors(AbsTaskRetrieval):
+            metadata = mteb.TaskMetadata(
+                name="Colors",
+                description="Words for colors and what shows or names them.",
+                type="Retrieval" if modality == "text" else "Any2AnyRetrieval",
+                category="t2t" if modality == "text" else "t2i",
+                modalities=sorted({"text", modality}),
+                eval_langs=["eng-Latn"],
+                main_score="ndcg_at_10",
+                dataset={"path": "in-memory", "revision": "none"},
+            )
+
+            def load_data(self, *args: Any, **kwargs: Any) -> None:
+                corpus = Dataset.from_dict(
+                    {"id": ids, modality: documents[modality]},
+                    features=Features({"id": Value("string"), modality: features[modality]}),
+                )
+                split = {
+                    "queries": Dataset.from_dict({"id": ids, "text": COLORS}),
+                    "corpus": corpus,
+                    "relevant_docs": {index: {index: 1} for index in ids},
+                    "top_ranked": None,
+                }
+                self.dataset = {"default": {"test": split}}
+                self.data_loaded = True
+
+        return Colors()
+
+    return make
+
+
+@pytest.fixture
+def thoughts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of rationale tokens of every input that was embedded, in order."""
+    seen: list[int] = []
+    original = MMEmbR1Module.forward
+
+    def forward(self: MMEmbR1Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        output = original(self, *args, **kwargs)
+        seen.extend(output["num_reasoning_tokens"].tolist())
+        return output
+
+    monkeypatch.setattr(MMEmbR1Module, "forward", forward)
+    return seen
+
+
+def evaluate(model: Any, task: Any, folder: Path, **options: Any) -> tuple[dict[str, float], np.ndarray]:
+    """Measures by name, and the score `(Q, C)` of each query with each document. Nothing is cached."""
+    import mteb
+
+    result = mteb.evaluate(
+        model,
+        task,
+        encode_kwargs={"batch_size": 4, **options},
+        cache=None,
+        co2_tracker=False,
+        prediction_folder=folder,
+        show_progress_bar=False,
+    )
+    (task_result,) = result.task_results
+    (measures,) = task_result.scores["test"]
+    predictions = json.loads((folder / "Colors_predictions.json").read_text(encoding="utf-8"))["default"]["test"]
+    order = [str(index) for index in range(len(COLORS))]
+    return measures, np.array([[predictions[query][document] for document in order] for query in order])
+
+
+def of_all_modalities(model: MMEmbR1) -> Any:
+    """mteb takes a sentence-transformers model for one of text alone; this says what it takes."""
+    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+
+    wrapper = SentenceTransformerEncoderWrapper(model)
+    changes = {"modalities": [name for name in model[0].modalities if name != "message"], "name": "local/tiny"}
+    wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(update=changes)
+    return wrapper
+
+
+def by_hand(model: MMEmbR1, documents: list[Any], **options: Any) -> np.ndarray:
+    """The scores `(Q, C)` as our own evaluation finds them."""
+    queries = model.encode(COLORS, prompt=PROMPTS["query"], **options)
+    return cosine_scores(queries, model.encode(documents, **options))
+
+
+@pytest.mark.parametrize("reasoning", ["never", "always"])
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_scores_and_measures_are_our_own(modality, reasoning, model, documents, make_task, thoughts, tmp_path):
+    """Queries are embedded with their prompt, and both sides with the option of thinking that was passed."""
+    options = {"reasoning": reasoning, "max_reasoning_tokens": BUDGET}
+    wrapped = model if modality == "text" else of_all_modalities(model)
+    measures, scores = evaluate(wrapped, make_task(modality), tmp_path, **options)
+    assert len(thoughts) == 2 * len(COLORS)
+    assert all(0 < count <= BUDGET if reasoning == "always" else count == 0 for count in thoughts)
+    np.testing.assert_allclose(scores, by_hand(model, documents[modality], **options), atol=1e-4, rtol=0)
+    found = ranks(scores, np.arange(len(COLORS)))
+    assert len(set(found.tolist())) > 1  # a collapsed model would make all measures agree
+    for k in (1, 3, 5):
+        assert measures[f"hit_rate_at_{k}"] == pytest.approx(hit_at_k(found, k), abs=1e-4)
+    assert measures["mrr_at_10"] == pytest.approx(mrr(found), abs=1e-4)
+    assert measures["ndcg_at_10"] == pytest.approx((1 / np.log2(1 + found)).mean(), abs=1e-4)
+    assert measures["main_score"] == measures["ndcg_at_10"]
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_what_is_passed_matters(modality, model, documents):
+    """The scores above would agree as well if prompts and options got lost on both ways."""
+    never, always = (by_hand(model, documents[modality], reasoning=mode) for mode in ("never", "always"))
+    assert np.abs(never - always).max() > 1e-3
+    words = [model.encode(COLORS, prompt=prompt, reasoning="never") for prompt in (PROMPTS["query"], None)]
+    assert np.abs(np.subtract(*words)).max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"resoning": "never"}, {"reasoning": "often"}])
+def test_wrong_options_are_errors_under_mteb(options, model, make_task, tmp_path):
+    with pytest.raises(ValueError, match="'resoning'|reasoning='often' is not known"):
+        evaluate(model, make_task("text"), tmp_path, **options)
