@@ -196,9 +196,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Plain text generation of the backbone, without gate and embeddings."""
-        self.vlm.generation_config = (
-            self.generation_config
-        )  # `from_pretrained` reads the saved one for this model alone
+        # the saved one was loaded for the whole, not for this part
+        self.vlm.generation_config = self.generation_config
         return self.vlm.generate(*args, **kwargs)
 
     @can_return_tuple
