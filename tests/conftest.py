@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from mmemb_r1 import MMEmbR1
 
 _HF_HOME = tempfile.TemporaryDirectory(prefix="mmemb-r1-tests-")
 # The libraries read these when they are imported: no import of theirs may come before.
@@ -32,6 +36,27 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-checkpoint"
     MMEmbR1.from_vlm(*build_tiny_vlm("qwen3_vl"), max_reasoning_tokens=8).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def thinking() -> Callable[..., MMEmbR1]:
+    """`thinking(family, **config)`: a tiny model whose gate depends on the input, and whose vectors do so strongly."""
+    import torch
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.tiny import build_tiny_vlm
+
+    @torch.no_grad()
+    def build(family: str = "qwen3_vl", **config: Any) -> MMEmbR1:
+        vlm, processor = build_tiny_vlm(family)
+        for parameter in vlm.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+        model = MMEmbR1.from_vlm(vlm, processor, **{"max_reasoning_tokens": 4, **config})
+        model[0].model.gate.output.weight.normal_(generator=torch.Generator().manual_seed(0))
+        return model
+
+    return build
 
 
 @pytest.fixture(scope="module")

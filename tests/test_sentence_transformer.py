@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,8 @@ from mmemb_r1.sentence_transformer import PROMPTS
 from mmemb_r1.tiny import build_tiny_vlm
 
 
-@torch.no_grad()
-def thinking(family: str = "qwen3_vl", **config: Any) -> MMEmbR1:
-    """A tiny model whose gate depends on the input, and whose vectors do so strongly."""
-    vlm, processor = build_tiny_vlm(family)
-    for parameter in vlm.parameters():
-        if parameter.ndim > 1:
-            parameter.mul_(8)
-    model = MMEmbR1.from_vlm(vlm, processor, **{"max_reasoning_tokens": 4, **config})
-    model[0].model.gate.output.weight.normal_(generator=torch.Generator().manual_seed(0))
-    return model
-
-
 @pytest.fixture(scope="session")
-def model() -> MMEmbR1:
+def model(thinking: Callable[..., MMEmbR1]) -> MMEmbR1:
     """Not to be changed."""
     return thinking()
 
@@ -179,7 +166,7 @@ def test_queries_and_documents(model, inputs):
     assert model.similarity_fn_name == "cosine"
 
 
-def test_named_prompts(tmp_path):
+def test_named_prompts(tmp_path, thinking):
     model = thinking()
     model.prompts = {"query": "Find the answer.", "document": ""}
     np.testing.assert_allclose(model.encode_query("Lima"), model.encode("Lima", prompt="Find the answer."), atol=1e-4)
@@ -215,7 +202,7 @@ def test_shortened_vectors_have_unit_norm_again(model, saved, inputs):
     np.testing.assert_allclose(sliced, whole[:, :8], atol=1e-5)
 
 
-def test_vectors_that_are_not_normalised_stay_so_when_shortened():
+def test_vectors_that_are_not_normalised_stay_so_when_shortened(thinking):
     model = thinking(normalize=False)
     np.testing.assert_allclose(model.encode("Lima", truncate_dim=8), model.encode("Lima")[:8], atol=1e-5)
 
@@ -230,7 +217,7 @@ def test_documents_have_a_default_of_their_own(model, inputs):
     assert not any(item["reasoned"] for item in explained)
 
 
-def test_defaults_of_both_sides_are_saved(tmp_path, inputs):
+def test_defaults_of_both_sides_are_saved(tmp_path, inputs, thinking):
     thinking(reasoning="never", document_reasoning="always").save_pretrained(str(tmp_path))
     model = MMEmbR1(str(tmp_path), device="cpu")
     plain = SentenceTransformer(modules=[model[0]], device="cpu")
@@ -254,7 +241,7 @@ def test_instructions_by_name(model, saved):
         model.encode("Lima", prompt_name="grunding")
 
 
-def test_vectors_that_are_not_normalised():
+def test_vectors_that_are_not_normalised(thinking):
     vectors = thinking(normalize=False, embedding_dim=16).encode(["Lima", "Peru"])
     assert vectors.shape == (2, 16)
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).min() > 1e-2
@@ -281,7 +268,7 @@ def test_errors_of_a_single_input(model):
             model.encode(value)
 
 
-def test_errors_from_the_processor_name_the_input(model):
+def test_errors_from_the_processor_name_the_input(model, thinking):
     with pytest.raises(InputError, match="^Input 2 can't be embedded: .*aspect ratio"):
         model.encode(["a", picture(0), picture(0, (900, 2)), "a longer text"])
     llava = thinking("llava")
@@ -313,7 +300,7 @@ def test_saved_repository(saved):
         assert (saved / name).read_text() == (Path(modeling.__file__).parent / name).read_text()
 
 
-def test_the_card_of_what_was_saved(saved, tmp_path):
+def test_the_card_of_what_was_saved(saved, tmp_path, thinking):
     text = (saved / "README.md").read_text(encoding="utf-8")
     validate_model_card(text, saved)
     assert "mmemb-r1" in text and f'MMEmbR1("{saved.name}")' in text
@@ -345,7 +332,7 @@ def test_a_repository_of_an_older_version_loads(model, saved, tmp_path, inputs):
     assert {file.name for file in (tmp_path / "new").iterdir()} == {file.name for file in saved.iterdir()}
 
 
-def test_old_names_of_weights(tmp_path):
+def test_old_names_of_weights(tmp_path, thinking):
     model = thinking(embedding_dim=16, pooling="attention")
     model.save_pretrained(str(tmp_path))
     weights = load_file(tmp_path / "model.safetensors")
@@ -377,7 +364,7 @@ def test_older_transformers_are_refused(saved, tmp_path):
         MMEmbR1(str(folder), device="cpu")
 
 
-def test_pickles_are_never_read(saved, tmp_path):
+def test_pickles_are_never_read(saved, tmp_path, thinking):
     folder = tmp_path / "pickled"
     shutil.copytree(saved, folder)
     weights = load_file(folder / "model.safetensors")
@@ -424,7 +411,7 @@ def test_plain_sentence_transformers_wraps_the_module(model, inputs):
     )
 
 
-def test_other_modules_keep_their_place(saved, tmp_path, inputs):
+def test_other_modules_keep_their_place(saved, tmp_path, inputs, thinking):
     """A module of sentence-transformers behind ours is saved and loaded as usual."""
     from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -441,71 +428,3 @@ def test_a_fresh_model_does_not_think():
     assert model.device.type == "cpu"
     assert not model.explain("Lima")["reasoned"]
     assert MMEmbR1.from_vlm(*build_tiny_vlm("smolvlm"), gate_threshold=0.1).explain("Lima")["reasoned"]
-
-
-REMOTE = """
-import json, sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "mmemb_r1":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Hidden())
-try:
-    import mmemb_r1
-except ModuleNotFoundError:
-    pass
-else:
-    sys.exit("mmemb_r1 can be imported")
-
-import numpy as np
-import torch
-from PIL import Image
-from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoProcessor
-
-saved, again, picture, results = sys.argv[1:]
-torch.set_num_threads(1)
-inputs = ["What is the capital of Peru?", Image.open(picture), {"text": "What is this?", "image": picture}]
-MODES = ("never", "always")
-vectors = {}
-model = SentenceTransformer(saved, trust_remote_code=True, device="cpu")
-model.save_pretrained(again)
-reloaded = SentenceTransformer(again, trust_remote_code=True, device="cpu")
-auto = AutoModel.from_pretrained(saved, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
-image = {"type": "image", "image": inputs[1]}
-contents = [[{"type": "text", "text": inputs[0]}], [image], [image, {"type": "text", "text": "What is this?"}]]
-batch = processor.apply_chat_template(
-    [[{"role": "user", "content": content}] for content in contents],
-    tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
-    processor_kwargs={"padding": True},
-)
-for mode in MODES:
-    vectors[f"sentence {mode}"] = model.encode(inputs, reasoning=mode)
-    vectors[f"saved again {mode}"] = reloaded.encode(inputs, reasoning=mode)
-    with torch.no_grad():
-        vectors[f"auto {mode}"] = auto.embed(**batch, reasoning=mode).embeddings.numpy()
-if {type(part).__module__.split(".")[0] for part in (auto, model[0])} != {"transformers_modules"}:
-    sys.exit("the code of the repository was not used")
-np.savez(results, **vectors)
-"""
-
-
-def test_remote_code_without_the_package(model, saved, tmp_path):
-    """Where mmemb_r1 is not installed, the repository's code gives the same vectors, and saves what loads again."""
-    drawing, results = tmp_path / "drawing.png", tmp_path / "vectors.npz"
-    picture(7).save(drawing)
-    again = tmp_path / "again"
-    command = [sys.executable, "-I", "-c", REMOTE, str(saved), str(again), str(drawing), str(results)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    inputs = ["What is the capital of Peru?", picture(7), {"text": "What is this?", "image": picture(7)}]
-    vectors = np.load(results)
-    assert len(vectors.files) == 6
-    for name in vectors.files:
-        expected = model.encode(inputs, reasoning=name.split()[-1])
-        np.testing.assert_allclose(vectors[name], expected, atol=1e-5, rtol=0, err_msg=name)
-    loaded = MMEmbR1(str(again), device="cpu")
-    np.testing.assert_allclose(loaded.encode(inputs), model.encode(inputs), atol=1e-5)
