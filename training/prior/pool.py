@@ -16,6 +16,7 @@ from mmemb_r1.training.prior.worker import RationaleWorker
 # Imported when a pool uses them. Each is a dataclass: its fields are the keys that the file may give.
 KINDS = {
     "transformers": "mmemb_r1.training.prior.transformers_worker:TransformersWorker",
+    "checkpoint": "mmemb_r1.training.prior.checkpoint_worker:CheckpointWorker",
     "openai": "mmemb_r1.training.prior.openai_worker:OpenAIWorker",
     "atlas": "mmemb_r1.training.prior.atlas_worker:AtlasWorker",
 }

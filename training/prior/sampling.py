@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ def draw_continuations(
     max_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    narrow: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
     """
     Continue every row until it ends or its budget is spent; rows that have ended leave the batch.
@@ -94,6 +95,7 @@ def draw_continuations(
         end_ids: tokens that end a continuation.
         max_tokens: budget of one.
         temperature, top_p: as for `choose`.
+        narrow: logits `(N, V)` -> those that tokens are drawn from, not in place. Default: the model's own.
     """
     uniforms = row_uniforms(seeds, max_tokens).to(prefix.logits.device)
     ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=prefix.logits.device)
@@ -101,7 +103,8 @@ def draw_continuations(
     ended = [False] * len(seeds)
     rows = torch.arange(len(seeds), device=prefix.logits.device)
     for step in range(max_tokens):
-        chosen = choose(prefix.logits, uniforms[rows, step], temperature, top_p)  # (rows,)
+        logits = prefix.logits if narrow is None else narrow(prefix.logits)
+        chosen = choose(logits, uniforms[rows, step], temperature, top_p)  # (rows,)
         at_end = torch.isin(chosen, ends)
         for row, token, end in zip(rows.tolist(), chosen.tolist(), at_end.tolist(), strict=True):
             if end:

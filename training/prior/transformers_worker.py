@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import BatchFeature
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render
@@ -111,11 +112,12 @@ class TransformersWorker:
             torch.cuda.empty_cache()
 
     def _draw_batch(self, requests: Sequence[RationaleRequest]) -> list[list[Rationale | Failure]]:
+        _ = self._loaded  # what can't be loaded stops the run, and is no failure of an input
         answers: list[list[Rationale | Failure]] = [[] for _ in requests]
         conversations = {}
         for place, request in enumerate(requests):
             try:
-                conversations[place] = request_conversation(self._style, request)
+                conversations[place] = self._conversation(request)
             except InputError as error:
                 answers[place] = [Failure(error.fault)] * len(request.seeds)
         for place, rationales in self._draw_conversations(conversations, [request.seeds for request in requests]):
@@ -149,15 +151,25 @@ class TransformersWorker:
         """Conversations -> one batch, or one of each if the processor does not take them together."""
         if not conversations:
             return
-        template = chat_template(self._processor)
         try:
-            yield list(conversations), render(self._processor, list(conversations.values()), chat_template=template)
+            yield list(conversations), self._prompts(list(conversations.values()))
         except ValueError as error:
             if len(conversations) == 1:
                 yield list(conversations), Failure(getattr(error, "fault", str(error)))
                 return
             for place, chat in conversations.items():
                 yield from self._rendered({place: chat})
+
+    def _conversation(self, request: RationaleRequest) -> list[dict[str, Any]]:
+        return request_conversation(self._style, request)
+
+    def _prompts(self, conversations: Sequence[list[dict[str, Any]]]) -> BatchFeature:
+        return render(self._processor, list(conversations), chat_template=chat_template(self._processor))
+
+    @property
+    def _narrow(self) -> Callable[[Tensor], Tensor] | None:
+        """Logits -> those that tokens are drawn from. Default: the model's own."""
+        return None
 
     def _draw_rendered(self, batch: BatchFeature, groups: Sequence[Sequence[int]]) -> list[list[Rationale | Failure]]:
         """Rationales of each prompt of the batch, one for each seed of its group."""
@@ -173,15 +185,16 @@ class TransformersWorker:
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 top_p=self.top_p,
+                narrow=self._narrow,
             )
         )
         return [
-            [self._rationale(next(continuations), end.rstrip().endswith(THINK)) for _ in seeds]
-            for seeds, end in zip(groups, ends, strict=True)
+            [self._rationale(next(continuations), end) for _ in seeds] for seeds, end in zip(groups, ends, strict=True)
         ]
 
-    def _rationale(self, continuation: Continuation, opened: bool) -> Rationale | Failure:
-        """What a continuation holds of a rationale; `opened` if its prompt has begun the thought."""
+    def _rationale(self, continuation: Continuation, end: str) -> Rationale | Failure:
+        """What a continuation holds of a rationale, whose prompt ended so: it may have begun the thought."""
+        opened = end.rstrip().endswith(THINK)
         ids = [token for token in continuation.token_ids if token not in self._hidden_ids]
         said = self._processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         text = parse_rationale(THINK + said if opened else said, self._style)

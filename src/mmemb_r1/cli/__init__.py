@@ -52,6 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Run a sub-command and return its exit status; its errors are raised.
+
+    Args:
+        arguments: As on the command line.
+    """
+    args = _parser(arguments).parse_args(arguments)
+    return args.run(args)
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of all sub-commands, with the options of the one that `arguments` ask for."""
     parser = argparse.ArgumentParser(prog="mmemb-r1", description="Multimodal embeddings that decide when to reason.")

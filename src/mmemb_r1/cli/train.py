@@ -1,4 +1,4 @@
-"""`mmemb-r1 train`: the training phases on a pairs table. The joint phase is here, the adaptive one beside."""
+"""`mmemb-r1 train`: the training phases on a pairs table. The joint phase is here, the others are beside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli import _train_adaptive
+from mmemb_r1.cli import _train_adaptive, _train_rounds
 from mmemb_r1.cli._training import add_training_options
 
 if TYPE_CHECKING:
@@ -74,12 +74,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes"
     )
     add_training_options(adaptive, "AdaptiveGRPOConfig")
+    rounds = phases.add_parser(
+        "rounds",
+        help="rationales, selection and both phases, several times",
+        description=_train_rounds.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _train_rounds.configure(rounds)
 
 
 def run(args: argparse.Namespace) -> int:
     for option in ("pairs", "rationales", "eval_pairs", "joint_pairs"):
         _require_file(f"--{option.replace('_', '-')}", getattr(args, option, None))
-    return _train_adaptive.run(args) if args.phase == "adaptive" else run_joint(args)
+    phases = {"joint": run_joint, "adaptive": _train_adaptive.run, "rounds": _train_rounds.run}
+    return phases[args.phase](args)
 
 
 def run_joint(args: argparse.Namespace) -> int:
