@@ -80,6 +80,8 @@ class MMEmbR1Config(PreTrainedConfig):
             Width x height of a picture or of a video's frame; a larger one is refused before it is decoded.
         max_video_frames (`int`, *optional*, defaults to 262144):
             Frames of a video; a longer one is refused.
+        max_video_pixels (`int`, *optional*, defaults to 268435456):
+            Width x height x frames of what is kept of a video; more is refused.
         repository_format (`int`, *optional*, defaults to 1):
             What a repository holds and how it is read. Goes up when older code would read a newer one wrongly.
     """
@@ -109,6 +111,7 @@ class MMEmbR1Config(PreTrainedConfig):
     num_video_frames: int = 8
     max_image_pixels: int = 2**26
     max_video_frames: int = 2**18
+    max_video_pixels: int = 2**28
     repository_format: int = REPOSITORY_FORMAT
     tie_word_embeddings: bool = True
 
@@ -129,7 +132,7 @@ class MMEmbR1Config(PreTrainedConfig):
             raise ValueError(
                 f"document_reasoning={self.document_reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}."
             )
-        for name in ("num_video_frames", "max_image_pixels", "max_video_frames"):
+        for name in ("num_video_frames", "max_image_pixels", "max_video_frames", "max_video_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1.")
         check_reasoning_options(

@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -20,6 +21,9 @@ from .remote_mmemb_r1 import download
 WEB = ("http://", "https://")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+# What is decoded. Other formats can name further files and addresses (playlists, SDP), or run programs (EPS).
+IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
+VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif"  # FFmpeg's names of containers
 
 
 @dataclass(frozen=True)
@@ -32,18 +36,20 @@ class MediaOptions:
         max_image_pixels: width x height of a picture or of a video's frame. A file of a few kilobytes can hold a
             picture that fills the memory.
         max_video_frames: frames of a video.
+        max_video_pixels: width x height x frames of what is kept of a video.
         allow_remote: whether web addresses are downloaded.
     """
 
     num_video_frames: int = 8
     max_image_pixels: int = 2**26
     max_video_frames: int = 2**18
+    max_video_pixels: int = 2**28
     allow_remote: bool = False
 
     @classmethod
     def of(cls, config: Any, allow_remote: bool = False) -> MediaOptions:
         """Those of an `MMEmbR1Config`. Downloading is never the config's to allow: it comes with a checkpoint."""
-        names = ("num_video_frames", "max_image_pixels", "max_video_frames")
+        names = ("num_video_frames", "max_image_pixels", "max_video_frames", "max_video_pixels")
         return cls(**{name: getattr(config, name) for name in names}, allow_remote=allow_remote)
 
 
@@ -73,18 +79,24 @@ def open_image(source: Any, options: MediaOptions = DEFAULTS) -> Image.Image:
         source = _from_array(source)
     data = None if isinstance(source, Image.Image) else _read(source, "image", options)
     try:
-        image = source if data is None else Image.open(io.BytesIO(data))
+        image = source if data is None else Image.open(io.BytesIO(data), formats=image_formats())
         _check_size(f"image {_name(source)}", image.size, options)  # nothing is decoded yet
         image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # PIL's own words for an unknown format show an address in memory
-        why = "it is in no format that PIL knows" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(
-            f"its image {_name(source)} can't be read ({why}). Pass a picture that PIL can open."
-        ) from error
+        unknown = f"it is in none of the formats {', '.join(image_formats())}"
+        why = unknown if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"its image {_name(source)} can't be read ({why}). Pass a picture that is whole.") from error
     if 0 in image.size:
         raise ValueError(f"its image has no pixels (size {image.size}).")
     return _rgb(image)
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Those of `IMAGE_FORMATS` that this installation of PIL reads."""
+    Image.init()
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _check_size(name: str, size: tuple[int, int], options: MediaOptions) -> None:
@@ -92,6 +104,14 @@ def _check_size(name: str, size: tuple[int, int], options: MediaOptions) -> None
         raise ValueError(
             f"its {name} has {size[0]} x {size[1]} pixels, more than max_image_pixels={options.max_image_pixels} of "
             "the config; make it smaller, or raise that limit if you trust where it comes from."
+        )
+
+
+def _check_kept(name: str, pixels: int, options: MediaOptions) -> None:
+    if pixels > options.max_video_pixels:
+        raise ValueError(
+            f"its {name} has more than max_video_pixels={options.max_video_pixels} of the config in the frames that "
+            "are kept; take fewer or smaller ones, or raise that limit."
         )
 
 
@@ -181,7 +201,11 @@ def open_video(source: Any, options: MediaOptions = DEFAULTS) -> tuple[np.ndarra
         if not source:
             raise ValueError("its video has no frames.")
         _check_length("video", len(source), options)
-        frames = [np.asarray(open_image(frame, options)) for frame in source]
+        frames, pixels = [], 0
+        for frame in source:
+            frames.append(np.asarray(open_image(frame, options)))
+            pixels += frames[-1].shape[0] * frames[-1].shape[1]
+            _check_kept("video", pixels, options)
         if len({frame.shape for frame in frames}) > 1:
             raise ValueError("the frames of its video differ in size; resize them to one size.")
         return np.stack(frames), _metadata(len(frames), 24.0, range(len(frames)))
@@ -197,16 +221,21 @@ def _decode_video(source: Any, options: MediaOptions) -> tuple[np.ndarray, dict[
     data = _read(source, "video", options)
     num_frames = options.num_video_frames
     try:
-        with av.open(io.BytesIO(data), "r") as container:
+        with av.open(io.BytesIO(data), "r", container_options={"format_whitelist": VIDEO_FORMATS}) as container:
             rate = float(container.streams.video[0].average_rate or 24.0) if container.streams.video else 24.0
             # only as much as is sampled is kept as arrays: an hour of frames does not fit into memory
             total = _count_frames(f"video {_name(source)}", container, options) if container.streams.video else 0
         wanted = sorted(
             set(np.linspace(0, max(total - 1, 0), min(num_frames, max(total, 1))).round().astype(int).tolist())
         )
-        with av.open(io.BytesIO(data), "r") as container:
+        with av.open(io.BytesIO(data), "r", container_options={"format_whitelist": VIDEO_FORMATS}) as container:
             decoded = enumerate(container.decode(video=0)) if total else iter(())
-            frames = [frame.to_ndarray(format="rgb24") for index, frame in decoded if index in wanted]
+            frames, pixels = [], 0
+            for index, frame in decoded:
+                if index in wanted:
+                    pixels += frame.width * frame.height
+                    _check_kept(f"video {_name(source)}", pixels, options)
+                    frames.append(frame.to_ndarray(format="rgb24"))
     except (av.FFmpegError, OSError) as error:
         raise ValueError(
             f"its video {_name(source)} can't be read ({error}). Pass a video that FFmpeg can open."

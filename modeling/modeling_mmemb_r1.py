@@ -129,7 +129,12 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         if use_safetensors is False:
             raise ValueError("mmemb-r1 reads safetensors only; leave use_safetensors out, and convert other weights.")
         kwargs["key_mapping"] = {**OLD_NAMES, **(kwargs.get("key_mapping") or {})}
-        return super().from_pretrained(*args, use_safetensors=True, **kwargs)
+        loaded = super().from_pretrained(*args, use_safetensors=True, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # transformers would write the old names again
+        used = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [rule for rule in used if rule.target_patterns != list(OLD_NAMES.values())]
+        return loaded
 
     @classmethod
     def from_vlm(

@@ -29,6 +29,14 @@ class MMEmbR1Pipeline(Pipeline):
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
+    def __call__(self, inputs: Any, *args: Any, batch_size: int = 1, **kwargs: Any) -> Any:
+        if batch_size != 1:
+            raise ValueError(
+                f"batch_size={batch_size}: this pipeline embeds one input at a time; for batches use "
+                "SentenceTransformer(...).encode."
+            )
+        return super().__call__(inputs, *args, batch_size=1, **kwargs)
+
     def _sanitize_parameters(
         self,
         instruction: str | None = None,

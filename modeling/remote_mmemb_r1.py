@@ -13,11 +13,14 @@ import socket
 import ssl
 import threading
 import time
-from urllib.parse import SplitResult, urljoin, urlsplit
+from typing import Any
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 MAX_BYTES = 64 * 2**20
 MAX_SECONDS = 30.0
 MAX_REDIRECTS = 3
+_GLOBAL_UNICAST, _NAT64 = ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96")
+_KEPT = "%/:?#[]@!$&'()*+,;=~"  # what a path or a query may hold as it is
 
 
 def download(url: str, max_bytes: int = MAX_BYTES, max_seconds: float = MAX_SECONDS) -> bytes:
@@ -37,7 +40,7 @@ def download(url: str, max_bytes: int = MAX_BYTES, max_seconds: float = MAX_SECO
         parts = _checked(url)
         try:
             moved, data = _get(parts, max_bytes, deadline)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: a name that can't be one
             late = time.monotonic() >= deadline
             reason = f"it took more than {max_seconds:g} s" if late else error or type(error).__name__
             raise ValueError(f"{url!r:.200} can't be downloaded ({reason}).") from error
@@ -65,14 +68,13 @@ def _checked(url: str) -> SplitResult:
 
 def _get(parts: SplitResult, max_bytes: int, deadline: float) -> tuple[str | None, bytes]:
     """Where the address leads (or `None`), and what it holds."""
-    left = max(deadline - time.monotonic(), 0.001)
-    connection = _PublicConnection(parts, left)
+    connection = _PublicConnection(parts, deadline)
     # timeouts of a socket begin anew with every byte: a server that trickles would be waited for without end
-    watchdog = threading.Timer(left, connection.abort)
+    watchdog = threading.Timer(seconds_left(deadline), connection.abort)
     watchdog.daemon = True
     watchdog.start()
     try:
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        path = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
         connection.request("GET", path, headers={"Accept": "image/*, video/*", "Accept-Encoding": "identity"})
         response = connection.getresponse()
         if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
@@ -84,8 +86,7 @@ def _get(parts: SplitResult, max_bytes: int, deadline: float) -> tuple[str | Non
             raise ConnectionError(f"it has more than {max_bytes} bytes")
         if response.length:  # `read(n)` says nothing of what is missing
             raise ConnectionError(f"it broke off with {response.length} bytes still to come")
-        if time.monotonic() >= deadline:  # an answer of unknown length that was cut looks whole
-            raise TimeoutError
+        seconds_left(deadline)  # an answer of unknown length that was cut looks whole
         return None, data
     finally:
         watchdog.cancel()
@@ -95,30 +96,48 @@ def _get(parts: SplitResult, max_bytes: int, deadline: float) -> tuple[str | Non
 class _PublicConnection(http.client.HTTPConnection):
     """A connection to an address that was checked; the name is not looked up a second time."""
 
-    def __init__(self, parts: SplitResult, timeout: float) -> None:
-        super().__init__(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), timeout)
-        self._tls = parts.scheme == "https"
+    def __init__(self, parts: SplitResult, deadline: float) -> None:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        super().__init__(parts.hostname or "", port, timeout=seconds_left(deadline))
+        self._tls, self._deadline = parts.scheme == "https", deadline
         self._opened: socket.socket | None = None
 
     def connect(self) -> None:
-        address = _public_address(self.host, self.port)
-        self.sock = self._opened = socket.create_connection((address, self.port), self.timeout)
+        family, address = _public_address(self.host, self.port)
+        self._open(socket.socket(family, socket.SOCK_STREAM))
+        self.sock.settimeout(seconds_left(self._deadline))
+        self.sock.connect(address)
         if self._tls:
-            self.sock = self._opened = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            context = ssl.create_default_context()
+            secured = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self._open(secured)  # before the handshake, which may be waited for as well
+            secured.do_handshake()
+
+    def _open(self, opened: socket.socket) -> None:
+        self.sock = self._opened = opened
+        seconds_left(self._deadline)  # where `abort` came too early to find a socket
 
     def abort(self) -> None:
-        """End it from another thread, whatever it waits for."""
+        """End it from another thread, whatever it waits for. The deadline has passed."""
         if self._opened is not None:
             with contextlib.suppress(OSError):  # it has ended already
                 self._opened.shutdown(socket.SHUT_RDWR)
 
 
-def _public_address(host: str, port: int) -> str:
-    """The first address of a host, if all of them are public."""
-    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for address in found:
-        if not is_public(address):
-            raise ConnectionError(f"{host!r} is at {address}, which is no public address")
+def seconds_left(deadline: float) -> float:
+    """Until a time of `time.monotonic`; a `TimeoutError` if it has passed."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _public_address(host: str, port: int) -> tuple[int, Any]:
+    """Family and socket address of a host's first address, if all of its addresses are public."""
+    found = [(entry[0], entry[4]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for _, address in found:
+        if not is_public(str(address[0])):
+            raise ConnectionError(f"{host!r} is at {address[0]}, which is no public address")
     return found[0]
 
 
@@ -133,10 +152,12 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         # an IPv4 address inside an IPv6 one is where the packets go
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+        if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None and not is_public(str(inner)):
             return False
-        if ip.ipv4_mapped is not None:
+        if ip.ipv4_mapped is not None or ip in _NAT64:
             return True
+        if ip not in _GLOBAL_UNICAST:  # nothing else is routed; what is reserved there, Python's tables know
+            return False
     return ip.is_global and not ip.is_multicast

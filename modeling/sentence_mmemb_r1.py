@@ -11,6 +11,7 @@ import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config
@@ -90,7 +91,13 @@ class MMEmbR1Module(InputModule):
 
         Raises:
             InputError: a `ValueError` that shows the input and names its position in this batch.
+            ValueError: for `processing_kwargs`: pictures and videos are opened here, the config says how.
         """
+        if kwargs.get("processing_kwargs"):
+            raise ValueError(
+                f"processing_kwargs={kwargs['processing_kwargs']!r} is not supported; set max_text_tokens, "
+                "num_video_frames and the limits in the config, and sizes of pictures in the processor."
+            )
         config = self.model.config
         media = MediaOptions.of(config, allow_remote_media)
         conversations = to_conversations(inputs, instruction=prompt, media=media)
@@ -106,8 +113,8 @@ class MMEmbR1Module(InputModule):
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """
-        Embed a batch. Where gradients are on nothing is decoded, and in training mode nothing that was not asked for:
-        the direct embedding is returned.
+        Embed a batch. Where gradients are on nothing is decoded. Outside of `encode`, which runs in inference mode,
+        nothing is decoded that was not asked for: losses get direct embeddings, in training and in evaluation.
 
         Args:
             features: what `preprocess` returned.
@@ -124,7 +131,7 @@ class MMEmbR1Module(InputModule):
                     'the option out (or "never") to train the direct embedding.'
                 )
             options["reasoning"] = "never"
-        elif self.training:  # a loss that caches gradients embeds without them first
+        elif not torch.is_inference_mode_enabled():  # not `encode`, but a loss: of evaluation, or one that caches
             options.setdefault("reasoning", "never")
         elif task == "document":
             options.setdefault("reasoning", self.model.config.document_reasoning)
@@ -174,7 +181,9 @@ class MMEmbR1Module(InputModule):
         # this class is the repository's or the package's already: its siblings are used, not the repository's again
         config_home = model_name_or_path
         adapter = find_adapter_config_file(model_name_or_path, **hub)
-        if adapter is not None and not Path(model_name_or_path, "config.json").is_file():
+        if adapter is not None and not cached_file(
+            model_name_or_path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub
+        ):
             # adapters alone: transformers finds the model that they belong to, and its config is there
             config_home = json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
         config = MMEmbR1Config.from_pretrained(config_home, **hub, **(config_kwargs or {}))

@@ -143,8 +143,11 @@ def assert_all_agree(vectors: Any, expected: dict[str, Any]) -> None:
 def test_loaders_agree_with_the_package(repository, folder, expected, tmp_path):
     scope: dict[str, Any] = {}
     exec(compile(LOADERS, "loaders", "exec"), scope)
-    vectors, _ = scope["vectors_of"](str(repository), str(tmp_path / "again"), expected["threshold"], folder)
+    vectors, classes = scope["vectors_of"](str(repository), str(tmp_path / "again"), expected["threshold"], folder)
     assert_all_agree(vectors, expected)
+    # modules and pipelines are taken from the repository wherever trust is given, a registered model from the package
+    homes = [loaded.__module__.split(".")[0] for loaded in classes]
+    assert homes == ["transformers_modules", "mmemb_r1", "transformers_modules"]
 
 
 def test_loaders_agree_without_the_package(repository, folder, expected, tmp_path):

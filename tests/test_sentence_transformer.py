@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
 from mmemb_r1 import MMEmbR1, modeling
-from mmemb_r1.model_card import validate_model_card
+from mmemb_r1.model_card import validate_model_card, write_model_card
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.sentence_transformer import PROMPTS
 from mmemb_r1.tiny import build_tiny_vlm
@@ -202,6 +204,38 @@ def test_shortened_vectors_have_unit_norm_again(model, saved, inputs):
     np.testing.assert_allclose(sliced, whole[:, :8], atol=1e-5)
 
 
+def test_arguments_may_be_positions_and_old_names(model, saved, inputs):
+    expected = model.encode(inputs, truncate_dim=8)
+    before = (None, None, 32, False, "sentence_embedding", "float32", True, False, None)
+    sliced = model.encode(inputs, truncate_dim=8, normalize_embeddings=False)
+    np.testing.assert_allclose(model.encode(inputs, *before, False, 8), sliced, atol=1e-5)
+    np.testing.assert_allclose(model.encode(inputs, *before, True, 8), expected, atol=1e-5)
+    short = MMEmbR1(str(saved), device="cpu", truncate_dim=8)
+    np.testing.assert_allclose(short.encode_query(inputs, *before), expected, atol=1e-5)
+    np.testing.assert_allclose(short.encode(inputs, *before, False), sliced, atol=1e-5)
+    np.testing.assert_allclose(model.encode(sentences=inputs), model.encode(inputs), atol=1e-5)
+    with pytest.raises(ValueError, match="output_value='token_embeddings' is not known"):
+        model.encode(inputs, None, None, 32, False, "token_embeddings")
+    everything = model.encode(inputs, output_value=None, truncate_dim=8)
+    np.testing.assert_allclose([item["sentence_embedding"] for item in everything], expected, atol=1e-5)
+
+
+def test_plain_sentence_transformers_slices(model, saved, inputs):
+    """The config's truncate_dim shortens before the norm is taken, whoever loads it."""
+    expected = model.encode(inputs, truncate_dim=8)
+    plain = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu", truncate_dim=8)
+    assert np.linalg.norm(plain.encode(inputs), axis=1).max() < 0.99
+    np.testing.assert_allclose(plain.encode(inputs, normalize_embeddings=True), expected, atol=1e-5)
+    options = {"device": "cpu", "config_kwargs": {"truncate_dim": 8}}
+    for loaded in (SentenceTransformer(str(saved), trust_remote_code=True, **options), MMEmbR1(str(saved), **options)):
+        np.testing.assert_allclose(loaded.encode(inputs), expected, atol=1e-5)
+
+
+def test_processing_options_of_sentence_transformers_are_refused(model):
+    with pytest.raises(ValueError, match="processing_kwargs=.* is not supported; set max_text_tokens"):
+        model.encode("Lima", processing_kwargs={"text": {"max_length": 3}})
+
+
 def test_vectors_that_are_not_normalised_stay_so_when_shortened(thinking):
     model = thinking(normalize=False)
     np.testing.assert_allclose(model.encode("Lima", truncate_dim=8), model.encode("Lima")[:8], atol=1e-5)
@@ -304,11 +338,42 @@ def test_the_card_of_what_was_saved(saved, tmp_path, thinking):
     text = (saved / "README.md").read_text(encoding="utf-8")
     validate_model_card(text, saved)
     assert "mmemb-r1" in text and f'MMEmbR1("{saved.name}")' in text
-    model = MMEmbR1(str(saved), device="cpu")
-    model.save_pretrained(str(tmp_path / "again"))  # as it was, whatever was written into it
-    assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == text
     thinking().save_pretrained(str(tmp_path / "named"), model_name="org/name")
     assert 'MMEmbR1("org/name")' in (tmp_path / "named" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_what_was_loaded_and_saved_again(saved, tmp_path):
+    """What somebody knows of it stays; what was measured and is not here goes; what has changed is told anew."""
+    folder = tmp_path / "loaded"
+    shutil.copytree(saved, folder)
+    (folder / "training.json").write_text('{"steps": 7}', encoding="utf-8")
+    write_model_card(folder, license="apache-2.0", datasets=["org/pairs"])
+    assert "| steps | 7 |" in (folder / "README.md").read_text(encoding="utf-8")
+    model = MMEmbR1(str(folder), device="cpu")
+    model[0].model.config.gate_threshold = 0.9
+    model.save_pretrained(str(tmp_path / "again"), model_name="org/again")
+    text = (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+    validate_model_card(text, tmp_path / "again")
+    card = ModelCard(text)
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", ["org/pairs"])
+    assert "| gate threshold | 0.9 |" in text and 'MMEmbR1("org/again")' in text and "| steps | 7 |" not in text
+
+
+def test_a_card_that_somebody_wrote_stays(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "loaded")
+    card = "---\nlicense: mit\n---\n\nMy own words.\n"
+    (tmp_path / "loaded" / "README.md").write_text(card, encoding="utf-8")
+    MMEmbR1(str(tmp_path / "loaded"), device="cpu").save_pretrained(str(tmp_path / "again"))
+    assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == card
+
+
+def test_adapters_of_a_fresh_model_are_saved(thinking, tmp_path):
+    model = thinking()
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_pretrained(str(tmp_path))
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"adapter_model.safetensors", "modules.json", "sentence_mmemb_r1.py", "README.md"} <= names
+    assert "config.json" not in names
 
 
 def changed(saved: Path, folder: Path, **fields: Any) -> Path:
@@ -341,6 +406,8 @@ def test_old_names_of_weights(tmp_path, thinking):
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = MMEmbR1(str(tmp_path), device="cpu")
     np.testing.assert_allclose(loaded.encode(["Lima", "Peru"]), model.encode(["Lima", "Peru"]), atol=1e-5)
+    loaded.save_pretrained(str(tmp_path / "again"))
+    assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(weights)
 
 
 def test_a_repository_of_a_newer_version_says_what_to_upgrade(saved, tmp_path):

@@ -110,14 +110,18 @@ def test_fine_tuning(cached, tiny_checkpoint: Path, rows, decoded, tmp_path):
     assert decoded == [len(inputs)] * 2  # the gate is asked again
 
 
-def test_in_training_mode_nothing_is_decoded_that_was_not_asked_for(tiny_checkpoint, decoded):
-    """Gradients may be off there, too: a loss that caches them embeds without them first."""
+def test_losses_decode_nothing_that_was_not_asked_for(tiny_checkpoint, decoded):
+    """Gradients may be off there, too: a loss that caches them embeds without them first, evaluation has none."""
     model = MMEmbR1(str(tiny_checkpoint), device="cpu", config_kwargs=THINKS).train()
     features = model.preprocess(["Lima", picture("red")])
     with torch.no_grad():
         first = model(dict(features))["sentence_embedding"]
     assert decoded == []
     torch.testing.assert_close(first, model(dict(features))["sentence_embedding"])
+    model.eval()
+    with torch.no_grad():  # the loss of an evaluation
+        torch.testing.assert_close(model(dict(features))["sentence_embedding"], first)
+    assert decoded == []
     with torch.no_grad():
         asked = model(dict(features), reasoning="always")
     assert decoded == [2]

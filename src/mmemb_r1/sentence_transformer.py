@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
@@ -28,6 +30,7 @@ PROMPTS = {
     "document-retrieval": "Find the page that answers the question.",
     "moment-retrieval": "Find the part of the video that the text tells of.",
 }
+ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query` and `encode_document` is the same
 MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
 
@@ -47,7 +50,8 @@ class MMEmbR1(SentenceTransformer):
     """
 
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
-        if model_name_or_path is not None and Path(model_name_or_path).is_dir():
+        # of adapters alone, the model that they belong to may be on the Hub
+        if model_name_or_path is not None and (Path(model_name_or_path) / "config.json").is_file():
             kwargs.setdefault("local_files_only", True)  # the Hub would be asked about the base model otherwise
         super().__init__(model_name_or_path, **kwargs)
 
@@ -81,7 +85,7 @@ class MMEmbR1(SentenceTransformer):
             class_ref, model_name_or_path, trust_remote_code, revision, model_kwargs, **hub
         )
 
-    def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def encode(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """
         Embed inputs, see [`SentenceTransformer.encode`].
 
@@ -95,19 +99,47 @@ class MMEmbR1(SentenceTransformer):
 
         Raises:
             InputError: a `ValueError` that names the index of an input that can't be embedded.
+            ValueError: for an option that is not known.
         """
-        kwargs = self._with_unit_norm(kwargs)
-        if kwargs.get("output_value", "sentence_embedding") not in ("sentence_embedding", None):
+        inputs, options = self._arguments(inputs, args, kwargs)
+        whole = options.get("output_value", "sentence_embedding") is None
+        if not whole and options.get("output_value", "sentence_embedding") != "sentence_embedding":
             raise ValueError(
-                f"output_value={kwargs['output_value']!r} is not known; allowed: 'sentence_embedding', or None for "
+                f"output_value={options['output_value']!r} is not known; allowed: 'sentence_embedding', or None for "
                 "all there is to an input. The states of tokens are the last_hidden_state of the model's forward."
             )
         is_single = self.is_singular_input(inputs)
         values = [inputs] if is_single else list(inputs)
         try:
-            return super().encode(inputs if is_single else values, *args, **kwargs)
+            outputs = super().encode(inputs if is_single else values, **options)
         except InputError as error:
-            raise error.at(self._place_of(error, values, kwargs)) from error
+            raise error.at(self._place_of(error, values, options)) from error
+        if whole and options.get("normalize_embeddings"):  # sentence-transformers leaves it to the caller there
+            for item in [outputs] if is_single else outputs:
+                item["sentence_embedding"] = normalize(item["sentence_embedding"], dim=-1)
+        return outputs
+
+    def encode_query(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Embed queries: [`encode`] with the prompt that is saved under the name `query`, if there is one."""
+        inputs, options = self._arguments(inputs, args, kwargs)
+        return super().encode_query(inputs, **options)
+
+    def encode_document(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Embed documents: [`encode`] with the prompt `document` and the config's `document_reasoning`."""
+        inputs, options = self._arguments(inputs, args, kwargs)
+        return super().encode_document(inputs, **options)
+
+    def _arguments(self, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Inputs, and the other arguments by their names. Shortened vectors get unit norm, if nothing else is said."""
+        if inputs is None:
+            inputs = kwargs.pop("sentences", None)  # its name in older versions of sentence-transformers
+        named = ENCODE.bind(self, inputs, *args, **kwargs).arguments
+        options = {name: value for name, value in named.items() if name not in ("self", "inputs", "kwargs")}
+        options |= named.get("kwargs", {})
+        shortened = options.get("truncate_dim") or self.truncate_dim
+        if shortened is not None and self[0].model.config.normalize:
+            options.setdefault("normalize_embeddings", True)
+        return inputs, options
 
     def _place_of(self, error: InputError, values: list[Any], options: dict[str, Any]) -> int:
         """Which of the inputs an error is about: sentence-transformers sorts them before it makes batches."""
@@ -119,19 +151,6 @@ class MMEmbR1(SentenceTransformer):
             except InputError:
                 return index
         return error.index
-
-    def encode_query(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Embed queries: [`encode`] with the prompt that is saved under the name `query`, if there is one."""
-        return super().encode_query(inputs, *args, **self._with_unit_norm(kwargs))
-
-    def encode_document(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Embed documents: [`encode`] with the prompt `document` and the config's `document_reasoning`."""
-        return super().encode_document(inputs, *args, **self._with_unit_norm(kwargs))
-
-    def _with_unit_norm(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of `encode`: vectors that are shortened are normalised again, if they were and nothing is said."""
-        shortened = (options.get("truncate_dim") or self.truncate_dim) is not None
-        return {"normalize_embeddings": True, **options} if shortened and self[0].model.config.normalize else options
 
     def explain(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """
@@ -147,20 +166,15 @@ class MMEmbR1(SentenceTransformer):
             rounds are separated by newlines).
         """
         outputs = self.encode(inputs, output_value=None, **kwargs)
-        # sentence-transformers leaves this to callers who want everything
-        unit = self._with_unit_norm(kwargs).get("normalize_embeddings", False)
-        several = isinstance(outputs, list)
-        explained = [self._explained(item, unit) for item in (outputs if several else [outputs])]
-        return explained if several else explained[0]
+        return [self._explained(item) for item in outputs] if isinstance(outputs, list) else self._explained(outputs)
 
-    def _explained(self, item: dict[str, Any], unit: bool) -> dict[str, Any]:
+    def _explained(self, item: dict[str, Any]) -> dict[str, Any]:
         ids = [int(token) for token in item["rationale_ids"] if token >= 0]
         text = self.tokenizer.decode(ids)
-        vector = item["sentence_embedding"].float().cpu()  # (D,)
         for token in ("<|embed|>", "<think>"):
             text = text.replace(token, "")
         return {
-            "embedding": (normalize(vector, dim=-1) if unit else vector).numpy(),
+            "embedding": item["sentence_embedding"].float().cpu().numpy(),
             "gate_prob": float(item["gate_prob"]),
             "reasoned": bool(item["reasoned"]),
             "num_reasoning_tokens": int(item["num_reasoning_tokens"]),
@@ -176,15 +190,22 @@ class MMEmbR1(SentenceTransformer):
         return {**super()._get_model_config(), "requirements": {"transformers": requirement}}
 
     def _create_model_card(self, path: str, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        # what it was loaded with, or what sentence-transformers tells of a training of its own, says more
-        if self._model_card_text or "generated_from_trainer" in self.model_card_data.tags:
+        from mmemb_r1.model_card import TAGS, write_model_card
+
+        folder, ours = Path(path), "generated_from_trainer" not in self.model_card_data.tags
+        if self._model_card_text:
+            ours &= set(TAGS) <= set(ModelCard(self._model_card_text, ignore_metadata_errors=True).data.tags or [])
+        # what sentence-transformers tells of a training of its own, and a card that somebody wrote, say more; adapters
+        # alone have nothing for a card of ours
+        if not ours or not (folder / "config.json").is_file():
             super()._create_model_card(path, model_name, *args, **kwargs)
             return
-        from mmemb_r1.model_card import write_model_card
-
+        if self._model_card_text:
+            (folder / "README.md").write_text(self._model_card_text, encoding="utf-8")
         repo_id = model_name or self.model_card_data.model_id
         is_id = repo_id is not None and repo_id.count("/") == 1 and not Path(repo_id).exists()
-        write_model_card(path, repo_id=repo_id if is_id else None)
+        # anew, from what lies in this folder: results that were measured are those of what was loaded
+        write_model_card(path, repo_id=repo_id if is_id else None, keep=True)
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """

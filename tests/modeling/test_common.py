@@ -17,6 +17,8 @@ Some of the common checks can't hold; each has a test here of what holds in its 
 - A graph without breaks (`fullgraph=True`, export): how many markers a row holds depends on its values. Compiled with
   breaks, the result is the same.
 - A small model from the default configuration: that describes a full-size Qwen3-VL, and is built on `meta` here.
+- Flash attention and DataParallel: they need a GPU, and nothing here runs them. A backbone without the first refuses
+  by itself.
 
 Masks of heads, chunked feed-forward layers, resized position embeddings, several outputs per `num_labels` and
 encoder-decoders do not exist in this model.

@@ -422,6 +422,42 @@ def test_films_beyond_the_limits(film):
     assert len(frames) == 2
 
 
+PLAYLISTS = {
+    "SDP": (
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        b"m=video 45678 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    ),
+    "concat": b"ffconcat version 1.0\nfile 'film.mp4'\n",
+    "HLS": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfilm.mp4\n#EXT-X-ENDLIST\n",
+}
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_films_that_name_other_files_or_addresses(kind, film, monkeypatch):
+    """Nothing but the bytes themselves is read."""
+    monkeypatch.chdir(film.parent)
+    with pytest.raises(InputError, match=f"its video of {len(PLAYLISTS[kind])} bytes can't be read"):
+        to_conversations([{"video": PLAYLISTS[kind]}])
+
+
+def test_pictures_that_are_programs(monkeypatch):
+    """PIL would call Ghostscript for this one."""
+    monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("a program was called"))
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(InputError, match="it is in none of the formats PNG, JPEG, "):
+        to_conversations([{"image": program}])
+
+
+def test_what_is_kept_of_a_video_is_limited(film):
+    media = MediaOptions(num_video_frames=4, max_video_pixels=4 * 64 * 64)
+    assert len(open_video(film, media)[0]) == 4
+    with pytest.raises(InputError, match="more than max_video_pixels=16384 of the config in the frames that are kept"):
+        to_conversations([{"video": film}], media=MediaOptions(num_video_frames=5, max_video_pixels=4 * 64 * 64))
+    frames = [np.zeros((64, 64, 3), np.uint8)] * 5
+    with pytest.raises(InputError, match="its video has more than max_video_pixels=16384"):
+        to_conversations([{"video": frames}], media=media)
+
+
 def test_broken_films(film, tmp_path):
     with pytest.raises(InputError, match="its video .* can't be read"):
         to_conversations([{"video": film.read_bytes()[:200]}])

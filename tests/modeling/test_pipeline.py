@@ -41,6 +41,11 @@ def test_options(extractor, model):
         extractor({"image": "http://192.0.2.1/a.png"})
 
 
+def test_batches_are_not_for_it(extractor):
+    with pytest.raises(ValueError, match=r"batch_size=2: this pipeline embeds one input at a time; .*encode"):
+        extractor(["Lima", "Peru"], batch_size=2)
+
+
 def test_defaults_given_when_it_is_made(tiny_checkpoint, model):
     thinker = pipeline("feature-extraction", str(tiny_checkpoint), trust_remote_code=True, reasoning="always")
     np.testing.assert_allclose(thinker("Lima"), model.encode("Lima", reasoning="always"), atol=1e-5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import trustme
 from PIL import Image
 
 from mmemb_r1.modeling import remote_mmemb_r1 as remote
@@ -39,7 +42,7 @@ class Site(BaseHTTPRequestHandler):
             except OSError:
                 self.close_connection = True
             return
-        status, headers, body = self.pages[self.path]
+        status, headers, body = self.pages.get(self.path, (404, {"Content-Length": "0"}, b""))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -83,6 +86,42 @@ def site(picture: Image.Image) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def secure_site(site: str, authority: trustme.CA) -> Iterator[str]:
+    """The same site under https, as pictures.test; with a certificate that nobody trusts by default."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("pictures.test").configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *args: None  # of handshakes that are broken off
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://pictures.test:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All names are those of this machine."""
+    monkeypatch.setattr(
+        remote.socket, "getaddrinfo", lambda host, port, **kwargs: [(2, 1, 6, "", ("127.0.0.1", port))]
+    )
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> None:
+    def default() -> ssl.SSLContext:
+        authority.configure_trust(context := create())
+        return context
+
+    create = ssl.create_default_context
+    monkeypatch.setattr(remote.ssl, "create_default_context", default)
+
+
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this machine's own address were a public one."""
@@ -118,6 +157,13 @@ def test_pictures_of_the_web(site, public, picture):
         assert np.array_equal(np.asarray(part["image"]), np.asarray(picture))
 
 
+def test_other_letters_in_a_path(site, public):
+    Site.asked.clear()
+    with pytest.raises(ValueError, match="the server answered 404"):
+        remote.download(f"{site}/gone/Z\u00fcrich a.png?q=\u00e9&a=%20b")
+    assert Site.asked == ["/gone/Z%C3%BCrich%20a.png?q=%C3%A9&a=%20b"]
+
+
 def test_text_that_names_a_page_stays_text(site):
     ((message,),) = to_conversations([site], media=ALLOWED)
     assert message["content"] == [{"type": "text", "text": site}]
@@ -144,7 +190,7 @@ def test_encode_takes_the_option(qwen, site, public, picture):
         ("/file", "'file:///etc/passwd' can't be downloaded; allowed: http:// and https://"),
         ("/gone", "the server answered 404"),
         ("/cut", "it broke off with [0-9]+ bytes still to come"),
-        ("/page", "it is in no format that PIL knows"),
+        ("/page", "it is in none of the formats PNG, JPEG"),
     ],
 )
 def test_what_goes_wrong_is_named(site, public, path, message):
@@ -167,19 +213,54 @@ def test_time_is_limited_in_all(site, public):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_slow_look_up_does_not_switch_the_limit_off(site, public, secure_site, names, trusted, monkeypatch, scheme):
+    """What comes after it, a handshake or a body in drops, is limited all the same."""
+    found = remote.socket.getaddrinfo
+
+    for delay in (0.2, 0.6):
+        monkeypatch.setattr(
+            remote.socket, "getaddrinfo", lambda *args, delay=delay, **kw: time.sleep(delay) or found(*args, **kw)
+        )
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="it took more than 0.5 s"):
+            remote.download(f"{site if scheme == 'http' else secure_site}/slow", max_seconds=0.5)
+        assert time.monotonic() - start < 5
+
+
+def test_a_handshake_that_never_ends_is_limited(public):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="it took more than 0.5 s"):
+            remote.download(f"https://127.0.0.1:{silent.getsockname()[1]}/a.png", max_seconds=0.5)
+        assert time.monotonic() - start < 5
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(public, secure_site, names):
+    with pytest.raises(ValueError, match="can't be downloaded .*certificate verify failed"):
+        remote.download(f"{secure_site}/picture.png")
+
+
+def test_a_certificate_is_of_its_name_only(public, secure_site, names, trusted):
+    assert remote.download(f"{secure_site}/picture.png")
+    with pytest.raises(ValueError, match="can't be downloaded .*certificate verify failed: Hostname mismatch"):
+        remote.download(f"{secure_site.replace('pictures', 'other')}/picture.png")
+
+
 @pytest.mark.parametrize(
     "address",
     [
         "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1",
-        "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::",
+        "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "fec0::2", "::7f00:1", "64:ff9b:1::7f00:1",
+        "::ffff:0:7f00:1", "2001:db8::1",
     ],
 )  # fmt: skip
 def test_private_addresses(address):
     assert not remote.is_public(address)
 
 
-@pytest.mark.parametrize("address", ["9.9.9.9", "2620:fe::fe", "::ffff:9.9.9.9"])
+@pytest.mark.parametrize("address", ["9.9.9.9", "2620:fe::fe", "::ffff:9.9.9.9", "64:ff9b::909:909"])
 def test_public_addresses(address):
     assert remote.is_public(address)
 
@@ -200,22 +281,17 @@ def test_a_host_with_one_private_address_is_refused(monkeypatch):
         remote.download("http://example.org/a.png")
 
 
-def test_names_are_looked_up_once(site, public, monkeypatch, picture):
+def test_names_are_looked_up_once(site, public, monkeypatch):
     """A name that changes its address between check and connection would be a way in."""
-    answers = iter([[(2, 1, 6, "", ("127.0.0.1", 0))]])
-    monkeypatch.setattr(remote.socket, "getaddrinfo", lambda *args, **kwargs: next(answers))
-    monkeypatch.setattr(
-        remote.socket, "create_connection", lambda address, timeout: connected.append(address) or connect(address)
-    )
-    connected: list[tuple[str, int]] = []
+    asked: list[str] = []
 
-    def connect(address: tuple[str, int]):
-        sock = remote.socket.socket()
-        sock.connect(address)
-        return sock
+    def look_up(host: str, port: int, **kwargs: object) -> object:
+        asked.append(host)
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
 
+    monkeypatch.setattr(remote.socket, "getaddrinfo", look_up)
     assert remote.download(f"http://pictures.test:{urlsplit(site).port}/picture.png")
-    assert connected == [("127.0.0.1", urlsplit(site).port)]
+    assert asked == ["pictures.test"]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +301,7 @@ def test_names_are_looked_up_once(site, public, monkeypatch, picture):
         ("http:///a.png", "allowed: http:// and https:// addresses"),
         ("http://example.org:0/", "allowed: http:// and https:// addresses"),
         ("http://[::1/", "is no web address"),
+        ("http://a..b/a.png", "can't be downloaded"),
         ("http://user:secret@example.org/a.png", "holds a user name or password; download it yourself"),
     ],
 )
