@@ -23,10 +23,13 @@ from .media_mmemb_r1 import (
 )
 from .tokens_mmemb_r1 import as_plain_text, control_strings
 
+RENDERING_ERRORS: tuple[type[Exception], ...] = (ValueError,)
 try:  # transformers renders chat templates with it, and asks for it only then
     from jinja2 import TemplateError
+
+    RENDERING_ERRORS += (TemplateError,)
 except ImportError:
-    TemplateError = ValueError
+    pass
 
 KEYS = ("text", "image", "video", "instruction")
 ROLES = ("system", "user", "assistant")
@@ -270,11 +273,11 @@ def render(
     """
     try:
         return _render(processor, conversations, max_text_tokens, chat_template)
-    except (ValueError, TemplateError) as error:
+    except RENDERING_ERRORS as error:
         for index, chat in enumerate(conversations):
             try:
                 _render(processor, [chat], max_text_tokens, chat_template)
-            except (ValueError, TemplateError) as alone:
+            except RENDERING_ERRORS as alone:
                 raise InputError(index, str(alone)) from error
         raise
 

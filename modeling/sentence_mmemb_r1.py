@@ -171,7 +171,7 @@ class MMEmbR1Module(InputModule):
         """Load from a directory or the Hub; called by sentence-transformers."""
         if backend != "torch":
             raise ValueError(f"backend={backend!r} is not supported; allowed: 'torch'.")
-        hub = {
+        hub: dict[str, Any] = {
             "subfolder": subfolder,
             "token": token,
             "cache_dir": cache_folder,

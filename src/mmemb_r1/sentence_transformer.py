@@ -194,7 +194,8 @@ class MMEmbR1(SentenceTransformer):
 
         folder, ours = Path(path), "generated_from_trainer" not in self.model_card_data.tags
         if self._model_card_text:
-            ours &= set(TAGS) <= set(ModelCard(self._model_card_text, ignore_metadata_errors=True).data.tags or [])
+            header = ModelCard(self._model_card_text, ignore_metadata_errors=True).data.to_dict()
+            ours &= set(TAGS) <= set(header.get("tags") or [])
         # what sentence-transformers tells of a training of its own, and a card that somebody wrote, say more; adapters
         # alone have nothing for a card of ours
         if not ours or not (folder / "config.json").is_file():

@@ -56,7 +56,7 @@ class CheckpointWorker(TransformersWorker):
         }
 
     @cached_property
-    def _config(self) -> MMEmbR1Config:
+    def _config(self) -> Any:
         config = AutoConfig.from_pretrained(
             self.model, local_files_only=Path(self.model).is_dir(), trust_remote_code=False
         )
