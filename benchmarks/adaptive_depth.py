@@ -1,0 +1,169 @@
+"""
+Does the gate think longer where a question takes more steps? The adaptive phase with up to three rationales per query,
+from a model that learnt chains (the arm `depth` of `joint_phase.py`) and whose gate knows nothing.
+
+    python benchmarks/joint_phase.py --arms depth --seeds 0 --stages warm-up joint
+    python benchmarks/adaptive_depth.py [--joint runs/joint] [--output runs/depth] [--seeds 0] [--steps 150]
+
+Of each test query: how many rationales the gate asks for (`reasoning="auto"`), and whether the target comes first
+after none, after as many as the gate asks for, and after all that may be. By the steps that a question takes: names of
+flags one, facts of flags two, facts of their neighbours three. Writes `results-{split}.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from joint.data import FLAGS, NEIGHBOURS, atlas_of, of_tasks
+from joint.measure import BATCH_SIZE, candidates_of, hits, inputs_of, whose
+from rich.console import Console
+from rich.table import Table
+
+from mmemb_r1._files import claim, made_whole, replaced_file
+from mmemb_r1.atlas import Atlas
+from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
+
+ROUNDS, STEPS = 3, 150
+HOPS = {"picture-name-flag": 1, **dict.fromkeys(FLAGS, 2), **dict.fromkeys(NEIGHBOURS, 3)}
+FIELDS = {
+    "per_device_train_batch_size": 64,
+    "num_generations": 4,
+    "learning_rate": 5e-6,
+    "gate_learning_rate": 1e-2,
+    "min_decision_prob": 0.1,
+    "cost_weight": 0.1,
+    "temperature": 0.5,
+    "logging_steps": 10,
+    "save_steps": 50,
+    "save_total_limit": 1,
+}
+Columns = dict[str, list[Any]]
+
+
+def train(atlas: Atlas, start: Path, output: Path, seed: int, steps: int, fields: dict[str, Any]) -> Path:
+    """The adaptive phase of one seed, in `output / "grpo-{seed}"`. A killed run goes on."""
+    from transformers import set_seed
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
+    from mmemb_r1.training.checkpoints import last_checkpoint
+
+    checkpoints = output / "checkpoints" / f"grpo-{seed}"
+    claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, "atlas": atlas.manifest["fingerprint"]})
+
+    def make(folder: Path) -> None:
+        set_seed(seed)
+        model = MMEmbR1(str(start), device="cpu")
+        arguments = {"max_reasoning_rounds": ROUNDS, "max_steps": steps, "seed": seed, "use_cpu": True, "bf16": False}
+        config = AdaptiveGRPOConfig(
+            output_dir=str(checkpoints), activation_checkpointing=False, report_to=[], **arguments, **fields
+        )
+        pairs = of_tasks(atlas.pairs["policy"], HOPS)
+        trainer = AdaptiveGRPOTrainer(
+            model[0].model.train(), config, pairs, model.processor, joint_pairs=atlas.pairs["train"]
+        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        trainer.model.config.max_reasoning_rounds = ROUNDS
+        MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n", encoding="utf-8")
+
+    made_whole(output / f"grpo-{seed}", make)
+    return output / f"grpo-{seed}"
+
+
+def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
+    """A row per test query: `rounds` of auto, and whether the target came first, per mode. Kept in a file."""
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    from mmemb_r1 import MMEmbR1
+
+    model = MMEmbR1(str(checkpoint), device="cpu")
+    pairs = of_tasks(atlas.pairs[split], HOPS)
+    sets = candidates_of(model, atlas.candidates, set(pairs["candidate_set"]), "never")
+    columns = whose(pairs)
+    for mode in ("never", "auto", "always"):
+        said = model.explain(
+            inputs_of(pairs["query"]), reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=ROUNDS
+        )
+        columns[mode] = hits(pairs, np.stack([one["embedding"] for one in said]), sets)
+        if mode == "auto":
+            columns["rounds"] = [one["num_reasoning_rounds"] for one in said]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as temporary:
+        temporary.write_text(json.dumps(columns) + "\n", encoding="utf-8")
+    return columns
+
+
+def summarise(tables: list[Columns]) -> dict[str, Any]:
+    """Hops -> means over tasks of each column, with intervals clustered by country; and three hops minus one."""
+    rows = {name: [value for table in tables for value in table[name]] for name in tables[0]}
+    tasks, entities = np.array(rows["task"]), np.array(rows["entity"])
+    hops = np.array([HOPS[task] for task in rows["task"]])
+    result: dict[str, Any] = {}
+    for number in sorted(set(hops.tolist())):
+        where = hops == number
+        result[str(number)] = {"queries": int(where.sum())} | {
+            name: clustered_bootstrap(np.array(rows[name])[where], entities[where].tolist(), tasks[where].tolist())
+            for name in ("rounds", "never", "auto", "always")
+        }
+    result["deeper"] = deeper(np.array(rows["rounds"], dtype=float), hops, entities)
+    return result
+
+
+def deeper(rounds: np.ndarray, hops: np.ndarray, entities: np.ndarray) -> Any:
+    """Rationales of three-step questions minus those of one-step questions, of countries that have both."""
+    both = [
+        (rounds[(entities == one) & (hops == 3)].mean() - rounds[(entities == one) & (hops == 1)].mean(), one)
+        for one in sorted(set(entities[hops == 3]) & set(entities[hops == 1]))
+    ]
+    return clustered_bootstrap([difference for difference, _ in both], [one for _, one in both])
+
+
+def table(title: str, summary: dict[str, Any]) -> Table:
+    shown = Table(title=title)
+    for name in ("steps", "queries", "rationales (auto)", "R@1 never", "R@1 auto", "R@1 always"):
+        shown.add_column(name, justify="right")
+    for number, numbers in summary.items():
+        if number == "deeper":
+            continue
+        cells = [f"{v.mean:.2f} [{v.low:.2f}, {v.high:.2f}]" for v in list(numbers.values())[1:]]
+        shown.add_row(number, str(numbers["queries"]), *cells)
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--joint", type=Path, default=Path("runs/joint"), help="the experiment of joint_phase.py")
+    parser.add_argument("--output", type=Path, default=Path("runs/depth"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of AdaptiveGRPOConfig")
+    args = parser.parse_args()
+    datasets.disable_progress_bars()
+    fields = FIELDS | {name: json.loads(value) for name, value in (one.split("=", 1) for one in args.set)}
+    atlas, tables = atlas_of(args.joint), {"before": [], "after": []}
+    args.output.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        start = args.joint / "arms" / f"depth-{seed}"
+        trained = train(atlas, start, args.output, seed, args.steps, fields)
+        for name, checkpoint in (("before", start), ("after", trained)):
+            path = args.output / "evaluations" / f"{name}-{seed}-{args.split}.json"
+            tables[name].append(measure(atlas, checkpoint, path, args.split))
+    console, results = Console(width=132), {}
+    for name, measured in tables.items():
+        results[name] = summary = summarise(measured)
+        console.print(table(f"{name}, seeds {args.seeds}, {args.split} split: means over tasks", summary))
+        more = summary["deeper"]
+        console.print(f"rationales, three steps minus one: {more.mean:+.2f} [{more.low:+.2f}, {more.high:+.2f}]")
+    with replaced_file(args.output / f"results-{args.split}.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
