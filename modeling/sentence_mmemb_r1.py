@@ -186,6 +186,9 @@ class MMEmbR1Module(InputModule):
         ):
             # adapters alone: transformers finds the model that they belong to, and its config is there
             config_home = json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if Path(config_home).is_dir() and not Path(config_home, subfolder, CONFIG_NAME).is_file():
+            # transformers would build the default model, which has billions of parameters
+            raise ValueError(f"{config_home} has no {CONFIG_NAME}; name a folder that save_pretrained wrote.")
         config = MMEmbR1Config.from_pretrained(config_home, **hub, **(config_kwargs or {}))
         model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
         processor = AutoProcessor.from_pretrained(

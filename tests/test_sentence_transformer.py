@@ -410,6 +410,14 @@ def test_old_names_of_weights(tmp_path, thinking):
     assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(weights)
 
 
+def test_a_folder_without_a_config_is_refused(saved, tmp_path):
+    """And no default model is built, which would need 50 GB."""
+    shutil.copytree(saved, tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").unlink()
+    with pytest.raises(ValueError, match="cut has no config.json; name a folder that save_pretrained wrote"):
+        MMEmbR1(str(tmp_path / "cut"), device="cpu")
+
+
 def test_a_repository_of_a_newer_version_says_what_to_upgrade(saved, tmp_path):
     folder = changed(saved, tmp_path / "newer", repository_format=2)
     message = "repository_format=2, and this code of mmemb-r1 reads up to 1: .*pip install -U mmemb-r1"

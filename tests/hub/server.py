@@ -97,7 +97,7 @@ class Hub:
         corrupt: paths of which one byte is changed in every download.
         failing: paths whose downloads fail.
         cut_downloads: path -> break the connection of its next download after so many bytes.
-        on_preupload, on_commit: called before such a request is answered.
+        on_preupload, on_commit, on_download: called before such a request is answered.
     """
 
     def __init__(self) -> None:
@@ -113,6 +113,7 @@ class Hub:
         self.cut_downloads: dict[str, int] = {}
         self.on_preupload: Callable[[], Any] = lambda: None
         self.on_commit: Callable[[], Any] = lambda: None
+        self.on_download: Callable[[], Any] = lambda: None
         self.lock = threading.RLock()
 
     def create(self, repo_id: str, private: bool = False, **files: bytes) -> Repository:
@@ -381,6 +382,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             if path in self.hub.failing:
                 raise Refusal(500, "", "Internal error")
+            self.hub.on_download()
             self.hub.downloads[path] += 1
             if length := self.hub.cut_downloads.pop(path, None):
                 self._send(data[:length], 200, headers | {"Content-Length": str(len(data))})

@@ -6,12 +6,18 @@ import io
 import json
 import pickle
 import re
+import shutil
+import struct
 import zipfile
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
+from mmemb_r1 import MMEmbR1
 from mmemb_r1.hub import check_checkpoint
+
+TEXTS = ["What is the capital of Peru?", "Lima"]
 
 
 def test_a_saved_checkpoint_passes(checkpoint):
@@ -26,11 +32,87 @@ def test_a_saved_checkpoint_passes(checkpoint):
     assert names == sorted(names)
 
 
-@pytest.mark.parametrize("name", ["config.json", "modules.json", "README.md"])
-def test_files_that_have_to_be_there(checkpoint, name):
+# What the checkpoint is without one of its files. Code is needed where this package is not installed: see TestCode.
+WITHOUT = {
+    "README.md": "same",  # but the Hub shows it
+    "chat_template.jinja": "fails",
+    "config.json": "fails",
+    "config_sentence_transformers.json": "changes",  # the instructions are gone
+    "generation_config.json": "same",
+    "model.safetensors": "fails",
+    "modules.json": "fails",
+    "processor_config.json": "fails",
+    "tokenizer.json": "fails",
+    "tokenizer_config.json": "fails",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint):
+    return use(tiny_checkpoint)
+
+
+def use(folder):
+    """Vectors `(2, 2, D)` of a checkpoint, direct and reasoned, and its instructions."""
+    # without its config.json it would be built at full size
+    AutoConfig.from_pretrained(folder)
+    model = MMEmbR1(str(folder), device="cpu")
+    return np.stack(
+        [model.encode(TEXTS, reasoning=mode, max_reasoning_tokens=2) for mode in ("never", "always")]
+    ), model.prompts
+
+
+def effect(folder, whole):
+    try:
+        vectors, prompts = use(folder)
+    except (OSError, ValueError):
+        return "fails"
+    return "same" if np.array_equal(vectors, whole[0]) and prompts == whole[1] else "changes"
+
+
+def test_every_file_is_judged(tiny_checkpoint):
+    assert {file.name for file in tiny_checkpoint.iterdir() if file.suffix != ".py"} == set(WITHOUT)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_what_is_needed_has_to_be_there(checkpoint, whole, name):
+    """Refused is just what does not load, does not embed, or embeds otherwise without it; and what lacks its card."""
     (checkpoint / name).unlink()
-    with pytest.raises(ValueError, match=rf"checkpoint can't be pushed:\n- {name} is missing"):
+    assert effect(checkpoint, whole) == WITHOUT[name]
+    if WITHOUT[name] == "same" and name != "README.md":
+        assert name not in check_checkpoint(checkpoint)
+        return
+    problem = "there are no weights" if name == "model.safetensors" else rf"({name}|{name} or [\w.]+) is missing"
+    with pytest.raises(ValueError, match=rf"checkpoint can't be pushed:\n- {problem}"):
         check_checkpoint(checkpoint)
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def test_templates_that_the_processor_finds(checkpoint, whole):
+    template = (checkpoint / "chat_template.jinja").read_text()
+    (checkpoint / "chat_template.jinja").unlink()
+    for name, is_found in (("tokenizer_config.json", False), ("processor_config.json", True)):
+        config = json.loads((checkpoint / name).read_text())
+        write(checkpoint / name, config | {"chat_template": template})
+        assert effect(checkpoint, whole) == ("same" if is_found else "fails")
+        if is_found:
+            assert check_checkpoint(checkpoint)
+        else:
+            with pytest.raises(ValueError, match="- chat_template.jinja is missing"):
+                check_checkpoint(checkpoint)
+        write(checkpoint / name, config)
+
+
+def test_a_processor_in_older_files(checkpoint, whole):
+    config = json.loads((checkpoint / "processor_config.json").read_text())
+    (checkpoint / "processor_config.json").unlink()
+    write(checkpoint / "preprocessor_config.json", config["image_processor"])
+    write(checkpoint / "video_preprocessor_config.json", config["video_processor"])
+    assert effect(checkpoint, whole) == "same"
+    assert "preprocessor_config.json" in check_checkpoint(checkpoint)
 
 
 def test_no_folder(tmp_path):
@@ -77,6 +159,7 @@ def array(values):
         array(np.array([{}, []], dtype=object)),
         array(np.zeros(1, dtype=[("number", "f4"), ("thing", "O")])),
         archive(array_npy=array(np.array([None]))),
+        archive(notes=pickle.dumps([1])),
     ],
 )
 def test_pickles_by_content(checkpoint, content):
@@ -85,10 +168,50 @@ def test_pickles_by_content(checkpoint, content):
         check_checkpoint(checkpoint)
 
 
-@pytest.mark.parametrize("content", [array(np.zeros(3)), archive(array_npy=array(np.zeros(3))), b"", b"\x80"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        array(np.zeros(3)),
+        archive(array_npy=array(np.zeros(3))),
+        b"",
+        b"\x80",
+        b"import os\nimport re\n",
+    ],
+)
 def test_data_that_is_no_pickle(checkpoint, content):
     (checkpoint / "notes.dat").write_bytes(content)
     assert "notes.dat" in check_checkpoint(checkpoint)
+
+
+def encrypted(data):
+    """An archive that says so of its first member."""
+    data = bytearray(data)
+    data[6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (encrypted(archive(notes_txt=b"notes")), "encrypted"),
+        (archive(notes_txt=b"notes").replace(b"PK\1\2", b"PK\1\3"), "magic number"),
+        (archive(notes_txt=b"notes").replace(b"PK\3\4", b"PK\3\5"), "magic number"),
+        (archive(notes_txt=b"notes").replace(b"notes.txt", b"n\xfftes.txt", 1), "differ"),
+    ],
+)
+def test_archives_that_cannot_be_searched(checkpoint, content, reason):
+    (checkpoint / "notes.dat").write_bytes(content)
+    message = rf"- notes.dat is an archive that can't be searched for pickles \(.*{reason}.*\); move it elsewhere"
+    with pytest.raises(ValueError, match=message):
+        check_checkpoint(checkpoint)
+
+
+def test_safetensors_that_begin_like_a_pickle(checkpoint):
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (checkpoint / "more.safetensors").write_bytes(struct.pack("<Q", 0x280) + header.ljust(0x280) + b"a")
+    assert (checkpoint / "more.safetensors").read_bytes().startswith(b"\x80\2")
+    assert "more.safetensors" in check_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("name", [".env", ".env.local", "id_rsa", "deploy.pem", "token", "credentials.json"])
@@ -104,20 +227,52 @@ def test_a_token_in_a_file(checkpoint):
         check_checkpoint(checkpoint)
 
 
-def test_weights(checkpoint):
+def test_weights(checkpoint, tiny_checkpoint):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match="- model.safetensors can't be read"):
         check_checkpoint(checkpoint)
     weights.unlink()
-    with pytest.raises(ValueError, match="- there are no weights"):
+    shutil.copy(tiny_checkpoint / "model.safetensors", checkpoint / "other.safetensors")
+    with pytest.raises(ValueError, match="- there are no weights: model.safetensors, or model.safetensors.index.json"):
         check_checkpoint(checkpoint)
 
 
-def test_shards_are_all_there(checkpoint):
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="index.json names model-00002-of-00002.safetensors, which is not there"):
+def test_adapters_alone(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"- adapter_model.safetensors belongs to adapters.*\n- there are no weights"):
+        check_checkpoint(checkpoint)
+    (checkpoint / "adapter_model.safetensors").rename(checkpoint / "model.safetensors")
+    write(checkpoint / "adapter_config.json", {"base_model_name_or_path": "elsewhere"})
+    with pytest.raises(ValueError, match="- adapter_config.json belongs to adapters, and loaders would look"):
+        check_checkpoint(checkpoint)
+
+
+def test_shards_are_all_there(checkpoint, whole):
+    model = MMEmbR1(str(checkpoint), device="cpu")
+    (checkpoint / "model.safetensors").unlink()
+    model[0].model.save_pretrained(str(checkpoint), max_shard_size="100KB")
+    shards = sorted(file.name for file in checkpoint.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert set(shards) < set(check_checkpoint(checkpoint))
+    assert effect(checkpoint, whole) == "same"
+    for shard in shards:
+        (checkpoint / shard).rename(checkpoint / "away")
+        with pytest.raises(ValueError, match=f"index.json names {shard}, which is not there"):
+            check_checkpoint(checkpoint)
+        (checkpoint / "away").rename(checkpoint / shard)
+    index = checkpoint / "model.safetensors.index.json"
+    names = json.loads(index.read_text())
+    tensor = min(name for name, shard in names["weight_map"].items() if shard != shards[0])
+    names["weight_map"][tensor] = shards[0]
+    write(index, names)
+    with pytest.raises(ValueError, match=f"says that {shards[0]} holds {tensor}, which it does not; save the model"):
+        check_checkpoint(checkpoint)
+    index.unlink()
+    with pytest.raises(ValueError, match="- there are no weights"):
+        check_checkpoint(checkpoint)
+    write(index, {"weight_map": []})
+    with pytest.raises(ValueError, match="index.json names no weights; save the model again"):
         check_checkpoint(checkpoint)
 
 
@@ -147,6 +302,11 @@ class TestCode:
         with pytest.raises(ValueError, match="MMEmbR1Module, which loads only where that package is") as error:
             check_checkpoint(checkpoint)
         assert "Normalize" not in str(error.value)
+        write(checkpoint / "modules.json", modules[1:])
+        with pytest.raises(
+            ValueError, match="modules.json names no module of this model; save the model with MMEmbR1"
+        ):
+            check_checkpoint(checkpoint)
 
     @pytest.mark.parametrize(
         ("code", "message"),
@@ -162,12 +322,25 @@ class TestCode:
         with pytest.raises(ValueError, match=message):
             check_checkpoint(checkpoint)
 
+    def test_that_is_not_named(self, checkpoint):
+        config = json.loads((checkpoint / "config.json").read_text())
+        del config["auto_map"]["AutoModel"]
+        write(checkpoint / "config.json", config)
+        with pytest.raises(ValueError, match="config.json names no code for AutoModel; save the model again"):
+            check_checkpoint(checkpoint)
 
-@pytest.mark.parametrize("name", ["config.json", "modules.json"])
+
+@pytest.mark.parametrize(
+    "name", [name for name in WITHOUT if name.endswith(".json") and name != "generation_config.json"]
+)
 def test_json_that_is_none(checkpoint, name):
     (checkpoint / name).write_text("{")
-    with pytest.raises(ValueError, match=f"- {name} is no JSON"):
+    with pytest.raises(ValueError, match=rf"can't be pushed:\n- {name} is no JSON[^\n]*$"):
         check_checkpoint(checkpoint)
+    for content in ("{}", "[]", "null"):
+        (checkpoint / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"can't be pushed:\n- {name} holds nothing that can be loaded[^\n]*$"):
+            check_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,43 @@ def test_by_id_with_the_package(hub, tiny_checkpoint, vectors, tmp_path):
     assert not code & set(push_checkpoint(tmp_path / "saved", REPO).changed)
 
 
+@pytest.mark.parametrize("token", [None, "hf_stranger"])
+def test_a_private_repository_needs_a_token(hub, contents, tmp_path, monkeypatch, token):
+    """Loading by id says so, as a pull does: in the words of the Hub's client."""
+    hub.create(REPO, private=True, **contents)
+    monkeypatch.delenv("HF_TOKEN")
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    message = (
+        rf"Repository Not Found for url: {hub.endpoint}/\S*{REPO}[\s\S]*"
+        "private or gated repo, make sure you are authenticated and your token has the required permissions"
+    )
+    for name in (REPO, "org/none"):
+        with pytest.raises(OSError, match=message.replace(REPO, name)):
+            MMEmbR1(name, cache_folder=str(tmp_path / "cache"), device="cpu")
+    assert not (set(hub.downloads) & set(contents))
+
+
+def test_a_token_that_the_hub_does_not_know(hub, contents, tmp_path, monkeypatch):
+    hub.create(REPO, private=True, **contents)
+    monkeypatch.setenv("HF_TOKEN", "hf_unknown")
+    with pytest.raises(OSError, match=rf"401 Unauthorized[\s\S]*{REPO}[\s\S]*Invalid credentials") as error:
+        MMEmbR1(REPO, cache_folder=str(tmp_path / "cache"), device="cpu")
+    assert "hf_unknown" not in str(error.value)
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_with_the_package_automodel_takes_its_class(hub, contents, tmp_path, trust):
+    """`MMEmbR1` was imported here, which registers it. The repository's code is not even downloaded."""
+    from transformers import AutoModel
+
+    repo = "org/registered"  # transformers remembers which commit a repository was at
+    hub.create(repo, **contents)
+    model = AutoModel.from_pretrained(repo, trust_remote_code=trust, cache_dir=str(tmp_path / "cache"))
+    assert type(model).__module__ == "mmemb_r1.modeling.modeling_mmemb_r1"
+    assert not [name for name in hub.downloads if name.endswith(".py")]
+
+
 def test_remote_code_needs_trust(hub, tiny_checkpoint, tmp_path):
     from sentence_transformers import SentenceTransformer
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
 import pytest
 from huggingface_hub import constants
 
@@ -44,6 +49,32 @@ def test_into_a_folder(hub, pushed, contents, tmp_path, made):
     assert (pulled.folder, pulled.commit) == (tmp_path / "model", pushed)
     assert read(tmp_path / "model") == contents
     assert [entry.name for entry in tmp_path.iterdir() if "model" in entry.name] == ["model"], "nothing beside it"
+
+
+def test_into_the_current_folder(hub, pushed, contents, tmp_path, monkeypatch, capsys):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    assert main(["pull", REPO, "--output", "."]) == 0
+    assert f"in {tmp_path / 'model'}\n" in capsys.readouterr().out
+    assert read(Path()) == contents, "it is still the folder that a shell would be in"
+    assert [entry.name for entry in tmp_path.iterdir() if "model" in entry.name] == ["model"]
+    with pytest.raises(ValueError, match="model exists and is not an empty folder; name a new one"):
+        pull_checkpoint(REPO, output=".")
+
+
+def test_a_folder_that_was_filled_meanwhile_stays_as_it_is(hub, pushed, tmp_path):
+    (tmp_path / "model").mkdir()
+    hub.on_download = lambda: (tmp_path / "model" / "config.json").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is not an empty folder"):
+        pull_checkpoint(REPO, output=tmp_path / "model")
+    assert read(tmp_path / "model") == {"config.json": b"mine"}
+
+
+def test_progress_is_shown_on_standard_error(hub, pushed, contents, capsys):
+    assert main(["pull", REPO]) == 0
+    captured = capsys.readouterr()
+    assert f"Fetching {len(contents) + 1} files: 100%" in captured.err
+    assert "100%" not in captured.out
 
 
 def test_a_folder_with_something_in_it_stays_as_it_is(hub, pushed, tmp_path):
@@ -111,9 +142,36 @@ def test_pickles_stay_where_they_are(hub, pushed, contents, tmp_path, capsys):
     assert set(pulled.left_out) == set(pickles)
     assert read(pulled.folder) == contents
     assert main(["pull", REPO, "--output", str(tmp_path / "model")]) == 0
-    assert "left out optimizer.pt, a pickle\n" in capsys.readouterr().out
+    assert "left out optimizer.pt, which is a pickle or may hide one\n" in capsys.readouterr().out
     assert read(tmp_path / "model") == contents
     assert not hub.downloads.keys() & pickles.keys()
+
+
+@pytest.mark.parametrize("where", ["cache", "folder"])
+def test_pickles_under_other_names_are_removed(hub, pushed, contents, tmp_path, where):
+    """What they are shows only when they are here. A link of the cache goes with what it leads to."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("archive/data.pkl", b"code")
+    pickles = {
+        "notes.txt": pickle.dumps([1]),
+        "deep/notes.dat": b"cos\nsystem\n(S'ls'\ntR.",
+        "packed.dat": packed.getvalue(),
+        "broken.zip": packed.getvalue().replace(b"PK\1\2", b"PK\1\3"),
+    }
+    hub.change(REPO, **pickles)
+    checked = hub.change(REPO, **{"code.py": pickle.dumps([2])})
+    for number in range(2):
+        options = {"output": tmp_path / f"model{number}"} if where == "folder" else {}
+        pulled = pull_checkpoint(REPO, revision=pushed, code_revision=checked, **options)
+        assert pulled.left_out == ("code.py",)
+        assert "code.py" not in read(pulled.folder)
+        options = {"output": tmp_path / f"other{number}"} if where == "folder" else {}
+        pulled = pull_checkpoint(REPO, **options)
+        assert set(pulled.left_out) == {*pickles, "code.py"}
+        assert read(pulled.folder) == contents
+    files = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert not {file.read_bytes() for file in files} & {*pickles.values(), pickle.dumps([2])}
 
 
 def test_code_of_another_commit(hub, pushed, contents, tmp_path, capsys):

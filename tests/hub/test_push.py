@@ -95,6 +95,9 @@ def test_pull_requests(hub, checkpoint, contents, monkeypatch, capsys):
     assert f"pull request: {hub.endpoint}/{REPO}/discussions/2" in capsys.readouterr().out
     with pytest.raises(HubError, match="there is no repository org/none"):
         push_checkpoint(checkpoint, "org/none", create_pr=True)
+    with pytest.raises(ValueError, match="revision='v2' and create_pr=True: a pull request goes to the main branch"):
+        push_checkpoint(checkpoint, REPO, revision="v2", create_pr=True)
+    assert push_checkpoint(checkpoint, REPO, revision="main", create_pr=True).pull_request.endswith("/discussions/3")
 
 
 def test_a_push_that_is_cut_changes_nothing_and_goes_on(hub, checkpoint, contents):
@@ -108,7 +111,7 @@ def test_a_push_that_is_cut_changes_nothing_and_goes_on(hub, checkpoint, content
     weights.write_bytes(data)
     assert len(data) > len(tokenizer.read_bytes())
     hub.cut_uploads = len(tokenizer.read_bytes())
-    message = "uploading 'model.safetensors'.*org/tiny is as it was; push again: what has arrived is not sent again"
+    message = "uploading 'model.safetensors'.*org/tiny holds what it held; push again: what has arrived is not sent"
     with pytest.raises(HubError, match=message):
         push_checkpoint(checkpoint, REPO)
     assert hub.head(REPO) == first.commit
@@ -121,6 +124,57 @@ def test_a_push_that_is_cut_changes_nothing_and_goes_on(hub, checkpoint, content
     assert pushed.changed == ("model.safetensors", "tokenizer.json")
     assert hub.files(REPO) == contents | {name: (checkpoint / name).read_bytes() for name in pushed.changed}
     assert hub.uploads[sha256(tokenizer.read_bytes())] == hub.uploads[sha256(data)] == 1
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_push_to_a_new_branch_that_is_cut_makes_none(hub, checkpoint, contents, exists):
+    """A new repository has to be there before anything is sent; there is no checkpoint in it."""
+    if exists:
+        hub.create(REPO, **{"old.png": PICTURE})
+    hub.cut_uploads = 1000
+    with pytest.raises(HubError, match="org/tiny holds what it held; push again"):
+        push_checkpoint(checkpoint, REPO, revision="new/branch")
+    assert set(hub.repositories[REPO].refs) == {"refs/heads/main"}
+    assert hub.files(REPO) == ({"old.png": PICTURE} if exists else {})
+    hub.cut_uploads = None
+    main_branch = hub.head(REPO)
+    pushed = push_checkpoint(checkpoint, REPO, revision="new/branch")
+    assert hub.files(REPO, "new/branch") == contents
+    assert hub.repositories[REPO].parents[pushed.commit] == hub.head(REPO) == main_branch
+
+
+def test_a_new_branch_whose_commit_is_cut_is_a_copy_of_main(hub, checkpoint):
+    hub.create(REPO, **{"old.png": PICTURE})
+
+    def cut():
+        raise ConnectionError
+
+    hub.on_commit = cut
+    with pytest.raises(HubError, match="the Hub can't be reached at .*; try again"):
+        push_checkpoint(checkpoint, REPO, revision="v2")
+    assert hub.head(REPO, "refs/heads/v2") == hub.head(REPO)
+
+
+def test_a_new_branch_that_somebody_makes_meanwhile_is_no_mix(hub, checkpoint):
+    hub.create(REPO)
+
+    def make():
+        repository = hub.repositories[REPO]
+        start = repository.refs["refs/heads/main"]
+        repository.add("refs/heads/v2", dict(repository.commits[start]), "theirs", start)
+
+    hub.on_preupload = once(make)
+    with pytest.raises(RepositoryMovedError, match="org/tiny moved while this push was under way"):
+        push_checkpoint(checkpoint, REPO, revision="v2")
+    assert hub.files(REPO, "v2") == {}
+
+
+def test_progress_is_shown_on_standard_error(hub, tiny_checkpoint, capsys):
+    assert main(["push", str(tiny_checkpoint), REPO]) == 0
+    captured = capsys.readouterr()
+    for name in ("Upload 2 LFS files", "model.safetensors", "tokenizer.json"):
+        assert f"{name}: 100%" in captured.err
+    assert "100%" not in captured.out
 
 
 def test_of_two_pushes_at_once_one_is_refused(hub, tiny_checkpoint, checkpoint):
@@ -276,3 +330,27 @@ def test_push_to_hub_of_sentence_transformers(hub, tiny_checkpoint, contents, tm
     for name, data in files.items():
         (tmp_path / "again" / name).write_bytes(data)
     assert check_checkpoint(tmp_path / "again") == sorted(contents)
+
+
+def test_push_to_hub_of_sentence_transformers_to_branches_and_pull_requests(hub, tiny_checkpoint, contents):
+    from mmemb_r1 import MMEmbR1
+
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    first = push_checkpoint(tiny_checkpoint, REPO)
+    repository = hub.repositories[REPO]
+
+    model[0].model.config.gate_threshold = 0.25
+    model.push_to_hub(REPO, exist_ok=True, revision="v2", commit_message="Second")
+    branch = hub.head(REPO, "refs/heads/v2")
+    assert (repository.messages[branch], repository.parents[branch]) == ("Second", first.commit)
+    assert json.loads(hub.files(REPO, "v2")["config.json"])["gate_threshold"] == 0.25
+
+    model[0].model.config.gate_threshold = 0.75
+    url = model.push_to_hub(REPO, create_pr=True, commit_message="Third")
+    proposal = hub.head(REPO, "refs/pr/1")
+    assert (repository.messages[proposal], repository.parents[proposal]) == ("Third", first.commit)
+    assert url == f"{hub.endpoint}/{REPO}/discussions/1"
+    assert json.loads(hub.files(REPO, "refs/pr/1")["config.json"])["gate_threshold"] == 0.75
+
+    assert hub.head(REPO) == first.commit
+    assert hub.files(REPO) == contents, "a branch and a proposal change nothing"

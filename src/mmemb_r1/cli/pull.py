@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 Download a checkpoint from the Hugging Face Hub at one commit, check every file against the hash that the repository
-lists, and print the lines that load just that commit. Nothing of it is run, and pickles are left out.
+lists, and print the lines that load just that commit. Nothing of it is run. Pickles are left out and named.
 
 A private repository needs the token of `hf auth login`, or HF_TOKEN. A pull that was cut goes on with the same
 command."""
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository")
     parser.add_argument("--revision", metavar="REV", help="branch, tag, commit or pull request; default: main")
     parser.add_argument("--code-revision", metavar="REV", help="where the *.py files come from; default: --revision")
-    parser.add_argument("--output", metavar="DIR", help="a new folder; default: the Hub's cache")
+    parser.add_argument("--output", metavar="DIR", help="a new or empty folder; default: the Hub's cache")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if pulled.code_commit:
         print(f"code at {pulled.code_commit}, verified")
     for name in pulled.left_out:
-        print(f"left out {name}, a pickle")
+        print(f"left out {name}, which is a pickle or may hide one")
     print(f"in {pulled.folder}")
     for line in load_lines(pulled):
         print(line)

@@ -8,7 +8,8 @@ HELP = """\
 Push a checkpoint to a repository on the Hugging Face Hub, in one commit, so that the repository holds what the folder
 holds. The folder is checked first: complete, with its code and card, without pickles and secrets.
 
-The token is that of `hf auth login`, or HF_TOKEN. A push that was cut goes on with the same command."""
+The token is that of `hf auth login`, or HF_TOKEN. A push that was cut goes on with the same command. Until then no
+branch of the repository has changed; a new repository is there already, without the checkpoint."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

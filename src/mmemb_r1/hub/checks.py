@@ -17,10 +17,23 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
 from mmemb_r1.hub.listing import UNTOUCHED
-from mmemb_r1.hub.pickles import has_pickle_name, holds_pickle
+from mmemb_r1.hub.pickles import has_pickle_name, pickle_problem
 
-REQUIRED = ("config.json", "modules.json", "README.md")
-INDEX = "model.safetensors.index.json"
+# One of each line. Without it the checkpoint fails to load or to embed, or knows no instructions by name; README.md is
+# the card that the Hub shows.
+REQUIRED = (
+    ("config.json",),
+    ("modules.json",),
+    ("config_sentence_transformers.json",),
+    ("processor_config.json", "preprocessor_config.json"),
+    ("tokenizer.json",),
+    ("tokenizer_config.json",),
+    ("README.md",),
+)
+TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where a processor finds one; a tokenizer's it does not use
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+AUTO_CLASSES = ("AutoConfig", "AutoModel")
 CONFIGS_WITH_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 LEFT_OUT_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
 SECRET_NAMES = (
@@ -36,9 +49,11 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
     """
     Check that a folder is a whole checkpoint that loads where this package is not installed, and nothing else.
 
-    It needs config.json, modules.json, README.md with metadata, safetensors that can be read, and every code file that
-    the first two name, with what those import from beside them. It must hold no pickle, under whatever name, no link
-    to a folder, and nothing that looks like a secret.
+    It needs what `save_pretrained` of a whole model writes: configurations, tokenizer, chat template, README.md with
+    metadata, model.safetensors or an index with all its shards, and every code file that is named, with what those
+    import from beside them. It must hold no pickle by its name or what it starts with (see `pickle_problem`), no
+    archive that can't be searched for one, no adapters, no link to a folder, and nothing that looks like a secret.
+    Whether the weights fit the configuration is not checked.
 
     Args:
         folder: the checkpoint, as `save_pretrained` writes it.
@@ -54,9 +69,10 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
     if not root.is_dir():
         raise ValueError(f"{folder} is no folder; name the folder that save_pretrained wrote")
     files, linked = _contents(root)
-    problems = [f"{name} is missing" for name in REQUIRED if name not in files]
+    problems = [f"{' or '.join(names)} is missing" for names in REQUIRED if not set(names) & set(files)]
     problems += [f"{name} is a link to a folder; copy the folder" for name in linked]
     problems += [problem for name in files for problem in _file_problems(root, name)]
+    problems += _json_problems(root, files)
     problems += _weight_problems(root, files)
     problems += _code_problems(root)
     problems += _card_problems(root / "README.md")
@@ -80,52 +96,87 @@ def _file_problems(root: Path, name: str) -> Iterator[str]:
     path = root / name
     if not path.is_file():
         yield f"{name} is no file, or a link that leads nowhere"
-    elif has_pickle_name(name) or holds_pickle(path):
-        yield f"{name} is a pickle, which runs code when it is loaded; save safetensors, or move the file elsewhere"
+    elif has_pickle_name(name):
+        yield f"{name} is a pickle, which runs code when it is loaded; save safetensors, or move it elsewhere"
+    elif problem := pickle_problem(path):
+        yield f"{name} {problem}"
     elif any(fnmatch(PurePosixPath(name).name.lower(), pattern) for pattern in SECRET_NAMES):
         yield f"{name} looks like a secret; move it elsewhere"
     elif path.suffix in TEXT_SUFFIXES and HUB_TOKEN.search(path.read_bytes()):
         yield f"{name} holds a token of the Hub; remove it, and revoke the token"
 
 
-def _weight_problems(root: Path, files: list[str]) -> Iterator[str]:
-    shards = [name for name in files if name.endswith(".safetensors")]
-    if not any("/" not in name for name in shards):
-        yield "there are no weights (*.safetensors) in it"
-    for name in shards:
-        try:
-            with safe_open(root / name, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            yield f"{name} can't be read ({error}); save the model again"
-    if INDEX in files:
-        index, problem = _read_json(root / INDEX)
+def _json_problems(root: Path, files: list[str]) -> Iterator[str]:
+    """Of the files at the top that loading reads."""
+    for name in (*dict.fromkeys(name for names in REQUIRED for name in names), INDEX):
+        if not name.endswith(".json") or name not in files:
+            continue
+        content, problem = _read_json(root / name)
         if problem:
             yield problem
-        missing = set(index.get("weight_map", {}).values()) - set(files) if isinstance(index, dict) else ()
-        yield from (f"{INDEX} names {name}, which is not there" for name in sorted(missing))
+        elif not isinstance(content, list if name == "modules.json" else dict) or not content:
+            yield f"{name} holds nothing that can be loaded; save the model again"
+    processor, _ = _read_json(root / "processor_config.json")
+    if not set(TEMPLATES) & set(files) and not (isinstance(processor, dict) and processor.get("chat_template")):
+        yield f"{TEMPLATES[0]} is missing"
+
+
+def _weight_problems(root: Path, files: list[str]) -> Iterator[str]:
+    yield from (
+        f"{name} belongs to adapters, and loaders would look for their model elsewhere; merge them "
+        "(mmemb_r1.training.adapters.merged) and push the whole model"
+        for name in ADAPTERS
+        if name in files
+    )
+    if WEIGHTS not in files and INDEX not in files:
+        yield f"there are no weights: {WEIGHTS}, or {INDEX} with its shards; save the model again"
+    tensors: dict[str, set[str]] = {}  # file -> names
+    for name in files:
+        if not name.endswith(".safetensors"):
+            continue
+        try:
+            with safe_open(root / name, framework="numpy") as weights:
+                tensors[name] = set(weights.keys())
+        except (SafetensorError, OSError) as error:
+            yield f"{name} can't be read ({error}); save the model again"
+    index, _ = _read_json(root / INDEX)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if index and (not isinstance(places, dict) or not places):
+        yield f"{INDEX} names no weights; save the model again"
+        return
+    shards: dict[str, set[str]] = {}
+    for tensor, name in (places or {}).items():
+        shards.setdefault(str(name), set()).add(tensor)
+    for name, expected in sorted(shards.items()):
+        if name not in files:
+            yield f"{INDEX} names {name}, which is not there"
+        elif lacking := expected - tensors.get(name, expected):
+            yield f"{INDEX} says that {name} holds {min(lacking)}, which it does not; save the model again"
 
 
 def _code_problems(root: Path) -> Iterator[str]:
     """Of the code that loading the checkpoint would run: all of it has to be in the folder."""
     named: dict[str, str] = {}  # code file -> who names it
     for config in CONFIGS_WITH_CODE:
-        content, problem = _read_json(root / config)
-        if problem:
-            yield problem
+        content, _ = _read_json(root / config)
         auto_map = content.get("auto_map") or {} if isinstance(content, dict) else {}
+        if config == "config.json" and content:
+            lacking = [name for name in AUTO_CLASSES if name not in auto_map]
+            yield from (f"{config} names no code for {name}; save the model again" for name in lacking)
         for reference in _flat(auto_map.values()):
             if "--" in reference:
                 yield f"{config} takes code from another repository ({reference}); save the model again"
             else:
                 named[reference.rpartition(".")[0] + ".py"] = config
-    modules, problem = _read_json(root / "modules.json")
-    if problem:
-        yield problem
-    for module in modules if isinstance(modules, list) else []:
-        reference = str(module.get("type") if isinstance(module, dict) else module)
-        if reference.startswith("sentence_transformers."):
-            continue
+    modules, _ = _read_json(root / "modules.json")
+    references = [
+        str(module.get("type") if isinstance(module, dict) else module)
+        for module in (modules if isinstance(modules, list) else [])
+    ]
+    own = [reference for reference in references if not reference.startswith("sentence_transformers.")]
+    if references and not own:
+        yield "modules.json names no module of this model; save the model with MMEmbR1.save_pretrained"
+    for reference in own:
         if reference.count(".") != 1:
             yield (
                 f"modules.json names {reference}, which loads only where that package is installed; "

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
 from mmemb_r1.hub.errors import HubError, check_repo_id, explained
 from mmemb_r1.hub.listing import head, hub_api, list_files, matches
-from mmemb_r1.hub.pickles import has_pickle_name
+from mmemb_r1.hub.pickles import has_pickle_name, pickle_problem
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Pulled:
         commit: the commit that the revision stood for.
         folder: where it is.
         code_commit: the commit of the code, if that was asked for separately.
-        left_out: pickles of the repository, which were not downloaded.
+        left_out: files of the repository that are not in the folder: pickles by their name, which were not downloaded,
+            and those that are pickles by what they hold, or may hide one, which were removed (see `pickle_problem`).
     """
 
     repo_id: str
@@ -47,16 +48,17 @@ def pull_checkpoint(
     """
     Download a repository at one commit and check every file against the hash that the repository lists.
 
-    Nothing that was downloaded is run. Pickles are left out. A pull that was cut goes on when it is repeated, without
-    the files that have arrived. Token and endpoint are those of the environment (`HF_TOKEN`, `HF_ENDPOINT`) or of
-    `hf auth login`.
+    Nothing that was downloaded is run. Pickles are left out, see `Pulled.left_out`. A pull that was cut goes on when
+    it is repeated, without the files that have arrived. Token and endpoint are those of the environment (`HF_TOKEN`,
+    `HF_ENDPOINT`) or of `hf auth login`.
 
     Args:
         repo_id: `owner/name`.
         revision: a branch, tag, commit or pull request (`refs/pr/1`). Default: the main branch.
         code_revision: where the code files (`*.py`) come from, if from elsewhere: into the folder with `output`, and
             beside the snapshot in the cache without. Default: `revision`.
-        output: a folder, new or empty. Default: the Hub's cache, where loading by id finds it.
+        output: a folder: a new one, made when all is there, or an empty one, filled then. Default: the Hub's cache,
+            where loading by id finds it.
         cache_dir: another cache. Default: that of the environment (`HF_HOME`).
 
     Returns:
@@ -68,9 +70,9 @@ def pull_checkpoint(
             removed, and the next pull downloads it again.
     """
     check_repo_id(repo_id)
-    target = None if output is None else Path(output)
-    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"output {output} exists and is not an empty folder; name a new one")
+    target = None if output is None else Path(output).resolve()  # the current folder has a name and a parent, too
+    if target is not None:
+        _check_free(target)
     api = hub_api()
     with explained(repo_id, revision):
         commit = head(api, repo_id, revision)
@@ -80,7 +82,7 @@ def pull_checkpoint(
     if target is None:
         folder, left_out = _download(api, repo_id, commit, cache)
         if code_commit is not None:
-            _download(api, repo_id, code_commit, cache, wanted=_is_code)
+            left_out += _download(api, repo_id, code_commit, cache, wanted=_is_code)[1]
         return Pulled(repo_id, commit, folder, code_commit, left_out)
     # a folder of these commits alone, so that what an earlier pull left there belongs to them
     partial = target.with_name(f".{target.name}.{commit[:12]}{(code_commit or '')[:12]}.partial")
@@ -88,12 +90,21 @@ def pull_checkpoint(
         _, left_out = _download(api, repo_id, commit, cache, partial)
     else:
         _, left_out = _download(api, repo_id, commit, cache, partial, wanted=lambda name: not _is_code(name))
-        _download(api, repo_id, code_commit, cache, partial, wanted=_is_code)
+        left_out += _download(api, repo_id, code_commit, cache, partial, wanted=_is_code)[1]
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes on what has arrived
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+    _check_free(target)
+    if target.exists():  # it stays, because a shell may be in it
+        for entry in list(partial.iterdir()):
+            entry.rename(target / entry.name)
+        partial.rmdir()
+    else:
+        partial.rename(target)
     return Pulled(repo_id, commit, target, code_commit, left_out)
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"output {target} exists and is not an empty folder; name a new one")
 
 
 def _is_code(name: str) -> bool:
@@ -108,11 +119,11 @@ def _download(
     local_dir: Path | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> tuple[Path, tuple[str, ...]]:
-    """The folder, and the pickles that were left out."""
+    """The folder, and what was left out of it."""
     with explained(repo_id, commit):
         entries = list_files(api, repo_id, commit)
-        pickles = tuple(sorted(filter(has_pickle_name, entries)))
-        chosen = {name: entry for name, entry in entries.items() if wanted(name) and name not in pickles}
+        named = [name for name in entries if wanted(name) and has_pickle_name(name)]
+        chosen = {name: entry for name, entry in entries.items() if wanted(name) and name not in named}
         folder = Path(
             snapshot_download(
                 repo_id,
@@ -132,12 +143,15 @@ def _download(
         cached = try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=commit)
         if isinstance(cached, str) and not matches(Path(cached), chosen[name]):
             _remove(Path(cached))
+    hiding = [name for name in chosen if name not in bad and pickle_problem(folder / name)]
+    for name in hiding:
+        _remove(folder / name)
     if bad:
         raise HubError(
             f"{repo_id} at {commit}: {', '.join(bad)} is not what the repository lists: it was changed on the way or "
             "on this disk. It was removed; pull again"
         )
-    return folder, pickles
+    return folder, tuple(sorted(named + hiding))
 
 
 def _remove(path: Path) -> None:

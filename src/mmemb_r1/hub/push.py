@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from mmemb_r1.hub.checks import check_checkpoint
@@ -51,10 +51,11 @@ def push_checkpoint(
     """
     Make a repository on the Hub hold what a folder holds, in one commit; what else was there is deleted by it.
 
-    Large files go first, and the commit comes last: until then the repository is as it was, and a push that was cut
-    goes on when it is repeated, without the large files that have arrived. The commit is refused if the repository
-    moved since the push began. Token and endpoint are those of the environment (`HF_TOKEN`, `HF_ENDPOINT`) or of
-    `hf auth login`.
+    Large files go first, and the commit comes last: until then every branch is as it was, and a push that was cut goes
+    on when it is repeated, without the large files that have arrived. A new repository has to be made before anything
+    can be sent, and is empty until the commit; a new branch is made right before it, as a copy of the main one. The
+    commit is refused if the repository moved since the push began. Token and endpoint are those of the environment
+    (`HF_TOKEN`, `HF_ENDPOINT`) or of `hf auth login`.
 
     Args:
         folder: the checkpoint; see `check_checkpoint` for what is demanded of it.
@@ -74,6 +75,10 @@ def push_checkpoint(
         HubError: if the Hub refuses or can't be reached.
     """
     check_repo_id(repo_id)
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
+        raise ValueError(
+            f"revision={revision!r} and create_pr=True: a pull request goes to the main branch; leave one out"
+        )
     if revision is not None and COMMIT.fullmatch(revision):
         raise ValueError(f"revision={revision!r} is a commit, which can't change; name a branch")
     root = Path(folder)
@@ -83,16 +88,20 @@ def push_checkpoint(
     api = hub_api(token)
     with explained(repo_id, revision):
         _make_repository(api, repo_id, private, create_pr)
-        if revision is not None and not create_pr and not revision.startswith(PULL_REQUESTS):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        parent = head(api, repo_id, revision)
+        new_branch = revision if revision is not None and not _has_branch(api, repo_id, revision) else None
+        start = revision if new_branch is None else None  # what the push goes on from
+        parent = head(api, repo_id, start)
         before = list_files(api, repo_id, parent)
         deleted = sorted(set(before) - {*names, UNTOUCHED})
         additions = [CommitOperationAdd(name, root / name) for name in names]
-        _send_large_files(api, repo_id, additions, revision, create_pr)
+        _send_large_files(api, repo_id, additions, start, create_pr)
         # The client has just noted which files are the same as at the head, to leave them out of the commit. That has
         # to be the head that the commit is made on: a pull request would be a mix of two checkpoints otherwise.
-        if (now := head(api, repo_id, revision)) != parent:
+        now = head(api, repo_id, start)
+        if new_branch is not None and now == parent:
+            api.create_branch(repo_id, branch=new_branch, revision=parent, exist_ok=True)
+            now = head(api, repo_id, new_branch)
+        if now != parent:
             raise _moved(repo_id, parent, now)
         try:
             commit = api.create_commit(
@@ -136,6 +145,11 @@ def _make_repository(api: HfApi, repo_id: str, private: bool | None, create_pr: 
         raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or push without private")
 
 
+def _has_branch(api: HfApi, repo_id: str, revision: str) -> bool:
+    """Whether there is something to add to. A pull request that isn't there can't be made: its commit is refused."""
+    return revision.startswith(PULL_REQUESTS) or revision in {ref.name for ref in api.list_repo_refs(repo_id).branches}
+
+
 def _send_large_files(
     api: HfApi, repo_id: str, additions: list[CommitOperationAdd], revision: str | None, create_pr: bool
 ) -> None:
@@ -144,7 +158,7 @@ def _send_large_files(
         api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
     except RuntimeError as error:  # so the client wraps whatever cut an upload
         raise HubError(
-            f"{error} ({error.__cause__}) {repo_id} is as it was; push again: what has arrived is not sent again"
+            f"{error} ({error.__cause__}) {repo_id} holds what it held; push again: what has arrived is not sent again"
         ) from error
 
 
