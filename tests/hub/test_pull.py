@@ -155,7 +155,7 @@ def test_pickles_under_other_names_are_removed(hub, pushed, contents, tmp_path, 
         archive.writestr("archive/data.pkl", b"code")
     pickles = {
         "notes.txt": pickle.dumps([1]),
-        "deep/notes.dat": b"cos\nsystem\n(S'ls'\ntR.",
+        "deep/notes.dat": pickle.dumps({"a": 2}),
         "packed.dat": packed.getvalue(),
         "broken.zip": packed.getvalue().replace(b"PK\1\2", b"PK\1\3"),
     }
