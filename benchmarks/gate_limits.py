@@ -1,0 +1,148 @@
+"""
+How well can anything that reads the state at `<|embed|>` tell whether thinking pays? Classifiers of several kinds are
+fitted on the `policy` split, where a model's utility gap was measured, and asked about the test split.
+
+    python benchmarks/gate_limits.py [--start runs/adaptive/start-0 ...] [--output runs/gate-limits]
+
+`--start` names folders of `adaptive_phase.py --stages start` (or of the quickstart). Printed per classifier: the AUC
+against the sign of the gap where that is at least 0.1 in size; and for those that are gates, R@1 when they decide, as
+a share of the way from the better fixed mode to the oracle of both. `task` is no gate: it knows which task a query is
+of, and says how often thinking paid there, on `policy` or on the test split itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from adaptive.measure import measure_gate
+from adaptive.summary import LEAST_GAP, area, joined
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1._inputs import given_parts
+from mmemb_r1.atlas import Atlas, load_atlas
+
+Rows = npt.NDArray[np.float64]
+SPLITS = ("policy", "test")
+COST = 0.02  # of a thought, as in the quickstart's recipe
+PULL = 0.1  # weight of the squared weights of a linear gate, as in `fit_gate`
+
+
+def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
+    """Columns of both splits, `policy/gap` say, with the states `(N, H)` that a gate reads. Kept in a file."""
+    path = output / f"{start.resolve().name}.npz"
+    if not path.exists():
+        from mmemb_r1.quickstart.pipeline import gate_inputs
+
+        atlas, model = load_atlas(start / "atlas"), MMEmbR1(str(start / "model"), device="cpu")
+        columns: dict[str, npt.NDArray] = {}
+        for split in SPLITS:
+            rows = answers(start, atlas, split, output)
+            queries = [given_parts(query) for query in atlas.pairs[split]["query"]]
+            columns |= {f"{split}/{name}": values for name, values in rows.items()}
+            columns[f"{split}/state"] = gate_inputs(model, queries).numpy()
+        np.savez(path, **columns)
+    return dict(np.load(path))
+
+
+def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, npt.NDArray]:
+    path = output / f"{start.resolve().name}-{split}.json"
+    measure_gate(start / "model", atlas.pairs[split], atlas.candidates, path)
+    rows = joined([json.loads(path.read_text(encoding="utf-8"))])
+    rows["gap"] = rows["aligned_always"] - rows["aligned_never"]
+    return rows
+
+
+def scores(columns: dict[str, npt.NDArray]) -> Iterator[tuple[str, Rows, bool]]:
+    """Name of a classifier, what it says of each test query, and whether it is a gate, which thinks above 0."""
+    gap, task, state = (columns[f"policy/{name}"] for name in ("gap", "task", "state"))
+    counted = np.abs(gap) >= LEAST_GAP
+    number = {name: int((task == name).sum()) for name in set(task.tolist())}
+    even = np.array([1 / number[name] for name in task.tolist()])
+    yield "the model's gate", columns["test/gate_prob"] - 0.5, True
+    for name, weights in (("linear, by stake", np.ones(len(gap))), ("linear, by stake, tasks even", even)):
+        yield name, linear_gate(state, gap, weights, columns["test/state"]), True
+    for name, classifier in (
+        ("logistic regression, sign of the gap", LogisticRegression(C=0.01, max_iter=2000)),
+        ("support vectors, sign of the gap", SVC(C=3, gamma="scale")),
+    ):
+        fitted = make_pipeline(StandardScaler(), classifier).fit(state[counted], gap[counted] > 0)
+        yield name, fitted.decision_function(columns["test/state"]), False
+    for split in SPLITS:
+        paid = {
+            name: float((columns[f"{split}/gap"][where] > 0).mean())
+            for name in set(columns[f"{split}/task"].tolist())
+            if (where := (columns[f"{split}/task"] == name) & (np.abs(columns[f"{split}/gap"]) >= LEAST_GAP)).any()
+        }
+        yield f"task, on {split}", np.array([paid.get(name, 0.5) for name in columns["test/task"].tolist()]), False
+
+
+def linear_gate(state: Rows, gap: Rows, weights: Rows, asked: Rows) -> Rows:
+    """Logits of a linear gate on standardised states, fitted with the loss of `fit_gate` and weights of the rows."""
+    scaler = StandardScaler().fit(state)
+    inputs, others = (torch.tensor(scaler.transform(rows), dtype=torch.float32) for rows in (state, asked))
+    net = torch.tensor(gap - COST, dtype=torch.float32)
+    stake = torch.tensor(weights, dtype=torch.float32) * net.abs()
+    torch.manual_seed(0)
+    gate = torch.nn.Linear(inputs.shape[1], 1)
+    optimizer = torch.optim.LBFGS(gate.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            gate(inputs).squeeze(1), (net > 0).float(), reduction="none"
+        )
+        loss = (losses * stake).sum() / stake.sum() + PULL * gate.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    with torch.no_grad():
+        return gate(others).squeeze(1).numpy().astype(float)
+
+
+def over_tasks(values: npt.NDArray, task: npt.NDArray) -> float:
+    """The mean over the tasks of the means over their rows."""
+    return float(np.mean([values[task == name].mean() for name in sorted(set(task.tolist()))]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, nargs="+", default=[Path("runs/adaptive/start-0")])
+    parser.add_argument("--output", type=Path, default=Path("runs/gate-limits"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    console = Console(width=120)
+    for start in args.start:
+        columns = measured(start, args.output)
+        gap, task = columns["test/gap"], columns["test/task"]
+        counted = np.abs(gap) >= LEAST_GAP
+        never, always = columns["test/never"], columns["test/always"]
+        fixed = max(over_tasks(never, task), over_tasks(always, task))
+        oracle = over_tasks(np.maximum(never, always), task)
+        table = Table(title=f"{start}: fixed {fixed:.3f}, oracle {oracle:.3f}; gaps counted {counted.mean():.0%}")
+        for name in ("classifier", "AUC", "R@1 auto", "captured", "thinks"):
+            table.add_column(name, justify="left" if name == "classifier" else "right")
+        for name, said, is_gate in scores(columns):
+            cells = [f"{area(said[counted], gap[counted] > 0):.3f}"]
+            if is_gate:
+                auto = over_tasks(np.where(said >= 0, always, never), task)
+                share = over_tasks((said >= 0).astype(float), task)
+                cells += [f"{auto:.3f}", f"{(auto - fixed) / (oracle - fixed):.0%}", f"{share:.0%}"]
+            table.add_row(name, *cells)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
