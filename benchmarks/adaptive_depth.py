@@ -19,14 +19,16 @@ from typing import Any
 
 import datasets
 import numpy as np
+from adaptive.summary import joined
 from joint.data import FLAGS, NEIGHBOURS, atlas_of, of_tasks
-from joint.measure import BATCH_SIZE, candidates_of, hits, inputs_of, whose
+from joint.measure import BATCH_SIZE, hits, inputs_of, whose
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1._files import claim, made_whole, replaced_file
+from mmemb_r1._files import replaced_file
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
+from mmemb_r1.evaluation.runner import embed_candidates
 
 ROUNDS, STEPS = 3, 150
 HOPS = {"picture-name-flag": 1, **dict.fromkeys(FLAGS, 2), **dict.fromkeys(NEIGHBOURS, 3)}
@@ -46,34 +48,11 @@ Columns = dict[str, list[Any]]
 
 
 def train(atlas: Atlas, start: Path, output: Path, seed: int, steps: int, fields: dict[str, Any]) -> Path:
-    """The adaptive phase of one seed, in `output / "grpo-{seed}"`. A killed run goes on."""
-    from transformers import set_seed
+    """The adaptive phase of one seed: its folder."""
+    from adaptive.training import train_adaptive
 
-    from mmemb_r1 import MMEmbR1
-    from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
-    from mmemb_r1.training.checkpoints import last_checkpoint
-
-    checkpoints = output / "checkpoints" / f"grpo-{seed}"
-    claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, "atlas": atlas.manifest["fingerprint"]})
-
-    def make(folder: Path) -> None:
-        set_seed(seed)
-        model = MMEmbR1(str(start), device="cpu")
-        arguments = {"max_reasoning_rounds": ROUNDS, "max_steps": steps, "seed": seed, "use_cpu": True, "bf16": False}
-        config = AdaptiveGRPOConfig(
-            output_dir=str(checkpoints), activation_checkpointing=False, report_to=[], **arguments, **fields
-        )
-        pairs = of_tasks(atlas.pairs["policy"], HOPS)
-        trainer = AdaptiveGRPOTrainer(
-            model[0].model.train(), config, pairs, model.processor, joint_pairs=atlas.pairs["train"]
-        )
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-        trainer.model.config.max_reasoning_rounds = ROUNDS
-        MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
-        (folder / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n", encoding="utf-8")
-
-    made_whole(output / f"grpo-{seed}", make)
-    return output / f"grpo-{seed}"
+    pairs, facts = of_tasks(atlas.pairs["policy"], HOPS), {"atlas": atlas.manifest["fingerprint"]}
+    return train_adaptive(output, seed, start, pairs, atlas.pairs["train"], steps, fields, facts, rounds=ROUNDS)
 
 
 def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
@@ -84,7 +63,7 @@ def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
 
     model = MMEmbR1(str(checkpoint), device="cpu")
     pairs = of_tasks(atlas.pairs[split], HOPS)
-    sets = candidates_of(model, atlas.candidates, set(pairs["candidate_set"]), "never")
+    sets = embed_candidates(model, atlas.candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     columns = whose(pairs)
     for mode in ("never", "auto", "always"):
         said = model.explain(
@@ -101,17 +80,17 @@ def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
 
 def summarise(tables: list[Columns]) -> dict[str, Any]:
     """Hops -> means over tasks of each column, with intervals clustered by country; and three hops minus one."""
-    rows = {name: [value for table in tables for value in table[name]] for name in tables[0]}
-    tasks, entities = np.array(rows["task"]), np.array(rows["entity"])
-    hops = np.array([HOPS[task] for task in rows["task"]])
+    rows = joined(tables)
+    tasks, entities = rows["task"], rows["entity"]
+    hops = np.array([HOPS[task] for task in tasks.tolist()])
     result: dict[str, Any] = {}
     for number in sorted(set(hops.tolist())):
         where = hops == number
         result[str(number)] = {"queries": int(where.sum())} | {
-            name: clustered_bootstrap(np.array(rows[name])[where], entities[where].tolist(), tasks[where].tolist())
+            name: clustered_bootstrap(rows[name][where], entities[where].tolist(), tasks[where].tolist())
             for name in ("rounds", "never", "auto", "always")
         }
-    result["deeper"] = deeper(np.array(rows["rounds"], dtype=float), hops, entities)
+    result["deeper"] = deeper(rows["rounds"].astype(float), hops, entities)
     return result
 
 

@@ -26,7 +26,7 @@ import datasets
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1._files import claim, made_whole, replaced_file
+from mmemb_r1._files import made_whole, replaced_file
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
 from mmemb_r1.quickstart.recipe import Recipe
 
@@ -60,43 +60,13 @@ def start(output: Path, seed: int) -> None:
 
 def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any]) -> None:
     """The adaptive phase of one seed."""
-    from transformers import set_seed
+    from adaptive.training import train_adaptive
 
-    from mmemb_r1 import MMEmbR1
-    from mmemb_r1.model_card import write_model_card
-    from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
-    from mmemb_r1.training.checkpoints import last_checkpoint
-
-    atlas, checkpoints = load_atlas(output / f"start-{seed}" / "atlas"), output / "checkpoints" / f"grpo-{seed}"
-    claim(
-        output / f"grpo-{seed}.json", {**fields, "steps": steps, "gate": gate, "atlas": atlas.manifest["fingerprint"]}
-    )
-
-    def train(folder: Path) -> None:
-        set_seed(seed)
-        model = MMEmbR1(str(output / f"start-{seed}" / GATES[gate]), device="cpu")
-        trainer = AdaptiveGRPOTrainer(
-            model[0].model.train(),
-            AdaptiveGRPOConfig(
-                output_dir=str(checkpoints),
-                max_steps=steps,
-                seed=seed,
-                use_cpu=True,
-                bf16=False,
-                activation_checkpointing=False,
-                report_to=[],
-                **fields,
-            ),
-            evenly(atlas, "policy"),
-            model.processor,
-            joint_pairs=atlas.pairs["train"],
-        )
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-        MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
-        write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
-        (folder / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n", encoding="utf-8")
-
-    made_whole(output / f"grpo-{seed}", train)
+    folder = output / f"start-{seed}"
+    atlas = load_atlas(folder / "atlas")
+    facts = {"gate": gate, "atlas": atlas.manifest["fingerprint"]}
+    pairs, joint_pairs = evenly(atlas, "policy"), atlas.pairs["train"]
+    train_adaptive(output, seed, folder / GATES[gate], pairs, joint_pairs, steps, fields, facts)
 
 
 def evenly(atlas: Atlas, split: str) -> Any:

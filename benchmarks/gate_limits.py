@@ -32,11 +32,10 @@ from sklearn.svm import SVC
 from mmemb_r1 import MMEmbR1
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas, load_atlas
+from mmemb_r1.training.gate_warm_start import fit_gate
 
 Rows = npt.NDArray[np.float64]
 SPLITS = ("policy", "test")
-COST = 0.02  # of a thought, as in the quickstart's recipe
-PULL = 0.1  # weight of the squared weights of a linear gate, as in `fit_gate`
 
 
 def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
@@ -89,27 +88,17 @@ def scores(columns: dict[str, npt.NDArray]) -> Iterator[tuple[str, Rows, bool]]:
 
 
 def linear_gate(state: Rows, gap: Rows, weights: Rows, asked: Rows) -> Rows:
-    """Logits of a linear gate on standardised states, fitted with the loss of `fit_gate` and weights of the rows."""
+    """Logits of a linear gate on standardised states, fitted as a warm start does, with weights of the rows."""
     scaler = StandardScaler().fit(state)
-    inputs, others = (torch.tensor(scaler.transform(rows), dtype=torch.float32) for rows in (state, asked))
-    net = torch.tensor(gap - COST, dtype=torch.float32)
-    stake = torch.tensor(weights, dtype=torch.float32) * net.abs()
+    inputs, others, gaps, even = (
+        torch.tensor(values, dtype=torch.float32)
+        for values in (scaler.transform(state), scaler.transform(asked), gap, weights)
+    )
     torch.manual_seed(0)
-    gate = torch.nn.Linear(inputs.shape[1], 1)
-    optimizer = torch.optim.LBFGS(gate.parameters(), max_iter=200, line_search_fn="strong_wolfe")
-
-    def objective() -> torch.Tensor:
-        optimizer.zero_grad()
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(
-            gate(inputs).squeeze(1), (net > 0).float(), reduction="none"
-        )
-        loss = (losses * stake).sum() / stake.sum() + PULL * gate.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(objective)
+    gate = torch.nn.Sequential(torch.nn.Linear(inputs.shape[1], 1), torch.nn.Flatten(0))
+    fit_gate(gate, inputs, gaps, weights=even)
     with torch.no_grad():
-        return gate(others).squeeze(1).numpy().astype(float)
+        return gate(others).numpy().astype(float)
 
 
 def over_tasks(values: npt.NDArray, task: npt.NDArray) -> float:

@@ -26,7 +26,7 @@ def alignment(queries: Tensor, candidates: Tensor, positives: Tensor, temperatur
     return probabilities.gather(1, positives[:, None]).squeeze(1)
 
 
-def gate_loss(logits: Tensor, gap: Tensor, cost: float) -> Tensor:
+def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None = None) -> Tensor:
     """
     Cross-entropy of the gate against the sign of the net utility, each input weighted by how much is at stake.
 
@@ -34,6 +34,7 @@ def gate_loss(logits: Tensor, gap: Tensor, cost: float) -> Tensor:
         logits: `(B,)` gate logits.
         gap: `(B,)` utility gap, alignment after thinking minus alignment before.
         cost: what a thought has to gain to be worth its time.
+        weights: `(B,)` further weights of the inputs. Default: none.
 
     Returns:
         Scalar. Source: utility gap of the paper; the weighting is ours.
@@ -43,11 +44,18 @@ def gate_loss(logits: Tensor, gap: Tensor, cost: float) -> Tensor:
     """
     net = gap - cost
     losses = nn.functional.binary_cross_entropy_with_logits(logits, (net > 0).float(), reduction="none")
-    return (losses * net.abs()).sum() / net.abs().sum().clamp(min=1e-8)
+    stake = net.abs() if weights is None else net.abs() * weights
+    return (losses * stake).sum() / stake.sum().clamp(min=1e-8)
 
 
 def fit_gate(
-    gate: nn.Module, hidden: Tensor, gap: Tensor, cost: float = 0.02, weight_decay: float = 0.1, steps: int = 200
+    gate: nn.Module,
+    hidden: Tensor,
+    gap: Tensor,
+    cost: float = 0.02,
+    weight_decay: float = 0.1,
+    steps: int = 200,
+    weights: Tensor | None = None,
 ) -> dict[str, float]:
     """
     Fit a gate to utility gaps that were measured; the rest of the model stays as it is.
@@ -59,6 +67,7 @@ def fit_gate(
         cost: what a thought has to gain to be worth its time, in units of the gap.
         weight_decay: of the squared weights (not the bias).
         steps: iterations of L-BFGS at most.
+        weights: `(B,)` of the inputs, besides what is at stake in each. Default: none.
 
     Returns:
         `loss`, `thinks` (share of inputs with gate probability of at least a half) and `pays` (share of inputs whose
@@ -71,12 +80,13 @@ def fit_gate(
         raise ValueError(f"{len(hidden)} hidden states and {len(gap)} gaps: as many of each are needed, at least one.")
     dtype = next(gate.parameters()).dtype
     hidden, gap = hidden.detach().to(dtype).clone(), gap.detach().clone()
-    weights = [parameter for parameter in gate.parameters() if parameter.ndim > 1]
+    matrices = [parameter for parameter in gate.parameters() if parameter.ndim > 1]
     optimizer = torch.optim.LBFGS(gate.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        loss = gate_loss(gate(hidden), gap, cost) + weight_decay * sum(weight.square().sum() for weight in weights)
+        loss = gate_loss(gate(hidden), gap, cost, weights)
+        loss = loss + weight_decay * sum(matrix.square().sum() for matrix in matrices)
         loss.backward()
         return loss
 
@@ -86,7 +96,7 @@ def fit_gate(
     with torch.no_grad():
         logits = gate(hidden)
         return {
-            "loss": float(gate_loss(logits, gap, cost)),
+            "loss": float(gate_loss(logits, gap, cost, weights)),
             "thinks": float((logits >= 0).float().mean()),
             "pays": float((gap > cost).float().mean()),
         }

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from datasets import Dataset
-from joint.measure import BATCH_SIZE, candidates_of, hits, inputs_of, whose
+from joint.measure import BATCH_SIZE, hits, inputs_of, whose
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1._files import replaced_file
-from mmemb_r1.evaluation.runner import CandidateSet
-from mmemb_r1.training.gate_warm_start import alignment
+from mmemb_r1.evaluation.runner import embed_candidates
+from mmemb_r1.quickstart.pipeline import aligned
 
 MODES = ("never", "always")
 
@@ -41,25 +40,14 @@ def measure_gate(checkpoint: Path, pairs: Dataset, candidates: Dataset, path: Pa
     if path.exists():
         return False
     model = MMEmbR1(str(checkpoint), device="cpu")
-    sets = candidates_of(model, candidates, set(pairs["candidate_set"]), "never")
+    sets = embed_candidates(model, candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     said = {mode: model.explain(inputs_of(pairs["query"]), reasoning=mode, batch_size=BATCH_SIZE) for mode in MODES}
     vectors = {mode: np.stack([one["embedding"] for one in rows]) for mode, rows in said.items()}
     columns: dict[str, list[Any]] = {**whose(pairs), "complexity": list(pairs["complexity"])}
     columns |= {mode: hits(pairs, vectors[mode], sets) for mode in MODES}
-    columns |= {f"aligned_{mode}": aligned(pairs, vectors[mode], sets) for mode in MODES}
+    columns |= {f"aligned_{mode}": aligned(pairs, torch.from_numpy(vectors[mode]), sets).tolist() for mode in MODES}
     columns["gate_prob"] = [float(one["gate_prob"]) for one in said["never"]]
     columns["tokens"] = [int(one["num_reasoning_tokens"]) for one in said["always"]]
     with replaced_file(path) as temporary:
         temporary.write_text(json.dumps(columns) + "\n", encoding="utf-8")
     return True
-
-
-def aligned(pairs: Dataset, vectors: npt.NDArray[np.float32], sets: dict[str, CandidateSet]) -> list[float]:
-    """The probability of each query's target among all candidates of its set."""
-    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
-    found = np.zeros(len(pairs))
-    for name in set(names.tolist()):
-        rows = np.flatnonzero(names == name)
-        places = torch.from_numpy(sets[name].places(targets[rows].tolist()))
-        found[rows] = alignment(torch.from_numpy(vectors[rows]), torch.from_numpy(sets[name].embeddings), places)
-    return found.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mmemb_r1._files import replaced_file
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.atlas.wording import facts, whole_words
-from mmemb_r1.evaluation.runner import CandidateSet
+from mmemb_r1.evaluation.runner import CandidateSet, embed_candidates
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 
 MODES = ("never", "always")
@@ -71,7 +71,7 @@ def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> boo
         raise ValueError(f"there is no {folder}; run --stages joint first")
     model, rounds = MMEmbR1(str(folder), device="cpu"), ARMS[arm].rounds
     pairs = of_tasks(atlas.pairs[split], {*MULTI_HOP, *REMEMBERED, *PICTURE_TARGETS})
-    direct = candidates_of(model, atlas.candidates, set(pairs["candidate_set"]), "never")
+    direct = embed_candidates(model, atlas.candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     vectors, said = embedded(model, pairs["query"], rounds)
     result: dict[str, Any] = {"arm": arm, "seed": seed, "split": split}
     result["answers"] = {
@@ -81,7 +81,7 @@ def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> boo
         "tokens": [one["num_reasoning_tokens"] for one in said],
     }
     rows = [row for row, task in enumerate(pairs["task"]) if task in PICTURE_TARGETS]
-    targets = {"never": direct, "always": candidates_of(model, atlas.candidates, {"picture"}, "always")}
+    targets = {"never": direct, "always": embed_candidates(model, atlas.candidates, {"picture"}, BATCH_SIZE, "always")}
     seen = pairs.select(rows)
     paths = {f"{a}/{b}": hits(seen, vectors[a][rows], targets[b]) for a in MODES for b in MODES}
     result["paths"] = {**whose(seen), **paths}
@@ -119,20 +119,6 @@ def embedded(
     return {mode: np.stack([one["embedding"] for one in said[mode]]) for mode in MODES}, said["always"]
 
 
-def candidates_of(
-    model: MMEmbR1, candidates: Dataset, names: Collection[str], reasoning: str
-) -> dict[str, CandidateSet]:
-    """Embed the candidates of the named sets."""
-    sets = {}
-    for name in sorted(names):
-        table = candidates.select([row for row, its in enumerate(candidates["candidate_set"]) if its == name])
-        embeddings = model.encode(
-            inputs_of(table["input"]), reasoning=reasoning, batch_size=BATCH_SIZE, show_progress_bar=False
-        )
-        sets[name] = CandidateSet({key: row for row, key in enumerate(table["candidate_id"])}, embeddings)
-    return sets
-
-
 def hits(pairs: Dataset, vectors: npt.NDArray[np.float32], sets: dict[str, CandidateSet]) -> list[int]:
     """Whether each query, embedded as `vectors` `(Q, D)`, finds its target before all others of its set."""
     names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
@@ -155,7 +141,7 @@ def states_all(rationales: Sequence[Sequence[str]], thoughts: Sequence[str]) -> 
 def depth(model: MMEmbR1, pairs: Dataset, candidates: Dataset, rounds: int) -> Columns:
     """The neighbour tasks' queries, and whether they find their target before any thought and after each round."""
     pairs = of_tasks(pairs, NEIGHBOURS)
-    sets = candidates_of(model, candidates, set(pairs["candidate_set"]), "never")
+    sets = embed_candidates(model, candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     queries, parts = inputs_of(pairs["query"]), []
     for start in range(0, len(queries), BATCH_SIZE):
         features = model_inputs(model.preprocess(queries[start : start + BATCH_SIZE]))

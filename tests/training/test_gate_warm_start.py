@@ -53,6 +53,16 @@ def test_inputs_with_nothing_at_stake_do_not_count():
     assert gate_loss(logits, gap, cost=0.1).item() == pytest.approx(math.log1p(math.exp(-0.3)))
 
 
+def test_weights_count_inputs_several_times(gate):
+    logits, gap = torch.tensor([0.3, -1.0]), torch.tensor([0.5, 0.2])
+    twice = gate_loss(logits[[0, 0, 1]], gap[[0, 0, 1]], cost=0.1)
+    torch.testing.assert_close(gate_loss(logits, gap, 0.1, torch.tensor([2.0, 1.0])), twice)
+    hidden, gap = torch.tensor([[1.0] * 32, [1.0] * 32]), torch.tensor([0.5, -0.5])
+    for weights, thinks in ((torch.tensor([3.0, 1.0]), 1.0), (torch.tensor([1.0, 3.0]), 0.0)):
+        gate.reset()
+        assert fit_gate(gate, hidden, gap, cost=0.0, weights=weights)["thinks"] == thinks
+
+
 def test_nothing_to_fit_on_is_refused(gate):
     with pytest.raises(ValueError, match="0 hidden states and 0 gaps"):
         fit_gate(gate, torch.zeros(0, 32), torch.zeros(0))

@@ -40,5 +40,5 @@ def save_trained(trainer: JointTrainer, checkpoint: str, output: Path) -> None:
         model[0].model = merged(load_adapters(model[0].model, output / "adapter"))
     else:
         model[0].model.load_state_dict(state)
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), create_model_card=False)
     write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from hashlib import sha256
+from pathlib import Path
+
+from mmemb_r1.cli._training import add_phase_options
 
 HELP = """\
 Teach a checkpoint that thinks well when to think at all. `mmemb-r1 train adaptive` runs GRPO on a pairs table (Parquet
@@ -15,6 +18,16 @@ model, as for `mmemb-r1 train joint`.
 On several GPUs: accelerate launch -m mmemb_r1.cli train adaptive ...
 A run that was stopped goes on from its last checkpoint with the same command."""
 SECTIONS = ("lora", "model")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_phase_options(parser, "AdaptiveGRPOConfig", "a checkpoint after the joint phase")
+    parser.add_argument(
+        "--joint-pairs",
+        type=Path,
+        metavar="FILE",
+        help="what the joint phase was trained on: its targets are negatives too, and pairs in both tables are told",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

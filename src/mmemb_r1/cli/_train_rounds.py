@@ -82,10 +82,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--model {args.model}: there is no checkpoint; pull one of the Hub first")
     tables = {}
     for option in ("pairs", "policy_pairs", "eval_pairs"):
-        path, name = getattr(args, option), f"--{option.replace('_', '-')}"
-        if not path.is_file():
-            raise ValueError(f"{name} {path}: there is no such file")
-        tables[name] = set(read_pairs(path, PAIR_COLUMNS)["pair_id"])
+        tables[f"--{option.replace('_', '-')}"] = set(read_pairs(getattr(args, option), PAIR_COLUMNS)["pair_id"])
     for name in ("--pairs", "--policy-pairs"):
         if shared := sorted(tables[name] & tables["--eval-pairs"]):
             raise ValueError(

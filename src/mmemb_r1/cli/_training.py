@@ -19,6 +19,20 @@ def add_training_options(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
 
 
+def add_phase_options(parser: argparse.ArgumentParser, config: str, model: str) -> None:
+    """Add what every training phase has: `--model`, `--pairs`, `--output`, and those of `add_training_options`.
+
+    Args:
+        parser: of the phase.
+        config: the class of its config.
+        model: what it starts from, for the help.
+    """
+    parser.add_argument("--model", required=True, metavar="DIR", help=f"{model}: a folder or a Hub id")
+    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
+    add_training_options(parser, config)
+
+
 def read_recipe(path: Path | None, sections: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """
     What a YAML file says.

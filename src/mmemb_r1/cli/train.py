@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.cli import _train_adaptive, _train_rounds
-from mmemb_r1.cli._training import add_training_options
+from mmemb_r1.cli._training import add_phase_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,58 +33,30 @@ MODEL_OPTIONS = ("dtype", "attn_implementation")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     phases = parser.add_subparsers(dest="phase", metavar="PHASE", required=True)
-    joint = phases.add_parser(
-        "joint",
-        help="thinking and embedding together",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    joint.add_argument(
-        "--model", required=True, metavar="DIR", help="the checkpoint to start from: a folder or a Hub id"
-    )
-    joint.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
-    joint.add_argument(
+    for name, summary, description, add_options in (
+        ("joint", "thinking and embedding together", HELP, configure_joint),
+        ("adaptive", "when to think", _train_adaptive.HELP, _train_adaptive.configure),
+        ("rounds", "rationales, selection, both phases, again", _train_rounds.HELP, _train_rounds.configure),
+    ):
+        formatter = argparse.RawDescriptionHelpFormatter
+        add_options(phases.add_parser(name, help=summary, description=description, formatter_class=formatter))
+
+
+def configure_joint(parser: argparse.ArgumentParser) -> None:
+    add_phase_options(parser, "JointConfig", "the checkpoint to start from")
+    parser.add_argument(
         "--rationales",
         type=Path,
         metavar="FILE",
         help="selected.parquet of `mmemb-r1 select`, in place of the rationales in the pairs table",
     )
-    joint.add_argument(
+    parser.add_argument(
         "--eval-pairs", type=Path, metavar="FILE", help="pairs to measure the loss on, that are not trained on"
     )
-    joint.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
-    add_training_options(joint, "JointConfig")
-    adaptive = phases.add_parser(
-        "adaptive",
-        help="when to think",
-        description=_train_adaptive.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    adaptive.add_argument(
-        "--model", required=True, metavar="DIR", help="a checkpoint after the joint phase: a folder or a Hub id"
-    )
-    adaptive.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
-    adaptive.add_argument(
-        "--joint-pairs",
-        type=Path,
-        metavar="FILE",
-        help="what the joint phase was trained on: its targets are negatives too, and pairs in both tables are told",
-    )
-    adaptive.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes"
-    )
-    add_training_options(adaptive, "AdaptiveGRPOConfig")
-    rounds = phases.add_parser(
-        "rounds",
-        help="rationales, selection and both phases, several times",
-        description=_train_rounds.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _train_rounds.configure(rounds)
 
 
 def run(args: argparse.Namespace) -> int:
-    for option in ("pairs", "rationales", "eval_pairs", "joint_pairs"):
+    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs"):
         _require_file(f"--{option.replace('_', '-')}", getattr(args, option, None))
     phases = {"joint": run_joint, "adaptive": _train_adaptive.run, "rounds": _train_rounds.run}
     return phases[args.phase](args)

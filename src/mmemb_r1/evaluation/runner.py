@@ -144,9 +144,9 @@ def _embed(model: Explains, inputs: list[Any], reasoning: str, batch_size: int) 
 
 
 def embed_candidates(
-    model: Explains, candidates: Dataset, names: set[str], batch_size: int = 64
+    model: Explains, candidates: Dataset, names: set[str], batch_size: int = 64, reasoning: str = "never"
 ) -> dict[str, CandidateSet]:
-    """Embed the candidates of the named sets, directly (`reasoning="never"`).
+    """Embed the candidates of the named sets, directly by default.
 
     Raises:
         ValueError: if a set is empty or holds a candidate twice.
@@ -164,7 +164,7 @@ def embed_candidates(
         ids = list(table["candidate_id"])
         if len(set(ids)) < len(ids):
             raise ValueError(f"the candidate set {name!r} holds a candidate twice")
-        embedded = _embed(model, [given_parts(value) for value in table["input"]], "never", batch_size)
+        embedded = _embed(model, [given_parts(value) for value in table["input"]], reasoning, batch_size)
         sets[name] = CandidateSet({candidate: row for row, candidate in enumerate(ids)}, embedded.embeddings)
     return sets
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mmemb_r1._files import claim, made_whole, replaced_file
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas, atlas_texts, augment, build_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.evaluation.runner import embed_candidates
+from mmemb_r1.evaluation.runner import CandidateSet, embed_candidates
 from mmemb_r1.model_card import write_model_card
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.quickstart.recipe import Recipe
@@ -175,16 +176,19 @@ def utility_gap(model: MMEmbR1, pairs: Any, candidates: Any, batch_size: int = 1
     direct, reasoned = (
         torch.from_numpy(model.encode(queries, reasoning=mode, batch_size=batch_size)) for mode in ("never", "always")
     )
-    gap = torch.zeros(len(queries))
+    sets = embed_candidates(model, candidates, set(pairs["candidate_set"]), batch_size)
+    return aligned(pairs, reasoned, sets) - aligned(pairs, direct, sets)
+
+
+def aligned(pairs: Any, queries: torch.Tensor, sets: Mapping[str, CandidateSet]) -> torch.Tensor:
+    """`(N,)` probability of each query's target among the candidates of its set; `queries` `(N, D)`."""
+    found = torch.zeros(len(queries))
     names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
-    for name, answers in embed_candidates(model, candidates, set(names.tolist()), batch_size).items():
-        rows = np.flatnonzero(names == name)
-        embedded, positives = (
-            torch.from_numpy(answers.embeddings),
-            torch.from_numpy(answers.places(targets[rows].tolist())),
-        )
-        gap[rows] = alignment(reasoned[rows], embedded, positives) - alignment(direct[rows], embedded, positives)
-    return gap
+    for name in set(names.tolist()):
+        rows, answers = np.flatnonzero(names == name), sets[name]
+        positives = torch.from_numpy(answers.places(targets[rows].tolist()))
+        found[rows] = alignment(queries[rows], torch.from_numpy(answers.embeddings), positives)
+    return found
 
 
 @torch.no_grad()
