@@ -5,19 +5,21 @@ Every row is a small state machine whose state is the token it feeds next:
 
     <think>  ->  r_1 ... r_n  ->  </think>  ->  <|embed|>  ->  stop, or <think> again
 
-All rows that are still thinking advance by one token per step, whatever state they are in. The hidden state at
-`<|embed|>` falls out of the step that feeds it, and a row that stops leaves the batch and its cache.
+All rows that are still thinking advance by one token per step, whatever state they are in and whichever prefill they
+come from. The hidden state at `<|embed|>` falls out of the step that feeds it, and a row that stops leaves the batch
+and its cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .caching_mmemb_r1 import branched, can_join, joined, keep, places_kept
 from .heads_mmemb_r1 import EmbeddingHead, Pooled
 
 
@@ -40,10 +42,33 @@ class Context:
     pooled: Pooled
     hidden: Tensor
 
-    def select(self, rows: Tensor) -> Context:
-        """Keep the given rows; the cache is changed in place."""
-        self.cache.batch_select_indices(rows)
-        return Context(self.cache, self.mask[rows], self.offset[rows], self.pooled.select(rows), self.hidden[rows])
+    def branch(self, rows: Tensor) -> Context:
+        """A copy of the given rows `(N,)`, any of them left out or repeated; this one stays as it is."""
+        return self._of(branched(self.cache, rows), rows)
+
+    def keep(self, order: Tensor) -> Context:
+        """The rows `order` `(n,)`, from [`places_kept`]; the cache is changed in place."""
+        keep(self.cache, order)
+        return self._of(self.cache, order)
+
+    def _of(self, cache: Any, rows: Tensor) -> Context:
+        return Context(cache, self.mask[rows], self.offset[rows], self.pooled.select(rows), self.hidden[rows])
+
+    def join(self, other: Context) -> Context:
+        """The rows of both, without the padding that all of them have; both are used up."""
+        widths = int(self.mask.sum(dim=1).max()), int(other.mask.sum(dim=1).max())
+        width = max(widths)
+        masks = (
+            nn.functional.pad(mask[:, -own:], (width - own, 0))
+            for mask, own in zip((self.mask, other.mask), widths, strict=True)
+        )
+        return Context(
+            joined(self.cache, other.cache, widths),
+            torch.cat(tuple(masks)),
+            torch.cat([self.offset, other.offset]),
+            self.pooled.beside(other.pooled),
+            torch.cat([self.hidden, other.hidden]),
+        )
 
 
 @dataclass
@@ -164,89 +189,168 @@ def advance(vlm: Any, head: EmbeddingHead, context: Context, token_ids: Tensor) 
 
 
 @dataclass
-class Thoughts:
+class Thought:
     """
-    What decoding did, per row of the whole batch (`B`) and round (`K`).
+    What one row thinks, and where it is.
 
     Attributes:
-        embeddings: `(B, K + 1, D)`; slot 0 is the direct embedding, slot k the one after k rationales. Slots that a
-            row did not reach repeat its last one.
-        rounds: `(B,)` number of rationales.
-        num_tokens: `(B,)` rationale tokens, control tokens not counted.
-        num_forced: `(B,)` rationales that were closed by force because their budget was spent.
-        token_ids: a list of the ids after the first `<think>`, per row.
+        max_tokens: budget of one rationale.
+        max_rounds: rationales at most.
+        token_ids: everything the row was fed: `<think> r </think> <|embed|>`, once per round.
+        embeddings: `(D,)` after each rationale.
+        num_tokens: rationale tokens, control tokens not counted.
+        num_forced: rationales that were closed by force because their budget was spent.
+        feed: the token that it feeds next; `None` when it is done.
     """
 
-    embeddings: Tensor
-    rounds: Tensor
-    num_tokens: Tensor
-    num_forced: Tensor
-    token_ids: list[list[int]]
+    max_tokens: int
+    max_rounds: int
+    token_ids: list[int] = field(default_factory=list)
+    embeddings: list[Tensor] = field(default_factory=list)
+    num_tokens: int = 0
+    num_forced: int = 0
+    feed: int | None = None
+    spent: int = 0  # tokens of the current rationale
+
+    @property
+    def done(self) -> bool:
+        """Whether its last embedding is there."""
+        return self.feed is None and bool(self.embeddings)
+
+    @property
+    def rationale_ids(self) -> list[int]:
+        """Ids of the rationales, with the control tokens between rounds but not those around the whole."""
+        return self.token_ids[1:-2]
+
+    def begin(self, think_id: int) -> None:
+        """Open a rationale."""
+        self.feed, self.spent = think_id, 0
+
+    def follow(self, chosen: int, end_id: int) -> None:
+        """Go on inside a rationale: with the `chosen` token, or with its end, by force if the budget is spent."""
+        if self.spent >= self.max_tokens:
+            self.num_forced += chosen != end_id
+            chosen = end_id
+        self.spent += chosen != end_id
+        self.num_tokens += chosen != end_id
+        self.feed = chosen
+
+    def embed(self, embedding: Tensor, again: bool, think_id: int) -> None:
+        """Take the embedding `(D,)` at an `<|embed|>`, and think `again` if there is a round left."""
+        self.embeddings.append(embedding)
+        self.feed = None
+        if again and len(self.embeddings) < self.max_rounds:
+            self.begin(think_id)
 
 
-def think(
-    model: Any,
-    context: Context,
-    thoughts: Thoughts,
-    rows: Tensor,
-    *,
-    decide: Callable[[Tensor], Tensor] | None,
-    max_tokens: int,
-    max_rounds: int,
-    sampling: Sampling,
-) -> None:
+@dataclass
+class DecodingStatistics:
     """
-    Let `rows` `(N,)` of the batch think and record it in `thoughts`.
+    What decoding cost.
+
+    Attributes:
+        steps: forward passes.
+        row_steps: rows of all these passes; those that were still thinking, as no other takes part.
+    """
+
+    steps: int = 0
+    row_steps: int = 0
+
+
+class Decoder:
+    """
+    Rows that think, of any number of prefills, one token per step.
 
     Args:
         model: the [`MMEmbR1Model`].
-        context: the prefilled batch; used up.
-        thoughts: the record, changed in place.
-        rows: which rows of the batch think.
         decide: gate logits `(N,)` -> `(N,)` bool, which rows think another round; `None` always thinks on.
-        max_tokens: budget of one rationale.
-        max_rounds: rationales per row at most.
         sampling: how rationale tokens are chosen.
+        statistics: where to count.
     """
-    config = model.config
-    embed_id, think_id, end_id = config.embed_token_id, config.think_token_id, config.end_think_token_id
-    context = context.select(rows)
-    feed = torch.full_like(rows, think_id)
-    spent = torch.zeros_like(rows)  # tokens of the current rationale
-    round_ = torch.ones_like(rows)
-    history: list[tuple[Tensor, Tensor]] = []
-    while len(rows):
-        context = advance(model.vlm, model.embedding_head, context, feed)
-        history.append((rows, feed))
-        at_marker = feed == embed_id
-        follow = _next_tokens(model, context.hidden, sampling)  # (N,)
-        forced = (spent >= max_tokens) & (feed != end_id) & ~at_marker
-        thoughts.num_forced[rows] += (forced & (follow != end_id)).long()
-        follow = torch.where(forced, end_id, follow)
-        follow = torch.where(feed == end_id, embed_id, follow)
-        if at_marker.any():
-            marked = rows[at_marker]
-            embedding = model.embedding_head(context.pooled.mean[at_marker])
-            for slot in range(1, thoughts.embeddings.shape[1]):
-                reached = round_[at_marker] <= slot
-                thoughts.embeddings[marked[reached], slot] = embedding[reached].to(thoughts.embeddings.dtype)
-            thoughts.rounds[marked] = round_[at_marker]
-            again = round_ < max_rounds
-            if decide is not None:
-                again &= decide(model.gate(context.hidden))
-            follow = torch.where(at_marker, think_id, follow)
-            round_ = torch.where(at_marker, round_ + 1, round_)
-            spent = torch.where(at_marker, 0, spent)
-            stay = (~at_marker | again).nonzero().squeeze(-1)
-            if len(stay) < len(rows):
-                rows, follow, spent, round_ = rows[stay], follow[stay], spent[stay], round_[stay]
-                if len(stay):
-                    context = context.select(stay)
-        counts = (follow != end_id) & (follow != embed_id) & (follow != think_id)
-        spent = spent + counts.long()
-        thoughts.num_tokens[rows] += counts.long()
-        feed = follow
-    _collect(history, thoughts.token_ids, embed_id)
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        decide: Callable[[Tensor], Tensor] | None = None,
+        sampling: Sampling | None = None,
+        statistics: DecodingStatistics | None = None,
+    ) -> None:
+        self.model = model
+        self.decide = decide
+        self.sampling = sampling or Sampling()
+        self.statistics = statistics or DecodingStatistics()
+        self.thoughts: list[Thought] = []
+        self.context: Context | None = None
+
+    def __len__(self) -> int:
+        """Rows that are still thinking."""
+        return len(self.thoughts)
+
+    def add(self, context: Context, thoughts: Sequence[Thought]) -> None:
+        """
+        Let more rows think, one per row of `context`, which is used up. Those of a backbone with a recurrent state
+        can't stand beside others: what is at work is finished first.
+        """
+        if not can_join(context.cache):
+            self.run()
+        for thought in thoughts:
+            thought.begin(self.model.config.think_token_id)
+        self.context = context if self.context is None else self.context.join(context)
+        self.thoughts += thoughts
+
+    def run(self, until: int = 0) -> None:
+        """Decode until at most so many rows are still thinking."""
+        while len(self) > until:
+            self.step()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Feed every row one token."""
+        config, context = self.model.config, self.context
+        if context is None:
+            return
+        fed = [thought.feed for thought in self.thoughts if thought.feed is not None]  # all are at work
+        ids = torch.tensor(fed, device=context.hidden.device)  # (N,)
+        self.context = context = advance(self.model.vlm, self.model.embedding_head, context, ids)
+        self.statistics.steps += 1
+        self.statistics.row_steps += len(fed)
+        inside, markers = [], []
+        for place, (thought, token) in enumerate(zip(self.thoughts, fed, strict=True)):
+            thought.token_ids.append(token)
+            if token == config.embed_token_id:
+                markers.append(place)
+            elif token == config.end_think_token_id:
+                thought.feed = config.embed_token_id
+            else:
+                inside.append(place)
+        if inside:
+            self._choose(context.hidden, inside)
+        if markers:
+            self._embed(context, markers)
+
+    def _choose(self, hidden: Tensor, places: list[int]) -> None:
+        """Go on with the rows inside a rationale, at the hidden states `(N, H)` of all."""
+        if len(places) < len(self):
+            hidden = hidden[torch.tensor(places, device=hidden.device)]
+        for place, token in zip(places, _next_tokens(self.model, hidden, self.sampling).tolist(), strict=True):
+            self.thoughts[place].follow(token, self.model.config.end_think_token_id)
+
+    def _embed(self, context: Context, places: list[int]) -> None:
+        """Read the embeddings of the rows at an `<|embed|>`, and let go of those that are done."""
+        model = self.model
+        at = torch.tensor(places, device=context.hidden.device)
+        embeddings = model.embedding_head(context.pooled.mean[at])
+        again = [True] * len(places)
+        if self.decide is not None:
+            again = self.decide(model.gate(context.hidden[at])).tolist()
+        for place, embedding, more in zip(places, embeddings, again, strict=True):
+            self.thoughts[place].embed(embedding, more, model.config.think_token_id)
+        stay = [place for place, thought in enumerate(self.thoughts) if thought.feed is not None]
+        if len(stay) < len(self):
+            order = places_kept(stay)
+            self.thoughts = [self.thoughts[place] for place in order]
+            self.context = context.keep(torch.tensor(order, device=at.device)) if order else None
 
 
 def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:
@@ -261,12 +365,3 @@ def without_suppressed(logits: Tensor, config: Any) -> Tensor:
     if config.rationale_vocab_size is not None:
         logits[:, config.rationale_vocab_size :] = -torch.inf
     return logits
-
-
-def _collect(history: list[tuple[Tensor, Tensor]], token_ids: list[list[int]], embed_id: int) -> None:
-    """Sort the tokens of all steps into rows; the first `<think>` and the last `</think> <|embed|>` are left out."""
-    for rows, fed in history[1:]:
-        for row, token in zip(rows.tolist(), fed.tolist(), strict=True):
-            token_ids[row].append(token)
-    for row in set(history[0][0].tolist()) if history else ():
-        del token_ids[row][-2:]

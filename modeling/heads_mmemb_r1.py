@@ -53,6 +53,10 @@ class Pooled(NamedTuple):
         """The given rows only."""
         return Pooled(self.log_weight[rows], self.mean[rows])
 
+    def beside(self, other: Pooled) -> Pooled:
+        """The rows of both."""
+        return Pooled(torch.cat([self.log_weight, other.log_weight]), torch.cat([self.mean, other.mean]))
+
 
 class EmbeddingHead(nn.Module):
     """

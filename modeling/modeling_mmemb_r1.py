@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,72 +15,17 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
-from .configuration_mmemb_r1 import MMEmbR1Config, check_reasoning_options
-from .decoding_mmemb_r1 import Sampling, Thoughts, left_padded, prefill, rotary_positions, think, without_suppressed
+from .configuration_mmemb_r1 import MMEmbR1Config
+from .decoding_mmemb_r1 import DecodingStatistics, Sampling, rotary_positions, without_suppressed
 from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
+from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
+from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
 
 OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1.0.dev0
-
-
-@dataclass
-class MMEmbR1Output(ModelOutput):
-    """
-    Result of one forward pass over complete sequences. `K` is the largest number of `<|embed|>` in a row.
-
-    Attributes:
-        embeddings: `(B, K, D)`, one vector per `<|embed|>`: the direct one, then one per rationale. Slots that a row
-            did not reach repeat its last one.
-        path_mask: `(B, K)` bool, which of them exist.
-        gate_logits: `(B, K)` logit of thinking (again) at each `<|embed|>`; filled up likewise.
-        rationale_logps: `(N,)` log-probabilities of the labelled tokens, row by row; only with `labels`.
-        rationale_entropies: `(N,)` entropies in nats of what they were drawn from, without gradient; only with
-            `sampling_temperature`.
-        last_hidden_state: `(B, S, H)`.
-        hidden_states, attentions: those of the backbone's layers; only with `output_hidden_states=True` and
-            `output_attentions=True`.
-    """
-
-    embeddings: Tensor | None = None
-    path_mask: Tensor | None = None
-    gate_logits: Tensor | None = None
-    rationale_logps: Tensor | None = None
-    rationale_entropies: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class MMEmbR1EmbedOutput(ModelOutput):
-    """
-    Result of [`MMEmbR1Model.embed`]; every tensor has the batch first.
-
-    Attributes:
-        embeddings: `(B, D)` float32, the last vector of each row.
-        gate_prob: `(B,)` probability of thinking at the first `<|embed|>`.
-        reasoned: `(B,)` bool, whether the row thought.
-        num_reasoning_rounds: `(B,)` number of rationales.
-        num_reasoning_tokens: `(B,)` rationale tokens of all rounds.
-        num_forced_closings: `(B,)` rationales that were closed by force because their budget was spent.
-        rationale_ids: `(B, T)` ids of the rationales, filled up with -1. Rounds are separated by the control tokens
-            between them.
-        all_embeddings: `(B, max_reasoning_rounds + 1, D)` (with `reasoning="never"`: `(B, 1, D)`), the vector after k
-            rationales in slot k; slots that a row did not reach repeat its last one. Only with
-            `output_all_embeddings=True`.
-    """
-
-    embeddings: Tensor | None = None
-    gate_prob: Tensor | None = None
-    reasoned: Tensor | None = None
-    num_reasoning_rounds: Tensor | None = None
-    num_reasoning_tokens: Tensor | None = None
-    num_forced_closings: Tensor | None = None
-    rationale_ids: Tensor | None = None
-    all_embeddings: Tensor | None = None
 
 
 class MMEmbR1Model(PreTrainedModel, GenerationMixin):
@@ -243,7 +188,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         )
         hidden = output.last_hidden_state
         markers = (input_ids == self.config.embed_token_id) & attention_mask.bool()  # (B, S)
-        self._require_markers(markers.any(dim=1))
+        self.require_markers(markers.any(dim=1))
         number = markers.long().cumsum(dim=1)  # (B, S), how many markers so far
         embeddings, gate_logits = [], []
         for path in range(1, int(number[:, -1].max()) + 1):
@@ -284,8 +229,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         *,
         reasoning: str | None = None,
         gate_threshold: float | None = None,
-        max_reasoning_tokens: int | None = None,
+        max_reasoning_tokens: int | Sequence[int] | None = None,
         max_reasoning_rounds: int | None = None,
+        decode_batch_size: int | None = None,
         sampling: Sampling | None = None,
         output_all_embeddings: bool = False,
         **media: Any,
@@ -301,8 +247,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             attention_mask: `(B, S)`. Default: no padding.
             reasoning: `"auto"` (the gate decides), `"always"` or `"never"`. Default: the config's.
             gate_threshold: gate probability from which a row thinks. Default: the config's.
-            max_reasoning_tokens: budget of one rationale. Default: the config's.
+            max_reasoning_tokens: budget of one rationale, for all rows or for each. Default: the config's.
             max_reasoning_rounds: rationales per row at most. Default: the config's.
+            decode_batch_size: rows that think at the same time. Default: all.
             sampling: how rationale tokens are chosen. Default: greedily.
             output_all_embeddings: also return the vector after each round.
             **media: whatever else the processor gave.
@@ -310,64 +257,48 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if a prompt does not end in `<|embed|>`, or an option is out of its range.
         """
-        config = self.config
-        reasoning = config.reasoning if reasoning is None else reasoning
-        threshold = config.gate_threshold if gate_threshold is None else gate_threshold
-        max_tokens = config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens
-        max_rounds = config.max_reasoning_rounds if max_reasoning_rounds is None else max_reasoning_rounds
-        check_reasoning_options(reasoning, threshold, max_tokens, max_rounds)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        order = left_padded(attention_mask)
-        if order is not None:
-            # everything of the prompts' shape is per token and moves along; media is stored flat, in reading order
-            media = {
-                key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()
-            }
-            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        self._require_markers((input_ids[:, -1] == config.embed_token_id) & attention_mask[:, -1].bool())
-
-        # a token that was chosen has no gradient, so a vector after it would have a wrong one
-        with torch.set_grad_enabled(torch.is_grad_enabled() and reasoning == "never"):
-            context = prefill(self.vlm, self.embedding_head, input_ids, attention_mask, reasoning != "never", **media)
-            direct = self.embedding_head(context.pooled.mean)
-            gate_prob = self.gate(context.hidden).sigmoid()
-            if reasoning == "always":
-                rows = torch.arange(len(input_ids), device=input_ids.device)
-            else:
-                rows = ((gate_prob >= threshold) & (reasoning == "auto")).nonzero().squeeze(-1)
-            slots = max_rounds + 1 if reasoning != "never" else 1
-            zeros = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-            thoughts = Thoughts(
-                embeddings=direct[:, None].repeat(1, slots, 1),  # (B, K + 1, D)
-                rounds=zeros,
-                num_tokens=zeros.clone(),
-                num_forced=zeros.clone(),
-                token_ids=[[] for _ in range(len(input_ids))],
-            )
-            if len(rows):
-                think(
-                    self,
-                    context,
-                    thoughts,
-                    rows,
-                    decide=None if reasoning == "always" else lambda logits: logits.sigmoid() >= threshold,
-                    max_tokens=max_tokens,
-                    max_rounds=max_rounds,
-                    sampling=sampling or Sampling(),
-                )
-        return MMEmbR1EmbedOutput(
-            embeddings=thoughts.embeddings[:, -1],
-            gate_prob=gate_prob,
-            reasoned=thoughts.rounds > 0,
-            num_reasoning_rounds=thoughts.rounds,
-            num_reasoning_tokens=thoughts.num_tokens,
-            num_forced_closings=thoughts.num_forced,
-            rationale_ids=_padded(thoughts.token_ids, input_ids.device),
-            all_embeddings=thoughts.embeddings if output_all_embeddings else None,
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, **media}
+        options = ReasoningOptions.of(
+            self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
         )
+        return next(embed_batches(self, [batch], options, decode_batch_size, output_all_embeddings))
 
-    def _require_markers(self, present: Tensor) -> None:
+    def embed_batches(
+        self,
+        batches: Iterable[Mapping[str, Any]],
+        *,
+        reasoning: str | None = None,
+        gate_threshold: float | None = None,
+        max_reasoning_tokens: int | None = None,
+        max_reasoning_rounds: int | None = None,
+        decode_batch_size: int | None = None,
+        sampling: Sampling | None = None,
+        output_all_embeddings: bool = False,
+        statistics: DecodingStatistics | None = None,
+    ) -> Iterator[MMEmbR1EmbedOutput]:
+        """
+        [`embed`] for many batches: rows of several of them think together, so that decoding has full batches however
+        few rows of each think. A row's result is the same as alone, up to rounding.
+
+        Args:
+            batches: what the processor gave for each; read one by one, when there is room for more rows that think.
+            decode_batch_size: rows that think at the same time. Default: all that do, of all batches.
+            statistics: where to count what decoding cost.
+            Others as in [`embed`].
+
+        Yields:
+            One output per batch, in order.
+
+        Raises:
+            ValueError: as [`embed`].
+        """
+        options = ReasoningOptions.of(
+            self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
+        )
+        return embed_batches(self, batches, options, decode_batch_size, output_all_embeddings, statistics)
+
+    def require_markers(self, present: Tensor) -> None:
+        """Raise a ValueError unless `present` `(B,)` is true for each row."""
         if not bool(present.all()):
             row = int((~present).nonzero()[0])
             raise ValueError(
@@ -375,18 +306,6 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
                 "Render prompts with the chat template of the processor that is saved beside the model, and don't "
                 "truncate them."
             )
-
-
-def _per_token(value: Any, order: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == order.shape and not value.is_floating_point()
-
-
-def _padded(rows: list[list[int]], device: torch.device) -> Tensor:
-    """Lists of ids -> `(B, T)`, filled up with -1."""
-    width = max(map(len, rows), default=0)
-    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long, device=device).reshape(
-        len(rows), width
-    )
 
 
 MMEmbR1Model.register_for_auto_class("AutoModel")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ from .modeling_mmemb_r1 import MMEmbR1Model
 # How many pictures and videos each row has: losses that split a batch go by them.
 MEDIA_COUNTS = {"image": "num_images_per_sample", "video": "num_videos_per_sample"}
 INPUT_OPTIONS = ("task", "allow_remote_media")
+DECODING_OPTIONS = (*REASONING_OPTIONS, "decode_batch_size")
+OUTPUTS = (  # besides the embeddings
+    "gate_prob",
+    "reasoned",
+    "num_reasoning_rounds",
+    "num_reasoning_tokens",
+    "num_forced_closings",
+    "rationale_ids",
+)
 
 
 def model_inputs(features: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +56,7 @@ class MMEmbR1Module(InputModule):
         processor (`ProcessorMixin`): the processor saved beside it.
     """
 
-    forward_kwargs = {*REASONING_OPTIONS, *INPUT_OPTIONS}  # what `encode` passes on; other names are refused
+    forward_kwargs = {*DECODING_OPTIONS, *INPUT_OPTIONS}  # what `encode` passes on; other names are refused
 
     def __init__(self, model: MMEmbR1Model, processor: ProcessorMixin) -> None:
         super().__init__()
@@ -118,12 +127,28 @@ class MMEmbR1Module(InputModule):
 
         Args:
             features: what `preprocess` returned.
-            **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of
-                [`MMEmbR1Model.embed`]; `task="document"`, which `encode_document` passes, has a default of `reasoning`
-                of its own.
+            **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds` and
+                `decode_batch_size` of [`MMEmbR1Model.embed`]; `task="document"`, which `encode_document` passes, has a
+                default of `reasoning` of its own.
         """
+        return next(self.embed_batches([features], **options))
+
+    def embed_batches(self, batches: Iterable[dict[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
+        """
+        [`forward`] for many batches, whose rows think together: see [`MMEmbR1Model.embed_batches`].
+
+        Args:
+            batches: of each what `preprocess` returned.
+            **options: as for `forward`.
+        """
+        outputs = self.model.embed_batches(map(model_inputs, batches), **self.reasoning_options(**options))
+        for output in outputs:
+            yield {"sentence_embedding": output.embeddings, **{name: output[name] for name in OUTPUTS}}
+
+    def reasoning_options(self, **options: Any) -> dict[str, Any]:
+        """Those of the options that the model takes, with the defaults that depend on the task and on gradients."""
         task = options.get("task")
-        options = {name: options[name] for name in REASONING_OPTIONS if options.get(name) is not None}
+        options = {name: options[name] for name in DECODING_OPTIONS if options.get(name) is not None}
         if torch.is_grad_enabled():
             if options.get("reasoning", "never") != "never":
                 raise ValueError(
@@ -135,16 +160,7 @@ class MMEmbR1Module(InputModule):
             options.setdefault("reasoning", "never")
         elif task == "document":
             options.setdefault("reasoning", self.model.config.document_reasoning)
-        output = self.model.embed(**model_inputs(features), **options)
-        return {
-            "sentence_embedding": output.embeddings,
-            "gate_prob": output.gate_prob,
-            "reasoned": output.reasoned,
-            "num_reasoning_rounds": output.num_reasoning_rounds,
-            "num_reasoning_tokens": output.num_reasoning_tokens,
-            "num_forced_closings": output.num_forced_closings,
-            "rationale_ids": output.rationale_ids,
-        }
+        return options
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Save model (safetensors only) and processor."""

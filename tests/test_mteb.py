@@ -6,7 +6,7 @@ The task is made here because mteb's own are downloaded. mteb is an extra: `pip 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,14 @@ def make_task(documents: dict[str, list[Any]]) -> Callable[[str], Any]:
 def thoughts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of rationale tokens of every input that was embedded, in order."""
     seen: list[int] = []
-    original = MMEmbR1Module.forward
+    original = MMEmbR1Module.embed_batches
 
-    def forward(self: MMEmbR1Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        output = original(self, *args, **kwargs)
-        seen.extend(output["num_reasoning_tokens"].tolist())
-        return output
+    def embed_batches(self: MMEmbR1Module, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        for output in original(self, *args, **kwargs):
+            seen.extend(output["num_reasoning_tokens"].tolist())
+            yield output
 
-    monkeypatch.setattr(MMEmbR1Module, "forward", forward)
+    monkeypatch.setattr(MMEmbR1Module, "embed_batches", embed_batches)
     return seen
 
 

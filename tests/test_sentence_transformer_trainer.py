@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1.modeling import modeling_mmemb_r1
+from mmemb_r1.modeling.decoding_mmemb_r1 import Decoder
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,13 +37,13 @@ def picture(color: str) -> Image.Image:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of rows of every batch of which some thought."""
     seen: list[int] = []
-    original = modeling_mmemb_r1.think
+    original = Decoder.add
 
-    def think(model: Any, context: Any, thoughts: Any, rows: Tensor, **options: Any) -> None:
-        seen.append(len(rows))
-        original(model, context, thoughts, rows, **options)
+    def add(decoder: Decoder, context: Any, thoughts: Sequence[Any]) -> None:
+        seen.append(len(thoughts))
+        original(decoder, context, thoughts)
 
-    monkeypatch.setattr(modeling_mmemb_r1, "think", think)
+    monkeypatch.setattr(Decoder, "add", add)
     return seen
 
 

@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.modeling.decoding_mmemb_r1 import (
     Context,
+    Decoder,
     Sampling,
-    Thoughts,
+    Thought,
     prefill,
-    think,
     token_positions,
     uses_multimodal_rope,
 )
@@ -73,36 +73,24 @@ def roll_out(
     context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
     direct, gate_logits = model.embedding_head(context.pooled.mean), model.gate(context.hidden)
     rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(num_reasoned)
-    zeros = torch.zeros_like(rows)
-    thoughts = Thoughts(
-        embeddings=direct[rows, None].repeat(1, max_rounds + 1, 1),  # (B * n, K + 1, D)
-        rounds=zeros,
-        num_tokens=zeros.clone(),
-        num_forced=zeros.clone(),
-        token_ids=[[] for _ in range(len(rows))],
-    )
-    think(
+    thoughts = [Thought(max_tokens, max_rounds) for _ in range(len(rows))]
+    decoder = Decoder(
         model,
-        context.select(rows),
-        thoughts,
-        torch.arange(len(rows), device=rows.device),
         decide=lambda logits: (
             torch.rand(logits.shape, generator=generator).to(logits.device) < (logits / temperature).sigmoid()
         ),
-        max_tokens=max_tokens,
-        max_rounds=max_rounds,
         sampling=Sampling(do_sample=True, temperature=temperature, generator=generator),
     )
-    config: Any = model.config
-    before, after = [config.think_token_id], [config.end_think_token_id, config.embed_token_id]
+    decoder.add(context.branch(rows), thoughts)
+    decoder.run()
     return Group(
         direct,
         gate_logits,
-        thoughts.embeddings[:, -1],
-        [before + ids + after for ids in thoughts.token_ids],
-        thoughts.num_tokens,
-        thoughts.rounds,
-        thoughts.num_forced,
+        torch.stack([thought.embeddings[-1] for thought in thoughts]),
+        [thought.token_ids for thought in thoughts],
+        torch.tensor([thought.num_tokens for thought in thoughts], device=rows.device),
+        torch.tensor([len(thought.embeddings) for thought in thoughts], device=rows.device),
+        torch.tensor([thought.num_forced for thought in thoughts], device=rows.device),
     )
 
 
@@ -113,11 +101,11 @@ def read_thoughts(model: MMEmbR1Model, context: Context, rows: Tensor, thoughts:
 
     Args:
         model: the embedder.
-        context: B prompts that it read; used up.
+        context: B prompts that it read.
         rows: `(N,)` which prompt each thought is about.
         thoughts: N lists of ids, each ending in `<|embed|>`.
     """
-    context = context.select(rows)
+    context = context.branch(rows)
     tails = [torch.tensor(thought, device=rows.device) for thought in thoughts]
     ids = pad_sequence(tails, batch_first=True)  # (N, T), padded on the right: nothing after it is read
     tail_mask = pad_sequence([torch.ones_like(tail) for tail in tails], batch_first=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from mmemb_r1.modeling.caching_mmemb_r1 import RoomyLayer, branched
 from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded, rotary_positions, token_positions, uses_multimodal_rope
 
 
@@ -38,7 +38,11 @@ class Prefix:
     def select(self, rows: Tensor) -> Prefix:
         """Keep the given rows `(N,)`; the cache is changed in place."""
         self.cache.reorder_cache(rows)
-        return Prefix(self.cache, self.mask[rows], self.offset[rows], self.logits[rows])
+        return self.of(self.cache, rows)
+
+    def of(self, cache: Any, rows: Tensor) -> Prefix:
+        """The given rows, with a `cache` that holds them already."""
+        return Prefix(cache, self.mask[rows], self.offset[rows], self.logits[rows])
 
 
 @torch.no_grad()
@@ -79,10 +83,8 @@ def branch(prefix: Prefix, rows: Tensor) -> Prefix:
         rows: `(N,)` which ones; a row may be left out or repeated. K continuations of each prompt, side by side:
             `torch.arange(B).repeat_interleave(K)`.
     """
-    cache = copy.copy(prefix.cache)
-    cache.layers = [_copied(layer) for layer in cache.layers]
     rows = rows.to(prefix.mask.device)
-    return Prefix(cache, prefix.mask, prefix.offset, prefix.logits).select(rows)
+    return prefix.of(branched(prefix.cache, rows), rows)
 
 
 @torch.no_grad()
@@ -180,15 +182,6 @@ def _require_last_column(mask: Tensor, what: str) -> None:
         raise ValueError(f"The {what} are empty or padded on the right in some row; pad them on the left.")
 
 
-def _copied(layer: Any) -> Any:
-    """A layer of a cache that shares its tensors, but not what holds them."""
-    other = copy.copy(layer)
-    for name, value in vars(layer).items():
-        if isinstance(value, dict):  # the states of linear attention
-            setattr(other, name, dict(value))
-    return other
-
-
 def _reach(cache: Any) -> float:
     """Up to how many columns, padding included, every token attends to all before it."""
     return min(map(_layer_reach, cache.layers), default=math.inf)
@@ -197,4 +190,6 @@ def _reach(cache: Any) -> float:
 def _layer_reach(layer: Any) -> float:
     if isinstance(layer, DynamicSlidingWindowLayer):
         return layer.sliding_window
-    return math.inf if type(layer) is DynamicLayer else 0  # recurrent states and whatever else: not known to skip
+    return (
+        math.inf if type(layer) in (DynamicLayer, RoomyLayer) else 0
+    )  # recurrent states and whatever else: not known to skip

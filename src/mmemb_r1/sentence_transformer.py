@@ -5,14 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch.nn.functional import normalize
+from tqdm.autonotebook import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from mmemb_r1._batches import estimated_lengths, plan_batches
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
@@ -32,6 +37,8 @@ PROMPTS = {
 }
 ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query` and `encode_document` is the same
 MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
+MAX_BATCH_TOKENS = 16_384  # of one prefill, padding included
+DECODED_PER_READ = 4  # rows that think at the same time, in batches that are read
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
 
 
@@ -118,6 +125,74 @@ class MMEmbR1(SentenceTransformer):
             for item in [outputs] if is_single else outputs:
                 item["sentence_embedding"] = normalize(item["sentence_embedding"], dim=-1)
         return outputs
+
+    def get_model_kwargs(self) -> list[str]:
+        """Options of `encode` besides those of sentence-transformers."""
+        return [*super().get_model_kwargs(), "max_batch_tokens"]
+
+    @torch.inference_mode()
+    def _inference(
+        self,
+        inputs: list[Any],
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        output_value: str | None,
+        save_to_cpu: bool,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> Any:
+        """
+        What `encode` does on one device. sentence-transformers embeds batch by batch; here the inputs of several
+        batches think together.
+        """
+        device = torch.device(self._resolve_inference_device(device))
+        self.eval()
+        rows: list[Any] = [None] * len(inputs)
+        for places, features in self._embedded(inputs, device, prompt, batch_size, show_progress_bar, options):
+            embeddings = features["sentence_embedding"]
+            if truncate_dim is not None:
+                embeddings = truncate_embeddings(embeddings, truncate_dim)
+            if output_value is None:
+                features["sentence_embedding"] = embeddings
+                items: Any = [{name: value[row] for name, value in features.items()} for row in range(len(places))]
+            else:
+                items = normalize(embeddings, dim=1) if normalize_embeddings else embeddings
+                items = items.cpu() if save_to_cpu else items
+            for place, item in zip(places, items, strict=True):
+                rows[place] = item
+        if output_value is None:
+            return rows
+        return torch.stack(rows) if rows else torch.tensor([], device=device)
+
+    def _embedded(
+        self,
+        inputs: list[Any],
+        device: torch.device,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        options: dict[str, Any],
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Places of inputs that were read together, and what the modules make of them."""
+        max_batch_tokens = options.pop("max_batch_tokens", MAX_BATCH_TOKENS)
+        options.setdefault("decode_batch_size", DECODED_PER_READ * batch_size)
+        plan = plan_batches(estimated_lengths(inputs, self.processor), batch_size, max_batch_tokens)
+        read = (
+            batch_to_device(self.preprocess([inputs[place] for place in places], prompt=prompt, **options), device)
+            for places in plan
+        )
+        module, *others = self
+        outputs = module.embed_batches(read, **options)
+        for places, features in zip(
+            plan, tqdm(outputs, "Batches", len(plan), disable=not show_progress_bar), strict=True
+        ):
+            for other in others:
+                features = other(features)
+            yield places, features
 
     def encode_query(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Embed queries: [`encode`] with the prompt that is saved under the name `query`, if there is one."""

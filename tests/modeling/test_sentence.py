@@ -70,7 +70,7 @@ def test_limits_are_the_configs(make_tiny):
     assert module.tokenizer is tiny.processor.tokenizer
     tiny.model.config.truncate_dim = 8
     assert module.get_embedding_dimension() == 8
-    assert set(module.forward_kwargs) == {*REASONING_OPTIONS, "task", "allow_remote_media"}
+    assert set(module.forward_kwargs) == {*REASONING_OPTIONS, "decode_batch_size", "task", "allow_remote_media"}
 
 
 def test_save_and_load(make_tiny, mixed, tmp_path, close):

@@ -1,0 +1,137 @@
+"""
+Key-value caches of rows that think: tokens are written in place, rows leave without a copy of the rest, and rows of
+several prefills come together.
+
+transformers' `DynamicCache` copies everything with every token and with every row that leaves. Here the layers of full
+attention, which hold nearly all of it, have room to the right; other layers stay transformers' own.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+LEAST_ROOM = 32  # columns: a growing buffer is copied at most once in so many tokens
+
+
+class RoomyLayer(DynamicLayer):
+    """
+    Keys and values as the left part of buffers `(N, heads, columns, head_dim)` with room for more columns.
+
+    `keys` and `values`, which transformers reads, are views of the buffers.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._take(keys, values)
+
+    def _take(self, keys: Tensor, values: Tensor) -> None:
+        """Move to new buffers."""
+        room = max(LEAST_ROOM, keys.shape[-2] // 4)
+        self._buffers = tuple(nn.functional.pad(states, (0, 0, 0, room)) for states in (keys, values))
+        self._show(*keys.shape[0:3:2])
+
+    def _show(self, rows: int, columns: int) -> None:
+        self.keys, self.values = (buffer[:rows, :, :columns] for buffer in self._buffers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append columns `(N, heads, T, head_dim)` and return all."""
+        rows, _, columns, _ = self.keys.shape
+        total = columns + key_states.shape[-2]
+        # what transformers does to a layer's rows gives it keys of their own
+        if total > self._buffers[0].shape[-2] or self.keys.data_ptr() != self._buffers[0].data_ptr():
+            self._take(torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2))
+            return self.keys, self.values
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:rows, :, columns:total] = states
+        self._show(rows, total)
+        return self.keys, self.values
+
+    def keep(self, order: Tensor, moved: Tensor) -> None:
+        """Keep the rows `order` `(n,)`, of which `moved` (positions in it) change their place."""
+        for states in (self.keys, self.values):
+            states[moved] = states[order[moved]]
+        self._show(len(order), self.keys.shape[-2])
+
+
+def branched(cache: Any, rows: Tensor) -> Any:
+    """A copy of the given rows `(N,)`, any of them left out or repeated, with room; `cache` stays as it is."""
+    new = copy.copy(cache)
+    new.layers = [_branched(layer, rows) for layer in cache.layers]
+    return new
+
+
+def _branched(layer: Any, rows: Tensor) -> Any:
+    if type(layer) in (DynamicLayer, RoomyLayer) and layer.get_seq_length():
+        return RoomyLayer(layer.keys[rows], layer.values[rows])
+    new = copy.copy(layer)
+    for name, value in vars(layer).items():  # some keep their states in dicts, which would be shared
+        if isinstance(value, dict):
+            setattr(new, name, dict(value))
+    new.reorder_cache(rows)  # recurrent layers have no `batch_select_indices`
+    return new
+
+
+def places_kept(stay: list[int]) -> list[int]:
+    """
+    Which row each place holds after only the rows `stay` are kept: rows whose place is still there stay in it, the
+    others fill the gaps.
+
+    >>> places_kept([0, 2, 3])
+    [0, 3, 2]
+    """
+    places = list(range(len(stay)))
+    kept = set(stay)
+    movers = iter([row for row in stay if row >= len(stay)])
+    return [place if place in kept else next(movers) for place in places]
+
+
+def keep(cache: Any, order: Tensor) -> None:
+    """Keep the rows `order` `(n,)`, from [`places_kept`], in place."""
+    moved = (order != torch.arange(len(order), device=order.device)).nonzero().squeeze(-1)
+    for layer in cache.layers:
+        if isinstance(layer, RoomyLayer):
+            layer.keep(order, moved)
+        else:
+            layer.reorder_cache(order)
+
+
+def can_join(cache: Any) -> bool:
+    """Whether rows of this cache can stand beside those of another one: they can't with recurrent states."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer) for layer in cache.layers)
+
+
+def joined(first: Any, second: Any, widths: tuple[int, int]) -> Any:
+    """
+    The rows of two caches as one, aligned on the right.
+
+    Args:
+        first, second: caches of the same model; used up.
+        widths: how many of its last columns each needs; the rest is padding.
+    """
+    width = max(widths)
+    new, layers = copy.copy(first), []
+    while first.layers:  # layer by layer, so that what was joined is freed
+        pair = first.layers.pop(0), second.layers.pop(0)
+        keys = torch.cat([_aligned(layer.keys, own, width) for layer, own in zip(pair, widths, strict=True)])
+        values = torch.cat([_aligned(layer.values, own, width) for layer, own in zip(pair, widths, strict=True)])
+        if isinstance(pair[0], DynamicSlidingWindowLayer):
+            layer = copy.copy(pair[0])
+            layer.keys, layer.values = (states[:, :, 1 - layer.sliding_window :] for states in (keys, values))
+            layer.cumulative_length = width
+            layers.append(layer)
+        else:
+            layers.append(RoomyLayer(keys, values))
+    new.layers = layers
+    return new
+
+
+def _aligned(states: Tensor, own: int, width: int) -> Tensor:
+    """The last `own` columns of `(N, heads, columns, head_dim)`, or as many as a window has, filled up to `width`."""
+    states = states[:, :, max(states.shape[-2] - own, 0) :]
+    return nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))

@@ -1,0 +1,210 @@
+"""Scheduling: prompts are read batch by batch, and the rows of several batches that think are decoded together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .configuration_mmemb_r1 import check_reasoning_options
+from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, Thought, left_padded, prefill
+from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
+
+
+@dataclass(frozen=True)
+class ReasoningOptions:
+    """How to think, with the config's defaults filled in; see [`MMEmbR1Model.embed`]."""
+
+    reasoning: str
+    threshold: float
+    max_tokens: int | Sequence[int]
+    max_rounds: int
+    sampling: Sampling
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        reasoning: str | None,
+        gate_threshold: float | None,
+        max_reasoning_tokens: int | Sequence[int] | None,
+        max_reasoning_rounds: int | None,
+        sampling: Sampling | None,
+    ) -> ReasoningOptions:
+        """
+        Raises:
+            ValueError: if an option is out of its range.
+        """
+        options = cls(
+            reasoning=config.reasoning if reasoning is None else reasoning,
+            threshold=config.gate_threshold if gate_threshold is None else gate_threshold,
+            max_tokens=config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
+            max_rounds=config.max_reasoning_rounds if max_reasoning_rounds is None else max_reasoning_rounds,
+            sampling=sampling or Sampling(),
+        )
+        least = options.max_tokens if isinstance(options.max_tokens, int) else min(options.max_tokens, default=1)
+        check_reasoning_options(options.reasoning, options.threshold, least, options.max_rounds)
+        return options
+
+    def budgets(self, rows: int) -> list[int]:
+        """Tokens of one rationale, for each of so many rows."""
+        if isinstance(self.max_tokens, int):
+            return [self.max_tokens] * rows
+        if len(self.max_tokens) != rows:
+            raise ValueError(
+                f"max_reasoning_tokens has {len(self.max_tokens)} budgets for {rows} rows; pass one per row, or one "
+                "number for all."
+            )
+        return list(self.max_tokens)
+
+    def thinks(self, gate_prob: Tensor) -> list[int]:
+        """Which rows think, by their gate probabilities `(B,)`."""
+        if self.reasoning == "always":
+            return list(range(len(gate_prob)))
+        if self.reasoning == "never":
+            return []
+        return (gate_prob >= self.threshold).nonzero().squeeze(-1).tolist()
+
+    def again(self, gate_logits: Tensor) -> Tensor:
+        """Which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
+        if self.reasoning == "always":
+            return torch.ones_like(gate_logits, dtype=torch.bool)
+        return gate_logits.sigmoid() >= self.threshold
+
+
+@dataclass
+class ReadBatch:
+    """
+    A batch whose prompts were read.
+
+    Attributes:
+        direct: `(B, D)` direct embeddings.
+        gate_prob: `(B,)`.
+        thoughts: of the rows that think, by row.
+    """
+
+    direct: Tensor
+    gate_prob: Tensor
+    thoughts: dict[int, Thought]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing of it is thinking any more."""
+        return all(thought.done for thought in self.thoughts.values())
+
+    def output(self, slots: int, output_all_embeddings: bool) -> MMEmbR1EmbedOutput:
+        """What `embed` returns, with `slots` vectors per row."""
+        rows, device = len(self.direct), self.direct.device
+        embeddings = self.direct
+        if self.thoughts:
+            places = torch.tensor(list(self.thoughts), device=device)
+            last = torch.stack([thought.embeddings[-1] for thought in self.thoughts.values()])
+            embeddings = self.direct.index_copy(0, places, last.to(self.direct.dtype))
+        none = Thought(0, 0)
+        thoughts = [self.thoughts.get(row, none) for row in range(rows)]
+        rounds = torch.tensor([len(thought.embeddings) for thought in thoughts], device=device)
+        return MMEmbR1EmbedOutput(
+            embeddings=embeddings,
+            gate_prob=self.gate_prob,
+            reasoned=rounds > 0,
+            num_reasoning_rounds=rounds,
+            num_reasoning_tokens=torch.tensor([thought.num_tokens for thought in thoughts], device=device),
+            num_forced_closings=torch.tensor([thought.num_forced for thought in thoughts], device=device),
+            rationale_ids=_filled_up([thought.rationale_ids for thought in thoughts], device),
+            all_embeddings=self._every(slots) if output_all_embeddings else None,
+        )
+
+    def _every(self, slots: int) -> Tensor:
+        """`(B, slots, D)`, the vector after k rationales in slot k, or the last one there is."""
+        every = self.direct[:, None].repeat(1, slots, 1)
+        for row, thought in self.thoughts.items():
+            for slot, embedding in enumerate(thought.embeddings, start=1):
+                every[row, slot:] = embedding
+        return every
+
+
+def embed_batches(
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    options: ReasoningOptions,
+    decode_batch_size: int | None = None,
+    output_all_embeddings: bool = False,
+    statistics: DecodingStatistics | None = None,
+) -> Iterator[MMEmbR1EmbedOutput]:
+    """See [`MMEmbR1Model.embed_batches`]."""
+    if decode_batch_size is not None and decode_batch_size < 1:
+        raise ValueError(f"decode_batch_size={decode_batch_size} has to be at least 1, or None for all rows at once.")
+    slots = 1 if options.reasoning == "never" else options.max_rounds + 1
+    decoder = Decoder(model, decide=options.again, sampling=options.sampling, statistics=statistics)
+    waiting: deque[ReadBatch] = deque()
+    for batch in batches:
+        read, context = read_prompts(model, batch, options)
+        waiting.append(read)
+        _let_think(decoder, read.thoughts, context, decode_batch_size)
+        del context
+        while waiting and waiting[0].done:
+            yield waiting.popleft().output(slots, output_all_embeddings)
+    decoder.run()
+    for read in waiting:
+        yield read.output(slots, output_all_embeddings)
+
+
+def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions) -> tuple[ReadBatch, Context]:
+    """
+    Read prompts once, pictures included: direct embeddings, decisions, and what decoding goes on from.
+
+    Args:
+        model: the [`MMEmbR1Model`].
+        batch: what the processor gave; padding may be on either side.
+        options: how to think.
+
+    Raises:
+        ValueError: if a prompt does not end in `<|embed|>`.
+    """
+    media = dict(batch)
+    input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask", None)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    order = left_padded(attention_mask)
+    if order is not None:
+        # everything of the prompts' shape is per token and moves along; media is stored flat, in reading order
+        media = {key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()}
+        input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+    model.require_markers((input_ids[:, -1] == model.config.embed_token_id) & attention_mask[:, -1].bool())
+    budgets, never = options.budgets(len(input_ids)), options.reasoning == "never"
+    # a token that was chosen has no gradient, so a vector after it would have a wrong one
+    with torch.set_grad_enabled(torch.is_grad_enabled() and never):
+        context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, **media)
+        direct = model.embedding_head(context.pooled.mean)
+        gate_prob = model.gate(context.hidden).sigmoid()
+    thoughts = {row: Thought(budgets[row], options.max_rounds) for row in options.thinks(gate_prob)}
+    return ReadBatch(direct, gate_prob, thoughts), context
+
+
+@torch.no_grad()
+def _let_think(
+    decoder: Decoder, thoughts: Mapping[int, Thought], context: Context, decode_batch_size: int | None
+) -> None:
+    """Hand rows to the decoder, which makes room for them first."""
+    rows = torch.tensor(list(thoughts), device=context.hidden.device, dtype=torch.long)
+    for part in rows.split(decode_batch_size or max(len(rows), 1)):
+        if decode_batch_size is not None:
+            decoder.run(until=decode_batch_size - len(part))
+        if len(part):
+            decoder.add(context.branch(part), [thoughts[row] for row in part.tolist()])
+
+
+def _per_token(value: Any, order: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == order.shape and not value.is_floating_point()
+
+
+def _filled_up(rows: list[list[int]], device: torch.device) -> Tensor:
+    """Lists of ids -> `(B, T)`, filled up with -1."""
+    width = max(map(len, rows), default=0)
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long, device=device).reshape(
+        len(rows), width
+    )

@@ -1,0 +1,105 @@
+"""Which inputs are read together: batches of like length, within a budget of tokens."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from mmemb_r1.modeling.media_mmemb_r1 import IMAGE_SUFFIXES
+
+CHARACTERS_PER_TOKEN = 4
+PIXELS_PER_TOKEN = 28 * 28  # of a Qwen-VL; where the processor does not say
+UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int, max_batch_tokens: int | None = None) -> list[list[int]]:
+    """
+    Sort rows by length, the longest first, and cut them into batches.
+
+    Args:
+        lengths: of every row, in tokens.
+        batch_size: rows per batch at most.
+        max_batch_tokens: tokens per batch at most, padding included; a longer row is a batch of its own. Default: no
+            limit.
+
+    Returns:
+        The rows of each batch. Every row is in one of them.
+
+    >>> plan_batches([1, 5, 3, 2], batch_size=2)
+    [[1, 2], [3, 0]]
+    >>> plan_batches([1, 5, 3, 2, 2], batch_size=3, max_batch_tokens=6)
+    [[1], [2, 3], [4, 0]]
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        fits = bool(batches) and len(batches[-1]) < batch_size
+        if fits and (max_batch_tokens is None or (len(batches[-1]) + 1) * longest <= max_batch_tokens):
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            longest = lengths[row]
+    return batches
+
+
+def estimated_lengths(inputs: Sequence[Any], processor: Any) -> list[int]:
+    """
+    About how many tokens each input has: of text by its characters, of pictures by what the processor makes of their
+    size. Pictures are not decoded.
+    """
+    image_tokens = _image_tokens(processor)
+    return [_length(value, image_tokens) for value in inputs]
+
+
+def _image_tokens(processor: Any) -> Callable[[int, int], int]:
+    """Width and height -> tokens."""
+
+    @cache
+    def tokens(width: int, height: int) -> int:
+        try:
+            if hasattr(processor, "_get_num_multimodal_tokens"):
+                return int(processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0])
+        except ValueError:  # a shape that the processor refuses, which it says when it is given the picture
+            pass
+        return 1 + width * height // PIXELS_PER_TOKEN
+
+    return tokens
+
+
+def _length(value: Any, image_tokens: Callable[[int, int], int]) -> int:
+    if isinstance(value, str) and not value.lower().endswith(IMAGE_SUFFIXES):
+        return 1 + len(value) // CHARACTERS_PER_TOKEN
+    if isinstance(value, Image.Image):
+        return image_tokens(*value.size)
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None:
+            return _length(value["bytes"], image_tokens)
+        return sum(_length(part, image_tokens) for part in value.values() if part is not None)
+    if isinstance(value, list | tuple):
+        return sum(_length(part, image_tokens) for part in value)
+    if isinstance(value, str | bytes | os.PathLike):
+        return image_tokens(*_size(value))
+    shape = tuple(getattr(value, "shape", ()))
+    if len(shape) == 4:  # the frames of a video
+        return int(shape[0]) * image_tokens(*_plane(shape[1:]))
+    return image_tokens(*(_plane(shape) if len(shape) in (2, 3) else UNKNOWN_SIZE))
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height of an array `(height, width)` or with channels, which come first or last."""
+    height, width = shape[1:] if len(shape) == 3 and shape[0] in (1, 3, 4) else shape[:2]
+    return int(width), int(height)
+
+
+def _size(source: Any) -> tuple[int, int]:
+    """Width and height of a picture that lies in a file or in bytes."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.path.expanduser(source)) as image:
+            return image.size
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return UNKNOWN_SIZE  # whoever opens it says what is wrong with it

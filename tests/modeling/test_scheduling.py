@@ -1,0 +1,169 @@
+"""Rows of several batches think together: what each of them thinks and gets does not depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+from mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.decoding_mmemb_r1 import Decoder, DecodingStatistics
+from mmemb_r1.modeling.outputs_mmemb_r1 import MMEmbR1EmbedOutput
+from mmemb_r1.tiny import build_tiny_vlm
+
+LENGTHS = (1, 9, 3, 20, 2)  # of the rationales
+
+
+@pytest.fixture
+def closing(tiny) -> Iterator[None]:
+    """Some states make the model close its rationale, so that lengths differ."""
+    end, head = tiny.model.config.end_think_token_id, tiny.model.get_output_embeddings()
+    direction = torch.randn(head.weight.shape[1], generator=torch.Generator().manual_seed(2))
+
+    def close(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits + 1e4 * ((args[0] @ direction > 0)[:, None] & (torch.arange(logits.shape[-1]) == end))
+
+    with head.register_forward_hook(close):
+        yield
+
+
+@torch.no_grad()
+def scheduled(tiny: Any, batches: list[list[Any]], **options: Any) -> list[MMEmbR1EmbedOutput]:
+    return list(tiny.model.embed_batches([tiny.batch(values) for values in batches], **options))
+
+
+def rationales(outputs: list[MMEmbR1EmbedOutput]) -> list[list[int]]:
+    return [[token for token in row if token >= 0] for output in outputs for row in output.rationale_ids.tolist()]
+
+
+def require_equal(outputs: list[MMEmbR1EmbedOutput], expected: list[MMEmbR1EmbedOutput], close: Any) -> None:
+    assert rationales(outputs) == rationales(expected)
+    for name in ("embeddings", "gate_prob", "all_embeddings"):
+        close(*(torch.cat([output[name] for output in which]) for which in (outputs, expected)))
+    for name in ("reasoned", "num_reasoning_rounds", "num_reasoning_tokens", "num_forced_closings"):
+        assert torch.equal(*(torch.cat([output[name] for output in which]) for which in (outputs, expected)))
+
+
+@pytest.mark.parametrize("reasoning", ["always", "auto"])
+def test_a_row_does_not_depend_on_the_schedule(tiny, mixed, closing, close, reasoning):
+    options = {
+        "reasoning": reasoning, "max_reasoning_tokens": 6, "max_reasoning_rounds": 2, "output_all_embeddings": True,
+        "gate_threshold": tiny.threshold(mixed),
+    }  # fmt: skip
+    alone = [tiny.embed([value], **options) for value in mixed]
+    assert len({len(ids) for ids in rationales(alone)}) > 1
+    for batches in ([mixed], [mixed[:2], mixed[2:]], [[value] for value in mixed], [mixed[:1], mixed[1:4], mixed[4:]]):
+        for size in (None, 1, 2, 3):
+            require_equal(scheduled(tiny, batches, decode_batch_size=size, **options), alone, close)
+
+
+def test_budgets_of_rows(qwen, mixed, close):
+    token = qwen.processor.tokenizer.convert_tokens_to_ids("a")
+    with qwen.biased(token):
+        output = qwen.embed(mixed, reasoning="always", max_reasoning_tokens=LENGTHS)
+        alone = [
+            qwen.embed([value], reasoning="always", max_reasoning_tokens=length)
+            for value, length in zip(mixed, LENGTHS, strict=True)
+        ]
+    assert output.num_reasoning_tokens.tolist() == list(LENGTHS)
+    close(output.embeddings, torch.cat([each.embeddings for each in alone]))
+
+
+def test_only_rows_that_think_take_part(qwen, mixed):
+    """Row steps are those of `<think> r </think> <|embed|>`; batches are as full as they can be."""
+    statistics = DecodingStatistics()
+    with qwen.biased(qwen.processor.tokenizer.convert_tokens_to_ids("a")), torch.no_grad():
+        qwen.model.embed(**qwen.batch(mixed), reasoning="always", max_reasoning_tokens=LENGTHS)
+        list(qwen.model.embed_batches(
+            [qwen.batch([value]) for value in mixed], reasoning="always", max_reasoning_tokens=5, statistics=statistics
+        ))  # fmt: skip
+    assert statistics == DecodingStatistics(steps=5 + 3, row_steps=5 * (5 + 3))
+
+
+def test_room_is_made_before_more_is_read(qwen, mixed, monkeypatch):
+    """No more rows think than are allowed, prompts are read one batch at a time, and results come as they are done."""
+    read, sizes = [], []
+    step = Decoder.step
+
+    def counted(decoder: Decoder) -> None:
+        sizes.append(len(decoder))
+        step(decoder)
+
+    def batches() -> Iterator[Any]:
+        for number, value in enumerate(mixed):
+            read.append(number)
+            yield qwen.batch([value])
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    with torch.no_grad():
+        outputs = qwen.model.embed_batches(batches(), reasoning="always", decode_batch_size=2)
+        assert read == []
+        next(outputs)
+        assert len(read) < len(mixed)
+        assert len(list(outputs)) == len(mixed) - 1
+    assert max(sizes) == 2
+
+
+def test_nothing_is_decoded_without_need(qwen, mixed):
+    statistics = DecodingStatistics()
+    for options in ({"reasoning": "never"}, {"reasoning": "auto", "gate_threshold": 1.0}):
+        list(qwen.model.embed_batches([qwen.batch(mixed)], statistics=statistics, **options))
+    assert statistics == DecodingStatistics()
+    assert list(qwen.model.embed_batches([])) == []
+
+
+@pytest.mark.parametrize("window", [8, 32])
+def test_sliding_windows(make_tiny, mixed, close, window):
+    """Rows beside longer ones see as many tokens as alone: before and after the window is full."""
+    tiny = make_tiny("gemma3")
+    text = tiny.model.vlm.config.text_config
+    text.sliding_window = window
+    for layer in tiny.model.vlm.base_model.language_model.layers:
+        layer.self_attn.sliding_window = window if layer.self_attn.is_sliding else None
+    assert "sliding_attention" in text.layer_types
+    options = {"reasoning": "always", "max_reasoning_tokens": 12, "output_all_embeddings": True}
+    alone = [tiny.embed([value], **options) for value in mixed]
+    lengths = [tiny.batch([value])["input_ids"].shape[1] for value in mixed]
+    assert min(lengths) + 12 < max(lengths) + 12 and max(lengths) > window
+    require_equal(scheduled(tiny, [[value] for value in mixed], decode_batch_size=3, **options), alone, close)
+
+
+def test_recurrent_states_are_decoded_batch_by_batch(close):
+    """They can't be padded afterwards: batches don't mix, results are the same."""
+    _, processor = build_tiny_vlm("qwen3_vl")
+    text = {
+        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vlm = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision)).eval()
+        model, _ = MMEmbR1Model.from_vlm(vlm, processor)
+    prompts = [[9, 8, 7, 6, 5], [11, 12, 13], [21, 22, 23, 24]]
+    batches = [{"input_ids": torch.tensor([[*ids, model.config.embed_token_id]])} for ids in prompts]
+    options: dict[str, Any] = {"reasoning": "always", "max_reasoning_tokens": 5, "output_all_embeddings": True}
+    statistics = DecodingStatistics()
+    with torch.no_grad():
+        alone = [model.embed(**batch, **options) for batch in batches]
+        outputs = list(model.embed_batches(batches, statistics=statistics, **options))
+    require_equal(outputs, alone, close)
+    assert statistics.steps == statistics.row_steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decode_batch_size": 0}, "decode_batch_size=0 has to be at least 1"),
+        ({"max_reasoning_tokens": [4, 4]}, "2 budgets for 5 rows; pass one per row"),
+        ({"max_reasoning_tokens": [4, 4, 0, 4, 4]}, "max_reasoning_tokens=0"),
+    ],
+)
+def test_bad_options(qwen, mixed, options, message):
+    with pytest.raises(ValueError, match=message):
+        qwen.embed(mixed, reasoning="always", **options)
