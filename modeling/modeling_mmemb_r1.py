@@ -281,7 +281,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         few rows of each think. A row's result is the same as alone, up to rounding.
 
         Args:
-            batches: what the processor gave for each; read one by one, when there is room for more rows that think.
+            batches: what the processor gave for each, and `max_reasoning_tokens` where a batch, or each of its rows, has
+                a budget of its own; read one by one, when there is room for more rows that think.
             decode_batch_size: rows that think at the same time. Default: all that do, of all batches.
             statistics: where to count what decoding cost.
             Others as in [`embed`].

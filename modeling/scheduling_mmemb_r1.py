@@ -50,16 +50,17 @@ class ReasoningOptions:
         check_reasoning_options(options.reasoning, options.threshold, least, options.max_rounds)
         return options
 
-    def budgets(self, rows: int) -> list[int]:
-        """Tokens of one rationale, for each of so many rows."""
-        if isinstance(self.max_tokens, int):
-            return [self.max_tokens] * rows
-        if len(self.max_tokens) != rows:
+    def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:
+        """Tokens of one rationale, for each of so many rows; those that are `given` go before the options'."""
+        budgets = self.max_tokens if given is None else given
+        if isinstance(budgets, int):
+            budgets = [budgets] * rows
+        if len(budgets) != rows or min(budgets, default=1) < 1:
             raise ValueError(
-                f"max_reasoning_tokens has {len(self.max_tokens)} budgets for {rows} rows; pass one per row, or one "
-                "number for all."
+                f"max_reasoning_tokens={str(list(budgets)):.80} are the budgets of {rows} rows; pass one number of at "
+                "least 1 per row, or one for all."
             )
-        return list(self.max_tokens)
+        return list(budgets)
 
     def thinks(self, gate_prob: Tensor) -> list[int]:
         """Which rows think, by their gate probabilities `(B,)`."""
@@ -159,7 +160,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
 
     Args:
         model: the [`MMEmbR1Model`].
-        batch: what the processor gave; padding may be on either side.
+        batch: what the processor gave; padding may be on either side. With `max_reasoning_tokens`, budgets of its own.
         options: how to think.
 
     Raises:
@@ -167,6 +168,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
     """
     media = dict(batch)
     input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask", None)
+    budgets = options.budgets(len(input_ids), media.pop("max_reasoning_tokens", None))
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     order = left_padded(attention_mask)
@@ -175,7 +177,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         media = {key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()}
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
     model.require_markers((input_ids[:, -1] == model.config.embed_token_id) & attention_mask[:, -1].bool())
-    budgets, never = options.budgets(len(input_ids)), options.reasoning == "never"
+    never = options.reasoning == "never"
     # a token that was chosen has no gradient, so a vector after it would have a wrong one
     with torch.set_grad_enabled(torch.is_grad_enabled() and never):
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, **media)

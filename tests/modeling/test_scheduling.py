@@ -62,14 +62,17 @@ def test_a_row_does_not_depend_on_the_schedule(tiny, mixed, closing, close, reas
 
 def test_budgets_of_rows(qwen, mixed, close):
     token = qwen.processor.tokenizer.convert_tokens_to_ids("a")
-    with qwen.biased(token):
+    with qwen.biased(token), torch.no_grad():
         output = qwen.embed(mixed, reasoning="always", max_reasoning_tokens=LENGTHS)
         alone = [
             qwen.embed([value], reasoning="always", max_reasoning_tokens=length)
             for value, length in zip(mixed, LENGTHS, strict=True)
         ]
+        batches = [{**qwen.batch([value]), "max_reasoning_tokens": n} for value, n in zip(mixed, LENGTHS, strict=True)]
+        together = list(qwen.model.embed_batches(batches, reasoning="always"))
     assert output.num_reasoning_tokens.tolist() == list(LENGTHS)
-    close(output.embeddings, torch.cat([each.embeddings for each in alone]))
+    for embeddings in (output.embeddings, torch.cat([each.embeddings for each in together])):
+        close(embeddings, torch.cat([each.embeddings for each in alone]))
 
 
 def test_only_rows_that_think_take_part(qwen, mixed):
@@ -160,7 +163,7 @@ def test_recurrent_states_are_decoded_batch_by_batch(close):
     ("options", "message"),
     [
         ({"decode_batch_size": 0}, "decode_batch_size=0 has to be at least 1"),
-        ({"max_reasoning_tokens": [4, 4]}, "2 budgets for 5 rows; pass one per row"),
+        ({"max_reasoning_tokens": [4, 4]}, r"=\[4, 4\] are the budgets of 5 rows; pass one number"),
         ({"max_reasoning_tokens": [4, 4, 0, 4, 4]}, "max_reasoning_tokens=0"),
     ],
 )
