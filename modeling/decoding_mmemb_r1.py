@@ -12,8 +12,9 @@ and its cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,13 +171,22 @@ def prefill(
     )
 
 
-def advance(vlm: Any, head: EmbeddingHead, context: Context, token_ids: Tensor) -> Context:
-    """Feed one token per row, `token_ids` `(B,)`, and read the hidden state there."""
+def advance(
+    vlm: Any,
+    head: EmbeddingHead,
+    context: Context,
+    token_ids: Tensor,
+    compile_options: Mapping[str, Any] | None = None,
+) -> Context:
+    """Feed one token per row, `token_ids` `(B,)`, and read the hidden state there; compiled, if there are options."""
     mask = torch.cat([context.mask, context.mask.new_ones(len(token_ids), 1)], dim=1)  # (B, S) -> (B, S + 1)
     position_ids = mask.long().sum(dim=1, keepdim=True) - 1 + context.offset  # (B, 1)
     if uses_multimodal_rope(vlm):
         position_ids = position_ids.expand(3, -1, -1)  # (3, B, 1)
-    output = vlm.base_model(
+    run = vlm.base_model
+    if compile_options is not None:
+        run = partial(_compiled(type(run).forward, compile_options), run)
+    output = run(
         input_ids=token_ids[:, None],
         attention_mask=mask,
         position_ids=position_ids,
@@ -186,6 +196,17 @@ def advance(vlm: Any, head: EmbeddingHead, context: Context, token_ids: Tensor) 
     )
     hidden = output.last_hidden_state[:, -1]
     return Context(output.past_key_values, mask, context.offset, head.extend(context.pooled, hidden), hidden)
+
+
+_COMPILED: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
+
+
+def _compiled(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """A class's forward, compiled once for all its models: they stay free of what can't be copied or pickled."""
+    key = forward, repr(sorted(options.items()))
+    if key not in _COMPILED:
+        _COMPILED[key] = torch.compile(forward, **options)
+    return _COMPILED[key]
 
 
 @dataclass
@@ -312,7 +333,9 @@ class Decoder:
             return
         fed = [thought.feed for thought in self.thoughts if thought.feed is not None]  # all are at work
         ids = torch.tensor(fed, device=context.hidden.device)  # (N,)
-        self.context = context = advance(self.model.vlm, self.model.embedding_head, context, ids)
+        self.context = context = advance(
+            self.model.vlm, self.model.embedding_head, context, ids, self.model.decode_compile_options
+        )
         self.statistics.steps += 1
         self.statistics.row_steps += len(fed)
         inside, markers = [], []

@@ -48,6 +48,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    decode_compile_options: dict[str, Any] | None = None  # of `compile_decoding`
 
     def __init__(self, config: MMEmbR1Config) -> None:
         super().__init__(config)
@@ -281,7 +282,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         few rows of each think. A row's result is the same as alone, up to rounding.
 
         Args:
-            batches: what the processor gave for each, and `max_reasoning_tokens` where a batch, or each of its rows, has
+            batches: what the processor gave for each, and `max_reasoning_tokens` where a batch, or each row of it, has
                 a budget of its own; read one by one, when there is room for more rows that think.
             decode_batch_size: rows that think at the same time. Default: all that do, of all batches.
             statistics: where to count what decoding cost.
@@ -297,6 +298,26 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
         )
         return embed_batches(self, batches, options, decode_batch_size, output_all_embeddings, statistics)
+
+    def compile_decoding(self, **options: Any) -> None:
+        """
+        Run decode steps through `torch.compile` from now on. The first calls take a minute; results stay the same up
+        to rounding. It is worth its while where launching kernels takes longer than running them, on a GPU with small
+        batches; on a CPU it is not.
+
+        Args:
+            **options: of `torch.compile`. Default: `dynamic=True`, so that nothing is compiled anew when rows leave
+                and sequences grow.
+
+        Raises:
+            ValueError: if the model is spread over devices.
+        """
+        if "forward" in vars(self.vlm.base_model):
+            raise ValueError(
+                "This model was spread over devices (device_map), which can't be compiled as one; load it on one "
+                "device, or don't compile."
+            )
+        self.decode_compile_options = {"dynamic": True, **options}
 
     def require_markers(self, present: Tensor) -> None:
         """Raise a ValueError unless `present` `(B,)` is true for each row."""

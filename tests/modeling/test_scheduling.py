@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from mmemb_r1 import MMEmbR1Model
@@ -58,6 +60,33 @@ def test_a_row_does_not_depend_on_the_schedule(tiny, mixed, closing, close, reas
     for batches in ([mixed], [mixed[:2], mixed[2:]], [[value] for value in mixed], [mixed[:1], mixed[1:4], mixed[4:]]):
         for size in (None, 1, 2, 3):
             require_equal(scheduled(tiny, batches, decode_batch_size=size, **options), alone, close)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_steps_give_the_same(make_tiny, mixed, close, backend):
+    tiny = make_tiny("qwen3_vl")
+    options = {"reasoning": "always", "max_reasoning_tokens": 6, "output_all_embeddings": True, "decode_batch_size": 3}
+    batches, graphs = [mixed[:2], mixed[2:]], []
+    expected = scheduled(tiny, batches, **options)
+
+    def counted(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    tiny.model.compile_decoding(backend=counted if backend == "eager" else backend)
+    require_equal(scheduled(tiny, batches, **options), expected, close)
+    copied = copy.deepcopy(tiny)  # has weights of its own
+    for parameter in tiny.model.vlm.parameters():
+        parameter.data.zero_()
+    require_equal(scheduled(copied, batches, **options), expected, close)
+    assert bool(graphs) == (backend == "eager")
+
+
+def test_a_spread_model_is_not_compiled(make_tiny):
+    model = make_tiny("llava").model
+    add_hook_to_module(model.vlm.base_model, AlignDevicesHook())
+    with pytest.raises(ValueError, match="spread over devices"):
+        model.compile_decoding()
 
 
 def test_budgets_of_rows(qwen, mixed, close):
