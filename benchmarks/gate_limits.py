@@ -6,8 +6,9 @@ fitted on the `policy` split, where a model's utility gap was measured, and aske
 
 `--start` names folders of `adaptive_phase.py --stages start` (or of the quickstart). Printed per classifier: the AUC
 against the sign of the gap where that is at least 0.1 in size; and for those that are gates, R@1 when they decide, as
-a share of the way from the better fixed mode to the oracle of both. `task` is no gate: it knows which task a query is
-of, and says how often thinking paid there, on `policy` or on the test split itself.
+a share of the way from the better fixed mode to the oracle of both, and on how many simple and multi-hop queries they
+think. `wording` reads something else than the state: the mean of the prompt's word embeddings. `task` knows which task
+a query is of: how often thinking paid there, or which mode was better there, on `policy` or on the test split itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +53,21 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
             queries = [given_parts(query) for query in atlas.pairs[split]["query"]]
             columns |= {f"{split}/{name}": values for name, values in rows.items()}
             columns[f"{split}/state"] = gate_inputs(model, queries).numpy()
+            columns[f"{split}/wording"] = wordings(model, queries)
         np.savez(path, **columns)
     return dict(np.load(path))
+
+
+@torch.no_grad()
+def wordings(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> npt.NDArray:
+    """`(N, H)` means of the input embeddings of all tokens but those of pictures."""
+    means, words = [], model[0].model.get_input_embeddings()
+    for start in range(0, len(queries), batch_size):
+        features = model.preprocess(queries[start : start + batch_size])
+        seen = features["attention_mask"].bool() & (features["input_ids"] != model[0].model.config.image_token_id)
+        summed = (words(features["input_ids"]) * seen[..., None]).sum(dim=1)  # (B, S, H) -> (B, H)
+        means.append(summed / seen.sum(dim=1, keepdim=True))
+    return torch.cat(means).numpy()
 
 
 def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, npt.NDArray]:
@@ -65,13 +80,14 @@ def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, np
 
 def scores(columns: dict[str, npt.NDArray]) -> Iterator[tuple[str, Rows, bool]]:
     """Name of a classifier, what it says of each test query, and whether it is a gate, which thinks above 0."""
-    gap, task, state = (columns[f"policy/{name}"] for name in ("gap", "task", "state"))
+    gap, task, state, wording = (columns[f"policy/{name}"] for name in ("gap", "task", "state", "wording"))
     counted = np.abs(gap) >= LEAST_GAP
     number = {name: int((task == name).sum()) for name in set(task.tolist())}
     even = np.array([1 / number[name] for name in task.tolist()])
     yield "the model's gate", columns["test/gate_prob"] - 0.5, True
     for name, weights in (("linear, by stake", np.ones(len(gap))), ("linear, by stake, tasks even", even)):
         yield name, linear_gate(state, gap, weights, columns["test/state"]), True
+        yield f"wording, {name}", linear_gate(wording, gap, weights, columns["test/wording"]), True
     for name, classifier in (
         ("logistic regression, sign of the gap", LogisticRegression(C=0.01, max_iter=2000)),
         ("support vectors, sign of the gap", SVC(C=3, gamma="scale")),
@@ -85,6 +101,12 @@ def scores(columns: dict[str, npt.NDArray]) -> Iterator[tuple[str, Rows, bool]]:
             if (where := (columns[f"{split}/task"] == name) & (np.abs(columns[f"{split}/gap"]) >= LEAST_GAP)).any()
         }
         yield f"task, on {split}", np.array([paid.get(name, 0.5) for name in columns["test/task"].tolist()]), False
+        better = columns[f"{split}/always"] - columns[f"{split}/never"]
+        gains = {
+            name: float(better[columns[f"{split}/task"] == name].mean())
+            for name in set(columns[f"{split}/task"].tolist())
+        }
+        yield f"better mode of a task, on {split}", np.array([gains[name] for name in columns["test/task"]]), True
 
 
 def linear_gate(state: Rows, gap: Rows, weights: Rows, asked: Rows) -> Rows:
@@ -121,14 +143,16 @@ def main() -> None:
         fixed = max(over_tasks(never, task), over_tasks(always, task))
         oracle = over_tasks(np.maximum(never, always), task)
         table = Table(title=f"{start}: fixed {fixed:.3f}, oracle {oracle:.3f}; gaps counted {counted.mean():.0%}")
-        for name in ("classifier", "AUC", "R@1 auto", "captured", "thinks"):
+        for name in ("classifier", "AUC", "R@1 auto", "captured", "simple", "multi-hop"):
             table.add_column(name, justify="left" if name == "classifier" else "right")
         for name, said, is_gate in scores(columns):
             cells = [f"{area(said[counted], gap[counted] > 0):.3f}"]
             if is_gate:
                 auto = over_tasks(np.where(said >= 0, always, never), task)
-                share = over_tasks((said >= 0).astype(float), task)
-                cells += [f"{auto:.3f}", f"{(auto - fixed) / (oracle - fixed):.0%}", f"{share:.0%}"]
+                cells += [f"{auto:.3f}", f"{(auto - fixed) / (oracle - fixed):.0%}"]
+                for complexity in ("simple", "multi-hop"):
+                    kind = columns["test/complexity"] == complexity
+                    cells.append(f"{over_tasks((said >= 0).astype(float)[kind], task[kind]):.0%}")
             table.add_row(name, *cells)
         console.print(table)
 
