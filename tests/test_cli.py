@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ import mmemb_r1
 from mmemb_r1.cli import COMMANDS, main
 from mmemb_r1.cli.encode import parse_lines
 from mmemb_r1.cli.init import parse_settings
+from mmemb_r1.embedding_cache import EmbeddingCache
+from mmemb_r1.stream import load_shards
 from mmemb_r1.tiny import build_tiny_vlm
 
 
@@ -197,6 +202,90 @@ class TestEncode:
             "image": ["data:image/png;base64,AA==", "/far/a.png", str(tmp_path / "b.png")],
             "text": "c.png",
         }
+
+
+class TestEncodeInShards:
+    @pytest.fixture(autouse=True)
+    def quiet(self):
+        """The command makes its logger speak where there is no terminal."""
+        logger = logging.getLogger("mmemb_r1.stream")
+        level = logger.level
+        yield
+        logger.setLevel(level)
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        lines = ["" if number == 2 else json.dumps(f"text {number}") for number in range(6)]
+        (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return tmp_path / "in.jsonl"
+
+    @pytest.fixture
+    def encode(self, tiny_checkpoint):
+        def run(source, output, *options):
+            arguments = ["--model", str(tiny_checkpoint), "--input", str(source), "--output", str(output)]
+            return main(["encode", *arguments, "--device", "cpu", *options])
+
+        return run
+
+    def test_a_folder_gets_shards(self, source, encode, tmp_path, capsys):
+        options = ("--reasoning", "always", "--max-reasoning-tokens", "3", "--rationales")
+        assert encode(source, tmp_path / "one.npy", *options) == 0
+        for folder, how in (
+            (f"{tmp_path}/a/", ("--shard-size", "2")),
+            (tmp_path / "b", ("--format", "parquet", "--shard-size", "4")),
+            (tmp_path / "c", ()),
+        ):
+            (tmp_path / "c").mkdir(exist_ok=True)
+            assert encode(source, folder, *how, *options) == 0
+            assert f"5 embeddings in {Path(folder)}, 5 of them reasoned\n" in capsys.readouterr().err
+            ids, embeddings = load_shards(folder)
+            assert ids == [0, 1, 2, 3, 4]
+            np.testing.assert_allclose(embeddings, np.load(tmp_path / "one.npy"), atol=1e-5)
+        names = {name: len(list((tmp_path / name).glob("shard-*"))) for name in "abc"}
+        assert names == {"a": 3, "b": 2, "c": 1}
+        assert (tmp_path / "b" / "shard-00001.parquet").is_file()
+        with safe_open(tmp_path / "a" / "shard-00002.safetensors", framework="numpy") as tensors:
+            assert len(json.loads(tensors.metadata()["rationales"])) == 1
+
+    def test_it_goes_on_and_reads_standard_input(self, source, encode, tmp_path, capsys, monkeypatch):
+        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+        options = ("--reasoning", "never", "--shard-size", "2")
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(lines[:5] + ["3\n"])))
+        assert encode("-", f"{tmp_path}/out/", *options) == 2
+        assert "line 6 is 3; allowed" in capsys.readouterr().err
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(lines)))
+        assert encode("-", tmp_path / "out", *options) == 0
+        assert "0 of them reasoned; 2 of 3 shards were there already" in capsys.readouterr().err
+        assert encode(source, tmp_path / "out", *options[:2], "--shard-size", "3") == 2
+        assert "shard_size was 2, is now 3" in capsys.readouterr().err
+
+    def test_an_input_that_cannot_be_embedded_is_named_by_its_line(self, source, encode, tmp_path, capsys):
+        with source.open("a", encoding="utf-8") as stream:
+            stream.write('\n\n{"image": "missing.png"}\n')
+        assert encode(source, f"{tmp_path}/out/", "--shard-size", "4", "--reasoning", "never") == 2
+        assert re.search(r"error: line 9 can't be embedded: .*missing\.png", capsys.readouterr().err)
+        assert (tmp_path / "out" / "shard-00000.safetensors").exists()
+
+    def test_options_of_folders_are_refused_for_files(self, source, encode, tmp_path, capsys):
+        for options in (("--shard-size", "2"), ("--format", "parquet")):
+            assert encode(source, tmp_path / "out.npy", *options) == 2
+            assert f"{options[0]} is for folders of shards, and --output" in capsys.readouterr().err
+
+    def test_a_cache_spares_what_was_embedded_before(self, source, encode, tmp_path, monkeypatch):
+        options = ("--reasoning", "never", "--cache", str(tmp_path / "cache"))
+        assert encode(source, tmp_path / "one.npy", *options) == 0
+        assert len(EmbeddingCache(tmp_path / "cache")) == 5
+
+        def fail(*args, **kwargs):
+            raise AssertionError("something was embedded")
+
+        monkeypatch.setattr(
+            mmemb_r1.MMEmbR1Model, "embed_batches", lambda self, batches, **options: map(fail, batches)
+        )
+        assert encode(source, tmp_path / "two.npy", *options) == 0
+        assert encode(source, f"{tmp_path}/three/", *options) == 0
+        np.testing.assert_array_equal(np.load(tmp_path / "two.npy"), np.load(tmp_path / "one.npy"))
+        np.testing.assert_array_equal(load_shards(tmp_path / "three")[1], np.load(tmp_path / "one.npy"))
 
 
 class TestEvaluate:

@@ -34,7 +34,14 @@ def test_document_exists(root, name):
 
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-WITH_EXAMPLES = ("README.md", "docs/adaptive.md", "docs/deciding.md", "docs/training.md")
+WITH_EXAMPLES = (
+    "README.md",
+    "docs/adaptive.md",
+    "docs/corpora.md",
+    "docs/deciding.md",
+    "docs/speed.md",
+    "docs/training.md",
+)
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ ALLOWED = {
     "tiny": set(),
     "atlas": set(),
     "model_card": {"evaluation", "modeling"},
-    "sentence_transformer": {"model_card", "modeling"},
+    "embedding_cache": set(),
+    "stream": {"modeling"},
+    "sentence_transformer": {"embedding_cache", "model_card", "modeling", "stream"},
     "evaluation": {"atlas"},
     "hub": set(),
     "training": {"atlas", "model_card", "modeling", "sentence_transformer"},
@@ -31,7 +33,7 @@ ALLOWED = {
         "atlas", "evaluation", "model_card", "modeling", "sentence_transformer", "tiny", "training",
     },
     "cli": {
-        "atlas", "evaluation", "hub", "model_card", "modeling", "quickstart", "sentence_transformer", "tiny",
+        "atlas", "evaluation", "hub", "model_card", "modeling", "quickstart", "sentence_transformer", "stream", "tiny",
         "training",
     },
 }  # fmt: skip

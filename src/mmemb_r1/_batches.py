@@ -14,6 +14,7 @@ from mmemb_r1.modeling.media_mmemb_r1 import IMAGE_SUFFIXES
 
 CHARACTERS_PER_TOKEN = 4
 PIXELS_PER_TOKEN = 28 * 28  # of a Qwen-VL; where the processor does not say
+LABELS = ("role", "type", "path")  # of messages and undecoded pictures
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
 
 
@@ -79,7 +80,9 @@ def _length(value: Any, image_tokens: Callable[[int, int], int]) -> int:
     if isinstance(value, Mapping):
         if value.get("bytes") is not None:
             return _length(value["bytes"], image_tokens)
-        return sum(_length(part, image_tokens) for part in value.values() if part is not None)
+        return sum(
+            _length(part, image_tokens) for key, part in value.items() if key not in LABELS and part is not None
+        )
     if isinstance(value, list | tuple):
         return sum(_length(part, image_tokens) for part in value)
     if isinstance(value, str | bytes | os.PathLike):

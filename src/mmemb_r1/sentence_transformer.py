@@ -5,23 +5,26 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import batch_to_device, truncate_embeddings
+from sentence_transformers.util import truncate_embeddings
 from torch.nn.functional import normalize
 from tqdm.autonotebook import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmemb_r1._batches import estimated_lengths, plan_batches
+from mmemb_r1._adaptive_rows import adaptive_rows, media_options
+from mmemb_r1._content import distinct, spread
+from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+from mmemb_r1.stream import StreamSummary, encode_stream
 
 # Instructions for the kinds of tasks of MMEB, by name: `encode(..., prompt_name="grounding")`. The two that
 # `encode_query` and `encode_document` look for are empty: whoever trains with an instruction saves it there.
@@ -37,8 +40,6 @@ PROMPTS = {
 }
 ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query` and `encode_document` is the same
 MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
-MAX_BATCH_TOKENS = 16_384  # of one prefill, padding included
-DECODED_PER_READ = 4  # rows that think at the same time, in batches that are read
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
 
 
@@ -55,6 +56,8 @@ class MMEmbR1(SentenceTransformer):
         model_name_or_path (`str`): a directory or Hub id.
         **kwargs: as for [`SentenceTransformer`].
     """
+
+    _embedding_cache: EmbeddingCache | None = None
 
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
         # of adapters alone, the model that they belong to may be on the Hub
@@ -101,7 +104,9 @@ class MMEmbR1(SentenceTransformer):
                 `instruction`, or chat messages.
             *args, **kwargs: those of [`SentenceTransformer.encode`], and `reasoning` (`"auto"`, `"always"`,
                 `"never"`), `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`; their defaults are in the
-                config. With `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that
+                config. `batch_size` inputs are read at once (fewer if they have more than `max_batch_tokens` tokens),
+                and `decode_batch_size` think at once, four times as many unless it is given. Equal inputs are embedded
+                once. With `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that
                 `truncate_dim` shortens have unit norm again, if the model's have, unless `normalize_embeddings=False`.
 
         Raises:
@@ -117,14 +122,15 @@ class MMEmbR1(SentenceTransformer):
             )
         is_single = self.is_singular_input(inputs)
         values = [inputs] if is_single else list(inputs)
+        unique, index = distinct(values, media_options(self, options))
         try:
-            outputs = super().encode(inputs if is_single else values, **options)
+            outputs = super().encode(inputs if is_single else unique, **options)
         except InputError as error:
             raise error.at(self._place_of(error, values, options)) from error
         if whole and options.get("normalize_embeddings"):  # sentence-transformers leaves it to the caller there
             for item in [outputs] if is_single else outputs:
                 item["sentence_embedding"] = normalize(item["sentence_embedding"], dim=-1)
-        return outputs
+        return outputs if len(unique) == len(values) else spread(outputs, index)
 
     def get_model_kwargs(self) -> list[str]:
         """Options of `encode` besides those of sentence-transformers."""
@@ -152,47 +158,34 @@ class MMEmbR1(SentenceTransformer):
         device = torch.device(self._resolve_inference_device(device))
         self.eval()
         rows: list[Any] = [None] * len(inputs)
-        for places, features in self._embedded(inputs, device, prompt, batch_size, show_progress_bar, options):
-            embeddings = features["sentence_embedding"]
-            if truncate_dim is not None:
-                embeddings = truncate_embeddings(embeddings, truncate_dim)
-            if output_value is None:
-                features["sentence_embedding"] = embeddings
-                items: Any = [{name: value[row] for name, value in features.items()} for row in range(len(places))]
-            else:
-                items = normalize(embeddings, dim=1) if normalize_embeddings else embeddings
-                items = items.cpu() if save_to_cpu else items
-            for place, item in zip(places, items, strict=True):
-                rows[place] = item
+        with tqdm(desc="Inputs", total=len(inputs), disable=not show_progress_bar) as bar:
+            for places, features in adaptive_rows(self, inputs, device, prompt, batch_size, options):
+                for other in list(self)[1:]:
+                    features = other(features)
+                embeddings = features["sentence_embedding"]
+                if truncate_dim is not None:
+                    embeddings = truncate_embeddings(embeddings, truncate_dim)
+                if output_value is None:
+                    features["sentence_embedding"] = embeddings
+                    items: Any = [{name: value[row] for name, value in features.items()} for row in range(len(places))]
+                else:
+                    items = normalize(embeddings, dim=1) if normalize_embeddings else embeddings
+                    items = items.cpu() if save_to_cpu else items
+                for place, item in zip(places, items, strict=True):
+                    rows[place] = item
+                bar.update(len(places))
         if output_value is None:
             return rows
         return torch.stack(rows) if rows else torch.tensor([], device=device)
 
-    def _embedded(
-        self,
-        inputs: list[Any],
-        device: torch.device,
-        prompt: str | None,
-        batch_size: int,
-        show_progress_bar: bool,
-        options: dict[str, Any],
-    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Places of inputs that were read together, and what the modules make of them."""
-        max_batch_tokens = options.pop("max_batch_tokens", MAX_BATCH_TOKENS)
-        options.setdefault("decode_batch_size", DECODED_PER_READ * batch_size)
-        plan = plan_batches(estimated_lengths(inputs, self.processor), batch_size, max_batch_tokens)
-        read = (
-            batch_to_device(self.preprocess([inputs[place] for place in places], prompt=prompt, **options), device)
-            for places in plan
-        )
-        module, *others = self
-        outputs = module.embed_batches(read, **options)
-        for places, features in zip(
-            plan, tqdm(outputs, "Batches", len(plan), disable=not show_progress_bar), strict=True
-        ):
-            for other in others:
-                features = other(features)
-            yield places, features
+    @property
+    def embedding_cache(self) -> EmbeddingCache | None:
+        """Where embeddings are kept and found again; set it to a folder's name. Default: none."""
+        return self._embedding_cache
+
+    @embedding_cache.setter
+    def embedding_cache(self, cache: EmbeddingCache | str | Path | None) -> None:
+        self._embedding_cache = EmbeddingCache(cache) if isinstance(cache, str | Path) else cache
 
     def encode_query(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Embed queries: [`encode`] with the prompt that is saved under the name `query`, if there is one."""
@@ -226,6 +219,18 @@ class MMEmbR1(SentenceTransformer):
             except InputError:
                 return index
         return error.index
+
+    def encode_stream(self, inputs: Iterable[Any], output: str | Path, **kwargs: Any) -> StreamSummary:
+        """
+        Embed a corpus that is larger than memory into a folder of files, and go on there after a kill.
+
+        Args:
+            inputs: as for `encode`, one by one.
+            output: the folder.
+            **kwargs: `ids`, `shard_size`, `file_format`, `rationales` and `show_progress_bar`, see
+                [`mmemb_r1.stream.encode_stream`], and options of `encode`.
+        """
+        return encode_stream(self, inputs, output, **kwargs)
 
     def explain(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """

@@ -16,9 +16,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from mmemb_r1._files import claim, claimed, replaced_file
+from mmemb_r1._progress import progress_bar
 from mmemb_r1.training.posterior.evaluator import PairEvaluator, TrialError
 from mmemb_r1.training.posterior.trials import Posed, Trials
-from mmemb_r1.training.progress import progress_bar
 
 _LOGIT, _LOGITS = pa.float32(), pa.list_(pa.float32())
 SCHEMA = pa.schema(

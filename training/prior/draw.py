@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1._files import claim, claimed
+from mmemb_r1._progress import progress_bar
 from mmemb_r1.training.prior.plan import Subject, digests, plan, seed_of
 from mmemb_r1.training.prior.shards import ERROR, check_name, has_failures, read_shard, shard_path, write_shard
 from mmemb_r1.training.prior.summary import Summary, WorkerSummary
@@ -23,7 +24,6 @@ from mmemb_r1.training.prior.worker import (
     RationaleWorker,
     WorkerError,
 )
-from mmemb_r1.training.progress import progress_bar
 from mmemb_r1.training.tables import StoredInputs, check_pairs
 
 if TYPE_CHECKING:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mmemb_r1.cli._shards import show_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,15 +27,26 @@ The output's suffix chooses its format:
   .safetensors  tensors embeddings (N, D), gate_prob, reasoned and num_reasoning_tokens (N,); the rationales, if asked
                 for, are a JSON list in the header under "rationales"
   .npy          embeddings (N, D); the rest goes to a file beside it that ends in .meta.jsonl
-  .jsonl        one object per line that holds everything"""
+  .jsonl        one object per line that holds everything
+
+An output that ends in / or is a folder, or any with --format, becomes a folder of shards (safetensors or Parquet) and
+an index.json. The input is then read bit by bit and may be larger than memory, ids are 0, 1, ..., and the same command
+goes on where a killed one stopped."""
 
 FORMATS = (".safetensors", ".npy", ".jsonl")
+SHARD_FORMATS = ("safetensors", "parquet")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint: a folder or a Hub id")
     parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines, or - for standard input")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=f"ends in {', '.join(FORMATS)}")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS)}; or a folder, with / at its end"
+    )
+    parser.add_argument("--format", choices=SHARD_FORMATS, help="of the shards in a folder; default: safetensors")
+    parser.add_argument(
+        "--shard-size", type=int, metavar="N", help="inputs per file in a folder, lost at most; default: 4096"
+    )
     parser.add_argument("--reasoning", choices=("auto", "always", "never"), help="default: what the checkpoint says")
     parser.add_argument("--gate-threshold", type=float, metavar="P", help="auto thinks from this gate probability on")
     parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="budget of one rationale")
@@ -43,32 +58,121 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--allow-remote-media", action="store_true", help="download media that are given as web addresses"
     )
     parser.add_argument("--rationales", action="store_true", help="also write what was thought")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="keep embeddings in this folder, and don't compute those again that it holds"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.output.suffix not in FORMATS:
-        raise ValueError(f"--output {args.output} ends in {args.output.suffix!r}; allowed: {', '.join(FORMATS)}")
+    output = Path(args.output)
+    in_shards = _is_folder(args)
+    if not in_shards and output.suffix not in FORMATS:
+        raise ValueError(
+            f"--output {args.output} ends in {output.suffix!r}; allowed: {', '.join(FORMATS)}, or a folder, with / at "
+            "its end"
+        )
+    return _encode_in_shards(args, output) if in_shards else _encode_to_file(args, output)
+
+
+def _is_folder(args: argparse.Namespace) -> bool:
+    """Whether the output is to be a folder of shards."""
+    output = Path(args.output)
+    if args.output.endswith("/") or output.is_dir():
+        return True
+    options = [f"--{name.replace('_', '-')}" for name in ("format", "shard_size") if getattr(args, name) is not None]
+    if options and output.suffix in FORMATS:
+        raise ValueError(f"{options[0]} is for folders of shards, and --output {args.output} is one file")
+    return args.format is not None
+
+
+def _encode_to_file(args: argparse.Namespace, output: Path) -> int:
     lines, inputs = read_inputs(args.input)
 
-    from mmemb_r1 import MMEmbR1
     from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 
-    model = MMEmbR1(args.model, device=args.device)
-    names = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    options |= {"allow_remote_media": args.allow_remote_media}
-    if args.task is not None:
-        options |= {"task": args.task, "prompt": model.prompts.get(args.task)}
+    model, options = _model(args)
     try:
-        rows: Any = model.explain(inputs, batch_size=args.batch_size, show_progress_bar=sys.stderr.isatty(), **options)
+        rows: Any = model.explain(inputs, show_progress_bar=sys.stderr.isatty(), **options)
     except InputError as error:
         raise ValueError(f"line {lines[error.index]} can't be embedded: {error.reason}") from error
-    write_rows(args.output, rows, rationales=args.rationales)
+    write_rows(output, rows, rationales=args.rationales)
     thought = sum(bool(row["reasoned"]) for row in rows)
-    print(f"{len(rows)} embeddings in {args.output}, {thought} of them reasoned", file=sys.stderr)
+    print(f"{len(rows)} embeddings in {output}, {thought} of them reasoned", file=sys.stderr)
     return 0
+
+
+def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
+    with _opened(args.input) as (stream, folder):
+        from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+        from mmemb_r1.stream import DEFAULT_SHARD_SIZE, encode_stream
+
+        shard_size = DEFAULT_SHARD_SIZE if args.shard_size is None else args.shard_size
+        model, options = _model(args)
+        inputs = _Inputs(stream, folder, max(shard_size, 1))
+        bar = show_progress("mmemb_r1.stream")
+        try:
+            summary = encode_stream(
+                model,
+                inputs,
+                output,
+                shard_size=shard_size,
+                file_format=args.format or SHARD_FORMATS[0],
+                rationales=args.rationales,
+                show_progress_bar=bar,
+                **options,
+            )
+        except InputError as error:
+            raise ValueError(f"line {inputs.line_of(error.index)} can't be embedded: {error.reason}") from error
+    there = f"; {summary.skipped} of {summary.shards} shards were there already" if summary.skipped else ""
+    print(f"{summary.rows} embeddings in {output}, {summary.reasoned} of them reasoned{there}", file=sys.stderr)
+    return 0
+
+
+def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The model, and the options of `encode`."""
+    from mmemb_r1 import MMEmbR1
+
+    model = MMEmbR1(args.model, device=args.device)
+    model.embedding_cache = args.cache
+    names = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    options |= {"allow_remote_media": args.allow_remote_media, "batch_size": args.batch_size}
+    if args.task is not None:
+        options |= {"task": args.task, "prompt": model.prompts.get(args.task)}
+    return model, options
+
+
+class _Inputs:
+    """The inputs of lines, read one by one; of the last `kept` ones, the numbers of their lines are known."""
+
+    def __init__(self, stream: Iterable[str], folder: Path, kept: int) -> None:
+        self.lines = iterate_lines(stream, folder)
+        self.numbers: deque[int] = deque(maxlen=kept)
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, value in self.lines:
+            self.numbers.append(number)
+            self.count += 1
+            yield value
+
+    def line_of(self, index: int) -> int:
+        return self.numbers[index - self.count]
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[tuple[Iterable[str], Path]]:
+    """The lines of a file, or of standard input for `-`, and the folder that paths in them start from."""
+    if source == "-":
+        yield sys.stdin, Path()
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"--input {source}: there is no such file")
+    with path.open(encoding="utf-8") as stream:
+        yield stream, path.parent
 
 
 def read_inputs(source: str) -> tuple[list[int], list[Any]]:
@@ -77,13 +181,8 @@ def read_inputs(source: str) -> tuple[list[int], list[Any]]:
     Raises:
         ValueError: naming the line that is no JSON or no input; when there is no input at all.
     """
-    if source == "-":
-        return parse_lines(sys.stdin, Path())
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"--input {source}: there is no such file")
-    with path.open(encoding="utf-8") as stream:
-        return parse_lines(stream, path.parent)
+    with _opened(source) as (stream, folder):
+        return parse_lines(stream, folder)
 
 
 def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[Any]]:
@@ -92,7 +191,14 @@ def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[An
     >>> parse_lines(['"a dog"', "", '{"image": "dog.png", "text": "Which breed?"}'], Path("pictures"))
     ([1, 3], ['a dog', {'image': 'pictures/dog.png', 'text': 'Which breed?'}])
     """
-    numbers, inputs = [], []
+    rows = list(iterate_lines(stream, folder))
+    if not rows:
+        raise ValueError("the input holds no line to embed")
+    return [number for number, _ in rows], [value for _, value in rows]
+
+
+def iterate_lines(stream: Iterable[str], folder: Path) -> Iterator[tuple[int, Any]]:
+    """`parse_lines` one by one, and without an error if there are none."""
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
@@ -105,11 +211,7 @@ def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[An
                 f"line {number} is {line.strip()[:40]}; allowed: a string, an object with any of the keys text, "
                 "image, video and instruction, or a list of chat messages"
             )
-        numbers.append(number)
-        inputs.append(with_paths_from(folder, value))
-    if not inputs:
-        raise ValueError("the input holds no line to embed")
-    return numbers, inputs
+        yield number, with_paths_from(folder, value)
 
 
 def with_paths_from(folder: Path, value: Any) -> Any:

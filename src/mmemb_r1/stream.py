@@ -1,0 +1,329 @@
+"""Embedding a corpus that is larger than memory: to a folder of shards, and on from where a killed run stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mmemb_r1._cached import resolved_options
+from mmemb_r1._content import DIGEST_SIZE, content_key
+from mmemb_r1._files import claim, claimed, replaced_file
+from mmemb_r1._fingerprint import checkpoint_fingerprint
+from mmemb_r1._progress import progress_bar
+from mmemb_r1._stream_shards import FORMATS, Ids, ShardFacts, read_facts, read_rows, shard_path, write_shard
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SHARD_SIZE = 4096
+SETTINGS, INDEX = "settings.json", "index.json"
+FIXED = ("output_value", "precision", "convert_to_numpy", "convert_to_tensor")  # of `encode`: shards are float32
+_LAYOUT = 1
+_MISSING = object()
+
+
+@dataclass
+class StreamSummary:
+    """
+    What a folder of shards holds, and what the call did that returned this.
+
+    Attributes:
+        output: the folder.
+        rows: how many inputs were embedded in all.
+        dim: length of a vector.
+        shards: how many files there are.
+        reasoned: how many of the inputs thought.
+        skipped: shards that were there already.
+    """
+
+    output: Path
+    rows: int = 0
+    dim: int = 0
+    shards: int = 0
+    reasoned: int = 0
+    skipped: int = 0
+
+
+def encode_stream(
+    model: SentenceTransformer,
+    inputs: Iterable[Any],
+    output: str | os.PathLike[str],
+    *,
+    ids: Iterable[int] | Iterable[str] | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    file_format: str = "safetensors",
+    rationales: bool = False,
+    show_progress_bar: bool | None = None,
+    **options: Any,
+) -> StreamSummary:
+    """
+    Embed inputs as they come, and write them to a folder that `load_shards` and `read_shards` read.
+
+    No more than one shard of inputs is held in memory. Files are `shard-00000.safetensors` and so on, each written
+    whole or not at all, and `index.json` when all are there. The same call on a folder that was not finished goes on
+    where it stopped: shards that are there are not embedded again, but their inputs are read, and have to be the same.
+
+    Args:
+        model ([`MMEmbR1`]): the model.
+        inputs: what `encode` takes, one by one. Read once.
+        output: the folder; made if it is missing.
+        ids: strings or integers, as many as inputs. Default: 0, 1, ...
+        shard_size: inputs per file; a killed run loses no more.
+        file_format: `"safetensors"`: tensors `embeddings` `(N, D)` float32, `gate_prob`, `reasoned` and
+            `num_reasoning_tokens` `(N,)`; `ids` too if they are integers, else they are a JSON list in the header, as
+            rationales are. `"parquet"`: columns `id`, `embedding`, `gate_prob`, `reasoned`, `num_reasoning_tokens`,
+            and `rationale`.
+        rationales: whether to write what was thought, too.
+        show_progress_bar: a bar on standard error; without it, a line per shard is logged. Default: if standard error
+            is a terminal.
+        **options: of `encode`, but for those that say what it returns; `task="document"` has the default of
+            `encode_document`, and its prompt if `prompt` names none.
+
+    Raises:
+        InputError: a `ValueError` that names the index in the whole stream of an input that can't be embedded; the
+            shards before stay.
+        ValueError: if an argument is not what it has to be, there are no inputs, `ids` are not as many as inputs, or
+            an id comes twice in a shard; if the folder was begun with another model, options or settings; if a shard
+            that is there holds other inputs or ids.
+    """
+    _check(shard_size, file_format, options)
+    run = _Run(model, Path(output).expanduser(), shard_size, file_format, rationales, options)
+    shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
+    with progress_bar(shown) as bar:
+        task = bar.add_task("Embedding", total=len(inputs) if isinstance(inputs, Sized) else None)
+        return run.embed(_with_ids(inputs, ids), bar, task)
+
+
+def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarray]]:
+    """
+    Ids and embeddings `(N, D)` float32 of a finished `encode_stream`, shard by shard.
+
+    Embeddings of safetensors files are mapped: they are read from the disk where they are used, and can't be changed.
+
+    Raises:
+        ValueError: if the folder holds no finished run, or a file is damaged.
+    """
+    folder = Path(output).expanduser()
+    for shard in _index(folder)["shards"]:
+        yield read_rows(folder / shard["file"])
+
+
+def load_shards(output: str | os.PathLike[str]) -> tuple[Ids, np.ndarray]:
+    """
+    All ids and embeddings `(N, D)` float32 of a finished `encode_stream`, in memory and in the order of the inputs.
+
+    Raises:
+        ValueError: as `read_shards`.
+    """
+    index = _index(Path(output).expanduser())
+    embeddings = np.empty((index["rows"], index["dim"]), dtype=np.float32)
+    ids: list[Any] = []
+    for names, rows in read_shards(output):
+        embeddings[len(ids) : len(ids) + len(names)] = rows
+        ids += names
+    return ids, embeddings
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    if not (folder / INDEX).is_file():
+        begun = (folder / SETTINGS).is_file()
+        raise ValueError(
+            f"{folder} holds a run of encode_stream that is not finished; make the same call again, and it goes on."
+            if begun
+            else f"{folder} holds no embeddings of encode_stream."
+        )
+    return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+
+
+def _check(shard_size: int, file_format: str, options: Mapping[str, Any]) -> None:
+    if shard_size < 1:
+        raise ValueError(f"shard_size is {shard_size}; at least 1 is needed.")
+    if file_format not in FORMATS:
+        raise ValueError(f"file_format={file_format!r} is not known; allowed: {', '.join(FORMATS)}.")
+    if fixed := [name for name in FIXED if name in options]:
+        raise ValueError(f"{fixed[0]} can't be chosen here: shards hold float32 vectors. Leave it out.")
+
+
+def _with_ids(inputs: Iterable[Any], ids: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:
+    """Ids and inputs, in pairs."""
+    if ids is None:
+        yield from enumerate(inputs)
+        return
+    for number, (name, value) in enumerate(zip_longest(ids, inputs, fillvalue=_MISSING)):
+        if name is _MISSING or value is _MISSING:
+            more, fewer = ("inputs", "ids") if name is _MISSING else ("ids", "inputs")
+            raise ValueError(f"there are {number} {fewer}, and more {more}; pass as many of both.")
+        yield name, value
+
+
+def _checked_ids(ids: list[Any], kind: type | None) -> Ids:
+    """Ids of a shard, each once and as Python's own strings or integers; `kind` is that of the shards before."""
+    checked: list[Any] = [_checked_id(name) for name in ids]
+    kind = kind or type(checked[0])
+    seen: set[Any] = set()
+    for name in checked:
+        if type(name) is not kind:
+            raise ValueError(f"the id {name!r:.80} is no {kind.__name__} as those before; ids are all of one kind.")
+        if name in seen:
+            raise ValueError(f"the id {name!r:.80} comes twice; give each input its own.")
+        seen.add(name)
+    return checked
+
+
+def _checked_id(name: Any) -> int | str:
+    if isinstance(name, str):
+        return str(name)
+    if isinstance(name, int | np.integer) and not isinstance(name, bool) and -(2**63) <= name < 2**63:
+        return int(name)
+    raise ValueError(f"an id is {name!r:.80} of type {type(name).__name__}; allowed: strings, or 64-bit integers.")
+
+
+class _Run:
+    """One call of `encode_stream`."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        output: Path,
+        shard_size: int,
+        file_format: str,
+        rationales: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.output = model, output
+        self.shard_size, self.file_format, self.rationales = shard_size, file_format, rationales
+        self.id_kind: type | None = None
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{output} is a file; name a folder, which holds the shards.")
+        config = model[0].model.config
+        self.media = MediaOptions.of(config, options.get("allow_remote_media", False))
+        task = options.get("task")
+        if task is not None and options.get("prompt") is None and options.get("prompt_name") is None:
+            options = {**options, "prompt": model.prompts.get(task)}
+        self.options = options
+        truncate_dim, thinking = options.get("truncate_dim"), resolved_options(config, options)
+        self.facts: dict[str, Any] = {
+            "layout": _LAYOUT,
+            "checkpoint": checkpoint_fingerprint(*model),
+            "reasoning": thinking.pop("reasoning"),
+            "reasoning_options": thinking,
+            "options": {
+                "prompt": model._resolve_prompt(options.get("prompt"), options.get("prompt_name")),
+                "truncate_dim": model.truncate_dim if truncate_dim is None else truncate_dim,
+                "normalize_embeddings": options.get("normalize_embeddings"),
+            },
+            "shard_size": shard_size,
+            "file_format": file_format,
+            "rationales": rationales,
+        }
+        claimed(output / SETTINGS, self.facts)
+
+    def embed(self, pairs: Iterator[tuple[Any, Any]], bar: Progress, task: TaskID) -> StreamSummary:
+        shards: list[ShardFacts] = []
+        skipped = 0
+        # a shard's inputs live in `_shard` alone, and are gone before those of the next are read
+        while (shard := self._shard(pairs, len(shards))) is not None:
+            facts, is_new = shard
+            shards.append(facts)
+            skipped += not is_new
+            bar.advance(task, facts.rows)
+            logger.info("shard %d: %d rows%s", len(shards), facts.rows, "" if is_new else ", there already")
+        self._check_end(len(shards))
+        summary = StreamSummary(
+            output=self.output,
+            rows=sum(facts.rows for facts in shards),
+            dim=shards[0].dim,
+            shards=len(shards),
+            reasoned=sum(facts.reasoned for facts in shards),
+            skipped=skipped,
+        )
+        if skipped < len(shards) or not (self.output / INDEX).is_file():
+            self._write_index(summary, shards)
+        return summary
+
+    def _shard(self, pairs: Iterator[tuple[Any, Any]], index: int) -> tuple[ShardFacts, bool] | None:
+        """The next shard, and whether it was embedded now or was there already; nothing at the end of the inputs."""
+        start = index * self.shard_size
+        names, values = [], []
+        for name, value in islice(pairs, self.shard_size):
+            names.append(name)
+            values.append(value)
+        if not values:
+            return None
+        ids = _checked_ids(names, self.id_kind)
+        self.id_kind = type(ids[0])
+        digest = _digest(ids, values, self.media)
+        path = shard_path(self.output, index, self.file_format)
+        if path.exists():
+            facts = read_facts(path)
+            if facts.digest != digest:
+                raise ValueError(
+                    f"{path} holds other inputs or ids than those that come now: {facts.rows} of them, now there are "
+                    f"{len(values)}, from number {start} on. Pass the same ones in the same order, remove the file to "
+                    "embed these instead, or choose another folder."
+                )
+            return facts, False
+        columns, thoughts = self._embedded(values, start)
+        claim(self.output / SETTINGS, self.facts)  # only now: until something came of them, settings may be corrected
+        (self.output / INDEX).unlink(missing_ok=True)  # of a run that had fewer inputs, or lost this shard
+        return write_shard(path, digest, ids, columns, thoughts), True
+
+    def _embedded(self, values: list[Any], start: int) -> tuple[dict[str, np.ndarray], list[str] | None]:
+        # a single message is an input too, but in a list it would be taken for the first of one conversation
+        values = [[value] if isinstance(value, Mapping) and "role" in value else value for value in values]
+        try:
+            rows = self.model.encode(values, output_value=None, show_progress_bar=False, **self.options)
+        except InputError as error:
+            raise error.at(start + error.index) from error
+        columns = {
+            "embeddings": torch.stack([row["sentence_embedding"] for row in rows]).float().cpu().numpy(),  # (N, D)
+            **{
+                name: torch.stack([row[name] for row in rows]).cpu().numpy()  # (N,)
+                for name in ("gate_prob", "reasoned", "num_reasoning_tokens")
+            },
+        }
+        thoughts = [self.model._explained(row)["rationale"] for row in rows] if self.rationales else None
+        return columns, thoughts
+
+    def _check_end(self, count: int) -> None:
+        """Refuse inputs that end before the shards do, or at once."""
+        if shard_path(self.output, count, self.file_format).exists():
+            raise ValueError(
+                f"{self.output} holds more than {count} shards, and the inputs end there. Pass the same inputs, or "
+                "choose another folder."
+            )
+        if not count:
+            raise ValueError("there are no inputs to embed.")
+
+    def _write_index(self, summary: StreamSummary, shards: list[ShardFacts]) -> None:
+        files = [shard_path(self.output, index, self.file_format).name for index in range(len(shards))]
+        index = {
+            **{name: value for name, value in asdict(summary).items() if name in ("rows", "dim", "reasoned")},
+            "shards": [{"file": file, "rows": facts.rows} for file, facts in zip(files, shards, strict=True)],
+            "settings": self.facts,
+        }
+        with replaced_file(self.output / INDEX) as temporary:
+            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(ids: Ids, values: list[Any], media: MediaOptions) -> str:
+    digest = blake2b(json.dumps(ids).encode(), digest_size=DIGEST_SIZE)
+    for value in values:
+        digest.update(content_key(value, media))
+    return digest.hexdigest()
