@@ -79,6 +79,19 @@ def test_two_rounds(arguments, tiny_checkpoint, tmp_path, capsys, monkeypatch):
     assert main([*arguments, "--n", "2"]) == 0  # `measure` would have no score left
 
 
+def test_a_round_that_was_not_kept(arguments, tmp_path, capsys, monkeypatch):
+    """The checkpoint that stays proposes in the next round; a round in which nothing is new is not run."""
+    scores, drawn, ran = iter([0.3, 0.2, 0.1]), [], []
+    monkeypatch.setattr(rounds, "measure", lambda model, args: next(scores))
+    monkeypatch.setattr(rounds, "draw", lambda args, notes: drawn.append(rounds.proposers(notes)))
+    monkeypatch.setattr(rounds, "run_command", lambda command: ran.append(command))
+    monkeypatch.setattr(rounds, "replace_model", lambda output, model: None)
+    assert main([*arguments, "--n", "5"]) == 0
+    assert [[note["round"] for note in workers] for workers in drawn] == [[], [0]]
+    assert len(ran) == 2 * 3
+    assert "round 3 would repeat round 2" in capsys.readouterr().out
+
+
 def test_the_stages_of_a_round(arguments, tmp_path):
     args = argparse.Namespace(
         output=tmp_path, pairs=Path("p"), policy_pairs=Path("o"), evaluator="judge", seed=3, cpu=True,

@@ -11,11 +11,12 @@ from typing import Any
 
 HELP = """\
 Run the stages one after another, --n times: rationales from a pool, selection, joint phase, adaptive phase. From the
-second round on, the checkpoints that earlier rounds brought are workers too, and propose what they would think.
+second round on, the checkpoint that is the best so far is a worker too, and proposes what it would think.
 
 After each round the new checkpoint is measured on --eval-pairs. It takes the place of the one before only if it is
-better; otherwise the next round starts from that one again. OUTPUT/model is the best of all; OUTPUT/rounds.json tells
-the scores. A run that was stopped goes on with the same command, and with a larger --n it goes on from its end."""
+better; otherwise the next round starts from that one again. A round that would only repeat the last one ends the run.
+OUTPUT/model is the best of all; OUTPUT/rounds.json tells the scores. A run that was stopped goes on with the same
+command, and with a larger --n it goes on from its end."""
 
 SETTINGS = ("model", "evaluator", "selection", "margin", "samples", "seed")  # that make a run another one
 NOTES, BEST = "rounds.json", "model"
@@ -54,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
         tell(notes[-1])
     while len(notes) <= args.n:
         number, best = len(notes), best_of(notes)
+        if number > 1 and proposers(notes) == proposers(notes[:-1]) and best == best_of(notes[:-1]):
+            print(
+                f"round {number} would repeat round {number - 1}: nothing better came of it, and nobody new proposes"
+            )
+            break
         draw(args, notes)
         for command in stages(args, number, Path(best["model"])):
             run_command(command)
@@ -126,10 +132,12 @@ def draw(args: argparse.Namespace, notes: list[dict[str, Any]]) -> None:
     options: dict[str, Any] = {"device": "cpu" if args.cpu else None}
     if args.samples is not None:
         options["num_samples"] = args.samples
-    earlier = [note for note in notes if note["round"] > 0 and note["kept"]]
     workers = [
         *load_pool(args.pool, samples=args.samples),
-        *(CheckpointWorker(name=f"round-{note['round']}", model=note["model"], **options) for note in earlier),
+        *(
+            CheckpointWorker(name=f"round-{note['round']}", model=note["model"], **options)
+            for note in proposers(notes)
+        ),
     ]
     summary = draw_rationales(read_pairs(args.pairs, PAIR_COLUMNS), workers, rationales_of(args), seed=args.seed)
     print(*summary.lines(), sep="\n")
@@ -182,6 +190,19 @@ def best_of(notes: list[dict[str, Any]]) -> dict[str, Any]:
     1
     """
     return [note for note in notes if note["kept"]][-1]
+
+
+def proposers(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Whose checkpoints are workers in the round after these: those that were the best when the second round began, the
+    third, and so on.
+
+    >>> notes = [{"round": 0, "kept": True}, {"round": 1, "kept": False}, {"round": 2, "kept": True}]
+    >>> [[note["round"] for note in proposers(notes[:rounds])] for rounds in (1, 2, 3)]
+    [[], [0], [0, 2]]
+    """
+    best = [best_of(notes[:rounds]) for rounds in range(2, len(notes) + 1)]
+    return [note for place, note in enumerate(best) if note not in best[:place]]
 
 
 def read_notes(output: Path) -> list[dict[str, Any]]:
