@@ -9,6 +9,7 @@ attention, which hold nearly all of it, have room to the right; other layers sta
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,16 +26,29 @@ class RoomyLayer(DynamicLayer):
     `keys` and `values`, which transformers reads, are views of the buffers.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self._take(keys, values)
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], widths: Sequence[int]) -> None:
+        """
+        Rows of one or several caches, aligned on the right.
 
-    def _take(self, keys: Tensor, values: Tensor) -> None:
-        """Move to new buffers."""
-        room = max(LEAST_ROOM, keys.shape[-2] // 4)
-        self._buffers = tuple(nn.functional.pad(states, (0, 0, 0, room)) for states in (keys, values))
-        self._show(*keys.shape[0:3:2])
+        Args:
+            keys, values: of each, `(N, heads, columns, head_dim)`; they are copied.
+            widths: how many of its last columns each needs; the rest is padding.
+        """
+        super().__init__()
+        self.lazy_initialization(keys[0], values[0])
+        self._take(keys, values, widths)
+
+    def _take(self, keys: Sequence[Tensor], values: Sequence[Tensor], widths: Sequence[int], room: int = 0) -> None:
+        """Move to new buffers, with at least so much room."""
+        rows, width = sum(map(len, keys)), max(widths)
+        columns = width + max(LEAST_ROOM, width // 4, room)
+        self._buffers = tuple(
+            parts[0].new_zeros(rows, parts[0].shape[1], columns, parts[0].shape[3]) for parts in (keys, values)
+        )
+        for buffer, parts in zip(self._buffers, (keys, values), strict=True):
+            for place, own, states in zip(buffer.split([len(part) for part in parts]), widths, parts, strict=True):
+                place[:, :, width - own : width] = states[:, :, states.shape[2] - own :]
+        self._show(rows, width)
 
     def _show(self, rows: int, columns: int) -> None:
         self.keys, self.values = (buffer[:rows, :, :columns] for buffer in self._buffers)
@@ -45,8 +59,7 @@ class RoomyLayer(DynamicLayer):
         total = columns + key_states.shape[-2]
         # what transformers does to a layer's rows gives it keys of their own
         if total > self._buffers[0].shape[-2] or self.keys.data_ptr() != self._buffers[0].data_ptr():
-            self._take(torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2))
-            return self.keys, self.values
+            self._take([self.keys], [self.values], [columns], room=total - columns)
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:rows, :, columns:total] = states
         self._show(rows, total)
@@ -68,7 +81,7 @@ def branched(cache: Any, rows: Tensor) -> Any:
 
 def _branched(layer: Any, rows: Tensor) -> Any:
     if type(layer) in (DynamicLayer, RoomyLayer) and layer.get_seq_length():
-        return RoomyLayer(layer.keys[rows], layer.values[rows])
+        return RoomyLayer([layer.keys[rows]], [layer.values[rows]], [layer.get_seq_length()])
     new = copy.copy(layer)
     for name, value in vars(layer).items():  # some keep their states in dicts, which would be shared
         if isinstance(value, dict):
@@ -118,20 +131,22 @@ def joined(first: Any, second: Any, widths: tuple[int, int]) -> Any:
     new, layers = copy.copy(first), []
     while first.layers:  # layer by layer, so that what was joined is freed
         pair = first.layers.pop(0), second.layers.pop(0)
-        keys = torch.cat([_aligned(layer.keys, own, width) for layer, own in zip(pair, widths, strict=True)])
-        values = torch.cat([_aligned(layer.values, own, width) for layer, own in zip(pair, widths, strict=True)])
+        keys, values = [one.keys for one in pair], [one.values for one in pair]
         if isinstance(pair[0], DynamicSlidingWindowLayer):
             layer = copy.copy(pair[0])
-            layer.keys, layer.values = (states[:, :, 1 - layer.sliding_window :] for states in (keys, values))
+            layer.keys, layer.values = (_window(parts, widths, layer.sliding_window - 1) for parts in (keys, values))
             layer.cumulative_length = width
             layers.append(layer)
         else:
-            layers.append(RoomyLayer(keys, values))
+            layers.append(RoomyLayer(keys, values, widths))
     new.layers = layers
     return new
 
 
-def _aligned(states: Tensor, own: int, width: int) -> Tensor:
-    """The last `own` columns of `(N, heads, columns, head_dim)`, or as many as a window has, filled up to `width`."""
-    states = states[:, :, max(states.shape[-2] - own, 0) :]
-    return nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))
+def _window(parts: Sequence[Tensor], widths: Sequence[int], columns: int) -> Tensor:
+    """The last `columns` of rows `(N, heads, columns, head_dim)` of which each part needs so many, or has fewer."""
+    width = max(widths)
+    needed = [states[:, :, max(states.shape[2] - own, 0) :] for states, own in zip(parts, widths, strict=True)]
+    return torch.cat([nn.functional.pad(states, (0, 0, width - states.shape[2], 0)) for states in needed])[
+        :, :, -columns:
+    ]

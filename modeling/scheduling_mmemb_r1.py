@@ -191,9 +191,12 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
 def _let_think(
     decoder: Decoder, thoughts: Mapping[int, Thought], context: Context, decode_batch_size: int | None
 ) -> None:
-    """Hand rows to the decoder, which makes room for them first."""
+    """
+    Hand rows to the decoder, which makes room for them first: for a quarter of what it may hold, so that it is never
+    far from full, and its cache is copied for them only now and then.
+    """
     rows = torch.tensor(list(thoughts), device=context.hidden.device, dtype=torch.long)
-    for part in rows.split(decode_batch_size or max(len(rows), 1)):
+    for part in rows.split(max(len(rows) if decode_batch_size is None else decode_batch_size // 4, 1)):
         if decode_batch_size is not None:
             decoder.run(until=decode_batch_size - len(part))
         if len(part):
