@@ -14,6 +14,8 @@ from .configuration_mmemb_r1 import check_reasoning_options
 from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, Thought, left_padded, prefill
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
 
+JOINING = 8  # as many parts of a full decoder as rows join it in
+
 
 @dataclass(frozen=True)
 class ReasoningOptions:
@@ -192,11 +194,11 @@ def _let_think(
     decoder: Decoder, thoughts: Mapping[int, Thought], context: Context, decode_batch_size: int | None
 ) -> None:
     """
-    Hand rows to the decoder, which makes room for them first: for a quarter of what it may hold, so that it is never
-    far from full, and its cache is copied for them only now and then.
+    Hand rows to the decoder, which makes room for them first: for an eighth of what it may hold, so that it is nearly
+    full all the time, and its cache is copied for them only now and then.
     """
     rows = torch.tensor(list(thoughts), device=context.hidden.device, dtype=torch.long)
-    for part in rows.split(max(len(rows) if decode_batch_size is None else decode_batch_size // 4, 1)):
+    for part in rows.split(max(len(rows) if decode_batch_size is None else decode_batch_size // JOINING, 1)):
         if decode_batch_size is not None:
             decoder.run(until=decode_batch_size - len(part))
         if len(part):

@@ -18,7 +18,7 @@ LABELS = ("role", "type", "path")  # of messages and undecoded pictures
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
 
 
-def plan_batches(lengths: Sequence[int], batch_size: int, max_batch_tokens: int | None = None) -> list[list[int]]:
+def plan_batches(lengths: Sequence[float], batch_size: int, max_batch_tokens: int | None = None) -> list[list[int]]:
     """
     Sort rows by length, the longest first, and cut them into batches.
 
@@ -37,7 +37,7 @@ def plan_batches(lengths: Sequence[int], batch_size: int, max_batch_tokens: int 
     [[1], [2, 3], [4, 0]]
     """
     batches: list[list[int]] = []
-    longest = 0
+    longest = 0.0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         fits = bool(batches) and len(batches[-1]) < batch_size
         if fits and (max_batch_tokens is None or (len(batches[-1]) + 1) * longest <= max_batch_tokens):
@@ -48,7 +48,7 @@ def plan_batches(lengths: Sequence[int], batch_size: int, max_batch_tokens: int 
     return batches
 
 
-def estimated_lengths(inputs: Sequence[Any], processor: Any) -> list[int]:
+def estimated_lengths(inputs: Sequence[Any], processor: Any) -> list[float]:
     """
     About how many tokens each input has: of text by its characters, of pictures by what the processor makes of their
     size. Pictures are not decoded.
@@ -72,9 +72,9 @@ def _image_tokens(processor: Any) -> Callable[[int, int], int]:
     return tokens
 
 
-def _length(value: Any, image_tokens: Callable[[int, int], int]) -> int:
+def _length(value: Any, image_tokens: Callable[[int, int], int]) -> float:
     if isinstance(value, str) and not value.lower().endswith(IMAGE_SUFFIXES):
-        return 1 + len(value) // CHARACTERS_PER_TOKEN
+        return 1 + len(value) / CHARACTERS_PER_TOKEN  # no whole number: neighbours are of like length, too
     if isinstance(value, Image.Image):
         return image_tokens(*value.size)
     if isinstance(value, Mapping):
