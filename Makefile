@@ -1,4 +1,4 @@
-# make setup | quickstart | test | test-slow | doctest | lint | typecheck | clean
+# make setup | quickstart | test | test-slow | doctest | lint | typecheck | bench | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_MODEL ?= runs/quickstart/model
 BIN := .venv/bin
 WHEEL := build/wheel
 ON_WHEEL := PYTHONPATH="$(CURDIR)/$(WHEEL)" MMEMB_R1_WHEEL="$(CURDIR)/$(WHEEL)"
@@ -61,6 +62,13 @@ lint: setup
 .PHONY: typecheck
 typecheck: wheel
 	$(BIN)/mypy
+
+# The quick set: ten minutes on two cores. With more inputs: python benchmarks/against_peer.py, and the others.
+.PHONY: bench
+bench: setup
+	$(BIN)/python benchmarks/gpu.py --device cpu --quick --model $(BENCH_MODEL) --output runs/bench/checkpoint.json
+	$(BIN)/python benchmarks/gpu.py --device cpu --quick --random-100m --output runs/bench/random-100m.json \
+		--only encode_never against_peer auto_mixture
 
 .PHONY: clean
 clean:

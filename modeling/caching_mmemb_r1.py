@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-LEAST_ROOM = 32  # columns: a growing buffer is copied at most once in so many tokens
+LEAST_ROOM = 16  # columns: a growing buffer is copied at most once in so many tokens
 
 
 class RoomyLayer(DynamicLayer):
@@ -41,7 +41,7 @@ class RoomyLayer(DynamicLayer):
     def _take(self, keys: Sequence[Tensor], values: Sequence[Tensor], widths: Sequence[int], room: int = 0) -> None:
         """Move to new buffers, with at least so much room."""
         rows, width = sum(map(len, keys)), max(widths)
-        columns = width + max(LEAST_ROOM, width // 4, room)
+        columns = width + max(LEAST_ROOM, width // 8, room)
         self._buffers = tuple(
             parts[0].new_zeros(rows, parts[0].shape[1], columns, parts[0].shape[3]) for parts in (keys, values)
         )
