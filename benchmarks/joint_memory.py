@@ -13,26 +13,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import multiprocessing
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from engine.memory import MIB, resident
 from facts import write_facts
 from random_pairs import Kind, joint_trainer, loaded, one_batch, random_pairs
 
 from mmemb_r1.training import JointConfig
-
-MIB = 2**20
-
-
-def resident(what: str) -> int:
-    """Bytes of memory of this process now (`VmRSS`), or at most since the last reset (`VmHWM`)."""
-    found = re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    if found is None:
-        raise ValueError(f"/proc/self/status does not tell {what}.")
-    return int(found[1]) * 1024
 
 
 def measured(candidates: int, args: argparse.Namespace) -> dict[str, Any]:

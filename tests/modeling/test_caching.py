@@ -40,7 +40,7 @@ def test_columns_are_appended_in_place():
         assert torch.equal(shown(roomy), torch.stack([keys, values]))
         assert roomy.get_seq_length() == plain.get_seq_length()
         places.add(roomy.layers[0].keys.data_ptr())
-    assert len(places) < 6  # buffers, for 244 columns
+    assert len(places) < 12  # buffers, for 244 columns in 96 steps
 
 
 def test_rows_leave_in_place():
