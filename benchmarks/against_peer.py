@@ -29,7 +29,7 @@ from engine.workload import inputs_of, skewed_lengths
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1._adaptive_rows import DECODED_PER_READ
-from mmemb_r1._batches import estimated_lengths, plan_batches
+from mmemb_r1._batches import input_sizes, plan_batches
 from mmemb_r1.modeling.decoding_mmemb_r1 import DecodingStatistics
 from mmemb_r1.modeling.outputs_mmemb_r1 import MMEmbR1EmbedOutput
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
@@ -44,7 +44,7 @@ Batches = list[tuple[dict[str, Any], list[int]]]
 def plan_of(name: str, model: MMEmbR1, values: Sequence[Any], batch_size: int) -> list[list[int]]:
     """Which inputs are read together: as they come by the peer, of like length in `encode`."""
     if name != PEER:
-        return plan_batches(estimated_lengths(values, model.processor), batch_size)
+        return plan_batches(input_sizes(values, model.processor), batch_size)
     places = range(len(values))
     return [list(places[start : start + batch_size]) for start in range(0, len(values), batch_size)]
 

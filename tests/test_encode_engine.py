@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._batches import estimated_lengths, plan_batches
+from mmemb_r1._batches import InputSize, input_sizes, plan_batches
 from mmemb_r1.embedding_cache import FILE, EmbeddingCache
 from mmemb_r1.modeling.decoding_mmemb_r1 import Decoder
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -201,18 +201,23 @@ def test_larger_pictures_are_longer(family, tmp_path):
         large, str(tmp_path / "large.png"), tmp_path / "large.png", content, undecoded,
         np.asarray(large), {"image": large}, [{"role": "user", "content": [{"type": "image", "image": large}]}],
     ]  # fmt: skip
-    first, *others, little, more = estimated_lengths([*values, small, {"text": "x" * 40, "image": large}], processor)
+    first, *others, little, more = input_sizes([*values, small, {"text": "x" * 40, "image": large}], processor)
     assert others == [first] * 7
-    assert 0 < little <= first < more
+    assert 0 < little.tokens <= first.tokens < more.tokens
+    assert input_sizes(["Lima", {"text": "Lima"}], processor) == [InputSize(False, 2)] * 2
     broken = [str(tmp_path / "none.png"), "nowhere.png", "clip.mp4", {"video": np.zeros((4, 64, 64, 3))}, b"", 3]
-    assert min(estimated_lengths(broken, processor)) > 0
+    assert min(size.tokens for size in input_sizes(broken, processor)) > 0
 
 
 def test_every_row_is_in_one_batch():
-    lengths = np.random.default_rng(0).integers(1, 100, 500).tolist()
-    plan = plan_batches(lengths, batch_size=16, max_batch_tokens=300)
+    """Within both limits; few batches have rows with media and rows without."""
+    generator = np.random.default_rng(0)
+    tokens, media = generator.integers(1, 100, 500).tolist(), (generator.random(500) < 0.3).tolist()
+    sizes = [InputSize(*size) for size in zip(media, tokens, strict=True)]
+    plan = plan_batches(sizes, batch_size=16, max_batch_tokens=300)
     assert sorted(row for rows in plan for row in rows) == list(range(500))
     for rows in plan:
         assert len(rows) <= 16
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= 300
-    assert [lengths[row] for rows in plan for row in rows] == sorted(lengths, reverse=True)
+        assert len(rows) == 1 or len(rows) * max(tokens[row] for row in rows) <= 300
+    assert [sizes[row] for rows in plan for row in rows] == sorted(sizes, reverse=True)
+    assert sum(len({media[row] for row in rows}) > 1 for rows in plan) <= 1

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from mmemb_r1._batches import estimated_lengths, plan_batches
+from mmemb_r1._batches import input_sizes, plan_batches
 from mmemb_r1._cached import batched, resolved_options, row_keys, unbatched
 from mmemb_r1._fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
@@ -79,8 +79,8 @@ def _embedded(
     """The inputs at the places `wanted`: those of several batches think together."""
     options = {"decode_batch_size": DECODED_PER_READ * batch_size, "max_batch_tokens": MAX_BATCH_TOKENS, **options}
     max_batch_tokens = options.pop("max_batch_tokens")
-    lengths = estimated_lengths([inputs[place] for place in wanted], model.processor)
-    plan = [[wanted[row] for row in rows] for rows in plan_batches(lengths, batch_size, max_batch_tokens)]
+    sizes = input_sizes([inputs[place] for place in wanted], model.processor)
+    plan = [[wanted[row] for row in rows] for rows in plan_batches(sizes, batch_size, max_batch_tokens)]
     read = (
         batch_to_device(model.preprocess([inputs[place] for place in places], prompt=prompt, **options), device)
         for places in plan

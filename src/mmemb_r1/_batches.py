@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -18,12 +18,21 @@ LABELS = ("role", "type", "path")  # of messages and undecoded pictures
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
 
 
-def plan_batches(lengths: Sequence[float], batch_size: int, max_batch_tokens: int | None = None) -> list[list[int]]:
+class InputSize(NamedTuple):
+    """How large an input is, about."""
+
+    media: bool  # whether it has pictures or videos
+    tokens: float
+
+
+def plan_batches(sizes: Sequence[InputSize], batch_size: int, max_batch_tokens: int | None = None) -> list[list[int]]:
     """
-    Sort rows by length, the longest first, and cut them into batches.
+    Sort rows, those with media and then the longest first, and cut them into batches.
+
+    Rows with media stay together: each batch that has any runs the part of the model that sees.
 
     Args:
-        lengths: of every row, in tokens.
+        sizes: of every row.
         batch_size: rows per batch at most.
         max_batch_tokens: tokens per batch at most, padding included; a longer row is a batch of its own. Default: no
             limit.
@@ -31,30 +40,36 @@ def plan_batches(lengths: Sequence[float], batch_size: int, max_batch_tokens: in
     Returns:
         The rows of each batch. Every row is in one of them.
 
-    >>> plan_batches([1, 5, 3, 2], batch_size=2)
-    [[1, 2], [3, 0]]
-    >>> plan_batches([1, 5, 3, 2, 2], batch_size=3, max_batch_tokens=6)
+    >>> plan_batches([InputSize(False, 1), InputSize(False, 5), InputSize(True, 3)], batch_size=2)
+    [[2, 1], [0]]
+    >>> plan_batches([InputSize(False, tokens) for tokens in (1, 5, 3, 2, 2)], batch_size=3, max_batch_tokens=6)
     [[1], [2, 3], [4, 0]]
     """
     batches: list[list[int]] = []
     longest = 0.0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+    for row in sorted(range(len(sizes)), key=lambda row: sizes[row], reverse=True):
+        tokens = max(longest, sizes[row].tokens)
         fits = bool(batches) and len(batches[-1]) < batch_size
-        if fits and (max_batch_tokens is None or (len(batches[-1]) + 1) * longest <= max_batch_tokens):
+        if fits and (max_batch_tokens is None or (len(batches[-1]) + 1) * tokens <= max_batch_tokens):
             batches[-1].append(row)
+            longest = tokens
         else:
             batches.append([row])
-            longest = lengths[row]
+            longest = sizes[row].tokens
     return batches
 
 
-def estimated_lengths(inputs: Sequence[Any], processor: Any) -> list[float]:
+def input_sizes(inputs: Sequence[Any], processor: Any) -> list[InputSize]:
     """
-    About how many tokens each input has: of text by its characters, of pictures by what the processor makes of their
-    size. Pictures are not decoded.
+    How large each input is: text by its characters, pictures by what the processor makes of their size. Pictures are
+    not decoded.
     """
     image_tokens = _image_tokens(processor)
-    return [_length(value, image_tokens) for value in inputs]
+    sizes = []
+    for value in inputs:
+        text, media = _tokens(value, image_tokens)
+        sizes.append(InputSize(media > 0, text + media))
+    return sizes
 
 
 def _image_tokens(processor: Any) -> Callable[[int, int], int]:
@@ -72,19 +87,22 @@ def _image_tokens(processor: Any) -> Callable[[int, int], int]:
     return tokens
 
 
-def _length(value: Any, image_tokens: Callable[[int, int], int]) -> float:
+def _tokens(value: Any, image_tokens: Callable[[int, int], int]) -> tuple[float, int]:
+    """Of text and of media."""
     if isinstance(value, str) and not value.lower().endswith(IMAGE_SUFFIXES):
-        return 1 + len(value) / CHARACTERS_PER_TOKEN  # no whole number: neighbours are of like length, too
+        return 1 + len(value) / CHARACTERS_PER_TOKEN, 0  # no whole number: neighbours are of like length, too
+    if isinstance(value, Mapping) and value.get("bytes") is not None:
+        return _tokens(value["bytes"], image_tokens)
+    if isinstance(value, Mapping | list | tuple):
+        parts = [part for key, part in value.items() if key not in LABELS] if isinstance(value, Mapping) else value
+        counted = [_tokens(part, image_tokens) for part in parts if part is not None]
+        return sum(text for text, _ in counted), sum(media for _, media in counted)
+    return 0, _media_tokens(value, image_tokens)
+
+
+def _media_tokens(value: Any, image_tokens: Callable[[int, int], int]) -> int:
     if isinstance(value, Image.Image):
         return image_tokens(*value.size)
-    if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            return _length(value["bytes"], image_tokens)
-        return sum(
-            _length(part, image_tokens) for key, part in value.items() if key not in LABELS and part is not None
-        )
-    if isinstance(value, list | tuple):
-        return sum(_length(part, image_tokens) for part in value)
     if isinstance(value, str | bytes | os.PathLike):
         return image_tokens(*_size(value))
     shape = tuple(getattr(value, "shape", ()))
