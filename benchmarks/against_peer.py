@@ -44,7 +44,7 @@ Batches = list[tuple[dict[str, Any], list[int]]]
 def plan_of(name: str, model: MMEmbR1, values: Sequence[Any], batch_size: int) -> list[list[int]]:
     """Which inputs are read together: as they come by the peer, of like length in `encode`."""
     if name != PEER:
-        return plan_batches(input_sizes(values, model.processor), batch_size)
+        return plan_batches(input_sizes(values, model.processor, model[0].model.config), batch_size)
     places = range(len(values))
     return [list(places[start : start + batch_size]) for start in range(0, len(values), batch_size)]
 

@@ -67,6 +67,8 @@ class RoomyLayer(DynamicLayer):
 
     def keep(self, order: Tensor, moved: Tensor) -> None:
         """Keep the rows `order` `(n,)`, of which `moved` (positions in it) change their place."""
+        if self.keys.data_ptr() != self._buffers[0].data_ptr():
+            self._take([self.keys], [self.values], [self.keys.shape[-2]])
         for states in (self.keys, self.values):
             states[moved] = states[order[moved]]
         self._show(len(order), self.keys.shape[-2])

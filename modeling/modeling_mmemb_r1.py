@@ -283,7 +283,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
 
         Args:
             batches: what the processor gave for each, and `max_reasoning_tokens` where a batch, or each row of it, has
-                a budget of its own; read one by one, when there is room for more rows that think.
+                a budget of its own; read one by one, and one ahead of the room for more rows that think.
             decode_batch_size: rows that think at the same time. Default: all that do, of all batches.
             statistics: where to count what decoding cost.
             Others as in [`embed`].

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .caching_mmemb_r1 import can_join
 from .configuration_mmemb_r1 import check_reasoning_options
 from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, Thought, left_padded, prefill
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
@@ -48,21 +50,20 @@ class ReasoningOptions:
             max_rounds=config.max_reasoning_rounds if max_reasoning_rounds is None else max_reasoning_rounds,
             sampling=sampling or Sampling(),
         )
-        least = options.max_tokens if isinstance(options.max_tokens, int) else min(options.max_tokens, default=1)
+        least = min(_listed(options.max_tokens), default=1)
         check_reasoning_options(options.reasoning, options.threshold, least, options.max_rounds)
         return options
 
     def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:
         """Tokens of one rationale, for each of so many rows; those that are `given` go before the options'."""
         budgets = self.max_tokens if given is None else given
-        if isinstance(budgets, int):
-            budgets = [budgets] * rows
+        budgets = _listed(budgets) * (rows if isinstance(budgets, Integral) else 1)
         if len(budgets) != rows or min(budgets, default=1) < 1:
             raise ValueError(
                 f"max_reasoning_tokens={str(list(budgets)):.80} are the budgets of {rows} rows; pass one number of at "
                 "least 1 per row, or one for all."
             )
-        return list(budgets)
+        return budgets
 
     def thinks(self, gate_prob: Tensor) -> list[int]:
         """Which rows think, by their gate probabilities `(B,)`."""
@@ -197,12 +198,24 @@ def _let_think(
     Hand rows to the decoder, which makes room for them first: for an eighth of what it may hold, so that it is nearly
     full all the time, and its cache is copied for them only now and then.
     """
-    rows = torch.tensor(list(thoughts), device=context.hidden.device, dtype=torch.long)
-    for part in rows.split(max(len(rows) if decode_batch_size is None else decode_batch_size // JOINING, 1)):
+    if not thoughts:
+        return
+    rows = torch.tensor(list(thoughts), device=context.hidden.device)
+    size = decode_batch_size or len(rows)
+    if decode_batch_size is not None and can_join(context.cache):
+        size = max(decode_batch_size // JOINING, 1)
+    for part in rows.split(size):
         if decode_batch_size is not None:
-            decoder.run(until=decode_batch_size - len(part))
-        if len(part):
-            decoder.add(context.branch(part), [thoughts[row] for row in part.tolist()])
+            decoder.run(until=max(decode_batch_size - len(part), 0))
+        decoder.add(context.branch(part), [thoughts[row] for row in part.tolist()])
+
+
+def _listed(budgets: Any) -> list[int]:
+    """One budget, or one per row, as a list."""
+    given = budgets if isinstance(budgets, Sequence) else [budgets]
+    if isinstance(budgets, str) or not all(isinstance(budget, Integral) for budget in given):
+        raise ValueError(f"max_reasoning_tokens={budgets!r:.80} has to be a whole number, or a list of one per row.")
+    return [int(budget) for budget in given]
 
 
 def _per_token(value: Any, order: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1 import MMEmbR1
+from mmemb_r1 import MMEmbR1, MMEmbR1Config
 from mmemb_r1._batches import InputSize, input_sizes, plan_batches
 from mmemb_r1.embedding_cache import FILE, EmbeddingCache
 from mmemb_r1.modeling.decoding_mmemb_r1 import Decoder
@@ -201,12 +202,67 @@ def test_larger_pictures_are_longer(family, tmp_path):
         large, str(tmp_path / "large.png"), tmp_path / "large.png", content, undecoded,
         np.asarray(large), {"image": large}, [{"role": "user", "content": [{"type": "image", "image": large}]}],
     ]  # fmt: skip
-    first, *others, little, more = input_sizes([*values, small, {"text": "x" * 40, "image": large}], processor)
+    first, *others, little, more = input_sizes(
+        [*values, small, {"text": "x" * 40, "image": large}], processor, MMEmbR1Config()
+    )
     assert others == [first] * 7
     assert 0 < little.tokens <= first.tokens < more.tokens
-    assert input_sizes(["Lima", {"text": "Lima"}], processor) == [InputSize(False, 2)] * 2
-    broken = [str(tmp_path / "none.png"), "nowhere.png", "clip.mp4", {"video": np.zeros((4, 64, 64, 3))}, b"", 3]
-    assert min(size.tokens for size in input_sizes(broken, processor)) > 0
+    assert input_sizes(["Lima", {"text": "Lima"}], processor, MMEmbR1Config()) == [InputSize(False, 2)] * 2
+    broken = [str(tmp_path / "none.png"), "nowhere.png", {"video": np.zeros((4, 64, 64, 3))}, b"", 3]
+    assert min(size.tokens for size in input_sizes(broken, processor, MMEmbR1Config())) > 0
+
+
+def test_what_is_not_looked_into_counts_as_media(model, tmp_path):
+    """By what a part is and not by what its name ends in; of text that is cut only what is left counts."""
+    config = model[0].model.config
+    (tmp_path / "picture").write_bytes(b"")
+    values = [
+        {"video": "clip"}, "clip.mp4", [{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}]}],
+        {"image": str(tmp_path / "picture")}, {"image": {"bytes": None, "path": "x.png"}},
+        {"image": "https://example.org/?format=jpg"}, {"image": "data:image/png;base64," + "A" * 10**6},
+    ]  # fmt: skip
+    sizes = input_sizes(values, model.processor, config)
+    assert all(size.media and size.tokens < 10**4 for size in sizes)
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert sizes[0].tokens == config.num_video_frames * sizes[3].tokens
+    assert input_sizes(["a" * 10**6], model.processor, config) == [InputSize(False, config.max_text_tokens)]
+
+
+def test_messages_in_a_tuple_are_inputs(model):
+    """As in sentence-transformers: a list of messages is one chat, any other collection holds as many inputs."""
+    first, second = ({"role": "user", "content": text} for text in ("Lima", "Quito"))
+    expected = model.encode(["Lima", "Quito", "Lima"], **ALWAYS)
+    assert_close(model.encode((first, second, first), **ALWAYS), expected)
+
+
+@pytest.mark.parametrize("with_cache", [True, False])
+@pytest.mark.parametrize("budget", [[2, 6], 4.0, "4"])
+def test_one_budget_for_all_inputs(model, tmp_path, with_cache, budget):
+    model.embedding_cache = tmp_path / "cache" if with_cache else None
+    with pytest.raises(ValueError, match="max_reasoning_tokens=.* has to be one whole number"):
+        model.encode(["Lima", "Quito and La Paz"], reasoning="always", max_reasoning_tokens=budget)
+    numbers = {"max_reasoning_tokens": np.int64(2), "max_reasoning_rounds": np.int64(2)}
+    (row,) = model.explain(["Lima"], reasoning="always", **numbers)
+    assert row["num_reasoning_tokens"] <= 4 and row["num_reasoning_rounds"] == 2
+
+
+def test_what_is_no_file_is_not_opened(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for value in ({"image": str(tmp_path / "pipe.png")}, {"video": str(tmp_path / "pipe.png")}):
+        with pytest.raises(InputError):
+            model.encode([value])
+
+
+def test_modules_that_come_later_get_their_options(thinking):
+    class Scale(torch.nn.Module):
+        forward_kwargs = {"scale"}
+
+        def forward(self, features: dict[str, Any], scale: float = 1.0) -> dict[str, Any]:
+            return {**features, "sentence_embedding": features["sentence_embedding"] * scale}
+
+    model = thinking()
+    model.append(Scale())
+    assert_close(np.linalg.norm(model.encode(["Lima"], scale=3.0)), 3.0)
 
 
 def test_every_row_is_in_one_batch():

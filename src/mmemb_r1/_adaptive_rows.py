@@ -49,11 +49,13 @@ def adaptive_rows(
     Yields:
         Places of some inputs, and what the adaptive model makes of them, or made of them before.
     """
+    resolved = resolved_options(model[0].model.config, options)
+    if options.get("max_batch_tokens", 1) < 1:
+        raise ValueError(f"max_batch_tokens={options['max_batch_tokens']} has to be at least 1.")
     cache = model.embedding_cache
     if cache is None:
         yield from _embedded(model, inputs, range(len(inputs)), device, prompt, batch_size, options)
         return
-    resolved = resolved_options(model[0].model.config, options)
     keys = row_keys(inputs, prompt, resolved, checkpoint_fingerprint(model[0]), media_options(model, options))
     missing = []
     for start in range(0, len(keys), READ_AT_ONCE):
@@ -79,7 +81,7 @@ def _embedded(
     """The inputs at the places `wanted`: those of several batches think together."""
     options = {"decode_batch_size": DECODED_PER_READ * batch_size, "max_batch_tokens": MAX_BATCH_TOKENS, **options}
     max_batch_tokens = options.pop("max_batch_tokens")
-    sizes = input_sizes([inputs[place] for place in wanted], model.processor)
+    sizes = input_sizes([inputs[place] for place in wanted], model.processor, model[0].model.config)
     plan = [[wanted[row] for row in rows] for rows in plan_batches(sizes, batch_size, max_batch_tokens)]
     read = (
         batch_to_device(model.preprocess([inputs[place] for place in places], prompt=prompt, **options), device)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from mmemb_r1.modeling.media_mmemb_r1 import IMAGE_SUFFIXES
+from mmemb_r1.modeling.media_mmemb_r1 import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_file
 
 CHARACTERS_PER_TOKEN = 4
 PIXELS_PER_TOKEN = 28 * 28  # of a Qwen-VL; where the processor does not say
-LABELS = ("role", "type", "path")  # of messages and undecoded pictures
+LABELS = ("role", "type")  # of messages and their parts
+SUFFIXES = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
 
 
@@ -59,15 +61,16 @@ def plan_batches(sizes: Sequence[InputSize], batch_size: int, max_batch_tokens: 
     return batches
 
 
-def input_sizes(inputs: Sequence[Any], processor: Any) -> list[InputSize]:
+def input_sizes(inputs: Sequence[Any], processor: Any, config: Any) -> list[InputSize]:
     """
-    How large each input is: text by its characters, pictures by what the processor makes of their size. Pictures are
-    not decoded.
+    How large each input is: text by its characters, as far as it is read, pictures by what the processor makes of
+    their size. Nothing is decoded or downloaded, so videos and what is on the web are of a size that many have.
     """
-    image_tokens = _image_tokens(processor)
+    measure = Measure(_image_tokens(processor), config.num_video_frames)
     sizes = []
     for value in inputs:
-        text, media = _tokens(value, image_tokens)
+        text, media = measure.tokens(value)
+        text = text if config.max_text_tokens is None else min(text, config.max_text_tokens)
         sizes.append(InputSize(media > 0, text + media))
     return sizes
 
@@ -87,28 +90,51 @@ def _image_tokens(processor: Any) -> Callable[[int, int], int]:
     return tokens
 
 
-def _tokens(value: Any, image_tokens: Callable[[int, int], int]) -> tuple[float, int]:
-    """Of text and of media."""
-    if isinstance(value, str) and not value.lower().endswith(IMAGE_SUFFIXES):
-        return 1 + len(value) / CHARACTERS_PER_TOKEN, 0  # no whole number: neighbours are of like length, too
-    if isinstance(value, Mapping) and value.get("bytes") is not None:
-        return _tokens(value["bytes"], image_tokens)
-    if isinstance(value, Mapping | list | tuple):
-        parts = [part for key, part in value.items() if key not in LABELS] if isinstance(value, Mapping) else value
-        counted = [_tokens(part, image_tokens) for part in parts if part is not None]
+@dataclass(frozen=True)
+class Measure:
+    """
+    Tokens of inputs.
+
+    Args:
+        of_picture: width and height -> tokens.
+        num_video_frames: frames that are taken of a video file.
+    """
+
+    of_picture: Callable[[int, int], int]
+    num_video_frames: int
+
+    def tokens(self, value: Any, kind: str | None = None) -> tuple[float, int]:
+        """Of text and of media, of an input or of what it holds as a `kind`: text, image or video."""
+        if isinstance(value, str) and kind is None:
+            kind = next((kind for kind, suffixes in SUFFIXES.items() if value.lower().endswith(suffixes)), "text")
+        if isinstance(value, Mapping) and not set(value) <= {"bytes", "path"}:
+            parts = [(part, key if key in SUFFIXES else "text") for key, part in value.items() if key not in LABELS]
+            if "content" in value:  # a message
+                parts = [(value["content"], "text" if isinstance(value["content"], str) else None)]
+        elif isinstance(value, list | tuple) and kind != "video":
+            parts = [(part, kind) for part in value]
+        elif isinstance(value, str) and kind == "text":
+            return 1 + len(value) / CHARACTERS_PER_TOKEN, 0  # no whole number: neighbours are of like length, too
+        else:
+            return 0, self.of_video(value) if kind == "video" else self.of_image(value)
+        counted = [self.tokens(part, kind) for part, kind in parts if part is not None]
         return sum(text for text, _ in counted), sum(media for _, media in counted)
-    return 0, _media_tokens(value, image_tokens)
 
+    def of_image(self, value: Any) -> int:
+        if isinstance(value, Mapping):  # undecoded, of `datasets`
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, Image.Image):
+            return self.of_picture(*value.size)
+        shape = tuple(getattr(value, "shape", ()))
+        return self.of_picture(*(_plane(shape) if len(shape) in (2, 3) else _size(value)))
 
-def _media_tokens(value: Any, image_tokens: Callable[[int, int], int]) -> int:
-    if isinstance(value, Image.Image):
-        return image_tokens(*value.size)
-    if isinstance(value, str | bytes | os.PathLike):
-        return image_tokens(*_size(value))
-    shape = tuple(getattr(value, "shape", ()))
-    if len(shape) == 4:  # the frames of a video
-        return int(shape[0]) * image_tokens(*_plane(shape[1:]))
-    return image_tokens(*(_plane(shape) if len(shape) in (2, 3) else UNKNOWN_SIZE))
+    def of_video(self, value: Any) -> int:
+        if isinstance(value, list | tuple) and value:  # of frames
+            return sum(map(self.of_image, value))
+        shape = tuple(getattr(value, "shape", ()))
+        if len(shape) == 4:
+            return int(shape[0]) * self.of_picture(*_plane(shape[1:]))
+        return self.num_video_frames * self.of_picture(*UNKNOWN_SIZE)
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -119,8 +145,11 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _size(source: Any) -> tuple[int, int]:
     """Width and height of a picture that lies in a file or in bytes."""
+    is_bytes = isinstance(source, bytes | bytearray)
+    if not is_bytes and not (isinstance(source, str | os.PathLike) and is_file(source)):
+        return UNKNOWN_SIZE
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else os.path.expanduser(source)) as image:
+        with Image.open(io.BytesIO(source) if is_bytes else os.path.expanduser(source)) as image:
             return image.size
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return UNKNOWN_SIZE  # whoever opens it says what is wrong with it

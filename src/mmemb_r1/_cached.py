@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -36,10 +37,10 @@ def resolved_options(config: MMEmbR1Config, options: Mapping[str, Any]) -> dict[
     given = {name: getattr(config, name) if options.get(name) is None else options[name] for name in REASONING_OPTIONS}
     if options.get("task") == "document" and options.get("reasoning") is None:
         given["reasoning"] = config.document_reasoning
-    if not isinstance(given["max_reasoning_tokens"], int):
-        raise ValueError(
-            f"max_reasoning_tokens={given['max_reasoning_tokens']!r:.80} has to be one number for all inputs here."
-        )
+    for name in ("max_reasoning_tokens", "max_reasoning_rounds"):
+        if not isinstance(given[name], Integral):
+            raise ValueError(f"{name}={given[name]!r:.80} has to be one whole number for all inputs.")
+        given[name] = int(given[name])
     check_reasoning_options(**given)
     if given["reasoning"] == "never":
         return {"reasoning": "never"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -14,7 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import _fields
-from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, IMAGE_SUFFIXES, VIDEO_SUFFIXES, WEB, MediaOptions, open_image
+from mmemb_r1.modeling.media_mmemb_r1 import (
+    DEFAULTS,
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    WEB,
+    MediaOptions,
+    is_file,
+    open_image,
+)
 
 DIGEST_SIZE = 32
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
@@ -50,6 +59,11 @@ def content_key(value: Any, media: MediaOptions = DEFAULTS) -> bytes:
     except (ValueError, OSError):
         return b"refused " + os.urandom(DIGEST_SIZE)
     return digest.digest()
+
+
+def as_input(value: Any) -> Any:
+    """One of several inputs: a single message is one, too, but in a list it would be taken for a turn of a chat."""
+    return [value] if isinstance(value, Mapping) and "role" in value else value
 
 
 def distinct(values: Sequence[Any], media: MediaOptions = DEFAULTS) -> tuple[list[Any], np.ndarray]:
@@ -104,8 +118,7 @@ def spread(outputs: Any, index: np.ndarray) -> Any:
         return outputs[index]
     if isinstance(outputs, Tensor):
         return outputs[torch.from_numpy(index).to(outputs.device)]
-    items = (outputs[row] for row in index.tolist())
-    return [dict(item) if isinstance(item, dict) else item for item in items]  # nobody changes a neighbour's
+    return [copy.deepcopy(outputs[row]) for row in index.tolist()]  # nobody changes a neighbour's
 
 
 def _pieces(value: Any, media: MediaOptions) -> Iterator[_Piece]:
@@ -190,4 +203,6 @@ def _file(kind: str, source: Any, media: MediaOptions) -> _Piece:
         return f"{kind} on the web", source.encode()
     if not isinstance(source, str | Path):
         raise ValueError(f"it is no {kind}.")
+    if not is_file(source):  # a pipe would be waited for
+        raise ValueError(f"it is no file: {source}.")
     return kind, Path(os.path.expanduser(source)).read_bytes()

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from sentence_transformers.util import truncate_embeddings
 from torch.nn.functional import normalize
 from tqdm.autonotebook import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mmemb_r1._adaptive_rows import adaptive_rows, media_options
-from mmemb_r1._content import distinct, spread
+from mmemb_r1._content import as_input, distinct, spread
 from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -121,7 +122,7 @@ class MMEmbR1(SentenceTransformer):
                 "all there is to an input. The states of tokens are the last_hidden_state of the model's forward."
             )
         is_single = self.is_singular_input(inputs)
-        values = [inputs] if is_single else list(inputs)
+        values = [inputs] if is_single else [as_input(value) for value in inputs]
         unique, index = distinct(values, media_options(self, options))
         try:
             outputs = super().encode(inputs if is_single else unique, **options)
@@ -160,8 +161,8 @@ class MMEmbR1(SentenceTransformer):
         rows: list[Any] = [None] * len(inputs)
         with tqdm(desc="Inputs", total=len(inputs), disable=not show_progress_bar) as bar:
             for places, features in adaptive_rows(self, inputs, device, prompt, batch_size, options):
-                for other in list(self)[1:]:
-                    features = other(features)
+                for name, other in list(self.named_children())[1:]:
+                    features = other(features, **self._options_of(name, other, options))
                 embeddings = features["sentence_embedding"]
                 if truncate_dim is not None:
                     embeddings = truncate_embeddings(embeddings, truncate_dim)
@@ -177,6 +178,13 @@ class MMEmbR1(SentenceTransformer):
         if output_value is None:
             return rows
         return torch.stack(rows) if rows else torch.tensor([], device=device)
+
+    def _options_of(self, name: str, module: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """Those of the options that a module takes, as in sentence-transformers."""
+        if isinstance(module, Router):
+            return options
+        known = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
+        return {key: value for key, value in options.items() if key in known}
 
     @property
     def embedding_cache(self) -> EmbeddingCache | None:

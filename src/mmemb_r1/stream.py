@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mmemb_r1._cached import resolved_options
-from mmemb_r1._content import DIGEST_SIZE, content_key
+from mmemb_r1._content import DIGEST_SIZE, as_input, content_key
 from mmemb_r1._files import claim, claimed, replaced_file
 from mmemb_r1._fingerprint import checkpoint_fingerprint
 from mmemb_r1._progress import progress_bar
@@ -188,6 +188,10 @@ def _checked_ids(ids: list[Any], kind: type | None) -> Ids:
 
 def _checked_id(name: Any) -> int | str:
     if isinstance(name, str):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the id {name!r:.80} is no text that can be written as UTF-8.") from error
         return str(name)
     if isinstance(name, int | np.integer) and not isinstance(name, bool) and -(2**63) <= name < 2**63:
         return int(name)
@@ -285,10 +289,10 @@ class _Run:
         return write_shard(path, digest, ids, columns, thoughts), True
 
     def _embedded(self, values: list[Any], start: int) -> tuple[dict[str, np.ndarray], list[str] | None]:
-        # a single message is an input too, but in a list it would be taken for the first of one conversation
-        values = [[value] if isinstance(value, Mapping) and "role" in value else value for value in values]
         try:
-            rows = self.model.encode(values, output_value=None, show_progress_bar=False, **self.options)
+            rows = self.model.encode(
+                [as_input(value) for value in values], output_value=None, show_progress_bar=False, **self.options
+            )
         except InputError as error:
             raise error.at(start + error.index) from error
         columns = {

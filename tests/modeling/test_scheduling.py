@@ -186,6 +186,13 @@ def test_recurrent_states_are_decoded_batch_by_batch(close):
         outputs = list(model.embed_batches(batches, statistics=statistics, **options))
     require_equal(outputs, alone, close)
     assert statistics.steps == statistics.row_steps
+    four = {
+        "input_ids": torch.tensor([[*ids, model.config.embed_token_id] for ids in ([1, 2], [3, 4], [5, 6], [7, 8])])
+    }
+    with torch.no_grad():
+        statistics = DecodingStatistics()
+        list(model.embed_batches([four], statistics=statistics, decode_batch_size=4, **options))
+    assert statistics.row_steps > 2 * statistics.steps  # as many as may stand together, not in parts
 
 
 @pytest.mark.parametrize(
