@@ -50,6 +50,12 @@ class RoomyLayer(DynamicLayer):
                 place[:, :, width - own : width] = states[:, :, states.shape[2] - own :]
         self._show(rows, width)
 
+    def _make_room(self, room: int = 0) -> None:
+        """Move to new buffers if these have no room, or transformers gave the layer keys that are not in them."""
+        columns = self.keys.shape[-2]
+        if columns + room > self._buffers[0].shape[-2] or self.keys.data_ptr() != self._buffers[0].data_ptr():
+            self._take([self.keys], [self.values], [columns], room)
+
     def _show(self, rows: int, columns: int) -> None:
         self.keys, self.values = (buffer[:rows, :, :columns] for buffer in self._buffers)
 
@@ -57,9 +63,7 @@ class RoomyLayer(DynamicLayer):
         """Append columns `(N, heads, T, head_dim)` and return all."""
         rows, _, columns, _ = self.keys.shape
         total = columns + key_states.shape[-2]
-        # what transformers does to a layer's rows gives it keys of their own
-        if total > self._buffers[0].shape[-2] or self.keys.data_ptr() != self._buffers[0].data_ptr():
-            self._take([self.keys], [self.values], [columns], room=total - columns)
+        self._make_room(total - columns)
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:rows, :, columns:total] = states
         self._show(rows, total)
@@ -67,8 +71,7 @@ class RoomyLayer(DynamicLayer):
 
     def keep(self, order: Tensor, moved: Tensor) -> None:
         """Keep the rows `order` `(n,)`, of which `moved` (positions in it) change their place."""
-        if self.keys.data_ptr() != self._buffers[0].data_ptr():
-            self._take([self.keys], [self.values], [self.keys.shape[-2]])
+        self._make_room()
         for states in (self.keys, self.values):
             states[moved] = states[order[moved]]
         self._show(len(order), self.keys.shape[-2])

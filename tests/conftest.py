@@ -39,6 +39,28 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def recurrent_vlm() -> Callable[..., Any]:
+    """`recurrent_vlm(vocab_size)`: a random backbone one of whose two layers keeps a recurrent state."""
+    import torch
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    def build(vocab_size: int = 300) -> Any:
+        text = {
+            "vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+        }  # fmt: skip
+        vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def thinking() -> Callable[..., MMEmbR1]:
     """`thinking(family, **config)`: a tiny model whose gate depends on the input, and whose vectors do so strongly."""
     import torch

@@ -102,6 +102,15 @@ class TestInit:
             parse_settings(["pooling"])
 
 
+@pytest.fixture
+def encode(tiny_checkpoint):
+    def run(source, output, *options):
+        arguments = ["--model", str(tiny_checkpoint), "--input", str(source), "--output", str(output)]
+        return main(["encode", *arguments, "--device", "cpu", *options])
+
+    return run
+
+
 class TestEncode:
     @pytest.fixture
     def inputs(self, tmp_path):
@@ -116,14 +125,6 @@ class TestEncode:
         ]
         (folder / "inputs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return folder / "inputs.jsonl"
-
-    @pytest.fixture
-    def encode(self, tiny_checkpoint):
-        def run(source, output, *options):
-            arguments = ["--model", str(tiny_checkpoint), "--input", str(source), "--output", str(output)]
-            return main(["encode", *arguments, "--device", "cpu", *options])
-
-        return run
 
     def test_the_formats_hold_the_same(self, inputs, encode, tmp_path):
         options = ("--reasoning", "always", "--max-reasoning-tokens", "3", "--rationales")
@@ -218,14 +219,6 @@ class TestEncodeInShards:
         lines = ["" if number == 2 else json.dumps(f"text {number}") for number in range(6)]
         (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return tmp_path / "in.jsonl"
-
-    @pytest.fixture
-    def encode(self, tiny_checkpoint):
-        def run(source, output, *options):
-            arguments = ["--model", str(tiny_checkpoint), "--input", str(source), "--output", str(output)]
-            return main(["encode", *arguments, "--device", "cpu", *options])
-
-        return run
 
     def test_a_folder_gets_shards(self, source, encode, tmp_path, capsys):
         options = ("--reasoning", "always", "--max-reasoning-tokens", "3", "--rationales")

@@ -16,7 +16,7 @@ from mmemb_r1._files import replaced_file
 
 FORMATS = ("safetensors", "parquet")
 _FACTS = "mmemb_r1"  # the name under which a file's metadata hold what it is
-_DTYPES = {"embeddings": np.float32, "gate_prob": np.float32, "reasoned": np.bool_, "num_reasoning_tokens": np.int64}
+COLUMNS = {"gate_prob": np.float32, "reasoned": np.bool_, "num_reasoning_tokens": np.int64}  # beside the embeddings
 Ids = list[int] | list[str]
 
 
@@ -59,7 +59,10 @@ def write_shard(
         columns: `embeddings` `(N, D)`, `gate_prob`, `reasoned` and `num_reasoning_tokens` `(N,)`.
         rationales: what was thought, or nothing.
     """
-    columns = {name: np.ascontiguousarray(columns[name], dtype=dtype) for name, dtype in _DTYPES.items()}
+    columns = {
+        name: np.ascontiguousarray(columns[name], dtype=dtype)
+        for name, dtype in {"embeddings": np.float32, **COLUMNS}.items()
+    }
     rows, dim = columns["embeddings"].shape
     facts = ShardFacts(digest, rows, dim, int(columns["reasoned"].sum()))
     write = _write_parquet if path.suffix == ".parquet" else _write_safetensors
@@ -156,7 +159,7 @@ def _write_parquet(
     arrays = {
         "id": pyarrow.array(ids, type=pyarrow.int64() if isinstance(ids[0], int) else pyarrow.string()),
         "embedding": pyarrow.FixedSizeListArray.from_arrays(values, embeddings.shape[1]),
-        **{name: pyarrow.array(columns[name]) for name in _DTYPES if name != "embeddings"},
+        **{name: pyarrow.array(columns[name]) for name in COLUMNS},
     }
     if rationales is not None:
         arrays["rationale"] = pyarrow.array(rationales, type=pyarrow.string())

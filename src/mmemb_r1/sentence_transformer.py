@@ -158,11 +158,12 @@ class MMEmbR1(SentenceTransformer):
         """
         device = torch.device(self._resolve_inference_device(device))
         self.eval()
+        later = {other: self._options_of(name, other, options) for name, other in list(self.named_children())[1:]}
         rows: list[Any] = [None] * len(inputs)
         with tqdm(desc="Inputs", total=len(inputs), disable=not show_progress_bar) as bar:
             for places, features in adaptive_rows(self, inputs, device, prompt, batch_size, options):
-                for name, other in list(self.named_children())[1:]:
-                    features = other(features, **self._options_of(name, other, options))
+                for other, taken in later.items():
+                    features = other(features, **taken)
                 embeddings = features["sentence_embedding"]
                 if truncate_dim is not None:
                     embeddings = truncate_embeddings(embeddings, truncate_dim)

@@ -21,7 +21,7 @@ from mmemb_r1._content import DIGEST_SIZE, as_input, content_key
 from mmemb_r1._files import claim, claimed, replaced_file
 from mmemb_r1._fingerprint import checkpoint_fingerprint
 from mmemb_r1._progress import progress_bar
-from mmemb_r1._stream_shards import FORMATS, Ids, ShardFacts, read_facts, read_rows, shard_path, write_shard
+from mmemb_r1._stream_shards import COLUMNS, FORMATS, Ids, ShardFacts, read_facts, read_rows, shard_path, write_shard
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 
@@ -299,7 +299,7 @@ class _Run:
             "embeddings": torch.stack([row["sentence_embedding"] for row in rows]).float().cpu().numpy(),  # (N, D)
             **{
                 name: torch.stack([row[name] for row in rows]).cpu().numpy()  # (N,)
-                for name in ("gate_prob", "reasoned", "num_reasoning_tokens")
+                for name in COLUMNS
             },
         }
         thoughts = [self.model._explained(row)["rationale"] for row in rows] if self.rationales else None

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.decoding_mmemb_r1 import Decoder, DecodingStatistics
@@ -163,20 +162,10 @@ def test_sliding_windows(make_tiny, mixed, close, window):
     require_equal(scheduled(tiny, [[value] for value in mixed], decode_batch_size=3, **options), alone, close)
 
 
-def test_recurrent_states_are_decoded_batch_by_batch(close):
+def test_recurrent_states_are_decoded_batch_by_batch(close, recurrent_vlm):
     """They can't be padded afterwards: batches don't mix, results are the same."""
     _, processor = build_tiny_vlm("qwen3_vl")
-    text = {
-        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["linear_attention", "full_attention"],
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
-    }  # fmt: skip
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vlm = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision)).eval()
-        model, _ = MMEmbR1Model.from_vlm(vlm, processor)
+    model, _ = MMEmbR1Model.from_vlm(recurrent_vlm(vocab_size=400), processor)
     prompts = [[9, 8, 7, 6, 5], [11, 12, 13], [21, 22, 23, 24]]
     batches = [{"input_ids": torch.tensor([[*ids, model.config.embed_token_id]])} for ids in prompts]
     options: dict[str, Any] = {"reasoning": "always", "max_reasoning_tokens": 5, "output_all_embeddings": True}

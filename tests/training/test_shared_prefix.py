@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
@@ -180,18 +179,9 @@ def test_sliding_windows():
     assert (unshared(wide, processor, MIXED[0], suffixes[0]) - expected[0]).abs().max() > 1e-2
 
 
-def test_recurrent_states():
+def test_recurrent_states(recurrent_vlm):
     """Linear attention keeps a state that is changed in place: branches have their own."""
-    text = {
-        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["linear_attention", "full_attention"],
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
-    }  # fmt: skip
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vlm = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision)).eval()
+    vlm = recurrent_vlm()
     rows, suffixes = [0, 1, 0, 1], [[1, 2, 3], [4], [5, 6, 7, 8], [1, 2, 3]]
     starts = [[9, 8, 7, 6, 5], [11, 12, 13]]
     with torch.no_grad():

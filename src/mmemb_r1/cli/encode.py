@@ -270,9 +270,10 @@ def _write_safetensors(path: Path, embeddings: np.ndarray, meta: list[dict[str, 
     import numpy as np
     from safetensors.numpy import save_file
 
-    columns = {"gate_prob": np.float32, "reasoned": np.bool_, "num_reasoning_tokens": np.int64}
+    from mmemb_r1._stream_shards import COLUMNS
+
     tensors: dict[str, np.ndarray] = {
-        name: np.array([row[name] for row in meta], dtype=dtype) for name, dtype in columns.items()
+        name: np.array([row[name] for row in meta], dtype=dtype) for name, dtype in COLUMNS.items()
     }
     texts = [row["rationale"] for row in meta if "rationale" in row]
     header = {"rationales": json.dumps(texts, ensure_ascii=False)} if texts else {}
