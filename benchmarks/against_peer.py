@@ -3,11 +3,12 @@ Thinking for every input through our engine against the nearest peer's way (`eng
 run: how much faster, with how much less memory, and how much of the decoding is of use.
 
     python benchmarks/against_peer.py [--model runs/quickstart/model | --random-100m] [--inputs 128] [--batch-size 32]
-        [--repeats 3] [--output against_peer.json]
+        [--read-size 32] [--decode-batch-size 128] [--repeats 3] [--output against_peer.json]
 
 Rationales are of skewed lengths, the same on both sides: the median is 20 tokens, the longest have 200. Both sides are
 given the same processed inputs (the peer as they come, ours sorted by length, as `encode` does), have to write the
 same tokens, and give the same vectors to 1e-4 (in float32). Decode steps that pad rows which are done are of no use.
+The peer reads, and decodes, `--batch-size` rows at once. Ours reads `--read-size` and decodes `--decode-batch-size`.
 Memory is the peak above the loaded model; each side runs in a process of its own for that (Linux), unless the device
 is a CUDA one. Prints a table; writes JSON with `--output`.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from engine.memory import MIB, apart, peak_above
@@ -41,18 +42,27 @@ FASTER, MEMORY, USEFUL = 3.0, 1 / 3, 0.9  # wanted
 Batches = list[tuple[dict[str, Any], list[int]]]
 
 
-def plan_of(name: str, model: MMEmbR1, values: Sequence[Any], batch_size: int) -> list[list[int]]:
+class Sizes(NamedTuple):
+    """Rows that the peer reads and decodes at once, that ours reads, and that ours decodes."""
+
+    batch: int
+    read: int
+    decoded: int
+
+
+def plan_of(name: str, model: MMEmbR1, values: Sequence[Any], sizes: Sizes) -> list[list[int]]:
     """Which inputs are read together: as they come by the peer, of like length in `encode`."""
-    if name != PEER:
-        return plan_batches(input_sizes(values, model.processor, model[0].model.config), batch_size)
-    places = range(len(values))
-    return [list(places[start : start + batch_size]) for start in range(0, len(values), batch_size)]
+    if name == PEER:
+        places = range(len(values))
+        return [list(places[start : start + sizes.batch]) for start in range(0, len(values), sizes.batch)]
+    measured = input_sizes(values, model.processor, model[0].model.config)
+    return plan_batches(measured, sizes.read if name == ACROSS else sizes.batch)
 
 
-def batches_of(name: str, model: MMEmbR1, subject: Subject, inputs: int, batch_size: int) -> Batches:
+def batches_of(name: str, model: MMEmbR1, subject: Subject, inputs: int, sizes: Sizes) -> Batches:
     """What the model takes on one side, and budgets of the rows."""
     values, lengths = inputs_of(subject, inputs), skewed_lengths(inputs, subject.seed)
-    places = plan_of(name, model, values, batch_size)
+    places = plan_of(name, model, values, sizes)
     read = (model_inputs(model.preprocess([values[place] for place in part])) for part in places)
     return [
         (
@@ -79,21 +89,21 @@ def ours(
     ]
 
 
-def side_of(name: str, model: MMEmbR1Model, batches: Batches, decode_batch_size: int) -> Callable[[], Any]:
+def side_of(name: str, model: MMEmbR1Model, batches: Batches, sizes: Sizes) -> Callable[[], Any]:
     """What one side does with all batches."""
     if name == PEER:
         return lambda: [embed_as_peer(model, *batch) for batch in batches]
-    return lambda: ours(model, batches, decode_batch_size if name == ACROSS else None)
+    return lambda: ours(model, batches, sizes.decoded if name == ACROSS else None)
 
 
-def peak(subject: Subject, name: str, inputs: int, batch_size: int, decode_batch_size: int) -> int:
+def peak(subject: Subject, name: str, inputs: int, sizes: Sizes) -> int:
     """Bytes that one side takes at most above the loaded model and its inputs; after a small run, in this process."""
     model = subject.load()
-    batches = batches_of(name, model, subject, inputs, batch_size)
+    batches = batches_of(name, model, subject, inputs, sizes)
     few = [(batch, [2] * len(budgets)) for batch, budgets in batches[:1]]
     with without_end(model[0].model):
-        side_of(name, model[0].model, few, decode_batch_size)()
-        return peak_above(side_of(name, model[0].model, batches, decode_batch_size), subject.device)
+        side_of(name, model[0].model, few, sizes)()
+        return peak_above(side_of(name, model[0].model, batches, sizes), subject.device)
 
 
 def require_same(peers: list[Written], outputs: list[MMEmbR1EmbedOutput], places: list[int]) -> float:
@@ -120,6 +130,7 @@ def run(
     *,
     inputs: int = 128,
     batch_size: int = 32,
+    read_size: int | None = None,
     decode_batch_size: int | None = None,
     repeats: int = 3,
     memory: bool = True,
@@ -130,7 +141,8 @@ def run(
     Args:
         subject: the model.
         inputs: how many are embedded.
-        batch_size: rows of a prefill, on both sides.
+        batch_size: rows of a batch of the peer.
+        read_size: rows of a prefill of ours. Default: as many.
         decode_batch_size: rows that think at the same time, of ours. Default: as in `encode`.
         repeats: rounds.
         memory: whether memory is measured, too.
@@ -138,11 +150,9 @@ def run(
     Raises:
         ValueError: if the sides do not agree, in float32.
     """
-    decoded = decode_batch_size or DECODED_PER_READ * batch_size
-    model = subject.load()
-    batches = {name: batches_of(name, model, subject, inputs, batch_size) for name in (PEER, ACROSS)}
-    batches[WITHIN] = batches[ACROSS]
-    places = [place for part in plan_of(ACROSS, model, inputs_of(subject, inputs), batch_size) for place in part]
+    sizes = Sizes(batch_size, read_size or batch_size, decode_batch_size or DECODED_PER_READ * batch_size)
+    model, values = subject.load(), inputs_of(subject, inputs)
+    batches = {name: batches_of(name, model, subject, inputs, sizes) for name in SIDES}
     lengths = [length for _, budgets in batches[PEER] for length in budgets]
     kept = sum(lengths) + CONTROL_TOKENS * inputs
     sides: dict[str, dict[str, Any]] = {name: {} for name in SIDES}
@@ -151,14 +161,15 @@ def run(
         steps = sum(peer.steps for peer in peers)
         run_by_peer = sum(peer.steps * len(peer.embeddings) for peer in peers)
         sides[PEER] |= {"steps": steps, "row_steps": run_by_peer}
-        for name, size in ((ACROSS, decoded), (WITHIN, None)):
+        for name, size in ((ACROSS, sizes.decoded), (WITHIN, None)):
             statistics_ = DecodingStatistics()
             outputs = ours(model[0].model, batches[name], size, statistics_)
             sides[name] |= {"steps": statistics_.steps, "row_steps": statistics_.row_steps}
             if subject.dtype == "float32":  # otherwise rounding makes rationales part
+                places = [place for part in plan_of(name, model, values, sizes) for place in part]
                 sides[name]["apart"] = require_same(peers, outputs, places)
         del peers, outputs
-        calls = {name: side_of(name, model[0].model, batches[name], decoded) for name in SIDES}
+        calls = {name: side_of(name, model[0].model, batches[name], sizes) for name in SIDES}
         times = alternating(calls, repeats, subject)
     for name, side in sides.items():
         side |= {
@@ -169,14 +180,15 @@ def run(
         }
     if memory:
         for name, side in sides.items():
-            side["peak_bytes"] = apart(peak, subject, name, inputs, batch_size, decoded)
+            side["peak_bytes"] = apart(peak, subject, name, inputs, sizes)
         for side in sides.values():
             side["memory_share"] = side["peak_bytes"] / sides[PEER]["peak_bytes"]
     return {
         "subject": subject.name,
         "inputs": inputs,
-        "batch_size": batch_size,
-        "decode_batch_size": decoded,
+        "batch_size": sizes.batch,
+        "read_size": sizes.read,
+        "decode_batch_size": sizes.decoded,
         "lengths": {"median": statistics.median(lengths), "mean": statistics.mean(lengths), "longest": max(lengths)},
         "token_steps_kept": kept,
         "sides": sides,
@@ -208,8 +220,9 @@ def show_results(results: dict[str, Any]) -> None:
     if "memory_share" in best:
         notes.append(verdict("share of memory", best["memory_share"], "<= 1/3", best["memory_share"] <= MEMORY))
     title = (
-        f"{results['inputs']} inputs think, {results['batch_size']} to a prefill, rationales of "
-        f"{lengths['median']:.0f} tokens (median; longest {lengths['longest']}): {results['subject']}"
+        f"{results['inputs']} inputs think, peer {results['batch_size']} at once, ours {results['decode_batch_size']} "
+        f"(read {results['read_size']}); rationales of {lengths['median']:.0f} tokens (median; longest "
+        f"{lengths['longest']}): {results['subject']}"
     )
     show(title, rows, *notes)
 
@@ -218,7 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--inputs", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=32, help="rows of a prefill, on both sides")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of a batch of the peer")
+    parser.add_argument("--read-size", type=int, help="rows of a prefill of ours; default: as many")
     parser.add_argument("--decode-batch-size", type=int, help="rows of ours that think at once; default: as in encode")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="measure times only")
@@ -227,6 +241,7 @@ def main() -> None:
         Subject.of(args),
         inputs=args.inputs,
         batch_size=args.batch_size,
+        read_size=args.read_size,
         decode_batch_size=args.decode_batch_size,
         repeats=args.repeats,
         memory=args.memory,

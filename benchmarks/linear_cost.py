@@ -5,8 +5,10 @@ auto, in alternation in one run; and the memory of `encode_stream`, which has to
     python benchmarks/linear_cost.py [--model runs/quickstart/model] [--sizes 1000 4000 16000] [--repeats 3]
         [--output linear_cost.json]
 
-Memory is the peak of a process of its own for each size (Linux), model included, or of the CUDA device. Inputs
-of the stream are made one by one, and nothing but the stream keeps them. Prints a table; writes JSON with `--output`.
+Memory is that of a process of its own (Linux), model included, or of the CUDA device: the peak of each shard of the
+largest stream. A single peak would tell of the worst moment, which a longer stream meets more often. The early shards
+are compared with the late ones, by their medians. Inputs of the stream are made one by one, and nothing but the stream
+keeps them. Prints a table; writes JSON with `--output`.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import torch
-from engine.memory import MIB, apart, peak
+from engine.memory import MIB, Peaks, apart
 from engine.report import save, show, verdict
 from engine.subject import Subject, add_arguments
 from engine.timing import alternating
@@ -29,25 +31,35 @@ from mmemb_r1.stream import encode_stream
 
 MODES = ("never", "auto")
 SIZES = (1000, 4000, 16_000)
-SHARDS = 4  # of the smaller stream at least: a shard's inputs are in memory
+SHARDS = 32  # of the largest stream
+SETTLING = 4  # of them are not counted: what is taken once has to be there, and the allocator settles
 DIFFERENT = 500  # inputs of which a stream is made
 SPREAD = 0.1  # of throughput, wanted at most
 
 
-def stream_peak(subject: Subject, size: int, shard_size: int, options: dict[str, Any]) -> int:
-    """
-    Bytes that this process, or the device, holds at most while so many inputs are streamed. Not above what there is
-    before: how much of that the allocator has given back is a matter of chance.
-    """
+def shard_peaks(subject: Subject, size: int, shard_size: int, options: dict[str, Any]) -> list[int]:
+    """Bytes that this process, or the device, holds at most while each shard of so many inputs is embedded."""
     model, values = subject.load(), inputs_of(subject, DIFFERENT)
+    peaks = Peaks(subject.device)
+
+    def inputs() -> Iterator[dict[str, Any]]:
+        for number, value in enumerate(numbered(values, size)):
+            if number and number % shard_size == 0:  # the stream asks for the next shard: the last one is written
+                peaks.note()
+            yield value
+        peaks.note()
+
     with tempfile.TemporaryDirectory() as folder:
+        encode_stream(model, inputs(), folder, shard_size=shard_size, show_progress_bar=False, **options)
+    return peaks.noted
 
-        def stream(count: int) -> None:
-            inputs, output = numbered(values, count), f"{folder}/{count}"
-            encode_stream(model, inputs, output, shard_size=shard_size, show_progress_bar=False, **options)
 
-        stream(SHARDS * shard_size)  # so that what is taken once is there; the allocator settles after some shards
-        return peak(lambda: stream(size), subject.device)[1]
+def growth(peaks: Sequence[int], shard_size: int) -> float:
+    """Bytes for each further input: the median peak of the last third of the shards against that of the first."""
+    settled = peaks[SETTLING:]
+    third = len(settled) // 3
+    between = (len(settled) - third) * shard_size  # from the middle of the one to the middle of the other
+    return (statistics.median(settled[-third:]) - statistics.median(settled[:third])) / between
 
 
 def run(
@@ -60,7 +72,7 @@ def run(
     memory: bool = True,
 ) -> dict[str, Any]:
     """
-    Measure throughput at all sizes, and memory at the two largest.
+    Measure throughput at all sizes, and memory at the largest.
 
     Args:
         subject: the model.
@@ -68,7 +80,7 @@ def run(
         batch_size: rows of a prefill.
         max_reasoning_tokens: budget of a rationale.
         repeats: rounds.
-        memory: whether memory is measured, too.
+        memory: whether memory of a stream is measured, too.
     """
     model, values = subject.load(), inputs_of(subject, max(sizes))
     options = {"batch_size": batch_size, "max_reasoning_tokens": max_reasoning_tokens}
@@ -100,28 +112,24 @@ def run(
     if memory:
         vector_bytes = model.get_embedding_dimension() * torch.float32.itemsize
         del model, values
-        streams = list(sizes)[-2:]
-        shard_size = max(batch_size, streams[0] // SHARDS)
-        peaks = {
-            size: apart(stream_peak, subject, size, shard_size, {**options, "reasoning": "auto"}) for size in streams
-        }
+        shard_size = max(batch_size, max(sizes) // SHARDS)
+        peaks = apart(shard_peaks, subject, max(sizes), shard_size, {**options, "reasoning": "auto"})
         results["stream"] = {
             "shard_size": shard_size,
             "peak_bytes": peaks,
-            "bytes_per_input": (peaks[streams[-1]] - peaks[streams[0]]) / (streams[-1] - streams[0]),
+            "bytes_per_input": growth(peaks, shard_size),
             "vector_bytes": vector_bytes,
         }
     return results
 
 
 def show_results(results: dict[str, Any]) -> None:
-    peaks = results.get("stream", {}).get("peak_bytes", {})
+    stream = results.get("stream")
     rows = [
         {
             "inputs": str(size),
             **{mode: f"{found['inputs_per_second'][size]:.0f} /s" for mode, found in results["modes"].items()},
             **{f"{mode} ratio": f"{found['against_largest'][size]:.2f}" for mode, found in results["modes"].items()},
-            "memory of a stream": f"{peaks[size] / MIB:.0f} MiB" if size in peaks else "-",
         }
         for size in results["sizes"]
     ]
@@ -129,8 +137,12 @@ def show_results(results: dict[str, Any]) -> None:
         verdict(f"{mode}: throughput off the largest's by", found["spread"], "<= 0.1", found["spread"] <= SPREAD)
         for mode, found in results["modes"].items()
     ]
-    if peaks:
-        grown, limit = results["stream"]["bytes_per_input"], results["stream"]["vector_bytes"]
+    if stream:
+        grown, limit, peaks = stream["bytes_per_input"], stream["vector_bytes"], stream["peak_bytes"]
+        settled = [f"{peak / MIB:.0f}" for peak in (peaks[SETTLING], statistics.median(peaks[SETTLING:]), peaks[-1])]
+        notes.append(
+            f"peaks of a stream's shards, MiB: {settled[0]} (early), {settled[1]} (median), {settled[2]} (last)"
+        )
         wanted = f"< {limit}, a vector"
         notes.append(verdict("bytes that a stream takes for each further input", grown, wanted, grown < limit))
     show(f"Throughput by number of inputs: {results['subject']}", rows, *notes)

@@ -22,50 +22,69 @@ from torch import Tensor, nn
 
 from .caching_mmemb_r1 import branched, can_join, joined, keep, places_kept
 from .heads_mmemb_r1 import EmbeddingHead, Pooled
+from .ragged_mmemb_r1 import RaggedCache, attend_ragged, can_be_ragged
 
 
 @dataclass
 class Context:
     """
-    What decoding needs to know of a batch of rows, all padded on the left.
+    What decoding needs to know of a batch of rows.
 
     Attributes:
-        cache: the backbone's key-value cache of the tokens so far, or `None` if it was not kept.
-        mask: `(B, S)` attention mask of the tokens so far.
+        cache: the key-value cache of the tokens so far: the backbone's, all rows padded on the left, or a
+            [`RaggedCache`]; `None` if it was not kept.
+        mask: `(B, S)` attention mask of the tokens so far; `None` where the cache is ragged.
+        lengths: `(B,)` tokens of each row so far.
         offset: `(B, 1)` difference between a token's rotary position and its index in the row (multimodal RoPE).
         pooled: the pooled hidden states so far.
         hidden: `(B, H)` hidden state of the last token.
     """
 
     cache: Any
-    mask: Tensor
+    mask: Tensor | None
+    lengths: Tensor
     offset: Tensor
     pooled: Pooled
     hidden: Tensor
 
     def branch(self, rows: Tensor) -> Context:
         """A copy of the given rows `(N,)`, any of them left out or repeated; this one stays as it is."""
-        return self._of(branched(self.cache, rows), rows)
+        return self._of(branched(self.cache, rows), self.mask, rows)
+
+    def branch_ragged(self, rows: Tensor) -> Context:
+        """The same without padding, where [`can_be_ragged`] says so."""
+        return self._of(RaggedCache.of(self.cache, rows.tolist(), self.lengths[rows].tolist()), None, rows)
 
     def keep(self, order: Tensor) -> Context:
         """The rows `order` `(n,)`, from [`places_kept`]; the cache is changed in place."""
-        keep(self.cache, order)
-        return self._of(self.cache, order)
+        if isinstance(self.cache, RaggedCache):
+            self.cache.keep(order.tolist())
+        else:
+            keep(self.cache, order)
+        return self._of(self.cache, self.mask, order)
 
-    def _of(self, cache: Any, rows: Tensor) -> Context:
-        return Context(cache, self.mask[rows], self.offset[rows], self.pooled.select(rows), self.hidden[rows])
+    def _of(self, cache: Any, mask: Tensor | None, rows: Tensor) -> Context:
+        mask = None if mask is None else mask[rows]
+        return Context(cache, mask, self.lengths[rows], self.offset[rows], self.pooled.select(rows), self.hidden[rows])
 
     def join(self, other: Context) -> Context:
         """The rows of both, without the padding that all of them have; both are used up."""
-        widths = int(self.mask.sum(dim=1).max()), int(other.mask.sum(dim=1).max())
-        width = max(widths)
-        masks = (
-            nn.functional.pad(mask[:, -own:], (width - own, 0))
-            for mask, own in zip((self.mask, other.mask), widths, strict=True)
-        )
+        lengths, mask = torch.cat([self.lengths, other.lengths]), None
+        if self.mask is None or other.mask is None:
+            self.cache.join(other.cache)
+            cache = self.cache
+        else:
+            widths = int(self.lengths.max()), int(other.lengths.max())
+            width = max(widths)
+            masks = (
+                nn.functional.pad(part[:, -own:], (width - own, 0))
+                for part, own in zip((self.mask, other.mask), widths, strict=True)
+            )
+            cache, mask = joined(self.cache, other.cache, widths), torch.cat(tuple(masks))
         return Context(
-            joined(self.cache, other.cache, widths),
-            torch.cat(tuple(masks)),
+            cache,
+            mask,
+            lengths,
             torch.cat([self.offset, other.offset]),
             self.pooled.beside(other.pooled),
             torch.cat([self.hidden, other.hidden]),
@@ -165,6 +184,7 @@ def prefill(
     return Context(
         cache=output.past_key_values if keep_cache else None,
         mask=attention_mask,
+        lengths=attention_mask.long().sum(dim=1),
         offset=offset,
         pooled=head.pool(hidden, attention_mask),
         hidden=hidden[:, -1],
@@ -179,8 +199,13 @@ def advance(
     compile_options: Mapping[str, Any] | None = None,
 ) -> Context:
     """Feed one token per row, `token_ids` `(B,)`, and read the hidden state there; compiled, if there are options."""
-    mask = torch.cat([context.mask, context.mask.new_ones(len(token_ids), 1)], dim=1)  # (B, S) -> (B, S + 1)
-    position_ids = mask.long().sum(dim=1, keepdim=True) - 1 + context.offset  # (B, 1)
+    position_ids = context.lengths[:, None] + context.offset  # (B, 1)
+    order, mask = None, None
+    if context.mask is None:  # a ragged cache has its own masks, and an order of its own
+        order = context.cache.begin_step(token_ids.device)
+        token_ids, position_ids = token_ids[order], position_ids[order]
+    else:
+        mask = torch.cat([context.mask, context.mask.new_ones(len(token_ids), 1)], dim=1)  # (B, S) -> (B, S + 1)
     if uses_multimodal_rope(vlm):
         position_ids = position_ids.expand(3, -1, -1)  # (3, B, 1)
     run = vlm.base_model
@@ -195,7 +220,10 @@ def advance(
         return_dict=True,
     )
     hidden = output.last_hidden_state[:, -1]
-    return Context(output.past_key_values, mask, context.offset, head.extend(context.pooled, hidden), hidden)
+    if order is not None:
+        hidden = torch.empty_like(hidden).index_copy_(0, order, hidden)
+    pooled = head.extend(context.pooled, hidden)
+    return Context(output.past_key_values, mask, context.lengths + 1, context.offset, pooled, hidden)
 
 
 _COMPILED: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
@@ -287,6 +315,8 @@ class Decoder:
         decide: gate logits `(N,)` -> `(N,)` bool, which rows think another round; `None` always thinks on.
         sampling: how rationale tokens are chosen.
         statistics: where to count.
+        across_batches: whether rows of one batch join those of others. They are at different places then, and padding
+            is saved where the backbone's attention allows it; rows of a single batch have little.
     """
 
     def __init__(
@@ -296,8 +326,10 @@ class Decoder:
         decide: Callable[[Tensor], Tensor] | None = None,
         sampling: Sampling | None = None,
         statistics: DecodingStatistics | None = None,
+        across_batches: bool = False,
     ) -> None:
         self.model = model
+        self.across_batches = across_batches
         self.decide = decide
         self.sampling = sampling or Sampling()
         self.statistics = statistics or DecodingStatistics()
@@ -308,17 +340,26 @@ class Decoder:
         """Rows that are still thinking."""
         return len(self.thoughts)
 
-    def add(self, context: Context, thoughts: Sequence[Thought]) -> None:
+    def add(self, context: Context, rows: Tensor, thoughts: Sequence[Thought]) -> None:
         """
-        Let more rows think, one per row of `context`, which is used up. Those of a backbone with a recurrent state
-        can't stand beside others: what is at work is finished first.
+        Let more rows think: `rows` `(N,)` of a batch that was read, any of them left out or repeated, one per thought.
+        Those of a backbone with a recurrent state can't stand beside others: what is at work is finished first.
         """
-        if not can_join(context.cache):
-            self.run()
+        if self._is_ragged(context):
+            attend_ragged(self.model.vlm.get_decoder())
+            branch = context.branch_ragged(rows)
+        else:
+            if not can_join(context.cache):
+                self.run()
+            branch = context.branch(rows)
         for thought in thoughts:
             thought.begin(self.model.config.think_token_id)
-        self.context = context if self.context is None else self.context.join(context)
+        self.context = branch if self.context is None else self.context.join(branch)
         self.thoughts += thoughts
+
+    def _is_ragged(self, context: Context) -> bool:
+        compiled = self.model.decode_compile_options is not None
+        return self.across_batches and not compiled and can_be_ragged(self.model.vlm.get_decoder(), context.cache)
 
     def run(self, until: int = 0) -> None:
         """Decode until at most so many rows are still thinking."""

@@ -262,7 +262,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         options = ReasoningOptions.of(
             self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
         )
-        return next(embed_batches(self, [batch], options, decode_batch_size, output_all_embeddings))
+        return next(embed_batches(self, [batch], options, decode_batch_size, output_all_embeddings, several=False))
 
     def embed_batches(
         self,

@@ -138,12 +138,19 @@ def embed_batches(
     decode_batch_size: int | None = None,
     output_all_embeddings: bool = False,
     statistics: DecodingStatistics | None = None,
+    several: bool = True,
 ) -> Iterator[MMEmbR1EmbedOutput]:
-    """See [`MMEmbR1Model.embed_batches`]."""
+    """See [`MMEmbR1Model.embed_batches`]; `several` is whether there can be more than one batch."""
     if decode_batch_size is not None and decode_batch_size < 1:
         raise ValueError(f"decode_batch_size={decode_batch_size} has to be at least 1, or None for all rows at once.")
     slots = 1 if options.reasoning == "never" else options.max_rounds + 1
-    decoder = Decoder(model, decide=options.again, sampling=options.sampling, statistics=statistics)
+    decoder = Decoder(
+        model,
+        decide=options.again,
+        sampling=options.sampling,
+        statistics=statistics,
+        across_batches=several or decode_batch_size is not None,
+    )
     waiting: deque[ReadBatch] = deque()
     for batch in batches:
         read, context = read_prompts(model, batch, options)
@@ -207,7 +214,7 @@ def _let_think(
     for part in rows.split(size):
         if decode_batch_size is not None:
             decoder.run(until=max(decode_batch_size - len(part), 0))
-        decoder.add(context.branch(part), [thoughts[row] for row in part.tolist()])
+        decoder.add(context, part, [thoughts[row] for row in part.tolist()])
 
 
 def _listed(budgets: Any) -> list[int]:

@@ -277,3 +277,21 @@ def test_every_row_is_in_one_batch():
         assert len(rows) == 1 or len(rows) * max(tokens[row] for row in rows) <= 300
     assert [sizes[row] for rows in plan for row in rows] == sorted(sizes, reverse=True)
     assert sum(len({media[row] for row in rows}) > 1 for rows in plan) <= 1
+
+
+def test_the_command_passes_its_sizes_on(tiny_checkpoint, batches, monkeypatch, tmp_path):
+    from mmemb_r1.cli import run
+
+    sizes: list[int] = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self: (sizes.append(len(self)), step(self))[1])
+    (tmp_path / "in.jsonl").write_text("\n".join(f'"number {n}"' for n in range(6)), encoding="utf-8")
+    files = ["--model", tiny_checkpoint, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.npy"]
+    fixed = ["--device", "cpu", "--reasoning", "always", "--max-reasoning-tokens", "2"]
+    sizes_given = ["--batch-size", "3", "--decode-batch-size", "2"]
+    assert run(["encode", *map(str, files), *fixed, *sizes_given]) == 0
+    assert batches == [3, 3]
+    assert max(sizes) == 2
+    batches.clear()
+    assert run(["encode", *map(str, files), *fixed, "--max-batch-tokens", "1"]) == 0
+    assert batches == [1] * 6

@@ -81,7 +81,7 @@ def roll_out(
         ),
         sampling=Sampling(do_sample=True, temperature=temperature, generator=generator),
     )
-    decoder.add(context.branch(rows), thoughts)
+    decoder.add(context, rows, thoughts)
     decoder.run()
     return Group(
         direct,

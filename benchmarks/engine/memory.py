@@ -27,30 +27,48 @@ def resident(what: str) -> int:
     return int(found[1]) * 1024
 
 
+class Peaks:
+    """
+    The highest that memory is between one look and the next: of a CUDA device, or of this process.
+
+    Attributes:
+        noted: bytes, one per `note`.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.noted: list[int] = []
+        if self.device.type != "cuda":
+            libc = ctypes.CDLL("libc.so.6")
+            # what is freed is given back at once: otherwise the peak tells what the allocator likes to keep
+            libc.mallopt(M_MMAP_THRESHOLD, 2**16)
+            libc.mallopt(M_TRIM_THRESHOLD, 2**16)
+            libc.malloc_trim(0)
+        self.begin()
+
+    def begin(self) -> None:
+        """The highest is the present one again."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def note(self) -> None:
+        """Note the highest since the last look."""
+        is_cuda = self.device.type == "cuda"
+        self.noted.append(torch.cuda.max_memory_allocated(self.device) if is_cuda else resident("VmHWM"))
+        self.begin()
+
+
 def peak_above(call: Callable[[], Any], device: str) -> int:
     """Bytes that a call takes at most above what there is before."""
-    before, highest = peak(call, device)
-    return highest - before
-
-
-def peak(call: Callable[[], Any], device: str) -> tuple[int, int]:
-    """Bytes before a call, and at most during it: of a CUDA device's memory, or of this process."""
     gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return before, torch.cuda.max_memory_allocated(device)
-    libc = ctypes.CDLL("libc.so.6")
-    # what is freed is given back at once: otherwise the peak tells what the allocator likes to keep
-    libc.mallopt(M_MMAP_THRESHOLD, 2**16)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**16)
-    libc.malloc_trim(0)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest is the present one again
+    peaks = Peaks(device)
+    before = torch.cuda.memory_allocated(device) if peaks.device.type == "cuda" else resident("VmRSS")
     call()
-    return before, resident("VmHWM")
+    peaks.note()
+    return peaks.noted[0] - before
 
 
 def apart(function: Callable[..., Any], subject: Subject, *args: Any) -> Any:

@@ -61,6 +61,57 @@ def test_a_row_does_not_depend_on_the_schedule(tiny, mixed, closing, close, reas
             require_equal(scheduled(tiny, batches, decode_batch_size=size, **options), alone, close)
 
 
+@pytest.fixture
+def caches(monkeypatch) -> list[str]:
+    """Kinds of the caches that were decoded from, in order."""
+    kinds: list[str] = []
+
+    def noted(self: Decoder) -> None:
+        kinds.append(type(self.context.cache).__name__)
+        step(self)
+
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", noted)
+    return kinds
+
+
+@pytest.mark.parametrize("reason", [None, "one batch", "eager", "compiled", "windows"])
+def test_nothing_is_padded_where_rows_of_batches_meet(make_tiny, mixed, close, caches, reason):
+    """Elsewhere nothing would be saved, or the backbone does not let us."""
+    tiny = make_tiny("gemma3" if reason == "windows" else "qwen3_vl")
+    alone = [tiny.embed([value], reasoning="always", max_reasoning_tokens=5) for value in mixed]
+    assert set(caches) == {"DynamicCache"}
+    caches.clear()
+    if reason == "eager":
+        tiny.model.set_attn_implementation("eager")
+    if reason == "compiled":
+        tiny.model.compile_decoding(backend="eager")
+    batches = [mixed] if reason == "one batch" else [mixed[:2], mixed[2:]]
+    if reason == "one batch":
+        outputs = [tiny.embed(mixed, reasoning="always", max_reasoning_tokens=5)]
+    else:
+        outputs = scheduled(tiny, batches, decode_batch_size=3, reasoning="always", max_reasoning_tokens=5)
+    assert set(caches) == ({"RaggedCache"} if reason is None else {"DynamicCache"})
+    assert rationales(outputs) == rationales(alone)
+    close(*(torch.cat([output.embeddings for output in which]) for which in (outputs, alone)))
+
+
+def test_attention_stays_what_it_was_for_everything_else(make_tiny, mixed, close, tmp_path):
+    tiny = make_tiny("qwen3_vl")
+    batch = tiny.batch(mixed)
+    with torch.no_grad():
+        before = tiny.model(**batch).embeddings
+        scheduled(tiny, [mixed[:2], mixed[2:]], reasoning="always", max_reasoning_tokens=3)
+        assert torch.equal(tiny.model(**batch).embeddings, before)
+        tiny.model.set_attn_implementation("eager")
+        close(tiny.model(**batch).embeddings, before)
+        tiny.model.set_attn_implementation("sdpa")
+        assert torch.equal(tiny.model(**batch).embeddings, before)
+        scheduled(tiny, [mixed[:2], mixed[2:]], reasoning="always", max_reasoning_tokens=3)
+    tiny.model.save_pretrained(tmp_path)
+    assert "ragged" not in (tmp_path / "config.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_steps_give_the_same(make_tiny, mixed, close, backend):
     tiny = make_tiny("qwen3_vl")

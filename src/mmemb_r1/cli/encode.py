@@ -61,7 +61,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", metavar="DIR", help="keep embeddings in this folder, and don't compute those again that it holds"
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="inputs read at once; default: 32")
+    parser.add_argument(
+        "--max-batch-tokens", type=int, metavar="N", help="tokens read at once, padding included; default: 16384"
+    )
+    parser.add_argument(
+        "--decode-batch-size", type=int, metavar="N", help="inputs that think at once; default: 4 x --batch-size"
+    )
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
@@ -137,6 +143,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     model = MMEmbR1(args.model, device=args.device)
     model.embedding_cache = args.cache
     names = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
+    names += ("max_batch_tokens", "decode_batch_size")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options |= {"allow_remote_media": args.allow_remote_media, "batch_size": args.batch_size}
     if args.task is not None:
