@@ -1,4 +1,4 @@
-# make setup | quickstart | test | test-slow | doctest | lint | typecheck | bench | clean
+# make setup | quickstart | study | test | test-slow | doctest | lint | typecheck | bench | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+STUDY_ARGS ?=
 BENCH_MODEL ?= runs/quickstart/model
 BIN := .venv/bin
 WHEEL := build/wheel
@@ -35,6 +36,11 @@ $(STAMP):
 .PHONY: quickstart
 quickstart: setup
 	$(BIN)/mmemb-r1 quickstart --output runs/quickstart
+
+# The quick form, about an hour and a half on two cores. The full form: make study STUDY_ARGS=--full
+.PHONY: study
+study: setup
+	$(BIN)/mmemb-r1 study --output runs/study $(STUDY_ARGS)
 
 .PHONY: wheel
 wheel: setup

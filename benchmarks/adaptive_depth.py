@@ -20,39 +20,29 @@ from typing import Any
 import datasets
 import numpy as np
 from adaptive.summary import joined
-from joint.data import FLAGS, NEIGHBOURS, atlas_of, of_tasks
-from joint.measure import BATCH_SIZE, hits, inputs_of, whose
 from rich.console import Console
 from rich.table import Table
 
 from mmemb_r1._files import replaced_file
-from mmemb_r1.atlas import Atlas
+from mmemb_r1.atlas import Atlas, load_atlas
+from mmemb_r1.evaluation.atlas_tasks import embed_candidates
 from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
-from mmemb_r1.evaluation.runner import embed_candidates
+from mmemb_r1.pipeline.answers import BATCH_SIZE, hits, inputs_of, vectors_of, whose
+from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks
 
-ROUNDS, STEPS = 3, 150
+ROUNDS, STEPS = 3, GRPO_STEPS
 HOPS = {"picture-name-flag": 1, **dict.fromkeys(FLAGS, 2), **dict.fromkeys(NEIGHBOURS, 3)}
-FIELDS = {
-    "per_device_train_batch_size": 64,
-    "num_generations": 4,
-    "learning_rate": 5e-6,
-    "gate_learning_rate": 1e-2,
-    "min_decision_prob": 0.1,
-    "cost_weight": 0.1,
-    "temperature": 0.5,
-    "logging_steps": 10,
-    "save_steps": 50,
-    "save_total_limit": 1,
-}
+FIELDS = {**GRPO_FIELDS, "gate_learning_rate": 1e-2, "min_decision_prob": 0.1}  # the gate starts at "never"
 Columns = dict[str, list[Any]]
 
 
 def train(atlas: Atlas, start: Path, output: Path, seed: int, steps: int, fields: dict[str, Any]) -> Path:
     """The adaptive phase of one seed: its folder."""
-    from adaptive.training import train_adaptive
+    from adaptive.training import train_seed
 
     pairs, facts = of_tasks(atlas.pairs["policy"], HOPS), {"atlas": atlas.manifest["fingerprint"]}
-    return train_adaptive(output, seed, start, pairs, atlas.pairs["train"], steps, fields, facts, rounds=ROUNDS)
+    return train_seed(output, seed, start, pairs, atlas.pairs["train"], steps, fields, facts, rounds=ROUNDS)
 
 
 def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
@@ -69,7 +59,7 @@ def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
         said = model.explain(
             inputs_of(pairs["query"]), reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=ROUNDS
         )
-        columns[mode] = hits(pairs, np.stack([one["embedding"] for one in said]), sets)
+        columns[mode] = hits(pairs, vectors_of(said), sets)
         if mode == "auto":
             columns["rounds"] = [one["num_reasoning_rounds"] for one in said]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     datasets.disable_progress_bars()
     fields = FIELDS | {name: json.loads(value) for name, value in (one.split("=", 1) for one in args.set)}
-    atlas, tables = atlas_of(args.joint), {"before": [], "after": []}
+    atlas, tables = load_atlas(args.joint / "atlas"), {"before": [], "after": []}
     args.output.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         start = args.joint / "arms" / f"depth-{seed}"

@@ -28,45 +28,35 @@ from rich.table import Table
 
 from mmemb_r1._files import made_whole, replaced_file
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
-from mmemb_r1.quickstart.recipe import Recipe
+from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from mmemb_r1.pipeline.recipe import Recipe
 
 STAGES = ("start", "grpo", "evaluation", "report")
-STEPS = 150
 GATES = {"fresh": "trained", "warm": "model"}  # the folder of the quickstart that holds such a model
 ROWS_PER_TASK = 60  # of the policy split: digits and comparisons would be two thirds of it
-FIELDS = {
-    "per_device_train_batch_size": 64,
-    "num_generations": 4,
-    "learning_rate": 5e-6,
-    "gate_learning_rate": 2e-3,
-    "min_decision_prob": 0.02,
-    "cost_weight": 0.1,
-    "temperature": 0.5,
-    "logging_steps": 10,
-    "save_steps": 50,
-    "save_total_limit": 1,
-}
 
 
 def start(output: Path, seed: int) -> None:
     """The quickstart's Atlas and its model, before and after its gate's warm start on the `policy` split."""
-    from mmemb_r1.quickstart.pipeline import add_gate, train
+    from mmemb_r1.pipeline.gate import fit_gate_of
+    from mmemb_r1.pipeline.joint import train_from_nothing
 
     recipe, folder = Recipe(seed=seed), output / f"start-{seed}"
     atlas = build_atlas(folder / "atlas", seed=seed, **recipe.atlas)
-    made_whole(folder / "trained", lambda made: train(atlas, recipe, made, folder / "checkpoints"))
-    made_whole(folder / "model", lambda made: add_gate(atlas, recipe, folder / "trained", made, Console()))
+    trained, policy = folder / "trained", atlas.pairs["policy"]
+    made_whole(trained, lambda made: train_from_nothing(atlas, recipe, made, folder / "checkpoints"))
+    made_whole(folder / "model", lambda made: fit_gate_of(trained, policy, atlas.candidates, made))
 
 
 def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any]) -> None:
     """The adaptive phase of one seed."""
-    from adaptive.training import train_adaptive
+    from adaptive.training import train_seed
 
     folder = output / f"start-{seed}"
     atlas = load_atlas(folder / "atlas")
     facts = {"gate": gate, "atlas": atlas.manifest["fingerprint"]}
     pairs, joint_pairs = evenly(atlas, "policy"), atlas.pairs["train"]
-    train_adaptive(output, seed, folder / GATES[gate], pairs, joint_pairs, steps, fields, facts)
+    train_seed(output, seed, folder / GATES[gate], pairs, joint_pairs, steps, fields, facts)
 
 
 def evenly(atlas: Atlas, split: str) -> Any:
@@ -82,10 +72,11 @@ def evenly(atlas: Atlas, split: str) -> Any:
 
 def report(output: Path, seeds: list[int], split: str, console: Console) -> None:
     """Tables, JSON, and the curve of invocation."""
+    from adaptive.measure import read_answers
     from adaptive.summary import by_task, curve, gate_quality, interior, joined, summarise
 
     def answers(name: str, seed: int) -> Any:
-        return json.loads((output / "evaluations" / f"{name}-{seed}-{split}.json").read_text(encoding="utf-8"))
+        return read_answers(output / "evaluations" / f"{name}-{seed}-{split}")
 
     results: dict[str, Any] = {"seeds": seeds, "split": split}
     for name in ("start", "grpo"):
@@ -159,26 +150,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--gate", choices=GATES, default="warm", help="what GRPO starts from")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=GRPO_STEPS)
     parser.add_argument("--split", default="test", help="that is evaluated")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of AdaptiveGRPOConfig")
     args = parser.parse_args()
     datasets.disable_progress_bars()
-    fields = FIELDS | {name: json.loads(value) for name, value in (one.split("=", 1) for one in args.set)}
+    fields = GRPO_FIELDS | {name: json.loads(value) for name, value in (one.split("=", 1) for one in args.set)}
     for seed in args.seeds:
         if "start" in args.stages:
             start(args.output, seed)
         if "grpo" in args.stages:
             grpo(args.output, seed, args.gate, args.steps, fields)
         if "evaluation" in args.stages:
-            from adaptive.measure import measure_gate
+            from adaptive.measure import answers_of
 
             folder = args.output / f"start-{seed}"
             atlas = load_atlas(folder / "atlas")
             for name, checkpoint in (("start", folder / GATES[args.gate]), ("grpo", args.output / f"grpo-{seed}")):
-                path = args.output / "evaluations" / f"{name}-{seed}-{args.split}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                measure_gate(checkpoint, atlas.pairs[args.split], atlas.candidates, path)
+                answers = args.output / "evaluations" / f"{name}-{seed}-{args.split}"
+                answers_of(checkpoint, atlas.pairs[args.split], atlas.candidates, answers)
     if "report" in args.stages:
         report(args.output, args.seeds, args.split, Console(width=200))
 

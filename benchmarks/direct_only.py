@@ -19,10 +19,11 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1._files import claim, made_whole
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.quickstart.pipeline import RECIPE_FILE, train
-from mmemb_r1.quickstart.recipe import Recipe
+from mmemb_r1.pipeline.joint import train_from_nothing
+from mmemb_r1.pipeline.recipe import Recipe
+from mmemb_r1.pipeline.tasks import FLAGS
+from mmemb_r1.quickstart.pipeline import RECIPE_FILE
 
-FLAGS = [f"flag-{relation}" for relation in ("capital", "region", "currency", "language", "tld")]
 NAMES = ["picture-name-flag", "picture-name-object"]
 
 
@@ -35,8 +36,8 @@ def main() -> None:
     joint = load_results(args.quickstart / "results.json")
     atlas = load_atlas(args.quickstart / "atlas")
     claim(args.output / RECIPE_FILE, asdict(recipe) | {"atlas": atlas.manifest["fingerprint"]})
-    model = args.output / "model"
-    made_whole(model, lambda folder: train(atlas, recipe, folder, args.output / "checkpoints", use_rationales=False))
+    model, checkpoints = args.output / "model", args.output / "checkpoints"
+    made_whole(model, lambda folder: train_from_nothing(atlas, recipe, folder, checkpoints, use_rationales=False))
     direct = evaluate(MMEmbR1(str(model), device="cpu"), atlas.pairs["test"], atlas.candidates, modes=("never",))
     save_results(direct, args.output / "results.json")
 

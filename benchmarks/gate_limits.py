@@ -14,7 +14,6 @@ a query is of: how often thinking paid there, or which mode was better there, on
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from adaptive.measure import measure_gate
-from adaptive.summary import LEAST_GAP, area, joined
+from adaptive.measure import answers_of
+from adaptive.summary import joined
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
@@ -34,6 +33,7 @@ from sklearn.svm import SVC
 from mmemb_r1 import MMEmbR1
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas, load_atlas
+from mmemb_r1.evaluation.adaptivity import LEAST_GAP, auc
 from mmemb_r1.training.gate_warm_start import fit_gate
 
 Rows = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
     """Columns of both splits, `policy/gap` say, with the states `(N, H)` that a gate reads. Kept in a file."""
     path = output / f"{start.resolve().name}.npz"
     if not path.exists():
-        from mmemb_r1.quickstart.pipeline import gate_inputs
+        from mmemb_r1.pipeline.gate import gate_inputs
 
         atlas, model = load_atlas(start / "atlas"), MMEmbR1(str(start / "model"), device="cpu")
         columns: dict[str, npt.NDArray] = {}
@@ -71,9 +71,8 @@ def wordings(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> npt.N
 
 
 def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, npt.NDArray]:
-    path = output / f"{start.resolve().name}-{split}.json"
-    measure_gate(start / "model", atlas.pairs[split], atlas.candidates, path)
-    rows = joined([json.loads(path.read_text(encoding="utf-8"))])
+    folder = output / f"{start.resolve().name}-{split}"
+    rows = joined([answers_of(start / "model", atlas.pairs[split], atlas.candidates, folder)])
     rows["gap"] = rows["aligned_always"] - rows["aligned_never"]
     return rows
 
@@ -146,7 +145,7 @@ def main() -> None:
         for name in ("classifier", "AUC", "R@1 auto", "captured", "simple", "multi-hop"):
             table.add_column(name, justify="left" if name == "classifier" else "right")
         for name, said, is_gate in scores(columns):
-            cells = [f"{area(said[counted], gap[counted] > 0):.3f}"]
+            cells = [f"{auc(said[counted], gap[counted] > 0)[0]:.3f}"]
             if is_gate:
                 auto = over_tasks(np.where(said >= 0, always, never), task)
                 cells += [f"{auto:.3f}", f"{(auto - fixed) / (oracle - fixed):.0%}"]

@@ -6,8 +6,8 @@ compared on countries that none of them was asked about.
         [--stages warm-up evaluator selection joint evaluation report] [--steps 500]
 
 1. *warm-up*: pictures and their names, facts as text; no question of several steps.
-2. *evaluator*, trained from the first warm-up (`selection_quality.py`). 3. *selection*: the four workers' rationales
-   for the questions of several steps, judged once, then selected counterfactually and not at all.
+2. *evaluator*, trained from the first warm-up. 3. *selection*: the four workers' rationales for the questions of
+   several steps, judged once, then selected counterfactually and not at all.
 4. *joint*: each arm of each seed. 5. *evaluation* of each, on `--split`. 6. *report* on whatever was evaluated.
 
 What is done already is not done again, and a killed run goes on. Arms and seeds do not touch each other's files: run
@@ -22,10 +22,10 @@ from pathlib import Path
 
 import datasets
 from joint.arms import ARMS, LEARNING_RATE, STEPS
-from joint.data import atlas_of
 from rich.console import Console
 
 from mmemb_r1._files import replaced_file
+from mmemb_r1.atlas import load_atlas
 
 STAGES = ("warm-up", "evaluator", "selection", "joint", "evaluation", "report")
 
@@ -48,15 +48,15 @@ def main() -> None:
     output, run = args.output, args.output / (args.variant or "")
     # each stage imports what it needs: the report has no use for half a minute of torch and trainers
     if "warm-up" in args.stages:
-        from joint.warm_up import warm_up
+        from joint.warm_up import make_start
 
         for seed in args.seeds:
-            warm_up(output, seed, tiny=args.tiny)
-    atlas = atlas_of(output)
+            make_start(output, seed, tiny=args.tiny)
+    atlas = load_atlas(output / "atlas")
     if "evaluator" in args.stages:
-        from selection_quality import trained_evaluator
+        from mmemb_r1.pipeline.evaluator import train_evaluator
 
-        trained_evaluator(atlas, output / "warm-0", output / "selection", seed=0)
+        train_evaluator(atlas, output / "warm-0", output / "selection", seed=0)
     if "selection" in args.stages:
         from joint.selection import select_both
 

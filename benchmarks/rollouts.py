@@ -24,10 +24,10 @@ from torch import Tensor
 
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1._inputs import given_parts
+from mmemb_r1._suffixes import append_tokens
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.training.policy_forward import PolicyForward
 from mmemb_r1.training.rollouts import Group, roll_out
-from mmemb_r1.training.suffixes import append_tokens
 
 KINDS = {"text": Kind(0, 12, 1), "small picture": Kind(64, 8, 1), "large picture": Kind(320, 8, 1)}
 TOLERANCE = 1e-4

@@ -19,18 +19,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import transformers
-import yaml
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import set_seed
 
-from mmemb_r1._files import made_whole
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.atlas.thoughts import HELPFUL
+from mmemb_r1.pipeline.evaluator import EVALUATOR_TASK_WEIGHTS, train_evaluator
+from mmemb_r1.pipeline.tasks import of_tasks
 from mmemb_r1.training.posterior.evaluator import PairEvaluator
-from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
-from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
 from mmemb_r1.training.posterior.options import SelectionOptions
 from mmemb_r1.training.posterior.quality import selection_quality
 from mmemb_r1.training.posterior.select import select_rationales
@@ -38,9 +35,7 @@ from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
 from mmemb_r1.training.prior.atlas_worker import AtlasWorker
 from mmemb_r1.training.prior.draw import draw_rationales
 from mmemb_r1.training.prior.shards import read_rationales
-from mmemb_r1.training.vlm import load_vlm
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SPLITS = {"train": "learnt from", "policy": "not learnt from"}
 WAYS = [
     ("none", False, "drop"),
@@ -64,10 +59,10 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=118)
     atlas = load_atlas(args.quickstart / "atlas")
-    folder = args.evaluator or trained_evaluator(atlas, args.quickstart / "trained", args.output, args.seed)
+    folder = args.evaluator or train_evaluator(atlas, args.quickstart / "trained", args.output, args.seed)
     console.print("evaluator:", json.loads((folder / "evaluator.json").read_text(encoding="utf-8")))
     evaluator = VLMEvaluator(str(folder), device="cpu")
-    taught = set(yaml.safe_load((EXAMPLES / "atlas-evaluator.yaml").read_text(encoding="utf-8"))["task_weights"])
+    taught = set(EVALUATOR_TASK_WEIGHTS)
     results: dict[str, Any] = {
         "seed": args.seed,
         "threads": torch.get_num_threads(),
@@ -83,46 +78,9 @@ def main() -> None:
     console.print(f"written to {path}")
 
 
-def trained_evaluator(atlas: Any, start: Path, output: Path, seed: int) -> Path:
-    """Train the two parts of the recipe, each if it is not there yet."""
-    worker = AtlasWorker("correct", atlas.directory, "correct", num_samples=4)
-    draw_rationales(atlas.pairs["train"], [worker], output / "right", seed=seed)
-    right = read_rationales(output / "right")
-    for part in ("atlas-evaluator-reading", "atlas-evaluator"):
-        folder = output / part
-        made_whole(folder, lambda new, start=start, part=part: train(atlas, right, start, part, output, new, seed))
-        start = folder
-    return start
-
-
-def train(atlas: Any, right: Dataset, start: Path, part: str, output: Path, folder: Path, seed: int) -> None:
-    """One part of the recipe, on `train` with several wordings of its rationales, measured on `validation`."""
-    fields = yaml.safe_load((EXAMPLES / f"{part}.yaml").read_text(encoding="utf-8"))
-    config = EvaluatorConfig(
-        output_dir=str(output / "checkpoints" / part),
-        use_cpu=True,
-        bf16=False,
-        activation_checkpointing=False,
-        report_to=[],
-        seed=seed,
-        **fields,
-    )
-    set_seed(seed)
-    vlm, processor = load_vlm(start, device="cpu")
-    examples = judgements(atlas.pairs["train"], config, rationales=right)
-    trainer = EvaluatorTrainer(vlm.train(), config, examples, processor)
-    trainer.train()
-    known = only(atlas.pairs["validation"], set(fields["task_weights"]))
-    save_evaluator(trainer, folder, trainer.measure(known))
-
-
-def only(pairs: Dataset, tasks: set[str]) -> Dataset:
-    return pairs.select([row for row, task in enumerate(pairs["task"]) if task in tasks])
-
-
 def some_pairs(pairs: Dataset, tasks: set[str], number: int, seed: int) -> Dataset:
     """A random part of the pairs of some tasks."""
-    known = only(pairs, tasks)
+    known = of_tasks(pairs, tasks)
     rows = np.random.default_rng(seed).permutation(len(known))[:number]
     return known.select(np.sort(rows).tolist()).flatten_indices()
 

@@ -18,9 +18,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 from mmemb_r1._files import replaced_file
+from mmemb_r1._formatting import table
 from mmemb_r1.evaluation.results import Results
 from mmemb_r1.model_card import sections
-from mmemb_r1.model_card.formatting import table
 from mmemb_r1.model_card.sources import (
     RESULTS_FILE,
     TRAINING_FILE,
@@ -274,9 +274,9 @@ def _eval_results(results: Results) -> list[EvalResult]:
             dataset_config=group,  # the Hub merges results whose datasets differ in nothing but their names
             dataset_name=f"{dataset} ({group})",
             dataset_split=results["config"].get("split"),
-            metric_type="hit_at_1",
-            metric_name=f"hit@1, reasoning={mode}",
-            metric_value=round(summary["modes"][mode]["hit@1"], 4),
+            metric_type=sections.metric_of(results, group).replace("@", "_at_"),
+            metric_name=f"{sections.metric_of(results, group)}, reasoning={mode}",
+            metric_value=round(summary["modes"][mode]["score"], 4),
         )
         for group, summary in results["summary"].items()
         for mode in results["config"]["modes"]

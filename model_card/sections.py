@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from mmemb_r1._formatting import score, share, significant, table
 from mmemb_r1.evaluation.results import Results
-from mmemb_r1.model_card.formatting import score, share, significant, table
 from mmemb_r1.model_card.sources import Curve, Point
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 
@@ -31,14 +31,15 @@ def limits(config: MMEmbR1Config, results: Results | None, training: Mapping[str
 
 def _measured_limits(results: Results) -> list[str]:
     best = {
-        task: max(numbers["hit@1"] for numbers in result["modes"].values())
+        task: max(numbers["score"] for numbers in result["modes"].values())
         for task, result in results["tasks"].items()
     }
     floors = {task: max(_baselines(result), default=None) for task, result in results["tasks"].items()}
     items = []
     if weak := {task: value for task, value in best.items() if value < WEAK}:
         items.append(
-            f"Weak tasks ({measured_on(results)}): in no mode measured does it answer half of the queries of "
+            f"Weak tasks ({measured_on(results)}): in no mode measured does it "
+            + ("answer half of the queries of " if metric_of(results) == "hit@1" else f"score {WEAK} on ")
             + ", ".join(f"{task} ({score(value)})" for task, value in sorted(weak.items(), key=lambda item: item[1]))
             + "."
         )
@@ -84,7 +85,7 @@ def _counted(results: Results) -> str:
 
 
 def results_section(results: Results) -> str:
-    """hit@1 per task and mode, with the baselines that were measured."""
+    """The score of each task and mode with its interval, and the baselines that were measured."""
     modes, tasks = results["config"]["modes"], results["tasks"]
     summaries = {f"**mean: {name}**": result for name, result in results["summary"].items()}
     optional = {
@@ -99,7 +100,7 @@ def results_section(results: Results) -> str:
             name,
             result["n"],
             *(cell(result) for cell in columns.values()),
-            *(score(result["modes"][mode]["hit@1"]) for mode in modes),
+            *(_scored(result["modes"][mode]) for mode in modes),
             *([share(result["modes"]["auto"]["invocation_ratio"])] if "auto" in modes else []),
         ]
         for name, result in {**tasks, **summaries}.items()
@@ -110,12 +111,46 @@ def results_section(results: Results) -> str:
     }
     thinks = ["auto thinks on"] if "auto" in modes else []
     return (
-        f"\n## Results\n\n{measured_on(results)}, {_counted(results)}: share of queries whose answer is ranked first "
-        "among the task's candidates (hit@1), for each reasoning mode of the queries. Answers are embedded directly; "
-        "ties count as misses; means give each task the same weight."
+        f"\n## Results\n\n{measured_on(results)}, {_counted(results)}: {_what_is_scored(results)}, for each reasoning "
+        f"mode of the queries. {_how_answers(results)}; ties count as misses; means give each task the same weight."
+        + (" In brackets, 95 % intervals that draw whole clusters of queries." if _has_intervals(results) else "")
         + "".join(text for name, text in told.items() if name in columns)
         + f"\n\n{table(['task', 'queries', *columns, *modes, *thinks], rows)}\n"
     )
+
+
+def metric_of(results: Results, group: str | None = None) -> str:
+    """The metric of all tasks, or of those of a group; `"score"` where they have several."""
+    metrics = {
+        result["metric"]
+        for result in results["tasks"].values()
+        if group in (None, "all") or group in result["groups"].values()
+    }
+    return metrics.pop() if len(metrics) == 1 else "score"
+
+
+def _what_is_scored(results: Results) -> str:
+    if metric_of(results) == "hit@1":
+        return "share of queries whose answer is ranked first among the task's candidates (hit@1)"
+    return "mean over the queries of each task's metric, " + " or ".join(
+        sorted({result["metric"] for result in results["tasks"].values()})
+    )
+
+
+def _how_answers(results: Results) -> str:
+    mode = results["config"].get("document_reasoning", "never")
+    return "Answers are embedded directly" if mode == "never" else f'Answers are embedded with reasoning="{mode}"'
+
+
+def _has_intervals(results: Results) -> bool:
+    return any("interval" in numbers for result in results["tasks"].values() for numbers in result["modes"].values())
+
+
+def _scored(numbers: Mapping[str, Any]) -> str:
+    if "interval" not in numbers:
+        return score(numbers["score"])
+    low, high = numbers["interval"]
+    return f"{score(numbers['score'])} [{score(low)}, {score(high)}]"
 
 
 def cost_section(results: Results) -> str:
@@ -126,8 +161,8 @@ def cost_section(results: Results) -> str:
             mode,
             share(means[mode]["invocation_ratio"]),
             f"{means[mode]['mean_reasoning_tokens']:.1f}",
-            significant(1000 * means[mode]["seconds_per_query"]),
-            score(means[mode]["hit@1"]),
+            _milliseconds(means[mode].get("seconds_per_query")),
+            score(means[mode]["score"]),
         ]
         for mode in modes
     ]
@@ -137,22 +172,26 @@ def cost_section(results: Results) -> str:
     return (
         f"\n## Cost of a query\n\n{measured_on(results)}, {_counted(results)}, means with the same weight for each "
         f"task{''.join(f', {part}' for part in how)}. Times are those of the machine that measured them.\n\n"
-        + table(["mode", "queries that think", "rationale tokens", "ms", "hit@1"], rows)
+        + table(["mode", "queries that think", "rationale tokens", "ms", metric_of(results)], rows)
         + "\n"
-        + _price(means)
+        + _price(means, metric_of(results))
     )
 
 
-def _price(means: Mapping[str, Mapping[str, float]]) -> str:
-    if not {"never", "always"} <= set(means) or means["never"]["seconds_per_query"] == 0:
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else significant(1000 * seconds)
+
+
+def _price(means: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+    direct, thought = means.get("never", {}), means.get("always", {})
+    if not direct.get("seconds_per_query") or thought.get("seconds_per_query") is None:
         return ""
-    direct, thought = means["never"], means["always"]
     factor = significant(thought["seconds_per_query"] / direct["seconds_per_query"])
     return (
-        f"\nWith a thought a query takes {significant(1000 * thought['seconds_per_query'])} ms and "
+        f"\nWith a thought a query takes {_milliseconds(thought['seconds_per_query'])} ms and "
         f"{thought['mean_reasoning_tokens']:.1f} rationale tokens, without one "
-        f"{significant(1000 * direct['seconds_per_query'])} ms: {factor} times as long, for a hit@1 of "
-        f"{score(thought['hit@1'])} instead of {score(direct['hit@1'])}.\n"
+        f"{_milliseconds(direct['seconds_per_query'])} ms: {factor} times as long, for a {metric} of "
+        f"{score(thought['score'])} instead of {score(direct['score'])}.\n"
     )
 
 

@@ -17,7 +17,7 @@ from mmemb_r1.evaluation.results import Results, load_results
 RESULTS_FILE = "results.json"
 TRAINING_FILE = "training.json"  # the trainers write it beside each checkpoint
 CURVE_NAME = re.compile(r"curve(?:-(?P<split>.+))?\.csv")
-MEASURED = {"hit@1": 1.0, "invocation_ratio": 1.0, "mean_reasoning_tokens": math.inf, "seconds_per_query": math.inf}
+MEASURED = {"hit@1": 1.0, "score": 1.0, "invocation_ratio": 1.0, "mean_reasoning_tokens": math.inf}
 AGAIN = "write the file again, or leave it out"
 
 
@@ -69,6 +69,10 @@ def read_results(path: str | os.PathLike[str]) -> Results:
                 measured = _object(numbers.get(mode), path, f"{where}/modes/{mode}")
                 for key, highest in MEASURED.items():
                     _number(measured.get(key), path, f"{where}/modes/{mode}/{key}", highest)
+                if "interval" in measured:
+                    _ends(measured["interval"], path, f"{where}/modes/{mode}/interval")
+                if (seconds := measured.get("seconds_per_query")) is not None:  # of what came from a cache: not known
+                    _number(seconds, path, f"{where}/modes/{mode}/seconds_per_query", math.inf)
     _object(results["summary"].get("all"), path, "summary/all")
     return results
 
@@ -199,6 +203,13 @@ def _float(text: str | None, path: str | os.PathLike[str], where: str) -> float:
     if math.isnan(value):
         raise ValueError(f"{path}: {where} is {text!r}; allowed: a number; {AGAIN}")
     return value
+
+
+def _ends(value: Any, path: str | os.PathLike[str], where: str) -> None:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{path}: {where} is {value!r:.60}; allowed: a list of two numbers from 0 to 1; {AGAIN}")
+    for end in value:
+        _number(end, path, where)
 
 
 def _number(value: Any, path: str | os.PathLike[str], where: str, highest: float = 1.0) -> None:

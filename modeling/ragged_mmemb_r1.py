@@ -268,12 +268,12 @@ class RaggedCache(Cache):
         self._keep_slots(columns, [slot for slot in range(len(rows)) if slot not in leaving])
 
 
-def can_be_ragged(decoder: nn.Module, cache: Any) -> bool:
+def can_be_ragged(decoder: Any, cache: Any) -> bool:
     """Whether rows of this cache can stand in a [`RaggedCache`]: with full attention in all layers, by `sdpa`."""
     kind = decoder.config._attn_implementation
     return kind in (PLAIN, ATTENTION) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def attend_ragged(decoder: nn.Module) -> None:
+def attend_ragged(decoder: Any) -> None:
     """Let the language model compute attention over ragged caches, too; over others it stays the same."""
     decoder.config._attn_implementation = ATTENTION

@@ -81,6 +81,44 @@ def thinking() -> Callable[..., MMEmbR1]:
     return build
 
 
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """
+    `make_run(name, {task: {mode: scores}})`: a folder as an evaluation writes it. Two queries each are of a cluster, a
+    task called "flag" is multi-hop, and two runs are of the same data unless other `data` is given.
+    """
+    import numpy as np
+
+    from mmemb_r1.evaluation.results import save_results
+    from mmemb_r1.evaluation.run_folder import COLUMNS, RESULTS_FILE, rows_path, write_rows
+
+    def write(
+        name: str,
+        scores: dict[str, dict[str, Any]],
+        data: dict[str, Any] | None = None,
+        clusters: list[str] | None = None,
+        order: list[int] | None = None,
+    ) -> Path:
+        folder, tasks = tmp_path / name, {}
+        for task, modes in scores.items():
+            groups = {"complexity": "multi-hop" if task == "flag" else "simple"}
+            for mode, values in modes.items():
+                size = len(values)
+                columns = {column: np.full(size, "" if kind == "string" else 1) for column, kind in COLUMNS.items()}
+                columns["query_id"] = np.array([f"q{row}" for row in range(size)], dtype=object)
+                columns["cluster"] = np.array(clusters or [f"c{row // 2}" for row in range(size)], dtype=object)
+                columns["score"] = np.array(values, dtype=float)
+                rows = {column: entries[order or slice(None)] for column, entries in columns.items()}
+                write_rows(rows_path(folder, task, mode), rows)
+            facts = {"digest": task} if data is None else data
+            tasks[task] = {"metric": "hit@1", "groups": groups, "n": size, "data": facts, "modes": {}}
+        config = {"modes": list(next(iter(scores.values()))), "model": f"model {name}"}
+        save_results({"format": 2, "config": config, "tasks": tasks, "summary": {}}, folder / RESULTS_FILE)
+        return folder
+
+    return write
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """More threads only wait for one another over small matrices."""

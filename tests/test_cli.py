@@ -281,28 +281,6 @@ class TestEncodeInShards:
         np.testing.assert_array_equal(load_shards(tmp_path / "three")[1], np.load(tmp_path / "one.npy"))
 
 
-class TestEvaluate:
-    def test_measures_a_checkpoint(self, tiny_checkpoint, tmp_path, capsys):
-        from mmemb_r1.atlas import build_atlas
-        from mmemb_r1.evaluation import load_results
-
-        build_atlas(tmp_path / "atlas", size=32, num_countries=12, num_objects=20, generated_rows=20)
-        output = tmp_path / "results.json"
-        arguments = ["--model", str(tiny_checkpoint), "--atlas", str(tmp_path / "atlas"), "--output", str(output)]
-        assert main(["evaluate", *arguments, "--modes", "never", "--split", "validation", "--device", "cpu"]) == 0
-        results = load_results(output)
-        assert results["config"]["model"] == "tiny-checkpoint"
-        assert results["config"]["split"] == "validation"
-        shown = capsys.readouterr().out
-        assert results["tasks"]
-        assert all("majority" in task for task in results["tasks"].values())
-        assert "mean of all" in shown
-
-    def test_refuses_an_unknown_mode(self, capsys):
-        assert main(["evaluate", "--model", "x", "--atlas", "y", "--modes", "never,sometimes"]) == 2
-        assert "'sometimes' is not known; allowed: never, always, auto" in capsys.readouterr().err
-
-
 def test_quickstart_refuses_no_steps(capsys, tmp_path):
     assert main(["quickstart", "--steps", "0", "--output", str(tmp_path / "run")]) == 2
     assert "at least 1 is needed" in capsys.readouterr().err

@@ -39,6 +39,9 @@ WITH_EXAMPLES = (
     "docs/adaptive.md",
     "docs/corpora.md",
     "docs/deciding.md",
+    "docs/diagnose.md",
+    "docs/evaluation.md",
+    "docs/metrics.md",
     "docs/speed.md",
     "docs/training.md",
 )

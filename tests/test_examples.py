@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shlex
 import subprocess
 import sys
@@ -14,7 +13,9 @@ from mmemb_r1.atlas import build_atlas
 from mmemb_r1.cli import _parser
 from mmemb_r1.cli._training import as_number, read_recipe
 from mmemb_r1.cli.train import AUGMENT, MODEL_OPTIONS, SECTIONS
-from mmemb_r1.quickstart.recipe import Recipe
+from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from mmemb_r1.pipeline.recipe import Recipe
+from mmemb_r1.pipeline.stage import ON_CPU
 from mmemb_r1.training import AdaptiveGRPOConfig, JointConfig
 from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
 from mmemb_r1.training.prior.pool import load_pool
@@ -134,16 +135,14 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)
 
 
-def test_the_adaptive_recipe_is_the_benchmarks(root):
+def test_the_adaptive_recipe(root):
     fields, sections = read_recipe(root / "examples" / "adaptive-atlas.yaml")
     fields = {name: as_number(name, value, 0.0) for name, value in fields.items()}
     on_cpu = {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
     config = AdaptiveGRPOConfig(output_dir="unused", **fields, **on_cpu)
     assert not sections and config.num_direct_rollouts == 1
-    script = ast.parse((root / "benchmarks" / "adaptive_phase.py").read_text(encoding="utf-8"))
-    assigned = {node.targets[0].id: node.value for node in script.body if isinstance(node, ast.Assign)}
-    expected = {**ast.literal_eval(assigned["FIELDS"]), "max_steps": ast.literal_eval(assigned["STEPS"])}
-    assert {name: fields[name] for name in expected} == expected
+    limit = {"save_total_limit": ON_CPU["save_total_limit"]}
+    assert fields == {**GRPO_FIELDS, "max_steps": GRPO_STEPS, **limit}  # those of the benchmarks and the quickstart
     ((program, *arguments),) = commands(root, "adaptive-atlas.yaml")
     parsed = _parser(arguments).parse_args(arguments)
     assert program == "mmemb-r1" and parsed.phase == "adaptive" and (root / parsed.config).is_file()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -20,10 +21,12 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.evaluation.metrics import cosine_scores, hit_at_k, mrr, ranks
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
+pytest.importorskip("mteb")
+from mmemb_r1.evaluation.mteb_model import MTEBModel  # noqa: E402
+
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Some prompts are not in the expected format:UserWarning"),  # names of MMEB
 ]
 COLORS = ["red", "green", "blue", "white", "black", "yellow"]
 PROMPTS = {"query": "Find the color.", "document": ""}
@@ -121,32 +124,29 @@ def evaluate(model: Any, task: Any, folder: Path, **options: Any) -> tuple[dict[
     return measures, np.array([[predictions[query][document] for document in order] for query in order])
 
 
-def of_all_modalities(model: MMEmbR1) -> Any:
-    """mteb takes a sentence-transformers model for one of text alone; this says what it takes."""
-    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
-
-    wrapper = SentenceTransformerEncoderWrapper(model)
-    changes = {"modalities": [name for name in model[0].modalities if name != "message"], "name": "local/tiny"}
-    wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(update=changes)
-    return wrapper
-
-
-def by_hand(model: MMEmbR1, documents: list[Any], **options: Any) -> np.ndarray:
+def by_hand(model: MMEmbR1, documents: list[Any], reasoning: str, of_documents: str, **options: Any) -> np.ndarray:
     """The scores `(Q, C)` as our own evaluation finds them."""
-    queries = model.encode(COLORS, prompt=PROMPTS["query"], **options)
-    return cosine_scores(queries, model.encode(documents, **options))
+    queries = model.encode(COLORS, prompt=PROMPTS["query"], reasoning=reasoning, **options)
+    return cosine_scores(queries, model.encode(documents, reasoning=of_documents, **options))
 
 
-@pytest.mark.parametrize("reasoning", ["never", "always"])
+@pytest.mark.parametrize(
+    ("reasoning", "of_documents"), [("never", "never"), ("always", "never"), ("always", "always")]
+)
 @pytest.mark.parametrize("modality", ["text", "image"])
-def test_scores_and_measures_are_our_own(modality, reasoning, model, documents, make_task, thoughts, tmp_path):
-    """Queries are embedded with their prompt, and both sides with the option of thinking that was passed."""
+def test_scores_and_measures_are_our_own(
+    modality, reasoning, of_documents, model, documents, make_task, thoughts, tmp_path
+):
+    """Queries are embedded with their prompt, and both sides with the option of thinking that was passed for them."""
     options = {"reasoning": reasoning, "max_reasoning_tokens": BUDGET}
-    wrapped = model if modality == "text" else of_all_modalities(model)
-    measures, scores = evaluate(wrapped, make_task(modality), tmp_path, **options)
-    assert len(thoughts) == 2 * len(COLORS)
-    assert all(0 < count <= BUDGET if reasoning == "always" else count == 0 for count in thoughts)
-    np.testing.assert_allclose(scores, by_hand(model, documents[modality], **options), atol=1e-4, rtol=0)
+    given = options if of_documents == "never" else {**options, "document_reasoning": of_documents}
+    measures, scores = evaluate(MTEBModel(model, **given), make_task(modality), tmp_path)
+    thought = [0 < count <= BUDGET for count in thoughts]
+    assert thought == [mode == "always" for mode in (of_documents, reasoning) for _ in COLORS] or thought == [
+        mode == "always" for mode in (reasoning, of_documents) for _ in COLORS
+    ]  # mteb chooses which side comes first
+    expected = by_hand(model, documents[modality], of_documents=of_documents, **options)
+    np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=0)
     found = ranks(scores, np.arange(len(COLORS)))
     assert len(set(found.tolist())) > 1  # a collapsed model would make all measures agree
     for k in (1, 3, 5):
@@ -159,13 +159,51 @@ def test_scores_and_measures_are_our_own(modality, reasoning, model, documents, 
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_what_is_passed_matters(modality, model, documents):
     """The scores above would agree as well if prompts and options got lost on both ways."""
-    never, always = (by_hand(model, documents[modality], reasoning=mode) for mode in ("never", "always"))
+    never, always = (
+        by_hand(model, documents[modality], reasoning=mode, of_documents=mode) for mode in ("never", "always")
+    )
     assert np.abs(never - always).max() > 1e-3
     words = [model.encode(COLORS, prompt=prompt, reasoning="never") for prompt in (PROMPTS["query"], None)]
     assert np.abs(np.subtract(*words)).max() > 1e-3
 
 
+def test_options_of_a_call_are_told_not_to_be_in_the_key_of_results(model, make_task, thoughts, tmp_path):
+    options = {"reasoning": "always", "max_reasoning_tokens": BUDGET}
+    with pytest.warns(UserWarning, match="'reasoning' was given in encode_kwargs, .* cache=None"):
+        late, scores = evaluate(MTEBModel(model), make_task("text"), tmp_path / "late", **options)
+    assert sum(count > 0 for count in thoughts) == len(COLORS)  # the queries; documents go by the checkpoint
+    early, same = evaluate(MTEBModel(model, **options), make_task("text"), tmp_path / "early")
+    assert late == early
+    np.testing.assert_array_equal(scores, same)
+
+
+def test_results_are_kept_by_checkpoint_and_options(model, tiny_checkpoint):
+    plain, thinking = MTEBModel(model).mteb_model_meta, MTEBModel(model, reasoning="always").mteb_model_meta
+    assert plain.modalities == ["text", "image", "video"]
+    assert plain.name == f"local/{tiny_checkpoint.name}"
+    assert plain.experiment_name is None
+    assert thinking.experiment_name == "reasoning_always"
+    other = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    with torch.no_grad():
+        other[0].model.gate.output.bias.add_(1)
+    assert MTEBModel(other, name="org/other").mteb_model_meta.revision != plain.revision == thinking.revision
+    assert MTEBModel(other, name="org/other").mteb_model_meta.name == "org/other"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resoning": "never"}, "'resoning' is not known; allowed: reasoning"),
+        ({"name": "x"}, "allowed: an id, org/name"),
+    ],
+)
+def test_wrong_options_are_errors(options, message, model):
+    with pytest.raises(ValueError, match=message):
+        MTEBModel(model, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.* was given in encode_kwargs:UserWarning")
 @pytest.mark.parametrize("options", [{"resoning": "never"}, {"reasoning": "often"}])
 def test_wrong_options_are_errors_under_mteb(options, model, make_task, tmp_path):
     with pytest.raises(ValueError, match="'resoning'|reasoning='often' is not known"):
-        evaluate(model, make_task("text"), tmp_path, **options)
+        evaluate(MTEBModel(model), make_task("text"), tmp_path, **options)

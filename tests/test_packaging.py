@@ -26,15 +26,17 @@ ALLOWED = {
     "embedding_cache": set(),
     "stream": {"modeling"},
     "sentence_transformer": {"embedding_cache", "model_card", "modeling", "stream"},
-    "evaluation": {"atlas"},
+    "evaluation": {"atlas", "embedding_cache", "hub", "modeling"},
     "hub": set(),
     "training": {"atlas", "model_card", "modeling", "sentence_transformer"},
+    "pipeline": {"atlas", "evaluation", "model_card", "modeling", "sentence_transformer", "tiny", "training"},
+    "study": {"atlas", "evaluation", "pipeline", "sentence_transformer", "training"},
     "quickstart": {
-        "atlas", "evaluation", "model_card", "modeling", "sentence_transformer", "tiny", "training",
+        "atlas", "evaluation", "model_card", "modeling", "pipeline", "sentence_transformer", "training",
     },
     "cli": {
-        "atlas", "evaluation", "hub", "model_card", "modeling", "quickstart", "sentence_transformer", "stream", "tiny",
-        "training",
+        "atlas", "evaluation", "hub", "model_card", "modeling", "pipeline", "quickstart", "sentence_transformer",
+        "stream", "study", "tiny", "training",
     },
 }  # fmt: skip
 

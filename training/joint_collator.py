@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from mmemb_r1._suffixes import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
 from mmemb_r1.training.joint_pairs import Example
-from mmemb_r1.training.suffixes import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.training.tables import content_key
 
 IGNORED = -100

@@ -132,7 +132,7 @@ class JointPairs(Dataset[Example]):
         drawn = self.rationales.draw(pair_id, side, rng)
         if drawn is None:
             return [], 1.0
-        return [drawn.text], drawn.posterior if self.weight_by_posterior else 1.0
+        return list(drawn.segments), drawn.posterior if self.weight_by_posterior else 1.0
 
 
 def check_tables(train: Any, other: Any) -> None:

@@ -17,10 +17,11 @@ COLUMNS = ("pair_id", "side", "text")
 
 
 class Drawn(NamedTuple):
-    """A rationale and its posterior."""
+    """A rationale, its posterior, and the parts of it that may become rounds; without any, the whole is one."""
 
     text: str
     posterior: float
+    segments: tuple[str, ...]
 
 
 class SelectedRationales:
@@ -29,11 +30,12 @@ class SelectedRationales:
 
     Args:
         table: what `mmemb-r1 select` wrote: the columns `pair_id`, `side`, `text` and, optionally, `posterior`
-            (without it all of a pair's rationales are equally likely) and `worker`.
+            (without it all of a pair's rationales are equally likely), `worker`, and `segments`, the parts of each
+            text that become rounds where more than one is trained.
 
     Raises:
-        ValueError: if a column is missing, the table is empty, a side is unknown, a text blank, or a posterior no
-            positive number.
+        ValueError: if a column is missing, the table is empty, a side is unknown, a text or a segment blank, or a
+            posterior no positive number.
     """
 
     def __init__(self, table: Dataset) -> None:
@@ -50,10 +52,16 @@ class SelectedRationales:
         posteriors = (
             stored_column(table, "posterior").to_pylist() if "posterior" in table.column_names else [1.0] * len(table)
         )
-        kept: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-        for row, (pair_id, side, text, posterior) in enumerate(zip(*columns.values(), posteriors, strict=True)):
-            _check_row(row, side, text, posterior)
-            kept[pair_id, side].append((text, posterior))
+        segments = (
+            stored_column(table, "segments").to_pylist()
+            if "segments" in table.column_names
+            else [[text] for text in columns["text"]]
+        )
+        kept: dict[tuple[str, str], list[Drawn]] = defaultdict(list)
+        rows = zip(*columns.values(), posteriors, segments, strict=True)
+        for row, (pair_id, side, text, posterior, parts) in enumerate(rows):
+            _check_row(row, side, text, posterior, parts)
+            kept[pair_id, side].append(Drawn(text, posterior, tuple(parts)))
         self._kept = {key: _normalised(candidates) for key, candidates in kept.items()}
         self.pair_ids = {pair_id for pair_id, _ in self._kept}
         self.num_rationales = len(table)
@@ -76,18 +84,17 @@ class SelectedRationales:
         candidates = self._kept.get((pair_id, side))
         if candidates is None:
             return None
-        texts, posteriors = candidates
-        place = int(np.searchsorted(np.cumsum(posteriors), number, side="right"))
-        place = min(place, len(texts) - 1)  # the sum may end a rounding below 1
-        return Drawn(texts[place], float(posteriors[place]))
+        place = int(np.searchsorted(np.cumsum([one.posterior for one in candidates]), number, side="right"))
+        return candidates[min(place, len(candidates) - 1)]  # the sum may end a rounding below 1
 
 
-def _normalised(candidates: list[tuple[str, float]]) -> tuple[list[str], np.ndarray]:
-    posteriors = np.array([posterior for _, posterior in candidates])
-    return [text for text, _ in candidates], posteriors / posteriors.sum()
+def _normalised(candidates: list[Drawn]) -> list[Drawn]:
+    posteriors = np.array([one.posterior for one in candidates])
+    shares = (posteriors / posteriors.sum()).tolist()
+    return [one._replace(posterior=share) for one, share in zip(candidates, shares, strict=True)]
 
 
-def _check_row(row: int, side: Any, text: Any, posterior: Any) -> None:
+def _check_row(row: int, side: Any, text: Any, posterior: Any, segments: Any) -> None:
     found = None
     if side not in ("query", "target"):
         found = f"the side {side!r}; allowed: query, target"
@@ -95,5 +102,7 @@ def _check_row(row: int, side: Any, text: Any, posterior: Any) -> None:
         found = f"the text {text!r}; allowed: text that is not blank"
     elif posterior is None or not math.isfinite(posterior) or posterior <= 0:
         found = f"the posterior {posterior!r}; allowed: numbers above 0. Only what was kept belongs here"
+    elif not segments or not all(isinstance(part, str) and part.strip() for part in segments):
+        found = f"the segments {segments!r}; allowed: a list of texts that are not blank"
     if found:
         raise ValueError(f"The selected table has in row {row}, counted from 0, {found}.")

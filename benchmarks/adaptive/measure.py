@@ -1,53 +1,36 @@
-"""Asks a model the questions of a split without and with a thought, and what its gate says of each."""
+"""Asks a model the questions of a split, once."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import pyarrow.parquet as pq
 from datasets import Dataset
-from joint.measure import BATCH_SIZE, hits, inputs_of, whose
 
-from mmemb_r1 import MMEmbR1
-from mmemb_r1._files import replaced_file
-from mmemb_r1.evaluation.runner import embed_candidates
-from mmemb_r1.quickstart.pipeline import aligned
-
-MODES = ("never", "always")
+from mmemb_r1._files import made_whole
+from mmemb_r1.pipeline.answers import ANSWERS_FILE, measure_answers
 
 
-def measure_gate(checkpoint: Path, pairs: Dataset, candidates: Dataset, path: Path) -> bool:
+def answers_of(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path) -> dict[str, list[Any]]:
     """
-    Evaluate one model, query by query. The model embeds both sides.
-
-    Writes an object of columns with a row per query: `pair_id`, `task`, `entity`, `complexity`; whether the target
-    came first, `never` and `always`; the target's probability, `aligned_never` and `aligned_always`; the gate's
-    `gate_prob`; the `tokens` of a thought. What the gate at any threshold would have got follows from these: a
-    query's vector is one of the two.
+    What `measure_answers` says of one model, as columns with a row per query. Kept in a folder.
 
     Args:
         checkpoint: the model's folder.
         pairs: whose queries are asked.
         candidates: of the Atlas.
-        path: the file to write.
-
-    Returns:
-        Whether it was evaluated; `False` if the file is there already.
+        folder: where the answers are, or will be.
     """
-    if path.exists():
-        return False
-    model = MMEmbR1(str(checkpoint), device="cpu")
-    sets = embed_candidates(model, candidates, set(pairs["candidate_set"]), BATCH_SIZE)
-    said = {mode: model.explain(inputs_of(pairs["query"]), reasoning=mode, batch_size=BATCH_SIZE) for mode in MODES}
-    vectors = {mode: np.stack([one["embedding"] for one in rows]) for mode, rows in said.items()}
-    columns: dict[str, list[Any]] = {**whose(pairs), "complexity": list(pairs["complexity"])}
-    columns |= {mode: hits(pairs, vectors[mode], sets) for mode in MODES}
-    columns |= {f"aligned_{mode}": aligned(pairs, torch.from_numpy(vectors[mode]), sets).tolist() for mode in MODES}
-    columns["gate_prob"] = [float(one["gate_prob"]) for one in said["never"]]
-    columns["tokens"] = [int(one["num_reasoning_tokens"]) for one in said["always"]]
-    with replaced_file(path) as temporary:
-        temporary.write_text(json.dumps(columns) + "\n", encoding="utf-8")
-    return True
+
+    def make(made: Path) -> None:
+        made.mkdir(parents=True)
+        measure_answers(checkpoint, pairs, candidates, made)
+
+    made_whole(folder, make)
+    return read_answers(folder)
+
+
+def read_answers(folder: Path) -> dict[str, list[Any]]:
+    """The columns of a folder of answers."""
+    return pq.read_table(folder / ANSWERS_FILE).to_pydict()

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mmemb_r1.evaluation import adaptivity
+from mmemb_r1.evaluation.adaptivity import Answers
 from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
 
 Columns = dict[str, list[Any]]
-Rows = npt.NDArray[np.float64]
 COMPLEXITIES = ("simple", "multi-hop")
-LEAST_GAP = 0.1  # of the utility gap's size, for the gate to be judged by its sign
+MEANS = ("never", "always", "auto", "oracle", "invocation", "tokens", "tokens_always")
 
 
 def joined(tables: Sequence[Columns]) -> dict[str, npt.NDArray[Any]]:
     """The rows of all seeds, one after another; entities keep their names, so that a country is one cluster."""
     return {name: np.concatenate([np.array(table[name]) for table in tables]) for name in tables[0]}
+
+
+def answers_of(rows: Mapping[str, npt.NDArray[Any]]) -> Answers:
+    """The columns that `measure_gate` writes, as the package takes them."""
+    return Answers(
+        task=rows["task"],
+        cluster=rows["entity"],
+        never=rows["never"],
+        always=rows["always"],
+        tokens=rows["tokens"],
+        gate_prob=rows["gate_prob"],
+        alignment_never=rows["aligned_never"],
+        alignment_always=rows["aligned_always"],
+    )
 
 
 def summarise(rows: dict[str, npt.NDArray[Any]], threshold: float) -> dict[str, Any]:
@@ -30,105 +45,70 @@ def summarise(rows: dict[str, npt.NDArray[Any]], threshold: float) -> dict[str, 
         chooses best for each query; `gain`, auto minus the better fixed mode; `invocation`; `tokens` of auto and of
         always; `headroom`, oracle minus the better fixed mode, and `captured`, the share of it that auto gains.
     """
+    answers = answers_of(rows)
     return {
-        name: _summary({key: value[where] for key, value in rows.items()}, threshold)
+        name: _summary(answers.where(where), threshold)
         for name in ("all", *COMPLEXITIES)
         for where in [np.ones(len(rows["task"]), bool) if name == "all" else rows["complexity"] == name]
         if where.any()
     }
 
 
-def _summary(rows: dict[str, npt.NDArray[Any]], threshold: float) -> dict[str, Any]:
-    thinks = rows["gate_prob"] >= threshold
-    found = {
-        "never": rows["never"],
-        "always": rows["always"],
-        "auto": np.where(thinks, rows["always"], rows["never"]),
-        "oracle": np.maximum(rows["always"], rows["never"]),
-        "invocation": thinks,
-        "tokens": np.where(thinks, rows["tokens"], 0),
-        "tokens_always": rows["tokens"],
+def _summary(answers: Answers, threshold: float) -> dict[str, Any]:
+    choice = adaptivity.judge_choice(answers, answers.thinks(threshold))
+    return {name: list(getattr(choice, name)) for name in MEANS} | {
+        "better_fixed": choice.better_fixed,
+        "gain": list(choice.gain),
+        "headroom": choice.headroom.mean,
+        "queries": choice.queries,
+        "captured": None if choice.captured is None else choice.captured.mean,
     }
-
-    def interval(values: npt.NDArray[Any]) -> list[float]:
-        return list(clustered_bootstrap(values.astype(float), rows["entity"].tolist(), rows["task"].tolist()))
-
-    summary: dict[str, Any] = {name: interval(values) for name, values in found.items()}
-    fixed = max(("never", "always"), key=lambda mode: summary[mode][0])
-    summary |= {
-        "better_fixed": fixed,
-        "gain": interval(found["auto"].astype(float) - found[fixed]),
-        "headroom": summary["oracle"][0] - summary[fixed][0],
-        "queries": len(thinks),
-    }
-    summary["captured"] = summary["gain"][0] / summary["headroom"] if summary["headroom"] > 0 else None
-    return summary
 
 
 def by_task(rows: dict[str, npt.NDArray[Any]], threshold: float) -> dict[str, dict[str, float]]:
     """R@1 of the modes, and how often the gate thinks, per task."""
     table = {}
     for task in sorted(set(rows["task"].tolist())):
-        where = rows["task"] == task
-        thinks = rows["gate_prob"][where] >= threshold
-        never, always = rows["never"][where], rows["always"][where]
+        answers = answers_of(rows).where(rows["task"] == task)
+        thinks = answers.thinks(threshold)
         table[task] = {
-            "queries": int(where.sum()),
-            "never": float(never.mean()),
-            "always": float(always.mean()),
-            "auto": float(np.where(thinks, always, never).mean()),
-            "oracle": float(np.maximum(never, always).mean()),
+            "queries": len(thinks),
+            "never": float(answers.never.mean()),
+            "always": float(answers.always.mean()),
+            "auto": float(adaptivity.chosen(answers, thinks).mean()),
+            "oracle": float(adaptivity.oracle(answers).mean()),
             "invocation": float(thinks.mean()),
-            "tokens": float(np.where(thinks, rows["tokens"][where], 0).mean()),
+            "tokens": float(np.where(thinks, answers.tokens, 0).mean()),
         }
     return table
 
 
 def gate_quality(rows: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """The gate against the sign of the true utility gap, where that is at least [`LEAST_GAP`] in size."""
-    gap = rows["aligned_always"] - rows["aligned_never"]
-    counted = np.abs(gap) >= LEAST_GAP
-    return {"auc": area(rows["gate_prob"][counted], gap[counted] > 0), "share": float(counted.mean())}
-
-
-def area(scores: Rows, positive: npt.NDArray[np.bool_]) -> float:
-    """
-    Area under the ROC curve: how often a positive scores above a negative, ties counting half.
-
-    >>> area(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False]))
-    0.875
-    """
-    above = scores[positive][:, None] - scores[~positive]
-    return float(((above > 0) + 0.5 * (above == 0)).mean())
+    """The gate against the sign of the true utility gap, where that is at least 0.1 in size."""
+    quality = adaptivity.gate_quality(answers_of(rows))
+    if quality is None or quality.auc is None:
+        raise ValueError("no queries of both signs of the utility gap: nothing to judge the gate by")
+    return {"auc": quality.auc.mean, "share": quality.share}
 
 
 def curve(rows: dict[str, npt.NDArray[Any]], points: int = 21) -> list[dict[str, float]]:
     """R@1 (equal-weight over tasks) as the threshold sweeps from thinking never to always, with intervals."""
-    order = np.sort(rows["gate_prob"])[::-1]
-    found = []
-    for share in np.linspace(0, 1, points):
-        number = round(share * len(order))
-        threshold = np.inf if number == 0 else order[number - 1]
-        thinks = rows["gate_prob"] >= threshold
-        auto = np.where(thinks, rows["always"], rows["never"]).astype(float)
-        mean, low, high = clustered_bootstrap(auto, rows["entity"].tolist(), rows["task"].tolist())
-        found.append(
-            {
-                "threshold": float(min(threshold, 1.1)),
-                "invocation": float(thinks.mean()),
-                "r1": mean,
-                "low": low,
-                "high": high,
-            }
-        )
-    return found
+    return [
+        {
+            "threshold": min(point.threshold, 1.1),
+            "invocation": point.share,
+            "r1": point.score.mean,
+            "low": point.score.low,
+            "high": point.score.high,
+        }
+        for point in adaptivity.invocation_curve(answers_of(rows), np.linspace(0, 1, points).tolist())
+    ]
 
 
 def interior(rows: dict[str, npt.NDArray[Any]], points: list[dict[str, float]]) -> dict[str, Any]:
     """The best point of a curve, and by how much it beats both ends (chosen on these rows: optimistic)."""
-    best = max(points, key=lambda point: point["r1"])
-    thinks = rows["gate_prob"] >= best["threshold"]
-    auto = np.where(thinks, rows["always"], rows["never"]).astype(float)
+    best, answers = max(points, key=lambda point: point["r1"]), answers_of(rows)
+    auto = adaptivity.chosen(answers, answers.thinks(best["threshold"]))
     against = {}
     for mode in ("never", "always"):
         difference = auto - rows[mode]

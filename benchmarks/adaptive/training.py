@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import set_seed
 
-from mmemb_r1 import MMEmbR1
 from mmemb_r1._files import claim, made_whole
-from mmemb_r1.model_card import write_model_card
-from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
-from mmemb_r1.training.checkpoints import last_checkpoint
+from mmemb_r1.pipeline.grpo import train_adaptive
 
 
-def train_adaptive(
+def train_seed(
     output: Path,
     seed: int,
     start: Path,
@@ -47,28 +42,8 @@ def train_adaptive(
     """
     folder, checkpoints = output / f"grpo-{seed}", output / "checkpoints" / f"grpo-{seed}"
     claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, **facts})
-
-    def make(made: Path) -> None:
-        set_seed(seed)
-        model = MMEmbR1(str(start), device="cpu")
-        if rounds is not None:
-            model[0].model.config.max_reasoning_rounds = rounds
-        config = AdaptiveGRPOConfig(
-            output_dir=str(checkpoints),
-            max_steps=steps,
-            seed=seed,
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            report_to=[],
-            **fields,
-        )
-        trainer = AdaptiveGRPOTrainer(model[0].model.train(), config, pairs, model.processor, joint_pairs=joint_pairs)
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-        trained = MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class)
-        trained.save_pretrained(str(made), create_model_card=False)
-        write_model_card(made, training=trainer.facts | {"steps": trainer.state.global_step})
-        (made / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n", encoding="utf-8")
-
-    made_whole(folder, make)
+    settings = {**fields, "max_steps": steps, "seed": seed}
+    made_whole(
+        folder, lambda made: train_adaptive(start, pairs, joint_pairs, settings, made, checkpoints, rounds=rounds)
+    )
     return folder

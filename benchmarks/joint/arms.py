@@ -6,30 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from joint.data import FLAGS, NEIGHBOURS
+from mmemb_r1.pipeline.tasks import FLAGS, JOINT_TASK_WEIGHTS, NEIGHBOURS
 
-# Share of each task, in percent. 55 go to questions of several steps, which are new; what the warm-up taught is
-# rehearsed with the rest. Without that, flags would be told from their shape in a few hundred pictures, and the facts
-# of the held-out countries, which occur as text only, would be forgotten.
-TASK_WEIGHTS = {
-    **dict.fromkeys(FLAGS, 8.0),
-    **dict.fromkeys(NEIGHBOURS, 4.0),
-    "fact-flag": 3.0,
-    "name-picture": 4.0,
-    "picture-name-flag": 17.0,
-    "picture-name-object": 9.0,
-    "fact-capital": 2.8,
-    "fact-currency": 2.8,
-    "fact-tld": 2.8,
-    "fact-language": 2.8,
-    "fact-region": 2.8,
-    "fact-country": 1.0,
-    "fact-largest-neighbour": 2.0,
-    "fact-smallest-neighbour": 2.0,
-}
 # Chains of three steps need the neighbours by heart. The warm-up has shown each about twice, other facts 15 times.
 DEPTH_TASK_WEIGHTS = {
-    **TASK_WEIGHTS,
+    **JOINT_TASK_WEIGHTS,
     **dict.fromkeys(FLAGS, 3.0),
     **dict.fromkeys(NEIGHBOURS, 12.0),
     "fact-flag": 0.5,
@@ -64,7 +45,7 @@ class Arm:
     rationales: str | None
     fields: Mapping[str, Any] = field(default_factory=dict)
     rounds: int = 1
-    task_weights: Mapping[str, float] = field(default_factory=lambda: TASK_WEIGHTS)
+    task_weights: Mapping[str, float] = field(default_factory=lambda: JOINT_TASK_WEIGHTS)
 
 
 ARMS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,21 @@ import torch
 from datasets import Dataset
 
 from joint.arms import ARMS
-from joint.data import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
 from mmemb_r1 import MMEmbR1
 from mmemb_r1._files import replaced_file
-from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.atlas.wording import facts, whole_words
-from mmemb_r1.evaluation.runner import CandidateSet, embed_candidates
+from mmemb_r1.evaluation.atlas_tasks import embed_candidates
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
+from mmemb_r1.pipeline.answers import BATCH_SIZE, MODES, Columns, hits, inputs_of, states_all, vectors_of, whose
+from mmemb_r1.pipeline.tasks import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
 
-MODES = ("never", "always")
 # What of the warm-up is still there: names of pictures, and facts as text.
 REMEMBERED = (
     "picture-name-flag",
     *(f"fact-{relation}" for relation in ("capital", "region", "currency", "language", "tld", "largest-neighbour")),
 )
 DEPTH_SPLIT = "validation"
-BATCH_SIZE, NUM_EXAMPLES = 128, 3
-Columns = dict[str, list[Any]]  # a table: name -> a value per query
+NUM_EXAMPLES = 3
 
 
 def result_path(run: Path, arm: str, seed: int, split: str) -> Path:
@@ -97,16 +93,6 @@ def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> boo
     return True
 
 
-def whose(pairs: Dataset) -> Columns:
-    """The columns that say what each query is."""
-    return {name: list(pairs[name]) for name in ("pair_id", "task", "entity")}
-
-
-def inputs_of(column: Any) -> list[dict[str, Any]]:
-    """The inputs of a column of a table as the model takes them."""
-    return [given_parts(value) for value in column]
-
-
 def embedded(
     model: MMEmbR1, queries: Any, rounds: int
 ) -> tuple[dict[str, npt.NDArray[np.float32]], list[dict[str, Any]]]:
@@ -116,25 +102,7 @@ def embedded(
         mode: model.explain(inputs, reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=rounds)
         for mode in MODES
     }
-    return {mode: np.stack([one["embedding"] for one in said[mode]]) for mode in MODES}, said["always"]
-
-
-def hits(pairs: Dataset, vectors: npt.NDArray[np.float32], sets: dict[str, CandidateSet]) -> list[int]:
-    """Whether each query, embedded as `vectors` `(Q, D)`, finds its target before all others of its set."""
-    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
-    found = np.zeros(len(pairs), dtype=int)
-    for name in set(names.tolist()):
-        rows = np.flatnonzero(names == name)
-        found[rows] = sets[name].ranks(vectors[rows], targets[rows].tolist()) == 1
-    return found.tolist()
-
-
-def states_all(rationales: Sequence[Sequence[str]], thoughts: Sequence[str]) -> list[int]:
-    """Whether each thought states every fact of the right rationale."""
-    return [
-        int(all(whole_words(fact).search(thought) for fact in facts(segments)))
-        for segments, thought in zip(rationales, thoughts, strict=True)
-    ]
+    return {mode: vectors_of(said[mode]) for mode in MODES}, said["always"]
 
 
 @torch.inference_mode()

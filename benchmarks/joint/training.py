@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from datasets import Dataset
-from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from joint.arms import ARMS, GOLD, LEARNING_RATE, STEPS, Arm
-from joint.data import POOLED, of_tasks
-from joint.selection import SIDES, table_path
-from mmemb_r1 import MMEmbR1
+from joint.selection import table_path
 from mmemb_r1._files import claim, made_whole
-from mmemb_r1.atlas import Atlas, augment
-from mmemb_r1.quickstart.recipe import Recipe
-from mmemb_r1.training import JointConfig, JointTrainer
-from mmemb_r1.training.training_facts import TRAINING_FILE
+from mmemb_r1.atlas import Atlas
+from mmemb_r1.pipeline.joint import joint_settings, train_from
+from mmemb_r1.pipeline.posterior import training_table
+from mmemb_r1.pipeline.recipe import Recipe
+from mmemb_r1.pipeline.tasks import of_tasks
 
 
 def train_arm(
@@ -57,7 +49,17 @@ def train_arm(
         raise ValueError(f"there is no {start}; run --stages warm-up first")
     pairs = of_tasks(atlas.pairs["train"], set(arm.task_weights))
     rationales = rationales_of(arm, pairs, output)
-    settings = _settings(arm, steps, learning_rate, seed)
+    settings = joint_settings(
+        Recipe(seed=seed),
+        **{
+            "max_steps": steps,
+            "learning_rate": learning_rate,
+            "task_weights": dict(arm.task_weights),
+            "use_rationales": arm.rationales is not None,
+            "max_reasoning_rounds": arm.rounds,
+            **arm.fields,
+        },
+    )
     facts = {**settings, "atlas": atlas.manifest["fingerprint"], "rationales": _digest(rationales)}
     claim(
         run / "arms" / f"{name}-{seed}.json",
@@ -66,73 +68,20 @@ def train_arm(
         mend="Other numbers go into another --variant.",
     )
     checkpoints = run / "checkpoints" / f"{name}-{seed}"
-
-    def train(folder: Path) -> None:
-        set_seed(seed)
-        model = MMEmbR1(str(start), device="cpu")
-        trainer = JointTrainer(
-            model=model[0].model.train(),
-            args=JointConfig(output_dir=str(checkpoints), **settings),
-            train_dataset=pairs,
-            processing_class=model[0].processor,
-            rationales=rationales,
-            augment=augment,
-        )
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-        result = trainer.train(resume_from_checkpoint=last)
-        MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
-        measured = {"resumed": last is not None, "threads": torch.get_num_threads(), **result.metrics}
-        facts = {**trainer.facts, "measured": measured, "log": trainer.state.log_history}
-        (folder / TRAINING_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-    return made_whole(run / "arms" / f"{name}-{seed}", train)
+    return made_whole(
+        run / "arms" / f"{name}-{seed}",
+        lambda folder: train_from(start, pairs, rationales, settings, folder, checkpoints),
+    )
 
 
 def rationales_of(arm: Arm, pairs: Dataset, output: Path) -> Dataset | None:
-    """
-    The table that an arm draws rationales from; `None` for those in the pairs table, or none at all.
-
-    To the ones kept from the pool it adds those of the rehearsed pairs, in all arms the same: they stand for what a
-    pretrained backbone would know.
-    """
+    """The table that an arm draws rationales from; `None` for those in the pairs table, or none at all."""
     if arm.rationales in (None, GOLD):
         return None
     path = table_path(output, str(arm.rationales))
     if not path.exists():
         raise ValueError(f"there is no {path}; run --stages selection first")
-    columns = ["pair_id", "side", "worker", "text", "posterior"]
-    pooled = pq.read_table(path, columns=columns).to_pylist()
-    rehearsed = pairs.select_columns(["pair_id", "task", *(f"{side}_rationale" for side in SIDES)])
-    own = [
-        {"pair_id": row["pair_id"], "side": side, "worker": "own", "text": " ".join(segments), "posterior": 1.0}
-        for row in rehearsed
-        for side in SIDES
-        if row["task"] not in POOLED and (segments := row[f"{side}_rationale"])
-    ]
-    known = set(pairs["pair_id"])
-    schema = pa.schema([(name, pa.float32() if name == "posterior" else pa.string()) for name in columns])
-    return Dataset(pa.Table.from_pylist([row for row in pooled if row["pair_id"] in known] + own, schema=schema))
-
-
-def _settings(arm: Arm, steps: int, learning_rate: float, seed: int) -> dict[str, Any]:
-    """Fields of `JointConfig`: the quickstart's, but for what is named here."""
-    return {
-        **Recipe().training,
-        "max_steps": steps,
-        "warmup_steps": max(1, steps // 15),
-        "lr_scheduler_type": "cosine",
-        "learning_rate": learning_rate,
-        "task_weights": dict(arm.task_weights),
-        "use_rationales": arm.rationales is not None,
-        "max_reasoning_rounds": arm.rounds,
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-        "report_to": [],
-        "save_total_limit": 1,
-        "seed": seed,
-        **arm.fields,
-    }
+    return training_table(path, pairs)
 
 
 def _digest(rationales: Dataset | None) -> str | None:

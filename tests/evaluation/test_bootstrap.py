@@ -7,7 +7,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
+from mmemb_r1.evaluation import bootstrap
+from mmemb_r1.evaluation.bootstrap import bootstrap_means, cluster_draws, clustered_bootstrap, interval_of
 
 
 def test_one_cluster_has_an_interval_of_no_width():
@@ -101,3 +102,39 @@ def test_depends_on_the_seed_and_on_nothing_else():
 def test_refuses_what_has_no_interval(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         clustered_bootstrap(*arguments, **options)
+
+
+def test_columns_share_their_draws():
+    rng = np.random.default_rng(4)
+    values, clusters, tasks = rng.random((60, 3)), rng.integers(0, 9, 60).tolist(), rng.integers(0, 4, 60).tolist()
+    mean, draws = bootstrap_means(values, clusters, tasks, num_samples=500)
+    for column in range(3):
+        interval = clustered_bootstrap(values[:, column], clusters, tasks, num_samples=500)
+        assert interval_of(mean[column], draws[:, column]) == pytest.approx(interval)
+    difference = clustered_bootstrap(values[:, 0] - values[:, 1], clusters, tasks, num_samples=500)
+    assert interval_of(mean[0] - mean[1], draws[:, 0] - draws[:, 1]) == pytest.approx(difference)
+
+
+@pytest.mark.parametrize("clusters", [50, bootstrap._MANY])
+def test_draws_do_not_depend_on_how_many_come_at_a_time(clusters, monkeypatch):
+    whole = np.concatenate(list(cluster_draws(clusters, 30)))
+    monkeypatch.setattr(bootstrap, "_CELLS", 7 * clusters)
+    parts = list(cluster_draws(clusters, 30))
+    assert [len(part) for part in parts] == [7, 7, 7, 7, 2]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert (whole.sum(axis=1) == clusters).all()
+
+
+def test_many_clusters_are_drawn_as_few_are():
+    values = np.random.default_rng(5).normal(size=bootstrap._MANY)
+    interval = clustered_bootstrap(values, range(len(values)), num_samples=1000)
+    half = NormalDist().inv_cdf(0.975) * values.std() / math.sqrt(len(values))
+    assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+
+
+def test_draws_that_could_not_be_computed_are_left_out():
+    assert interval_of(1.0, np.array([np.nan, 1.0, 3.0]), level=0.5) == (1.0, 1.5, 2.5)
+    with pytest.raises(ValueError, match="none of the 2 draws has a value"):
+        interval_of(1.0, np.array([np.nan, np.nan]))
+    with pytest.raises(ValueError, match="num_clusters=0"):
+        next(cluster_draws(0))

@@ -43,20 +43,33 @@ def test_one_positive_as_index_and_as_mask_are_the_same():
     assert (ranks(scores, positives) == ranks(scores, np.eye(5, dtype=bool)[positives])).all()
 
 
+def test_queries_may_have_their_own_candidates():
+    rng = np.random.default_rng(5)
+    scores = [rng.integers(-3, 3, number).astype(float) for number in (1, 7, 4, 9)]
+    positives = [rng.integers(len(row)) for row in scores]
+    masks = [np.arange(len(row)) == positive for row, positive in zip(scores, positives, strict=True)]
+    alone = [ranks([row], [positive])[0] for row, positive in zip(scores, positives, strict=True)]
+    assert max(alone) > 3
+    assert ranks(scores, positives).tolist() == ranks(scores, masks).tolist() == alone
+
+
 @pytest.mark.parametrize(
     ("scores", "positives", "message"),
     [
         ([[0.1, float("nan")]], [0], "query 0 and candidate 1 is nan"),
         ([[0.1, float("inf")]], [0], "has to be finite"),
-        (np.zeros((1, 0)), [0], r"shape \(1, 0\)"),
+        (np.zeros((1, 0)), [0], r"shape is \(1, 0\)"),
         (np.zeros((0, 3)), np.zeros(0, int), "at least one of each"),
-        (np.zeros(3), [0], r"shape \(3,\)"),
+        (np.zeros(3), [0], r"shape is \(3,\)"),
         ([[0.1, 0.2]], [2], "positive of query 0 is 2; allowed: 0 to 1"),
         ([[0.1, 0.2]], [-1], "allowed: 0 to 1"),
         ([[0.1, 0.2]], [0, 1], "one index per query"),
         ([[0.1, 0.2]], [0.0], "integers"),
         ([[0.1, 0.2]], [[False, False]], "query 0 has no positive"),
-        ([[0.1, 0.2]], [[True]], "expected that of the scores"),
+        ([[0.1, 0.2], [0.1]], [0, 1], "positive of query 1 is 1; allowed: 0 to 0"),
+        ([[0.1, 0.2]], [[1, 0]], "positives are int64 rows; allowed: rows of booleans, or one index"),
+        ([[0.1, 0.2]], [[True, False], [True, False]], "mask of positives is given for 2 queries"),
+        ([[0.1, 0.2]], [[True]], "expected as many as there are scores, 2"),
     ],
 )
 def test_ranks_refuses(scores, positives, message):

@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from mmemb_r1.evaluation import evaluate, load_results, results_table, save_results
+from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
+from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
 
 MODES = ("never", "always", "auto")
 
@@ -73,6 +75,29 @@ def test_refuses_tables_that_do_not_fit(oracle, pairs, candidates):
     mixed = pairs.map(lambda row, index: {"complexity": ["simple", "multi-hop"][index % 2]}, with_indices=True)
     with pytest.raises(ValueError, match="a task has one of each"):
         evaluate(oracle, mixed, candidates, progress=False)
+
+
+def test_a_pair_that_stands_twice_is_refused(oracle, pairs, candidates):
+    with pytest.raises(ValueError, match="fact: the query id 'fact/Lima' stands twice"):
+        evaluate(oracle, pairs.select([0, 0, 1]), candidates, progress=False)
+
+
+def test_pairs_without_ids_go_by_their_rows(pairs, candidates):
+    fact, flag = atlas_tasks(pairs.remove_columns("pair_id"), candidates)
+    assert (fact.query_ids, flag.query_ids) == (["0", "1", "2", "3"], ["4", "5", "6"])
+    assert fact.candidates is flag.candidates, "tasks of one set share its candidates"
+
+
+def test_intervals_draw_whole_entities(oracle, pairs, candidates):
+    entities = ["south", "north", "south", "north", "south", "north", "south"]
+    told = pairs.add_column("entity", entities)
+    results = evaluate(oracle, told, candidates, modes=("never",), progress=False)
+    fact, flag = atlas_tasks(told, candidates)
+    assert (fact.clusters, flag.clusters) == (entities[:4], entities[4:])
+    found = results["summary"]["all"]["modes"]["never"]
+    hits = [1.0] * 4 + [0.0] * 3
+    expected = clustered_bootstrap(hits, entities, ["fact"] * 4 + ["flag"] * 3)
+    assert (found["score"], *found["interval"]) == pytest.approx(tuple(expected))
 
 
 def test_refuses_a_model_that_loses_inputs(oracle, pairs, candidates):

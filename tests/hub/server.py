@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face Hub: what its client asks for, over real HTTP, in memory, on this machine only.
 
-It answers as the Hub does, errors included, and can be told to fail. Repositories are those of models.
+It answers as the Hub does, errors included, and can be told to fail. Repositories are those of models; what reads them
+works for those of datasets, too.
 """
 
 from __future__ import annotations
@@ -403,22 +404,23 @@ def _entry(name: str, file: File) -> dict[str, Any]:
     return {"type": "file", "path": name, "oid": file.blob_id, "size": len(file.data), **large}
 
 
+KIND = "(?:models|datasets)"
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
 ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("GET",), "/api/whoami-v2", Handler.whoami),
     (("POST",), "/api/validate-yaml", Handler.validate_yaml),
     (("POST",), "/api/repos/create", Handler.create),
-    (("GET",), f"/api/models/{REPO}(?:/revision/{REVISION})?", Handler.info),
+    (("GET",), f"/api/{KIND}/{REPO}(?:/revision/{REVISION})?", Handler.info),
     (("GET",), f"/api/models/{REPO}/refs", Handler.refs),
-    (("GET",), f"/api/models/{REPO}/tree/{REVISION}(?:/(?P<folder>.+))?", Handler.tree),
-    (("POST",), f"/api/models/{REPO}/paths-info/{REVISION}", Handler.paths_info),
+    (("GET",), f"/api/{KIND}/{REPO}/tree/{REVISION}(?:/(?P<folder>.+))?", Handler.tree),
+    (("POST",), f"/api/{KIND}/{REPO}/paths-info/{REVISION}", Handler.paths_info),
     (("POST",), f"/api/models/{REPO}/branch/(?P<name>[^/]+)", Handler.branch),
     (("POST",), f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
     (("POST",), f"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
     (("POST",), rf"/{REPO}\.git/info/lfs/objects/batch", Handler.batch),
     (("PUT",), "/storage/(?P<oid>[0-9a-f]+)", Handler.store),
-    (("GET", "HEAD"), f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
+    (("GET", "HEAD"), f"/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
 ]
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from mmemb_r1.evaluation import save_results
+from mmemb_r1.evaluation import load_results, save_results
 
 
 def numbers(hit, ratio, tokens, seconds):
@@ -61,6 +61,25 @@ def results(tmp_path):
         },
         path,
     )
+    return path
+
+
+@pytest.fixture
+def newer_results(results, tmp_path):
+    """The same with what a newer evaluation knows: intervals, another metric, and times of one task alone."""
+    content = load_results(results)
+    for entry in [*content["tasks"].values(), *content["summary"].values()]:
+        for measured in entry["modes"].values():
+            measured["interval"] = [measured["score"] / 2, measured["score"]]
+    for entry in (content["tasks"]["fact-capital"], content["summary"]["simple"], content["summary"]["all"]):
+        for measured in entry["modes"].values():
+            measured["seconds_per_query"] = None
+    task = content["tasks"]["fact-capital"]
+    task["metric"] = "ndcg_linear@5"
+    task["modes"]["never"] |= {"hit@1": 0.0}  # not what the task is scored by
+    content["config"]["document_reasoning"] = "auto"
+    path = tmp_path / "newer.json"
+    save_results(content, path)
     return path
 
 

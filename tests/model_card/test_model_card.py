@@ -120,6 +120,20 @@ class TestSections:
         text = build_model_card(tiny_checkpoint, **{name: sources[name]})
         assert headings(text) == [*ALWAYS[:-1], *expected, "Citation"]
 
+    def test_scores_have_their_intervals_and_what_was_not_timed_has_no_time(self, tiny_checkpoint, newer_results):
+        text = build_model_card(tiny_checkpoint, newer_results)
+        shown = cells(text, "fact-capital")
+        assert shown[4:6] == ["0.125 [0.062, 0.125]", "0.062 [0.031, 0.062]"]
+        assert "In brackets, 95 % intervals that draw whole clusters of queries." in text
+        assert "mean over the queries of each task's metric, hit@1 or ndcg_linear@5" in text
+        assert 'Answers are embedded with reasoning="auto"' in text
+        (never,) = [line for line in text.splitlines() if line.startswith("| never |")]
+        assert never == "| never | 0% | 0.0 |  | 0.188 |"
+        assert "times as long" not in text
+        metrics = {one.metric_name: one.metric_value for one in ModelCard(text).data.eval_results}
+        assert metrics == {"score, reasoning=never": 0.1875, "score, reasoning=always": 0.4062}
+        validate_model_card(text, tiny_checkpoint)
+
     def test_files_of_the_checkpoint_are_found(self, checkpoint, results, sweep):
         (checkpoint / "results.json").write_bytes(results.read_bytes())
         (checkpoint / "training.json").write_text(json.dumps(FACTS))

@@ -42,6 +42,16 @@ def test_damaged_results_say_where(results, keys, value, message):
     assert str(error.value).startswith(f"{results}: ") and message in str(error.value)
 
 
+def test_damaged_intervals_say_where(newer_results):
+    content = json.loads(newer_results.read_text())
+    content["tasks"]["fact-capital"]["modes"]["never"]["interval"] = [0.5]
+    newer_results.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"modes/never/interval is \[0.5\]; allowed: a list of two numbers from 0 to 1"
+    ):
+        read_results(newer_results)
+
+
 def test_results_without_a_mean_over_all_are_damaged(results):
     content = json.loads(results.read_text())
     del content["summary"]["all"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmemb_r1.quickstart.recipe import TASK_WEIGHTS, Recipe
+from mmemb_r1.pipeline.recipe import TASK_WEIGHTS, Recipe
 
 TINY = Recipe(
     atlas={"num_countries": 12, "num_objects": 10, "generated_rows": 4, "second_font": None},
@@ -88,12 +88,14 @@ def test_another_atlas_under_a_trained_model_is_refused(finished, tmp_path):
 
 def test_an_interrupted_training_goes_on(finished, tmp_path):
     from mmemb_r1.atlas import load_atlas
-    from mmemb_r1.quickstart.pipeline import joint_trainer, train
+    from mmemb_r1.pipeline.joint import joint_settings, joint_trainer, train_from_nothing, untrained_model
 
     atlas = load_atlas(finished[0] / "atlas")
     half = dataclasses.replace(TINY, training={**TINY.training, "save_total_limit": None})
-    joint_trainer(atlas, half, tmp_path / "checkpoints", max_steps=2, warmup_steps=1).train()
-    train(atlas, TINY, tmp_path / "trained", tmp_path / "checkpoints")
+    settings = joint_settings(half, max_steps=2, warmup_steps=1)
+    model, processor = untrained_model(atlas, half)
+    joint_trainer(model, processor, atlas.pairs["train"], settings, tmp_path / "checkpoints").train()
+    train_from_nothing(atlas, TINY, tmp_path / "trained", tmp_path / "checkpoints")
     facts = json.loads((tmp_path / "trained" / "training.json").read_text(encoding="utf-8"))
     assert facts["resumed from"] == "checkpoint-2" and facts["steps"] == 3
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
+from mmemb_r1._suffixes import append_tokens, thought_ids
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adapters import (
@@ -20,7 +21,6 @@ from mmemb_r1.training.adapters import (
     quantization_config,
     with_adapters,
 )
-from mmemb_r1.training.suffixes import append_tokens, thought_ids
 
 INPUTS = ["say red", {"text": "color?"}, "blue"]
 

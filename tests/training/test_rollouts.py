@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from mmemb_r1 import MMEmbR1Model
+from mmemb_r1._suffixes import append_tokens
 from mmemb_r1.modeling.decoding_mmemb_r1 import prefill
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.policy_forward import PolicyForward
 from mmemb_r1.training.rollouts import as_columns, completion, loss_mask, read_group, read_thoughts, roll_out
-from mmemb_r1.training.suffixes import append_tokens
 
 BUDGET, THOUGHTS = 5, 3
 

@@ -42,7 +42,7 @@ def test_draws_follow_the_posterior(selected):
 
 def test_posteriors_of_one_side_add_up_to_one():
     selected = SelectedRationales(table(("a", "query", "x", 3.0, "w"), ("a", "query", "y", 1.0, "w")))
-    assert set(drawn(selected, number=50)) == {Drawn("x", 0.75), Drawn("y", 0.25)}
+    assert set(drawn(selected, number=50)) == {Drawn("x", 0.75, ("x",)), Drawn("y", 0.25, ("y",))}
 
 
 @pytest.mark.parametrize("number", [0.0, 1.0 - 2**-53])
@@ -64,8 +64,8 @@ def test_without_a_posterior_all_are_equally_likely():
 
 
 def test_sides_and_pairs_are_kept_apart(selected):
-    assert set(drawn(selected, "a", "target", 20)) == {Drawn("there", 1.0)}
-    assert set(drawn(selected, "b", "target", 20)) == {Drawn("other", 1.0)}
+    assert set(drawn(selected, "a", "target", 20)) == {Drawn("there", 1.0, ("there",))}
+    assert set(drawn(selected, "b", "target", 20)) == {Drawn("other", 1.0, ("other",))}
 
 
 @pytest.mark.parametrize(("pair_id", "side"), [("b", "query"), ("unknown", "target")])
@@ -117,3 +117,16 @@ def test_refuses_an_empty_table():
 def test_refuses_what_can_not_be_drawn_from(row, message):
     with pytest.raises(ValueError, match=message):
         SelectedRationales(table(("a", "query", "x", 1.0, "w"), row))
+
+
+def test_segments_are_drawn_with_their_text():
+    rows = table(("a", "query", "x. y.", 3.0, "w"), ("a", "query", "z.", 1.0, "w"))
+    selected = SelectedRationales(rows.add_column("segments", [["x.", "y."], ["z."]]))
+    assert set(drawn(selected, number=50)) == {Drawn("x. y.", 0.75, ("x.", "y.")), Drawn("z.", 0.25, ("z.",))}
+
+
+@pytest.mark.parametrize("segments", [[], ["x", " "], None])
+def test_refuses_segments_that_say_nothing(segments):
+    rows = table(("a", "query", "x", 1.0, "w"), ("a", "query", "x", 1.0, "w"))
+    with pytest.raises(ValueError, match=r"in row 1, counted from 0, the segments .*; allowed: a list of texts"):
+        SelectedRationales(rows.add_column("segments", [["x"], segments]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmemb_r1.training.suffixes import NUM_CONTROL_TOKENS, append_tokens, thought_ids
+from mmemb_r1._suffixes import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 
 BATCH = {
     "input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]),

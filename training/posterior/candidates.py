@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from mmemb_r1.training.posterior.interventions import swap_donors
+from mmemb_r1._interventions import swap_donors
 from mmemb_r1.training.posterior.pair_index import PairIndex
 from mmemb_r1.training.prior.worker import SIDES
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render, to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1._forced import forced_embeddings
+from mmemb_r1._suffixes import thought_ids
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.sentence_transformer import MMEmbR1
 from mmemb_r1.training.posterior.evaluator import Trial, TrialError
 from mmemb_r1.training.posterior.pair_index import other_side
-from mmemb_r1.training.suffixes import append_tokens, thought_ids
 from mmemb_r1.training.tables import content_key
 from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -92,31 +91,15 @@ class EmbeddingEvaluator:
             logits.append((direct @ reasoned.T - self.bias) / self.temperature)
         return logits
 
-    @torch.inference_mode()
     def _embed(self, sequences: Sequence[_Sequence]) -> Tensor:
         """Unit vectors `(N, D)`, float32, on the CPU."""
-        suffixes = [self._suffix(sequence.rationale) for sequence in sequences]
-        by_length = sorted(range(len(sequences)), key=lambda row: len(suffixes[row]) + sequences[row].rough_length)
-        vectors = []
-        for start in range(0, len(sequences), self.batch_size):
-            rows = by_length[start : start + self.batch_size]
-            batch = self._batch([sequences[row] for row in rows], [suffixes[row] for row in rows])
-            vectors.append(self._encoder[0].model(**batch).embeddings[:, -1].float().cpu())
-        order = torch.tensor(by_length).argsort()
-        return normalize(torch.cat(vectors)[order], dim=-1)
-
-    def _batch(self, sequences: Sequence[_Sequence], suffixes: Sequence[list[int]]) -> dict[str, Any]:
-        encoder = self._encoder
-        config = encoder[0].model.config
         values = [sequence.value for sequence in sequences]
+        suffixes = [self._suffix(sequence.rationale) for sequence in sequences]
         try:
-            conversations = to_conversations(values, media=MediaOptions.of(config))
-            batch = render(encoder.processor, conversations, config.max_text_tokens)
+            return forced_embeddings(self._encoder, values, suffixes, batch_size=self.batch_size).last
         except InputError as error:
             bad = sequences[error.index]
             raise TrialError(bad.trial, f"of its {bad.side}, {error.reason}") from error
-        batch = append_tokens(batch, suffixes, encoder.tokenizer.pad_token_id)
-        return {name: value.to(encoder.device) for name, value in batch.items()}
 
     def _suffix(self, rationale: str | None) -> list[int]:
         """`<think> r </think> <|embed|>`, or nothing."""
@@ -133,10 +116,3 @@ class _Sequence:
     rationale: str | None
     trial: int
     side: str
-
-    @property
-    def rough_length(self) -> int:
-        """Order of magnitude of the prompt's length in tokens; only good for sorting."""
-        media = (self.value.get(kind) or () for kind in ("image", "video"))
-        count = sum(len(given) if isinstance(given, list) else 1 for given in media)
-        return len(str(self.value.get("text") or "")) // 4 + 64 * count

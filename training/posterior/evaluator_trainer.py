@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
+from mmemb_r1._suffixes import append_tokens
 from mmemb_r1.atlas import augment
 from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
 from mmemb_r1.training.posterior.answers import answer_ids, match_logit
 from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
 from mmemb_r1.training.posterior.evaluator_data import KINDS, Judgement, Judgements
 from mmemb_r1.training.posterior.evaluator_prompt import PROMPT_FILE, EvaluatorPrompt, PromptRenderer
-from mmemb_r1.training.suffixes import append_tokens
 
 
 class EvaluatorTrainer(_BaseTrainer):

@@ -9,8 +9,8 @@ from itertools import chain, islice
 import numpy as np
 import numpy.typing as npt
 
+from mmemb_r1._seeded import random_order, seeded_random
 from mmemb_r1.training.posterior.pair_index import PairIndex, Partners, other_side
-from mmemb_r1.training.posterior.seeded import random_order, seeded_random
 from mmemb_r1.training.prior.worker import SIDES
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmemb_r1._interventions import INTERVENTIONS
 from mmemb_r1.training.posterior.gain import SPACES
-from mmemb_r1.training.posterior.interventions import INTERVENTIONS
 
 SELECTIONS = ("none", "absolute", "counterfactual")
 _CHOICES = {"selection": SELECTIONS, "intervention": INTERVENTIONS, "space": SPACES}

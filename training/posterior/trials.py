@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from mmemb_r1._inputs import given_parts
+from mmemb_r1._interventions import shuffled
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.training.posterior.candidates import ALONE, Candidates, Group, donors
 from mmemb_r1.training.posterior.evaluator import Trial
-from mmemb_r1.training.posterior.interventions import shuffled
 from mmemb_r1.training.posterior.negatives import Negatives, NegativeSampler
 from mmemb_r1.training.posterior.options import SelectionOptions
 from mmemb_r1.training.posterior.pair_index import PairIndex, other_side

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, BatchFeature
 
+from mmemb_r1._suffixes import append_tokens
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.decoding_mmemb_r1 import without_suppressed
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.training.suffixes import append_tokens
 from mmemb_r1.training.vlm import load_vlm
 
 from .sampling import Continuation

@@ -142,8 +142,8 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     model = MMEmbR1(args.model, device=args.device)
     model.embedding_cache = args.cache
-    names = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
-    names += ("max_batch_tokens", "decode_batch_size")
+    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"]
+    names += ["max_batch_tokens", "decode_batch_size"]
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options |= {"allow_remote_media": args.allow_remote_media, "batch_size": args.batch_size}
     if args.task is not None:

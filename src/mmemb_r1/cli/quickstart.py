@@ -27,15 +27,15 @@ def run(args: argparse.Namespace) -> int:
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.atlas import load_atlas
-    from mmemb_r1.evaluation import results_table
+    from mmemb_r1.evaluation.report import print_table, results_table
+    from mmemb_r1.pipeline.recipe import Recipe
     from mmemb_r1.quickstart.pipeline import run_quickstart
-    from mmemb_r1.quickstart.recipe import Recipe
     from mmemb_r1.quickstart.showcase import draw_showcase, lines_to_paste, save_example
 
     console = Console(width=max(100, shutil.get_terminal_size().columns))
     wishes = {name: value for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
     results = run_quickstart(args.output, replace(Recipe(), **wishes), console)
-    console.print(results_table(results, title="hit@1 on Atlas, test split"))
+    print_table(results_table(results, title="hit@1 on Atlas, test split"))
     atlas = load_atlas(args.output / "atlas")
     picture, example = args.output / "showcase.png", args.output / "flag.png"
     draw_showcase(MMEmbR1(str(args.output / "model"), device="cpu"), atlas, picture)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+NUM_SAMPLES = 2000
+_CELLS = 2**23  # of a table of draws that is held at a time, 64 MiB
+_MANY = 10_000  # clusters from which on drawing them one by one is ten times faster than how often each is drawn
 
 
 class Interval(NamedTuple):
@@ -29,7 +33,7 @@ def clustered_bootstrap(
     clusters: Sequence[Hashable],
     tasks: Sequence[Hashable] | None = None,
     *,
-    num_samples: int = 2000,
+    num_samples: int = NUM_SAMPLES,
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
@@ -64,40 +68,135 @@ def clustered_bootstrap(
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 1 or rows.size == 0:
         raise ValueError(f"values have the shape {rows.shape}; expected (rows,), at least one row")
+    mean, draws = bootstrap_means(rows[:, None], clusters, tasks, num_samples=num_samples, seed=seed)
+    return interval_of(float(mean[0]), draws[:, 0], level)
+
+
+def bootstrap_means(
+    values: npt.ArrayLike,
+    clusters: Sequence[Hashable],
+    tasks: Sequence[Hashable] | None = None,
+    *,
+    num_samples: int = NUM_SAMPLES,
+    seed: int = 0,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """
+    Means of several columns, and those of every draw of [`clustered_bootstrap`]: the same clusters for all columns.
+
+    What is computed from the means of a draw, say a ratio or a difference, is a draw of that.
+
+    Args:
+        values: `(N, K)` finite numbers.
+        clusters: `(N,)`.
+        tasks: `(N,)`. Default: one task.
+        num_samples: draws S. Default: 2000.
+        seed: of the draws.
+
+    Returns:
+        `(K,)` means of the rows as they are, and `(S, K)` of the draws.
+
+    Raises:
+        ValueError: as [`clustered_bootstrap`].
+
+    >>> mean, draws = bootstrap_means([[1.0, 2.0], [0.0, 2.0]], ["fr", "de"], num_samples=4)
+    >>> mean.tolist(), draws.shape
+    ([0.5, 2.0], (4, 2))
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"values have the shape {rows.shape}; expected (rows, columns), at least one of each")
     if not np.isfinite(rows).all():
-        row = int(np.argmin(np.isfinite(rows)))
-        raise ValueError(f"the value of row {row} is {rows[row]}; it has to be finite")
+        row, column = np.argwhere(~np.isfinite(rows))[0]
+        raise ValueError(f"the value of row {row} is {rows[row, column]}; it has to be finite")
     tasks = [""] * len(rows) if tasks is None else tasks
     if not len(rows) == len(clusters) == len(tasks):
         raise ValueError(f"got {len(rows)} values, {len(clusters)} clusters and {len(tasks)} tasks; each row has one")
-    if num_samples < 1 or not 0 < level < 1:
-        raise ValueError(f"num_samples={num_samples}, level={level}; allowed: at least 1, and between 0 and 1")
-    cluster, task = _numbered(clusters), _numbered(tasks)
-    shape = cluster.max() + 1, task.max() + 1
-    sums, counts = np.zeros(shape), np.zeros(shape)  # (C, T)
-    np.add.at(sums, (cluster, task), rows)
-    np.add.at(counts, (cluster, task), 1.0)
-    # how often each cluster is drawn, (S, C): all of its rows go along
+    cluster, task = numbered(clusters), numbered(tasks)
+    number = int(cluster.max()) + 1
+    # a part is what a cluster has in a task; parts are in order of their tasks
+    keys, part = np.unique(task * number + cluster, return_inverse=True)
+    sums = np.zeros((len(keys), rows.shape[1]))  # (P, K)
+    np.add.at(sums, part, rows)
+    counts = np.bincount(part).astype(np.float64)  # (P,)
+    starts = np.flatnonzero(np.diff(keys // number, prepend=-1))  # (T,)
+
+    def means(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """`(D, K)` means over tasks for how often each part is drawn, `(D, P)`."""
+        total, there = np.zeros((len(weights), rows.shape[1])), np.zeros((len(weights), 1))
+        for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
+            drawn = (weights[:, start:end] @ counts[start:end])[:, None]  # (D, 1)
+            total += np.divide(
+                weights[:, start:end] @ sums[start:end], drawn, out=np.zeros_like(total), where=drawn > 0
+            )
+            there += drawn > 0
+        return total / there
+
+    draws = [means(drawn[:, keys % number]) for drawn in cluster_draws(number, num_samples, seed, columns=len(keys))]
+    return means(np.ones((1, len(keys))))[0], np.concatenate(draws)
+
+
+def cluster_draws(
+    num_clusters: int, num_samples: int = NUM_SAMPLES, seed: int = 0, *, columns: int | None = None
+) -> Iterator[npt.NDArray[np.float64]]:
+    """
+    How often each cluster is drawn, as float64 `(D, num_clusters)`, some draws at a time, `num_samples` in all.
+
+    Args:
+        num_clusters: at least 1.
+        num_samples: at least 1. Default: 2000.
+        seed: of the draws, which don't depend on how many come at a time.
+        columns: of the widest table that is made of a draw; fewer come at a time the wider it is.
+            Default: `num_clusters`.
+
+    Raises:
+        ValueError: if a number is below 1.
+
+    >>> [drawn.sum(axis=1).tolist() for drawn in cluster_draws(3, num_samples=2)]
+    [[3.0, 3.0]]
+    """
+    if num_clusters < 1 or num_samples < 1:
+        raise ValueError(f"num_clusters={num_clusters}, num_samples={num_samples}; allowed: at least 1 of each")
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=num_samples).astype(np.float64)
-    means = _mean_over_tasks(drawn @ sums, drawn @ counts)  # (S,)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    mean = _mean_over_tasks(sums.sum(axis=0, keepdims=True), counts.sum(axis=0, keepdims=True))
-    return Interval(float(mean[0]), float(low), float(high))
+    size = max(1, _CELLS // max(num_clusters, columns or 1))
+    even = np.full(num_clusters, 1 / num_clusters)
+    for start in range(0, num_samples, size):
+        number = min(size, num_samples - start)
+        if num_clusters < _MANY:
+            yield rng.multinomial(num_clusters, even, size=number).astype(np.float64)
+            continue
+        drawn = rng.integers(num_clusters, size=(number, num_clusters), dtype=np.int32)
+        yield np.stack([np.bincount(row, minlength=num_clusters) for row in drawn]).astype(np.float64)
 
 
-def _mean_over_tasks(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """`(S,)` means of the means of the tasks that have rows, from their sums and counts `(S, T)`."""
-    there = counts > 0
-    means = np.divide(sums, counts, out=np.zeros_like(sums), where=there)
-    return means.sum(axis=1) / there.sum(axis=1)
+def interval_of(mean: float, draws: npt.NDArray[np.float64], level: float = 0.95) -> Interval:
+    """
+    The percentile interval of draws.
+
+    Args:
+        mean: what is estimated, of the rows as they are.
+        draws: `(S,)`; those that are NaN, where it could not be computed, are left out.
+        level: share of the draws that lie inside. Default: 0.95.
+
+    Raises:
+        ValueError: if the level is not between 0 and 1, or every draw is NaN.
+
+    >>> interval_of(0.5, np.array([0.0, 0.5, 1.0, np.nan]), level=0.5)
+    Interval(mean=0.5, low=0.25, high=0.75)
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}; allowed: between 0 and 1")
+    known = draws[~np.isnan(draws)]
+    if not known.size:
+        raise ValueError(f"none of the {len(draws)} draws has a value")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high))
 
 
-def _numbered(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+def numbered(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     """
     `(N,)` numbers from 0, equal where names are.
 
-    >>> _numbered(["fr", "de", "fr"]).tolist()
+    >>> numbered(["fr", "de", "fr"]).tolist()
     [0, 1, 0]
     """
     numbers: dict[Hashable, int] = {}

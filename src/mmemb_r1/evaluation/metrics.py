@@ -1,7 +1,8 @@
 """Retrieval metrics: pure functions of arrays.
 
 A positive's rank counts every other candidate that scores at least as high: ties are lost, so that an encoder that
-gives all inputs the same vector scores at the floor, not at the top.
+gives all inputs the same vector scores at the floor, not at the top. Metrics of whole rankings, with grades and with
+other ways to treat ties, are in `graded_metrics`; `scored_runs` takes scores by id. All are to be had from here.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from mmemb_r1.evaluation.graded_metrics import METRICS, per_query, per_query_of
+from mmemb_r1.evaluation.score_rows import Rows, check_alike, check_finite, padded, rows_of
+from mmemb_r1.evaluation.scored_runs import score_run
 
-def ranks(scores: npt.ArrayLike, positives: npt.ArrayLike, *, tolerance: float = 0.0) -> npt.NDArray[np.int64]:
+__all__ = ["METRICS", "cosine_scores", "hit_at_k", "mrr", "per_query", "per_query_of", "ranks", "score_run"]
+
+
+def ranks(scores: Rows, positives: Rows, *, tolerance: float = 0.0) -> npt.NDArray[np.int64]:
     """Rank of each query's best positive among the candidates, 1 being the top, ties counted against it.
 
     Args:
-        scores: `(Q, C)` floats, higher is better.
-        positives: `(Q,)` index of each query's positive, or `(Q, C)` booleans where a query has several.
+        scores: `(Q, C)` floats, or Q rows `(C_q,)` where each query has its own candidates. Higher is better.
+        positives: `(Q,)` index of each query's positive, or booleans of the scores' shape where a query has several.
         tolerance: scores that differ by no more than this are a tie; defaults to 0. Products of equal vectors can
             differ in their last bits, so scores that come out of one need about 1e-6.
 
@@ -33,41 +40,39 @@ def ranks(scores: npt.ArrayLike, positives: npt.ArrayLike, *, tolerance: float =
     >>> ranks([[0.9, 0.8, 0.7]], [[False, True, True]]).tolist()
     [2]
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim != 2 or 0 in scores.shape:
-        raise ValueError(f"scores have the shape {scores.shape}; allowed: (queries, candidates), at least one of each")
-    if not np.isfinite(scores).all():
-        row, column = np.argwhere(~np.isfinite(scores))[0]
-        raise ValueError(
-            f"the score of query {row} and candidate {column} is {scores[row, column]}; it has to be finite"
-        )
-    mask = _positive_mask(np.asarray(positives), *scores.shape)  # (Q, C)
-    best = np.where(mask, scores, -np.inf).max(axis=1, keepdims=True)  # (Q, 1)
-    return 1 + ((scores >= best - tolerance) & ~mask).sum(axis=1)
+    rows = rows_of("scores", scores)
+    table, there = padded(rows)  # (Q, C)
+    check_finite("score", table)
+    mask = _positive_mask(positives, rows)
+    best = np.where(mask, table, -np.inf).max(axis=1, keepdims=True)  # (Q, 1)
+    return 1 + ((table >= best - tolerance) & there & ~mask).sum(axis=1)
 
 
-def _positive_mask(positives: npt.NDArray, num_queries: int, num_candidates: int) -> npt.NDArray[np.bool_]:
-    if positives.dtype == np.bool_:
-        if positives.shape != (num_queries, num_candidates):
-            raise ValueError(
-                f"boolean positives have the shape {positives.shape}; expected that of the scores, "
-                f"({num_queries}, {num_candidates})"
-            )
-        if not positives.any(axis=1).all():
-            raise ValueError(f"query {int(np.argmin(positives.any(axis=1)))} has no positive")
-        return positives
-    if positives.shape != (num_queries,) or not np.issubdtype(positives.dtype, np.integer):
+def _positive_mask(positives: Rows, scores: list[npt.NDArray]) -> npt.NDArray[np.bool_]:
+    """`(Q, C)` where the positives are, C being the number of candidates of the query that has most."""
+    if np.ndim(next(iter(positives), 0)):
+        rows = rows_of("positives", positives)
+        check_alike("the mask of positives", rows, scores)
+        if any(row.dtype != np.bool_ for row in rows):
+            raise ValueError(f"positives are {rows[0].dtype} rows; allowed: rows of booleans, or one index per query")
+        mask = padded(rows)[0] > 0
+        if not mask.any(axis=1).all():
+            raise ValueError(f"query {int(np.argmin(mask.any(axis=1)))} has no positive")
+        return mask
+    num_candidates = np.array([row.size for row in scores])
+    index = np.asarray(positives)
+    if index.shape != num_candidates.shape or not np.issubdtype(index.dtype, np.integer):
         raise ValueError(
-            f"positives are {positives.dtype} of shape {positives.shape}; expected one index per query, integers of "
-            f"shape ({num_queries},)"
+            f"positives are {index.dtype} of shape {index.shape}; expected one index per query, integers of shape "
+            f"{num_candidates.shape}"
         )
-    outside = (positives < 0) | (positives >= num_candidates)
+    outside = (index < 0) | (index >= num_candidates)
     if outside.any():
         query = int(np.argmax(outside))
         raise ValueError(
-            f"the positive of query {query} is {positives[query]}; allowed: 0 to {num_candidates - 1}, the candidates"
+            f"the positive of query {query} is {index[query]}; allowed: 0 to {num_candidates[query] - 1}, candidates"
         )
-    return np.arange(num_candidates) == positives[:, None]
+    return np.arange(num_candidates.max()) == index[:, None]
 
 
 def hit_at_k(ranks: npt.ArrayLike, k: int = 1) -> float:
@@ -121,13 +126,26 @@ def cosine_scores(queries: npt.ArrayLike, candidates: npt.ArrayLike) -> npt.NDAr
     >>> cosine_scores([[2.0, 0.0]], [[1.0, 0.0], [0.0, 3.0]]).tolist()
     [[1.0, 0.0]]
     """
-    left, right = _unit_rows("queries", queries), _unit_rows("candidates", candidates)
+    left, right = unit_rows("queries", queries), unit_rows("candidates", candidates)
     if left.shape[1] != right.shape[1]:
         raise ValueError(f"queries have {left.shape[1]} dimensions, candidates {right.shape[1]}; they have to agree")
     return left @ right.T  # (Q, C)
 
 
-def _unit_rows(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def unit_rows(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """
+    Vectors `(N, D)` of length 1, so that their products are cosines.
+
+    Args:
+        name: what they are, for errors.
+        vectors: `(N, D)`.
+
+    Raises:
+        ValueError: if there is none, or one has no direction (zero, NaN or infinite).
+
+    >>> unit_rows("queries", [[0.0, 4.0]]).tolist()
+    [[0.0, 1.0]]
+    """
     values = np.asarray(vectors, dtype=np.float32)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"{name} have the shape {values.shape}; expected (vectors, dimensions), at least one of each")

@@ -1,245 +1,290 @@
-"""Measure a model on a benchmark's tables: how well, how often it thought, and at what price."""
+"""Measure a model on retrieval tasks: how well, how often it thought, and at what price."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import Progress
 
-from mmemb_r1._inputs import given_parts
-from mmemb_r1.evaluation.metrics import cosine_scores, hit_at_k, mrr, ranks
-from mmemb_r1.evaluation.results import Results
+from mmemb_r1._progress import progress_bar
+from mmemb_r1.evaluation.candidate_vectors import CandidateVectors
+from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, Embedded, Encoder, Explains, embed_all, encoder_of
+from mmemb_r1.evaluation.results import FORMAT, Results, save_results
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Measured, Rows, RunFolder, task_digest
+from mmemb_r1.evaluation.scoring import Scored, score_queries
+from mmemb_r1.evaluation.settings import Settings
+from mmemb_r1.evaluation.summary import interval, summarise
+from mmemb_r1.evaluation.tasks import RetrievalTask, clusters_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from rich.progress import Progress, TaskID
+    from sentence_transformers import SentenceTransformer
 
-TIE_TOLERANCE = 1e-6  # rounding of a float32 product of unit vectors
-COLUMNS = ["task", "complexity", "query", "candidate_set", "target_id"]
+    from mmemb_r1.embedding_cache import EmbeddingCache
+
+logger = logging.getLogger(__name__)
+
 PACKAGES = ("mmemb-r1", "sentence-transformers", "torch", "transformers")
+CACHE_FOLDER = "cache"
+KEPT_ROWS = ("score", "cluster")
 
 
-class Explains(Protocol):
-    """What is asked of a model: [`MMEmbR1.explain`]."""
-
-    def explain(self, inputs: list[Any], *, reasoning: str, batch_size: int, show_progress_bar: bool) -> Any: ...
-
-
-def evaluate(
-    model: Explains,
-    pairs: Dataset,
-    candidates: Dataset,
+def run_evaluation(
+    model: Explains | SentenceTransformer,
+    tasks: Iterable[RetrievalTask],
+    settings: Settings | None = None,
     *,
-    modes: Sequence[str] = ("never", "always"),
-    batch_size: int = 64,
-    train_pairs: Dataset | None = None,
-    progress: bool = True,
+    output: str | os.PathLike[str] | None = None,
+    cache: EmbeddingCache | str | os.PathLike[str] | None = None,
+    extras: Mapping[str, Mapping[str, Any]] | None = None,
     config: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Results:
-    """Rank the candidates for each query, task by task and reasoning mode by reasoning mode.
+    """
+    Score a model on tasks, one by one, mode by mode.
 
-    Candidates are embedded once and directly (`reasoning="never"`); `modes` say how the queries think.
+    Candidates are embedded once per task, or once for several tasks that hold the same sequence of them. With
+    `output`, every task and mode is written as soon as it is measured, and the same call goes on where a killed one
+    stopped: nothing that is there is embedded again. The folder then holds
+
+        run.json                         what makes it another run: checkpoint and settings
+        tasks/<task>/task.json           what makes it another task: a digest of its data
+        tasks/<task>/<mode>.json         means over the task's queries
+        tasks/<task>/<mode>.parquet      a row per query, see `run_folder.read_rows`
+        cache/                           vectors of mmemb-r1 models; may be removed when all is measured
+        results.json                     what is returned
 
     Args:
-        model: anything with the `explain` of [`MMEmbR1`].
-        pairs: queries with the columns `task`, `complexity`, `query`, `candidate_set` and `target_id`.
-        candidates: answers with the columns `candidate_set`, `candidate_id` and `input`.
-        modes: reasoning modes of the queries; defaults to never and always.
-        batch_size: defaults to 64.
-        train_pairs: pairs whose most frequent answer per task gives the majority baseline; left out when `None`.
-        progress: whether to show a progress bar; defaults to `True`.
+        model: an [`MMEmbR1`], anything with its `explain`, or any sentence-transformers model, in the mode `"never"`.
+        tasks: read one after the other; names have to be unique.
+        settings: how. Default: `Settings()`.
+        output: the folder. Default: nothing is written.
+        cache: where vectors of mmemb-r1 models are kept, for other runs, too. Default: `cache` in `output`, so that
+            a killed run loses a batch and not a task; without `output`, what the model has as its `embedding_cache`.
+        extras: task name -> what else to tell of it, say `{"majority": 0.25}`.
         config: what else to note about this run, say the model's name and the seed.
+        progress: whether to show bars on standard error; defaults to `True`. A line per task and mode is logged.
 
     Returns:
-        A dict that JSON can hold: `config`; `tasks`, per task `complexity`, `n`, `candidates`, `modes` (hit@1, mrr,
-        invocation_ratio, mean_reasoning_tokens, seconds_per_query), and where they apply `majority` (hit@1) and
-        `no_image` (hit@1 per mode); and `summary`, the means over the tasks of each complexity and over all.
+        A dict that JSON can hold: `format`; `config`; `tasks`, per task `metric`, `groups`, `n`, `candidates`, `data`
+        with a `digest`, and `modes`: per mode `score` with its `interval`, metrics, `invocation_ratio`,
+        `mean_reasoning_tokens` and `seconds_per_query` (`None` if all vectors came from a cache); `no_image`, where
+        measured, the scores of the modes without the queries' pictures; and `summary`, means over the tasks of each
+        group and over all.
 
     Raises:
-        ValueError: if there are no pairs or modes, or a target is not among its candidates.
+        ValueError: if there are no tasks, or two of one name; if `output` holds another checkpoint's run, one with
+            other settings or of other data; if a model can't do what the settings ask, or gives vectors that are not
+            finite, too many or too few.
     """
-    if len(pairs) == 0 or not modes:
-        raise ValueError(
-            f"there is nothing to evaluate: {len(pairs)} pairs, modes {list(modes)}; give at least one of each"
-        )
-    pairs = pairs.select_columns(COLUMNS)  # pictures of the other columns would be decoded for nothing
-    rows_of_task = defaultdict(list)
-    for row, task in enumerate(pairs["task"]):
-        rows_of_task[task].append(row)
-    used = set(pairs["candidate_set"])
-    sets = embed_candidates(model, candidates, used, batch_size)
-    majority = _majority(train_pairs, pairs)
-
-    tasks = {}
-    with Progress(disable=not progress, transient=True) as bar:
-        step = bar.add_task("evaluating", total=len(pairs))
-        for task, rows in sorted(rows_of_task.items()):
-            bar.update(step, description=task)
-            tasks[task] = _evaluate_task(model, pairs.select(rows), sets, modes, batch_size)
-            if task in majority:
-                tasks[task]["majority"] = majority[task]
-            bar.advance(step, len(rows))
-    return {
+    settings = settings or Settings()
+    if output is not None and cache is None and hasattr(model, "embedding_cache"):
+        cache = Path(output) / CACHE_FOLDER
+    entries: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Rows]] = {}
+    with _opened(cache) as opened, progress_bar(progress) as bar:
+        encoder = encoder_of(model, settings, opened)
+        facts = encoder.facts()
+        folder = None if output is None else RunFolder(output, {**facts, **asdict(settings)})
+        runner = _Runner(encoder, settings, folder, bar)
+        overall = bar.add_task("tasks", total=len(tasks) if isinstance(tasks, Sized) else None)
+        for task in tasks:
+            if task.name in entries:
+                raise ValueError(f"two of the tasks are called {task.name!r}; names have to be unique")
+            digest = task_digest(task)
+            measured = runner.measure(task, digest)
+            rows[task.name] = {mode: {key: one.rows[key] for key in KEPT_ROWS} for mode, one in measured.items()}
+            entries[task.name] = entry_of(task, digest, measured) | dict((extras or {}).get(task.name, {}))
+            bar.advance(overall)
+    if not entries:
+        raise ValueError("there is nothing to evaluate: no task was given")
+    results = {
+        "format": FORMAT,
         "config": {
-            "modes": list(modes),
-            "batch_size": batch_size,
-            "queries": len(pairs),
-            "candidates": {name: len(sets[name].rows) for name in sorted(used)},
+            "modes": list(settings.modes),
+            "batch_size": settings.batch_size,
+            "document_reasoning": settings.document_reasoning,
+            **encoder.reasoning_options(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "queries": sum(entry["n"] for entry in entries.values()),
             "versions": {package: version(package) for package in PACKAGES},
+            "checkpoint": facts["checkpoint"],
             **(config or {}),
         },
-        "tasks": tasks,
-        "summary": summarise(tasks),
+        "tasks": entries,
+        "summary": summarise(entries, rows),
     }
+    if output is not None:
+        save_results(results, Path(output) / RESULTS_FILE)
+    return results
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    """Embeddings `(N, D)`, whether each input reasoned `(N,)`, its rationale's tokens `(N,)`, and the time for all."""
-
-    embeddings: npt.NDArray[np.float32]
-    reasoned: npt.NDArray[np.bool_]
-    tokens: npt.NDArray[np.int64]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class CandidateSet:
-    """The answers that compete: candidate id -> row of `embeddings` `(C, D)`."""
-
-    rows: dict[str, int]
-    embeddings: npt.NDArray[np.float32]
-
-    def ranks(self, queries: npt.NDArray[np.float32], target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Rank `(Q,)` of each query's target, for queries `(Q, D)`."""
-        return ranks(cosine_scores(queries, self.embeddings), self.places(target_ids), tolerance=TIE_TOLERANCE)
-
-    def places(self, target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Row `(Q,)` of each target among the candidates."""
-        missing = [target for target in target_ids if target not in self.rows]
-        if missing:
-            raise ValueError(f"the target {missing[0]!r} is not among the {len(self.rows)} candidates of its set")
-        return np.array([self.rows[target] for target in target_ids])
-
-
-def _embed(model: Explains, inputs: list[Any], reasoning: str, batch_size: int) -> _Embedded:
-    start = time.perf_counter()
-    rows = model.explain(inputs, reasoning=reasoning, batch_size=batch_size, show_progress_bar=False)
-    seconds = time.perf_counter() - start
-    if len(rows) != len(inputs):
-        raise ValueError(f"the model gave {len(rows)} embeddings for {len(inputs)} inputs")
-    return _Embedded(
-        embeddings=np.stack([np.asarray(row["embedding"], dtype=np.float32) for row in rows]),
-        reasoned=np.array([bool(row["reasoned"]) for row in rows]),
-        tokens=np.array([int(row["num_reasoning_tokens"]) for row in rows]),
-        seconds=seconds,
-    )
-
-
-def embed_candidates(
-    model: Explains, candidates: Dataset, names: set[str], batch_size: int = 64, reasoning: str = "never"
-) -> dict[str, CandidateSet]:
-    """Embed the candidates of the named sets, directly by default.
-
-    Raises:
-        ValueError: if a set is empty or holds a candidate twice.
-    """
-    rows_of_set = defaultdict(list)
-    for row, name in enumerate(candidates["candidate_set"]):
-        rows_of_set[name].append(row)
-    if missing := names - set(rows_of_set):
-        raise ValueError(
-            f"there are no candidates for the set {min(missing)!r}; known: {', '.join(sorted(rows_of_set))}"
-        )
-    sets = {}
-    for name in sorted(names):
-        table = candidates.select(rows_of_set[name])
-        ids = list(table["candidate_id"])
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"the candidate set {name!r} holds a candidate twice")
-        embedded = _embed(model, [given_parts(value) for value in table["input"]], reasoning, batch_size)
-        sets[name] = CandidateSet({candidate: row for row, candidate in enumerate(ids)}, embedded.embeddings)
-    return sets
-
-
-def _evaluate_task(
-    model: Explains, pairs: Dataset, sets: Mapping[str, CandidateSet], modes: Sequence[str], batch_size: int
-) -> dict[str, Any]:
-    complexities, names = set(pairs["complexity"]), set(pairs["candidate_set"])
-    if len(complexities) > 1 or len(names) > 1:
-        raise ValueError(
-            f"the pairs of a task have the complexities {sorted(complexities)} and the candidate sets {sorted(names)};"
-            " a task has one of each"
-        )
-    answers, targets = sets[names.pop()], list(pairs["target_id"])
-    queries = [given_parts(value) for value in pairs["query"]]
-    result: dict[str, Any] = {
-        "complexity": complexities.pop(),
-        "n": len(queries),
-        "candidates": len(answers.rows),
-        "modes": {},
-    }
-    for mode in modes:
-        embedded = _embed(model, queries, mode, batch_size)
-        result["modes"][mode] = _numbers(embedded, answers.ranks(embedded.embeddings, targets))
-    blind = [{key: part for key, part in query.items() if key != "image"} for query in queries]
-    if blind != queries and all(query.get("text") for query in blind):
-        result["no_image"] = {
-            mode: hit_at_k(answers.ranks(_embed_distinct(model, blind, mode, batch_size), targets))
-            for mode in modes
-            if mode != "auto"
-        }
-    return result
-
-
-def _numbers(embedded: _Embedded, place: npt.NDArray[np.int64]) -> dict[str, float]:
+def entry_of(task: RetrievalTask, digest: str, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """What results tell of a task."""
+    modes = {mode: dict(one.numbers) for mode, one in measured.items()}
+    no_image = {mode: numbers.pop("no_image") for mode, numbers in modes.items() if "no_image" in numbers}
     return {
-        "hit@1": hit_at_k(place),
-        "mrr": mrr(place),
-        "invocation_ratio": float(embedded.reasoned.mean()),
-        "mean_reasoning_tokens": float(embedded.tokens.mean()),
-        "seconds_per_query": embedded.seconds / len(place),
+        "metric": task.metric,
+        "groups": dict(task.groups),
+        **({"complexity": task.groups["complexity"]} if "complexity" in task.groups else {}),
+        "n": len(task.query_ids),
+        "candidates": len(task.candidate_ids),
+        "data": {**task.data, "digest": digest},
+        "modes": modes,
+        **({"no_image": no_image} if no_image else {}),
     }
 
 
-def _embed_distinct(
-    model: Explains, queries: list[dict[str, Any]], mode: str, batch_size: int
-) -> npt.NDArray[np.float32]:
-    """Embeddings `(Q, D)` of queries many of which are equal, as they are without their pictures: each once."""
-    keys = [json.dumps(query, sort_keys=True) for query in queries]
-    distinct = dict(zip(keys, queries, strict=True))
-    row_of = {key: row for row, key in enumerate(distinct)}
-    return _embed(model, list(distinct.values()), mode, batch_size).embeddings[[row_of[key] for key in keys]]
+class _Runner:
+    """One evaluation."""
+
+    def __init__(self, encoder: Encoder, settings: Settings, folder: RunFolder | None, bar: Progress) -> None:
+        self.encoder, self.settings, self.folder, self.bar = encoder, settings, folder, bar
+        self.candidates = CandidateVectors()
+
+    def measure(self, task: RetrievalTask, digest: str) -> dict[str, Measured]:
+        """A task in all modes: what is not in the folder is measured, and kept there."""
+        if self.folder is not None:
+            self.folder.begin(task, digest)
+        measured = {}
+        for mode in self.settings.modes:
+            found = None if self.folder is None else self.folder.find(task.name, mode)
+            if found is None:
+                found = self._in_mode(task, mode)
+                if self.folder is not None:
+                    self.folder.keep(task.name, mode, found)
+                logger.info("%s, %s: %s %.3f", task.name, mode, task.metric, found.numbers["score"])
+            measured[mode] = found
+        return measured
+
+    def _in_mode(self, task: RetrievalTask, mode: str) -> Measured:
+        answers = self._candidates(task)
+        embedded = self._embed(task, mode, task.queries, task.query_ids)
+        scored = score_queries(task, embedded.embeddings, answers)
+        rows = rows_of(task, embedded, scored, rationales=self.settings.rationales)
+        numbers = numbers_of(task, embedded, scored, rows)
+        if self.settings.no_image and mode != "auto" and (blind := without_images(task.queries)):
+            numbers["no_image"] = self._blind_score(task, mode, blind, answers)
+        return Measured(numbers, rows)
+
+    def _blind_score(
+        self, task: RetrievalTask, mode: str, queries: Sequence[Any], answers: npt.NDArray[np.float32]
+    ) -> float:
+        from mmemb_r1._content import distinct
+
+        unique, index = distinct(queries)  # many are the same question
+        embedded = self._embed(task, mode, unique, None)
+        return float(score_queries(task, embedded.embeddings[index], answers).metrics[task.metric].mean())
+
+    def _embed(self, task: RetrievalTask, mode: str, queries: Sequence[Any], ids: Sequence[str] | None) -> Embedded:
+        return self._embed_side(QUERY, f"{task.name} {mode}", queries, mode, task.query_prompt, ids)
+
+    def _candidates(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
+        """Vectors `(C, D)`."""
+        return self.candidates.of(
+            task,
+            lambda task: (
+                self._embed_side(
+                    DOCUMENT,
+                    f"{task.name} candidates",
+                    task.candidates,
+                    self.settings.document_reasoning,
+                    task.candidate_prompt,
+                    task.candidate_ids,
+                ).embeddings
+            ),
+        )
+
+    def _embed_side(
+        self, side: str, name: str, inputs: Sequence[Any], mode: str, prompt: str | None, ids: Sequence[str] | None
+    ) -> Embedded:
+        step: TaskID = self.bar.add_task(name, total=len(inputs))
+        try:
+            return embed_all(
+                self.encoder,
+                inputs,
+                side=side,
+                reasoning=mode,
+                batch_size=self.settings.batch_size,
+                prompt=prompt,
+                ids=ids,
+                advance=lambda count: self.bar.advance(step, count),
+            )
+        finally:
+            self.bar.remove_task(step)
 
 
-def _majority(train_pairs: Dataset | None, pairs: Dataset) -> dict[str, float]:
-    if train_pairs is None:
-        return {}
-    from mmemb_r1.atlas import majority_baseline
+def rows_of(task: RetrievalTask, embedded: Embedded, scored: Scored, *, rationales: bool) -> Rows:
+    """The columns of a task's rows, see [`Measured`]."""
+    count = len(task.query_ids)
+    nothing = [None] * count
+    thoughts = embedded.rationales if rationales and embedded.rationales is not None else nothing
+    texts = [_text(task.queries[row]) for row in range(count)] if rationales else nothing
+    return {
+        "query_id": np.array(task.query_ids, dtype=object),
+        "cluster": np.array(clusters_of(task), dtype=object),
+        "score": scored.metrics[task.metric],
+        "rank": scored.rank,
+        "margin": scored.margin,
+        "alignment": scored.alignment,
+        "gate_prob": np.full(count, np.nan) if embedded.gate_prob is None else embedded.gate_prob,
+        "reasoned": embedded.reasoned,
+        "num_reasoning_tokens": embedded.num_reasoning_tokens,
+        "num_reasoning_rounds": embedded.num_reasoning_rounds,
+        "rationale": np.array(thoughts, dtype=object),
+        "query_text": np.array(texts, dtype=object),
+    }
 
-    return majority_baseline(train_pairs, pairs)
+
+def _text(query: Any) -> str | None:
+    """What a query asks in words."""
+    text = query.get("text") if isinstance(query, Mapping) else query
+    return text if isinstance(text, str) else None
 
 
-def summarise(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Unweighted means over the tasks of each complexity, and over all of them under `all`."""
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for result in tasks.values():
-        groups[result["complexity"]].append(result)
-    groups["all"] = list(tasks.values())
-    summary = {}
-    for name, results in groups.items():
-        modes = {
-            mode: {key: float(np.mean([result["modes"][mode][key] for result in results])) for key in numbers}
-            for mode, numbers in results[0]["modes"].items()
-        }
-        summary[name] = {"tasks": len(results), "n": sum(result["n"] for result in results), "modes": modes}
-        if all("majority" in result for result in results):
-            summary[name]["majority"] = float(np.mean([result["majority"] for result in results]))
-    return summary
+def numbers_of(task: RetrievalTask, embedded: Embedded, scored: Scored, rows: Rows) -> dict[str, Any]:
+    """Means over a task's queries."""
+    return {
+        "score": float(rows["score"].mean()),
+        "interval": interval(rows["score"], rows["cluster"]),
+        **{name: float(values.mean()) for name, values in scored.metrics.items()},
+        "invocation_ratio": float(embedded.reasoned.mean()),
+        "mean_reasoning_tokens": float(embedded.num_reasoning_tokens.mean()),
+        "seconds_per_query": embedded.seconds_per_input,
+    }
+
+
+def without_images(queries: Sequence[Any]) -> list[Any] | None:
+    """
+    Queries without their pictures; `None` if there are none, or one has no text that would remain.
+
+    >>> without_images([{"text": "capital?", "image": ["flag.png"]}, {"text": "capital of Peru?"}])
+    [{'text': 'capital?'}, {'text': 'capital of Peru?'}]
+    """
+    values = [queries[row] for row in range(len(queries))]
+    if not all(isinstance(value, Mapping) and value.get("text") for value in values):
+        return None
+    if not any(value.get("image") for value in values):
+        return None
+    return [{key: part for key, part in value.items() if key != "image"} for value in values]
+
+
+@contextmanager
+def _opened(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Iterator[EmbeddingCache | None]:
+    """A cache by its folder is closed again; one that was opened elsewhere stays open."""
+    if not isinstance(cache, str | os.PathLike):
+        yield cache
+        return
+    from mmemb_r1.embedding_cache import EmbeddingCache
+
+    with EmbeddingCache(cache) as opened:
+        yield opened

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mmemb_r1._suffixes import append_tokens
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.posterior.evaluator_prompt import PROMPTS, EvaluatorPrompt, PromptRenderer
-from mmemb_r1.training.suffixes import append_tokens
 
 PROMPT = EvaluatorPrompt("Query: {query}\nTarget: {target}\nOn the {side}: {rationale}\nyes or no?")
 RED = Image.new("RGB", (64, 64), "red")

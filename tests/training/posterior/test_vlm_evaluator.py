@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mmemb_r1._suffixes import append_tokens
 from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training.posterior.answers import answer_ids, match_logit
 from mmemb_r1.training.posterior.evaluator import Trial, TrialError
 from mmemb_r1.training.posterior.evaluator_prompt import EvaluatorPrompt, PromptRenderer
 from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
-from mmemb_r1.training.suffixes import append_tokens
 
 
 def square(color):

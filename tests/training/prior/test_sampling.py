@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from mmemb_r1._suffixes import append_tokens
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.prior.sampling import choose, draw_continuations, row_uniforms
 from mmemb_r1.training.shared_prefix import branch, read_prefix
-from mmemb_r1.training.suffixes import append_tokens
 
 LOGITS = torch.tensor([0.5, -torch.inf, 2.0, 1.0, -1.0, 1.0])
 

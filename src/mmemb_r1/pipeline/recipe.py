@@ -1,4 +1,4 @@
-"""The numbers of the quickstart: what is built, how it is trained, and why these."""
+"""The numbers of what is trained from nothing on Atlas: what is built, how it is trained, and why these."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TASK_WEIGHTS = {
 @dataclass(frozen=True)
 class Recipe:
     """
-    Everything that determines a quickstart.
+    Everything that determines a model that is trained from random weights on Atlas.
 
     Args:
         seed: of data, weights and order.
@@ -54,7 +54,6 @@ class Recipe:
         model: fields of [`MMEmbR1Config`].
         steps: optimiser steps of the joint phase.
         training: further fields of [`JointConfig`].
-        gate_cost: what a thought has to gain, as probability of the target, to be worth its time.
     """
 
     seed: int = 0
@@ -86,4 +85,3 @@ class Recipe:
             "logging_steps": 50,
         }
     )
-    gate_cost: float = 0.02

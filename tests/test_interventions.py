@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmemb_r1.training.posterior.interventions import INTERVENTIONS, shuffled, swap_donors
-from mmemb_r1.training.posterior.seeded import random_order, seeded_random
+from mmemb_r1._interventions import INTERVENTIONS, shuffled, swap_donors
+from mmemb_r1._seeded import random_order, seeded_random
 
 TEXT = "The flag is red and white and red again"
 
@@ -51,6 +51,21 @@ class TestSwapDonors:
         first, again = (swap_donors(self.strata, self.anchors, self.names) for _ in range(2))
         assert first.tolist() == again.tolist()
         assert first.tolist() != swap_donors(self.strata, self.anchors, [f"{name}'" for name in self.names]).tolist()
+
+    def test_a_donor_differs_in_every_anchor(self):
+        texts, answers = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0])
+        anchors, strata = np.stack([texts, answers], axis=1), np.zeros(5, dtype=np.int64)
+        drawn = [swap_donors(strata, anchors, "abcde", seed) for seed in range(40)]
+        possible = [{donors[row].item() for donors in drawn} for row in range(5)]
+        assert possible == [{3}, {2, 4}, {1}, {0, 4}, {1, 3}]
+
+    def test_where_one_anchor_is_the_same_for_all_there_is_no_donor(self):
+        anchors = np.stack([np.arange(4), np.zeros(4)], axis=1).astype(np.int64)
+        assert swap_donors(np.zeros(4, dtype=np.int64), anchors, "abcd").tolist() == [-1] * 4
+
+    def test_a_row_alone_may_have_no_donor(self):
+        anchors = np.array([[0, 0], [0, 1], [1, 0]])  # the first one shares something with each of the others
+        assert swap_donors(np.zeros(3, dtype=np.int64), anchors, "abc").tolist() == [-1, 2, 1]
 
 
 class TestRandomOrder:

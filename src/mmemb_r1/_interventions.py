@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.training.posterior.seeded import random_order, seeded_random
+from mmemb_r1._seeded import random_order, seeded_random
 
 INTERVENTIONS = ("drop", "swap", "shuffle")
 
@@ -45,7 +45,7 @@ def swap_donors(
     Args:
         strata: `(N,)` numbers, equal for the same task, side and worker; negative: no rationale, which neither gets
             nor is a donor.
-        anchors: `(N,)` numbers, equal for equal inputs.
+        anchors: `(N,)` numbers, equal for equal inputs; or `(N, A)`, in each of which a donor has to differ.
         names: `(N,)`, what tells a rationale from the others; with the seed it determines the draw.
         seed: of the draws.
 
@@ -55,15 +55,17 @@ def swap_donors(
     >>> swap_donors(np.array([0, 0, 1, -1]), np.array([5, 6, 7, 8]), "abcd").tolist()
     [1, 0, -1, -1]
     """
+    anchors = anchors.reshape(len(strata), -1)  # (N, A)
     order = np.argsort(strata, kind="stable")
     sorted_strata = strata[order]
     donors = np.full(len(strata), -1, dtype=np.int64)
     for stratum in np.unique(sorted_strata[sorted_strata >= 0]).tolist():
         first, last = np.searchsorted(sorted_strata, [stratum, stratum + 1])
         members = order[first:last]
-        if (anchors[members] == anchors[members[0]]).all():  # nobody else's
+        if (anchors[members] == anchors[members[0]]).all(axis=0).any():  # nobody else's
             continue
         for row in members.tolist():
             drawn = random_order(len(members), seeded_random(seed, "swap", names[row]))
-            donors[row] = next(members[place] for place in drawn if anchors[members[place]] != anchors[row])
+            others = (members[place] for place in drawn if (anchors[members[place]] != anchors[row]).all())
+            donors[row] = next(others, -1)
     return donors

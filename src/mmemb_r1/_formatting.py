@@ -1,4 +1,4 @@
-"""How the card writes tables and numbers: to no more digits than they carry."""
+"""How reports and cards write tables and numbers: to no more digits than they carry."""
 
 from __future__ import annotations
 

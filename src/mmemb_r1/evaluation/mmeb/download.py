@@ -1,0 +1,193 @@
+"""A task's data from the Hub, for whoever asks for them: into a folder that `load_tasks` reads."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mmemb_r1._files import claim, claimed
+from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, noted_revision, revision_note
+from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask, task_named
+
+MEDIA_REPOSITORY = "TIGER-Lab/MMEB-V2"
+ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos beside them are not wanted
+
+
+@dataclass(frozen=True)
+class Archive:
+    """
+    Pictures or frames of several tasks.
+
+    Attributes:
+        parts: files of the repository that make it when put one after the other.
+        folder: where it is unpacked, from the root of the local copy.
+        top: folder inside the archive that all is in, and that is left out.
+    """
+
+    parts: tuple[str, ...]
+    folder: str
+    top: str = ""
+
+
+_FRAMES = "video-tasks/frames"
+ARCHIVES = (
+    Archive(("image-tasks/mmeb_v1.tar.gz",), "image-tasks", "MMEB"),
+    Archive((f"{_FRAMES}/video_cls.tar.gz",), f"{_FRAMES}/video_cls"),
+    Archive((f"{_FRAMES}/video_ret.tar.gz",), f"{_FRAMES}/video_ret"),
+    Archive((f"{_FRAMES}/video_mret.tar.gz",), f"{_FRAMES}/video_mret", "video_mret"),
+    Archive(tuple(f"{_FRAMES}/video_qa.tar.gz-{number:02}" for number in range(5)), f"{_FRAMES}/video_qa", "video_qa"),
+)
+
+
+def download_task(
+    name: str, folder: str | os.PathLike[str], *, media: bool = True, revision: str | None = None
+) -> Path:
+    """
+    Download what a task needs. Tasks share data: what is there already is not downloaded again.
+
+    Args:
+        name: of the task or variant.
+        folder: root of the local copy; made if it is not there.
+        media: also the archive of pictures or frames that its group of tasks shares; it is unpacked, and stays where
+            it is. Visual-document tasks have none. Default: `True`.
+        revision: branch, tag or commit of the annotations. Default: the commit that was downloaded before, else that
+            of the main branch. It is noted, and reported by the tasks as `data["revision"]`.
+
+    Returns:
+        The folder of the annotations.
+
+    Raises:
+        ValueError: if there is no such task, or annotations of another commit are there.
+        OSError: if the Hub can't be reached or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    from mmemb_r1.hub.errors import explained
+
+    task, root = task_named(name), Path(folder).expanduser().resolve()
+    place, note = annotation_folders(task, root)[0], revision_note(task, root)
+    if not place.is_dir():
+        note.unlink(missing_ok=True)  # of a copy that was removed
+    commit = _commit(task.dataset, revision or (noted_revision(task, root) if place.is_dir() else None))
+    mend = f"Remove {place}, or ask for the revision that is there."
+    claim(note, {"revision": commit}, what=str(place), mend=mend)
+    with explained(task.dataset, revision):
+        snapshot_download(
+            task.dataset, repo_type="dataset", revision=commit, local_dir=place, allow_patterns=list(ANNOTATIONS)
+        )
+    if media and (archive := archive_of(task)):
+        _download_archive(archive, root)
+    return place
+
+
+def archive_of(task: MMEBTask) -> Archive | None:
+    """The archive that holds a task's pictures or frames; `None` where these are among the annotations."""
+    return next((archive for archive in ARCHIVES if f"{task.media}/".startswith(f"{archive.folder}/")), None)
+
+
+def _commit(repo_id: str, revision: str | None = None) -> str:
+    from mmemb_r1.hub.errors import explained
+    from mmemb_r1.hub.listing import hub_api
+
+    with explained(repo_id, revision):
+        return str(hub_api().dataset_info(repo_id, revision=revision).sha)
+
+
+def _download_archive(archive: Archive, root: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    from mmemb_r1.hub.errors import explained
+
+    target = root / archive.folder
+    note, facts = target / ".unpacked.json", {"archive": list(archive.parts)}
+    if claimed(note, facts):
+        return
+    commit = _commit(MEDIA_REPOSITORY)
+    with explained(MEDIA_REPOSITORY):
+        files = [
+            Path(hf_hub_download(MEDIA_REPOSITORY, part, repo_type="dataset", revision=commit, local_dir=root))
+            for part in archive.parts
+        ]
+    unpack(files, target, archive.top)
+    claim(note, facts)
+
+
+def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:
+    """
+    Unpack a gzipped tar archive, or one that was cut into parts. Files that are there in full are left as they are.
+
+    Args:
+        parts: its files, in order.
+        target: the folder to fill; made if it is not there.
+        top: folder inside that all is in, and that is left out.
+
+    Raises:
+        ValueError: if it is no such archive, it was cut short, or it holds something that is to land outside of
+            `target`; or if this Python can't tell.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise ValueError("unpacking archives safely needs Python 3.10.12, 3.11.4 or a later one")
+    try:
+        with _joined(parts) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
+            for member in archive:
+                inside = os.path.normpath(member.name)
+                if top and inside == top:
+                    continue
+                member.name = inside.removeprefix(f"{top}/") if top else inside
+                there = target / member.name
+                if member.isfile() and there.is_file() and there.stat().st_size == member.size:
+                    continue
+                archive.extract(member, target, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{parts[0]} can't be unpacked into {target} ({error}). Remove it, and download it again."
+        ) from error
+
+
+@contextmanager
+def _joined(parts: Sequence[Path]) -> Iterator[IO[bytes]]:
+    """The files one after the other, with a bar on standard error of how far they were read."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        step = bar.add_task(f"unpacking {parts[0].name}", total=sum(part.stat().st_size for part in parts))
+        with _Parts(parts, lambda count: bar.advance(step, count)) as raw:
+            yield io.BufferedReader(raw, 2**20)
+
+
+class _Parts(io.RawIOBase):
+    """Several files that read like one."""
+
+    def __init__(self, parts: Sequence[Path], advance: Callable[[int], None]) -> None:
+        self._paths, self._advance = iter(parts), advance
+        self._file: IO[bytes] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._file is None:
+                if (path := next(self._paths, None)) is None:
+                    return 0
+                self._file = path.open("rb", buffering=0)
+            if count := self._file.readinto(buffer):  # type: ignore[attr-defined]
+                self._advance(count)
+                return count
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()

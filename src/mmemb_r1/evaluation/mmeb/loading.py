@@ -1,0 +1,143 @@
+"""Tasks of a local copy: which are there, and each of them read when it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, data_files
+from mmemb_r1.evaluation.mmeb.building import TaskBuilder
+from mmemb_r1.evaluation.mmeb.catalogue import TASKS, VARIANTS, MMEBTask, select
+from mmemb_r1.evaluation.mmeb.image import read_image_image, read_image_text
+from mmemb_r1.evaluation.mmeb.video import (
+    QUESTIONS,
+    read_moments,
+    read_momentseeker,
+    read_video_choices,
+    read_video_labels,
+    read_video_questions,
+    read_video_search,
+)
+from mmemb_r1.evaluation.mmeb.visdoc import read_beir
+from mmemb_r1.evaluation.tasks import RetrievalTask
+
+NUM_FRAMES = 8  # of a video, as in the benchmark's own evaluation
+READERS: Mapping[str, Callable[[TaskBuilder], Any]] = {
+    "image-text": read_image_text,
+    "image-image": read_image_image,
+    "video-labels": read_video_labels,
+    "video-choices": read_video_choices,
+    "video-search": read_video_search,
+    **dict.fromkeys(QUESTIONS, read_video_questions),
+    "moments": read_moments,
+    "momentseeker": read_momentseeker,
+    "beir": read_beir,
+}
+
+
+def find_tasks(folder: str | os.PathLike[str]) -> list[str]:
+    """
+    Names of the tasks and variants whose annotations are in a local copy, in the catalogue's order. Pictures and
+    frames are not looked for.
+
+    Args:
+        folder: root of the copy, see `load_tasks`.
+
+    Raises:
+        ValueError: if there is no such folder, or the copy of a dataset lacks files.
+    """
+    root = _existing(folder)
+    return [task.name for task in (*TASKS.values(), *VARIANTS.values()) if _has_annotations(task, root)]
+
+
+def load_tasks(
+    folder: str | os.PathLike[str], names: Iterable[str] | None = None, *, num_frames: int = NUM_FRAMES
+) -> Sequence[RetrievalTask]:
+    """
+    The tasks of a local copy of MMEB-V2. The folder holds
+
+        annotations/<owner>/<dataset>/    copies of the Hub datasets of the annotations, each with its README.md;
+                                          `<modality>-tasks/<dataset>/` is looked at, too
+        image-tasks/...                   pictures, as the archives of TIGER-Lab/MMEB-V2 unpack
+        video-tasks/frames/video_.../     frames
+        visdoc-tasks/<task>/              pages, where the corpus does not hold them itself
+
+    Args:
+        folder: the root.
+        names: names of tasks or groups, see `select`. Default: those of the 78 whose annotations are there.
+        num_frames: frames that are kept of a video, evenly spread. Default: 8.
+
+    Returns:
+        A sequence that reads a task each time that it is asked for it: iterate once. Of each task all annotations are
+        read then, and all pictures and frames are looked for, but not opened; what is missing is an error that names
+        the task and the path. A number of queries other than the benchmark's is warned of.
+
+    Raises:
+        ValueError: if a name is unknown, annotations are missing, or there are none at all.
+    """
+    root = _existing(folder)
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; it has to be at least 1")
+    if names is None:
+        tasks = [task for task in TASKS.values() if _has_annotations(task, root)]
+        if not tasks:
+            raise ValueError(
+                f"{root} holds the annotations of no MMEB-V2 task. Expected are copies of Hub datasets, such as "
+                f"{annotation_folders(TASKS['DiDeMo'], root)[0]}; download_task(name, folder) puts them there."
+            )
+        return LocalTasks(tasks, root, num_frames)
+    tasks = select(names)
+    for task in tasks:
+        for config in task.configs:
+            data_files(task, root, config)
+    return LocalTasks(tasks, root, num_frames)
+
+
+class LocalTasks(Sequence[RetrievalTask]):
+    """
+    What `load_tasks` returns.
+
+    Attributes:
+        names: of the tasks, in order.
+    """
+
+    def __init__(self, tasks: Sequence[MMEBTask], folder: Path, num_frames: int) -> None:
+        self._tasks, self._folder, self._num_frames = list(tasks), folder, num_frames
+        self.names = [task.name for task in self._tasks]
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> RetrievalTask: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RetrievalTask]: ...
+    def __getitem__(self, index: int | slice) -> RetrievalTask | Sequence[RetrievalTask]:
+        if isinstance(index, slice):
+            return LocalTasks(self._tasks[index], self._folder, self._num_frames)
+        task = self._tasks[index]
+        builder = TaskBuilder(task, self._folder, self._num_frames)
+        return builder.build(READERS[task.layout](builder))
+
+
+def _existing(folder: str | os.PathLike[str]) -> Path:
+    root = Path(folder).expanduser().resolve()
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}; it has to hold a local copy of MMEB-V2")
+    return root
+
+
+def _has_annotations(task: MMEBTask, folder: Path) -> bool:
+    """Whether they are there; an error if only some are."""
+    if not any(place.is_dir() for place in annotation_folders(task, folder)):
+        return False
+    try:
+        for config in task.configs:
+            data_files(task, folder, config)
+    except ValueError:
+        if task.modality == "image":  # one dataset for 36 tasks: it may well hold some of them
+            return False
+        raise
+    return True

@@ -1,0 +1,237 @@
+"""The video annotations. A video is a folder of frames; how its columns are called, each dataset says itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from mmemb_r1.evaluation.mmeb.annotations import read_rows
+from mmemb_r1.evaluation.mmeb.building import TaskBuilder
+from mmemb_r1.evaluation.mmeb.catalogue import MVBENCH
+from mmemb_r1.evaluation.mmeb.labels import LABELS
+
+NUM_CLIPS = 10  # that a moment competes among
+
+
+def _rows(builder: TaskBuilder, *columns: str) -> list[dict[str, Any]]:
+    task = builder.task
+    rows = read_rows(task, builder.folder, task.config, columns)
+    return rows[: task.num_queries] if task.first_rows else rows
+
+
+def read_video_labels(builder: TaskBuilder) -> None:
+    """Which of all the dataset's classes a video shows: `video_id`, `pos_text`."""
+    labels = {label: builder.candidate(label, text=label) for label in LABELS[builder.task.name]}
+    for number, row in enumerate(_rows(builder, "video_id", "pos_text")):
+        if row["pos_text"] not in labels:
+            raise builder.error(str(number), f"its class {row['pos_text']!r} is none of the {len(labels)} of the task")
+        video, right = str(row["video_id"]), labels[row["pos_text"]]
+        builder.query(str(number), {"video": builder.media.frames(video)}, [right], {right: 1.0}, video)
+
+
+def read_video_choices(builder: TaskBuilder) -> None:
+    """Which of its row's classes a video shows: `video_id`, `pos_text`, and all of them in `neg_text`."""
+    for number, row in enumerate(_rows(builder, "video_id", "pos_text", "neg_text")):
+        pool = [builder.candidate(text, text=text) for text in row["neg_text"]]
+        if row["pos_text"] not in row["neg_text"]:
+            raise builder.error(str(number), f"its class {row['pos_text']!r} is not among its candidates (neg_text)")
+        video, right = str(row["video_id"]), builder.candidate(row["pos_text"], text=row["pos_text"])
+        builder.query(str(number), {"video": builder.media.frames(video)}, pool, {right: 1.0}, video)
+
+
+def read_video_search(builder: TaskBuilder) -> None:
+    """Which of all videos a text tells of; of several captions the first."""
+    columns = builder.task.columns
+    video_column, text_column = columns.get("video", columns.get("file", "")), columns["text"]
+    for number, row in enumerate(_rows(builder, video_column, text_column)):
+        text = row[text_column] if isinstance(row[text_column], str) else next(iter(row[text_column] or []), "")
+        if not text.strip():
+            raise builder.error(str(number), f"it has no text ({text_column})")
+        video = str(row[video_column])
+        if "file" in columns:
+            video = PurePosixPath(video).stem
+        right = builder.candidate(video, video=builder.media.frames(video))
+        builder.query(str(number), {"text": text.strip()}, [right], {right: 1.0}, video)
+
+
+class Question(NamedTuple):
+    """
+    What a row of a dataset of questions says.
+
+    Attributes:
+        video: folder of its frames.
+        text: the question, with the options to choose from.
+        options: as they compete.
+        right: which of them are the answer; none if the row names none of them.
+    """
+
+    video: str
+    text: str
+    options: Sequence[str]
+    right: Sequence[int]
+
+
+def _nextqa(row: Mapping[str, Any]) -> Question:
+    options = [row[f"a{number}"] for number in range(5)]
+    text, _ = _lettered(row["question"], options)
+    return Question(str(row["video"]), text, options, [_place(row["answer"], options)])
+
+
+def _mvbench(row: Mapping[str, Any]) -> Question:
+    text, options = _lettered(row["question"], row["candidates"])
+    right = [place for place, option in enumerate(row["candidates"]) if option == row["answer"]]
+    return Question(f"{row['subset']}/{row['video']}", text, options, right)
+
+
+def _video_mme(row: Mapping[str, Any]) -> Question:
+    options = row["options"]
+    text = "\n".join([row["question"], *options])
+    return Question(str(row["videoID"]), text, _unlettered(options), [_place(row["answer"], options)])
+
+
+def _egoschema(row: Mapping[str, Any]) -> Question:
+    options = row["option"]
+    text = "\n".join([row["question"], *options])
+    return Question(str(row["video_idx"]), text, _unlettered(options), [_place(row["answer"], options)])
+
+
+def _activitynetqa(row: Mapping[str, Any]) -> Question:
+    options = ["yes", "no"]
+    right = [place for place, option in enumerate(options) if option == row["answer"]]
+    return Question(f"v_{row['video_name']}", f"{row['question'].rstrip('? ')}? (A) yes; (B) no.", options, right)
+
+
+def _lettered(question: str, options: Sequence[str]) -> tuple[str, list[str]]:
+    """
+    A question with its options, and the options, all with letters.
+
+    >>> _lettered("Who?", ["he", "she"])
+    ('Who?\\nOptions:\\n(A) he\\n(B) she', ['(A) he', '(B) she'])
+    """
+    marked = [f"({chr(ord('A') + place)}) {option}" for place, option in enumerate(options)]
+    return "\n".join([question, "Options:", *marked]), marked
+
+
+def _unlettered(options: Sequence[str]) -> list[str]:
+    """
+    Options without the letters and the full stops around them.
+
+    >>> _unlettered(["A. In the kitchen.", "B. 3.5"])
+    ['In the kitchen', '3.5']
+    """
+    return [re.sub(r"^[A-Z]\.\s+", "", option).strip(". ") for option in options]
+
+
+def _place(answer: Any, options: Sequence[str]) -> int:
+    """
+    Which option an answer names by its letter or its number from 0; -1 if none of them.
+
+    >>> _place("B", ["x", "y"]), _place("1", ["x", "y"]), _place(7, ["x", "y"])
+    (1, 1, -1)
+    """
+    text = str(answer).strip()
+    place = int(text) if text.isdecimal() else ord(text) - ord("A") if len(text) == 1 else -1
+    return place if 0 <= place < len(options) else -1
+
+
+QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Question], tuple[str, ...]]] = {
+    "nextqa": (_nextqa, ("video", "question", "answer", "a0", "a1", "a2", "a3", "a4")),
+    "mvbench": (_mvbench, ("video", "question", "answer", "candidates")),
+    "video-mme": (_video_mme, ("videoID", "question", "options", "answer")),
+    "egoschema": (_egoschema, ("video_idx", "question", "option", "answer")),
+    "activitynetqa": (_activitynetqa, ("video_name", "question", "answer")),
+}
+
+
+def read_video_questions(builder: TaskBuilder) -> None:
+    """Which of its row's answers is right, seen the video."""
+    parse, columns = QUESTIONS[builder.task.layout]
+    for query_id, row in _numbered(builder, columns):
+        video, text, options, right = parse(row)
+        if not right or min(right) < 0:
+            raise builder.error(query_id, f"its answer {row['answer']!r} is none of its candidates")
+        if not all(option.strip() for option in options):
+            raise builder.error(query_id, f"its candidates are {list(options)}, but none may be empty")
+        pool = [builder.candidate(option, text=option) for option in options]
+        value = {"text": f"Question: {text}", "video": builder.media.frames(video)}
+        builder.query(query_id, value, pool, {pool[place]: 1.0 for place in right}, video)
+
+
+def _numbered(builder: TaskBuilder, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    if builder.task.layout != "mvbench":
+        return [(str(number), row) for number, row in enumerate(_rows(builder, *columns))]
+    return [
+        (f"{subset}/{number}", {**row, "subset": subset})
+        for subset in MVBENCH
+        for number, row in enumerate(read_rows(builder.task, builder.folder, subset, columns))
+    ]
+
+
+def read_moments(builder: TaskBuilder) -> None:
+    """
+    Which clip of a video a text tells of: `query`, `video_path`. In the video's folder are folders of frames: `query`
+    holds the whole video, `positive*` the right clip, all the others wrong ones.
+    """
+    odd = []
+    for number, row in enumerate(_rows(builder, "query", "video_path")):
+        video = PurePosixPath(row["video_path"]).stem
+        clips = [name for name in builder.media.folders(video) if name != "query"]
+        right = [name for name in clips if name.startswith("positive")]
+        if not right or len(right) == len(clips):
+            raise builder.error(str(number), f"{video} has {len(right)} positive clips and {len(clips)} in all")
+        if len(clips) != NUM_CLIPS:
+            odd.append(video)
+        ids = {
+            name: builder.candidate(f"{video}/{name}", video=builder.media.frames(f"{video}/{name}")) for name in clips
+        }
+        value = {"text": row["query"], "video": builder.media.frames(f"{video}/query")}
+        builder.query(str(number), value, ids.values(), {ids[name]: 1.0 for name in right}, video)
+    builder.warn(odd, f"videos have another number of clips than {NUM_CLIPS}; clips may be missing in the local copy")
+
+
+SEEK_TEXT = "Find the clip that corresponds to the given text:"
+SEEK_IMAGE = "Select the video clip that aligns with the given text and image:"
+SEEK_VIDEO = "Find the clip that corresponds to the given sentence and video segment:"
+
+
+def read_momentseeker(builder: TaskBuilder) -> None:
+    """
+    Which clips a text tells of, alone or with a picture or a video: `query`, `input_frames`, and the paths of clips in
+    `positive_frames` and `negative_frames`. Several clips may be right.
+    """
+    columns = ("query", "input_frames", "positive_frames", "negative_frames")
+    for number, row in enumerate(_rows(builder, *columns)):
+        shown = row["input_frames"] or ""
+        value: dict[str, Any] = {"instruction": SEEK_TEXT, "text": row["query"]}
+        if shown.endswith(".mp4"):
+            value |= {"instruction": SEEK_VIDEO, "video": builder.media.frames(_clip_folder(shown))}
+        elif shown.endswith(".jpg"):
+            value |= {"instruction": SEEK_IMAGE, "image": builder.media.picture(f"query_{shown}")}
+        elif shown:
+            raise builder.error(str(number), f"its input_frames are {shown!r}; known are .mp4, .jpg and nothing")
+        right, wrong = (
+            [_clip(builder, str(number), clip) for clip in row[column] or []]
+            for column in ("positive_frames", "negative_frames")
+        )
+        if not right or not wrong:
+            raise builder.error(str(number), f"it has {len(right)} right clips and {len(wrong)} wrong ones")
+        builder.query(str(number), value, [*right, *wrong], dict.fromkeys(right, 1.0), str(number))
+
+
+def _clip(builder: TaskBuilder, query_id: str, clip: Mapping[str, Any]) -> str:
+    if not clip.get("output_path"):
+        raise builder.error(query_id, "a clip has no output_path")
+    name = _clip_folder(clip["output_path"])
+    return builder.candidate(name, video=builder.media.frames(name))
+
+
+def _clip_folder(path: str) -> str:
+    """
+    Where the frames of a clip are.
+
+    >>> _clip_folder("videos/ego_19/334.00_338.00.mp4")
+    'video_frames/videos_ego_19_334.00_338.00'
+    """
+    return f"video_frames/{path.replace('/', '_').split('.mp4')[0]}"

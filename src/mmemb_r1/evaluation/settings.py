@@ -1,0 +1,52 @@
+"""How a model is evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MODES = ("never", "always", "auto")
+OPTIONS = ("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")  # of `encode`, beside the mode
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    How a model is evaluated: what makes two evaluations of it two.
+
+    Args:
+        modes: reasoning modes of the queries, at least one of `"never"`, `"always"` and `"auto"`.
+        document_reasoning: reasoning mode of the candidates; defaults to `"never"`.
+        batch_size: inputs that are read at once; defaults to 64.
+        gate_threshold: `"auto"` thinks from this gate probability on. Default: the checkpoint's.
+        max_reasoning_tokens: budget of one rationale. Default: the checkpoint's.
+        max_reasoning_rounds: how often one input may think. Default: the checkpoint's.
+        rationales: whether the rows hold what was thought; defaults to `False`.
+        no_image: whether tasks whose queries have pictures are also asked without them, in the modes `"never"` and
+            `"always"`; defaults to `False`.
+
+    Raises:
+        ValueError: if a mode is not known or stands twice, there is none, or `batch_size` is below 1.
+    """
+
+    modes: tuple[str, ...] = MODES
+    document_reasoning: str = "never"
+    batch_size: int = 64
+    gate_threshold: float | None = None
+    max_reasoning_tokens: int | None = None
+    max_reasoning_rounds: int | None = None
+    rationales: bool = False
+    no_image: bool = False
+
+    def __post_init__(self) -> None:
+        for mode in (*self.modes, self.document_reasoning):
+            if mode not in MODES:
+                raise ValueError(f"the mode {mode!r} is not known; allowed: {', '.join(MODES)}")
+        if not self.modes or len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"the modes are {list(self.modes)}; at least one is needed, and each once at most")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; at least 1 is needed")
+
+    def reasoning_options(self) -> dict[str, Any]:
+        """Those options of `encode` that were given, without `reasoning`."""
+        return {name: value for name, value in asdict(self).items() if name in OPTIONS and value is not None}

@@ -1,0 +1,3 @@
+"""The stages of the method on Atlas: warm-up, evaluator, prior, posterior, joint phase, gate, GRPO, answers."""
+
+from __future__ import annotations

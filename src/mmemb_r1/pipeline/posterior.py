@@ -1,0 +1,160 @@
+"""The posterior on Atlas: rationales are judged once, and selected in any way from the same judgements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from mmemb_r1._files import replaced_file
+from mmemb_r1.atlas.thoughts import HELPFUL
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.pipeline.tasks import POOLED
+from mmemb_r1.training.posterior.evaluator import PairEvaluator
+from mmemb_r1.training.posterior.options import SelectionOptions
+from mmemb_r1.training.posterior.quality import selection_quality
+from mmemb_r1.training.posterior.select import select_rationales
+from mmemb_r1.training.posterior.selection import with_judgement
+from mmemb_r1.training.prior.worker import SIDES
+
+SHARED = SelectionOptions("counterfactual", pair_aware=True, space="log-odds", seed=0)
+BATCH_SIZE = 16
+
+
+def judge(
+    pairs: Dataset, rationales: Dataset, evaluator: Path, folder: Path, part: tuple[int, int] = (1, 1)
+) -> dict[str, Any] | None:
+    """
+    Let an evaluator judge rationales. What it says is kept in `folder`, as `select_rationales` does.
+
+    Args:
+        pairs: the pairs.
+        rationales: of these pairs.
+        evaluator: its folder, see `evaluator_in`.
+        folder: gets the scores, and what counterfactual, pair-aware selection in log-odds makes of them.
+        part: `(i, n)`: the i-th of n parts. Default: all.
+
+    Returns:
+        The report of that selection; `None` if other parts are still missing.
+    """
+    return select_rationales(
+        pairs, rationales, evaluator_in(evaluator), folder, SHARED, batch_size=BATCH_SIZE, part=part, progress=False
+    )
+
+
+def evaluator_in(folder: Path) -> PairEvaluator:
+    """The evaluator of a folder: an mmemb-r1 checkpoint compares vectors, another model says yes or no."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] == MMEmbR1Config.model_type:
+        from mmemb_r1.training.posterior.embedding_evaluator import EmbeddingEvaluator
+
+        return EmbeddingEvaluator(str(folder), device="cpu")
+
+    from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
+
+    return VLMEvaluator(str(folder), device="cpu")
+
+
+def scores_of(folder: Path) -> pa.Table:
+    """All that was judged there; the rationales of one side of one pair stand together."""
+    return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "shards").glob("*.parquet"))])
+
+
+def of_both(scores: pa.Table, others: pa.Table) -> pa.Table:
+    """Scores of two sets of rationales about the same pairs, judged with the same options, as if judged together."""
+    both = pa.concat_tables([scores, others], promote_options="default")
+    first: dict[tuple[str, str], int] = {}
+    keys = zip(both["pair_id"].to_pylist(), both["side"].to_pylist(), strict=True)
+    places = [first.setdefault(key, len(first)) for key in keys]
+    return both.take(np.argsort(places, kind="stable"))
+
+
+def of_workers(scores: pa.Table, pairs: Dataset, worker_of: Mapping[str, str]) -> pa.Table:
+    """
+    The scores of one worker for each input.
+
+    Args:
+        scores: of several workers.
+        pairs: with the column `entity`.
+        worker_of: entity -> the worker that is asked about it.
+    """
+    chosen = dict(zip(pairs["pair_id"], map(worker_of.__getitem__, pairs["entity"]), strict=True))
+    ids, workers = scores["pair_id"].to_pylist(), scores["worker"].to_pylist()
+    return scores.filter(pa.array([chosen[pair_id] == worker for pair_id, worker in zip(ids, workers, strict=True)]))
+
+
+def select_from(scores: pa.Table, options: SelectionOptions, selected: Path) -> pa.Table:
+    """Select, and write what is kept; returns all rationales with `kept`, `gain` and the rest."""
+    candidates = with_judgement(scores, options)
+    with replaced_file(selected) as temporary:
+        pq.write_table(candidates.filter(candidates["kept"]).drop_columns(["kept", "reason"]), temporary)
+    return candidates
+
+
+def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = POOLED) -> dict[str, Any]:
+    """
+    How well a selection found the worker that helps, of all rationales and of each task and side.
+
+    Args:
+        candidates: from `select_from`; rationales of other workers than Atlas's are left out.
+        pairs: what they are about.
+        tasks: of which there are any.
+
+    Returns:
+        `all` and `task, side` -> precision (`None` if nothing was kept), recall and the rest of [`Quality`], the share
+        of each worker that was `kept`, the number of `inputs` and of `inputs with any kept`.
+    """
+    known = candidates.filter(pc.is_in(candidates["worker"], pa.array(list(HELPFUL))))
+    table = known.select(["pair_id", "side", "worker", "gain", "kept"]).to_pydict()
+    task_of = dict(zip(pairs["pair_id"], pairs["task"], strict=True))
+    ids, sides, workers, kept = (np.array(table[name]) for name in ("pair_id", "side", "worker", "kept"))
+    gain = np.array(table["gain"], dtype=float)
+    task = np.array([task_of[pair_id] for pair_id in table["pair_id"]])
+    parts = {"all": np.ones(len(gain), dtype=bool)}
+    parts |= {f"{name}, {side}": (task == name) & (sides == side) for name in tasks for side in SIDES}
+    qualities = {}
+    for name, rows in parts.items():
+        helpful = [HELPFUL[worker] for worker in workers[rows]]
+        if not any(helpful) or all(helpful):
+            continue
+        groups, with_any = (len({*zip(ids[some], sides[some], strict=True)}) for some in (rows, rows & kept))
+        quality = selection_quality(gain[rows], kept[rows], helpful)
+        qualities[name] = {
+            **quality,
+            "precision": quality["precision"] if kept[rows].any() else None,
+            "kept": {w: float(kept[some].mean()) for w in HELPFUL if (some := rows & (workers == w)).any()},
+            "inputs": groups,
+            "inputs with any kept": with_any,
+        }
+    return qualities
+
+
+def training_table(selected: Path, pairs: Dataset) -> Dataset:
+    """
+    What the joint phase draws rationales from: those selected, and those of the rehearsed pairs, their own.
+
+    The latter are the same whatever was selected: they stand for what a pretrained backbone would know.
+
+    Args:
+        selected: what was kept of the pool.
+        pairs: to train on.
+    """
+    columns = ["pair_id", "side", "worker", "text", "posterior"]
+    pooled = pq.read_table(selected, columns=columns).to_pylist()
+    rehearsed = pairs.select_columns(["pair_id", "task", *(f"{side}_rationale" for side in SIDES)])
+    own = [
+        {"pair_id": row["pair_id"], "side": side, "worker": "own", "text": " ".join(segments), "posterior": 1.0}
+        for row in rehearsed
+        for side in SIDES
+        if row["task"] not in POOLED and (segments := row[f"{side}_rationale"])
+    ]
+    known = set(pairs["pair_id"])
+    schema = pa.schema([(name, pa.float32() if name == "posterior" else pa.string()) for name in columns])
+    return Dataset(pa.Table.from_pylist([row for row in pooled if row["pair_id"] in known] + own, schema=schema))

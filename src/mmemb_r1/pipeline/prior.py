@@ -1,0 +1,32 @@
+"""The prior on Atlas: what the four workers say of the training pairs, and what a checkpoint says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from mmemb_r1.atlas import Atlas
+from mmemb_r1.atlas.thoughts import HELPFUL
+from mmemb_r1.training.prior.atlas_worker import AtlasWorker
+from mmemb_r1.training.prior.checkpoint_worker import CheckpointWorker
+from mmemb_r1.training.prior.draw import draw_rationales
+from mmemb_r1.training.prior.shards import read_rationales
+
+NUM_SAMPLES = 2  # as in examples/atlas-pool.yaml
+
+
+def draw_pool(atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:
+    """The rationales of the four workers of an Atlas, of which one helps, for some of its pairs; kept in a folder."""
+    workers = [AtlasWorker(name, atlas.directory, name, num_samples=NUM_SAMPLES) for name in HELPFUL]
+    draw_rationales(pairs, workers, folder, seed=seed, progress=False)
+    return read_rationales(folder)
+
+
+def draw_own(checkpoint: Path, name: str, pairs: Dataset, folder: Path, seed: int) -> Dataset:
+    """The rationales that a checkpoint would think itself, sampled; kept in a folder."""
+    worker = CheckpointWorker(
+        name=name, model=str(checkpoint), num_samples=NUM_SAMPLES, max_tokens=64, batch_size=32, device="cpu"
+    )
+    draw_rationales(pairs, [worker], folder, seed=seed, progress=False)
+    return read_rationales(folder)

@@ -1,0 +1,25 @@
+"""The warm-up: names of pictures, and facts as text. What a pretrained backbone would bring along."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mmemb_r1.atlas import Atlas
+from mmemb_r1.pipeline.joint import train_from_nothing
+from mmemb_r1.pipeline.recipe import TASK_WEIGHTS, Recipe
+from mmemb_r1.pipeline.tasks import LATER
+
+WARM_UP_STEPS = 1600
+
+
+def warm_up_recipe(recipe: Recipe) -> Recipe:
+    """The same without questions of several steps."""
+    simple = {task: weight for task, weight in TASK_WEIGHTS.items() if not task.startswith(LATER)}
+    return dataclasses.replace(recipe, training={**recipe.training, "task_weights": simple})
+
+
+def warm_up(atlas: Atlas, recipe: Recipe, folder: Path, checkpoints: Path) -> None:
+    """Train what later phases start from: it names pictures and knows facts as text, and has met no question of
+    several steps."""
+    train_from_nothing(atlas, warm_up_recipe(recipe), folder, checkpoints)

@@ -1,0 +1,94 @@
+"""The study's results as one object, and as tables for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from mmemb_r1.pipeline.stage import STAGE_FILE, cost_of
+from mmemb_r1.study.claims import claims_of, points
+from mmemb_r1.study.sessions import read_sessions
+from mmemb_r1.study.summary import MODES, summarise
+from mmemb_r1.study.tasks import JUDGES, Study
+
+
+def results_of(study: Study) -> dict[str, Any]:
+    """All that was found, and how: `form`, `sessions`, `seconds` of the common stages, `claims`, and the rest of
+    `summarise`. JSON can hold it."""
+    summary = summarise(study)
+    return {
+        "form": {**asdict(study.form), "seeds": {row.name: list(study.seeds_of(row)) for row in study.rows}},
+        "sessions": read_sessions(study.output),
+        "seconds": common_seconds(study),
+        "evaluator": evaluator_of(study),
+        **summary,
+        "claims": [asdict(claim) for claim in claims_of(summary)],
+    }
+
+
+def common_seconds(study: Study) -> dict[str, Any]:
+    """Stage -> what it took, of those that all rows share; `None` if it was not noted."""
+    seeds = sorted({seed for row in study.rows for seed in study.seeds_of(row)})
+    found: dict[str, Any] = {f"warm-up, seed {seed}": cost_of(study.warm_up_of(seed)) for seed in seeds}
+    parts = [cost for path in study.evaluator_folder.parent.glob(f"*/{STAGE_FILE}") if (cost := cost_of(path.parent))]
+    found["evaluator"] = {"seconds": sum(cost["seconds"] for cost in parts)} if parts else None
+    for part in range(1, JUDGES + 1):
+        path = study.output / "scores" / f"part-{part}.json"
+        found[f"judging, part {part}"] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
+
+
+def evaluator_of(study: Study) -> dict[str, Any] | None:
+    """Its `kind`, and what it does without a rationale, `accuracy`, `chance`, ..., by the report of the judging."""
+    path = study.output / "scores" / "report.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))["evaluator"]
+    return {"kind": found["definition"]["kind"], **found["direct"]}
+
+
+def as_tables(results: Mapping[str, Any]) -> Iterator[Table]:
+    """Levels, differences, claims."""
+    yield _levels(results)
+    yield _differences(results)
+    claims = Table(title="claims", title_justify="left")
+    for name in ("claim", "published", "ours", "verdict"):
+        claims.add_column(name)
+    for claim in results["claims"]:
+        claims.add_row(claim["text"], claim["published"], claim["ours"], claim["verdict"])
+    yield claims
+
+
+def _levels(results: Mapping[str, Any]) -> Table:
+    table = Table(title="R@1, means over tasks and seeds", title_justify="left")
+    for name in ("row", "seeds"):
+        table.add_column(name, no_wrap=True)
+    groups = ("simple", "multi-hop", "all")
+    for group in groups:
+        for mode in MODES:
+            table.add_column(f"{group}\n{mode}", justify="right")
+    for name in ("thinks", "tokens"):
+        table.add_column(name, justify="right")
+    for name, row in results["rows"].items():
+        cells = [f"{row['levels'][group][mode]['mean']:.3f}" for group in groups for mode in MODES]
+        whole = row["levels"]["all"]
+        seeds = " ".join(map(str, row["seeds"]))
+        table.add_row(name, seeds, *cells, f"{whole['invocation']['mean']:.0%}", f"{whole['tokens']['mean']:.1f}")
+    return table
+
+
+def _differences(results: Mapping[str, Any]) -> Table:
+    table = Table(title="points against the full method, 95 % intervals by country or object", title_justify="left")
+    table.add_column("row", no_wrap=True)
+    for group, mode in (("multi-hop", "always"), ("simple", "never"), ("all", "auto")):
+        table.add_column(f"{group}, {mode}", justify="right")
+    for name, row in results["rows"].items():
+        if "differences" in row:
+            found = row["differences"]
+            cells = [points(found[g][m]) for g, m in (("multi-hop", "always"), ("simple", "never"), ("all", "auto"))]
+            table.add_row(name, *cells)
+    return table

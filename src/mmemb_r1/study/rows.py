@@ -1,0 +1,117 @@
+"""The rows of the study: what each trains differently from the full method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FULL, BEFORE_GRPO, RANDOM_GATE = "full", "no-grpo", "random-gate"
+POOL, ONE_WORKER, POOL_AND_MODEL = "pool", "one worker", "pool and model"  # whose rationales are selected from
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One way to train.
+
+    Args:
+        name: on the command line and of its folder.
+        number: in the list of what was asked for.
+        title: what it is, in a few words.
+        selection: fields of `SelectionOptions` instead of those of the full method.
+        workers: `POOL`, the four workers; `ONE_WORKER`, see `worker_of_entities`; `POOL_AND_MODEL`, a fifth worker is
+            the model of the full method.
+        joint: fields of `JointConfig` instead of those of the full method.
+        rounds: thoughts of one chain.
+        start: the row whose model it starts from. Default: the warm-up.
+        of: the row whose models and answers it is about, for rows that train nothing.
+        against: the row that it is compared with.
+        control: another one, which differs from it in one thing only.
+    """
+
+    name: str
+    number: str
+    title: str
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    workers: str = POOL
+    joint: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 1
+    start: str | None = None
+    of: str | None = None
+    against: str = FULL
+    control: str | None = None
+
+    @property
+    def table(self) -> str:
+        """Name of the table of selected rationales; rows with the same name train on the same one."""
+        ways = [f"{name}-{value}" for name, value in self.selection.items()]
+        return "-".join([self.workers, *ways]).replace(" ", "-").replace("_", "-").lower()
+
+
+ROWS = (
+    Row(FULL, "1", "the full method"),
+    Row("no-selection", "2", "no selection: everything that the workers said", {"selection": "none"}),
+    Row("absolute", "3", "no counterfactual baseline: absolute confidence", {"selection": "absolute"}),
+    Row("no-pair-aware", "4", "no pair-aware correction", {"pair_aware": False}),
+    Row("one-worker", "5", "a single worker, as good as the pool on average", workers=ONE_WORKER),
+    Row("no-rationale-loss", "6", "no loss on rationale tokens", joint={"rationale_weight": 0.0}),
+    Row(
+        "no-mixed-terms",
+        "7",
+        "no contrastive term between direct and reasoned vectors",
+        joint={"direct_reasoned_weight": 0.0, "reasoned_direct_weight": 0.0},
+    ),
+    Row(BEFORE_GRPO, "8", "no GRPO: the gate as supervision left it", of=FULL),
+    Row(RANDOM_GATE, "9", "a random gate that thinks as often", of=FULL),
+    Row(
+        "model-joins",
+        "10",
+        "one more round, the model among the workers",
+        workers=POOL_AND_MODEL,
+        start=FULL,
+        control="second-round",
+    ),
+    Row("second-round", "10, control", "one more round, the same workers", start=FULL),
+    Row("three-thoughts", "11", "up to three rounds of reasoning", rounds=3),
+)
+BY_NAME = {row.name: row for row in ROWS}
+MORE_SEEDS = (FULL, "no-selection", "absolute", BEFORE_GRPO, RANDOM_GATE)  # of the full form; the last costs nothing
+
+
+def with_needed(names: Sequence[str]) -> list[Row]:
+    """
+    The rows of these names and those that they start from or are compared with, in the order of `ROWS`.
+
+    Raises:
+        ValueError: if there is no such row.
+
+    >>> [row.name for row in with_needed(["one-worker"])]
+    ['full', 'one-worker']
+    """
+    if unknown := [name for name in names if name not in BY_NAME]:
+        raise ValueError(f"there is no row {unknown[0]!r}; allowed: {', '.join(BY_NAME)}")
+    wanted = set(names)
+    for name in names:
+        row = BY_NAME[name]
+        wanted |= {other for other in (row.start, row.of, row.against, row.control) if other is not None}
+    return [row for row in ROWS if row.name in wanted]
+
+
+def worker_of_entities(entities: Sequence[str], workers: Sequence[str], seed: int) -> dict[str, str]:
+    """
+    Who the single worker is like, entity by entity: a teacher with an error of its own.
+
+    A single one of the pool would be right about everything, or about nothing. A fair single teacher is as good as the
+    pool on average, and what sets it apart is that its errors are its own: asked about one country it is one of the
+    four workers, drawn once, in all that it says of that country. So the share of helpful rationales is the pool's;
+    what is lacking is somebody else who knows better.
+
+    Args:
+        entities: that are asked about.
+        workers: of the pool.
+        seed: of the draw; each worker gets as many entities as the others, to within one.
+    """
+    from mmemb_r1.atlas.hashing import split_keys
+
+    return split_keys(sorted(set(entities)), dict.fromkeys(workers, 1 / len(workers)), "single worker", seed)

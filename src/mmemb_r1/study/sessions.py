@@ -1,0 +1,76 @@
+"""When and on what the study was worked: it may take several runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mmemb_r1._files import replaced_file
+
+SESSIONS_FILE = "sessions.json"
+PACKAGES = ("mmemb-r1", "torch", "transformers", "trl", "sentence-transformers", "datasets")
+
+
+class Session:
+    """One run of the command. Its time is written down anew whenever something ends, so that a kill loses little."""
+
+    def __init__(self, folder: Path, jobs: int) -> None:
+        self._path, self._start = folder / SESSIONS_FILE, time.perf_counter()
+        self._before = read_sessions(folder)
+        self._facts: dict[str, Any] = {
+            "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "commit": commit(),
+            "jobs": jobs,
+            "cores": os.cpu_count(),
+            "machine": machine(),
+            "python": platform.python_version(),
+            "versions": versions(),
+        }
+
+    def note(self) -> None:
+        """Write down how long it has gone on."""
+        facts = {**self._facts, "seconds": round(time.perf_counter() - self._start, 1)}
+        with replaced_file(self._path) as temporary:
+            temporary.write_text(json.dumps([*self._before, facts], indent=2) + "\n", encoding="utf-8")
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """All runs so far."""
+    path = folder / SESSIONS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def machine() -> str:
+    """The processor, as far as the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or 'unknown processor'}, {platform.machine()}"
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` where it was changed since; `None` outside a checkout."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

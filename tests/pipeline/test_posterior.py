@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from mmemb_r1.pipeline.posterior import (
+    of_both,
+    of_workers,
+    quality_of,
+    scores_of,
+    select_from,
+    training_table,
+)
+from mmemb_r1.pipeline.prior import draw_pool
+from mmemb_r1.pipeline.tasks import JOINT_TASK_WEIGHTS, POOLED, of_tasks
+from mmemb_r1.training.posterior.options import SelectionOptions
+from mmemb_r1.training.posterior.select import select_rationales
+
+OPTIONS = SelectionOptions(space="log-odds")
+
+
+class Guesses:
+    """Log-odds that are a pure function of what is asked, whatever is asked beside it."""
+
+    definition = {"kind": "guesses"}
+
+    def match_logits(self, trials):
+        return [
+            torch.tensor([[guess(other, text) for text in trial.rationales] for other in trial.others])
+            for trial in trials
+        ]
+
+
+def guess(*parts):
+    return float(np.random.default_rng(abs(hash(str(parts))) % 2**32).normal())
+
+
+@pytest.fixture(scope="module")
+def pairs(small_atlas):
+    pairs = of_tasks(small_atlas.pairs["train"], POOLED)
+    return pairs.select(range(0, len(pairs), 5)).flatten_indices()
+
+
+@pytest.fixture(scope="module")
+def rationales(small_atlas, pairs, tmp_path_factory):
+    return draw_pool(small_atlas, pairs, tmp_path_factory.mktemp("pool") / "prior", seed=0)
+
+
+def judged(pairs, rationales, folder):
+    select_rationales(pairs, rationales, Guesses(), folder, OPTIONS, progress=False)
+    return scores_of(folder)
+
+
+def test_scores_put_together_are_those_of_one_judging(pairs, rationales, tmp_path):
+    workers = np.array(rationales["worker"])
+    some, others = (
+        rationales.select(np.flatnonzero(rows)).flatten_indices()
+        for rows in (workers != "verbose", workers == "verbose")
+    )
+    parts = [judged(pairs, table, tmp_path / name) for name, table in (("some", some), ("others", others))]
+    together = select_from(of_both(*parts), OPTIONS, tmp_path / "together.parquet")
+    at_once = select_from(judged(pairs, rationales, tmp_path / "all"), OPTIONS, tmp_path / "at-once.parquet")
+    keys = ("pair_id", "side", "worker", "sample")
+
+    def by_key(table):
+        rows = {tuple(row[key] for key in keys): row for row in table.to_pylist()}
+        assert len(rows) == len(table)
+        return rows
+
+    ours, theirs = by_key(together), by_key(at_once)
+    assert ours.keys() == theirs.keys()
+    for key, row in ours.items():
+        assert row["kept"] == theirs[key]["kept"]
+        assert row["posterior"] == pytest.approx(theirs[key]["posterior"])  # a softmax over all of an input's
+
+
+def test_one_worker_is_asked_about_each_entity(pairs, rationales, tmp_path):
+    entities = sorted(set(pairs["entity"]))
+    worker_of = {entity: ("correct", "format")[place % 2] for place, entity in enumerate(entities)}
+    found = of_workers(judged(pairs, rationales, tmp_path), pairs, worker_of)
+    entity_of = dict(zip(pairs["pair_id"], pairs["entity"], strict=True))
+    asked = {(entity_of[row["pair_id"]], row["worker"]) for row in found.to_pylist()}
+    assert asked == set(worker_of.items())
+
+
+def test_quality_counts_what_is_known_to_help(pairs, rationales, tmp_path):
+    candidates = select_from(judged(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
+    found = quality_of(candidates, pairs)
+    assert found["all"]["precision"] == pytest.approx(0.25) and found["all"]["recall"] == 1.0
+    assert found["all"]["kept"] == {"correct": 1.0, "confused": 1.0, "verbose": 1.0, "format": 1.0}
+    assert found["all"]["inputs"] == found["all"]["inputs with any kept"]
+    assert {"flag-capital, query", "name-picture, target"} <= found.keys()
+    nothing = select_from(scores_of(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
+    assert quality_of(nothing, pairs)["all"]["precision"] is None
+    json.dumps(quality_of(nothing, pairs), allow_nan=False)
+
+
+def test_rehearsed_pairs_keep_their_own_rationales(small_atlas, pairs, rationales, tmp_path):
+    select_from(judged(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
+    train = of_tasks(small_atlas.pairs["train"], set(JOINT_TASK_WEIGHTS))
+    table = training_table(tmp_path / "all.parquet", train)
+    assert isinstance(table, Dataset)
+    task_of = dict(zip(train["pair_id"], train["task"], strict=True))
+    own = {
+        task_of[pair_id] for pair_id, worker in zip(table["pair_id"], table["worker"], strict=True) if worker == "own"
+    }
+    assert own and not own & set(POOLED)

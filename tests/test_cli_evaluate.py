@@ -1,0 +1,147 @@
+"""`mmemb-r1 evaluate` on a small Atlas: what it writes, shows, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.cli import main
+from mmemb_r1.evaluation import load_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TASKS = "fact-capital,flag-capital"
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    from mmemb_r1.atlas import build_atlas
+
+    folder = tmp_path_factory.mktemp("evaluate") / "atlas"
+    build_atlas(folder, size=32, num_countries=12, num_objects=20, generated_rows=20)
+    return folder
+
+
+@pytest.fixture
+def evaluate(tiny_checkpoint, atlas):
+    def run(*arguments, model=tiny_checkpoint):
+        options = [] if "--mmeb" in arguments else ["--atlas", str(atlas)]
+        return main(["evaluate", "--model", str(model), *options, "--device", "cpu", *map(str, arguments)])
+
+    return run
+
+
+def test_a_file_holds_the_results(evaluate, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    assert evaluate("--modes", "never", "--split", "validation", "--output", output) == 0
+    results = load_results(output)
+    assert results["config"]["model"] == "tiny-checkpoint"
+    assert (results["config"]["dataset"], results["config"]["split"]) == ("Atlas", "validation")
+    assert len(results["tasks"]) > 10
+    assert all("majority" in task for task in results["tasks"].values())
+    assert any("no_image" in task for task in results["tasks"].values())
+    assert all(len(task["modes"]["never"]["interval"]) == 2 for task in results["tasks"].values())
+    assert "mean of all" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_folder_holds_all_and_is_gone_on_with(evaluate, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    assert evaluate("--tasks", TASKS, "--rationales", "--output", run) == 0
+    assert {file.name for file in run.iterdir()} == {
+        "run.json", "tasks", "cache", "results.json", "results.md", "report.html",
+    }  # fmt: skip
+    results = load_results(run / "results.json")
+    assert list(results["tasks"]) == TASKS.split(",")
+    assert results["config"]["modes"] == ["never", "always", "auto"]
+    assert (run / "results.md").read_text().startswith("# Evaluation of tiny-checkpoint")
+    capsys.readouterr()
+
+    def fail(*args, **kwargs):
+        raise AssertionError("something was embedded")
+
+    monkeypatch.setattr(MMEmbR1, "explain", fail)
+    assert evaluate("--tasks", TASKS, "--rationales", "--output", run, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["tasks"] == results["tasks"]
+    assert evaluate("--tasks", TASKS, "--rationales", "--output", run, "--format", "markdown") == 0
+    assert "| fact-capital |" in capsys.readouterr().out
+    assert evaluate("--tasks", TASKS, "--output", run) == 2
+    assert "was begun with other settings or data: rationales was True, is now False" in capsys.readouterr().err
+
+
+def test_a_cache_serves_another_run(evaluate, tmp_path):
+    options = ("--tasks", "fact-capital", "--modes", "never", "--cache", tmp_path / "cache")
+    assert evaluate(*options, "--output", tmp_path / "one.json") == 0
+    assert evaluate(*options, "--output", tmp_path / "two.json") == 0
+    one, two = (
+        load_results(tmp_path / f"{name}.json")["tasks"]["fact-capital"]["modes"]["never"] for name in ("one", "two")
+    )
+    assert one.pop("seconds_per_query") > 0 and two.pop("seconds_per_query") is None
+    assert one == two
+
+
+def test_a_quick_look_is_noted(evaluate, tmp_path):
+    assert evaluate("--tasks", TASKS, "--modes", "never", "--limit", "2", "--output", tmp_path / "few.json") == 0
+    results = load_results(tmp_path / "few.json")
+    assert [task["n"] for task in results["tasks"].values()] == [2, 2]
+    assert results["config"]["limit"] == 2
+
+
+def test_any_model_of_sentence_transformers_can_be_measured(evaluate, tmp_path, capsys):
+    words = ["[UNK]", "capital", "of", "the"]
+    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(0).normal(size=(len(words), 6)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)]).save(str(tmp_path / "plain"))
+    plain = tmp_path / "plain"
+    assert evaluate("--tasks", "fact-capital", "--output", tmp_path / "run", model=plain) == 0
+    results = load_results(tmp_path / "run" / "results.json")
+    assert results["config"]["modes"] == ["never"]
+    assert results["tasks"]["fact-capital"]["modes"]["never"]["invocation_ratio"] == 0
+    assert (tmp_path / "run" / "report.html").exists() and not (tmp_path / "run" / "cache").exists()
+    assert evaluate("--tasks", "fact-capital", "--modes", "never,always", model=plain) == 2
+    assert "can't be asked to think: 'always' was asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modes", "never,sometimes"], "'sometimes' is not known; allowed: never, always, auto"),
+        (["--tasks", "fact-capital,flags"], "'flags' is no task of Atlas; allowed: compare-area"),
+        (["--limit", "0"], "--limit 0: at least 1 is needed"),
+        (["--rationales"], "are kept in the rows of a run's folder; name one: --output RUN/"),
+        (["--rationales", "--output", "results.json"], "name one: --output RUN/"),
+        (["--submission", "x.json"], "--submission is for --mmeb"),
+        (["--num-frames", "4"], "--num-frames is for --mmeb"),
+        (["--mmeb", "x", "--split", "test"], "--split is for --atlas"),
+        (["--mmeb", "missing"], "there is no folder"),
+    ],
+)
+def test_refuses(arguments, message, evaluate, capsys):
+    assert evaluate(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_atlas_or_mmeb(capsys):
+    for arguments in ([], ["--atlas", "a", "--mmeb", "b"]):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--model", "x", *arguments])
+    assert "not allowed with argument --atlas" in capsys.readouterr().err
+
+
+def test_help_answers_without_torch(root: Path):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom mmemb_r1.cli import main\n"
+        "try: main(['evaluate', '--help'])\nexcept SystemExit: print({'torch', 'numpy'} & set(sys.modules))"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout.splitlines()[-1] == "set()"
