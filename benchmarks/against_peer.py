@@ -97,10 +97,13 @@ def side_of(name: str, model: MMEmbR1Model, batches: Batches, sizes: Sizes) -> C
 
 
 def peak(subject: Subject, name: str, inputs: int, sizes: Sizes) -> int:
-    """Bytes that one side takes at most above the loaded model and its inputs; after a small run, in this process."""
+    """
+    Bytes that one side takes at most above the loaded model and its inputs; after a run of a few batches in this
+    process, so that what is taken once and for all is not counted.
+    """
     model = subject.load()
     batches = batches_of(name, model, subject, inputs, sizes)
-    few = [(batch, [2] * len(budgets)) for batch, budgets in batches[:1]]
+    few = batches[:: max(len(batches) // 4, 1)]
     with without_end(model[0].model):
         side_of(name, model[0].model, few, sizes)()
         return peak_above(side_of(name, model[0].model, batches, sizes), subject.device)

@@ -46,6 +46,7 @@ class Step:
         columns: of each buffer.
         sizes: rows of each.
         widths: columns of each that are in use.
+        slots: of each, `(n,)`, those that are taken: 0, 1, ...
         places: of each, `(n,)`, the column of each row's new token.
         masks: of each, `(n, 1, 1, width)`, which columns a row attends to; `None`: to all.
     """
@@ -53,6 +54,7 @@ class Step:
     columns: list[int]
     sizes: list[int]
     widths: list[int]
+    slots: list[Tensor]
     places: list[Tensor]
     masks: list[Tensor | None]
 
@@ -66,12 +68,19 @@ class Step:
             None if min(group) == max(group) else torch.arange(max(group), device=device) < own[:, None, None, None]
             for group, own in zip(after, ends, strict=True)
         ]
-        return cls(list(groups), sizes, [max(group) for group in after], [own - 1 for own in ends], masks)
+        slots = [torch.arange(size, device=device) for size in sizes]
+        return cls(list(groups), sizes, [max(group) for group in after], slots, [own - 1 for own in ends], masks)
+
+    def to(self, device: torch.device) -> Step:
+        """The same on another device: a model may be spread over several."""
+        masks = [None if mask is None else mask.to(device) for mask in self.masks]
+        slots, places = ([part.to(device) for part in parts] for parts in (self.slots, self.places))
+        return Step(self.columns, self.sizes, self.widths, slots, places, masks)
 
 
 class RaggedLayer(CacheLayerMixin):
     """
-    One layer's keys and values: number of columns -> a pair of buffers `(slots, heads, columns, head_dim)`.
+    One layer's keys and values: number of columns -> a buffer of both, `(2, slots, heads, columns, head_dim)`.
 
     `update` returns the new keys, by which [`ragged_attention`] finds the layer.
     """
@@ -81,7 +90,7 @@ class RaggedLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.is_initialized = True
-        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.buffers: dict[int, Tensor] = {}
         self.step: Step | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -100,44 +109,47 @@ class RaggedLayer(CacheLayerMixin):
         return -1
 
     def reserve(self, columns: int, used: int, slots: int, like: Tensor) -> None:
-        """Let a buffer have at least so many slots, of which the first `used` are taken; `like` any keys or values."""
-        if columns not in self.buffers or len(self.buffers[columns][0]) < slots:
+        """
+        Let a buffer have at least so many slots, of which the first `used` are taken; `like` keys or values of it,
+        `(..., heads, length, head_dim)`.
+        """
+        if columns not in self.buffers or self.buffers[columns].shape[1] < slots:
             self._resize(columns, used, slots + slots // 8, like)
 
-    def put(self, columns: int, used: int, keys: Tensor, values: Tensor) -> None:
-        """Write rows `(n, heads, length, head_dim)` behind the `used` ones of a buffer that has the slots."""
-        slots, length = used + len(keys), keys.shape[2]
-        for buffer, states in zip(self.buffers[columns], (keys, values), strict=True):
-            buffer[used:slots, :, :length] = states
-            buffer[used:slots, :, length:] = 0  # what is masked still has to be a number
+    def put(self, columns: int, used: int, states: Tensor) -> None:
+        """Write rows `(2, n, heads, length, head_dim)` behind the `used` ones of a buffer that has the slots."""
+        slots, length = used + states.shape[1], states.shape[3]
+        buffer = self.buffers[columns]
+        buffer[:, used:slots, :, :length] = states
+        buffer[:, used:slots, :, length:] = 0  # what is masked still has to be a number
 
     def keep(self, columns: int, order: Sequence[int]) -> None:
-        """Keep the rows in the slots `order` of a buffer, in this order; it is let go of, or shrinks, if few stay."""
+        """Keep the rows in the slots `order` of a buffer, in this order; it is let go of, or shrinks, if many left."""
         if not order:
             del self.buffers[columns]
             return
+        buffer = self.buffers[columns]
         moved = [place for place, slot in enumerate(order) if place != slot]
         if moved:
-            for buffer in self.buffers[columns]:
-                buffer[moved] = buffer[[order[place] for place in moved]]
-        if 2 * len(order) <= len(self.buffers[columns][0]):
-            self._resize(columns, len(order), len(order), self.buffers[columns][0])
+            buffer[:, moved] = buffer[:, [order[place] for place in moved]]
+        if 3 * len(order) <= 2 * buffer.shape[1]:
+            self._resize(columns, len(order), len(order), buffer)
 
     def _resize(self, columns: int, used: int, slots: int, like: Tensor) -> None:
-        keys, values = (like.new_zeros(slots, like.shape[1], columns, like.shape[3]) for _ in range(2))
+        new = like.new_zeros(2, slots, like.shape[-3], columns, like.shape[-1])
         if used:
-            keys[:used], values[:used] = (buffer[:used] for buffer in self.buffers[columns])
-        self.buffers[columns] = keys, values
+            new[:, :used] = self.buffers[columns][:, :used]
+        self.buffers[columns] = new
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Take the step's keys and values `(N, heads, 1, head_dim)`, in the order of the buffers."""
         if self.step is None or key_states.shape[2] != 1:
             raise RuntimeError("A ragged cache takes one token per row, after `RaggedCache.begin_step`.")
-        for number, states in enumerate((key_states, value_states)):
-            parts = states.squeeze(2).split(self.step.sizes)
-            for columns, places, part in zip(self.step.columns, self.step.places, parts, strict=True):
-                slots = torch.arange(len(part), device=part.device)
-                self.buffers[columns][number][slots, :, places.to(part.device)] = part
+        step = self.step
+        both = torch.stack([key_states.squeeze(2), value_states.squeeze(2)], dim=1)  # (N, 2, heads, head_dim)
+        parts = zip(step.columns, step.slots, step.places, both.split(step.sizes), strict=True)
+        for columns, slots, places, part in parts:
+            self.buffers[columns][:, slots, :, places] = part
         key_states.ragged_layer = self  # type: ignore[attr-defined]
         return key_states, value_states
 
@@ -146,10 +158,9 @@ class RaggedLayer(CacheLayerMixin):
         step, outputs = self.step, []
         if step is None:
             raise RuntimeError("The step of this layer was attended to already.")
-        buffers = zip(step.columns, step.sizes, step.widths, step.masks, query.split(step.sizes), strict=True)
-        for columns, size, width, mask, part in buffers:
-            keys, values = (buffer[:size, :, :width] for buffer in self.buffers[columns])
-            mask = None if mask is None else mask.to(query.device)
+        parts = zip(step.columns, step.sizes, step.widths, step.masks, query.split(step.sizes), strict=True)
+        for columns, size, width, mask, part in parts:
+            keys, values = self.buffers[columns][:, :size, :, :width]
             outputs.append(sdpa_attention_forward(module, part, keys, values, mask, **kwargs)[0])
         self.step = None
         return torch.cat(outputs)
@@ -195,8 +206,8 @@ class RaggedCache(Cache):
                 layer.reserve(columns, 0, len(group), source.keys)
                 for slot, place in enumerate(group):
                     row, length = rows[place], lengths[place]
-                    keys, values = (states[row : row + 1, :, -length:] for states in (source.keys, source.values))
-                    layer.put(columns, slot, keys, values)
+                    pair = (states[row : row + 1, :, -length:] for states in (source.keys, source.values))
+                    layer.put(columns, slot, torch.stack(tuple(pair)))
         return new
 
     def join(self, other: RaggedCache) -> None:
@@ -206,9 +217,9 @@ class RaggedCache(Cache):
         for columns, rows in other.groups.items():
             group = self.groups.setdefault(columns, [])
             for layer, source in zip(self.layers, other.layers, strict=True):
-                keys, values = (buffer[: len(rows)] for buffer in source.buffers.pop(columns))
-                layer.reserve(columns, len(group), len(group) + len(rows), keys)
-                layer.put(columns, len(group), keys, values)
+                states = source.buffers.pop(columns)[:, : len(rows)]
+                layer.reserve(columns, len(group), len(group) + len(rows), states)
+                layer.put(columns, len(group), states)
             group += [first + row for row in rows]
 
     def keep(self, order: Sequence[int]) -> None:
@@ -250,8 +261,12 @@ class RaggedCache(Cache):
             if full:
                 self._move(columns, full)
         step = Step.of(self.groups, self.lengths, device)
+        steps = {device: step}
         for layer in self.layers:
-            layer.step = step
+            where = next(iter(layer.buffers.values())).device
+            if where not in steps:
+                steps[where] = step.to(where)
+            layer.step = steps[where]
         self.lengths = [length + 1 for length in self.lengths]
         return torch.tensor([row for rows in self.groups.values() for row in rows], device=device)
 
@@ -260,18 +275,22 @@ class RaggedCache(Cache):
         larger, rows = columns_for(columns + 1), self.groups[columns]
         group = self.groups.setdefault(larger, [])
         for layer in self.layers:
-            keys, values = (buffer[full] for buffer in layer.buffers[columns])
-            layer.reserve(larger, len(group), len(group) + len(full), keys)
-            layer.put(larger, len(group), keys, values)
+            states = layer.buffers[columns][:, full]
+            layer.reserve(larger, len(group), len(group) + len(full), states)
+            layer.put(larger, len(group), states)
         group += [rows[slot] for slot in full]
         leaving = set(full)
         self._keep_slots(columns, [slot for slot in range(len(rows)) if slot not in leaving])
 
 
 def can_be_ragged(decoder: Any, cache: Any) -> bool:
-    """Whether rows of this cache can stand in a [`RaggedCache`]: with full attention in all layers, by `sdpa`."""
-    kind = decoder.config._attn_implementation
-    return kind in (PLAIN, ATTENTION) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    """
+    Whether rows of this cache can stand in a [`RaggedCache`]: with full attention in all layers, by `sdpa`, and with
+    keys and values of one shape.
+    """
+    if decoder.config._attn_implementation not in (PLAIN, ATTENTION):
+        return False
+    return all(type(layer) is DynamicLayer and layer.keys.shape == layer.values.shape for layer in cache.layers)
 
 
 def attend_ragged(decoder: Any) -> None:

@@ -34,8 +34,15 @@ def benchmarks(root: Path) -> Any:
         import engine.subject
         import engine.timing
         import engine.workload
+        import linear_cost
 
-        yield SimpleNamespace(adaptive=adaptive, against_peer=against_peer, auto_mixture=auto_mixture, engine=engine)
+        yield SimpleNamespace(
+            adaptive=adaptive,
+            against_peer=against_peer,
+            auto_mixture=auto_mixture,
+            engine=engine,
+            linear_cost=linear_cost,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,8 @@ def model(subject: Any) -> Any:
 @pytest.fixture(scope="module")
 def batches(benchmarks: Any, model: Any, subject: Any) -> Any:
     """Two batches of four rows with rationales of different length."""
-    made = benchmarks.against_peer.batches_of(benchmarks.against_peer.PEER, model, subject, inputs=8, batch_size=4)
+    bench = benchmarks.against_peer
+    made = bench.batches_of(bench.PEER, model, subject, inputs=8, sizes=bench.Sizes(batch=4, read=4, decoded=16))
     return [(batch, budgets) for (batch, _), budgets in zip(made, ([1, 9, 3, 2], [6, 1, 1, 4]), strict=True)]
 
 
@@ -105,6 +113,28 @@ def test_useful_work(benchmarks, subject):
     ]  # fmt: skip
     assert sides["ours, across batches"]["steps"] < sides["ours, within a batch"]["steps"]
     assert results["decode_batch_size"] == 16
+
+
+def test_ours_reads_and_decodes_as_many_as_it_is_told(benchmarks, model, subject):
+    results = benchmarks.against_peer.run(
+        subject, inputs=8, batch_size=4, read_size=1, decode_batch_size=3, repeats=1, memory=False
+    )
+    assert (results["batch_size"], results["read_size"], results["decode_batch_size"]) == (4, 1, 3)
+    assert 1 < results["sides"]["ours, across batches"]["rows_per_step"] <= 3
+    sizes = benchmarks.against_peer.Sizes(batch=4, read=1, decoded=3)
+    rows = {
+        name: [len(budgets) for _, budgets in benchmarks.against_peer.batches_of(name, model, subject, 8, sizes)]
+        for name in benchmarks.against_peer.SIDES
+    }
+    assert list(rows.values()) == [[4, 4], [1] * 8, [4, 4]]
+
+
+def test_the_growth_of_a_stream_is_told_from_early_and_late_shards(benchmarks):
+    growth = benchmarks.linear_cost.growth
+    settling = [900] * benchmarks.linear_cost.SETTLING
+    assert growth([*settling, *[500] * 9], shard_size=10) == 0
+    assert growth([*settling, 500, 990, 500, 500, 500, 500, 500, 990, 500], shard_size=10) == 0  # bad moments
+    assert growth([*settling, *range(0, 900, 100)], shard_size=10) == 10  # 100 bytes a shard
 
 
 def test_skewed_lengths(benchmarks):

@@ -66,7 +66,7 @@ class Twin:
     @property
     def slots(self) -> int:
         """Columns that are stored, of all rows and those that could come."""
-        return sum(columns * len(keys) for columns, (keys, _) in self.ragged.layers[0].buffers.items())
+        return sum(columns * buffer.shape[1] for columns, buffer in self.ragged.layers[0].buffers.items())
 
 
 def test_rows_of_different_lengths_are_attended_to_as_if_alone():
