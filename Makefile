@@ -74,7 +74,7 @@ typecheck: wheel
 bench: setup
 	$(BIN)/python benchmarks/gpu.py --device cpu --quick --model $(BENCH_MODEL) --output runs/bench/checkpoint.json
 	$(BIN)/python benchmarks/gpu.py --device cpu --quick --random-100m --output runs/bench/random-100m.json \
-		--only encode_never against_peer auto_mixture
+		--only encode_never against_peer auto_mixture --no-memory
 
 .PHONY: clean
 clean:

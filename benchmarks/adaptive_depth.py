@@ -25,8 +25,8 @@ from rich.table import Table
 
 from mmemb_r1._files import replaced_file
 from mmemb_r1.atlas import Atlas, load_atlas
-from mmemb_r1.evaluation.atlas_tasks import embed_candidates
-from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
+from mmemb_r1.evaluation.run.candidate_sets import embed_candidates
+from mmemb_r1.evaluation.statistics import clustered_bootstrap
 from mmemb_r1.pipeline.answers import BATCH_SIZE, hits, inputs_of, vectors_of, whose
 from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
 from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks

@@ -6,9 +6,9 @@ none of them has seen.
     python benchmarks/adaptive_phase.py [--output runs/adaptive] [--seeds 0 1 2] [--stages start grpo evaluation ...]
         [--steps 150] [--split test]
 
-1. *start*: the quickstart, one Atlas and one model per seed. 2. *grpo* on the `policy` split; targets of
-the `train` split are negatives too. 3. *evaluation* of both, live on both sides. 4. *report*: tables on the screen,
-`results-{split}.json`, `curve-{split}.csv` and `curve-{split}.png` in --output.
+1. *start*: an Atlas and a model per seed, trained from nothing on the rationales of its pairs. 2. *grpo* on the
+`policy` split; targets of the `train` split are negatives too. 3. *evaluation* of both, live on both sides.
+4. *report*: tables on the screen, `results-{split}.json`, `curve-{split}.csv` and `curve-{split}.png` in --output.
 
 What is done already is not done again, and a killed run goes on. Seeds can run at the same time, each with
 `OMP_NUM_THREADS=1`. What is reported at a threshold is at the config's, 0.5: nothing is tuned on the test split.
@@ -27,17 +27,18 @@ from rich.console import Console
 from rich.table import Table
 
 from mmemb_r1._files import made_whole, replaced_file
-from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
+from mmemb_r1.atlas import build_atlas, load_atlas
 from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
 from mmemb_r1.pipeline.recipe import Recipe
+from mmemb_r1.pipeline.tasks import at_most
 
 STAGES = ("start", "grpo", "evaluation", "report")
-GATES = {"fresh": "trained", "warm": "model"}  # the folder of the quickstart that holds such a model
+GATES = {"fresh": "trained", "warm": "model"}  # the folder of a start that holds such a model
 ROWS_PER_TASK = 60  # of the policy split: digits and comparisons would be two thirds of it
 
 
 def start(output: Path, seed: int) -> None:
-    """The quickstart's Atlas and its model, before and after its gate's warm start on the `policy` split."""
+    """An Atlas and a model of it, before and after its gate's warm start on the `policy` split."""
     from mmemb_r1.pipeline.gate import fit_gate_of
     from mmemb_r1.pipeline.joint import train_from_nothing
 
@@ -55,19 +56,8 @@ def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any])
     folder = output / f"start-{seed}"
     atlas = load_atlas(folder / "atlas")
     facts = {"gate": gate, "atlas": atlas.manifest["fingerprint"]}
-    pairs, joint_pairs = evenly(atlas, "policy"), atlas.pairs["train"]
+    pairs, joint_pairs = at_most(atlas.pairs["policy"], ROWS_PER_TASK), atlas.pairs["train"]
     train_seed(output, seed, folder / GATES[gate], pairs, joint_pairs, steps, fields, facts)
-
-
-def evenly(atlas: Atlas, split: str) -> Any:
-    """The pairs of a split, at most so many of each task."""
-    taken: dict[str, int] = {}
-    rows = []
-    for row, task in enumerate(atlas.pairs[split]["task"]):
-        taken[task] = taken.get(task, 0) + 1
-        if taken[task] <= ROWS_PER_TASK:
-            rows.append(row)
-    return atlas.pairs[split].select(rows).flatten_indices()
 
 
 def report(output: Path, seeds: list[int], split: str, console: Console) -> None:

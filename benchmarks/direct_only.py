@@ -1,6 +1,6 @@
 """
-Does training to think cost the direct path? A direct-only model of the same recipe, data, steps and seed, beside a
-finished quickstart.
+Does training to think cost the direct path? A model of the same data, steps and seed that was warmed up and trained on
+the direct path alone, beside a finished quickstart.
 
     python benchmarks/direct_only.py --quickstart runs/quickstart [--output runs/direct_only]
 
@@ -10,7 +10,6 @@ Prints hit@1 of both without thinking, per task, and the means over the flag tas
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -19,10 +18,11 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1._files import claim, made_whole
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.pipeline.joint import train_from_nothing
-from mmemb_r1.pipeline.recipe import Recipe
+from mmemb_r1.pipeline.joint import train_from
 from mmemb_r1.pipeline.tasks import FLAGS
-from mmemb_r1.quickstart.pipeline import RECIPE_FILE
+from mmemb_r1.pipeline.warm_up import warm_up
+from mmemb_r1.quickstart.recipe import RECIPE_FILE, read_recipe
+from mmemb_r1.quickstart.stages import settings_of_joint
 
 NAMES = ["picture-name-flag", "picture-name-object"]
 
@@ -32,12 +32,17 @@ def main() -> None:
     parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--output", type=Path, default=Path("runs/direct_only"))
     args = parser.parse_args()
-    recipe = Recipe(**json.loads((args.quickstart / RECIPE_FILE).read_text(encoding="utf-8")))
+    recipe = read_recipe(args.quickstart)
     joint = load_results(args.quickstart / "results.json")
     atlas = load_atlas(args.quickstart / "atlas")
     claim(args.output / RECIPE_FILE, asdict(recipe) | {"atlas": atlas.manifest["fingerprint"]})
-    model, checkpoints = args.output / "model", args.output / "checkpoints"
-    made_whole(model, lambda folder: train_from_nothing(atlas, recipe, folder, checkpoints, use_rationales=False))
+    start, model, checkpoints = (args.output / name for name in ("warm-up", "model", "checkpoints"))
+    without = {"use_rationales": False}
+    made_whole(start, lambda folder: warm_up(atlas, recipe.warm_up, folder, checkpoints / "warm-up", **without))
+    settings = settings_of_joint(recipe) | without
+    made_whole(
+        model, lambda made: train_from(start, atlas.pairs["train"], None, settings, made, checkpoints / "joint")
+    )
     direct = evaluate(MMEmbR1(str(model), device="cpu"), atlas.pairs["test"], atlas.candidates, modes=("never",))
     save_results(direct, args.output / "results.json")
 

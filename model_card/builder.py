@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from mmemb_r1._files import replaced_file
 from mmemb_r1._formatting import table
-from mmemb_r1.evaluation.results import Results
+from mmemb_r1.evaluation.run.results import Results
 from mmemb_r1.model_card import sections
 from mmemb_r1.model_card.sources import (
     RESULTS_FILE,

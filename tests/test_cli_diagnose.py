@@ -11,8 +11,8 @@ from datasets import Dataset, Features, Value
 from mmemb_r1.atlas import build_atlas, load_atlas
 from mmemb_r1.cli import main
 from mmemb_r1.cli.diagnose import STATUS, chosen_tasks
-from mmemb_r1.evaluation.bootstrap import Interval
-from mmemb_r1.evaluation.shortcut import judge
+from mmemb_r1.evaluation.shortcut.verdict import judge
+from mmemb_r1.evaluation.statistics import Interval
 from mmemb_r1.evaluation.tasks import RetrievalTask
 
 TEXT = {"text": Value("string")}
@@ -82,7 +82,9 @@ def test_a_split_of_atlas(tiny_checkpoint, tmp_path):
     ],
 )
 def test_exit_status(tiny_checkpoint, pairs, monkeypatch, capsys, cost, cosine, status, statement):
-    monkeypatch.setattr("mmemb_r1.evaluation.shortcut.judge", lambda *_: judge(cost, cosine, clusters=100))
+    monkeypatch.setattr(
+        "mmemb_r1.evaluation.shortcut.figures.judge", lambda *_: judge(cost, cosine, 0.2, clusters=100)
+    )
     assert diagnose(tiny_checkpoint, pairs, "--max-queries", "2") == status
     assert f"{tiny_checkpoint.name}: {statement}: swapping rationales costs" in capsys.readouterr().out
 

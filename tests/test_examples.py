@@ -80,7 +80,7 @@ def test_joint_recipes(root, name):
         assert lora_config(model, **sections["lora"]).r == 16
 
 
-def test_the_atlas_recipe_is_the_quickstarts(root):
+def test_the_atlas_recipe_is_the_packages(root):
     _, config = joint_recipe(root, "joint-atlas")
     recipe = Recipe()
     wanted = {**recipe.training, "max_steps": recipe.steps, "warmup_steps": recipe.steps // 15}

@@ -6,6 +6,7 @@ import ast
 import importlib.resources
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -16,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import mmemb_r1
+import mmemb_r1.evaluation
 
 # What a part may import of the package, besides itself and the private helpers at the top (_lazy, _files).
 ALLOWED = {
@@ -39,6 +41,11 @@ ALLOWED = {
         "stream", "study", "tiny", "training",
     },
 }  # fmt: skip
+# The same among the parts of mmemb_r1.evaluation, whose docstring says it.
+ALLOWED_IN_EVALUATION = {
+    part: set() if needs == "nothing" else set(needs.split(", "))
+    for part, needs in re.findall(r"^ {4}(\w+) {2,}(.+)$", mmemb_r1.evaluation.__doc__, re.MULTILINE)
+}
 
 
 def options(root: Path) -> ConfigParser:
@@ -150,19 +157,20 @@ def test_nothing_reads_pickles(root):
                 assert ast.unparse(node.value) == "False", f"{name}:{node.value.lineno}"
 
 
-def imported_parts(name: str, file: Path) -> set[str]:
-    """Parts of the package, `atlas` or `training` say, that the file imports; relative imports are resolved."""
+def imported_parts(name: str, file: Path, base: tuple[str, ...] = ("mmemb_r1",)) -> set[str]:
+    """Parts of the package `base`, `atlas` or `training` say, that the file imports; relative imports are resolved."""
     package = ["mmemb_r1", *name.split("/")[:-1]]
     modules = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules += [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            base = [*base, *(node.module.split(".") if node.module else [])]
+            module = package[: len(package) - node.level + 1] if node.level else []
+            module = [*module, *(node.module.split(".") if node.module else [])]
             # `from mmemb_r1 import x` names a part, or one of the names of mmemb_r1/__init__.py
-            modules += [[*base, alias.name] for alias in node.names] if base == ["mmemb_r1"] else [base]
-    return {module[1] for module in modules if module[0] == "mmemb_r1" and len(module) > 1}
+            modules += [[*module, alias.name] for alias in node.names] if module == list(base) else [module]
+    depth = len(base)
+    return {module[depth] for module in modules if tuple(module[:depth]) == base and len(module) > depth}
 
 
 def test_dependencies_point_down(root):
@@ -177,8 +185,21 @@ def test_dependencies_point_down(root):
         assert used <= ALLOWED[part], f"{file.relative_to(root)} imports {sorted(used - ALLOWED[part])}"
 
 
-def test_the_allowed_dependencies_have_no_circle():
-    left = {part: set(needs) for part, needs in ALLOWED.items()}
+def test_dependencies_within_evaluation_point_down(root):
+    folder = root / "src/mmemb_r1/evaluation"
+    on_disk = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(ALLOWED_IN_EVALUATION) == on_disk - {"__init__"}
+    for part, allowed in ALLOWED_IN_EVALUATION.items():
+        for file in [folder / f"{part}.py", *sorted((folder / part).glob("*.py"))]:
+            if file.exists():
+                name = file.relative_to(root / "src/mmemb_r1").as_posix()
+                used = imported_parts(name, file, ("mmemb_r1", "evaluation")) - {part}
+                assert used <= allowed, f"{name} imports {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("allowed", [ALLOWED, ALLOWED_IN_EVALUATION], ids=["all", "evaluation"])
+def test_the_allowed_dependencies_have_no_circle(allowed):
+    left = {part: set(needs) for part, needs in allowed.items()}
     while left:
         free = {part for part, needs in left.items() if not needs & set(left)}
         assert free, f"a circle among {sorted(left)}"
@@ -186,13 +207,16 @@ def test_the_allowed_dependencies_have_no_circle():
 
 
 def test_importing_the_package_is_cheap():
-    code = "import sys, mmemb_r1, mmemb_r1.training; print(*{'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    code = "import sys, mmemb_r1.training, mmemb_r1.evaluation; print(*{'torch', 'numpy'} & set(sys.modules))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout.strip() == ""
 
 
 def test_public_names_are_lazy_and_complete():
     assert dir(mmemb_r1) == sorted(mmemb_r1.__all__)
+    assert dir(mmemb_r1.evaluation) == sorted(mmemb_r1.evaluation.__all__)
+    for name in mmemb_r1.evaluation.__all__:
+        assert getattr(mmemb_r1.evaluation, name).__name__ == name
     assert mmemb_r1.MMEmbR1Config.model_type == "mmemb_r1"
     with pytest.raises(AttributeError, match="no attribute 'nothing'; it offers MMEmbR1"):
         mmemb_r1.nothing  # noqa: B018

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mmemb_r1.evaluation import adaptivity
 from mmemb_r1.evaluation.adaptivity import Answers
-from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
+from mmemb_r1.evaluation.statistics import clustered_bootstrap
 
 Columns = dict[str, list[Any]]
 COMPLEXITIES = ("simple", "multi-hop")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.bootstrap import clustered_bootstrap
+from mmemb_r1.evaluation.statistics import clustered_bootstrap
 from mmemb_r1.pipeline.tasks import FLAGS, MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS
 
 GROUPS = {"flag": FLAGS, "neighbour": NEIGHBOURS, "multi-hop": MULTI_HOP}

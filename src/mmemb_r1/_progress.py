@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,3 +38,13 @@ def progress_bar(shown: bool) -> Progress:
         console=Console(stderr=True),
         disable=not shown,
     )
+
+
+@contextmanager
+def step_of(bar: Progress, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A line of a bar for as long as a step takes; what comes is told how many more are done."""
+    step = bar.add_task(name, total=total)
+    try:
+        yield lambda count: bar.advance(step, count)
+    finally:
+        bar.remove_task(step)

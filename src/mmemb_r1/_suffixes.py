@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,11 @@ def thought_ids(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str
     """`<think> r </think> <|embed|>`, as if the model had thought it; control strings in r become plain text."""
     text = as_plain_text(rationale, control_strings(processor))
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return as_thought(config, ids)
+
+
+def as_thought(config: MMEmbR1Config, ids: Iterable[int]) -> list[int]:
+    """`<think> ids </think> <|embed|>`."""
     return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
 
 

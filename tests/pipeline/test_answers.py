@@ -26,7 +26,7 @@ def test_pairs(small_atlas):
 def test_auto_is_what_the_model_does_of_itself(checkpoint, test_pairs, small_atlas, tmp_path, rounds):
     """With one round it follows from the other modes; asked for, it has to come out the same."""
     from mmemb_r1 import MMEmbR1
-    from mmemb_r1.evaluation.atlas_tasks import embed_candidates
+    from mmemb_r1.evaluation.run.candidate_sets import embed_candidates
     from mmemb_r1.pipeline.answers import hits, inputs_of, vectors_of
 
     measure_answers(checkpoint, test_pairs, small_atlas.candidates, tmp_path, rounds)

@@ -15,7 +15,7 @@ from mmemb_r1.pipeline.posterior import (
     select_from,
     training_table,
 )
-from mmemb_r1.pipeline.prior import draw_pool
+from mmemb_r1.pipeline.prior import draw_of, draw_pool
 from mmemb_r1.pipeline.tasks import JOINT_TASK_WEIGHTS, POOLED, of_tasks
 from mmemb_r1.training.posterior.options import SelectionOptions
 from mmemb_r1.training.posterior.select import select_rationales
@@ -78,13 +78,21 @@ def test_scores_put_together_are_those_of_one_judging(pairs, rationales, tmp_pat
         assert row["posterior"] == pytest.approx(theirs[key]["posterior"])  # a softmax over all of an input's
 
 
-def test_one_worker_is_asked_about_each_entity(pairs, rationales, tmp_path):
-    entities = sorted(set(pairs["entity"]))
-    worker_of = {entity: ("correct", "format")[place % 2] for place, entity in enumerate(entities)}
-    found = of_workers(judged(pairs, rationales, tmp_path), pairs, worker_of)
-    entity_of = dict(zip(pairs["pair_id"], pairs["entity"], strict=True))
-    asked = {(entity_of[row["pair_id"]], row["worker"]) for row in found.to_pylist()}
-    assert asked == set(worker_of.items())
+def test_scores_of_some_workers(pairs, rationales, tmp_path):
+    scores = judged(pairs, rationales, tmp_path)
+    found = of_workers(scores, ("correct", "confused"))
+    assert set(found["worker"].to_pylist()) == {"correct", "confused"} and len(found) == len(scores) / 2
+
+
+def test_more_of_a_worker_begins_with_what_the_pool_has(small_atlas, pairs, rationales, tmp_path):
+    more = draw_of("confused", 6, small_atlas, pairs, tmp_path / "prior", seed=0)
+
+    def said(table, samples):
+        rows = table.filter(lambda worker, sample: worker == "confused" and sample in samples, ["worker", "sample"])
+        return {(row["pair_id"], row["side"], row["sample"]): row["text"] for row in rows}
+
+    assert said(more, {0, 1}) == said(rationales, {0, 1})
+    assert len(said(more, {2, 3, 4, 5})) == 2 * len(said(rationales, {0, 1}))
 
 
 def test_quality_counts_what_is_known_to_help(pairs, rationales, tmp_path):

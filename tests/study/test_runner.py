@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import shlex
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from mmemb_r1.study.runner import run_tasks
+from mmemb_r1.pipeline.stage import run_noted
+from mmemb_r1.study.runner import _drive, _Progress, run_tasks
 from mmemb_r1.study.tasks import Task
 
 NAMES = ("data", "judge", "arm", "arm 2", "answers")
@@ -18,11 +22,11 @@ def stages(monkeypatch):
     """A module of stages that note what they were asked to do, and may be stopped in the middle of one."""
     module = SimpleNamespace(calls=[], stop_at=None)
 
-    def work(study, name):
+    def work(study, name, made_of):
         module.calls.append(name)
         if name == module.stop_at:
             raise KeyboardInterrupt
-        (study.output / name).write_text("whole")
+        run_noted(study.output / name, {}, lambda: None, made_of=made_of)
 
     module.work = work
     monkeypatch.setitem(sys.modules, "stages_of_this_test", module)
@@ -56,9 +60,52 @@ def test_each_goes_after_what_it_needs(tmp_path, stages):
     assert all(place[need] < place[name] for name, needs in NEEDS.items() for need in needs)
 
 
+def test_what_was_made_of_something_that_is_gone_is_refused_and_may_be_removed(tmp_path, stages):
+    """Else old answers would stand beside a new model."""
+    run(tmp_path, tasks(tmp_path))
+    (tmp_path / "judge").unlink()
+    with pytest.raises(ValueError, match=r"made anew since: 'arm' of 'judge'; 'arm 2' of 'judge'; 'answers' of 'arm'"):
+        run(tmp_path, tasks(tmp_path))
+    assert len(stages.calls) == 5  # before anything is done
+
+
+def test_what_was_made_of_something_that_is_another_one_is_refused(tmp_path, stages):
+    run(tmp_path, tasks(tmp_path))
+    (tmp_path / "arm").unlink()
+    (tmp_path / "answers").unlink()
+    (tmp_path / "answers.begun.json").unlink()
+    stages.stop_at = "answers"
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tasks(tmp_path))
+    stages.stop_at = None
+    run(tmp_path, tasks(tmp_path))
+    made = json.loads((tmp_path / "arm").read_text())
+    (tmp_path / "arm").write_text(json.dumps({**made, "id": "another"}))
+    with pytest.raises(ValueError, match="made anew since: 'answers' of 'arm'") as caught:
+        run(tmp_path, tasks(tmp_path))
+    _, _, *paths = shlex.split(str(caught.value).split("remove them: ")[1])
+    assert [Path(path).name for path in paths] == ["answers", "answers.begun.json"]
+    for path in paths:
+        Path(path).unlink()
+    assert run(tmp_path, tasks(tmp_path)) == 1
+
+
+def test_a_failure_is_told_before_the_others_have_ended(tmp_path):
+    """They may take an hour."""
+    told: list[str] = []
+    failed, slow = Future(), Future()
+    failed.set_exception(OSError("no space left"))
+    pool = SimpleNamespace(submit=lambda do, study, task, *_: {"data": failed}.get(task.name, slow))
+    todo = tasks(tmp_path, {})[:2]
+    progress = _Progress(2, 0, told.append)
+    with pytest.raises(OSError, match="no space left"):
+        _drive(SimpleNamespace(output=tmp_path), todo, {t.name: t.done for t in todo}, 2, pool, progress, "")
+    assert told[-1].endswith("failed: data: OSError: no space left; waits for: judge") and not slow.done()
+
+
 def test_progress_is_told(tmp_path, stages):
     told: list[str] = []
-    (tmp_path / "data").write_text("whole")
+    run_noted(tmp_path / "data", {}, lambda: None)
     run(tmp_path, tasks(tmp_path), told)
     assert told[0] == "1 of 5 stages are done, 4 to do, 1 at a time"
     assert told[1].endswith("begins: judge") and told[-1].endswith("answers (5 of 5)")

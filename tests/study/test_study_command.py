@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from mmemb_r1.cli import main
-from mmemb_r1.cli.study import claim_folder
+from mmemb_r1.cli.study import claim_folder, only_one
 from mmemb_r1.study.forms import FULL_FORM
 from mmemb_r1.study.rows import ROWS
 from mmemb_r1.study.tasks import Study
@@ -45,7 +46,35 @@ def test_another_form_in_the_same_folder_is_refused(tmp_path, capsys):
     claim_folder(Study(tmp_path, FULL_FORM, ROWS))
     assert main(["study", "--tiny", "--output", str(tmp_path)]) == 2
     assert "begun with other settings or data: form" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"study.json", "study.lock"}
+
+
+def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
+    with only_one(tmp_path):
+        assert main(["study", "--tiny", "--output", str(tmp_path)]) == 2
+    assert f"another study is at work in {tmp_path}; wait for it, or choose another" in capsys.readouterr().err
+    with only_one(tmp_path):  # the lock is free again
+        pass
+
+
+def test_a_warm_up_that_no_seed_would_start_from_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    command = ["study", "--output", str(tmp_path / "study"), "--warm-up", str(tmp_path), "--seeds", "3", "5"]
+    assert main(command) == 2
+    assert "it is what seed 0 starts from, and --seeds 3 5 has no 0" in capsys.readouterr().err
+
+
+def test_other_weights_to_start_from_are_refused_whatever_their_file_is(tmp_path):
+    warm = tmp_path / "warm"
+    warm.mkdir()
+    (warm / "config.json").write_text("{}")
+    (warm / "pytorch_model.bin").write_bytes(b"1")
+    study = Study(tmp_path / "study", FULL_FORM, ROWS, warm_up=warm)
+    claim_folder(study)
+    claim_folder(study)
+    (warm / "pytorch_model.bin").write_bytes(b"2")
+    with pytest.raises(ValueError, match="begun with other settings or data: warm_up was 'given"):
+        claim_folder(study)
 
 
 @pytest.mark.slow
@@ -79,3 +108,12 @@ def test_a_killed_study_goes_on_and_ends_with_a_page(tmp_path, capsys):
     assert main(command) == 0
     assert " 0 to do" in capsys.readouterr().out
     assert stamps(output) == after
+    again = json.loads((output / "results.json").read_text())
+    assert again["sessions"] == results["sessions"]  # to look at the results is no run
+    assert not list((output / "checkpoints").glob("*")) and again["parameters"] > 0
+    kept = results["rows"]["one-worker"]["selection"]["all"]
+    pool = results["rows"]["full"]["selection"]["all"]
+    assert kept["inputs"] == pool["inputs"] and kept["base_rate"] == pytest.approx(pool["base_rate"])
+    shutil.rmtree(output / "rows" / "full-0" / "joint")
+    assert main(command) == 2
+    assert "'full, seed 0: gate' of 'full, seed 0: joint phase'" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from mmemb_r1.cli._tasks import listed
+
 HELP = """\
 Compare two evaluations of the same queries, A and B, query by query: what B gains over A per task, per group of tasks
 and over all, with 95 % intervals and p values from draws of whole clusters of queries (paired bootstrap).
@@ -35,18 +37,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mmemb_r1.cli._shards import show_progress
-    from mmemb_r1.evaluation.paired import NUM_SAMPLES
-    from mmemb_r1.evaluation.paired_report import paired_table, remark
-    from mmemb_r1.evaluation.paired_runs import compare_runs
-    from mmemb_r1.evaluation.results import save_results
-    from mmemb_r1.evaluation.summary import ALL
+    from mmemb_r1.evaluation.comparison.compare import compare_runs
+    from mmemb_r1.evaluation.comparison.table import paired_table, remark
+    from mmemb_r1.evaluation.run.results import save_results
+    from mmemb_r1.evaluation.run.summary import ALL
+    from mmemb_r1.evaluation.statistics.paired import NUM_SAMPLES
 
     found = compare_runs(
         args.a,
         args.b,
         mode_a=args.mode_a,
         mode_b=args.mode_b,
-        tasks=None if args.tasks is None else args.tasks.split(","),
+        tasks=None if args.tasks is None else listed(args.tasks),
         num_samples=NUM_SAMPLES if args.num_samples is None else args.num_samples,
         seed=args.seed,
         progress=show_progress("mmemb_r1.evaluation"),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.cli._tasks import add_source_options, atlas_split, listed
+
 if TYPE_CHECKING:
     from mmemb_r1.evaluation.tasks import RetrievalTask
 
@@ -25,11 +27,8 @@ WIDTH = 150  # of the table, at least
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint: a folder or a Hub id")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--atlas", metavar="DIR", help="what `mmemb-r1 atlas build` wrote")
-    source.add_argument("--mmeb", metavar="DIR", help="a local copy of MMEB-V2")
+    source = add_source_options(parser)
     source.add_argument("--pairs", type=Path, metavar="FILE", help="a pairs table; a task's targets are candidates")
-    parser.add_argument("--split", choices=("policy", "validation", "test"), help="of Atlas; default: test")
     parser.add_argument("--tasks", metavar="NAMES", help="comma-separated, or names of groups; default: all")
     parser.add_argument("--max-queries", type=int, metavar="N", help="of a task, drawn at random; default: all")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of swaps and draws; default: 0")
@@ -50,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     from mmemb_r1.cli._loading import load_model
     from mmemb_r1.cli._shards import show_progress
-    from mmemb_r1.evaluation.shortcut_report import shortcut_table, verdict_line
-    from mmemb_r1.evaluation.shortcut_run import ShortcutSettings, diagnose
-    from mmemb_r1.evaluation.summary import ALL
+    from mmemb_r1.evaluation.run.summary import ALL
+    from mmemb_r1.evaluation.shortcut.run import diagnose
+    from mmemb_r1.evaluation.shortcut.settings import ShortcutSettings
+    from mmemb_r1.evaluation.shortcut.table import shortcut_table, verdict_line
 
     if args.split and not args.atlas:
         raise ValueError("--split is for --atlas; leave it out")
@@ -86,18 +86,16 @@ def tasks_of(args: argparse.Namespace) -> tuple[Sequence[RetrievalTask], dict[st
     if args.mmeb:
         from mmemb_r1.evaluation.mmeb import load_tasks
 
-        return load_tasks(args.mmeb, None if args.tasks is None else args.tasks.split(",")), {"dataset": "MMEB-V2"}
+        return load_tasks(args.mmeb, None if args.tasks is None else listed(args.tasks)), {"dataset": "MMEB-V2"}
     if args.atlas:
-        from mmemb_r1.atlas import load_atlas
-        from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
+        from mmemb_r1.evaluation.tasks.atlas import atlas_tasks
 
-        atlas, split = load_atlas(args.atlas), args.split or "test"
-        data = {"dataset": "Atlas", "split": split, "content": atlas.manifest["content_hash"]}
+        atlas, split, data = atlas_split(args)
         tasks = atlas_tasks(atlas.pairs[split], atlas.candidates, data)
         return chosen_tasks(tasks, args.tasks), {"dataset": "Atlas", "split": split}
     if not args.pairs.is_file():
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
-    from mmemb_r1.evaluation.pair_tasks import pair_tasks
+    from mmemb_r1.evaluation.tasks.pairs import pair_tasks
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     tasks = pair_tasks(read_pairs(args.pairs, PAIR_COLUMNS))
@@ -113,7 +111,7 @@ def chosen_tasks(tasks: list[RetrievalTask], names: str | None) -> list[Retrieva
     """
     if names is None:
         return tasks
-    wanted = set(names.split(","))
+    wanted = set(listed(names))
     known = {task.name for task in tasks} | {group for task in tasks for group in task.groups.values()}
     if unknown := sorted(wanted - known):
         raise ValueError(f"--tasks {names}: {unknown[0]!r} is not known; allowed: {', '.join(sorted(known))}")

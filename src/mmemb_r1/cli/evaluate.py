@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.cli._tasks import add_source_options, atlas_split, listed
 from mmemb_r1.evaluation.settings import MODES
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation import Settings
-    from mmemb_r1.evaluation.results import Results
+    from mmemb_r1.evaluation.run.results import Results
     from mmemb_r1.evaluation.tasks import RetrievalTask
 
 HELP = """\
@@ -28,15 +29,11 @@ sentence-transformers model, which can't think.
 --output FILE.json keeps the results alone, at the end."""
 
 FORMATS = ("table", "markdown", "json")
-MARKDOWN_FILE, HTML_FILE = "results.md", "report.html"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder or a Hub id")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--atlas", metavar="DIR", help="what `mmemb-r1 atlas build` wrote")
-    data.add_argument("--mmeb", metavar="DIR", help="a local copy of MMEB-V2")
-    parser.add_argument("--split", choices=("policy", "validation", "test"), help="of Atlas; default: test")
+    add_source_options(parser)
     parser.add_argument(
         "--tasks",
         metavar="NAMES",
@@ -70,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    modes = None if args.modes is None else _listed(args.modes)
+    modes = None if args.modes is None else listed(args.modes)
     if unknown := [mode for mode in modes or () if mode not in MODES]:
         raise ValueError(f"--modes {args.modes}: {unknown[0]!r} is not known; allowed: {', '.join(MODES)}")
     _check(args)
@@ -96,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
     if args.mmeb:
         results["overall"] = _overall(results)
     if folder is not None:
-        _write_reports(results, folder)
+        from mmemb_r1.evaluation.reports.files import write_reports
+
+        write_reports(results, folder)
     elif args.output:
         save_results(results, args.output)
     _show(results, args.format)
@@ -105,10 +104,6 @@ def run(args: argparse.Namespace) -> int:
     if args.submission:
         submit(results, model, args)
     return 0
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -143,17 +138,15 @@ def _settings(args: argparse.Namespace, modes: tuple[str, ...]) -> Settings:
 
 def _atlas(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str, Any]]:
     """Atlas's tasks, and what to note of them."""
-    from mmemb_r1.atlas import load_atlas
-    from mmemb_r1.evaluation.atlas_tasks import atlas_tasks, majority, set_sizes
+    from mmemb_r1.evaluation.tasks.atlas import atlas_tasks, majority, set_sizes
 
-    atlas, split = load_atlas(args.atlas), args.split or "test"
+    atlas, split, data = atlas_split(args)
     pairs = atlas.pairs[split]
     if args.tasks:
-        wanted, known = _listed(args.tasks), set(pairs["task"])
+        wanted, known = listed(args.tasks), set(pairs["task"])
         if unknown := [name for name in wanted if name not in known]:
             raise ValueError(f"--tasks: {unknown[0]!r} is no task of Atlas; allowed: {', '.join(sorted(known))}")
         pairs = pairs.select([row for row, task in enumerate(pairs["task"]) if task in wanted])
-    data = {"dataset": "Atlas", "split": split, "content": atlas.manifest["content_hash"]}
     noted = {
         "dataset": "Atlas",
         "split": split,
@@ -167,7 +160,7 @@ def _mmeb(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str, 
     """MMEB-V2's tasks, each of them read when its turn comes, and what to note of them."""
     from mmemb_r1.evaluation.mmeb import load_tasks
 
-    names = None if args.tasks is None else _listed(args.tasks)
+    names = None if args.tasks is None else listed(args.tasks)
     options = {} if args.num_frames is None else {"num_frames": args.num_frames}
     noted = {"dataset": "MMEB-V2", **options}
     return _limited(load_tasks(args.mmeb, names, **options), args, noted), noted
@@ -197,8 +190,8 @@ def _overall(results: Results) -> dict[str, Any]:
 
 
 def _show(results: Results, kind: str) -> None:
-    from mmemb_r1.evaluation.markdown import results_markdown
-    from mmemb_r1.evaluation.report import print_table, results_table
+    from mmemb_r1.evaluation.reports.markdown import results_markdown
+    from mmemb_r1.evaluation.reports.terminal import print_table, results_table
 
     if kind == "json":
         print(json.dumps(results, indent=2, ensure_ascii=False))
@@ -211,22 +204,6 @@ def _show(results: Results, kind: str) -> None:
             print(f"{len(results['tasks'])} tasks were run. There is no overall: {overall['refused']}")
         elif overall:
             print("overall: " + ", ".join(f"{mode} {100 * value:.2f}" for mode, value in overall.items()))
-
-
-def _write_reports(results: Results, folder: Path) -> None:
-    from mmemb_r1._files import replaced_file
-    from mmemb_r1.evaluation import save_results
-    from mmemb_r1.evaluation.html_report import write_html
-    from mmemb_r1.evaluation.markdown import results_markdown
-    from mmemb_r1.evaluation.run_folder import RESULTS_FILE
-
-    save_results(results, folder / RESULTS_FILE)
-    with replaced_file(folder / MARKDOWN_FILE) as temporary:
-        temporary.write_text(results_markdown(results), encoding="utf-8")
-    try:
-        write_html(folder, folder / HTML_FILE)
-    except ImportError as error:  # what draws is an extra, and all else is there without it
-        print(f"no {HTML_FILE}: {error}", file=sys.stderr)
 
 
 def submit(results: Results, model: Any, args: argparse.Namespace) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 HELP = """\
-Build the Atlas benchmark, train a small model on it from scratch (CPU, float32), fit its gate, evaluate it on the test
-split, and show what it does. Everything goes into one directory; a run that was interrupted goes on where it was."""
+Build the Atlas benchmark and train a small model on it from scratch (CPU, float32) by the whole method: warm-up,
+rationales of four workers, their selection, joint phase, gate, GRPO. Then evaluate it on the test split, write its
+card, and show what it does. Everything goes into one directory; a run that was interrupted goes on where it was."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="default: %(default)s"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps; default: those of the recipe")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps of all phases; default: the recipe's")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
 
 
@@ -27,20 +27,35 @@ def run(args: argparse.Namespace) -> int:
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.atlas import load_atlas
-    from mmemb_r1.evaluation.report import print_table, results_table
-    from mmemb_r1.pipeline.recipe import Recipe
+    from mmemb_r1.evaluation.reports.files import HTML_FILE
+    from mmemb_r1.evaluation.reports.terminal import print_table, results_table
     from mmemb_r1.quickstart.pipeline import run_quickstart
+    from mmemb_r1.quickstart.recipe import QuickstartRecipe
     from mmemb_r1.quickstart.showcase import draw_showcase, lines_to_paste, save_example
+    from mmemb_r1.quickstart.stages import EVALUATION, MODEL, RESULTS_FILE
 
     console = Console(width=max(100, shutil.get_terminal_size().columns))
-    wishes = {name: value for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
-    results = run_quickstart(args.output, replace(Recipe(), **wishes), console)
+    recipe = QuickstartRecipe()
+    if args.seed is not None:
+        recipe = recipe.with_seed(args.seed)
+    if args.steps is not None:
+        recipe = recipe.with_steps(args.steps)
+    results = run_quickstart(args.output, recipe, console)
     print_table(results_table(results, title="hit@1 on Atlas, test split"))
-    atlas = load_atlas(args.output / "atlas")
+    atlas, checkpoint = load_atlas(args.output / "atlas"), args.output / MODEL
     picture, example = args.output / "showcase.png", args.output / "flag.png"
-    draw_showcase(MMEmbR1(str(args.output / "model"), device="cpu"), atlas, picture)
+    draw_showcase(MMEmbR1(str(checkpoint), device="cpu"), atlas, picture)
     save_example(atlas, example)
     console.rule("Done")
-    console.print(f"queries, answers and thoughts: {picture}\nresults: {args.output / 'results.json'}\n\nTry it:\n")
-    console.print(lines_to_paste(args.output / "model", example), highlight=False, soft_wrap=True, markup=False)
+    shown = {
+        "queries, answers and thoughts": picture,
+        "report": args.output / EVALUATION / HTML_FILE,
+        "results": args.output / RESULTS_FILE,
+        "card": checkpoint / "README.md",
+    }
+    for what, path in shown.items():
+        if path.exists():  # without what draws there is no report
+            console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+    console.print("\nTry it:\n")
+    console.print(lines_to_paste(checkpoint, example), highlight=False, soft_wrap=True, markup=False)
     return 0

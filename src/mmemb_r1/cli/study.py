@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmemb_r1.study.tasks import Study
@@ -15,7 +17,7 @@ Train the whole method on Atlas with a tiny model, and again without one part of
 down which of the published claims hold. Everything goes into one directory. What is done is not done again: a run that
 was stopped or killed goes on with the same command, and the full form may take several of them."""
 
-RESULTS = "results.json"
+RESULTS, LOCK = "results.json", "study.lock"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of all rows; default: those of the form")
     parser.add_argument("--jobs", type=int, metavar="N", help="stages at a time; default: 2 on two cores or more")
     parser.add_argument(
-        "--warm-up", type=Path, metavar="DIR", help="a checkpoint that the first seed starts from; default: made here"
+        "--warm-up", type=Path, metavar="DIR", help="a checkpoint that seed 0 starts from; default: made here"
     )
     parser.add_argument(
         "--evaluator",
         type=Path,
         metavar="DIR",
-        help="who judges rationales, a vision-language model or an mmemb-r1 checkpoint; default: trained here",
+        help="who judges rationales, a vision-language model or an mmemb-r1 checkpoint; default: what seed 0 starts "
+        "from, with --full a model that is trained here",
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write the results as a page, Markdown")
 
@@ -55,25 +58,29 @@ def run(args: argparse.Namespace) -> int:
     jobs = min(2, os.cpu_count() or 1) if args.jobs is None else args.jobs
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}: at least 1 is needed")
-    claim_folder(study)
     console = Console(width=max(100, shutil.get_terminal_size().columns))
-    session = Session(study.output, jobs)
-
-    def tell(line: str) -> None:
-        session.note()
-        console.print(line, markup=False, highlight=False)
-
     start = time.perf_counter()
-    done = run_tasks(study, tasks_of(study), jobs, tell)
-    session.note()
-    console.print(f"{done} stages in {(time.perf_counter() - start) / 60:.0f} minutes")
+    with only_one(study.output):
+        claim_folder(study)
+        session, tasks = Session(study.output, jobs), tasks_of(study)
+        working = any(not task.done.exists() for task in tasks)
 
-    from mmemb_r1.study.page import page
-    from mmemb_r1.study.report import as_tables, results_of
+        def tell(line: str) -> None:
+            if working:
+                session.note()
+            console.print(line, markup=False, highlight=False)
 
-    results = results_of(study)
-    with replaced_file(study.output / RESULTS) as temporary:
-        temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        done = run_tasks(study, tasks, jobs, tell)
+        if working:
+            session.note()
+        console.print(f"{done} stages in {(time.perf_counter() - start) / 60:.0f} minutes")
+
+        from mmemb_r1.study.page import page
+        from mmemb_r1.study.report import as_tables, results_of
+
+        results = results_of(study)
+        with replaced_file(study.output / RESULTS) as temporary:
+            temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for table in as_tables(results):
         console.print(table)
     if args.page is not None:
@@ -83,9 +90,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """For as long as the block lasts, no other study works in the folder; the lock of one that was killed is free."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another study is at work in {folder}; wait for it, or choose another --output") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def study_of(args: argparse.Namespace) -> Study:
     """What the arguments ask for, checked before anything is done."""
-    from mmemb_r1.study.forms import FULL_FORM, QUICK, TINY
+    from mmemb_r1.study.forms import ATLAS_SEED, FULL_FORM, QUICK, TINY
     from mmemb_r1.study.rows import ROWS, with_needed
     from mmemb_r1.study.tasks import Study
 
@@ -100,21 +124,24 @@ def study_of(args: argparse.Namespace) -> Study:
     rows = ROWS if args.rows is None else with_needed(args.rows)
     form = FULL_FORM if args.full else TINY if args.tiny else QUICK
     seeds = None if args.seeds is None else tuple(dict.fromkeys(args.seeds))
+    if args.warm_up is not None and seeds is not None and ATLAS_SEED not in seeds:
+        raise ValueError(
+            f"--warm-up {args.warm_up}: it is what seed {ATLAS_SEED} starts from, and --seeds "
+            f"{' '.join(map(str, seeds))} has no {ATLAS_SEED}; add it, or leave --warm-up out"
+        )
     return Study(args.output, form, tuple(rows), args.warm_up, args.evaluator, seeds)
 
 
 def claim_folder(study: Study) -> None:
     """Another form, or other models to start from, must not go on in this one's folder; other rows and seeds may."""
     from dataclasses import asdict
-    from hashlib import sha256
 
     from mmemb_r1._files import claim
+    from mmemb_r1.pipeline.provenance import folder_digest
+    from mmemb_r1.study.tasks import CLAIM
 
-    def digest(folder: Path | None) -> Any:
-        if folder is None:
-            return "made here"
-        weights = sorted(folder.glob("*.safetensors"))
-        return sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
-
-    given = {"warm_up": digest(study.warm_up), "evaluator": digest(study.evaluator)}
-    claim(study.output / "study.json", {"form": asdict(study.form), **given})
+    given = {
+        name: "made here" if folder is None else f"given, {folder_digest(folder)}"
+        for name, folder in (("warm_up", study.warm_up), ("evaluator", study.evaluator))
+    }
+    claim(study.output / CLAIM, {"form": asdict(study.form), **given})

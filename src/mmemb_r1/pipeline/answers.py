@@ -16,8 +16,8 @@ from datasets import Dataset
 from mmemb_r1 import MMEmbR1
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas.wording import facts, whole_words
-from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
-from mmemb_r1.pipeline.gate import aligned
+from mmemb_r1.evaluation.run.candidate_sets import CandidateSet, embed_candidates
+from mmemb_r1.pipeline.gate import aligned, by_set
 
 ANSWERS_FILE = "answers.parquet"
 MODES = ("never", "always")
@@ -99,11 +99,9 @@ def vectors_of(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
 
 def hits(pairs: Dataset, vectors: npt.NDArray[np.float32], sets: Mapping[str, CandidateSet]) -> list[int]:
     """Whether each query, embedded as `vectors` `(Q, D)`, finds its target before all others of its set."""
-    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
     found = np.zeros(len(pairs), dtype=int)
-    for name in set(names.tolist()):
-        rows = np.flatnonzero(names == name)
-        found[rows] = sets[name].ranks(vectors[rows], targets[rows].tolist()) == 1
+    for rows, answers, targets in by_set(pairs, sets):
+        found[rows] = answers.ranks(vectors[rows], targets) == 1
     return found.tolist()
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.pipeline.stage import ON_CPU, run_stage
+from mmemb_r1.pipeline.stage import ON_CPU, MadeOf, cost_of, run_stage
 from mmemb_r1.pipeline.tasks import of_tasks
 from mmemb_r1.training.checkpoints import last_checkpoint
 from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
@@ -84,7 +84,12 @@ NUM_WORDINGS = 4
 
 
 def train_evaluator(
-    atlas: Atlas, start: Path, output: Path, seed: int, parts: Mapping[str, Mapping[str, Any]] = PARTS
+    atlas: Atlas,
+    start: Path,
+    output: Path,
+    seed: int,
+    parts: Mapping[str, Mapping[str, Any]] = PARTS,
+    made_of: MadeOf | None = None,
 ) -> Path:
     """
     Train the parts one after another, each if it is not there yet, on `train` with several wordings of its rationales.
@@ -95,6 +100,7 @@ def train_evaluator(
         output: gets a folder per part, the wordings and checkpoints.
         seed: of everything.
         parts: name -> fields of [`EvaluatorConfig`].
+        made_of: stages that the first part is made of.
 
     Returns:
         The folder of the last part.
@@ -102,10 +108,13 @@ def train_evaluator(
     worker = AtlasWorker("correct", atlas.directory, "correct", num_samples=NUM_WORDINGS)
     draw_rationales(atlas.pairs["train"], [worker], output / "right", seed=seed)
     right = read_rationales(output / "right")
+    needs = dict(made_of or {})
     for part, fields in parts.items():
         folder, checkpoints = output / part, output / "checkpoints" / part
         make = partial(_train_part, atlas, right, start, fields, checkpoints, seed)
-        run_stage(folder, {**fields, "seed": seed}, make)
+        run_stage(folder, {**fields, "seed": seed}, make, made_of=needs, checkpoints=checkpoints)
+        if "id" in (noted := cost_of(folder) or {}):
+            needs[part] = noted["id"]
         start = folder
     return start
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import Dataset
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1._inputs import given_parts
-from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
+from mmemb_r1.evaluation.run.candidate_sets import CandidateSet, embed_candidates
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.training.gate_warm_start import alignment, fit_gate
 
@@ -62,12 +63,20 @@ def utility_gap(model: MMEmbR1, pairs: Dataset, candidates: Dataset, batch_size:
 def aligned(pairs: Dataset, queries: torch.Tensor, sets: Mapping[str, CandidateSet]) -> torch.Tensor:
     """`(N,)` probability of each query's target among the candidates of its set; `queries` `(N, D)`."""
     found = torch.zeros(len(queries))
-    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
-    for name in set(names.tolist()):
-        rows, answers = np.flatnonzero(names == name), sets[name]
-        positives = torch.from_numpy(answers.places(targets[rows].tolist()))
+    for rows, answers, targets in by_set(pairs, sets):
+        positives = torch.from_numpy(answers.places(targets))
         found[rows] = alignment(queries[rows], torch.from_numpy(answers.embeddings), positives)
     return found
+
+
+def by_set(
+    pairs: Dataset, sets: Mapping[str, CandidateSet]
+) -> Iterator[tuple[npt.NDArray[np.int64], CandidateSet, list[str]]]:
+    """The rows of the queries that compete for the same candidates, those candidates, and the rows' targets."""
+    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
+    for name in sorted(set(names.tolist())):
+        rows = np.flatnonzero(names == name)
+        yield rows, sets[name], targets[rows].tolist()
 
 
 @torch.no_grad()
@@ -118,11 +127,8 @@ def decisions(
 
 def with_thoughts(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: torch.Tensor) -> dict[str, Any]:
     """Prompts with their chains after them: the input of a whole pass. `rationale_ids` `(B, T)` as `embed` gives."""
-    from mmemb_r1._suffixes import append_tokens
+    from mmemb_r1._suffixes import append_tokens, as_thought
 
     config = model[0].model.config
-    suffixes = [
-        [config.think_token_id, *ids[ids >= 0].tolist(), config.end_think_token_id, config.embed_token_id]
-        for ids in rationale_ids
-    ]
+    suffixes = [as_thought(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
     return append_tokens(dict(features), suffixes, model.tokenizer.pad_token_id, "left")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ BATCH_SIZE = 16
 
 
 def judge(
-    pairs: Dataset, rationales: Dataset, evaluator: Path, folder: Path, part: tuple[int, int] = (1, 1)
+    pairs: Dataset,
+    rationales: Dataset,
+    evaluator: Path,
+    folder: Path,
+    part: tuple[int, int] = (1, 1),
+    *,
+    progress: bool | None = False,
 ) -> dict[str, Any] | None:
     """
     Let an evaluator judge rationales. What it says is kept in `folder`, as `select_rationales` does.
@@ -40,12 +46,13 @@ def judge(
         evaluator: its folder, see `evaluator_in`.
         folder: gets the scores, and what counterfactual, pair-aware selection in log-odds makes of them.
         part: `(i, n)`: the i-th of n parts. Default: all.
+        progress: show a progress bar on standard error. `None`: if that is a terminal. Default: no.
 
     Returns:
         The report of that selection; `None` if other parts are still missing.
     """
     return select_rationales(
-        pairs, rationales, evaluator_in(evaluator), folder, SHARED, batch_size=BATCH_SIZE, part=part, progress=False
+        pairs, rationales, evaluator_in(evaluator), folder, SHARED, batch_size=BATCH_SIZE, part=part, progress=progress
     )
 
 
@@ -76,18 +83,9 @@ def of_both(scores: pa.Table, others: pa.Table) -> pa.Table:
     return both.take(np.argsort(places, kind="stable"))
 
 
-def of_workers(scores: pa.Table, pairs: Dataset, worker_of: Mapping[str, str]) -> pa.Table:
-    """
-    The scores of one worker for each input.
-
-    Args:
-        scores: of several workers.
-        pairs: with the column `entity`.
-        worker_of: entity -> the worker that is asked about it.
-    """
-    chosen = dict(zip(pairs["pair_id"], map(worker_of.__getitem__, pairs["entity"]), strict=True))
-    ids, workers = scores["pair_id"].to_pylist(), scores["worker"].to_pylist()
-    return scores.filter(pa.array([chosen[pair_id] == worker for pair_id, worker in zip(ids, workers, strict=True)]))
+def of_workers(scores: pa.Table, workers: Collection[str]) -> pa.Table:
+    """The scores of some of the workers."""
+    return scores.filter(pc.is_in(scores["worker"], pa.array(list(workers))))
 
 
 def select_from(scores: pa.Table, options: SelectionOptions, selected: Path) -> pa.Table:
@@ -136,7 +134,7 @@ def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = PO
     return qualities
 
 
-def training_table(selected: Path, pairs: Dataset) -> Dataset:
+def training_table(selected: Path, pairs: Dataset, pooled: Collection[str] = POOLED) -> Dataset:
     """
     What the joint phase draws rationales from: those selected, and those of the rehearsed pairs, their own.
 
@@ -145,16 +143,17 @@ def training_table(selected: Path, pairs: Dataset) -> Dataset:
     Args:
         selected: what was kept of the pool.
         pairs: to train on.
+        pooled: tasks whose rationales are selected ones or none.
     """
     columns = ["pair_id", "side", "worker", "text", "posterior"]
-    pooled = pq.read_table(selected, columns=columns).to_pylist()
+    kept = pq.read_table(selected, columns=columns).to_pylist()
     rehearsed = pairs.select_columns(["pair_id", "task", *(f"{side}_rationale" for side in SIDES)])
     own = [
         {"pair_id": row["pair_id"], "side": side, "worker": "own", "text": " ".join(segments), "posterior": 1.0}
         for row in rehearsed
         for side in SIDES
-        if row["task"] not in POOLED and (segments := row[f"{side}_rationale"])
+        if row["task"] not in pooled and (segments := row[f"{side}_rationale"])
     ]
     known = set(pairs["pair_id"])
     schema = pa.schema([(name, pa.float32() if name == "posterior" else pa.string()) for name in columns])
-    return Dataset(pa.Table.from_pylist([row for row in pooled if row["pair_id"] in known] + own, schema=schema))
+    return Dataset(pa.Table.from_pylist([row for row in kept if row["pair_id"] in known] + own, schema=schema))

@@ -23,6 +23,13 @@ def draw_pool(atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:
     return read_rationales(folder)
 
 
+def draw_of(behaviour: str, num_samples: int, atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:
+    """More rationales of one of the four workers of an Atlas than the pool has: the first are the pool's."""
+    worker = AtlasWorker(behaviour, atlas.directory, behaviour, num_samples=num_samples)
+    draw_rationales(pairs, [worker], folder, seed=seed, progress=False)
+    return read_rationales(folder)
+
+
 def draw_own(checkpoint: Path, name: str, pairs: Dataset, folder: Path, seed: int) -> Dataset:
     """The rationales that a checkpoint would think itself, sampled; kept in a folder."""
     worker = CheckpointWorker(

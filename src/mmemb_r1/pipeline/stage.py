@@ -1,15 +1,18 @@
-"""A stage: it writes its result whole, is skipped when that is there, and notes how long it took."""
+"""A stage: it writes its result whole, is skipped when that is there, and notes what it was made of and took."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._files import claim, claimed, made_whole
+from mmemb_r1._files import claim, claimed, made_whole, replaced_file
+from mmemb_r1.pipeline.provenance import commit
 
 STAGE_FILE = "stage.json"
 # Fields of every trainer's config for a model that is small enough for a CPU.
@@ -20,36 +23,108 @@ ON_CPU = {
     "report_to": [],
     "save_total_limit": 1,
 }
+MadeOf = Mapping[str, str]  # what something was made of: name -> the `id` that its stage noted
 
 
-def run_stage(folder: Path, facts: Mapping[str, Any], make: Callable[[Path], None]) -> bool:
+def run_stage(
+    folder: Path,
+    facts: Mapping[str, Any],
+    make: Callable[[Path], None],
+    *,
+    made_of: MadeOf | None = None,
+    checkpoints: Path | None = None,
+) -> bool:
     """
     Make the folder of a stage, unless it is there.
 
     Args:
         folder: of the result. Beside it, `NAME.json` notes what it is made of before anything is made, so that a run
-            that was killed goes on with the same settings only. `stage.json` in it says what it took.
+            that was killed goes on with the same settings only. `stage.json` in it says what it took, and has an `id`.
         facts: what makes the result another one.
         make: fills the folder that it is given.
+        made_of: stages that the result is made of. Default: none that is known.
+        checkpoints: folder in which a training that was killed finds what to go on from. It is noted there too what it
+            is made of; it is removed when the result is there.
 
     Returns:
         Whether it was made; `False` if it was there already.
 
     Raises:
-        ValueError: if the stage was begun with other facts.
+        ValueError: if the stage was begun with other facts, or of other results.
     """
     note = folder.with_name(f"{folder.name}.json")
-    resumed = claimed(note, facts, what=str(folder))
-    claim(note, facts, what=str(folder))
+    noted = {**facts, "made of": dict(made_of)} if made_of else dict(facts)
+    resumed = _begin(note, noted, f"Remove {folder} and {note} to have it made anew.", str(folder))
+    if checkpoints is not None and not folder.exists():
+        _begin(checkpoints / STAGE_FILE, noted, f"Remove {checkpoints}.", str(checkpoints))
 
     def timed(made: Path) -> None:
         start = time.perf_counter()
         made.mkdir(parents=True)
         make(made)
-        took = {"seconds": round(time.perf_counter() - start, 1), "resumed": resumed, "threads": num_threads()}
-        (made / STAGE_FILE).write_text(json.dumps(took, indent=2) + "\n", encoding="utf-8")
+        _write(made / STAGE_FILE, _record(start, resumed, made_of))
 
-    return made_whole(folder, timed)
+    made = made_whole(folder, timed)
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # else a folder that is removed would come back as it was
+    return made
+
+
+def run_noted(
+    path: Path,
+    facts: Mapping[str, Any],
+    work: Callable[[], Mapping[str, Any] | None],
+    *,
+    made_of: MadeOf | None = None,
+) -> bool:
+    """
+    Do some work that keeps its results itself, unless it is noted as done.
+
+    Args:
+        path: JSON that is written when it is done, with what `run_stage` writes to `stage.json`. `NAME.begun.json`
+            beside it notes what it is made of before anything is done.
+        facts: what makes the result another one.
+        work: returns what else to note.
+        made_of: stages that the result is made of.
+
+    Returns:
+        Whether it was done; `False` if it had been before.
+
+    Raises:
+        ValueError: if it was begun with other facts, or of other results.
+    """
+    noted = {**facts, "made of": dict(made_of)} if made_of else dict(facts)
+    mend = f"Remove {path.parent} to have it made anew."
+    resumed = _begin(path.with_suffix(".begun.json"), noted, mend, str(path))
+    if path.exists():
+        return False
+    start = time.perf_counter()
+    more = work() or {}
+    with replaced_file(path) as temporary:
+        _write(temporary, {**_record(start, resumed, made_of), **more})
+    return True
+
+
+def _begin(note: Path, facts: Mapping[str, Any], mend: str, what: str) -> bool:
+    """Whether the same was begun before."""
+    resumed = claimed(note, facts, what=what, mend=mend)
+    claim(note, facts, what=what, mend=mend)
+    return resumed
+
+
+def _record(start: float, resumed: bool, made_of: MadeOf | None) -> dict[str, Any]:
+    return {
+        "id": secrets.token_hex(8),
+        "made of": dict(made_of or {}),
+        "seconds": round(time.perf_counter() - start, 1),
+        "resumed": resumed,
+        "threads": num_threads(),
+        "commit": commit(),
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def num_threads() -> int:
@@ -61,7 +136,13 @@ def num_threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
-def cost_of(folder: Path) -> dict[str, Any] | None:
-    """What a stage took: `seconds`, `resumed` (seconds since it went on, then) and `threads`; `None` if not noted."""
-    path = folder / STAGE_FILE
+def cost_of(done: Path) -> dict[str, Any] | None:
+    """
+    What a stage noted: `id`, `made of`, `seconds`, `resumed` (seconds since it went on, then), `threads` and `commit`;
+    `None` if it is not done, or noted nothing.
+
+    Args:
+        done: its folder, or the file of `run_noted`.
+    """
+    path = done / STAGE_FILE if done.is_dir() else done
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

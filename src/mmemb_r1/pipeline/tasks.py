@@ -43,3 +43,14 @@ def of_tasks(pairs: Dataset, tasks: Collection[str]) -> Dataset:
     """The pairs of some tasks, as a table of its own."""
     rows = [row for row, task in enumerate(pairs["task"]) if task in tasks]
     return pairs.select(rows).flatten_indices()
+
+
+def at_most(pairs: Dataset, number: int) -> Dataset:
+    """The pairs with no more than so many of each task, the first ones, as a table of its own."""
+    taken: dict[str, int] = {}
+    rows = []
+    for row, task in enumerate(pairs["task"]):
+        taken[task] = taken.get(task, 0) + 1
+        if taken[task] <= number:
+            rows.append(row)
+    return pairs.select(rows).flatten_indices()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.pipeline.joint import train_from_nothing
@@ -19,7 +20,7 @@ def warm_up_recipe(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, training={**recipe.training, "task_weights": simple})
 
 
-def warm_up(atlas: Atlas, recipe: Recipe, folder: Path, checkpoints: Path) -> None:
+def warm_up(atlas: Atlas, recipe: Recipe, folder: Path, checkpoints: Path, **fields: Any) -> None:
     """Train what later phases start from: it names pictures and knows facts as text, and has met no question of
-    several steps."""
-    train_from_nothing(atlas, warm_up_recipe(recipe), folder, checkpoints)
+    several steps. `fields` of `JointConfig` come before those of the recipe."""
+    train_from_nothing(atlas, warm_up_recipe(recipe), folder, checkpoints, **fields)

@@ -11,7 +11,7 @@ import numpy as np
 from mmemb_r1 import MMEmbR1
 from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.evaluation.atlas_tasks import embed_candidates
+from mmemb_r1.evaluation.run.candidate_sets import embed_candidates
 
 TASKS = ("flag-capital", "flag-currency", "picture-name-object", "neighbour-capital", "compare-area", "digits-sum")
 TOP = 5

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmemb_r1.pipeline.tasks import MULTI_HOP, PICTURE_TARGETS
+from mmemb_r1.study.family import FAMILY, direction, judged
+
 PAPER = "arXiv 2604.06156"
 PEER = "users of UME-R1 (arXiv 2511.00405)"
 OURS = "ours, not the paper's"
 HOLDS, SMALLER, FAILS, UNTESTED = "holds", "holds, but smaller", "does not hold", "cannot be tested here"
 OPEN = "not shown"
 NOT_RUN = "not run"
+NO_FIGURE = "no figure known"
 
 
 @dataclass(frozen=True)
@@ -44,33 +48,34 @@ def points(number: Mapping[str, float], sign: int = 1) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def loss_verdict(difference: Mapping[str, float], published: float = 0.0) -> str:
+def gain_verdict(gain: Mapping[str, Any]) -> str:
+    """Whether something is worth anything: its sign beyond chance, see [`direction`]."""
+    return {1: HOLDS, 0: OPEN, -1: FAILS}[direction(gain)]
+
+
+def loss_verdict(difference: Mapping[str, Any], published: float = 0.0) -> str:
     """
     Whether leaving something out costs what was published.
 
     Args:
-        difference: score without it minus score with it, with its interval.
+        difference: score without it minus score with it, of the family.
         published: what it was worth, as a share of 1. Default: no figure, only that it is worth something.
 
-    >>> loss_verdict({"mean": -0.10, "low": -0.13, "high": -0.07}, 0.058)
+    >>> sure = {"high": -0.001, "p_corrected": 0.01, "seeds": {}}
+    >>> loss_verdict({"mean": -0.10, "low": -0.13, **sure}, 0.058)
     'holds'
-    >>> loss_verdict({"mean": -0.02, "low": -0.03, "high": -0.01}, 0.058)
+    >>> loss_verdict({"mean": -0.02, "low": -0.06, **sure}, 0.058)
     'holds, but smaller'
-    >>> loss_verdict({"mean": -0.01, "low": -0.03, "high": 0.01})
+    >>> loss_verdict({"mean": -0.02, "low": -0.06, **sure, "p_corrected": 0.2})
     'not shown'
-    >>> loss_verdict({"mean": 0.1, "low": 0.05, "high": 0.2})
-    'does not hold'
     """
-    if difference["low"] > 0:
-        return FAILS
-    if difference["high"] >= 0:
-        return OPEN
-    return HOLDS if -difference["low"] >= published else SMALLER
+    if (sign := direction(difference)) >= 0:
+        return FAILS if sign else OPEN
+    return HOLDS if -difference["mean"] >= published else SMALLER
 
 
 def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
     """All claims; those whose row was not run say so."""
-    rows = summary["rows"]
     yield Claim(
         "71.2 on MMEB-V2 with a 4B backbone",
         PAPER,
@@ -79,66 +84,89 @@ def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
         UNTESTED,
     )
     for name, text, source, published in (
-        ("no-selection", "pair-aware selection is worth 5.8 points on the reasoned path", PAPER, 0.058),
-        ("absolute", "the counterfactual baseline is worth 5.8 points on the reasoned path", PAPER, 0.058),
-        ("no-pair-aware", "taking off what a rationale does for wrong pairs helps", OURS, 0.0),
-        ("one-worker", "several different workers are better than one", PAPER, 0.0),
-        ("no-rationale-loss", "rationales have to be trained together with the vectors", PAPER, 0.0),
-        ("no-mixed-terms", "terms between direct and reasoned vectors help reasoned queries", OURS, 0.0),
+        ("selection", "pair-aware selection is worth 5.8 points on the reasoned path", PAPER, 0.058),
+        ("baseline", "the counterfactual baseline is worth 5.8 points on the reasoned path", PAPER, 0.058),
+        ("pair-aware", "taking off what a rationale does for wrong pairs helps", OURS, 0.0),
+        ("rationale loss", "rationales have to be trained together with the vectors", PAPER, 0.0),
     ):
-        yield _worth(rows, name, text, source, published)
+        yield _worth(summary, name, text, source, published)
+    yield from _workers(summary)
+    yield from _mixed_terms(summary)
     yield from _adaptive(summary)
-    yield _shortcut(rows)
-    yield from _beyond(rows)
+    yield from _grpo(summary)
+    yield _shortcut(summary["rows"])
+    yield from _beyond(summary)
 
 
-def _worth(rows: Mapping[str, Any], name: str, text: str, source: str, published: float) -> Claim:
-    figure = f"{100 * published:.1f} points" if published else "no figure known"
-    if name not in rows or "differences" not in rows[name]:
+def _worth(summary: Mapping[str, Any], name: str, text: str, source: str, published: float) -> Claim:
+    figure = f"{100 * published:.1f} points" if published else NO_FIGURE
+    if (lost := judged(summary, name)) is None:
         return Claim(text, source, figure, "-", NOT_RUN)
-    found = rows[name]["differences"]
-    lost = found["multi-hop"]["always"]
-    ours = (
-        f"without it reasoned queries of several steps lose {points(lost, -1)}, auto over all tasks "
-        f"{points(found['all']['auto'], -1)}"
+    auto = summary["rows"][FAMILY[name][1]]["differences"]["all"]["auto"]
+    ours = f"without it reasoned queries of several steps lose {points(lost, -1)}, auto over all tasks "
+    return Claim(text, source, figure, ours + points(auto, -1), loss_verdict(lost, published))
+
+
+def _workers(summary: Mapping[str, Any]) -> Iterator[Claim]:
+    yield Claim(
+        "several different workers are better than one",
+        PAPER,
+        NO_FIGURE,
+        "a question of Atlas has one right chain of thought, in words that differ little: what one worker sees and "
+        "another does not is not there to be found",
+        UNTESTED,
     )
-    return Claim(text, source, figure, ours, loss_verdict(lost, published))
+    text = "errors of several kinds are better than as many of one kind"
+    if (lost := judged(summary, "errors")) is None:
+        yield Claim(text, OURS, "-", "-", NOT_RUN)
+        return
+    ours = (
+        "as many rationales of each input, as many of them right: if all others mistake what they see, reasoned "
+        f"queries of several steps lose {points(lost, -1)}"
+    )
+    yield Claim(text, OURS, "-", ours, loss_verdict(lost))
+
+
+def _mixed_terms(summary: Mapping[str, Any]) -> Iterator[Claim]:
+    text = "terms between direct and reasoned vectors help reasoned queries"
+    where = f"{text}, where targets have rationales too ({' and '.join(PICTURE_TARGETS)})"
+    row = summary["rows"].get("no-mixed-terms", {})
+    if "multi-hop" in (found := row.get("differences", {})):
+        ours = (
+            f"{len(set(MULTI_HOP) - set(PICTURE_TARGETS))} of {len(MULTI_HOP)} tasks of several steps have targets "
+            "that are text, without rationales: without these terms no contrastive term reaches their reasoned "
+            f"queries at all. That they lose {points(found['multi-hop']['always'], -1)} says this and no more"
+        )
+        yield Claim(text, OURS, "-", ours, UNTESTED)
+    else:
+        yield Claim(text, OURS, "-", "-", NOT_RUN)
+    if (lost := judged(summary, "mixed terms")) is None:
+        yield Claim(where, OURS, "-", "-", NOT_RUN)
+    else:
+        yield Claim(where, OURS, "-", f"without them reasoned queries lose {points(lost, -1)}", loss_verdict(lost))
 
 
 def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
-    rows, full = summary["rows"], summary.get("full")
+    full = summary.get("full")
     if full is None:
-        yield Claim("a gate is better than thinking never or always", PAPER, "-", "-", NOT_RUN)
+        yield Claim("deciding per input is better than never or always thinking", PAPER, NO_FIGURE, "-", NOT_RUN)
         return
     choice = full["choice"]
-    gain = choice["gain"]
     yield Claim(
         "deciding per input is better than never or always thinking",
         PAPER,
-        "no figure known",
-        f"auto minus {choice['better_fixed']}, the better of both: {points(gain)}, thinking on "
+        NO_FIGURE,
+        f"auto minus {choice['better_fixed']}, the better of both: {points(full['gain'])}, thinking on "
         f"{choice['invocation']['mean']:.0%}",
-        HOLDS if gain["low"] > 0 else FAILS if gain["high"] < 0 else OPEN,
+        gain_verdict(full["gain"]),
     )
-    over = choice["over_random"]
-    yield Claim(
-        "what decides is the input, not how often it thinks",
-        OURS,
-        "-",
-        f"auto minus a gate that thinks as often at random: {points(over)}",
-        HOLDS if over["low"] > 0 else FAILS if over["high"] < 0 else OPEN,
-    )
-    if "no-grpo" in rows and "differences" in rows["no-grpo"]:
-        found = rows["no-grpo"]["differences"]["all"]["auto"]
-        before, after = (rows[name]["levels"]["all"]["invocation"]["mean"] for name in ("no-grpo", "full"))
-        yield Claim(
-            "GRPO teaches the gate more than supervision on the same pairs did",
-            PAPER,
-            "no figure known",
-            f"auto without GRPO loses {points(found, -1)}; it thinks on {before:.0%} before and {after:.0%} after",
-            loss_verdict(found),
-        )
-    yield _best_ratio(full)
+    text = "what decides is the input, not how often it thinks"
+    if (random := judged(summary, "which input")) is None:
+        yield Claim(text, OURS, "-", "-", NOT_RUN)
+    else:
+        ours = f"auto minus a gate that thinks as often at random: {points(random, -1)}"
+        yield Claim(text, OURS, "-", ours, loss_verdict(random))
+    yield _best_share(full["best"])
     tokens = choice["tokens"]["mean"] / max(choice["tokens_always"]["mean"], 1e-9)
     yield Claim(
         "2.5 times faster than UME-R1, which always thinks",
@@ -149,14 +177,42 @@ def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
     )
 
 
-def _best_ratio(full: Mapping[str, Any]) -> Claim:
-    best, over = full["best"], full["best"]["over_always"]
+def _best_share(best: Mapping[str, Any]) -> Claim:
+    """There is a peak between none and all if both ends are beaten, and none if thinking on all beats it."""
+    always, never = best["over_always"], best["over_never"]
     ours = (
-        f"best at {best['share']:.0%} of the inputs, {points(over)} against thinking on all (the best point of the "
-        "curve is chosen on these answers, which flatters it)"
+        f"best at {best['share']:.0%}, chosen on half of what the questions are about and judged on the other half: "
+        f"{points(always)} against thinking on all, {points(never)} against thinking on none"
     )
-    verdict = FAILS if best["share"] in (0.0, 1.0) else HOLDS if over["low"] > 0 else OPEN
+    signs = direction(always), direction(never)
+    verdict = HOLDS if signs == (1, 1) else FAILS if -1 in signs else OPEN
     return Claim("above a best share of inputs that think, accuracy falls", PAPER, "best at 74.3 %", ours, verdict)
+
+
+def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
+    text = "after GRPO auto is better than with the gate that supervision left"
+    gate_text = "GRPO teaches the gate more than supervision on the same pairs did"
+    if (found := judged(summary, "grpo")) is None:
+        yield Claim(text, PAPER, NO_FIGURE, "-", NOT_RUN)
+        yield Claim(gate_text, OURS, "-", "-", NOT_RUN)
+        return
+    ours = (
+        f"auto gains {points(found, -1)}, not by the gate alone: in GRPO's steps the embedder is trained on pairs as "
+        "well, so it has had that many more"
+    )
+    yield Claim(text, PAPER, NO_FIGURE, ours, loss_verdict(found))
+    gates = summary["rows"]["no-grpo"]["gates"]
+    before, after = (gates[state]["over_random"] for state in ("before", "after"))
+    areas = [_area(gates[state]["auc"]) for state in ("before", "after")]
+    ours = (
+        f"auto minus a gate that thinks as often at random is {points(before)} before and {points(after)} after, a "
+        f"change of {points(gates['gain'])}; area under the curve of gains and losses {areas[0]} and {areas[1]}"
+    )
+    yield Claim(gate_text, OURS, "-", ours, gain_verdict(gates["gain"]))
+
+
+def _area(gate: Mapping[str, Any] | None) -> str:
+    return "unknown" if gate is None or gate["auc"] is None else f"{gate['auc']['mean']:.2f}"
 
 
 def _shortcut(rows: Mapping[str, Any]) -> Claim:
@@ -173,27 +229,19 @@ def _shortcut(rows: Mapping[str, Any]) -> Claim:
     return Claim(text, PEER, published, ours, HOLDS if reads else FAILS)
 
 
-def _beyond(rows: Mapping[str, Any]) -> Iterator[Claim]:
+def _beyond(summary: Mapping[str, Any]) -> Iterator[Claim]:
     text = "a round in which the model joins the workers is better than one in which it does not"
-    if {"model-joins", "second-round"} <= rows.keys():
-        found = rows["model-joins"]["control"]
-        gain = found["all"]["auto"]
-        ours = (
-            f"auto over all tasks {points(gain)}, reasoned queries of several steps "
-            f"{points(found['multi-hop']['always'])}"
-        )
-        yield Claim(text, OURS, "the paper optimises no joint rounds", ours, _gain_verdict(gain))
-    else:
+    if (gain := judged(summary, "model joins")) is None:
         yield Claim(text, OURS, "the paper optimises no joint rounds", "-", NOT_RUN)
-    text = "up to three rounds of reasoning help questions of three steps"
-    if "three-thoughts" in rows and "differences" in rows["three-thoughts"]:
-        found = rows["three-thoughts"]["differences"]
-        gain = found["neighbours"]["auto"]
-        ours = f"auto on facts of neighbours {points(gain)}, over all tasks {points(found['all']['auto'])}"
-        yield Claim(text, OURS, "the paper's decision is binary", ours, _gain_verdict(gain))
     else:
+        several = summary["rows"]["model-joins"]["control"].get("multi-hop")
+        more = f", reasoned queries of several steps {points(several['always'])}" if several else ""
+        ours = f"auto over all tasks {points(gain)}{more}"
+        yield Claim(text, OURS, "the paper optimises no joint rounds", ours, gain_verdict(gain))
+    text = "up to three rounds of reasoning help questions of three steps"
+    if (gain := judged(summary, "rounds")) is None:
         yield Claim(text, OURS, "the paper's decision is binary", "-", NOT_RUN)
-
-
-def _gain_verdict(gain: Mapping[str, float]) -> str:
-    return HOLDS if gain["low"] > 0 else FAILS if gain["high"] < 0 else OPEN
+    else:
+        whole = summary["rows"]["three-thoughts"]["differences"]["all"]["auto"]
+        ours = f"auto on facts of neighbours {points(gain)}, over all tasks {points(whole)}"
+        yield Claim(text, OURS, "the paper's decision is binary", ours, gain_verdict(gain))

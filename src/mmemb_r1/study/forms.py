@@ -10,6 +10,7 @@ from mmemb_r1.pipeline.recipe import Recipe
 from mmemb_r1.study.rows import MORE_SEEDS
 
 ATLAS_SEED = 0  # the Atlas, the evaluator and the selection are the same for all seeds
+WARM_UP, TRAINED = "warm-up", "trained"  # who judges rationales: what seed 0 starts from, or a model taught to
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class Form:
         recipe: sizes of Atlas and the backbone, and what is the same in all phases.
         joint: further fields of `JointConfig`.
         grpo: further fields of `AdaptiveGRPOConfig`.
-        evaluator: name -> further fields of `EvaluatorConfig`, per part.
+        judged_by: `WARM_UP`, which compares vectors and costs no training, or `TRAINED`.
+        evaluator: further fields of `EvaluatorConfig`, of both parts.
         part_of_pairs: at most so many pairs of each task are judged. Default: all.
+        shortcut_queries: of each task at most, in the shortcut test. Default: all.
     """
 
     name: str
@@ -35,8 +38,10 @@ class Form:
     recipe: Recipe = field(default_factory=Recipe)
     joint: Mapping[str, Any] = field(default_factory=dict)
     grpo: Mapping[str, Any] = field(default_factory=dict)
+    judged_by: str = TRAINED
     evaluator: Mapping[str, Any] = field(default_factory=dict)
     part_of_pairs: int | None = None
+    shortcut_queries: int | None = None
 
     def seeds_of(self, row: str) -> tuple[int, ...]:
         """
@@ -46,7 +51,18 @@ class Form:
         return self.seeds if row in MORE_SEEDS else self.seeds[:1]
 
 
-QUICK = Form("quick", joint_steps=250, grpo_steps=75, joint={"save_steps": 50}, grpo={"save_steps": 25})
+# In seconds on one of two cores: a step of the warm-up or the joint phase takes 0.75, one of GRPO 2.6; of a row, the
+# gate takes 10, the answers 17, the shortcut test 12; drawing and judging take 400 in all. Ten rows that train, two at
+# a time, and the warm-up before them: about 70 minutes. Training an evaluator would take as long again.
+QUICK = Form(
+    "quick",
+    joint_steps=250,
+    grpo_steps=50,
+    joint={"save_steps": 50},
+    grpo={"save_steps": 25},
+    judged_by=WARM_UP,
+    shortcut_queries=32,
+)
 FULL_FORM = Form("full", joint_steps=500, grpo_steps=150, seeds=(0, 1, 2), joint={"save_steps": 50})
 # To try the command: everything runs, and nothing is learnt.
 TINY = Form(

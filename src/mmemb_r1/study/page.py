@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmemb_r1.pipeline.tasks import PICTURE_TARGETS
+from mmemb_r1.study.at_full_size import AT_FULL_SIZE
 from mmemb_r1.study.claims import points
 from mmemb_r1.study.summary import GROUPS, MODES
 
@@ -15,23 +17,6 @@ EVALUATORS = {
     "vlm": "The evaluator is a model of the same size that was taught to say whether a query and a target match.",
     "embedding": "The evaluator is the warmed-up model itself: it compares the vectors of a query and a target.",
 }
-
-AT_FULL_SIZE = """\
-The published 71.2 on MMEB-V2 comes from a 4B backbone, an evaluator that is larger still, and GPUs. None of that is
-here, so nothing on this page says whether it can be had. These commands would run it, on eight GPUs with 80 GB, from a
-pairs table such as MMEB-train's:
-
-    mmemb-r1 init --vlm Qwen/Qwen3-VL-4B-Instruct --output start
-    mmemb-r1 rationales --pairs pairs.parquet --pool examples/pool.yaml --output rationales
-    mmemb-r1 select --pairs pairs.parquet --rationales rationales --evaluator Qwen/Qwen3-VL-32B-Instruct \\
-        --output selection
-    accelerate launch --config_file examples/accelerate-fsdp-8gpu.yaml -m mmemb_r1.cli train joint \\
-        --config examples/joint-qwen3-vl-4b-8gpu.yaml --model start --pairs pairs.parquet \\
-        --rationales selection/selected.parquet --output joint
-    accelerate launch --multi_gpu --num_processes 8 -m mmemb_r1.cli train adaptive --model joint/model \\
-        --pairs policy.parquet --joint-pairs pairs.parquet --output adaptive
-    mmemb-r1 evaluate --model adaptive/model --mmeb mmeb-v2 --modes never,always,auto --output results
-"""
 
 
 def page(results: Results) -> str:
@@ -80,21 +65,32 @@ def with_interval(number: Mapping[str, float]) -> str:
 def _head(results: Results) -> Iterator[str]:
     form = results["form"]
     yield "# The study: what of the method holds on Atlas\n"
+    count = results["parameters"]
+    size = "" if count is None else f", {count / 1e6:.1f} M parameters"
     yield (
         f"Written by `mmemb-r1 study --page docs/study.md`, the {form['name']} form. A tiny model (Qwen3-VL's "
-        "architecture, 7.9 M parameters) is warmed up on names of pictures and facts as text. From there every row "
-        f"below takes {form['joint_steps']} steps of the joint phase, a gate that supervision fits on the `policy` "
-        f"split, and {form['grpo_steps']} steps of GRPO on the same split. Rows differ in what they are called after "
-        "and in nothing else.\n"
+        f"architecture{size}) is warmed up on names of pictures and facts as text. From there every row that trains "
+        f"takes {form['joint_steps']} steps of the joint phase, a gate that supervision fits on the `policy` split, "
+        f"and {form['grpo_steps']} steps of GRPO on the same split; it differs from row 1 in what it is called "
+        "after.\n"
+    )
+    yield (
+        "Four rows are different. Rows 8 and 9 train nothing: 8 is row 1's model before GRPO, 9 is row 1's answers "
+        "with another gate. Row 10 and its control start from row 1's last model and go through all phases again, so "
+        "they had twice the steps of row 1: they are to be compared with each other.\n"
     )
     yield (
         "All numbers are R@1 on the test split, means over tasks: questions of several steps about countries that no "
         "row was asked about, and pictures in renderings that none has seen. (Facts as text are taught for all "
         "countries: they are what a model knows.) Candidates are embedded directly. Tasks that no row is taught "
         "(comparisons, digits, words in other languages) are left out. Intervals are 95 %, from draws of whole "
-        "countries or objects; differences are taken query by query, and p is corrected for the number of rows "
-        "(Holm). Intervals say how far the queries carry, not how far "
-        "another training would have come out the same: for that see the number of seeds.\n"
+        "countries or objects; differences are taken query by query. p is of the differences that claims go by, and "
+        "corrected for their number (Holm); the shortcut test is judged by the size of its figures.\n"
+    )
+    yield (
+        "Intervals and p hold the seed fixed: they say how far the queries carry, not whether another training would "
+        "have come out the same. Where a row has one seed, `beyond chance` means that these two trained models differ "
+        "on more questions like these, and no more.\n"
     )
     if results["missing"]:
         yield f"Not run: {', '.join(results['missing'])}.\n"
@@ -103,8 +99,9 @@ def _head(results: Results) -> Iterator[str]:
 def _claims(results: Results) -> Iterator[str]:
     yield "## Claim by claim\n"
     yield (
-        "`holds`: the effect is there, beyond chance, and not smaller than the published figure, where there is one. "
-        "`not shown`: the interval reaches both sides of zero.\n"
+        "`holds`: the effect is there beyond chance (its interval excludes zero, its corrected p is below 0.05, and "
+        "it has one sign in all seeds), and its mean is not smaller than the published figure, where there is one; if "
+        "it is, `holds, but smaller`. `does not hold`: the opposite is there beyond chance. `not shown`: neither.\n"
     )
     rows = [
         [one["text"], f"{one['published']} ({one['source']})", one["ours"], f"**{one['verdict']}**"]
@@ -115,7 +112,11 @@ def _claims(results: Results) -> Iterator[str]:
 
 def _rows(results: Results) -> Iterator[str]:
     yield "## Row by row\n"
-    yield "Differences to the full method (row 1), in points.\n"
+    yield (
+        "Differences to the full method (row 1), in points; after `to` is what they are differences to: row 1's level "
+        "over the seeds that both rows have, which is not that of its own line where it has more seeds. p stands "
+        "where a claim goes by the difference.\n"
+    )
     rows = []
     for row in results["rows"].values():
         levels, found = row["levels"], row.get("differences")
@@ -134,43 +135,56 @@ def _rows(results: Results) -> Iterator[str]:
                 f"{whole['tokens']['mean']:.1f}",
             ]
         )
-    head = [
-        "row",
-        "seeds",
-        "several steps: always",
-        "difference",
-        "all: never",
-        "always",
-        "auto",
-        "difference of auto",
-    ]
-    yield table([*head, "thinks on", "tokens of auto"], rows)
+    head = ["row", "seeds", "several steps: always", "difference", "p", "all: never", "always", "auto"]
+    yield table([*head, "difference of auto", "p", "thinks on", "tokens of auto"], rows)
     if "three-thoughts" in results["rows"]:
         yield "Row 11 thinks three rounds in `always`, also where one would do; in `auto` its gate decides.\n"
+    yield from _seeds(results)
 
 
 def _difference(found: Mapping[str, Any] | None, group: str, mode: str) -> tuple[str, str]:
-    """Points, and the corrected p."""
+    """Points, and the corrected p where a claim goes by it."""
     if found is None:
         return "", ""
-    return points(found[group][mode]), f"{found[group][mode]['p_corrected']:.3f}"
+    number = found[group][mode]
+    p = f"{number['p_corrected']:.3f}" if "p_corrected" in number else "-"
+    return f"{points(number)} to {share(number['theirs'])}", p
+
+
+def _seeds(results: Results) -> Iterator[str]:
+    """Differences seed by seed, where there are several."""
+    rows = []
+    for row in results["rows"].values():
+        found = row.get("differences")
+        if found is None or len(found["all"]["auto"]["seeds"]) < 2:
+            continue
+        numbers = [found[group][mode]["seeds"] for group, mode in (("multi-hop", "always"), ("all", "auto"))]
+        cells = [" / ".join(f"{100 * value:+.1f}" for value in by_seed.values()) for by_seed in numbers]
+        rows.append([f"({row['number']}) {row['title']}", " ".join(numbers[0]), *cells])
+    if rows:
+        yield "Seed by seed:\n"
+        yield table(["row", "seeds", "several steps: always", "all: auto"], rows)
 
 
 def _kinds(results: Results) -> Iterator[str]:
     yield "## By kind of task\n"
     first = next(iter(results["rows"].values()))["levels"]
-    sizes = ", ".join(f"{group} {first[group]['queries']} of {first[group]['clusters']}" for group in GROUPS)
-    yield f"never / always / auto; queries (of all seeds of the first row) of so many countries or objects: {sizes}.\n"
+    groups = [group for group in GROUPS if group in first]
+    sizes = ", ".join(f"{group} {first[group]['queries']} of {first[group]['clusters']}" for group in groups)
+    yield (
+        f"never / always / auto; `two-sided` are {' and '.join(PICTURE_TARGETS)}, whose targets are pictures and have "
+        f"rationales too. Queries (of all seeds of the first row) of so many countries or objects: {sizes}.\n"
+    )
     rows = [
         [
             f"({row['number']}) {name}",
-            *(" / ".join(share(row["levels"][group][mode]) for mode in MODES) for group in GROUPS),
+            *(" / ".join(share(row["levels"][group][mode]) for mode in MODES) for group in groups),
             *(f"{row['levels'][group]['invocation']['mean']:.0%}" for group in ("simple", "multi-hop")),
             share(row["levels"]["multi-hop"]["right"]),
         ]
         for name, row in results["rows"].items()
     ]
-    yield table(["row", *GROUPS, "thinks: simple", "thinks: multi-hop", "right thoughts, multi-hop"], rows)
+    yield table(["row", *groups, "thinks: simple", "thinks: multi-hop", "right thoughts, multi-hop"], rows)
 
 
 def _selection(results: Results) -> Iterator[str]:
@@ -201,22 +215,26 @@ def _selection(results: Results) -> Iterator[str]:
         )
     head = ["row", "precision", "recall", "kept: correct", "confused", "verbose", "format", "inputs with any kept"]
     yield table(head, rows)
-    if "model-joins" in results["rows"]:
-        kept = results["rows"]["model-joins"]["selection"]["kept rationales by worker"]
+    joins = results["rows"].get("model-joins", {}).get("selection")
+    if joins is not None:
+        kept = joins["kept rationales by worker"]
         yield f"Of the {sum(kept.values())} rationales of row 10, {kept.get('model', 0)} are the model's own.\n"
     if "one-worker" in results["rows"]:
         yield (
-            "Row 5's worker is as good as the pool on average, but alone: about a quarter of the countries it is the "
-            "right one, about the others one of the three that do not help, in all it says of them. (One of the four "
-            "alone would be right about everything or nothing.)\n"
+            "Row 5's worker says as much of every input as the pool, eight things, and as many of them are right, "
+            "two. The other six all mistake what is seen, where the pool's are of three kinds. So what is compared is "
+            "errors. Whether several workers are right in more ways than one, Atlas can't tell: it has one right "
+            "chain of thought per question.\n"
         )
 
 
 def _shortcut(results: Results) -> Iterator[str]:
     yield "## Does it read its rationales?\n"
+    most = results["form"]["shortcut_queries"]
+    some = "" if most is None else f" ({most} of each task at most)"
     yield (
-        "Questions of several steps, the first seed: what R@1 loses, in points, and the cosine of the vectors, if a "
-        "thought is left out, replaced by that of another query of its task, or has its words in another order.\n"
+        f"Questions of several steps{some}, the first seed: what R@1 loses, in points, and the cosine of the vectors, "
+        "if a thought is left out, replaced by that of another query of its task, or has its words in another order.\n"
     )
     rows = []
     for name, row in results["rows"].items():
@@ -242,7 +260,8 @@ def _curve(results: Results) -> Iterator[str]:
         yield (
             f"The full method's gate as its threshold moves. On the {gate['share']:.0%} of the queries whose "
             f"alignment changes by 0.1 or more, it tells gains from losses with an area under the curve of "
-            f"{with_interval(gate['auc'])}.\n"
+            f"{with_interval(gate['auc'])}. Each seed's gate has its own thresholds, those at which it thinks on "
+            "such a share.\n"
         )
     rows = [
         [f"{point['share']:.0%}", with_interval(point["score"]), share(point["random"]), f"{point['tokens']:.1f}"]
@@ -257,6 +276,7 @@ def _made(results: Results) -> Iterator[str]:
     seeds = {name: numbers for name, numbers in form["seeds"].items() if len(numbers) > 1}
     if not seeds:
         yield "One seed of weights and order; the Atlas, the evaluator and its judgements are the same for all.\n"
+    yield from _given(results)
     rows = [
         [
             one["began"],
@@ -279,6 +299,16 @@ def _made(results: Results) -> Iterator[str]:
         if costs
     ]
     yield table(["row", *stages], own)
+
+
+def _given(results: Results) -> Iterator[str]:
+    for name, what in (("warm_up", "The warm-up of seed 0"), ("evaluator", "The evaluator")):
+        noted = results["given"].get(name, "made here")
+        if noted != "made here":
+            digest = noted.removeprefix("given, ")
+            yield f"{what} was given to the study and not made by it (digest of its files: `{digest}`).\n"
+    if results["commits"]:
+        yield f"Commits that the rows' stages were made at: {', '.join(f'`{one}`' for one in results['commits'])}.\n"
 
 
 def _seconds(cost: Mapping[str, Any] | None) -> str:

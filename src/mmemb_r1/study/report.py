@@ -9,19 +9,26 @@ from typing import Any
 
 from rich.table import Table
 
+from mmemb_r1.pipeline.evaluator import PARTS
 from mmemb_r1.pipeline.stage import STAGE_FILE, cost_of
 from mmemb_r1.study.claims import claims_of, points
+from mmemb_r1.study.forms import ATLAS_SEED, TRAINED
 from mmemb_r1.study.sessions import read_sessions
 from mmemb_r1.study.summary import MODES, summarise
-from mmemb_r1.study.tasks import JUDGES, Study
+from mmemb_r1.study.tasks import CLAIM, ERRORS_FOLDER, JUDGES, Study
+from mmemb_r1.training.training_facts import TRAINING_FILE
 
 
 def results_of(study: Study) -> dict[str, Any]:
-    """All that was found, and how: `form`, `sessions`, `seconds` of the common stages, `claims`, and the rest of
-    `summarise`. JSON can hold it."""
+    """All that was found, and how: `form`, `given` (whether a warm-up and an evaluator were, and their digests),
+    `parameters` of the model, `commits` that stages were made at, `sessions`, `seconds` of the common stages,
+    `evaluator`, `claims`, and the rest of `summarise`. JSON can hold it."""
     summary = summarise(study)
     return {
         "form": {**asdict(study.form), "seeds": {row.name: list(study.seeds_of(row)) for row in study.rows}},
+        "given": given_to(study),
+        "parameters": parameters_of(study),
+        "commits": commits_of(study),
         "sessions": read_sessions(study.output),
         "seconds": common_seconds(study),
         "evaluator": evaluator_of(study),
@@ -30,15 +37,40 @@ def results_of(study: Study) -> dict[str, Any]:
     }
 
 
+def given_to(study: Study) -> dict[str, str]:
+    """`warm_up` and `evaluator`: `made here`, or that it was given, and its digest."""
+    path = study.output / CLAIM
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: noted[name] for name in ("warm_up", "evaluator") if name in noted}
+
+
+def parameters_of(study: Study) -> int | None:
+    """Of the model that the first row trains; `None` if that was not noted."""
+    paths = sorted((study.output / "rows").glob(f"*/joint/{TRAINING_FILE}"))
+    return json.loads(paths[0].read_text(encoding="utf-8")).get("parameters") if paths else None
+
+
+def commits_of(study: Study) -> list[str]:
+    """All commits that stages of the rows were made at; `unknown` is one of them where git did not know."""
+    noted = [cost_of(path.parent) or {} for path in (study.output / "rows").glob(f"*/*/{STAGE_FILE}")]
+    return sorted({one.get("commit") or "unknown" for one in noted})
+
+
 def common_seconds(study: Study) -> dict[str, Any]:
     """Stage -> what it took, of those that all rows share; `None` if it was not noted."""
-    seeds = sorted({seed for row in study.rows for seed in study.seeds_of(row)})
+    seeds = sorted({ATLAS_SEED, *(seed for row in study.rows for seed in study.seeds_of(row))})
     found: dict[str, Any] = {f"warm-up, seed {seed}": cost_of(study.warm_up_of(seed)) for seed in seeds}
-    parts = [cost for path in study.evaluator_folder.parent.glob(f"*/{STAGE_FILE}") if (cost := cost_of(path.parent))]
-    found["evaluator"] = {"seconds": sum(cost["seconds"] for cost in parts)} if parts else None
-    for part in range(1, JUDGES + 1):
-        path = study.output / "scores" / f"part-{part}.json"
-        found[f"judging, part {part}"] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if study.evaluator is None and study.form.judged_by == TRAINED:
+        folders = [study.evaluator_folder.parent / part for part in PARTS]
+        parts = [cost for folder in folders if (cost := cost_of(folder)) is not None]
+        found["evaluator"] = {
+            "seconds": sum(cost["seconds"] for cost in parts),
+            "resumed": any(cost["resumed"] for cost in parts),
+        }
+    for name, folder in (("judging", ""), ("judging of errors of one kind", ERRORS_FOLDER)):
+        for part in range(1, JUDGES + 1):
+            if (cost := cost_of(study.output / folder / "scores" / f"part-{part}.json")) is not None:
+                found[f"{name}, part {part}"] = cost
     return found
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 FULL, BEFORE_GRPO, RANDOM_GATE = "full", "no-grpo", "random-gate"
 POOL, ONE_WORKER, POOL_AND_MODEL = "pool", "one worker", "pool and model"  # whose rationales are selected from
+# What the single worker says besides what is right: its errors are all of this kind.
+ERRORS = "confused"
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class Row:
         number: in the list of what was asked for.
         title: what it is, in a few words.
         selection: fields of `SelectionOptions` instead of those of the full method.
-        workers: `POOL`, the four workers; `ONE_WORKER`, see `worker_of_entities`; `POOL_AND_MODEL`, a fifth worker is
-            the model of the full method.
+        workers: `POOL`, the four workers, each of which says two things of every input, and one of which is right;
+            `ONE_WORKER`, who says as many things of every input, as many of them right, and whose errors are all of
+            the kind `ERRORS`; `POOL_AND_MODEL`, a fifth worker is the model of the full method.
         joint: fields of `JointConfig` instead of those of the full method.
         rounds: thoughts of one chain.
         start: the row whose model it starts from. Default: the warm-up.
@@ -54,7 +57,7 @@ ROWS = (
     Row("no-selection", "2", "no selection: everything that the workers said", {"selection": "none"}),
     Row("absolute", "3", "no counterfactual baseline: absolute confidence", {"selection": "absolute"}),
     Row("no-pair-aware", "4", "no pair-aware correction", {"pair_aware": False}),
-    Row("one-worker", "5", "a single worker, as good as the pool on average", workers=ONE_WORKER),
+    Row("one-worker", "5", "a single worker, as often right, with errors of one kind", workers=ONE_WORKER),
     Row("no-rationale-loss", "6", "no loss on rationale tokens", joint={"rationale_weight": 0.0}),
     Row(
         "no-mixed-terms",
@@ -96,22 +99,3 @@ def with_needed(names: Sequence[str]) -> list[Row]:
         row = BY_NAME[name]
         wanted |= {other for other in (row.start, row.of, row.against, row.control) if other is not None}
     return [row for row in ROWS if row.name in wanted]
-
-
-def worker_of_entities(entities: Sequence[str], workers: Sequence[str], seed: int) -> dict[str, str]:
-    """
-    Who the single worker is like, entity by entity: a teacher with an error of its own.
-
-    A single one of the pool would be right about everything, or about nothing. A fair single teacher is as good as the
-    pool on average, and what sets it apart is that its errors are its own: asked about one country it is one of the
-    four workers, drawn once, in all that it says of that country. So the share of helpful rationales is the pool's;
-    what is lacking is somebody else who knows better.
-
-    Args:
-        entities: that are asked about.
-        workers: of the pool.
-        seed: of the draw; each worker gets as many entities as the others, to within one.
-    """
-    from mmemb_r1.atlas.hashing import split_keys
-
-    return split_keys(sorted(set(entities)), dict.fromkeys(workers, 1 / len(workers)), "single worker", seed)

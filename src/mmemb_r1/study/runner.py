@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
+import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 
+from mmemb_r1.pipeline.processes import process_pool
+from mmemb_r1.pipeline.stage import cost_of
 from mmemb_r1.study.tasks import Study, Task
 
 STAGES = "mmemb_r1.study.stages"
@@ -34,37 +34,76 @@ def run_tasks(study: Study, tasks: Sequence[Task], jobs: int, tell: Tell, stages
         How many were done.
 
     Raises:
-        ValueError: if a need is no task, or tasks wait for one another.
+        ValueError: if a need is no task, tasks wait for one another, or something was made of what is gone or was made
+            anew since.
     """
     names = {task.name for task in tasks}
     for task in tasks:
         if unknown := [need for need in task.needs if need not in names]:
             raise ValueError(f"the task {task.name!r} needs {unknown[0]!r}, which is none")
-    left = _in_order([task for task in tasks if not task.done.exists()])
+    ordered = _in_order(tasks)
+    check_origins(ordered)
+    places = {task.name: task.done for task in tasks}
+    left = [task for task in ordered if not task.done.exists()]
     tell(f"{len(tasks) - len(left)} of {len(tasks)} stages are done, {len(left)} to do, {jobs} at a time")
     progress = _Progress(len(tasks), len(tasks) - len(left), tell)
     if jobs == 1:
         for task in left:
             progress.begin(task)
-            _do(study, task, stages)
+            _do(study, task, stages, origins_of(task, places))
             progress.end(task)
         return len(left)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that are started now
-    context = get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, context, initializer=_prepare, initargs=(os.getpid(), threads, study.output / LOG_FILE)
-    ) as pool:
-        try:
-            _drive(study, left, jobs, pool, progress, stages)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with process_pool(jobs, threads, study.output / LOG_FILE) as pool:
+        _drive(study, left, places, jobs, pool, progress, stages)
     return len(left)
 
 
+def check_origins(ordered: Sequence[Task]) -> None:
+    """
+    Refuse results that were made of others than those that are there: nothing would say so later.
+
+    Args:
+        ordered: tasks, each after what it needs.
+    """
+    places = {task.name: task.done for task in ordered}
+    undone, stale = set[str](), list[tuple[Task, str]]()
+    for task in ordered:
+        if not task.done.exists():
+            undone.add(task.name)
+            continue
+        noted = (cost_of(task.done) or {}).get("made of", {})
+        here = origins_of(task, places)
+        if changed := [need for need in task.needs if need in undone or noted.get(need) != here[need]]:
+            undone.add(task.name)
+            stale.append((task, changed[0]))
+    if stale:
+        reasons = "; ".join(f"{task.name!r} of {need!r}" for task, need in stale[:3]) + ("; ..." * (len(stale) > 3))
+        paths = shlex.join(str(path) for task, _ in stale for path in (task.done, *notes_of(task.done)))
+        raise ValueError(
+            f"these were made of what is gone or was made anew since: {reasons}. To have them made anew, too, remove "
+            f"them: rm -r {paths}"
+        )
+
+
+def origins_of(task: Task, places: Mapping[str, Path]) -> dict[str, str]:
+    """The ids of what a task needs, as far as it is there. `places`: name of a task -> where its result lies."""
+    return {need: noted["id"] for need in task.needs if "id" in (noted := cost_of(places[need]) or {})}
+
+
+def notes_of(done: Path) -> list[Path]:
+    """What stands beside a result and says what it was begun with."""
+    return [path for path in (done.with_name(f"{done.name}.json"), done.with_suffix(".begun.json")) if path.exists()]
+
+
 def _drive(
-    study: Study, left: Sequence[Task], jobs: int, pool: ProcessPoolExecutor, progress: _Progress, stages: str
+    study: Study,
+    left: Sequence[Task],
+    places: Mapping[str, Path],
+    jobs: int,
+    pool: ProcessPoolExecutor,
+    progress: _Progress,
+    stages: str,
 ) -> None:
     waiting, running = list(left), dict[Future[None], Task]()
     while waiting or running:
@@ -72,11 +111,13 @@ def _drive(
         for task in [task for task in waiting if not undone & set(task.needs)][: jobs - len(running)]:
             waiting.remove(task)
             progress.begin(task)
-            running[pool.submit(_do, study, task, stages)] = task
+            running[pool.submit(_do, study, task, stages, origins_of(task, places))] = task
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             task = running.pop(future)
-            future.result()
+            if (error := future.exception()) is not None:
+                progress.fail(task, error, [other.name for other in running.values()])
+                raise error
             progress.end(task)
 
 
@@ -93,25 +134,8 @@ def _in_order(tasks: Sequence[Task]) -> list[Task]:
     return ordered
 
 
-def _do(study: Study, task: Task, stages: str) -> None:
-    getattr(import_module(stages), task.function)(study, **task.arguments)
-
-
-def _prepare(parent: int, threads: int, log: Path) -> None:
-    """A process ends with the one that started it, however that ends: a study that goes on must have no rival."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8")  # for as long as it lives
-    import datasets
-    import torch
-
-    datasets.disable_progress_bars()
-    torch.set_num_threads(threads)
+def _do(study: Study, task: Task, stages: str, made_of: Mapping[str, str]) -> None:
+    getattr(import_module(stages), task.function)(study, **task.arguments, made_of=made_of)
 
 
 class _Progress:
@@ -124,6 +148,11 @@ class _Progress:
     def begin(self, task: Task) -> None:
         self._began[task.name] = time.monotonic()
         self.tell(f"{time.strftime('%H:%M:%S')}  begins: {task.name}")
+
+    def fail(self, task: Task, error: BaseException, others: Sequence[str]) -> None:
+        """At once: what still runs may take long, and has to end before the error can be raised."""
+        waits = f"; waits for: {', '.join(others)}" if others else ""
+        self.tell(f"{time.strftime('%H:%M:%S')}  failed: {task.name}: {type(error).__name__}: {error}{waits}")
 
     def end(self, task: Task) -> None:
         self.done += 1

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mmemb_r1._files import replaced_file
+from mmemb_r1.pipeline.provenance import commit
 
 SESSIONS_FILE = "sessions.json"
 PACKAGES = ("mmemb-r1", "torch", "transformers", "trl", "sentence-transformers", "datasets")
 
 
 class Session:
-    """One run of the command. Its time is written down anew whenever something ends, so that a kill loses little."""
+    """
+    One run of the command. Its time is written down anew whenever something begins or ends, so that a kill loses
+    little; a run that finds nothing to do is not written down.
+    """
 
     def __init__(self, folder: Path, jobs: int) -> None:
         self._path, self._start = folder / SESSIONS_FILE, time.perf_counter()
@@ -52,17 +55,6 @@ def machine() -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.processor() or 'unknown processor'}, {platform.machine()}"
-
-
-def commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` where it was changed since; `None` outside a checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._files import replaced_file
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
 from mmemb_r1.atlas.thoughts import HELPFUL
-from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
-from mmemb_r1.evaluation.shortcut_run import RESULT_FILE, ShortcutSettings, diagnose
+from mmemb_r1.evaluation.shortcut.run import RESULT_FILE, diagnose
+from mmemb_r1.evaluation.shortcut.settings import ShortcutSettings
+from mmemb_r1.evaluation.tasks.atlas import atlas_tasks
 from mmemb_r1.pipeline import evaluator as evaluators
 from mmemb_r1.pipeline.answers import measure_answers
 from mmemb_r1.pipeline.gate import fit_gate_of
@@ -29,14 +31,14 @@ from mmemb_r1.pipeline.posterior import (
     select_from,
     training_table,
 )
-from mmemb_r1.pipeline.prior import draw_own, draw_pool
+from mmemb_r1.pipeline.prior import NUM_SAMPLES, draw_of, draw_own, draw_pool
 from mmemb_r1.pipeline.rounds import with_segments
-from mmemb_r1.pipeline.stage import run_stage
-from mmemb_r1.pipeline.tasks import JOINT_TASK_WEIGHTS, MULTI_HOP, POOLED, of_tasks
+from mmemb_r1.pipeline.stage import MadeOf, run_noted, run_stage
+from mmemb_r1.pipeline.tasks import JOINT_TASK_WEIGHTS, MULTI_HOP, POOLED, at_most, of_tasks
 from mmemb_r1.pipeline.warm_up import warm_up
 from mmemb_r1.study.forms import ATLAS_SEED, LEARNING_RATE
-from mmemb_r1.study.rows import BY_NAME, ONE_WORKER, POOL_AND_MODEL, Row, worker_of_entities
-from mmemb_r1.study.tasks import JUDGES, Study
+from mmemb_r1.study.rows import BY_NAME, ERRORS, ONE_WORKER, POOL_AND_MODEL, Row
+from mmemb_r1.study.tasks import ERRORS_FOLDER, JUDGES, Study, own_folder
 from mmemb_r1.training.posterior.options import SelectionOptions
 from mmemb_r1.training.prior.shards import read_rationales
 
@@ -44,85 +46,123 @@ SELECTED, QUALITY = "selected.parquet", "quality.json"
 QUIET = {"disable_tqdm": True}
 
 
-def build(study: Study) -> None:
+def build(study: Study, *, made_of: MadeOf) -> None:
     """The Atlas."""
-    build_atlas(study.atlas, seed=ATLAS_SEED, **study.form.recipe.atlas)
+    arguments = {"seed": ATLAS_SEED, **study.form.recipe.atlas}
+
+    def make(made: Path) -> None:
+        build_atlas(made, **arguments)
+
+    run_stage(study.atlas, arguments, make, made_of=made_of)
 
 
-def train_warm_up(study: Study, seed: int) -> None:
+def train_warm_up(study: Study, seed: int, *, made_of: MadeOf) -> None:
     """What all rows of a seed start from."""
     form, folder = study.form, study.warm_up_of(seed)
     recipe = dataclasses.replace(form.recipe, seed=seed, steps=form.warm_up_steps)
     recipe = dataclasses.replace(recipe, training={**recipe.training, **form.joint, **QUIET})
     checkpoints = study.output / "checkpoints" / f"warm-{seed}"
-    facts = asdict(recipe)
-    run_stage(folder, facts, lambda made: warm_up(load_atlas(study.atlas), recipe, made, checkpoints))
+
+    def make(made: Path) -> None:
+        warm_up(load_atlas(study.atlas), recipe, made, checkpoints)
+
+    run_stage(folder, asdict(recipe), make, made_of=made_of, checkpoints=checkpoints)
 
 
-def train_judge(study: Study, seed: int) -> None:
+def train_judge(study: Study, *, made_of: MadeOf) -> None:
     """Who judges the rationales."""
     parts = {name: {**fields, **study.form.evaluator, **QUIET} for name, fields in evaluators.PARTS.items()}
-    evaluators.train_evaluator(
-        load_atlas(study.atlas), study.warm_up_of(seed), study.evaluator_folder.parent, ATLAS_SEED, parts
-    )
+    atlas, start, folder = load_atlas(study.atlas), study.warm_up_of(ATLAS_SEED), study.evaluator_folder.parent
+    evaluators.train_evaluator(atlas, start, folder, ATLAS_SEED, parts, made_of)
 
 
 def pooled_pairs(study: Study, atlas: Atlas) -> Dataset:
     """The pairs of `train` that the workers are asked about."""
     pairs = of_tasks(atlas.pairs["train"], POOLED)
-    most, taken, rows = study.form.part_of_pairs, dict.fromkeys(POOLED, 0), []
-    for row, task in enumerate(pairs["task"]):
-        taken[task] += 1
-        if most is None or taken[task] <= most:
-            rows.append(row)
-    return pairs.select(rows).flatten_indices()
+    most = study.form.part_of_pairs
+    return pairs if most is None else at_most(pairs, most)
 
 
-def draw(study: Study) -> None:
+def draw(study: Study, *, made_of: MadeOf) -> None:
     """What the four workers say."""
-    atlas, folder = load_atlas(study.atlas), study.output / "prior"
-    rationales = draw_pool(atlas, pooled_pairs(study, atlas), folder, ATLAS_SEED)
-    _note(folder / "done.json", rationales=len(rationales))
+
+    def work(folder: Path, atlas: Atlas, pairs: Dataset) -> Dataset:
+        return draw_pool(atlas, pairs, folder, ATLAS_SEED)
+
+    _draw(study, study.output / "prior", {}, work, made_of)
 
 
-def draw_own_rationales(study: Study, row: str, seed: int) -> None:
+def draw_errors(study: Study, *, made_of: MadeOf) -> None:
+    """What the single worker says, apart from what is right: as many as the pool's that are not."""
+    number = NUM_SAMPLES * (len(HELPFUL) - 1)
+
+    def work(folder: Path, atlas: Atlas, pairs: Dataset) -> Dataset:
+        return draw_of(ERRORS, number, atlas, pairs, folder, ATLAS_SEED)
+
+    _draw(study, study.output / ERRORS_FOLDER / "prior", {"worker": ERRORS, "samples": number}, work, made_of)
+
+
+def draw_own_rationales(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
     """What the model of the row that this one starts from would think."""
-    folder = study.output / "own" / str(seed) / "prior"
-    pairs = pooled_pairs(study, load_atlas(study.atlas))
-    rationales = draw_own(study.start_of(BY_NAME[row], seed), "model", pairs, folder, ATLAS_SEED)
-    _note(folder / "done.json", rationales=len(rationales))
+    start = study.start_of(BY_NAME[row], seed)
+
+    def work(folder: Path, atlas: Atlas, pairs: Dataset) -> Dataset:
+        return draw_own(start, "model", pairs, folder, ATLAS_SEED)
+
+    _draw(study, study.output / own_folder(seed) / "prior", {"row": row, "seed": seed}, work, made_of)
 
 
-def judge_part(study: Study, part: int, own: int | None = None) -> None:
-    """A part of the judging, of the pool's rationales or of those of the model of a seed."""
-    import time
+def _draw(
+    study: Study,
+    folder: Path,
+    facts: dict[str, Any],
+    work: Callable[[Path, Atlas, Dataset], Dataset],
+    made_of: MadeOf,
+) -> None:
+    def drawn() -> dict[str, int]:
+        atlas = load_atlas(study.atlas)
+        return {"rationales": len(work(folder, atlas, pooled_pairs(study, atlas)))}
 
-    start = time.perf_counter()
-    folder = study.output if own is None else study.output / "own" / str(own)
-    pairs = pooled_pairs(study, load_atlas(study.atlas))
-    rationales = read_rationales(folder / "prior")
-    judge(pairs, rationales, study.evaluator_folder, folder / "scores", (part, JUDGES))
-    _note(folder / "scores" / f"part-{part}.json", seconds=round(time.perf_counter() - start, 1))
+    run_noted(folder / "done.json", facts, drawn, made_of=made_of)
 
 
-def select(study: Study, row: str, seed: int) -> None:
+def judge_part(study: Study, folder: str, part: int, *, made_of: MadeOf) -> None:
+    """A part of the judging: of the pool's rationales, of more errors of one kind, or of those of a seed's model."""
+    place = study.output / folder
+
+    def work() -> None:
+        rationales = read_rationales(place / "prior")
+        if folder == ERRORS_FOLDER:  # the first of them are the pool's, and judged with it
+            rationales = rationales.filter(lambda sample: sample >= NUM_SAMPLES, input_columns="sample")
+        pairs = pooled_pairs(study, load_atlas(study.atlas))
+        judge(pairs, rationales, study.evaluator_folder, place / "scores", (part, JUDGES))
+
+    run_noted(place / "scores" / f"part-{part}.json", {"part": part, "of": JUDGES}, work, made_of=made_of)
+
+
+def select(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
     """What is kept of the judged rationales in the way of a row, and how good that is."""
     chosen, folder = BY_NAME[row], study.selected(BY_NAME[row], seed)
 
     def make(made: Path) -> None:
         pairs = pooled_pairs(study, load_atlas(study.atlas))
-        scores = scores_of(study.output / "scores")
-        if chosen.workers == POOL_AND_MODEL:
-            scores = of_both(scores, scores_of(study.output / "own" / str(seed) / "scores"))
-        if chosen.workers == ONE_WORKER:
-            asked = worker_of_entities(pairs["entity"], list(HELPFUL), ATLAS_SEED)
-            scores = of_workers(scores, pairs, asked)
-        candidates = select_from(scores, options_of(chosen), made / SELECTED)
+        candidates = select_from(scores_for(study, chosen, seed), options_of(chosen), made / SELECTED)
         kept = candidates.filter(candidates["kept"])["worker"].value_counts().to_pylist()
         workers = {one["values"]: one["counts"] for one in kept}
         write_json(made / QUALITY, {**quality_of(candidates, pairs), "kept rationales by worker": workers})
 
-    run_stage(folder, {"options": asdict(options_of(chosen)), "workers": chosen.workers}, make)
+    run_stage(folder, {"options": asdict(options_of(chosen)), "workers": chosen.workers}, make, made_of=made_of)
+
+
+def scores_for(study: Study, row: Row, seed: int) -> pa.Table:
+    """The judged rationales that a row selects from."""
+    scores = scores_of(study.output / "scores")
+    if row.workers == POOL_AND_MODEL:
+        return of_both(scores, scores_of(study.output / own_folder(seed) / "scores"))
+    if row.workers == ONE_WORKER:
+        right = [worker for worker, helps in HELPFUL.items() if helps]
+        return of_both(of_workers(scores, [*right, ERRORS]), scores_of(study.output / ERRORS_FOLDER / "scores"))
+    return scores
 
 
 def options_of(row: Row) -> SelectionOptions:
@@ -130,9 +170,10 @@ def options_of(row: Row) -> SelectionOptions:
     return SelectionOptions(**{"space": "log-odds", "seed": ATLAS_SEED, **row.selection})
 
 
-def train_joint(study: Study, row: str, seed: int) -> None:
+def train_joint(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
     """The joint phase of a row."""
     chosen, form, folder = BY_NAME[row], study.form, study.folder(row, seed)
+    checkpoints = study.output / "checkpoints" / f"{row}-{seed}-joint"
     settings = joint_settings(
         dataclasses.replace(form.recipe, seed=seed),
         **{
@@ -151,13 +192,12 @@ def train_joint(study: Study, row: str, seed: int) -> None:
         rationales = training_table(study.selected(chosen, seed) / SELECTED, pairs)
         if chosen.rounds > 1:
             rationales = with_segments(rationales)
-        start, checkpoints = study.start_of(chosen, seed), study.output / "checkpoints" / f"{row}-{seed}-joint"
-        train_from(start, pairs, rationales, settings, made, checkpoints)
+        train_from(study.start_of(chosen, seed), pairs, rationales, settings, made, checkpoints)
 
-    run_stage(folder / "joint", settings, make)
+    run_stage(folder / "joint", settings, make, made_of=made_of, checkpoints=checkpoints)
 
 
-def warm_start_gate(study: Study, row: str, seed: int) -> None:
+def warm_start_gate(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
     """The gate of a row, fitted by supervision on `policy`."""
     rounds, folder = BY_NAME[row].rounds, study.folder(row, seed)
 
@@ -167,24 +207,24 @@ def warm_start_gate(study: Study, row: str, seed: int) -> None:
         facts = fit_gate_of(folder / "joint", policy, atlas.candidates, made, rounds)
         write_json(made / "gate.json", facts)
 
-    run_stage(folder / "gate", {"rounds": rounds}, make)
+    run_stage(folder / "gate", {"rounds": rounds}, make, made_of=made_of)
 
 
-def train_grpo(study: Study, row: str, seed: int) -> None:
+def train_grpo(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
     """The adaptive phase of a row."""
     form, folder = study.form, study.folder(row, seed)
+    checkpoints = study.output / "checkpoints" / f"{row}-{seed}-grpo"
     settings = {**GRPO_FIELDS, "max_steps": form.grpo_steps, "seed": seed, **form.grpo, **QUIET}
 
     def make(made: Path) -> None:
         pairs = load_atlas(study.atlas).pairs
         policy, joint = (of_tasks(pairs[split], set(JOINT_TASK_WEIGHTS)) for split in ("policy", "train"))
-        checkpoints = study.output / "checkpoints" / f"{row}-{seed}-grpo"
         train_adaptive(folder / "gate", policy, joint, settings, made, checkpoints)
 
-    run_stage(folder / "grpo", settings, make)
+    run_stage(folder / "grpo", settings, make, made_of=made_of, checkpoints=checkpoints)
 
 
-def answer(study: Study, row: str, seed: int, state: str) -> None:
+def answer(study: Study, row: str, seed: int, state: str, *, made_of: MadeOf) -> None:
     """What a model of a row answers on the test split."""
     rounds, folder = BY_NAME[row].rounds, study.folder(row, seed)
 
@@ -193,13 +233,14 @@ def answer(study: Study, row: str, seed: int, state: str) -> None:
         test = of_tasks(atlas.pairs["test"], set(JOINT_TASK_WEIGHTS))
         measure_answers(folder / state, test, atlas.candidates, made, rounds)
 
-    run_stage(folder / f"answers-{state}", {"state": state, "split": "test", "rounds": rounds}, make)
+    facts = {"state": state, "split": "test", "rounds": rounds}
+    run_stage(folder / f"answers-{state}", facts, make, made_of=made_of)
 
 
-def check_shortcut(study: Study, row: str, seed: int, state: str) -> None:
+def check_shortcut(study: Study, row: str, seed: int, state: str, *, made_of: MadeOf) -> None:
     """Whether a model of a row reads its thoughts, on questions of several steps of the test split."""
     rounds, folder = BY_NAME[row].rounds, study.folder(row, seed)
-    settings = ShortcutSettings(max_reasoning_rounds=rounds)
+    settings = ShortcutSettings(max_reasoning_rounds=rounds, max_queries=study.form.shortcut_queries)
 
     def make(made: Path) -> None:
         atlas = load_atlas(study.atlas)
@@ -207,9 +248,5 @@ def check_shortcut(study: Study, row: str, seed: int, state: str) -> None:
         found = diagnose(MMEmbR1(str(folder / state), device="cpu"), tasks, settings, progress=False)
         write_json(made / RESULT_FILE, found)
 
-    run_stage(folder / f"shortcut-{state}", {"state": state, "split": "test", **asdict(settings)}, make)
-
-
-def _note(path: Path, **facts: Any) -> None:
-    with replaced_file(path) as temporary:
-        write_json(temporary, facts)
+    facts = {"state": state, "split": "test", **asdict(settings)}
+    run_stage(folder / f"shortcut-{state}", facts, make, made_of=made_of)

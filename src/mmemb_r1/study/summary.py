@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from mmemb_r1.evaluation.adaptivity import Answers, chosen, gate_quality, invocation_curve, judge_choice
-from mmemb_r1.evaluation.bootstrap import Interval, bootstrap_means, clustered_bootstrap, interval_of
-from mmemb_r1.evaluation.paired import holm, paired_difference
-from mmemb_r1.evaluation.shortcut_run import RESULT_FILE
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.adaptivity import Answers, gate_quality, invocation_curve, judge_choice
+from mmemb_r1.evaluation.run.summary import ALL
+from mmemb_r1.evaluation.shortcut.run import RESULT_FILE
+from mmemb_r1.evaluation.statistics import Interval, clustered_means
 from mmemb_r1.pipeline.answers import ANSWERS_FILE
 from mmemb_r1.pipeline.stage import cost_of
-from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS
+from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, PICTURE_TARGETS
+from mmemb_r1.study.best_share import cross_fitted
+from mmemb_r1.study.family import compared, correct
 from mmemb_r1.study.rows import BEFORE_GRPO, FULL, RANDOM_GATE, Row
 from mmemb_r1.study.tasks import Study
 
 MODES = ("never", "always", "auto")
-GROUPS = ("all", "simple", "multi-hop", "flags", "neighbours")
-JUDGED = (("multi-hop", "always"), ("all", "auto"))  # what most claims are about
+# `two-sided`: tasks with rationales of both queries and targets. Other targets are text, of which nothing is thought.
+GROUPS = ("all", "simple", "multi-hop", "flags", "neighbours", "two-sided")
+_NAMED = {"flags": FLAGS, "neighbours": NEIGHBOURS, "two-sided": PICTURE_TARGETS}
 COLUMNS = (*MODES, "invocation", "tokens", "tokens_always", "right")
 Table = dict[str, npt.NDArray[Any]]
 
@@ -33,18 +36,20 @@ def table_of(study: Study, row: Row, seeds: Sequence[int]) -> Table:
     The answers of a row's models on the test split, of one seed after another.
 
     A random gate's are what is expected of it: every query thinks with the same probability, which is the share that
-    the full method's gate thinks on.
+    the full method's gate thinks on. That is also in `random` of every row. `rank` is the share of a seed's queries
+    whose gate probability is no higher: gates of several seeds have scales of their own.
     """
-    state = "gate" if row.name == BEFORE_GRPO else "grpo"
     parts = []
     for seed in seeds:
-        table = pq.read_table(study.folder(row.of or row.name, seed) / f"answers-{state}" / ANSWERS_FILE)
+        table = pq.read_table(_measured(study, row, seed, "answers") / ANSWERS_FILE)
         columns = {name: np.array(table[name].to_pylist()) for name in table.column_names if name != "thought"}
         columns["seed"] = np.full(table.num_rows, seed)
         columns["invocation"] = (columns["rounds_auto"] > 0).astype(float)
+        share = _mean_over_tasks(columns["invocation"], columns["task"])
+        columns["random"] = columns["never"] + share * (columns["always"] - columns["never"])
+        columns["rank"] = (columns["gate_prob"][:, None] >= columns["gate_prob"]).mean(axis=1)  # (N,)
         if row.name == RANDOM_GATE:
-            share = _mean_over_tasks(columns["invocation"], columns["task"])
-            columns["auto"] = columns["never"] + share * (columns["always"] - columns["never"])
+            columns["auto"] = columns["random"]
             columns["invocation"] = np.full(table.num_rows, share)
             columns["tokens_auto"] = share * columns["tokens"]
         columns["tokens_always"], columns["tokens"] = columns["tokens"], columns["tokens_auto"]
@@ -60,8 +65,8 @@ def where_of(table: Table, group: str) -> npt.NDArray[np.bool_]:
     """`(N,)` which queries belong to one of `GROUPS`."""
     if group == "all":
         return np.ones(len(table["task"]), dtype=bool)
-    if group in ("flags", "neighbours"):
-        return np.isin(table["task"], FLAGS if group == "flags" else NEIGHBOURS)
+    if group in _NAMED:
+        return np.isin(table["task"], _NAMED[group])
     return table["complexity"] == group
 
 
@@ -75,13 +80,9 @@ def levels(table: Table, columns: Sequence[str] = COLUMNS) -> dict[str, dict[str
         where = where_of(table, group)
         if not where.any():
             continue
-        values = np.stack([table[name][where].astype(float) for name in columns], axis=1)  # (n, K)
         entities, tasks = table["entity"][where].tolist(), table["task"][where].tolist()
-        mean, draws = bootstrap_means(values, entities, tasks)
-        found[group] = {
-            name: interval_of(float(one), drawn)._asdict()
-            for name, one, drawn in zip(columns, mean, draws.T, strict=True)
-        }
+        means = clustered_means({name: table[name][where] for name in columns}, entities, tasks)
+        found[group] = {name: interval._asdict() for name, interval in means.items()}
         found[group] |= {"queries": int(where.sum()), "clusters": len(set(entities))}
     return found
 
@@ -96,34 +97,55 @@ def differences(ours: Table, theirs: Table, name: str) -> dict[str, dict[str, An
         name: of the row, for the message.
 
     Returns:
-        Group -> mode -> `{"mean", "low", "high", "p"}`, as `paired_difference` has them; and the numbers of `queries`
-        and `clusters`.
+        Group -> mode -> what [`compared`] gives; and the numbers of `queries` and `clusters`.
 
     Raises:
         ValueError: if the two were not asked the same questions.
     """
-    keys = [list(zip(table["pair_id"].tolist(), table["seed"].tolist(), strict=True)) for table in (ours, theirs)]
-    if keys[0] != keys[1]:
-        raise ValueError(f"{name}: the rows were not asked the same questions; remove their answers")
+    _same_questions(ours, theirs, name)
     found: dict[str, dict[str, Any]] = {}
     for group in GROUPS:
         where = where_of(ours, group)
         if not where.any():
             continue
-        entities, tasks = ours["entity"][where].tolist(), ours["task"][where].tolist()
-        found[group] = {"queries": int(where.sum()), "clusters": len(set(entities))}
+        entities = ours["entity"][where]
+        found[group] = {"queries": int(where.sum()), "clusters": len(set(entities.tolist()))}
         for mode in MODES:
-            gain = paired_difference(theirs[mode][where], ours[mode][where], entities, tasks)
-            found[group][mode] = {**gain.difference._asdict(), "p": gain.p}
+            found[group][mode] = compared(
+                theirs[mode][where], ours[mode][where], entities, ours["task"][where], ours["seed"][where]
+            )
     return found
 
 
-def correct(rows: Mapping[str, dict[str, Any]]) -> None:
-    """Give the differences that claims go by a `p_corrected`: that of all rows together (Holm)."""
-    for group, mode in JUDGED:
-        judged = [row["differences"][group][mode] for row in rows.values() if group in row.get("differences", {})]
-        for one, value in zip(judged, holm([one["p"] for one in judged]), strict=True):
-            one["p_corrected"] = value
+def _same_questions(ours: Table, theirs: Table, name: str) -> None:
+    keys = [list(zip(table["pair_id"].tolist(), table["seed"].tolist(), strict=True)) for table in (ours, theirs)]
+    if keys[0] != keys[1]:
+        raise ValueError(f"{name}: the rows were not asked the same questions; remove their answers")
+
+
+def gates(before: Table, after: Table) -> dict[str, Any]:
+    """
+    What GRPO did to the gate alone: in both states `auto` is compared with a gate that thinks as often at random, over
+    the same two vectors of each query, so that what the embedder learned besides is not counted.
+
+    Args:
+        before, after: of the same questions.
+
+    Returns:
+        `before` and `after`, each `over_random` (auto minus random) and `auc` (as `gate_quality` has it, `None` if it
+        has none); and `gain`, what [`compared`] gives of `over_random`.
+
+    Raises:
+        ValueError: if the two were not asked the same questions.
+    """
+    _same_questions(after, before, BEFORE_GRPO)
+    where = after["entity"], after["task"], after["seed"]
+    over = [table["auto"] - table["random"] for table in (before, after)]
+    found = {
+        name: {"over_random": compared(table["random"], table["auto"], *where), "auc": _gate(answers_of(table))}
+        for name, table in (("before", before), ("after", after))
+    }
+    return {**found, "gain": compared(over[0], over[1], *where)}
 
 
 def summarise(study: Study) -> dict[str, Any]:
@@ -132,8 +154,8 @@ def summarise(study: Study) -> dict[str, Any]:
 
     Returns:
         `rows`: name -> `number`, `title`, `seeds`, `levels`, `differences` to the row that it is compared with (and to
-        its `control`), over the seeds that both have, `selection`, `shortcut`, `seconds` per stage; `full`: `choice`,
-        `curve` and `gate` of the full method; `missing`: rows without answers.
+        its `control`), over the seeds that both have, `gates` of the row without GRPO, `selection`, `shortcut`,
+        `seconds` per stage; `full`: what the full method's gate makes of its vectors; `missing`: rows without answers.
     """
     rows: dict[str, Any] = {}
     missing: list[str] = []
@@ -158,31 +180,38 @@ def summarise(study: Study) -> dict[str, Any]:
                 continue
             shared = [seed for seed in seeds if seed in answered(study, by_name[name])]
             if shared:
-                other = table_of(study, by_name[name], shared)
-                rows[row.name][key] = differences(table_of(study, row, shared), other, row.name)
-    correct(rows)
+                ours, other = table_of(study, row, shared), table_of(study, by_name[name], shared)
+                rows[row.name][key] = differences(ours, other, row.name)
+                if row.name == BEFORE_GRPO:
+                    rows[row.name]["gates"] = gates(ours, other)
     full = by_name[FULL]
-    found = {"rows": rows, "missing": missing}
-    return {**found, "full": _full(table_of(study, full, seeds))} if (seeds := answered(study, full)) else found
+    found: dict[str, Any] = {"rows": rows, "missing": missing}
+    if seeds := answered(study, full):
+        found["full"] = _full(table_of(study, full, seeds))
+    correct(found)
+    return found
 
 
 def answered(study: Study, row: Row) -> tuple[int, ...]:
     """The seeds of a row whose models were asked."""
+    return tuple(seed for seed in study.seeds_of(row) if _measured(study, row, seed, "answers").exists())
+
+
+def _measured(study: Study, row: Row, seed: int, what: str) -> Path:
+    """The folder of the `answers` or the `shortcut` test of the model that a row is about."""
     state = "gate" if row.name == BEFORE_GRPO else "grpo"
-    return tuple(
-        seed for seed in study.seeds_of(row) if (study.folder(row.of or row.name, seed) / f"answers-{state}").exists()
-    )
+    return study.folder(row.of or row.name, seed) / f"{what}-{state}"
 
 
 def answers_of(table: Table) -> Answers:
-    """The columns as `evaluation.adaptivity` takes them."""
+    """The columns as `evaluation.adaptivity` takes them; ranks stand for the gate's probabilities."""
     return Answers(
         task=table["task"],
         cluster=table["entity"],
         never=table["never"],
         always=table["always"],
         tokens=table["tokens_always"],
-        gate_prob=table["gate_prob"],
+        gate_prob=table["rank"],
         alignment_never=table["aligned_never"],
         alignment_always=table["aligned_always"],
     )
@@ -193,22 +222,32 @@ def _full(table: Table) -> dict[str, Any]:
     What the full method's gate makes of its two vectors.
 
     Returns:
-        `choice`, `gate` and `curve` as `evaluation.adaptivity` has them; `best`, the best point of the curve, with
-        what it is better than thinking always, `over_always`: it is chosen on these answers, so that is optimistic.
+        `choice`, `gate` and `curve` as `evaluation.adaptivity` has them, thresholds being ranks; `gain`, what auto is
+        better than the better fixed mode; `best`: the `share` that should think, chosen on some countries, and what
+        that is better than thinking on all or none of the others, `over_always` and `over_never`. Gains are as
+        [`compared`] gives them.
     """
     answers = answers_of(table)
     choice = judge_choice(answers, table["invocation"] > 0)
-    quality = gate_quality(answers)
-    curve = invocation_curve(answers)
-    best = max(curve, key=lambda point: point.score.mean)
-    gain = chosen(answers, answers.thinks(best.threshold)) - answers.always
-    over = clustered_bootstrap(gain, table["entity"].tolist(), table["task"].tolist())
+    fitted = cross_fitted(answers)
+    where = table["entity"], table["task"], table["seed"]
     return {
         "choice": _plain(choice._asdict()),
-        "curve": [_plain(point._asdict()) for point in curve],
-        "best": {**_plain(best._asdict()), "over_always": over._asdict()},
-        "gate": None if quality is None else _plain(quality._asdict()),
+        "gain": compared(table[choice.better_fixed], table["auto"], *where),
+        "curve": [_plain(point._asdict()) for point in invocation_curve(answers)],
+        "best": {
+            "share": float(np.mean(fitted.shares)),
+            "shares": list(fitted.shares),
+            "over_always": compared(table["always"], fitted.scores, *where),
+            "over_never": compared(table["never"], fitted.scores, *where),
+        },
+        "gate": _gate(answers),
     }
+
+
+def _gate(answers: Answers) -> dict[str, Any] | None:
+    quality = gate_quality(answers)
+    return None if quality is None else _plain(quality._asdict())
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,8 +263,7 @@ def _selection(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
 
 def _shortcut(study: Study, row: Row, seeds: Sequence[int]) -> dict[str, Any] | None:
     """What `shortcut.summarise` gave of questions of several steps, of the first seed."""
-    state = "gate" if row.name == BEFORE_GRPO else "grpo"
-    path = study.folder(row.of or row.name, seeds[0]) / f"shortcut-{state}" / RESULT_FILE
+    path = _measured(study, row, seeds[0], "shortcut") / RESULT_FILE
     return json.loads(path.read_text(encoding="utf-8"))["summary"][ALL] if path.is_file() else None
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.study.forms import Form
-from mmemb_r1.study.rows import FULL, POOL_AND_MODEL, Row
+from mmemb_r1.study.forms import ATLAS_SEED, WARM_UP, Form
+from mmemb_r1.study.rows import FULL, ONE_WORKER, POOL_AND_MODEL, Row
 
+CLAIM = "study.json"  # what the study was begun with
 JUDGES = 2  # parts that the judging is done in
+ERRORS_FOLDER = "errors"  # of what the single worker says besides
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Study:
         output: the study's folder.
         form: how much is trained.
         rows: what is trained.
-        warm_up: the checkpoint that the rows of the first seed start from. Default: made in `output`.
-        evaluator: who judges. Default: made in `output`.
+        warm_up: the checkpoint that the rows of seed 0 start from. Default: made in `output`.
+        evaluator: who judges. Default: as the form says.
         seeds: of all rows. Default: as the form says.
     """
 
@@ -39,23 +41,20 @@ class Study:
         return self.form.seeds_of(row.name) if self.seeds is None else self.seeds
 
     @property
-    def first_seed(self) -> int:
-        """The seed of the rows that have one only."""
-        return self.seeds_of(self.rows[0])[0]
-
-    @property
     def atlas(self) -> Path:
         """The folder of the Atlas."""
         return self.output / "atlas"
 
     def warm_up_of(self, seed: int) -> Path:
         """The checkpoint that a seed starts from."""
-        given = self.warm_up if seed == self.first_seed else None
+        given = self.warm_up if seed == ATLAS_SEED else None
         return given or self.output / f"warm-{seed}"
 
     @property
     def evaluator_folder(self) -> Path:
-        """Who judges."""
+        """Who judges. All seeds have the same judge, which comes from the warm-up of seed 0."""
+        if self.evaluator is None and self.form.judged_by == WARM_UP:
+            return self.warm_up_of(ATLAS_SEED)
         return self.evaluator or self.output / "evaluator" / "atlas-evaluator"
 
     def selected(self, row: Row, seed: int) -> Path:
@@ -97,77 +96,77 @@ def tasks_of(study: Study) -> list[Task]:
     output = study.output
     trained = [row for row in study.rows if row.of is None]
     seeds = sorted({seed for row in trained for seed in study.seeds_of(row)})
-    first = study.first_seed
     tasks = [Task("Atlas", study.atlas, "build")]
     given: set[str] = set()  # what lies elsewhere and is there
-    for seed in seeds:
+    judge, first = "evaluator", f"warm-up, seed {ATLAS_SEED}"
+    for seed in seeds if study.evaluator is not None else sorted({ATLAS_SEED, *seeds}):
+        name = f"warm-up, seed {seed}"
         if study.warm_up_of(seed) == study.warm_up:
-            given.add(f"warm-up, seed {seed}")
-            continue
-        tasks.append(
-            Task(f"warm-up, seed {seed}", study.warm_up_of(seed), "train_warm_up", {"seed": seed}, ("Atlas",))
-        )
-    if study.evaluator is None:
-        tasks.append(
-            Task(
-                "evaluator",
-                study.evaluator_folder,
-                "train_judge",
-                {"seed": first},
-                ("Atlas", f"warm-up, seed {first}"),
-            )
-        )
+            given.add(name)
+        else:
+            tasks.append(Task(name, study.warm_up_of(seed), "train_warm_up", {"seed": seed}, ("Atlas",)))
+    if study.evaluator is not None:
+        given.add(judge)
+    elif study.form.judged_by == WARM_UP:
+        judge = first
     else:
-        given.add("evaluator")
+        tasks.append(Task(judge, study.evaluator_folder, "train_judge", {}, ("Atlas", first)))
     tasks.append(Task("prior", output / "prior" / "done.json", "draw", {}, ("Atlas",)))
-    tasks += judging(output / "scores", "judging", {}, ("prior", "evaluator"))
+    tasks += judging(study, "judging", "", ("prior", judge))
+    if any(row.workers == ONE_WORKER for row in trained):
+        name, done = "prior: errors of one kind", output / ERRORS_FOLDER / "prior" / "done.json"
+        tasks.append(Task(name, done, "draw_errors", {}, ("Atlas",)))
+        tasks += judging(study, "judging of these", ERRORS_FOLDER, (name, judge))
     for table in dict.fromkeys(row.table for row in trained if row.workers != POOL_AND_MODEL):
         row = next(row for row in trained if row.table == table)
-        tasks.append(
-            Task(
-                f"selection: {table}",
-                study.selected(row, first),
-                "select",
-                {"row": row.name, "seed": first},
-                tuple(f"judging, part {part} of {JUDGES}" for part in range(1, JUDGES + 1)),
-            )
-        )
+        names = ["judging", "judging of these"] if row.workers == ONE_WORKER else ["judging"]
+        arguments = {"row": row.name, "seed": ATLAS_SEED}
+        done = study.selected(row, ATLAS_SEED)
+        tasks.append(Task(f"selection: {table}", done, "select", arguments, parts_of(*names)))
     for seed in seeds:
         for row in trained:
             if seed in study.seeds_of(row):
-                tasks += row_tasks(study, row, seed)
+                tasks += row_tasks(study, row, seed, judge)
     return [Task(t.name, t.done, t.function, t.arguments, [n for n in t.needs if n not in given]) for t in tasks]
 
 
-def judging(folder: Path, name: str, arguments: Mapping[str, Any], needs: Sequence[str]) -> list[Task]:
-    """The parts of a judging, which may be done at the same time."""
+def judging(study: Study, name: str, folder: str, needs: Sequence[str]) -> list[Task]:
+    """The parts of judging the rationales of a folder in the study's, which may be done at the same time."""
+    places = [study.output / folder / "scores" / f"part-{part}.json" for part in range(1, JUDGES + 1)]
     return [
-        Task(
-            f"{name}, part {part} of {JUDGES}",
-            folder / f"part-{part}.json",
-            "judge_part",
-            {**arguments, "part": part},
-            tuple(needs),
-        )
-        for part in range(1, JUDGES + 1)
+        Task(task, done, "judge_part", {"folder": folder, "part": part}, tuple(needs))
+        for part, (task, done) in enumerate(zip(parts_of(name), places, strict=True), start=1)
     ]
 
 
-def row_tasks(study: Study, row: Row, seed: int) -> list[Task]:
-    """What a row of a seed takes, from its selection to what its last model answers."""
+def parts_of(*names: str) -> tuple[str, ...]:
+    """
+    >>> parts_of("judging")
+    ('judging, part 1 of 2', 'judging, part 2 of 2')
+    """
+    return tuple(f"{name}, part {part} of {JUDGES}" for name in names for part in range(1, JUDGES + 1))
+
+
+def own_folder(seed: int) -> str:
+    """Of what the model of a seed says itself."""
+    return f"own/{seed}"
+
+
+def row_tasks(study: Study, row: Row, seed: int, judge: str) -> list[Task]:
+    """What a row of a seed takes, from its selection to what its last model answers. `judge` is the task that makes
+    the evaluator."""
     name, folder = f"{row.name}, seed {seed}", study.folder(row.name, seed)
     arguments = {"row": row.name, "seed": seed}
     tasks: list[Task] = []
     selection = f"selection: {row.table}"
     started = f"warm-up, seed {seed}" if row.start is None else f"{row.start}, seed {seed}: GRPO"
     if row.workers == POOL_AND_MODEL:
-        own = study.output / "own" / str(seed)
-        proposed, judged = f"{name}: the model's rationales", f"{name}: judging"
-        tasks.append(Task(proposed, own / "prior" / "done.json", "draw_own_rationales", arguments, (started,)))
-        tasks += judging(own / "scores", judged, {"own": seed}, (proposed, "evaluator"))
-        parts = [f"{what}, part {part} of {JUDGES}" for what in ("judging", judged) for part in range(1, JUDGES + 1)]
+        own, proposed, judged = own_folder(seed), f"{name}: the model's rationales", f"{name}: judging"
+        done = study.output / own / "prior" / "done.json"
+        tasks.append(Task(proposed, done, "draw_own_rationales", arguments, ("Atlas", started)))
+        tasks += judging(study, judged, own, (proposed, judge))
         selection = f"{name}: selection"
-        tasks.append(Task(selection, study.selected(row, seed), "select", arguments, tuple(parts)))
+        tasks.append(Task(selection, study.selected(row, seed), "select", arguments, parts_of("judging", judged)))
     tasks += [
         Task(f"{name}: joint phase", folder / "joint", "train_joint", arguments, (selection, started)),
         Task(f"{name}: gate", folder / "gate", "warm_start_gate", arguments, (f"{name}: joint phase",)),

@@ -1,0 +1,45 @@
+"""A cache of embeddings that tells what it had, and how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmemb_r1.embedding_cache import EmbeddingCache
+
+
+class WatchedCache:
+    """
+    A cache that tells which share of what was looked for was `missing` in it, and the `seconds` that it took itself.
+
+    Args:
+        cache: the one that is asked.
+    """
+
+    def __init__(self, cache: EmbeddingCache | None) -> None:
+        self.cache, self.seconds = cache, 0.0
+        self._asked = self._found = 0
+
+    @property
+    def missing(self) -> float:
+        """1 where nothing was looked for."""
+        return 1 - self._found / self._asked if self._asked else 1.0
+
+    def get(self, keys: Sequence[bytes]) -> list[dict[str, Tensor] | None]:
+        rows = self._timed("get", keys)
+        self._asked += len(rows)
+        self._found += sum(row is not None for row in rows)
+        return rows
+
+    def put(self, rows: Mapping[bytes, Mapping[str, Tensor]]) -> None:
+        self._timed("put", rows)
+
+    def _timed(self, method: str, argument: Any) -> Any:
+        start = time.perf_counter()
+        result = getattr(self.cache, method)(argument)
+        self.seconds += time.perf_counter() - start
+        return result

@@ -1,0 +1,26 @@
+"""The reports of a run, written beside its results."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mmemb_r1._files import replaced_file
+from mmemb_r1.evaluation.reports.html_report import write_html
+from mmemb_r1.evaluation.reports.markdown import results_markdown
+from mmemb_r1.evaluation.run.folder import RESULTS_FILE
+from mmemb_r1.evaluation.run.results import Results, save_results
+
+MARKDOWN_FILE, HTML_FILE = "results.md", "report.html"
+logger = logging.getLogger(__name__)
+
+
+def write_reports(results: Results, run: Path) -> None:
+    """Write `results.json`, `results.md` and, if what draws is installed, `report.html` into the folder of a run."""
+    save_results(results, run / RESULTS_FILE)
+    with replaced_file(run / MARKDOWN_FILE) as temporary:
+        temporary.write_text(results_markdown(results), encoding="utf-8")
+    try:
+        write_html(run, run / HTML_FILE)
+    except ImportError as error:  # of an extra, and all else is there without it
+        logger.warning("there is no %s: %s", HTML_FILE, error)

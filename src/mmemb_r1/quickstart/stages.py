@@ -1,0 +1,235 @@
+"""The quickstart's stages, in their order. Each is skipped where its result lies already."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1._files import replaced_file
+from mmemb_r1.atlas import Atlas
+from mmemb_r1.evaluation import evaluate, load_results, save_results
+from mmemb_r1.evaluation.reports.files import write_reports
+from mmemb_r1.evaluation.run.results import Results
+from mmemb_r1.evaluation.settings import MODES
+from mmemb_r1.model_card import write_model_card
+from mmemb_r1.pipeline.gate import fit_gate_of
+from mmemb_r1.pipeline.grpo import train_adaptive
+from mmemb_r1.pipeline.joint import joint_settings, train_from, write_json
+from mmemb_r1.pipeline.posterior import SHARED, quality_of, scores_of, select_from, training_table
+from mmemb_r1.pipeline.prior import draw_pool
+from mmemb_r1.pipeline.stage import cost_of, run_stage
+from mmemb_r1.pipeline.tasks import MULTI_HOP, at_most
+from mmemb_r1.pipeline.warm_up import warm_up
+from mmemb_r1.quickstart.judging import judge_in_parts, pooled_pairs
+from mmemb_r1.quickstart.recipe import QuickstartRecipe
+from mmemb_r1.training.training_facts import TRAINING_FILE
+
+# Folders, in the order in which they are made.
+WARM_UP, PRIOR, SCORES, POSTERIOR, JOINT, GATE, MODEL = (
+    "warm-up",
+    "rationales",
+    "scores",
+    "selection",
+    "trained",
+    "gate",
+    "model",
+)
+TIMED = (WARM_UP, PRIOR, POSTERIOR, JOINT, GATE, MODEL)
+EVALUATION, RESULTS_FILE = "evaluation", "results.json"
+SELECTED, QUALITY, GATE_FACTS = "selected.parquet", "quality.json", "gate.json"
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """
+    One quickstart.
+
+    Args:
+        output: its folder.
+        recipe: what to do.
+        atlas: built already.
+        console: where progress is told.
+        jobs: processes that judge rationales.
+    """
+
+    output: Path
+    recipe: QuickstartRecipe
+    atlas: Atlas
+    console: Console
+    jobs: int
+
+    def stage(self, name: str, facts: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        """Make the folder of a stage, unless it is there; and tell how long it took."""
+        made = run_stage(self.output / name, facts, make)
+        cost = cost_of(self.output / name)
+        self.tell(name, cost["seconds"] if made and cost else None)
+
+    def tell(self, name: str, seconds: float | None) -> None:
+        """How long something took; `None`: it is there already."""
+        took = "is there already" if seconds is None else f"made in {seconds:.0f} s"
+        self.console.print(f"{self.output / name}: {took}", highlight=False, soft_wrap=True)
+
+    def checkpoints(self, name: str) -> Path:
+        """Where a phase keeps what a killed run goes on from."""
+        return self.output / "checkpoints" / name
+
+
+def run_warm_up(run: Quickstart) -> None:
+    """Names of pictures, and facts as text: what a pretrained backbone would bring along."""
+    recipe = run.recipe.warm_up
+    run.stage(WARM_UP, asdict(recipe), lambda folder: warm_up(run.atlas, recipe, folder, run.checkpoints(WARM_UP)))
+
+
+def run_prior(run: Quickstart) -> None:
+    """What four workers say of the questions of several steps."""
+    pairs, seed = pooled_pairs(run.atlas.pairs["train"]), run.recipe.warm_up.seed
+
+    def make(folder: Path) -> None:
+        rationales = draw_pool(run.atlas, pairs, folder, seed)
+        run.console.print(f"{len(rationales)} rationales for {len(pairs)} pairs")
+
+    run.stage(PRIOR, {"seed": seed}, make)
+
+
+def run_posterior(run: Quickstart) -> None:
+    """What of it helps its pair, in the judgement of the model that was warmed up."""
+
+    def make(folder: Path) -> None:
+        scores = run.output / SCORES
+        judge_in_parts(run.atlas.directory, run.output / PRIOR, run.output / WARM_UP, scores, run.jobs)
+        candidates = select_from(scores_of(scores), SHARED, folder / SELECTED)
+        pairs = pooled_pairs(run.atlas.pairs["train"])
+        write_json(folder / QUALITY, quality_of(candidates, pairs, MULTI_HOP))
+
+    run.stage(POSTERIOR, asdict(SHARED), make)
+    run.console.print(what_was_kept(run.output), highlight=False, soft_wrap=True)
+
+
+def what_was_kept(output: Path) -> str:
+    """A sentence on the selection, which can be checked because one of the four workers is known to help."""
+    quality = json.loads((output / POSTERIOR / QUALITY).read_text(encoding="utf-8"))["all"]
+    kept = pq.read_metadata(output / POSTERIOR / SELECTED).num_rows
+    if not kept:
+        return "no rationale was kept"
+    return (
+        f"{kept} rationales kept: {quality['precision']:.0%} of them by the worker that helps (a quarter of all are), "
+        f"and {quality['recall']:.0%} of that worker's"
+    )
+
+
+def settings_of_joint(recipe: QuickstartRecipe) -> dict[str, Any]:
+    """Fields of [`JointConfig`] for the joint phase."""
+    return joint_settings(recipe.warm_up, **recipe.joint)
+
+
+def run_joint(run: Quickstart) -> None:
+    """Thinking and embedding together, on what was kept."""
+    settings = settings_of_joint(run.recipe)
+
+    def make(folder: Path) -> None:
+        pairs = run.atlas.pairs["train"]
+        rationales = training_table(run.output / POSTERIOR / SELECTED, pairs, pooled=MULTI_HOP)
+        train_from(run.output / WARM_UP, pairs, rationales, settings, folder, run.checkpoints(JOINT))
+
+    run.stage(JOINT, settings, make)
+
+
+def run_gate(run: Quickstart) -> None:
+    """The gate's warm start on the `policy` split, whose compositions the embedder never saw."""
+    rows = run.recipe.rows_per_task
+
+    def make(folder: Path) -> None:
+        policy = at_most(run.atlas.pairs["policy"], rows)
+        write_json(folder / GATE_FACTS, fit_gate_of(run.output / JOINT, policy, run.atlas.candidates, folder))
+
+    run.stage(GATE, {"rows_per_task": rows}, make)
+    facts = json.loads((run.output / GATE / GATE_FACTS).read_text(encoding="utf-8"))
+    run.console.print(
+        f"thinking pays on {facts['pays']:.0%} of the policy split; the gate chooses it on {facts['thinks']:.0%}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def run_grpo(run: Quickstart) -> None:
+    """GRPO teaches gate and thoughts on the `policy` split."""
+    recipe, pairs = run.recipe, run.atlas.pairs
+    settings = {**recipe.grpo, "seed": recipe.warm_up.seed}
+
+    def make(folder: Path) -> None:
+        policy = at_most(pairs["policy"], recipe.rows_per_task)
+        with warnings.catch_warnings():
+            # Atlas's questions that are text alone are the same in all splits, and recall is what they ask for.
+            warnings.filterwarnings("ignore", message=".* are among those of the joint phase")
+            train_adaptive(run.output / GATE, policy, pairs["train"], settings, folder, run.checkpoints(MODEL))
+        told = {name: _read(run.output / name / TRAINING_FILE) for name in (WARM_UP, JOINT)}
+        gate = _read(run.output / GATE / GATE_FACTS)
+        facts = training_facts(told[WARM_UP], told[JOINT], gate, _read(folder / TRAINING_FILE))
+        write_json(folder / TRAINING_FILE, facts)
+
+    run.stage(MODEL, settings, make)
+
+
+def training_facts(
+    warm_up: Mapping[str, Any], joint: Mapping[str, Any], gate: Mapping[str, Any], grpo: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the card tells of the training: the joint phase in full, the others in a line each."""
+    rest = ("phase", "started from weights", "seconds", "resumed from")
+    return {
+        "phases": "warm-up, joint phase, gate's warm start, GRPO",
+        "warm-up": f"{warm_up['steps']} steps on names of pictures and facts as text, learning rate "
+        f"{warm_up['learning rate']}",
+        **{name: value for name, value in joint.items() if name not in rest},
+        "gate's warm start": f"thinking pays on {gate['pays']:.1%} of policy, the gate chooses it on "
+        f"{gate['thinks']:.1%}",
+        "GRPO": f"{grpo['steps']} steps of {grpo['rollouts per step']} rollouts on {grpo['pairs']} pairs; rewards: "
+        f"{grpo['reward weights']}; learning rate {grpo['learning rate']}",
+    }
+
+
+def measure(run: Quickstart) -> Results:
+    """Evaluate on the test split, and write the reports and the card."""
+    results_file, checkpoint, folder = run.output / RESULTS_FILE, run.output / MODEL, run.output / EVALUATION
+    if results_file.exists():
+        run.tell(RESULTS_FILE, None)
+        return load_results(results_file)
+    start = time.perf_counter()
+    training, pairs = _read(checkpoint / TRAINING_FILE), run.atlas.pairs
+    config = {
+        "model": "quickstart",
+        "dataset": "Atlas",
+        "split": "test",
+        "seed": run.recipe.warm_up.seed,
+        "training": training,
+        "stages": {name: cost_of(run.output / name) for name in TIMED},
+    }
+    results = evaluate(
+        MMEmbR1(str(checkpoint), device="cpu"),
+        pairs["test"],
+        run.atlas.candidates,
+        modes=MODES,
+        batch_size=128,
+        train_pairs=pairs["train"],
+        config=config,
+        output=folder,
+        rationales=True,
+    )
+    write_reports(results, folder)
+    with replaced_file(results_file) as temporary:
+        save_results(results, temporary)
+        write_model_card(checkpoint, results=temporary, training=training)
+    run.tell(EVALUATION, time.perf_counter() - start)
+    return load_results(results_file)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
