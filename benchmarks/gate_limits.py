@@ -7,8 +7,9 @@ fitted on the `policy` split, where a model's utility gap was measured, and aske
 `--start` names folders of `adaptive_phase.py --stages start` (or of the quickstart, whose gate GRPO has taught since).
 Printed per classifier: the AUC against the sign of the gap where that is at least 0.1 in size; and for those that are
 gates, R@1 when they decide, as a share of the way from the better fixed mode to the oracle of both, and on how many
-simple and multi-hop queries they think. `wording` reads something else than the state: the mean of the prompt's word embeddings. `task` knows which task
-a query is of: how often thinking paid there, or which mode was better there, on `policy` or on the test split itself.
+simple and multi-hop queries they think. `wording` reads something else than the state: the mean of the prompt's word
+embeddings. `task` knows which task a query is of: how often thinking paid there, or which mode was better there, on
+`policy` or on the test split itself.
 """
 
 from __future__ import annotations

@@ -63,6 +63,6 @@ def test_errors_are_one_line(make_run, capsys, tmp_path):
     assert main(["compare", str(a), str(tmp_path / "none")]) == 2
     assert "none holds no results.json" in capsys.readouterr().err
     assert main(["compare", str(a), str(a), "--tasks", "flag"]) == 2
-    assert "has no task 'flag'; it has fact" in capsys.readouterr().err
+    assert "a: there is no task or group 'flag'; allowed: fact, simple" in capsys.readouterr().err
     assert main(["compare", str(a), str(a), "--num-samples", "0"]) == 2
     assert "num_samples=0" in capsys.readouterr().err

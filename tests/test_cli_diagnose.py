@@ -98,7 +98,7 @@ def test_tasks_are_chosen_by_name_or_group():
         wanted: [one.name for one in chosen_tasks(tasks, wanted)] for wanted in (None, "b", "simple", "c,multi-hop")
     }
     assert names == {None: ["a", "b", "c"], "b": ["b"], "simple": ["a", "c"], "c,multi-hop": ["b", "c"]}
-    with pytest.raises(ValueError, match="--tasks d: 'd' is not known; allowed: a, b, c, multi-hop, simple"):
+    with pytest.raises(ValueError, match="there is no task or group 'd'; allowed: a, b, c, multi-hop, simple"):
         chosen_tasks(tasks, "d")
 
 

@@ -93,6 +93,14 @@ def test_a_quick_look_is_noted(evaluate, tmp_path):
     assert results["config"]["limit"] == 2
 
 
+def test_tasks_are_chosen_by_their_groups(evaluate, tmp_path):
+    options = ("--modes", "never", "--limit", "1", "--output", tmp_path / "few.json")
+    assert evaluate("--tasks", "multi-hop,fact-capital", *options) == 0
+    groups = {name: task["complexity"] for name, task in load_results(tmp_path / "few.json")["tasks"].items()}
+    assert groups.pop("fact-capital") == "simple"
+    assert len(groups) > 1 and set(groups.values()) == {"multi-hop"}
+
+
 def test_any_model_of_sentence_transformers_can_be_measured(evaluate, tmp_path, capsys):
     words = ["[UNK]", "capital", "of", "the"]
     tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))
@@ -113,12 +121,28 @@ def test_any_model_of_sentence_transformers_can_be_measured(evaluate, tmp_path, 
     ("arguments", "message"),
     [
         (["--modes", "never,sometimes"], "'sometimes' is not known; allowed: never, always, auto"),
-        (["--tasks", "fact-capital,flags"], "'flags' is no task of Atlas; allowed: compare-area"),
+        (["--tasks", "fact-capital,flags"], "there is no task or group 'flags'; allowed: compare-area"),
         (["--limit", "0"], "--limit 0: at least 1 is needed"),
         (["--rationales"], "are kept in the rows of a run's folder; name one: --output RUN/"),
         (["--rationales", "--output", "results.json"], "name one: --output RUN/"),
         (["--submission", "x.json"], "--submission is for --mmeb"),
         (["--num-frames", "4"], "--num-frames is for --mmeb"),
+        (["--download"], "--download is for --mmeb"),
+        (
+            ["--mmeb", "x", "--submission-mode", "auto"],
+            "--submission-mode is of the file that --submission FILE writes",
+        ),
+        (["--mmeb", "x", "--submission-metadata", "x.json"], "is of the file that --submission FILE writes"),
+        (["--mmeb", "x", "--submission", "x.json", "--limit", "2"], "all queries of all tasks; leave --limit out"),
+        (["--mmeb", "x", "--submission", "."], "--submission . is a folder; name a file"),
+        (
+            ["--mmeb", "x", "--submission", "x.json", "--modes", "never,auto"],
+            "has the scores of one mode; choose it: --submission-mode never or auto",
+        ),
+        (
+            ["--mmeb", "x", "--submission", "x.json", "--modes", "never", "--submission-mode", "auto"],
+            "--submission-mode auto: that mode is not run; it would be never",
+        ),
         (["--mmeb", "x", "--split", "test"], "--split is for --atlas"),
         (["--mmeb", "missing"], "there is no folder"),
     ],

@@ -1,6 +1,6 @@
 """The models under mteb: a task of its own kind, in memory, whose scores are ours.
 
-The task is made here because mteb's own are downloaded. mteb is an extra: `pip install mmemb-r1[eval]`.
+The task is made here because mteb's own are downloaded. mteb is of the extra `eval`, which the extra `dev` has.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from PIL import Image
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.evaluation.metrics import cosine_scores, hit_at_k, mrr, ranks
+from mmemb_r1.evaluation.mteb_model import MTEBModel
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
-
-pytest.importorskip("mteb")
-from mmemb_r1.evaluation.mteb_model import MTEBModel  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -51,7 +49,7 @@ def documents() -> dict[str, list[Any]]:
 @pytest.fixture(scope="module")
 def make_task(documents: dict[str, list[Any]]) -> Callable[[str], Any]:
     """`make_task(modality)`: each color's word is the query of its own document."""
-    mteb = pytest.importorskip("mteb")
+    import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     features = {"text": Value("string"), "image": ImageFeature()}

@@ -12,6 +12,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from mmemb_r1.cli import main
+from mmemb_r1.evaluation import load_results
 from mmemb_r1.evaluation.mmeb import download_task, load_tasks
 from mmemb_r1.evaluation.mmeb.download import unpack
 from mmemb_r1.hub import HubError
@@ -70,6 +72,20 @@ def test_what_is_there_is_not_downloaded_again(didemo, tmp_path):
     download_task("DiDeMo", tmp_path)
     assert didemo.downloads == before
     assert didemo.downloads[f"{FRAMES}/video_ret.tar.gz"] == 1
+
+
+def test_the_command_downloads_what_it_evaluates(didemo, tiny_checkpoint, one_thread, tmp_path, capsys):
+    options = ["--tasks", "DiDeMo", "--modes", "never", "--device", "cpu", "--output", str(tmp_path / "results.json")]
+    command = ["evaluate", "--model", str(tiny_checkpoint), "--mmeb", str(tmp_path / "mmeb"), *options]
+    assert main(command) == 2
+    assert "there is no folder" in capsys.readouterr().err and not didemo.downloads
+    assert main([*command, "--download"]) == 0
+    assert load_results(tmp_path / "results.json")["tasks"]["DiDeMo"]["n"] == 2
+    assert "downloading DiDeMo (1 of 1)" in capsys.readouterr().err
+    before = didemo.downloads.copy()
+    assert before and main([*command, "--download"]) == 0 and didemo.downloads == before
+    assert main([*command[:-1], str(tmp_path / "other.json"), "--tasks", "GQA", "--download"]) == 2
+    assert "there is no repository ziyjiang/MMEB_Test_Instruct" in capsys.readouterr().err
 
 
 def test_annotations_alone(didemo, tmp_path):

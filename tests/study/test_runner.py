@@ -90,6 +90,12 @@ def test_what_was_made_of_something_that_is_another_one_is_refused(tmp_path, sta
     assert run(tmp_path, tasks(tmp_path)) == 1
 
 
+def test_a_result_that_says_nothing_of_itself_is_refused(tmp_path, stages):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match="data does not say what it was made of; remove it to have it made anew"):
+        run(tmp_path, tasks(tmp_path))
+
+
 def test_a_failure_is_told_before_the_others_have_ended(tmp_path):
     """They may take an hour."""
     told: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ and over all, with 95 % intervals and p values from draws of whole clusters of q
 Exit status: 0, or 2 for an error; with --fail-if-worse 1 if B is worse than A over all by more than chance."""
 
 WORSE = 1
-WIDTH = 100  # of the table, at least
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", type=Path, metavar="B", help="another one, or the same to compare its modes")
     parser.add_argument("--mode-a", metavar="MODE", help="never, always or auto; default: that of B, or each in turn")
     parser.add_argument("--mode-b", metavar="MODE", help="default: that of A, or each in turn")
-    parser.add_argument("--tasks", metavar="NAMES", help="comma-separated; default: all")
+    parser.add_argument("--tasks", metavar="NAMES", help="comma-separated, of tasks or groups; default: all")
     parser.add_argument("--num-samples", type=int, metavar="N", help="draws; default: 5000")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default: 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go as JSON")
@@ -34,11 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from mmemb_r1.cli._shards import show_progress
     from mmemb_r1.evaluation.comparison.compare import compare_runs
     from mmemb_r1.evaluation.comparison.table import paired_table, remark
+    from mmemb_r1.evaluation.reports.terminal import print_table
     from mmemb_r1.evaluation.run.results import save_results
     from mmemb_r1.evaluation.run.summary import ALL
     from mmemb_r1.evaluation.statistics.paired import NUM_SAMPLES
@@ -53,10 +50,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=show_progress("mmemb_r1.evaluation"),
     )
-    console = Console(width=max(WIDTH, shutil.get_terminal_size().columns))
     print(f"A: {args.a} ({found['a'].get('model', 'unnamed')})\nB: {args.b} ({found['b'].get('model', 'unnamed')})")
     for comparison in found["comparisons"]:
-        console.print(paired_table(comparison))
+        print_table(paired_table(comparison))
         print(remark(comparison))
     if args.json:
         save_results(found, args.json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +21,13 @@ Exit status: 0 if it reads them, 1 if it ignores them, 3 if that can't be told f
 Thresholds and what to make of them: docs/diagnose.md."""
 
 STATUS = {"reads": 0, "ignores": 1, "undecided": 3}
-WIDTH = 150  # of the table, at least
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint: a folder or a Hub id")
     source = add_source_options(parser)
     source.add_argument("--pairs", type=Path, metavar="FILE", help="a pairs table; a task's targets are candidates")
-    parser.add_argument("--tasks", metavar="NAMES", help="comma-separated, or names of groups; default: all")
+    parser.add_argument("--tasks", metavar="NAMES", help="comma-separated, of tasks or groups; default: all")
     parser.add_argument("--max-queries", type=int, metavar="N", help="of a task, drawn at random; default: all")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of swaps and draws; default: 0")
     parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="default: the checkpoint's")
@@ -45,10 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from mmemb_r1.cli._loading import load_model
     from mmemb_r1.cli._shards import show_progress
+    from mmemb_r1.evaluation.reports.terminal import print_table
     from mmemb_r1.evaluation.run.summary import ALL
     from mmemb_r1.evaluation.shortcut.run import diagnose
     from mmemb_r1.evaluation.shortcut.settings import ShortcutSettings
@@ -74,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         config={"model": name, **noted},
         progress=bar,
     )
-    Console(width=max(WIDTH, shutil.get_terminal_size().columns)).print(shortcut_table(results))
+    print_table(shortcut_table(results))
     print(verdict_line(results, name))
     if args.output:
         print(f"figures in {args.output}", file=sys.stderr)
@@ -111,8 +108,7 @@ def chosen_tasks(tasks: list[RetrievalTask], names: str | None) -> list[Retrieva
     """
     if names is None:
         return tasks
-    wanted = set(listed(names))
-    known = {task.name for task in tasks} | {group for task in tasks for group in task.groups.values()}
-    if unknown := sorted(wanted - known):
-        raise ValueError(f"--tasks {names}: {unknown[0]!r} is not known; allowed: {', '.join(sorted(known))}")
-    return [task for task in tasks if wanted & {task.name, *task.groups.values()}]
+    from mmemb_r1.evaluation.run.summary import chosen
+
+    wanted = chosen({task.name: task.groups for task in tasks}, listed(names))
+    return [task for task in tasks if task.name in wanted]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.cli._submission import OPTIONS as OF_SUBMISSION
+from mmemb_r1.cli._submission import add_submission_options, check_options, metadata_of, submit, submitted_mode
 from mmemb_r1.cli._tasks import add_source_options, atlas_split, listed
 from mmemb_r1.evaluation.settings import MODES
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 HELP = """\
 Measure a model on Atlas or on a local copy of MMEB-V2: per task and reasoning mode the score with its interval, how
 many queries thought, tokens of their rationales and seconds per query. The model is an mmemb-r1 checkpoint or any
-sentence-transformers model, which can't think.
+sentence-transformers model, which can't think. Nothing is fetched from MMEB's datasets without --download.
 
 --output RUN/ keeps all that is measured in a folder, and the same command goes on where a killed one stopped:
   results.json, results.md, report.html   everything together
@@ -37,7 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         metavar="NAMES",
-        help="comma-separated, of MMEB also groups, say video or image/qa; default: all",
+        help="comma-separated, of tasks or groups, say multi-hop, video or image/qa; default: all that are there",
+    )
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="first fetch the tasks of MMEB from the Hub into its folder, without --tasks all 78; what is there stays",
     )
     parser.add_argument("--modes", help=f"comma-separated; default: {','.join(MODES)}, of other models never")
     parser.add_argument("--output", type=Path, metavar="RUN", help="a folder, or a file that ends in .json")
@@ -54,13 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-frames", type=int, metavar="N", help="of a video of MMEB; default: 8")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N queries of each task, for a quick look")
-    parser.add_argument("--submission", type=Path, metavar="FILE", help="write the file that MMEB's leaderboard takes")
-    parser.add_argument(
-        "--submission-metadata",
-        type=Path,
-        metavar="FILE",
-        help="JSON: what that file says of the model",
-    )
+    add_submission_options(parser)
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code of another model's repository")
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if unknown := [mode for mode in modes or () if mode not in MODES]:
         raise ValueError(f"--modes {args.modes}: {unknown[0]!r} is not known; allowed: {', '.join(MODES)}")
     _check(args)
+    told = check_options(args, modes)
 
     from mmemb_r1.cli._loading import load_model
     from mmemb_r1.cli._shards import show_progress
@@ -79,15 +81,19 @@ def run(args: argparse.Namespace) -> int:
     bar = show_progress("mmemb_r1.evaluation")
     tasks, noted = _mmeb(args) if args.mmeb else _atlas(args)
     model = load_model(args.model, args.device, args.trust_remote_code)
+    name = Path(args.model).resolve().name
+    settings = _settings(args, modes or (MODES if hasattr(model, "explain") else ("never",)))
+    if args.submission:
+        submitted = submitted_mode(args.submission_mode, settings.modes), metadata_of(model, name, told)
     folder = args.output if args.output and args.output.suffix != ".json" else None
     results = run_evaluation(
         model,
         tasks,
-        _settings(args, modes or (MODES if hasattr(model, "explain") else ("never",))),
+        settings,
         output=folder,
         cache=args.cache,
         extras=noted.pop("extras", None),
-        config={"model": Path(args.model).resolve().name, **noted},
+        config={"model": name, **noted},
         progress=bar,
     )
     if args.mmeb:
@@ -102,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         print(f"results in {args.output}", file=sys.stderr)
     if args.submission:
-        submit(results, model, args)
+        submit(results, *submitted, args.submission)
     return 0
 
 
@@ -110,9 +116,9 @@ def _check(args: argparse.Namespace) -> None:
     """Options that would do nothing are refused."""
     of_atlas = {"--split": args.split}
     of_mmeb = {
+        "--download": args.download or None,
         "--num-frames": args.num_frames,
-        "--submission": args.submission,
-        "--submission-metadata": args.submission_metadata,
+        **{f"--{option.replace('_', '-')}": getattr(args, option) for option in OF_SUBMISSION},
     }
     for option, value in (of_atlas if args.mmeb else of_mmeb).items():
         if value is not None:
@@ -138,14 +144,14 @@ def _settings(args: argparse.Namespace, modes: tuple[str, ...]) -> Settings:
 
 def _atlas(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str, Any]]:
     """Atlas's tasks, and what to note of them."""
+    from mmemb_r1.evaluation.run.summary import chosen
     from mmemb_r1.evaluation.tasks.atlas import atlas_tasks, majority, set_sizes
 
     atlas, split, data = atlas_split(args)
     pairs = atlas.pairs[split]
     if args.tasks:
-        wanted, known = listed(args.tasks), set(pairs["task"])
-        if unknown := [name for name in wanted if name not in known]:
-            raise ValueError(f"--tasks: {unknown[0]!r} is no task of Atlas; allowed: {', '.join(sorted(known))}")
+        groups = {task: {"complexity": group} for task, group in zip(pairs["task"], pairs["complexity"], strict=True)}
+        wanted = set(chosen(groups, listed(args.tasks)))
         pairs = pairs.select([row for row, task in enumerate(pairs["task"]) if task in wanted])
     noted = {
         "dataset": "Atlas",
@@ -158,12 +164,29 @@ def _atlas(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str,
 
 def _mmeb(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str, Any]]:
     """MMEB-V2's tasks, each of them read when its turn comes, and what to note of them."""
-    from mmemb_r1.evaluation.mmeb import load_tasks
+    from mmemb_r1.evaluation.mmeb import check_tasks, load_tasks, select
 
     names = None if args.tasks is None else listed(args.tasks)
     options = {} if args.num_frames is None else {"num_frames": args.num_frames}
     noted = {"dataset": "MMEB-V2", **options}
-    return _limited(load_tasks(args.mmeb, names, **options), args, noted), noted
+    if args.submission and names is not None:
+        check_tasks([task.name for task in select(names)])
+    if args.download:
+        _download(args.mmeb, names)
+    tasks = load_tasks(args.mmeb, names, **options)
+    if args.submission:
+        check_tasks(tasks.names)
+    return _limited(tasks, args, noted), noted
+
+
+def _download(folder: str, names: Sequence[str] | None) -> None:
+    """Fetch what is not there yet, task by task: the Hub's client shows how far each file is."""
+    from mmemb_r1.evaluation.mmeb import download_task, select
+
+    tasks = select(names)
+    for number, task in enumerate(tasks, start=1):
+        print(f"downloading {task.name} ({number} of {len(tasks)}) into {folder}", file=sys.stderr)
+        download_task(task.name, folder)
 
 
 def _limited(
@@ -204,28 +227,3 @@ def _show(results: Results, kind: str) -> None:
             print(f"{len(results['tasks'])} tasks were run. There is no overall: {overall['refused']}")
         elif overall:
             print("overall: " + ", ".join(f"{mode} {100 * value:.2f}" for mode, value in overall.items()))
-
-
-def submit(results: Results, model: Any, args: argparse.Namespace) -> None:
-    """Write what the leaderboard takes; an error says what is missing."""
-    from mmemb_r1.evaluation.mmeb.submission import submission, write_submission
-
-    told = json.loads(args.submission_metadata.read_text(encoding="utf-8")) if args.submission_metadata else {}
-    if not isinstance(told, dict):
-        raise ValueError(f"{args.submission_metadata} holds a {type(told).__name__}; expected an object")
-    modes = results["config"]["modes"]
-    mode = "auto" if "auto" in modes else modes[0]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    config = getattr(getattr(model[0], "model", None), "config", None)
-    metadata = {
-        "model_name": results["config"]["model"],
-        "model_backbone": getattr(getattr(config, "vlm_config", config), "model_type", None),
-        "model_size": f"{parameters / 1e9:.2g}B",
-        "embedding_dimension": model.get_embedding_dimension(),
-        "max_length_tokens": getattr(model, "max_seq_length", None),
-        "model_release_date": None,
-        "url": None,
-        **told,
-    }
-    write_submission(submission(results, mode, metadata), args.submission)
-    print(f"the leaderboard's file, of mode {mode}, is {args.submission}", file=sys.stderr)

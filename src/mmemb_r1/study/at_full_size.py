@@ -22,7 +22,5 @@ it is seen. (A gate that was never taught leans to direct answers, and GRPO woul
         --rationales selection/selected.parquet --output joint
     accelerate launch --multi_gpu --num_processes 8 -m mmemb_r1.cli train adaptive --model joint/model \\
         --pairs policy.parquet --joint-pairs pairs.parquet --output adaptive
-    python -c "from mmemb_r1.evaluation.mmeb import TASKS, download_task; \\
-        [download_task(name, 'mmeb-v2') for name in TASKS]"
-    mmemb-r1 evaluate --model adaptive/model --mmeb mmeb-v2 --modes never,always,auto --output results/
+    mmemb-r1 evaluate --model adaptive/model --mmeb mmeb-v2 --download --modes never,always,auto --output results/
 """

@@ -48,6 +48,11 @@ def points(number: Mapping[str, float], sign: int = 1) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def tested(number: Mapping[str, Any], sign: int = 1) -> str:
+    """The same with p, of a difference of the family."""
+    return f"{points(number, sign)}, p {number['p_corrected']:.3f}"
+
+
 def gain_verdict(gain: Mapping[str, Any]) -> str:
     """Whether something is worth anything: its sign beyond chance, see [`direction`]."""
     return {1: HOLDS, 0: OPEN, -1: FAILS}[direction(gain)]
@@ -103,7 +108,7 @@ def _worth(summary: Mapping[str, Any], name: str, text: str, source: str, publis
     if (lost := judged(summary, name)) is None:
         return Claim(text, source, figure, "-", NOT_RUN)
     auto = summary["rows"][FAMILY[name][1]]["differences"]["all"]["auto"]
-    ours = f"without it reasoned queries of several steps lose {points(lost, -1)}, auto over all tasks "
+    ours = f"without it reasoned queries of several steps lose {tested(lost, -1)}; auto over all tasks "
     return Claim(text, source, figure, ours + points(auto, -1), loss_verdict(lost, published))
 
 
@@ -122,7 +127,7 @@ def _workers(summary: Mapping[str, Any]) -> Iterator[Claim]:
         return
     ours = (
         "as many rationales of each input, as many of them right: if all others mistake what they see, reasoned "
-        f"queries of several steps lose {points(lost, -1)}"
+        f"queries of several steps lose {tested(lost, -1)}"
     )
     yield Claim(text, OURS, "-", ours, loss_verdict(lost))
 
@@ -143,7 +148,7 @@ def _mixed_terms(summary: Mapping[str, Any]) -> Iterator[Claim]:
     if (lost := judged(summary, "mixed terms")) is None:
         yield Claim(where, OURS, "-", "-", NOT_RUN)
     else:
-        yield Claim(where, OURS, "-", f"without them reasoned queries lose {points(lost, -1)}", loss_verdict(lost))
+        yield Claim(where, OURS, "-", f"without them reasoned queries lose {tested(lost, -1)}", loss_verdict(lost))
 
 
 def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
@@ -156,7 +161,7 @@ def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
         "deciding per input is better than never or always thinking",
         PAPER,
         NO_FIGURE,
-        f"auto minus {choice['better_fixed']}, the better of both: {points(full['gain'])}, thinking on "
+        f"auto minus {choice['better_fixed']}, the better of both: {tested(full['gain'])}; thinking on "
         f"{choice['invocation']['mean']:.0%}",
         gain_verdict(full["gain"]),
     )
@@ -164,7 +169,7 @@ def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
     if (random := judged(summary, "which input")) is None:
         yield Claim(text, OURS, "-", "-", NOT_RUN)
     else:
-        ours = f"auto minus a gate that thinks as often at random: {points(random, -1)}"
+        ours = f"auto minus a gate that thinks as often at random: {tested(random, -1)}"
         yield Claim(text, OURS, "-", ours, loss_verdict(random))
     yield _best_share(full["best"])
     tokens = choice["tokens"]["mean"] / max(choice["tokens_always"]["mean"], 1e-9)
@@ -182,7 +187,7 @@ def _best_share(best: Mapping[str, Any]) -> Claim:
     always, never = best["over_always"], best["over_never"]
     ours = (
         f"best at {best['share']:.0%}, chosen on half of what the questions are about and judged on the other half: "
-        f"{points(always)} against thinking on all, {points(never)} against thinking on none"
+        f"{tested(always)}, against thinking on all; {tested(never)}, against thinking on none"
     )
     signs = direction(always), direction(never)
     verdict = HOLDS if signs == (1, 1) else FAILS if -1 in signs else OPEN
@@ -197,7 +202,7 @@ def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
         yield Claim(gate_text, OURS, "-", "-", NOT_RUN)
         return
     ours = (
-        f"auto gains {points(found, -1)}, not by the gate alone: in GRPO's steps the embedder is trained on pairs as "
+        f"auto gains {tested(found, -1)}; not by the gate alone: in GRPO's steps the embedder is trained on pairs as "
         "well, so it has had that many more"
     )
     yield Claim(text, PAPER, NO_FIGURE, ours, loss_verdict(found))
@@ -206,7 +211,7 @@ def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
     areas = [_area(gates[state]["auc"]) for state in ("before", "after")]
     ours = (
         f"auto minus a gate that thinks as often at random is {points(before)} before and {points(after)} after, a "
-        f"change of {points(gates['gain'])}; area under the curve of gains and losses {areas[0]} and {areas[1]}"
+        f"change of {tested(gates['gain'])}; area under the curve of gains and losses {areas[0]} and {areas[1]}"
     )
     yield Claim(gate_text, OURS, "-", ours, gain_verdict(gates["gain"]))
 
@@ -235,13 +240,13 @@ def _beyond(summary: Mapping[str, Any]) -> Iterator[Claim]:
         yield Claim(text, OURS, "the paper optimises no joint rounds", "-", NOT_RUN)
     else:
         several = summary["rows"]["model-joins"]["control"].get("multi-hop")
-        more = f", reasoned queries of several steps {points(several['always'])}" if several else ""
-        ours = f"auto over all tasks {points(gain)}{more}"
+        more = f"; reasoned queries of several steps {points(several['always'])}" if several else ""
+        ours = f"auto over all tasks {tested(gain)}{more}"
         yield Claim(text, OURS, "the paper optimises no joint rounds", ours, gain_verdict(gain))
     text = "up to three rounds of reasoning help questions of three steps"
     if (gain := judged(summary, "rounds")) is None:
         yield Claim(text, OURS, "the paper's decision is binary", "-", NOT_RUN)
     else:
         whole = summary["rows"]["three-thoughts"]["differences"]["all"]["auto"]
-        ours = f"auto on facts of neighbours {points(gain)}, over all tasks {points(whole)}"
+        ours = f"auto on facts of neighbours {tested(gain)}; over all tasks {points(whole)}"
         yield Claim(text, OURS, "the paper's decision is binary", ours, gain_verdict(gain))

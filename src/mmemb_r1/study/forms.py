@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmemb_r1.pipeline.recipe import Recipe
-from mmemb_r1.study.rows import MORE_SEEDS
+from mmemb_r1.study.rows import BEFORE_GRPO, MORE_SEEDS, Row
 
 ATLAS_SEED = 0  # the Atlas, the evaluator and the selection are the same for all seeds
 WARM_UP, TRAINED = "warm-up", "trained"  # who judges rationales: what seed 0 starts from, or a model taught to
@@ -49,6 +49,17 @@ class Form:
         ((0,), (0, 1, 2), (0,))
         """
         return self.seeds if row in MORE_SEEDS else self.seeds[:1]
+
+    def steps_of(self, row: Row) -> str:
+        """
+        Steps of the joint phase and of GRPO that a row's model has had since the warm-up.
+
+        >>> from mmemb_r1.study.rows import BY_NAME
+        >>> [QUICK.steps_of(BY_NAME[name]) for name in ("full", "no-grpo", "second-round")]
+        ['250 + 50', '250 + 0', '500 + 100']
+        """
+        times = 1 if row.start is None else 2
+        return f"{times * self.joint_steps} + {0 if row.name == BEFORE_GRPO else times * self.grpo_steps}"
 
 
 # In seconds on one of two cores: a step of the warm-up or the joint phase takes 0.75, one of GRPO 2.6; of a row, the

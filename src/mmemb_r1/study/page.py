@@ -125,6 +125,7 @@ def _rows(results: Results) -> Iterator[str]:
             [
                 f"({row['number']}) {row['title']}",
                 " ".join(map(str, row["seeds"])),
+                row["steps"],
                 with_interval(several["always"]),
                 *_difference(found, "multi-hop", "always"),
                 with_interval(whole["never"]),
@@ -135,7 +136,17 @@ def _rows(results: Results) -> Iterator[str]:
                 f"{whole['tokens']['mean']:.1f}",
             ]
         )
-    head = ["row", "seeds", "several steps: always", "difference", "p", "all: never", "always", "auto"]
+    head = [
+        "row",
+        "seeds",
+        "steps: joint + GRPO",
+        "several steps: always",
+        "difference",
+        "p",
+        "all: never",
+        "always",
+        "auto",
+    ]
     yield table([*head, "difference of auto", "p", "thinks on", "tokens of auto"], rows)
     if "three-thoughts" in results["rows"]:
         yield "Row 11 thinks three rounds in `always`, also where one would do; in `auto` its gate decides.\n"

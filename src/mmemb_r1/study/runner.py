@@ -72,9 +72,11 @@ def check_origins(ordered: Sequence[Task]) -> None:
         if not task.done.exists():
             undone.add(task.name)
             continue
-        noted = (cost_of(task.done) or {}).get("made of", {})
-        here = origins_of(task, places)
-        if changed := [need for need in task.needs if need in undone or noted.get(need) != here[need]]:
+        noted = cost_of(task.done) or {}
+        if "id" not in noted:
+            raise ValueError(f"{task.done} does not say what it was made of; remove it to have it made anew")
+        origins, here = noted["made of"], origins_of(task, places)
+        if changed := [need for need in task.needs if need in undone or origins.get(need) != here[need]]:
             undone.add(task.name)
             stale.append((task, changed[0]))
     if stale:

@@ -153,9 +153,10 @@ def summarise(study: Study) -> dict[str, Any]:
     All rows that have answers.
 
     Returns:
-        `rows`: name -> `number`, `title`, `seeds`, `levels`, `differences` to the row that it is compared with (and to
-        its `control`), over the seeds that both have, `gates` of the row without GRPO, `selection`, `shortcut`,
-        `seconds` per stage; `full`: what the full method's gate makes of its vectors; `missing`: rows without answers.
+        `rows`: name -> `number`, `title`, `seeds`, `steps`, `levels`, `differences` to the row that it is compared
+        with (and to its `control`), over the seeds that both have, `gates` of the row without GRPO, `selection`,
+        `shortcut`, `seconds` per stage; `full`: what the full method's gate makes of its vectors; `missing`: rows
+        without answers.
     """
     rows: dict[str, Any] = {}
     missing: list[str] = []
@@ -170,6 +171,7 @@ def summarise(study: Study) -> dict[str, Any]:
             "number": row.number,
             "title": row.title,
             "seeds": list(seeds),
+            "steps": study.form.steps_of(row),
             "levels": levels(table),
             "selection": _selection(study, row, seeds[0]),
             "shortcut": _shortcut(study, row, seeds),

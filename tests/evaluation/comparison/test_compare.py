@@ -84,8 +84,23 @@ def test_some_tasks_of_runs_that_have_others(make_run):
         compare_runs(b, a)
     (found,) = compare_runs(a, b, tasks=["fact"], num_samples=50)["comparisons"]
     assert set(found["tasks"]) == {"fact"} and set(found["summary"]) == {"simple", "all"}
-    with pytest.raises(ValueError, match="b has no task 'flag'; it has fact"):
+    with pytest.raises(ValueError, match="b: there is no task or group 'flag'; allowed: fact, simple"):
         compare_runs(a, b, tasks=["flag"])
+
+
+def test_tasks_by_their_groups(make_run):
+    three = {name: {"never": [0, 1]} for name in ("fact", "flag", "name")}
+    a, b = make_run("a", three), make_run("b", {name: three[name] for name in ("flag", "fact")})
+
+    def names(*wanted):
+        return list(compare_runs(a, b, tasks=wanted, num_samples=50)["comparisons"][0]["tasks"])
+
+    assert names("multi-hop") == names("flag") == ["flag"]
+    assert names("multi-hop", "fact") == ["fact", "flag"]
+    with pytest.raises(ValueError, match=r"a has 1 tasks that \S+b lacks: name"):
+        names("simple")
+    with pytest.raises(ValueError, match="no task was named; allowed: fact, flag, multi-hop, name, simple"):
+        names()
 
 
 def test_other_data_is_refused(make_run):
@@ -131,12 +146,19 @@ def test_folders_that_an_evaluation_wrote(oracle, pairs, candidates, tmp_path):
     """The oracle knows facts at once, and what a picture shows only after thinking."""
     settings = Settings(modes=("never", "always"))
     whole, part = tmp_path / "whole", tmp_path / "part"
-    run_evaluation(oracle, atlas_tasks(pairs, candidates), settings, output=whole, progress=False)
+    run_evaluation(oracle, atlas_tasks(pairs, candidates), settings, output=whole, checkpoint="oracle", progress=False)
     (found,) = compare_runs(whole, whole, mode_a="never", mode_b="always", num_samples=200)["comparisons"]
     gains = {name: entry["difference"]["mean"] for name, entry in found["tasks"].items()}
     assert gains == {"fact": 0, "flag": 1}
     assert found["summary"]["all"]["difference"]["mean"] == 0.5
-    run_evaluation(oracle, atlas_tasks(pairs.select(range(6)), candidates), settings, output=part, progress=False)
+    run_evaluation(
+        oracle,
+        atlas_tasks(pairs.select(range(6)), candidates),
+        settings,
+        output=part,
+        checkpoint="oracle",
+        progress=False,
+    )
     with pytest.raises(ValueError, match="flag is not the same task in .*: digest is"):
         compare_runs(whole, part)
     assert compare_runs(whole, part, tasks=["fact"], num_samples=50)["comparisons"][0]["summary"]["all"]["p"] == 1

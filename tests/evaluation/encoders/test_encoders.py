@@ -54,6 +54,36 @@ def test_instructions_of_inputs_go_before_those_of_the_side(plain):
     np.testing.assert_array_equal(embedded.embeddings, plain.encode(["where is lima", "find rome", "where is lima"]))
 
 
+@pytest.mark.parametrize(("prompt", "given"), [("find", "find\n"), ("find: ", "find: "), ("find\n", "find\n")])
+def test_a_prompt_does_not_run_into_the_text(prompt, given, plain, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        plain,
+        "encode_query",
+        lambda inputs, **options: seen.append(options.get("prompt")) or np.ones((len(inputs), 2)),
+    )
+    embed(plain, ["lima"], prompt=prompt)
+    embed(plain, [{"text": "lima", "instruction": prompt}])
+    embed(plain, ["lima"])
+    assert seen == [given, given, None]
+
+
+def test_a_prompt_that_is_a_message_of_its_own_stays_as_it_is(plain, monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(plain), "modalities", ["text", "message"])
+    monkeypatch.setattr(
+        plain, "encode_query", lambda inputs, prompt, **options: seen.append(prompt) or np.ones((len(inputs), 2))
+    )
+    embed(plain, ["lima"], prompt="find")
+    assert seen == ["find"]
+
+
+def test_the_prompt_of_a_task_replaces_the_one_that_was_saved(plain):
+    plain.prompts = {"query": "where is ", "document": ""}
+    found = embed(plain, ["lima"], prompt="find").embeddings
+    np.testing.assert_array_equal(found, plain.encode(["find lima"], prompt=""))
+
+
 def test_pictures_in_bytes_are_opened_for_plain_models(plain, monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -144,6 +174,20 @@ def test_what_came_from_a_cache_is_not_timed(thinking, tmp_path):
         assert again().timed == 0 and again().seconds_per_input is None
         np.testing.assert_array_equal(again().embeddings, whole.embeddings)
     assert model.embedding_cache is None, "the model's own is put back"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_computed_once_is_timed_once(cached, thinking, plain, oracle, tmp_path):
+    from mmemb_r1.embedding_cache import EmbeddingCache
+
+    picture = Image.new("RGB", (32, 32), "red")
+    inputs = ["Lima", "Rome", "Lima", {"text": "Lima"}, {"image": picture}, {"image": picture.copy()}]
+    with EmbeddingCache(tmp_path) as cache:
+        encoder = encoder_of(thinking(), DIRECT, cache if cached else None)
+        embedded = embed_all(encoder, inputs, side="query", reasoning="never", batch_size=2)
+    assert embedded.timed == 3
+    assert embedded.seconds_per_input == pytest.approx(embedded.seconds / 3)
+    assert embed(plain, ["lima", "lima"]).timed == embed(oracle, [{"text": "Lima"}] * 2).timed == 2
 
 
 def test_a_vector_that_is_not_finite_is_refused_by_its_id(oracle):

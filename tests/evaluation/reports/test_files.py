@@ -25,3 +25,18 @@ def test_without_what_draws_all_else_is_written(run, monkeypatch, caplog):
     assert "there is no report.html: the HTML report needs jinja2" in caplog.text
     assert (run / "results.md").read_text(encoding="utf-8") == "a table\n" and not (run / "report.html").exists()
     assert load_results(run / "results.json") == results
+    assert "earlier run" not in caplog.text
+
+
+def test_an_older_page_does_not_stay_beside_new_results(run, monkeypatch, caplog):
+    def missing(*args):
+        raise ImportError("the plots need matplotlib: pip install 'mmemb-r1[eval]'")
+
+    results = load_results(run / "results.json")
+    (run / "report.html").write_text("of an earlier run")
+    monkeypatch.setattr(files, "write_html", missing)
+    monkeypatch.setattr(files, "results_markdown", lambda results: "a table\n")
+    with caplog.at_level(logging.WARNING):
+        files.write_reports(results, run)
+    assert not (run / "report.html").exists()
+    assert "there is no report.html (the one of an earlier run was removed): the plots need matplotlib" in caplog.text

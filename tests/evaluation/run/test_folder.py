@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1.evaluation import RetrievalTask, Settings, load_results, run_evaluation
+from mmemb_r1.evaluation import RetrievalTask, Settings, evaluate, load_results, run_evaluation
 from mmemb_r1.evaluation.encoders.parts import BATCHES_AT_ONCE
 from mmemb_r1.evaluation.run.rows import COLUMNS, read_rows, rows_path
+from mmemb_r1.evaluation.tasks.atlas import atlas_tasks
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -197,6 +198,34 @@ def test_another_run_is_refused(thinking, tasks, tmp_path):
         model[0].model.gate.output.bias.add_(1)
     with pytest.raises(ValueError, match="was begun with other settings or data: checkpoint was "):
         run(model, tasks, tmp_path)
+
+
+def test_a_model_whose_weights_are_not_known_needs_a_name(oracle, pairs, candidates, tmp_path):
+    """Or another one would be given the numbers of the first."""
+    tasks, settings = atlas_tasks(pairs, candidates), Settings(modes=("never", "always"))
+    with pytest.raises(
+        ValueError, match="the weights of this Oracle are not known.*checkpoint='name of these weights'"
+    ):
+        run(oracle, tasks, tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+    first = run(oracle, tasks, tmp_path / "run", settings, checkpoint="oracle 1")
+    assert first["config"]["checkpoint"] == "oracle 1"
+    oracle.calls.clear()
+    run(oracle, tasks, tmp_path / "run", settings, checkpoint="oracle 1")
+    assert not oracle.calls
+    with pytest.raises(ValueError, match="checkpoint was 'oracle 1', is now 'oracle 2'"):
+        run(oracle, tasks, tmp_path / "run", settings, checkpoint="oracle 2")
+    assert run(oracle, tasks, settings=settings)["config"]["checkpoint"] is None
+    evaluate(oracle, pairs, candidates, output=tmp_path / "atlas", checkpoint="oracle 1", progress=False)
+    with pytest.raises(ValueError, match="the weights of this Oracle are not known"):
+        evaluate(oracle, pairs, candidates, output=tmp_path / "atlas", progress=False)
+
+
+def test_a_model_whose_weights_are_known_has_no_other_name(model, tasks, tmp_path):
+    with pytest.raises(
+        ValueError, match="'mine' was given for a MMEmbR1, which is known by its weights; leave it out"
+    ):
+        run(model, tasks, tmp_path, checkpoint="mine")
 
 
 def test_other_data_are_refused(model, tasks, tmp_path):

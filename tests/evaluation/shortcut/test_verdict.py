@@ -28,6 +28,12 @@ NOTHING = Interval(0.0, -0.01, 0.01)
         (Interval(0.02, -0.02, 0.06), 0.97, 0.2, "undecided"),
         (NOTHING, 0.30, 0.2, "undecided"),
         (Interval(-0.20, -0.30, -0.10), 0.30, 0.2, "undecided"),
+        (Interval(-0.20, -0.30, -0.10), 0.96, 0.2, "undecided"),  # a score that moves is not one of thoughts passed by
+        (Interval(-0.02, -0.06, 0.02), 0.97, 0.2, "undecided"),
+        (Interval(-0.02, -0.04, 0.00), 0.97, 0.2, "ignores"),
+        (Interval(0.001, 0.0005, 0.002), 0.79, 0.2, "undecided"),  # a tenth of a point, however sure
+        (Interval(0.019, 0.001, 0.04), 0.30, 0.2, "undecided"),
+        (Interval(0.02, 0.001, 0.04), 0.30, 0.2, "reads"),
         (NOTHING, 0.99, 0.99, "undecided"),  # as far as another query: that rationale may be all that is read
         (NOTHING, 0.96, 0.93, "undecided"),
         (NOTHING, 1.00, 1.00, "undecided"),  # a collapsed encoder
@@ -51,6 +57,8 @@ def test_verdict(cost, cosine, between, name):
         (NOTHING, 0.3, 0.2, 100, "the vectors move, but what is found hardly changes"),
         (Interval(-0.2, -0.3, -0.1), 0.3, 0.2, 100, "the rationales of other queries serve it better"),
         (Interval(0.03, 0.01, 0.05), 0.9, 0.2, 100, "there is an effect, but a small one"),
+        (Interval(0.001, 0.0005, 0.002), 0.79, 0.2, 100, "there is an effect, but a small one"),
+        (Interval(-0.2, -0.3, -0.1), 0.96, 0.2, 100, "the rationales of other queries serve it better"),
         (Interval(0.05, -0.05, 0.15), 0.9, 0.2, 100, "the interval is wide, take more queries"),
         (Interval(0.02, -0.02, 0.06), 0.97, 0.2, 100, "hardly move, but the interval is wide"),
         (NOTHING, 0.99, 0.99, 100, r"different queries lie as close together \(0.99\), so that this says little"),

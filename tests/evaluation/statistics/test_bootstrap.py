@@ -33,13 +33,21 @@ def test_agrees_with_all_draws_of_few_clusters():
     clusters, values, tasks = "aabbbc", [1.0, 0.0, 0.0, 1.0, 1.0, 0.5], "xyxyyx"
     means = []
     for drawn in product("abc", repeat=3):  # all 27 draws are equally likely
-        rows = [row for letter in drawn for row in range(6) if clusters[row] == letter]
-        by_task = [[values[row] for row in rows if tasks[row] == task] for task in "xy"]
-        means.append(np.mean([np.mean(part) for part in by_task if part]))
+        # in one of them, ccc, the task y is not there: two of its own two clusters are drawn for it
+        for instead in product("ab", repeat=2):
+            by_task = []
+            for task in "xy":
+                rows = _rows_of(drawn, clusters, tasks, task) or _rows_of(instead, clusters, tasks, task)
+                by_task.append(np.mean([values[row] for row in rows]))
+            means.append(np.mean(by_task))
     interval = clustered_bootstrap(values, clusters, tasks, num_samples=100_000, level=0.5)
     # between two neighbouring means of the 27, whose share below is the quantile
     assert np.mean(np.array(means) < interval.low - 1e-9) <= 0.25 <= np.mean(np.array(means) <= interval.low + 1e-9)
     assert np.mean(np.array(means) < interval.high - 1e-9) <= 0.75 <= np.mean(np.array(means) <= interval.high + 1e-9)
+
+
+def _rows_of(drawn, clusters, tasks, task):
+    return [row for letter in drawn for row in range(len(tasks)) if clusters[row] == letter and tasks[row] == task]
 
 
 def test_copies_of_a_row_tell_nothing_new():
@@ -63,10 +71,55 @@ def test_every_task_counts_the_same_however_many_rows_it_has():
     assert interval == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_a_draw_without_a_task_is_averaged_over_the_others():
-    # clusters a and b have a task each, so that a draw is a twice, b twice or both
-    interval = clustered_bootstrap([1.0, 0.0], ["a", "b"], ["x", "y"], num_samples=1000)
-    assert interval == pytest.approx((0.5, 0.0, 1.0))
+def test_every_draw_is_of_every_task():
+    """A large task and one of a single cluster: without it, a draw's mean would be that of the large one alone."""
+    values, tasks = [0.0] * 100 + [1.0], ["large"] * 100 + ["small"]
+    for own in ("its own", 0):  # a cluster that the large task has, too, and one that it hasn't
+        _, draws = bootstrap_means(np.array(values)[:, None], [*range(100), own], tasks, num_samples=500)
+        assert draws == pytest.approx(np.full((500, 1), 0.5))
+
+
+def test_tasks_without_common_clusters_are_drawn_apart():
+    """So the variance of the mean over tasks is that of the means of independent tasks."""
+    rng = np.random.default_rng(6)
+    values, tasks = rng.normal(size=120) * np.repeat([1, 5], [100, 20]), ["x"] * 100 + ["y"] * 20
+    _, draws = bootstrap_means(values[:, None], range(120), tasks, num_samples=20_000)
+    expected = (values[:100].var() / 100 + values[100:].var() / 20) / 4
+    assert draws.var() == pytest.approx(expected, rel=0.03)
+
+
+def test_what_tasks_have_in_common_widens_the_interval():
+    """Twice the same queries: drawn together, two tasks tell no more than one does."""
+    values = np.random.default_rng(7).normal(size=50)
+    one = clustered_bootstrap(values, range(50))
+    shared = clustered_bootstrap(np.tile(values, 2), [*range(50)] * 2, ["x"] * 50 + ["y"] * 50)
+    assert shared == pytest.approx(one)
+    apart = clustered_bootstrap(np.tile(values, 2), range(100), ["x"] * 50 + ["y"] * 50)
+    assert (one.high - one.low) / (apart.high - apart.low) == pytest.approx(math.sqrt(2), rel=0.1)
+
+
+def test_a_task_that_a_draw_lacks_keeps_its_own_spread():
+    """Two of a hundred clusters: one draw in seven has neither."""
+    clusters, tasks = [*range(100), 0, 1], ["large"] * 100 + ["small"] * 2
+    values = np.array([0.0] * 100 + [2.0, 0.0])
+    _, draws = bootstrap_means(values[:, None], clusters, tasks, num_samples=20_000)
+    means = dict(zip(*np.unique(draws.round(6), return_counts=True), strict=True))
+    assert min(means) == 0 and max(means) == 1, "half of the small task's mean"
+    # both or neither of the two are seen as often as each other; the rest lies between
+    assert means[0.0] == pytest.approx(means[1.0], rel=0.1)
+    assert draws.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_strata_are_drawn_apart_and_in_parts(monkeypatch):
+    strata = np.array([0, 1, 0, 2, 1, 1])
+    whole = np.concatenate(list(cluster_draws(6, 30, strata=strata)))
+    for stratum, size in enumerate((2, 3, 1)):
+        assert (whole[:, strata == stratum].sum(axis=1) == size).all()
+    assert whole.std(axis=0)[strata < 2].min() > 0
+    monkeypatch.setattr(bootstrap, "_CELLS", 7 * 6)
+    parts = list(cluster_draws(6, 30, strata=strata))
+    assert [len(part) for part in parts] == [7, 7, 7, 7, 2]
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_the_mean_of_a_difference_covers_at_its_level():

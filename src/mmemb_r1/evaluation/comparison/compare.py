@@ -15,7 +15,7 @@ from mmemb_r1.evaluation.run.columns import Columns
 from mmemb_r1.evaluation.run.folder import RESULTS_FILE
 from mmemb_r1.evaluation.run.results import Results, load_results
 from mmemb_r1.evaluation.run.rows import read_rows, rows_path
-from mmemb_r1.evaluation.run.summary import members_of
+from mmemb_r1.evaluation.run.summary import chosen, members_of
 from mmemb_r1.evaluation.statistics import holm, paired_difference
 from mmemb_r1.evaluation.statistics.paired import NUM_SAMPLES, Floats
 
@@ -78,7 +78,7 @@ def compare_runs(
         first, second: folders of A and B that `mmemb-r1 evaluate --output` wrote; the same one to compare its modes.
         mode_a, mode_b: reasoning modes that are compared; one alone stands for both. Default: every mode that both
             have, each with itself.
-        tasks: which. Default: all; A and B then have to be of the same tasks.
+        tasks: names of tasks or of groups. Default: all. A and B have to have the same of these.
         num_samples, seed: see [`paired_difference`].
         progress: whether to show a bar on standard error.
 
@@ -155,21 +155,25 @@ def _mode_pairs(a: Run, b: Run, mode_a: str | None, mode_b: str | None) -> list[
 
 
 def _common_tasks(a: Run, b: Run, wanted: Sequence[str] | None) -> list[str]:
-    for run in (a, b):
-        if missing := [name for name in wanted or () if name not in run.results["tasks"]]:
-            raise ValueError(
-                f"{run.folder} has no task {missing[0]!r}; it has {', '.join(sorted(run.results['tasks']))}"
-            )
-    if wanted is not None:
-        return list(dict.fromkeys(wanted))
+    names = {run.folder: _chosen_tasks(run, wanted) for run in (a, b)}
     for one, other in ((a, b), (b, a)):
-        if alone := sorted(set(one.results["tasks"]) - set(other.results["tasks"])):
+        if alone := sorted(set(names[one.folder]) - set(names[other.folder])):
             shown = ", ".join(alone[:3]) + (" ..." if len(alone) > 3 else "")
             raise ValueError(
                 f"{one.folder} has {len(alone)} tasks that {other.folder} lacks: {shown}; name the tasks to compare "
                 "(--tasks), or evaluate both on the same"
             )
-    return list(a.results["tasks"])
+    return names[a.folder]
+
+
+def _chosen_tasks(run: Run, wanted: Sequence[str] | None) -> list[str]:
+    groups = {name: entry["groups"] for name, entry in run.results["tasks"].items()}
+    if wanted is None:
+        return list(groups)
+    try:
+        return chosen(groups, wanted)
+    except ValueError as error:
+        raise ValueError(f"{run.folder}: {error}") from error
 
 
 def _check_data(a: Run, b: Run, names: Sequence[str]) -> None:

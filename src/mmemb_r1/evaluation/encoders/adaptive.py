@@ -54,6 +54,8 @@ class AdaptiveEncoder:
             rows = self.model.explain(inputs, **options)
             seconds = time.perf_counter() - start
         check_count(rows, inputs)
+        # of equal inputs one is looked for
+        computed = cache.missing if cache.asked else self._computed(inputs)
         return Embedded(
             embeddings=np.stack([np.asarray(row["embedding"], dtype=np.float32) for row in rows]),
             reasoned=np.array([bool(row["reasoned"]) for row in rows]),
@@ -61,9 +63,18 @@ class AdaptiveEncoder:
             num_reasoning_rounds=np.array([int(row.get("num_reasoning_rounds", row["reasoned"])) for row in rows]),
             gate_prob=np.array([float(row["gate_prob"]) for row in rows]),
             rationales=[row.get("rationale", "") for row in rows],
-            seconds=(seconds - cache.seconds) if cache.missing else 0.0,
-            timed=round(len(inputs) * cache.missing),  # of equal inputs one is looked for
+            seconds=(seconds - cache.seconds) if computed else 0.0,
+            timed=computed,
         )
+
+    def _computed(self, inputs: list[Any]) -> int:
+        """How many of the inputs the model embeds: mmemb-r1 models take equal ones for one."""
+        if not hasattr(self.model, "embedding_cache"):
+            return len(inputs)
+        from mmemb_r1._adaptive_rows import media_options
+        from mmemb_r1._content import distinct
+
+        return len(distinct(inputs, media_options(self.model, {}))[0])
 
     @contextmanager
     def _watched_cache(self) -> Iterator[WatchedCache]:

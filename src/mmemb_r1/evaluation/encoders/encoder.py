@@ -28,7 +28,8 @@ class Embedded:
         gate_prob: `(N,)` float64; `None` of a model without a gate.
         rationales: what was thought, `""` if nothing; `None` of a model that can't.
         seconds: what embedding took, without what a cache took.
-        timed: how many inputs that was for: those that did not come from a cache.
+        timed: how many inputs that was for: those that were computed. What came from a cache was not, and of equal
+            inputs, where the model computes them once, one was.
     """
 
     embeddings: npt.NDArray[np.float32]

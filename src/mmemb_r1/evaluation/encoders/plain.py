@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 class PlainEncoder:
-    """Any sentence-transformers model: it never thinks."""
+    """
+    Any sentence-transformers model: it never thinks.
+
+    The instruction of an input, else the prompt of its task, takes the place of the prompt that the model saved for
+    the side.
+    """
 
     def __init__(self, model: SentenceTransformer, settings: Settings) -> None:
         self.model, self.batch_size = model, settings.batch_size
@@ -35,6 +40,7 @@ class PlainEncoder:
         if reasoning != "never":
             raise ValueError(f"{type(self.model).__name__} can't think; allowed: reasoning='never'")
         encode = self.model.encode_query if side == QUERY else self.model.encode_document
+        apart = "message" in self.model.modalities  # a prompt is then a message of its own
         of_instruction: dict[str | None, list[int]] = defaultdict(list)
         values = []
         for row, value in enumerate(inputs):
@@ -48,7 +54,7 @@ class PlainEncoder:
                 [values[row] for row in rows],
                 batch_size=self.batch_size,
                 show_progress_bar=False,
-                **({"prompt": instruction} if instruction else {}),
+                **({"prompt": instruction if apart else separated(instruction)} if instruction else {}),
             )
             check_count(part, rows)
             if embeddings is None:
@@ -76,6 +82,16 @@ def plain_fingerprint(model: SentenceTransformer) -> str:
     vocabulary: dict[str, int] = getattr(getattr(model, "tokenizer", None), "get_vocab", dict)()
     text = json.dumps([facts, sorted(vocabulary.items())], sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def separated(prompt: str) -> str:
+    """
+    A prompt that may be put in front of a text, which sentence-transformers does without anything between them.
+
+    >>> separated("Answer the question:"), separated("query: ")
+    ('Answer the question:\\n', 'query: ')
+    """
+    return prompt if prompt[-1:].isspace() else f"{prompt}\n"
 
 
 def _without_instruction(value: Any) -> tuple[str | None, Any]:

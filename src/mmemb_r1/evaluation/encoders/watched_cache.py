@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class WatchedCache:
     """
-    A cache that tells which share of what was looked for was `missing` in it, and the `seconds` that it took itself.
+    A cache that tells how many were `asked` for, how many of these were `missing`, and the `seconds` it took itself.
 
     Args:
         cache: the one that is asked.
@@ -22,17 +22,12 @@ class WatchedCache:
 
     def __init__(self, cache: EmbeddingCache | None) -> None:
         self.cache, self.seconds = cache, 0.0
-        self._asked = self._found = 0
-
-    @property
-    def missing(self) -> float:
-        """1 where nothing was looked for."""
-        return 1 - self._found / self._asked if self._asked else 1.0
+        self.asked = self.missing = 0
 
     def get(self, keys: Sequence[bytes]) -> list[dict[str, Tensor] | None]:
         rows = self._timed("get", keys)
-        self._asked += len(rows)
-        self._found += sum(row is not None for row in rows)
+        self.asked += len(rows)
+        self.missing += sum(row is None for row in rows)
         return rows
 
     def put(self, rows: Mapping[bytes, Mapping[str, Tensor]]) -> None:

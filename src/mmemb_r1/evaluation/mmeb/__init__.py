@@ -14,6 +14,7 @@ MMEB-V2: its 78 tasks as data, read from a local copy, and what a run over some 
 
     submission(results, mode, metadata) -> dict              the leaderboard's JSON
     validate_submission(submission), write_submission(submission, path)             checked; written if all is right
+    check_tasks(names), check_metadata(metadata)             what can be checked of it before a run
 
 A `RetrievalTask` from here has `groups={"modality": "image", "meta_task": "image/classification"}`: both are keys of a
 summary as they are. `data` has the dataset's id, configuration and split, its revision where known, the numbers of
@@ -26,13 +27,21 @@ from mmemb_r1.evaluation.mmeb.catalogue import TASKS, VARIANTS, MMEBTask, select
 from mmemb_r1.evaluation.mmeb.claims import TaskScore, group_mean, group_means, overall, scores_of
 from mmemb_r1.evaluation.mmeb.download import download_task
 from mmemb_r1.evaluation.mmeb.loading import find_tasks, load_tasks
-from mmemb_r1.evaluation.mmeb.submission import submission, validate_submission, write_submission
+from mmemb_r1.evaluation.mmeb.submission import (
+    check_metadata,
+    check_tasks,
+    submission,
+    validate_submission,
+    write_submission,
+)
 
 __all__ = [
     "TASKS",
     "VARIANTS",
     "MMEBTask",
     "TaskScore",
+    "check_metadata",
+    "check_tasks",
     "download_task",
     "find_tasks",
     "group_mean",

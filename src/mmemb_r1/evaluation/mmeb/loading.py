@@ -54,7 +54,7 @@ def find_tasks(folder: str | os.PathLike[str]) -> list[str]:
 
 def load_tasks(
     folder: str | os.PathLike[str], names: Iterable[str] | None = None, *, num_frames: int = NUM_FRAMES
-) -> Sequence[RetrievalTask]:
+) -> LocalTasks:
     """
     The tasks of a local copy of MMEB-V2. The folder holds
 
@@ -70,9 +70,10 @@ def load_tasks(
         num_frames: frames that are kept of a video, evenly spread. Default: 8.
 
     Returns:
-        A sequence that reads a task each time that it is asked for it: iterate once. Of each task all annotations are
-        read then, and all pictures and frames are looked for, but not opened; what is missing is an error that names
-        the task and the path. A number of queries other than the benchmark's is warned of.
+        A sequence that reads a task each time that it is asked for it: iterate once; its `names` are known before. Of
+        each task all annotations are read then, and all pictures and frames are looked for, but not opened; what is
+        missing is an error that names the task and the path. A number of queries other than the benchmark's is warned
+        of.
 
     Raises:
         ValueError: if a name is unknown, annotations are missing, or there are none at all.

@@ -50,9 +50,9 @@ class Media:
             name: its path from the folder of the task's media.
 
         Raises:
-            ValueError: if there is no such file, or nothing in it.
+            ValueError: if the path leads out of the local copy, there is no such file, or nothing is in it.
         """
-        return self._checked(self.root / name, "picture")
+        return self._checked(self._inside(name, "picture"), "picture")
 
     def frames(self, name: str) -> list[str]:
         """
@@ -63,10 +63,11 @@ class Media:
                 in their names.
 
         Raises:
-            ValueError: if there is no such folder, or it holds no frames, or one that is kept is empty.
+            ValueError: if the path leads out of the local copy, there is no such folder, or it holds no frames, or one
+                that is kept is empty.
         """
         if name not in self._frames:
-            place = self.root / name
+            place = self._inside(name, "folder of frames")
             if not place.is_dir():
                 raise ValueError(f"{self.task.name}: the folder {place} of a video's frames is missing.")
             files = sorted(
@@ -85,12 +86,27 @@ class Media:
         Names of the folders in a folder, sorted.
 
         Raises:
-            ValueError: if there is no such folder.
+            ValueError: if the path leads out of the local copy, or there is no such folder.
         """
-        place = self.root / name
+        place = self._inside(name, "folder of clips")
         if not place.is_dir():
             raise ValueError(f"{self.task.name}: the folder {place} of a video's clips is missing.")
         return sorted((entry.name for entry in os.scandir(place) if entry.is_dir()), key=_by_number)
+
+    def _inside(self, name: str, what: str) -> Path:
+        """Where a path from the annotations leads: they may come from anybody, and name files of this machine."""
+        place = self.root / name
+        # the folder of a task's media may itself be a link to another disk
+        if Path(name).is_absolute() or not any(map(place.resolve().is_relative_to, self._roots)):
+            raise ValueError(
+                f"{self.task.name}: the annotations name the {what} {name!r}, which leads out of the local copy "
+                f"{self.folder}; allowed are paths inside of it, from {self.root}. Copy {self.task.dataset} again."
+            )
+        return place
+
+    @cached_property
+    def _roots(self) -> tuple[Path, Path]:
+        return self.folder.resolve(), self.root.resolve()
 
     def _checked(self, path: Path, what: str) -> str:
         inside = path.relative_to(self.folder).as_posix()

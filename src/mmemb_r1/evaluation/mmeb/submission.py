@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from mmemb_r1._files import replaced_file
-from mmemb_r1.evaluation.mmeb.catalogue import METRICS, MODALITIES, TASKS, task_named
+from mmemb_r1.evaluation.mmeb.catalogue import METRICS, MODALITIES, NUM_TASKS, TASKS, task_named
 from mmemb_r1.evaluation.mmeb.claims import overall, page_names, scores_of
 
 METADATA: Mapping[str, tuple[type, ...]] = {
@@ -68,6 +68,34 @@ def submission(results: Mapping[str, Any], mode: str, metadata: Mapping[str, Any
     return made
 
 
+def check_tasks(names: Collection[str]) -> None:
+    """
+    Refuse tasks that no submission comes of, before they are run.
+
+    Raises:
+        ValueError: if one of the 78 is not among them, or old and fixed page tasks are mixed.
+    """
+    renamed = page_names(dict.fromkeys(names))
+    needed = [renamed.get(name, name) for name in TASKS]
+    if missing := [name for name in needed if name not in names]:
+        raise ValueError(
+            f"a submission is of all {NUM_TASKS} tasks of MMEB-V2; missing are {len(missing)}: {', '.join(missing)}"
+        )
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """
+    Refuse metadata that can't be submitted, before anything is run. Not all of them have to be there.
+
+    Raises:
+        ValueError: that lists all that are unknown or of the wrong type.
+    """
+    now = datetime.now(timezone.utc).isoformat()
+    whole = {**dict.fromkeys(METADATA), "model_name": "any", GENERATED: now, **metadata}
+    if problems := _metadata_problems(whole):
+        raise ValueError(_listed(problems))
+
+
 def validate_submission(submission: Any) -> None:
     """
     Check a file of the leaderboard: its fields, all 78 tasks under matching names, counts and ranges.
@@ -83,7 +111,11 @@ def validate_submission(submission: Any) -> None:
         raise ValueError(f"a submission is an object of 'metadata' and 'metrics'; this is {found}")
     problems = [*_metadata_problems(submission["metadata"]), *_metrics_problems(submission["metrics"])]
     if problems:
-        raise ValueError("the submission can't be sent:\n" + "\n".join(f"- {problem}" for problem in problems))
+        raise ValueError(_listed(problems))
+
+
+def _listed(problems: list[str]) -> str:
+    return "the submission can't be sent:\n" + "\n".join(f"- {problem}" for problem in problems)
 
 
 def write_submission(submission: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:

@@ -27,6 +27,7 @@ def evaluate(
     progress: bool = True,
     config: Mapping[str, Any] | None = None,
     output: str | os.PathLike[str] | None = None,
+    checkpoint: str | None = None,
     rationales: bool = False,
 ) -> Results:
     """
@@ -44,6 +45,7 @@ def evaluate(
         progress: whether to show bars; defaults to `True`.
         config: what else to note about this run, say the model's name and the seed.
         output: the folder of a run that goes on after a kill, see [`run_evaluation`]. Default: nothing is written.
+        checkpoint: what names the weights of a model with an `explain` of its own, see [`run_evaluation`].
         rationales: whether the rows there hold what was thought; defaults to `False`.
 
     Returns:
@@ -61,4 +63,13 @@ def evaluate(
     tasks = atlas_tasks(pairs, candidates)
     noted = {"candidates": set_sizes(candidates, pairs["candidate_set"]), **(config or {})}
     extras = majority(train_pairs, pairs)
-    return run_evaluation(model, tasks, settings, output=output, extras=extras, config=noted, progress=progress)
+    return run_evaluation(
+        model,
+        tasks,
+        settings,
+        output=output,
+        checkpoint=checkpoint,
+        extras=extras,
+        config=noted,
+        progress=progress,
+    )

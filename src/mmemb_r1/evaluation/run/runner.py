@@ -39,6 +39,7 @@ def run_evaluation(
     *,
     output: str | os.PathLike[str] | None = None,
     cache: EmbeddingCache | str | os.PathLike[str] | None = None,
+    checkpoint: str | None = None,
     extras: Mapping[str, Mapping[str, Any]] | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -64,6 +65,8 @@ def run_evaluation(
         output: the folder. Default: nothing is written.
         cache: where vectors of mmemb-r1 models are kept, for other runs, too. Default: `cache` in `output`, so that
             a killed run loses a batch and not a task; without `output`, what the model has as its `embedding_cache`.
+        checkpoint: what names the weights of a model with an `explain` of its own, another name for other weights;
+            needed there with `output`. Of models whose weights are known it is taken from these, and refused.
         extras: task name -> what else to tell of it, say `{"majority": 0.25}`.
         config: what else to note about this run, say the model's name and the seed.
         progress: whether to show bars on standard error; defaults to `True`. A line per task and mode is logged.
@@ -77,8 +80,8 @@ def run_evaluation(
 
     Raises:
         ValueError: if there are no tasks, or two of one name; if `output` holds another checkpoint's run, one with
-            other settings or of other data; if a model can't do what the settings ask, or gives vectors that are not
-            finite, too many or too few.
+            other settings or of other data, or nothing tells which checkpoint's it is to hold; if a model can't do
+            what the settings ask, or gives vectors that are not finite, too many or too few.
     """
     settings = settings or Settings()
     if output is not None and cache is None and hasattr(model, "embedding_cache"):
@@ -87,7 +90,7 @@ def run_evaluation(
     rows: dict[str, dict[str, Columns]] = {}
     with _opened(cache) as opened, progress_bar(progress) as bar:
         encoder = encoder_of(model, settings, opened)
-        facts = encoder.facts()
+        facts = identified(encoder.facts(), checkpoint, output, model)
         folder = None if output is None else RunFolder(output, {**facts, **asdict(settings)})
         runner = TaskRunner(encoder, settings, folder, bar)
         for task in in_turn(tasks, bar):
@@ -116,6 +119,31 @@ def run_evaluation(
     if output is not None:
         save_results(results, Path(output) / RESULTS_FILE)
     return results
+
+
+def identified(
+    facts: dict[str, Any], checkpoint: str | None, output: str | os.PathLike[str] | None, model: object
+) -> dict[str, Any]:
+    """
+    The facts of a model with its checkpoint, named by the caller where the model does not tell.
+
+    Raises:
+        ValueError: if both tell, or neither does and a folder would hold what is measured: another model's numbers
+            would be taken for this one's there.
+    """
+    kind = type(model).__name__
+    if facts["checkpoint"] is not None:
+        if checkpoint is not None:
+            raise ValueError(
+                f"checkpoint={checkpoint!r} was given for a {kind}, which is known by its weights; leave it out"
+            )
+        return facts
+    if checkpoint is None and output is not None:
+        raise ValueError(
+            f"the weights of this {kind} are not known, so that another one's numbers could be taken for its own in "
+            f"{os.fspath(output)}; name them, checkpoint='name of these weights', or leave output out"
+        )
+    return {**facts, "checkpoint": checkpoint}
 
 
 def entry_of(task: RetrievalTask, digest: str, measured: Mapping[str, Measured]) -> dict[str, Any]:

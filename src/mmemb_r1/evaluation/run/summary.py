@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,25 @@ def members_of(groups: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
         for group in of_task.values():
             members[group].append(name)
     return {**members, ALL: list(groups)}
+
+
+def chosen(groups: Mapping[str, Mapping[str, str]], wanted: Iterable[str]) -> list[str]:
+    """
+    The tasks that are wanted by their names or by those of their groups, from the `groups` of each; in their order.
+
+    Raises:
+        ValueError: if a name is neither, or there are none.
+
+    >>> groups = {"fact": {"complexity": "simple"}, "flag": {"complexity": "multi-hop"}}
+    >>> chosen(groups, ["simple"]), chosen(groups, ["flag", "fact"])
+    (['fact'], ['fact', 'flag'])
+    """
+    asked = list(wanted)
+    known = {*groups, *(group for of_task in groups.values() for group in of_task.values())}
+    if not asked or (unknown := [name for name in asked if name not in known]):
+        what = f"there is no task or group {unknown[0]!r}" if asked else "no task was named"
+        raise ValueError(f"{what}; allowed: {', '.join(sorted(known))}")
+    return [name for name, of_task in groups.items() if {name, *of_task.values()}.intersection(asked)]
 
 
 def _summary(

@@ -14,7 +14,8 @@ from mmemb_r1.evaluation.statistics import Interval
 
 READS, IGNORES, UNDECIDED = "reads", "ignores", "undecided"
 READS_COST, READS_COSINE = 0.10, 0.80  # from this cost on, or up to this cosine
-IGNORES_COST, IGNORES_COSINE = 0.05, 0.95  # below this cost, and from this cosine on
+LEAST_COST = 0.02  # below it nothing is read, whatever the cosine
+IGNORES_COST, IGNORES_COSINE = 0.05, 0.95  # within this of zero, either way, and from this cosine on
 IGNORES_WAY = 0.5  # at most so much of the way from one query's vector to another's
 NO_WAY = 1e-4  # 1 - cosine of two queries' vectors that can't be told apart
 LEAST_CLUSTERS = 20  # of swapped queries: draws of fewer vary too little
@@ -35,9 +36,10 @@ def judge(cost: Interval | None, cosine: float | None, between: float | None, cl
     """
     Whether a model reads its rationales [ours].
 
-    It reads them if swapping them lowers the score beyond chance, and either the cost or the way that the vectors go
-    is large. It ignores them if the vectors stay where they are, also in comparison with those of other queries, and
-    the cost, if there is any, is small. Otherwise there is no verdict: where thoughts make no difference to what is
+    It reads them if swapping them lowers the score beyond chance and by more than next to nothing, and either the cost
+    or the way that the vectors go is large. It ignores them if the vectors stay where they are, also in comparison
+    with those of other queries, and so does the score: one that falls or rises by more than a little is not that of a
+    model which passes its rationales by. Otherwise there is no verdict: where thoughts make no difference to what is
     found, scores can't show whether they are read.
 
     Args:
@@ -52,6 +54,8 @@ def judge(cost: Interval | None, cosine: float | None, between: float | None, cl
     'ignores'
     >>> judge(Interval(0.002, -0.004, 0.008), 0.55, 0.3, clusters=200).name
     'undecided'
+    >>> judge(Interval(-0.2, -0.3, -0.1), 0.96, 0.3, clusters=200).name
+    'undecided'
     """
     if cost is None or cosine is None or between is None:
         return Verdict(UNDECIDED, "no query has another's rationale to be swapped with: they are all the same.")
@@ -61,9 +65,10 @@ def judge(cost: Interval | None, cosine: float | None, between: float | None, cl
     )
     if clusters < LEAST_CLUSTERS:
         return Verdict(UNDECIDED, f"{figures}, but that is of {clusters} clusters of queries, too few to tell.")
-    if cost.low > 0 and (cost.mean >= READS_COST or cosine <= READS_COSINE):
+    if cost.low > 0 and cost.mean >= LEAST_COST and (cost.mean >= READS_COST or cosine <= READS_COSINE):
         return Verdict(READS, f"{figures}.")
-    if cosine >= IGNORES_COSINE and cost.high < IGNORES_COST and not _as_far(cosine, between):
+    small = -IGNORES_COST < cost.low and cost.high < IGNORES_COST
+    if cosine >= IGNORES_COSINE and small and not _as_far(cosine, between):
         return Verdict(IGNORES, f"{figures}.")
     return Verdict(UNDECIDED, f"{figures}: {_doubt(cost, cosine, between)}.")
 

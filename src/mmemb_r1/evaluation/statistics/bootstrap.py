@@ -44,11 +44,17 @@ def clustered_bootstrap(
     them than from as many independent ones; intervals that draw rows are too narrow. For the difference of two models
     on the same queries, pass the differences.
 
+    Tasks that share clusters, directly or by way of others, are drawn together: a country that is drawn comes with its
+    rows in all of them, so that what goes wrong in all at once widens the interval. Tasks that share none are drawn
+    apart, each as many clusters as it has. So every draw is of the same tasks: a task that is there by chance in some
+    draws alone would make them draws of another mean. Where tasks share clusters and a draw has none of a task's, its
+    own are drawn once more, for it alone [ours].
+
     Args:
         values: `(N,)` finite numbers, say hits, or differences of hits, averaged over seeds.
         clusters: `(N,)` names of what the rows are about.
         tasks: `(N,)`: what is estimated is then the mean over tasks of the means over their rows, however many rows
-            each has. A draw in which a task has no rows is averaged over the others. Default: one task.
+            each has, in every draw. Default: one task.
         num_samples: draws. Default: 2000.
         seed: of the draws.
         level: share of the draws that lie inside. Default: 0.95.
@@ -64,6 +70,8 @@ def clustered_bootstrap(
     Interval(mean=0.75, low=0.5, high=1.0)
     >>> clustered_bootstrap([1.0, 1.0, 1.0, 0.0], ["fr", "fr", "fr", "fr"], ["capital", "capital", "tld", "region"])
     Interval(mean=0.6666666666666666, low=0.6666666666666666, high=0.6666666666666666)
+    >>> clustered_bootstrap([1.0, 0.0], ["fr", "pear"], ["capital", "fruit"])  # of one cluster each
+    Interval(mean=0.5, low=0.5, high=0.5)
     """
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 1 or rows.size == 0:
@@ -141,23 +149,56 @@ def bootstrap_means(
     counts = np.bincount(part).astype(np.float64)  # (P,)
     starts = np.flatnonzero(np.diff(keys // number, prepend=-1))  # (T,)
 
+    again = np.random.default_rng([seed, 1])  # a stream of its own
+
     def means(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """`(D, K)` means over tasks for how often each part is drawn, `(D, P)`."""
-        total, there = np.zeros((len(weights), rows.shape[1])), np.zeros((len(weights), 1))
+        total = np.zeros((len(weights), rows.shape[1]))
         for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
-            drawn = (weights[:, start:end] @ counts[start:end])[:, None]  # (D, 1)
-            total += np.divide(
-                weights[:, start:end] @ sums[start:end], drawn, out=np.zeros_like(total), where=drawn > 0
-            )
-            there += drawn > 0
-        return total / there
+            own = weights[:, start:end]
+            if len(absent := np.flatnonzero(~own.any(axis=1))):
+                own = own.copy()
+                own[absent] = again.multinomial(end - start, np.full(end - start, 1 / (end - start)), len(absent))
+            total += (own @ sums[start:end]) / (own @ counts[start:end])[:, None]
+        return total / len(starts)
 
-    draws = [means(drawn[:, keys % number]) for drawn in cluster_draws(number, num_samples, seed, columns=len(keys))]
+    strata = linked(keys % number, keys // number)
+    drawn = cluster_draws(number, num_samples, seed, columns=len(keys), strata=strata)
+    draws = [means(times[:, keys % number]) for times in drawn]
     return means(np.ones((1, len(keys))))[0], np.concatenate(draws)
 
 
+def linked(clusters: npt.NDArray[np.int64], tasks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """
+    Which clusters belong together: those of one task do, and those of two tasks that share one.
+
+    Args:
+        clusters, tasks: `(P,)` numbers from 0: a cluster and a task that it is in, each pair once.
+
+    Returns:
+        `(C,)` per cluster the lowest one that it belongs together with.
+
+    >>> linked(np.array([0, 1, 1, 2, 3]), np.array([0, 0, 1, 1, 2])).tolist()
+    [0, 0, 0, 3]
+    """
+    of_cluster = np.arange(int(clusters.max()) + 1)
+    while True:
+        of_task = np.full(int(tasks.max()) + 1, len(of_cluster))
+        np.minimum.at(of_task, tasks, of_cluster[clusters])
+        spread = of_cluster.copy()
+        np.minimum.at(spread, clusters, of_task[tasks])
+        if (spread == of_cluster).all():
+            return spread
+        of_cluster = spread
+
+
 def cluster_draws(
-    num_clusters: int, num_samples: int = NUM_SAMPLES, seed: int = 0, *, columns: int | None = None
+    num_clusters: int,
+    num_samples: int = NUM_SAMPLES,
+    seed: int = 0,
+    *,
+    columns: int | None = None,
+    strata: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[npt.NDArray[np.float64]]:
     """
     How often each cluster is drawn, as float64 `(D, num_clusters)`, some draws at a time, `num_samples` in all.
@@ -168,25 +209,64 @@ def cluster_draws(
         seed: of the draws, which don't depend on how many come at a time.
         columns: of the widest table that is made of a draw; fewer come at a time the wider it is.
             Default: `num_clusters`.
+        strata: `(num_clusters,)`: as many clusters of every stratum are drawn as it has. Default: all are of one.
 
     Raises:
         ValueError: if a number is below 1.
 
     >>> [drawn.sum(axis=1).tolist() for drawn in cluster_draws(3, num_samples=2)]
     [[3.0, 3.0]]
+    >>> [drawn[:, :2].sum(axis=1).tolist() for drawn in cluster_draws(3, num_samples=2, strata=np.array([0, 0, 1]))]
+    [[2.0, 2.0]]
     """
     if num_clusters < 1 or num_samples < 1:
         raise ValueError(f"num_clusters={num_clusters}, num_samples={num_samples}; allowed: at least 1 of each")
     rng = np.random.default_rng(seed)
     size = max(1, _CELLS // max(num_clusters, columns or 1))
     even = np.full(num_clusters, 1 / num_clusters)
+    apart = None if strata is None or (strata == strata[0]).all() else _Strata.of(strata)
     for start in range(0, num_samples, size):
         number = min(size, num_samples - start)
+        if apart is not None:
+            yield apart.draws(rng, number)
+            continue
         if num_clusters < _MANY:
             yield rng.multinomial(num_clusters, even, size=number).astype(np.float64)
             continue
         drawn = rng.integers(num_clusters, size=(number, num_clusters), dtype=np.int32)
         yield np.stack([np.bincount(row, minlength=num_clusters) for row in drawn]).astype(np.float64)
+
+
+class _Strata(NamedTuple):
+    """
+    Clusters, stratum by stratum.
+
+    Attributes:
+        order: `(C,)` clusters, those of a stratum side by side.
+        low, size: `(C,)` of each place in that order, where its stratum begins, and how many places it has.
+    """
+
+    order: npt.NDArray[np.int64]
+    low: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, strata: npt.NDArray[np.int64]) -> _Strata:
+        order = np.argsort(strata, kind="stable")
+        ordered = strata[order]
+        low = np.searchsorted(ordered, ordered)
+        return cls(order, low, np.searchsorted(ordered, ordered, "right") - low)
+
+    def draws(self, rng: np.random.Generator, number: int) -> npt.NDArray[np.float64]:
+        """`(number, C)`: how often each cluster is drawn."""
+        clusters = len(self.order)
+        # twice as fast as integers between two bounds; a number below 1 times a size is never rounded up to that size
+        places = (rng.random((number, clusters)) * self.size).astype(np.int64)
+        places += self.low
+        drawn = np.empty((number, clusters))
+        for row, chosen in enumerate(places):
+            drawn[row, self.order] = np.bincount(chosen, minlength=clusters)
+        return drawn
 
 
 def interval_of(mean: float, draws: npt.NDArray[np.float64], level: float = 0.95) -> Interval:
