@@ -23,7 +23,7 @@ def thought_ids(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str
     return as_thought(config, ids)
 
 
-def as_thought(config: MMEmbR1Config, ids: Iterable[int]) -> list[int]:
+def as_thought(config: Any, ids: Iterable[int]) -> list[int]:
     """`<think> ids </think> <|embed|>`."""
     return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
 
