@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -109,7 +109,8 @@ def read_thoughts(model: MMEmbR1Model, context: Context, rows: Tensor, thoughts:
     tails = [torch.tensor(thought, device=rows.device) for thought in thoughts]
     ids = pad_sequence(tails, batch_first=True)  # (N, T), padded on the right: nothing after it is read
     tail_mask = pad_sequence([torch.ones_like(tail) for tail in tails], batch_first=True)
-    mask = torch.cat([context.mask, tail_mask.to(context.mask.dtype)], dim=1)  # (N, S + T)
+    prompt_mask = cast(Tensor, context.mask)  # a branch is padded
+    mask = torch.cat([prompt_mask, tail_mask.to(prompt_mask.dtype)], dim=1)  # (N, S + T)
     position_ids = token_positions(mask)[:, -ids.shape[1] :] + context.offset  # (N, T)
     if uses_multimodal_rope(model.vlm):
         position_ids = position_ids.expand(3, -1, -1)  # (3, N, T)

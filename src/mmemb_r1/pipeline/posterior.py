@@ -123,7 +123,7 @@ def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = PO
         if not any(helpful) or all(helpful):
             continue
         groups, with_any = (len({*zip(ids[some], sides[some], strict=True)}) for some in (rows, rows & kept))
-        quality = selection_quality(gain[rows], kept[rows], helpful)
+        quality = selection_quality(gain[rows], kept[rows].tolist(), helpful)
         qualities[name] = {
             **quality,
             "precision": quality["precision"] if kept[rows].any() else None,
