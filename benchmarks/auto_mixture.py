@@ -3,11 +3,14 @@ What the decision itself costs: `encode(reasoning="auto")`, where a share p of t
 share of never and always would take, never + p (always - never), in alternation in one run.
 
     python benchmarks/auto_mixture.py [--model runs/quickstart/model | --random-100m] [--inputs 512] [--batch-size 32]
-        [--repeats 5] [--output auto_mixture.json]
+        [--decode-batch-size 128] [--repeats 5] [--output auto_mixture.json]
 
 Thresholds are quantiles of the gate's probabilities, and p is the share that really thinks. Whether inputs that the
-gate chooses have longer rationales than others is another matter: beside the share of inputs stands that of rationale
-tokens. Prints a table; writes JSON with `--output`.
+gate chooses have longer rationales than others is another matter: beside the share of inputs stands that of their
+rationale tokens. There have to be several times as many inputs as think at once: a step over few rows costs nearly as
+much as one over many, so the mixture can't be reached where the thinkers of a small p don't fill the decoder.
+
+Prints a table; writes JSON with `--output`.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from engine.timing import alternating
 from engine.workload import inputs_of
 
 from mmemb_r1 import MMEmbR1
+from mmemb_r1._adaptive_rows import DECODED_PER_READ
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST = 1.05  # of what never and always would take
@@ -41,6 +45,7 @@ def run(
     *,
     inputs: int = 512,
     batch_size: int = 32,
+    decode_batch_size: int | None = None,
     max_reasoning_tokens: int = 32,
     repeats: int = 5,
 ) -> dict[str, Any]:
@@ -51,11 +56,14 @@ def run(
         subject: the model.
         inputs: how many are embedded.
         batch_size: rows of a prefill.
+        decode_batch_size: rows that think at the same time. Default: as in `encode`.
         max_reasoning_tokens: budget of a rationale.
         repeats: rounds.
     """
     model, values = subject.load(), inputs_of(subject, inputs)
-    options = {"batch_size": batch_size, "max_reasoning_tokens": max_reasoning_tokens, "show_progress_bar": False}
+    decoded = decode_batch_size or DECODED_PER_READ * batch_size
+    options = {"batch_size": batch_size, "decode_batch_size": decoded, "show_progress_bar": False}
+    options["max_reasoning_tokens"] = max_reasoning_tokens
     said = model.encode(values, reasoning="always", output_value=None, **options)
     gate_prob = np.array([float(row["gate_prob"]) for row in said])
     tokens = np.array([int(row["num_reasoning_tokens"]) for row in said])
@@ -86,6 +94,7 @@ def run(
         "subject": subject.name,
         "inputs": inputs,
         "batch_size": batch_size,
+        "decode_batch_size": decoded,
         "reasoning_tokens": float(tokens.mean()),
         **{f"{name}_seconds": statistics.median(times[name]) for name in ("never", "always")},
         "auto": rows,
@@ -126,6 +135,7 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--inputs", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--decode-batch-size", type=int, help="rows that think at once; default: as in encode")
     parser.add_argument("--max-reasoning-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -133,6 +143,7 @@ def main() -> None:
         Subject.of(args),
         inputs=args.inputs,
         batch_size=args.batch_size,
+        decode_batch_size=args.decode_batch_size,
         max_reasoning_tokens=args.max_reasoning_tokens,
         repeats=args.repeats,
     )

@@ -40,7 +40,7 @@ FULL: dict[str, dict[str, Any]] = {
 QUICK: dict[str, dict[str, Any]] = {
     "encode_never": {"inputs": 32, "batch_size": 16, "repeats": 3},
     "against_peer": {"inputs": 32, "batch_size": 8, "repeats": 1},
-    "auto_mixture": {"inputs": 32, "batch_size": 16, "max_reasoning_tokens": 8, "repeats": 3},
+    "auto_mixture": {"inputs": 32, "batch_size": 16, "decode_batch_size": 4, "max_reasoning_tokens": 8, "repeats": 3},
     "linear_cost": {"sizes": (64, 256), "max_reasoning_tokens": 8, "repeats": 2},
 }
 
