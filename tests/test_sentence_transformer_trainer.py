@@ -39,9 +39,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     original = Decoder.add
 
-    def add(decoder: Decoder, context: Any, thoughts: Sequence[Any]) -> None:
+    def add(decoder: Decoder, context: Any, rows: Any, thoughts: Sequence[Any]) -> None:
         seen.append(len(thoughts))
-        original(decoder, context, thoughts)
+        original(decoder, context, rows, thoughts)
 
     monkeypatch.setattr(Decoder, "add", add)
     return seen
