@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from mmemb_r1.cli import main
@@ -77,6 +79,17 @@ def test_other_weights_to_start_from_are_refused_whatever_their_file_is(tmp_path
         claim_folder(study)
 
 
+def any_of_group(group: int) -> bool:
+    """Whether a process of this group is at work; what has ended and was not waited for is not."""
+    for process in psutil.process_iter(["pid", "status"]):
+        try:
+            if os.getpgid(process.info["pid"]) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+        except ProcessLookupError:
+            continue
+    return False
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_with_a_page(tmp_path, capsys):
     output, page = tmp_path / "study", tmp_path / "study.md"
@@ -85,14 +98,17 @@ def test_a_killed_study_goes_on_and_ends_with_a_page(tmp_path, capsys):
         [sys.executable, "-m", "mmemb_r1.cli", *command, "--jobs", "2"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 600
     while process.poll() is None and not (output / "rows" / "full-0" / "joint").exists():
         assert time.monotonic() < deadline, "nothing was trained"
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(3)  # its processes end by themselves
+    while any_of_group(process.pid):  # its processes end by themselves, when they see that it is gone
+        assert time.monotonic() < deadline, "its processes did not end"
+        time.sleep(0.2)
     before = stamps(output)
     assert (output / "rows" / "full-0" / "joint" / "stage.json") in before
     assert main([*command, "--jobs", "1"]) == 0
