@@ -63,11 +63,12 @@ def run_stage(
         made.mkdir(parents=True)
         make(made)
         _write(made / STAGE_FILE, _record(start, resumed, made_of))
+        # Before the folder takes its place: after a kill in between, nobody would look for them again. Were they
+        # kept, a folder that is removed would come back as it was.
+        if checkpoints is not None:
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
-    made = made_whole(folder, timed)
-    if checkpoints is not None:
-        shutil.rmtree(checkpoints, ignore_errors=True)  # else a folder that is removed would come back as it was
-    return made
+    return made_whole(folder, timed)
 
 
 def run_noted(
