@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-MODULES_FILE, ADAPTIVE_MODULE = "modules.json", "MMEmbR1Module"
+MODULES_FILE = "modules.json"
 
 
 def load_model(name: str, device: str | None = None, trust_remote_code: bool = False) -> SentenceTransformer:
@@ -25,6 +25,7 @@ def load_model(name: str, device: str | None = None, trust_remote_code: bool = F
     from sentence_transformers.util import load_file_path
 
     from mmemb_r1 import MMEmbR1
+    from mmemb_r1.evaluation.encoders.factory import ADAPTIVE_MODULE
 
     path = load_file_path(name, MODULES_FILE)
     if path is not None:

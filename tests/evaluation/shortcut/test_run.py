@@ -18,6 +18,7 @@ from mmemb_r1.evaluation.shortcut.table import shortcut_table, verdict_line
 from mmemb_r1.evaluation.shortcut.tester import check_forced, donors_of, drawn_queries
 from mmemb_r1.evaluation.shortcut.thoughts import own_thoughts
 from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 
 COLORS = ("red", "green", "blue", "white", "black", "gray", "pink", "brown", "cyan", "lime", "navy", "teal")
 QUERIES = [
@@ -305,3 +306,10 @@ def test_table(of_reader):
     (task,) = [line.split() for line in lines if line.split()[:1] == ["colors"]]
     assert task[1:3] == ["36", "1.000"] and task[-1] == "reads"
     assert any(line.strip().startswith("mean of all") for line in lines)
+
+
+def test_a_query_that_cannot_be_embedded_is_named_by_its_number_among_all(reader):
+    queries = [*(f"a dog, number {number}" for number in range(20)), {"image": "no-such-file.png"}]
+    with pytest.raises(InputError) as raised:
+        own_thoughts(reader, queries, batch_size=1)  # the last one is in the second part
+    assert raised.value.index == 20

@@ -68,7 +68,7 @@ class Answers:
         Raises:
             ValueError: if the model has no gate.
         """
-        return self._gate() >= threshold
+        return self.gate() >= threshold
 
     def threshold(self, share: float) -> float:
         """
@@ -81,9 +81,15 @@ class Answers:
         if not 0 <= share <= 1:
             raise ValueError(f"share={share}; allowed: 0 to 1")
         number = round(share * len(self.task))
-        return float(np.sort(self._gate())[-number]) if number else np.inf
+        return float(np.sort(self.gate())[-number]) if number else np.inf
 
-    def _gate(self) -> npt.NDArray[Any]:
+    def gate(self) -> npt.NDArray[Any]:
+        """
+        `(N,)` probabilities that the gate thinks.
+
+        Raises:
+            ValueError: if the model has no gate.
+        """
         if self.gate_prob is None:
             raise ValueError("these answers have no gate_prob: the model has no gate, or none was recorded")
         return self.gate_prob

@@ -43,13 +43,12 @@ def gate_quality(answers: Answers, least_gap: float = LEAST_GAP, *, seed: int = 
     Raises:
         ValueError: if the model has no gate.
     """
-    answers.thinks(0)  # refuses models without a gate
-    gap = answers.gap()
+    gate, gap = answers.gate(), answers.gap()
     known = ~np.isnan(gap)
-    if answers.gate_prob is None or not known.any():
+    if not known.any():
         return None
     counted = known & (np.abs(np.where(known, gap, 0)) >= least_gap)
-    scores, pays = answers.gate_prob[counted].astype(np.float64), gap[counted] > 0
+    scores, pays = gate[counted].astype(np.float64), gap[counted] > 0
     share, queries = float(counted.sum() / known.sum()), int(counted.sum())
     if not pays.any() or pays.all():
         return GateQuality(None, share, queries)

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mmemb_r1.evaluation.encoders.encoder import Embedded, Encoder
 
 BATCHES_AT_ONCE = 16  # are handed to the model: their thinkers think together, and their media are in memory
+Made = TypeVar("Made")
+
+
+def in_parts(inputs: Sequence[Any], batch_size: int, embed: Callable[[list[Any]], Made]) -> Iterator[tuple[int, Made]]:
+    """
+    What a function makes of inputs, part by part.
+
+    Args:
+        inputs: N of them, read in order.
+        batch_size: inputs that are read at once; a part has 16 times as many.
+        embed: is given a part.
+
+    Yields:
+        The number of a part's first input, and what was made of it.
+
+    Raises:
+        InputError: what `embed` raises, with the number of the input among all of them.
+    """
+    from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+
+    size = BATCHES_AT_ONCE * batch_size
+    for start in range(0, len(inputs), size):
+        try:
+            made = embed([inputs[row] for row in range(start, min(start + size, len(inputs)))])
+        except InputError as error:
+            raise error.at(start + error.index) from error
+        yield start, made
 
 
 def embed_all(
@@ -40,15 +68,10 @@ def embed_all(
         InputError: a `ValueError` that names the number of an input that can't be embedded.
         ValueError: if a vector is not finite, or the model gives more or fewer than inputs.
     """
-    from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-
-    parts, size = [], BATCHES_AT_ONCE * batch_size
-    for start in range(0, len(inputs), size):
-        values = [inputs[row] for row in range(start, min(start + size, len(inputs)))]
-        try:
-            part = encoder.embed(values, side=side, reasoning=reasoning, prompt=prompt)
-        except InputError as error:
-            raise error.at(start + error.index) from error
+    parts = []
+    for start, part in in_parts(
+        inputs, batch_size, partial(encoder.embed, side=side, reasoning=reasoning, prompt=prompt)
+    ):
         finite = np.isfinite(part.embeddings).all(axis=1)
         if not finite.all():
             row = start + int(np.argmin(finite))
@@ -57,7 +80,7 @@ def embed_all(
                 "that gives such vectors can't be scored; look for an overflow of its dtype"
             )
         parts.append(part)
-        advance(len(values))
+        advance(len(part.embeddings))
     return _joined(parts)
 
 

@@ -101,7 +101,10 @@ def per_query_of(
     parts: dict[str, list[Floats]] = {name: [] for name in names}
     for start in range(0, len(score_rows), step):
         block = slice(start, start + step)
-        places = find_places(*_tables(score_rows[block], grade_rows[block], start), tolerance)
+        tables = _tables(score_rows[block], grade_rows[block], start)  # checked whatever is asked for
+        if not metrics:
+            continue
+        places = find_places(*tables, tolerance)
         if ties == "pessimistic":
             places = worst_order(places)
         for name, (formula, k) in metrics.items():

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1._inputs import given_parts
 from mmemb_r1.evaluation.mmeb.annotations import noted_revision
 from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask
 from mmemb_r1.evaluation.mmeb.media import Media
@@ -90,7 +91,7 @@ class TaskBuilder:
 
     def value(self, **parts: Any) -> dict[str, Any]:
         """An input of these parts, without those that are empty."""
-        return {key: part for key, part in parts.items() if part}
+        return given_parts(parts)
 
     def error(self, query_id: str, what: str) -> ValueError:
         """An error that says where in the annotations something is wrong."""

@@ -69,14 +69,16 @@ def _corpus(builder: TaskBuilder) -> tuple[list[str], Sequence[Any], dict[str, i
             f"{task.name}: the corpus {other[0]} is no Parquet file; the Hub dataset {task.dataset} has it."
         )
     ids: list[str] = []
+    with_pages = True
     for file in files:
         with readable(task, file):
             columns = pyarrow.parquet.read_schema(file).names
         if "corpus-id" not in columns:
             raise ValueError(f"{task.name}: {file} has no column 'corpus-id'; it has: {', '.join(columns)}.")
+        with_pages &= "image" in columns
         ids += map(str, pyarrow.parquet.read_table(file, columns=["corpus-id"])["corpus-id"].to_pylist())
     sizes = {"/".join(file.parts[-2:]): file.stat().st_size for file in files}
-    if all("image" in pyarrow.parquet.read_schema(file).names for file in files):
+    if with_pages:
         return *_without_copies(builder, ids, Pages(files, task.name)), sizes
     unique = list(dict.fromkeys(ids))
     return unique, [{"image": builder.media.picture(page_file(one, task.meta_task))} for one in unique], sizes

@@ -10,8 +10,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._files import claim, replaced_file
+from mmemb_r1._files import claim
 from mmemb_r1.evaluation.run.columns import Columns
+from mmemb_r1.evaluation.run.results import save_results
 from mmemb_r1.evaluation.run.rows import numbers_path, read_rows, rows_path, write_rows
 from mmemb_r1.evaluation.tasks import RetrievalTask
 
@@ -75,9 +76,7 @@ class RunFolder:
     def keep(self, task: str, mode: str, measured: Measured) -> None:
         """Keep what is measured: the numbers come last, for they say that it is done."""
         write_rows(rows_path(self.folder, task, mode), measured.rows)
-        with replaced_file(numbers_path(self.folder, task, mode)) as temporary:
-            text = json.dumps(measured.numbers, indent=2, allow_nan=False) + "\n"
-            temporary.write_text(text, encoding="utf-8")
+        save_results(measured.numbers, numbers_path(self.folder, task, mode))
 
 
 def task_digest(task: RetrievalTask) -> str:

@@ -74,11 +74,11 @@ class TaskRunner:
         return measured
 
     def _in_mode(self, task: RetrievalTask, mode: str) -> Measured:
-        answers = self._candidates(task)
+        answers = self.candidates.of(task, self._candidates)
         embedded = self._embed(task, mode, task.queries, task.query_ids)
         scored = score_queries(task, embedded.embeddings, answers)
         rows = rows_of(task, embedded, scored, rationales=self.settings.rationales)
-        numbers = numbers_of(task, embedded, scored, rows)
+        numbers = numbers_of(embedded, scored, rows)
         if self.settings.no_image and mode != "auto" and (blind := without_images(task.queries)):
             numbers["no_image"] = self._blind_score(task, mode, blind, answers)
         return Measured(numbers, rows)
@@ -97,19 +97,10 @@ class TaskRunner:
 
     def _candidates(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
         """Vectors `(C, D)`."""
-        return self.candidates.of(
-            task,
-            lambda task: (
-                self._embed_side(
-                    DOCUMENT,
-                    f"{task.name} candidates",
-                    task.candidates,
-                    self.settings.document_reasoning,
-                    task.candidate_prompt,
-                    task.candidate_ids,
-                ).embeddings
-            ),
-        )
+        name, mode = f"{task.name} candidates", self.settings.document_reasoning
+        return self._embed_side(
+            DOCUMENT, name, task.candidates, mode, task.candidate_prompt, task.candidate_ids
+        ).embeddings
 
     def _embed_side(
         self, side: str, name: str, inputs: Sequence[Any], mode: str, prompt: str | None, ids: Sequence[str] | None
@@ -155,7 +146,7 @@ def _text(query: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def numbers_of(task: RetrievalTask, embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
+def numbers_of(embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
     """Means over a task's queries."""
     return {
         "score": float(rows["score"].mean()),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mmemb_r1._interventions import shuffled
 from mmemb_r1._suffixes import as_thought, thought_ids
-from mmemb_r1.evaluation.encoders.parts import BATCHES_AT_ONCE
+from mmemb_r1.evaluation.encoders.parts import in_parts
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ def own_thoughts(
         batch_size: queries that are read at once.
         options: of `encode`: `max_reasoning_tokens` and `max_reasoning_rounds`. Default: the checkpoint's.
         advance: is told how many more are done, part by part.
+
+    Raises:
+        InputError: a `ValueError` that names the number of a query that can't be embedded.
     """
-    thoughts, size = [], BATCHES_AT_ONCE * batch_size
-    for start in range(0, len(queries), size):
-        values = [queries[row] for row in range(start, min(start + size, len(queries)))]
-        items = model.encode(
+
+    def think(values: list[Any]) -> list[Any]:
+        items: list[Any] = model.encode(
             values,
             output_value=None,
             reasoning="always",
@@ -66,9 +68,13 @@ def own_thoughts(
             **({"prompt": prompt} if prompt else {}),
             **(options or {}),
         )
+        return items
+
+    thoughts = []
+    for _, items in in_parts(queries, batch_size, think):
         thoughts += [_thought(model, item) for item in items]
         if advance is not None:
-            advance(len(values))
+            advance(len(items))
     return thoughts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmemb_r1._inputs import given_parts
-from mmemb_r1.evaluation.tasks.retrieval import RetrievalTask
+from mmemb_r1.evaluation.tasks.retrieval import RetrievalTask, rows_by
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,12 +37,9 @@ def atlas_tasks(pairs: Dataset, candidates: Dataset, data: Mapping[str, Any] | N
     """
     kept = [name for name in (*COLUMNS, *OPTIONAL) if name in pairs.column_names]
     pairs = pairs.select_columns(kept)  # pictures of the other columns would be decoded for nothing
-    rows_of_task: dict[str, list[int]] = defaultdict(list)
-    for row, task in enumerate(pairs["task"]):
-        rows_of_task[task].append(row)
     sets = candidate_inputs(candidates, set(pairs["candidate_set"]))
     tasks = []
-    for name, rows in sorted(rows_of_task.items()):
+    for name, rows in sorted(rows_by(pairs["task"]).items()):
         own = pairs.select(rows)
         complexities, names = set(own["complexity"]), set(own["candidate_set"])
         if len(complexities) > 1 or len(names) > 1:
@@ -84,7 +81,7 @@ def candidate_inputs(candidates: Dataset, names: set[str]) -> dict[str, Candidat
     Raises:
         ValueError: if a set is empty or holds a candidate twice.
     """
-    rows_of_set = _rows_of_sets(candidates)
+    rows_of_set = rows_by(candidates["candidate_set"])
     if missing := names - set(rows_of_set):
         raise ValueError(
             f"there are no candidates for the set {min(missing)!r}; known: {', '.join(sorted(rows_of_set))}"
@@ -114,15 +111,8 @@ def places(rows: Mapping[str, int], target_ids: Sequence[str]) -> npt.NDArray[np
 
 def set_sizes(candidates: Dataset, names: Collection[str]) -> dict[str, int]:
     """How many candidates each of the named sets has."""
-    rows_of_set = _rows_of_sets(candidates)
-    return {name: len(rows_of_set[name]) for name in sorted(set(names))}
-
-
-def _rows_of_sets(candidates: Dataset) -> dict[str, list[int]]:
-    rows_of_set: dict[str, list[int]] = defaultdict(list)
-    for row, name in enumerate(candidates["candidate_set"]):
-        rows_of_set[name].append(row)
-    return rows_of_set
+    sizes = Counter(candidates["candidate_set"])
+    return {name: sizes[name] for name in sorted(set(names))}
 
 
 def majority(train_pairs: Dataset | None, pairs: Dataset) -> dict[str, dict[str, float]]:

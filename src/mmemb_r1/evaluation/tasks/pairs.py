@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1._content import content_key
 from mmemb_r1._inputs import given_parts
-from mmemb_r1.evaluation.tasks.retrieval import RetrievalTask
+from mmemb_r1.evaluation.tasks.retrieval import RetrievalTask, rows_by
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,9 +32,7 @@ def pair_tasks(pairs: Dataset, data: Mapping[str, Any] | None = None) -> list[Re
     """
     if not len(pairs):
         raise ValueError("there are no pairs; at least one is needed")
-    rows_of_task: dict[str, list[int]] = defaultdict(list)
-    for row, name in enumerate(pairs["task"] if "task" in pairs.column_names else [ONE_TASK] * len(pairs)):
-        rows_of_task[name].append(row)
+    rows_of_task = rows_by(pairs["task"] if "task" in pairs.column_names else [ONE_TASK] * len(pairs))
     return [_task(name, pairs.select(rows), data or {}) for name, rows in sorted(rows_of_task.items())]
 
 

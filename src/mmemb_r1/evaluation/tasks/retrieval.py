@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,20 +95,35 @@ def some_queries(task: RetrievalTask, rows: Sequence[int]) -> RetrievalTask:
     def chosen(values: Sequence[Any]) -> list[Any]:
         return [values[row] for row in rows]
 
-    some = replace(
+    pools, ids, candidates = None, task.candidate_ids, task.candidates
+    if task.pools is not None:
+        pools = chosen(task.pools)
+        asked = {candidate for pool in pools for candidate in pool}
+        kept = [row for row, candidate in enumerate(ids) if candidate in asked]
+        ids, candidates = [ids[row] for row in kept], [candidates[row] for row in kept]
+    return replace(
         task,
         query_ids=chosen(task.query_ids),
         queries=chosen(task.queries),
+        candidate_ids=ids,
+        candidates=candidates,
         relevance=chosen(task.relevance),
-        pools=None if task.pools is None else chosen(task.pools),
+        pools=pools,
         clusters=None if task.clusters is None else chosen(task.clusters),
     )
-    if some.pools is None:
-        return some
-    asked = {candidate for pool in some.pools for candidate in pool}
-    kept = [row for row, candidate in enumerate(task.candidate_ids) if candidate in asked]
-    ids, candidates = ([values[row] for row in kept] for values in (task.candidate_ids, task.candidates))
-    return replace(some, candidate_ids=ids, candidates=candidates)
+
+
+def rows_by(names: Iterable[str]) -> dict[str, list[int]]:
+    """
+    The rows of each name of a column, names as they first come.
+
+    >>> rows_by(["fact", "flag", "fact"])
+    {'fact': [0, 2], 'flag': [1]}
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return rows
 
 
 def clusters_of(task: RetrievalTask) -> list[str]:
