@@ -23,11 +23,12 @@ from adaptive.summary import joined
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1._files import replaced_file
+from mmemb_r1._files import replaced_file, write_json
+from mmemb_r1._inputs import inputs_of
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.evaluation.run.candidate_sets import embed_candidates
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
-from mmemb_r1.pipeline.answers import BATCH_SIZE, hits, inputs_of, vectors_of, whose
+from mmemb_r1.pipeline.answers import BATCH_SIZE, hits, vectors_of, whose
 from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
 from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks
 
@@ -130,8 +131,7 @@ def main() -> None:
         console.print(table(f"{name}, seeds {args.seeds}, {args.split} split: means over tasks", summary))
         more = summary["deeper"]
         console.print(f"rationales, three steps minus one: {more.mean:+.2f} [{more.low:+.2f}, {more.high:+.2f}]")
-    with replaced_file(args.output / f"results-{args.split}.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(args.output / f"results-{args.split}.json", results)
 
 
 if __name__ == "__main__":

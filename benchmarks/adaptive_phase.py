@@ -26,7 +26,7 @@ import datasets
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1._files import made_whole, replaced_file
+from mmemb_r1._files import made_whole, replaced_file, write_json
 from mmemb_r1.atlas import build_atlas, load_atlas
 from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
 from mmemb_r1.pipeline.recipe import Recipe
@@ -83,8 +83,7 @@ def report(output: Path, seeds: list[int], split: str, console: Console) -> None
         for table in tables_of(name, results[name]):
             console.print(table)
         console.print(f"gate: {results[name]['gate']}; best point of the curve: {results[name]['interior']}")
-    with replaced_file(output / f"results-{split}.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(output / f"results-{split}.json", results)
     points = [
         {"model": name, "dataset": "Atlas", "split": split, "queries": summary["summary"]["all"]["queries"], **point}
         for name, summary in ((name, results[name]) for name in ("start", "grpo"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from argparse import Namespace
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from mmemb_r1._files import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "sentence-transformers")
 
@@ -32,5 +33,4 @@ def write_facts(path: Path, results: Any, args: Namespace, **more: Any) -> None:
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(path, facts)

@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._inputs import given_parts
+from mmemb_r1._inputs import inputs_of
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.evaluation.adaptivity import LEAST_GAP, auc
 from mmemb_r1.training.gate_warm_start import fit_gate
@@ -51,7 +51,7 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
         columns: dict[str, npt.NDArray] = {}
         for split in SPLITS:
             rows = answers(start, atlas, split, output)
-            queries = [given_parts(query) for query in atlas.pairs[split]["query"]]
+            queries = inputs_of(atlas.pairs[split]["query"])
             columns |= {f"{split}/{name}": values for name, values in rows.items()}
             columns[f"{split}/state"] = gate_inputs(model, queries).numpy()
             columns[f"{split}/wording"] = wordings(model, queries)

@@ -17,14 +17,13 @@ What is done already is not done again, and a killed run goes on. Arms and seeds
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import datasets
 from joint.arms import ARMS, LEARNING_RATE, STEPS
 from rich.console import Console
 
-from mmemb_r1._files import replaced_file
+from mmemb_r1._files import write_json
 from mmemb_r1.atlas import load_atlas
 
 STAGES = ("warm-up", "evaluator", "selection", "joint", "evaluation", "report")
@@ -83,8 +82,7 @@ def main() -> None:
         summary = summarise(run, args.split)
         for table in tables(summary):
             console.print(table)
-        with replaced_file(run / f"results-{args.split}.json") as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(run / f"results-{args.split}.json", summary)
 
 
 if __name__ == "__main__":

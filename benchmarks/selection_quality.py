@@ -23,18 +23,17 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1.atlas import load_atlas
+from mmemb_r1._files import write_json
+from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.atlas.thoughts import HELPFUL
 from mmemb_r1.pipeline.evaluator import EVALUATOR_TASK_WEIGHTS, train_evaluator
+from mmemb_r1.pipeline.prior import draw_pool
 from mmemb_r1.pipeline.tasks import of_tasks
 from mmemb_r1.training.posterior.evaluator import PairEvaluator
 from mmemb_r1.training.posterior.options import SelectionOptions
 from mmemb_r1.training.posterior.quality import selection_quality
 from mmemb_r1.training.posterior.select import select_rationales
 from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
-from mmemb_r1.training.prior.atlas_worker import AtlasWorker
-from mmemb_r1.training.prior.draw import draw_rationales
-from mmemb_r1.training.prior.shards import read_rationales
 
 SPLITS = {"train": "learnt from", "policy": "not learnt from"}
 WAYS = [
@@ -71,10 +70,10 @@ def main() -> None:
     for split, meaning in SPLITS.items():
         tasks = set(atlas.pairs[split]["task"]) if args.all_tasks else taught
         pairs = some_pairs(atlas.pairs[split], tasks, args.pairs, args.seed)
-        results[split] = measured(pairs, args.quickstart / "atlas", evaluator, args.output / split, args.seed)
+        results[split] = measured(pairs, atlas, evaluator, args.output / split, args.seed)
         console.print(as_table(f"{split}: {len(pairs)} pairs that the evaluator has {meaning}", results[split]))
     path = args.output / "results.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(path, results)
     console.print(f"written to {path}")
 
 
@@ -85,11 +84,9 @@ def some_pairs(pairs: Dataset, tasks: set[str], number: int, seed: int) -> Datas
     return known.select(np.sort(rows).tolist()).flatten_indices()
 
 
-def measured(pairs: Dataset, atlas: Path, evaluator: PairEvaluator, output: Path, seed: int) -> list[dict[str, Any]]:
+def measured(pairs: Dataset, atlas: Atlas, evaluator: PairEvaluator, output: Path, seed: int) -> list[dict[str, Any]]:
     """The quality of each way to select, from one draw of rationales."""
-    workers = [AtlasWorker(name, atlas, name, num_samples=2) for name in HELPFUL]
-    draw_rationales(pairs, workers, output / "rationales", seed=seed)
-    rationales = read_rationales(output / "rationales")
+    rationales = draw_pool(atlas, pairs, output / "rationales", seed)
     rows = []
     for space in ("probability", "log-odds"):
         for selection, pair_aware, intervention in WAYS:

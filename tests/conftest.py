@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -79,6 +79,27 @@ def thinking() -> Callable[..., MMEmbR1]:
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def guesses() -> Any:
+    """A judge that costs nothing: log-odds that are a pure function of what is asked, whatever is asked beside it."""
+    import numpy as np
+    import torch
+
+    def guess(*parts: Any) -> float:
+        return float(np.random.default_rng(abs(hash(str(parts))) % 2**32).normal())
+
+    class Guesses:
+        definition: ClassVar[dict[str, str]] = {"kind": "guesses"}
+
+        def match_logits(self, trials: Any) -> list[torch.Tensor]:
+            return [
+                torch.tensor([[guess(other, text) for text in trial.rationales] for other in trial.others])
+                for trial in trials
+            ]
+
+    return Guesses()
 
 
 @pytest.fixture

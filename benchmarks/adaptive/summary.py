@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mmemb_r1.evaluation import adaptivity
 from mmemb_r1.evaluation.adaptivity import Answers
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
+from mmemb_r1.pipeline.answers import answers_of
 
 Columns = dict[str, list[Any]]
 COMPLEXITIES = ("simple", "multi-hop")
@@ -20,20 +21,6 @@ MEANS = ("never", "always", "auto", "oracle", "invocation", "tokens", "tokens_al
 def joined(tables: Sequence[Columns]) -> dict[str, npt.NDArray[Any]]:
     """The rows of all seeds, one after another; entities keep their names, so that a country is one cluster."""
     return {name: np.concatenate([np.array(table[name]) for table in tables]) for name in tables[0]}
-
-
-def answers_of(rows: Mapping[str, npt.NDArray[Any]]) -> Answers:
-    """The columns that `measure_gate` writes, as the package takes them."""
-    return Answers(
-        task=rows["task"],
-        cluster=rows["entity"],
-        never=rows["never"],
-        always=rows["always"],
-        tokens=rows["tokens"],
-        gate_prob=rows["gate_prob"],
-        alignment_never=rows["aligned_never"],
-        alignment_always=rows["aligned_always"],
-    )
 
 
 def summarise(rows: dict[str, npt.NDArray[Any]], threshold: float) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._files import replaced_file
+from mmemb_r1._files import write_json
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.pipeline.posterior import SHARED, judge, quality_of, scores_of, select_from
 from mmemb_r1.pipeline.prior import draw_pool
@@ -46,6 +45,5 @@ def select_both(atlas: Atlas, output: Path, evaluator: Path, part: tuple[int, in
     qualities = {
         way: quality_of(select_from(scores, options, table_path(output, way)), pairs) for way, options in WAYS.items()
     }
-    with replaced_file(folder / "quality.json") as temporary:
-        temporary.write_text(json.dumps(qualities, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "quality.json", qualities)
     return qualities

@@ -26,13 +26,24 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
 
 
+def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
+    """Write JSON for people and programs, whole or not at all.
+
+    Raises:
+        ValueError: if a number is NaN or infinite and `allow_nan` is switched off.
+    """
+    text = json.dumps(content, indent=2, allow_nan=allow_nan) + "\n"
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def claim(
     path: Path,
     facts: Mapping[str, Any],
     *,
     what: str | None = None,
     mend: str = "Choose another folder, or remove it.",
-) -> None:
+) -> bool:
     """Note in a file what a run is made of, so that only the same run goes on in its folder.
 
     Args:
@@ -41,13 +52,17 @@ def claim(
         what: whose note it is, for the message. Default: the folder's.
         mend: the end of the message.
 
+    Returns:
+        Whether the same run noted itself before.
+
     Raises:
         ValueError: if another run was begun there; it says what differs.
     """
     if claimed(path, facts, what=what, mend=mend):
-        return
+        return True
     with replaced_file(path) as temporary:
         temporary.write_text(_noted(facts), encoding="utf-8")
+    return False
 
 
 def claimed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 PARTS = ("text", "image", "video", "instruction")
@@ -15,3 +15,8 @@ def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
     {'text': 'capital?'}
     """
     return {key: part for key, part in value.items() if part}
+
+
+def inputs_of(column: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The inputs of a column of a table as the model takes them."""
+    return [given_parts(value) for value in column]

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 
 from mmemb_r1.pipeline.posterior import (
@@ -23,22 +22,6 @@ from mmemb_r1.training.posterior.select import select_rationales
 OPTIONS = SelectionOptions(space="log-odds")
 
 
-class Guesses:
-    """Log-odds that are a pure function of what is asked, whatever is asked beside it."""
-
-    definition = {"kind": "guesses"}
-
-    def match_logits(self, trials):
-        return [
-            torch.tensor([[guess(other, text) for text in trial.rationales] for other in trial.others])
-            for trial in trials
-        ]
-
-
-def guess(*parts):
-    return float(np.random.default_rng(abs(hash(str(parts))) % 2**32).normal())
-
-
 @pytest.fixture(scope="module")
 def pairs(small_atlas):
     pairs = of_tasks(small_atlas.pairs["train"], POOLED)
@@ -50,12 +33,16 @@ def rationales(small_atlas, pairs, tmp_path_factory):
     return draw_pool(small_atlas, pairs, tmp_path_factory.mktemp("pool") / "prior", seed=0)
 
 
-def judged(pairs, rationales, folder):
-    select_rationales(pairs, rationales, Guesses(), folder, OPTIONS, progress=False)
-    return scores_of(folder)
+@pytest.fixture(scope="module")
+def judged(guesses):
+    def judge(pairs, rationales, folder):
+        select_rationales(pairs, rationales, guesses, folder, OPTIONS, progress=False)
+        return scores_of(folder)
+
+    return judge
 
 
-def test_scores_put_together_are_those_of_one_judging(pairs, rationales, tmp_path):
+def test_scores_put_together_are_those_of_one_judging(judged, pairs, rationales, tmp_path):
     workers = np.array(rationales["worker"])
     some, others = (
         rationales.select(np.flatnonzero(rows)).flatten_indices()
@@ -78,7 +65,7 @@ def test_scores_put_together_are_those_of_one_judging(pairs, rationales, tmp_pat
         assert row["posterior"] == pytest.approx(theirs[key]["posterior"])  # a softmax over all of an input's
 
 
-def test_scores_of_some_workers(pairs, rationales, tmp_path):
+def test_scores_of_some_workers(judged, pairs, rationales, tmp_path):
     scores = judged(pairs, rationales, tmp_path)
     found = of_workers(scores, ("correct", "confused"))
     assert set(found["worker"].to_pylist()) == {"correct", "confused"} and len(found) == len(scores) / 2
@@ -95,7 +82,7 @@ def test_more_of_a_worker_begins_with_what_the_pool_has(small_atlas, pairs, rati
     assert len(said(more, {2, 3, 4, 5})) == 2 * len(said(rationales, {0, 1}))
 
 
-def test_quality_counts_what_is_known_to_help(pairs, rationales, tmp_path):
+def test_quality_counts_what_is_known_to_help(judged, pairs, rationales, tmp_path):
     candidates = select_from(judged(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
     found = quality_of(candidates, pairs)
     assert found["all"]["precision"] == pytest.approx(0.25) and found["all"]["recall"] == 1.0
@@ -107,7 +94,7 @@ def test_quality_counts_what_is_known_to_help(pairs, rationales, tmp_path):
     json.dumps(quality_of(nothing, pairs), allow_nan=False)
 
 
-def test_rehearsed_pairs_keep_their_own_rationales(small_atlas, pairs, rationales, tmp_path):
+def test_rehearsed_pairs_keep_their_own_rationales(judged, small_atlas, pairs, rationales, tmp_path):
     select_from(judged(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
     train = of_tasks(small_atlas.pairs["train"], set(JOINT_TASK_WEIGHTS))
     table = training_table(tmp_path / "all.parquet", train)

@@ -130,6 +130,7 @@ def test_a_run_that_lost_its_end_goes_on_from_there(finished, tmp_path, lost):
     for name in order[order.index(lost) :]:
         path = copy / name
         path.unlink() if path.is_file() else shutil.rmtree(path)
+        path.with_name(f"{name}.json").unlink(missing_ok=True)  # of what was not begun
     kept = order[: order.index(lost)]
     before = {name: stamps(copy / name) for name in kept}
     shards = stamps(copy / "scores" / "shards")
@@ -142,6 +143,25 @@ def test_a_run_that_lost_its_end_goes_on_from_there(finished, tmp_path, lost):
     assert results["summary"]["all"]["modes"]["never"]["score"] == pytest.approx(
         finished[1]["summary"]["all"]["modes"]["never"]["score"]
     )
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (
+            "trained",
+            r"gate was begun with other settings or data: made of.trained was .* Remove .*gate and .*gate.json",
+        ),
+        ("gate", r"model was begun with other settings or data: made of.gate was .* Remove .*model and .*model.json"),
+        ("model", r"results.json is of stages that were made anew since. Remove it and .*evaluation to"),
+    ],
+)
+def test_a_stage_that_was_made_anew_leaves_nothing_stale_behind_it(finished, tmp_path, removed, message):
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy)
+    shutil.rmtree(copy / removed)
+    with pytest.raises(ValueError, match=message):
+        start(copy)
 
 
 def test_another_recipe_in_the_same_directory_is_refused(finished):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import pytest
-import torch
 
 from mmemb_r1.atlas.thoughts import HELPFUL
 from mmemb_r1.study import stages
@@ -15,27 +13,12 @@ from mmemb_r1.study.rows import BY_NAME, ROWS
 from mmemb_r1.study.tasks import ERRORS_FOLDER, JUDGES, Study
 
 
-class Guesses:
-    """Log-odds that are a pure function of what is asked."""
-
-    definition = {"kind": "guesses"}
-
-    def match_logits(self, trials):
-        def guess(*parts):
-            return float(np.random.default_rng(abs(hash(str(parts))) % 2**32).normal())
-
-        return [
-            torch.tensor([[guess(other, text) for text in trial.rationales] for other in trial.others])
-            for trial in trials
-        ]
-
-
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
+def judged(guesses, tmp_path_factory):
     """A study whose rationales are drawn and judged."""
     study = Study(tmp_path_factory.mktemp("study"), TINY, ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmemb_r1.pipeline.posterior.evaluator_in", lambda folder: Guesses())
+        patch.setattr("mmemb_r1.pipeline.posterior.evaluator_in", lambda folder: guesses)
         for stage in (stages.build, stages.draw, stages.draw_errors):
             stage(study, made_of={})
         for folder in ("", ERRORS_FOLDER):

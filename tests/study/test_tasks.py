@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mmemb_r1.study.forms import FORMS, FULL_FORM, QUICK
+from mmemb_r1.study.forms import FULL_FORM, QUICK, TINY
 from mmemb_r1.study.rows import BY_NAME, ROWS, with_needed
 from mmemb_r1.study.tasks import Study, tasks_of
+
+FORMS = {form.name: form for form in (QUICK, FULL_FORM, TINY)}
 
 
 def study(form=QUICK, rows=ROWS, **given):

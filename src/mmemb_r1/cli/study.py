@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from mmemb_r1._files import replaced_file
+    from mmemb_r1._files import replaced_file, write_json
     from mmemb_r1.study.runner import run_tasks
     from mmemb_r1.study.sessions import Session
     from mmemb_r1.study.tasks import tasks_of
@@ -79,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
         from mmemb_r1.study.report import as_tables, results_of
 
         results = results_of(study)
-        with replaced_file(study.output / RESULTS) as temporary:
-            temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(study.output / RESULTS, results, allow_nan=False)
     for table in as_tables(results):
         console.print(table)
     if args.page is not None:

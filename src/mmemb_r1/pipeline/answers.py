@@ -14,8 +14,9 @@ import torch
 from datasets import Dataset
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._inputs import given_parts
+from mmemb_r1._inputs import inputs_of
 from mmemb_r1.atlas.wording import facts, whole_words
+from mmemb_r1.evaluation.adaptivity import Answers
 from mmemb_r1.evaluation.run.candidate_sets import CandidateSet, embed_candidates
 from mmemb_r1.pipeline.gate import aligned, by_set
 
@@ -87,11 +88,6 @@ def whose(pairs: Dataset) -> Columns:
     return {name: list(pairs[name]) for name in ("pair_id", "task", "entity")}
 
 
-def inputs_of(column: Any) -> list[dict[str, Any]]:
-    """The inputs of a column of a table as the model takes them."""
-    return [given_parts(value) for value in column]
-
-
 def vectors_of(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
     """`(Q, D)` of what `explain` returned."""
     return np.stack([one["embedding"] for one in rows])
@@ -111,3 +107,17 @@ def states_all(rationales: Sequence[Sequence[str]], thoughts: Sequence[str]) -> 
         int(all(whole_words(fact).search(thought) for fact in facts(segments)))
         for segments, thought in zip(rationales, thoughts, strict=True)
     ]
+
+
+def answers_of(columns: Mapping[str, npt.NDArray[Any]]) -> Answers:
+    """The columns that `measure_answers` writes, as `evaluation.adaptivity` takes them."""
+    return Answers(
+        task=columns["task"],
+        cluster=columns["entity"],
+        never=columns["never"],
+        always=columns["always"],
+        tokens=columns["tokens"],
+        gate_prob=columns["gate_prob"],
+        alignment_never=columns["aligned_never"],
+        alignment_always=columns["aligned_always"],
+    )

@@ -11,14 +11,12 @@ from datasets import Dataset
 from transformers import set_seed
 
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.pipeline.stage import ON_CPU, MadeOf, cost_of, run_stage
+from mmemb_r1.pipeline.prior import draw_of
+from mmemb_r1.pipeline.stage import ON_CPU, MadeOf, ids_of, run_stage
 from mmemb_r1.pipeline.tasks import of_tasks
 from mmemb_r1.training.checkpoints import last_checkpoint
 from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
 from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
-from mmemb_r1.training.prior.atlas_worker import AtlasWorker
-from mmemb_r1.training.prior.draw import draw_rationales
-from mmemb_r1.training.prior.shards import read_rationales
 from mmemb_r1.training.vlm import load_vlm
 
 # What a model of this size can learn to judge: no digits, no comparisons. In percent.
@@ -105,16 +103,13 @@ def train_evaluator(
     Returns:
         The folder of the last part.
     """
-    worker = AtlasWorker("correct", atlas.directory, "correct", num_samples=NUM_WORDINGS)
-    draw_rationales(atlas.pairs["train"], [worker], output / "right", seed=seed)
-    right = read_rationales(output / "right")
+    right = draw_of("correct", NUM_WORDINGS, atlas, atlas.pairs["train"], output / "right", seed)
     needs = dict(made_of or {})
     for part, fields in parts.items():
         folder, checkpoints = output / part, output / "checkpoints" / part
         make = partial(_train_part, atlas, right, start, fields, checkpoints, seed)
         run_stage(folder, {**fields, "seed": seed}, make, made_of=needs, checkpoints=checkpoints)
-        if "id" in (noted := cost_of(folder) or {}):
-            needs[part] = noted["id"]
+        needs |= ids_of({part: folder})
         start = folder
     return start
 

@@ -12,12 +12,14 @@ import torch
 from datasets import Dataset
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._inputs import given_parts
+from mmemb_r1._inputs import inputs_of
+from mmemb_r1._suffixes import append_tokens, as_thought
 from mmemb_r1.evaluation.run.candidate_sets import CandidateSet, embed_candidates
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.training.gate_warm_start import alignment, fit_gate
 
 BATCH_SIZE = 128
+GATE_FACTS = "gate.json"  # what `fit_gate` said, where it is kept
 GATE_COST = 0.02  # what a thought has to gain, as probability of the target, to be worth its time
 
 
@@ -41,7 +43,7 @@ def fit_gate_of(
     model = MMEmbR1(str(checkpoint), device="cpu")
     if rounds == 1:
         gap = utility_gap(model, pairs, candidates)
-        hidden = gate_inputs(model, [given_parts(query) for query in pairs["query"]])
+        hidden = gate_inputs(model, inputs_of(pairs["query"]))
     else:
         model[0].model.config.max_reasoning_rounds = rounds
         hidden, gap = decisions(model, pairs, candidates, rounds)
@@ -52,7 +54,7 @@ def fit_gate_of(
 
 def utility_gap(model: MMEmbR1, pairs: Dataset, candidates: Dataset, batch_size: int = BATCH_SIZE) -> torch.Tensor:
     """`(N,)` how much thinking improves each query's alignment with its target among its candidates."""
-    queries = [given_parts(query) for query in pairs["query"]]
+    queries = inputs_of(pairs["query"])
     direct, reasoned = (
         torch.from_numpy(model.encode(queries, reasoning=mode, batch_size=batch_size)) for mode in ("never", "always")
     )
@@ -100,7 +102,7 @@ def decisions(
         Hidden states `(N * rounds, H)` before each round, and what the round adds to the alignment `(N * rounds,)`.
     """
     sets = embed_candidates(model, candidates, set(pairs["candidate_set"]), batch_size)
-    queries = [given_parts(query) for query in pairs["query"]]
+    queries = inputs_of(pairs["query"])
     states: list[torch.Tensor] = []
     vectors: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
@@ -127,8 +129,6 @@ def decisions(
 
 def with_thoughts(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: torch.Tensor) -> dict[str, Any]:
     """Prompts with their chains after them: the input of a whole pass. `rationale_ids` `(B, T)` as `embed` gives."""
-    from mmemb_r1._suffixes import append_tokens, as_thought
-
     config = model[0].model.config
     suffixes = [as_thought(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
     return append_tokens(dict(features), suffixes, model.tokenizer.pad_token_id, "left")

@@ -10,8 +10,9 @@ from datasets import Dataset
 from transformers import set_seed
 
 from mmemb_r1 import MMEmbR1
+from mmemb_r1._files import write_json
 from mmemb_r1.model_card import write_model_card
-from mmemb_r1.pipeline.joint import LOG_FILE, write_json
+from mmemb_r1.pipeline.joint import LOG_FILE
 from mmemb_r1.pipeline.stage import ON_CPU
 from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
 from mmemb_r1.training.checkpoints import last_checkpoint

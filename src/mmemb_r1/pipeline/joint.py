@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
+from mmemb_r1._files import write_json
 from mmemb_r1.atlas import Atlas, atlas_texts, augment
 from mmemb_r1.pipeline.recipe import Recipe
 from mmemb_r1.pipeline.stage import ON_CPU
@@ -115,8 +115,3 @@ def train_from(
     set_seed(settings["seed"])
     model = MMEmbR1(str(start), device="cpu")
     finish(joint_trainer(model[0].model, model[0].processor, pairs, settings, checkpoints, rationales), folder)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON for people and programs."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ from mmemb_r1.training.posterior.selection import with_judgement
 from mmemb_r1.training.prior.worker import SIDES
 
 SHARED = SelectionOptions("counterfactual", pair_aware=True, space="log-odds", seed=0)
+SELECTED, QUALITY = "selected.parquet", "quality.json"  # what was kept, and how good that is
 BATCH_SIZE = 16
 
 

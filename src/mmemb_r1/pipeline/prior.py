@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -12,6 +13,7 @@ from mmemb_r1.training.prior.atlas_worker import AtlasWorker
 from mmemb_r1.training.prior.checkpoint_worker import CheckpointWorker
 from mmemb_r1.training.prior.draw import draw_rationales
 from mmemb_r1.training.prior.shards import read_rationales
+from mmemb_r1.training.prior.worker import RationaleWorker
 
 NUM_SAMPLES = 2  # as in examples/atlas-pool.yaml
 
@@ -19,15 +21,14 @@ NUM_SAMPLES = 2  # as in examples/atlas-pool.yaml
 def draw_pool(atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:
     """The rationales of the four workers of an Atlas, of which one helps, for some of its pairs; kept in a folder."""
     workers = [AtlasWorker(name, atlas.directory, name, num_samples=NUM_SAMPLES) for name in HELPFUL]
-    draw_rationales(pairs, workers, folder, seed=seed, progress=False)
-    return read_rationales(folder)
+    return _drawn(workers, pairs, folder, seed)
 
 
 def draw_of(behaviour: str, num_samples: int, atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:
-    """More rationales of one of the four workers of an Atlas than the pool has: the first are the pool's."""
+    """The rationales of one of the four workers of an Atlas; where there are more than of the pool, the first are the
+    pool's."""
     worker = AtlasWorker(behaviour, atlas.directory, behaviour, num_samples=num_samples)
-    draw_rationales(pairs, [worker], folder, seed=seed, progress=False)
-    return read_rationales(folder)
+    return _drawn([worker], pairs, folder, seed)
 
 
 def draw_own(checkpoint: Path, name: str, pairs: Dataset, folder: Path, seed: int) -> Dataset:
@@ -35,5 +36,9 @@ def draw_own(checkpoint: Path, name: str, pairs: Dataset, folder: Path, seed: in
     worker = CheckpointWorker(
         name=name, model=str(checkpoint), num_samples=NUM_SAMPLES, max_tokens=64, batch_size=32, device="cpu"
     )
-    draw_rationales(pairs, [worker], folder, seed=seed, progress=False)
+    return _drawn([worker], pairs, folder, seed)
+
+
+def _drawn(workers: Sequence[RationaleWorker], pairs: Dataset, folder: Path, seed: int) -> Dataset:
+    draw_rationales(pairs, workers, folder, seed=seed, progress=False)
     return read_rationales(folder)

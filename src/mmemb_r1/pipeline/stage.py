@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._files import claim, claimed, made_whole, replaced_file
+from mmemb_r1._files import claim, made_whole, write_json
 from mmemb_r1.pipeline.provenance import commit
 
 STAGE_FILE = "stage.json"
@@ -53,16 +53,16 @@ def run_stage(
         ValueError: if the stage was begun with other facts, or of other results.
     """
     note = folder.with_name(f"{folder.name}.json")
-    noted = {**facts, "made of": dict(made_of)} if made_of else dict(facts)
-    resumed = _begin(note, noted, f"Remove {folder} and {note} to have it made anew.", str(folder))
+    noted = _noted(facts, made_of)
+    resumed = claim(note, noted, what=str(folder), mend=f"Remove {folder} and {note} to have it made anew.")
     if checkpoints is not None and not folder.exists():
-        _begin(checkpoints / STAGE_FILE, noted, f"Remove {checkpoints}.", str(checkpoints))
+        claim(checkpoints / STAGE_FILE, noted, what=str(checkpoints), mend=f"Remove {checkpoints}.")
 
     def timed(made: Path) -> None:
         start = time.perf_counter()
         made.mkdir(parents=True)
         make(made)
-        _write(made / STAGE_FILE, _record(start, resumed, made_of))
+        write_json(made / STAGE_FILE, _record(start, resumed, made_of))
         # Before the folder takes its place: after a kill in between, nobody would look for them again. Were they
         # kept, a folder that is removed would come back as it was.
         if checkpoints is not None:
@@ -94,23 +94,18 @@ def run_noted(
     Raises:
         ValueError: if it was begun with other facts, or of other results.
     """
-    noted = {**facts, "made of": dict(made_of)} if made_of else dict(facts)
     mend = f"Remove {path.parent} to have it made anew."
-    resumed = _begin(path.with_suffix(".begun.json"), noted, mend, str(path))
+    resumed = claim(path.with_suffix(".begun.json"), _noted(facts, made_of), what=str(path), mend=mend)
     if path.exists():
         return False
     start = time.perf_counter()
     more = work() or {}
-    with replaced_file(path) as temporary:
-        _write(temporary, {**_record(start, resumed, made_of), **more})
+    write_json(path, {**_record(start, resumed, made_of), **more})
     return True
 
 
-def _begin(note: Path, facts: Mapping[str, Any], mend: str, what: str) -> bool:
-    """Whether the same was begun before."""
-    resumed = claimed(note, facts, what=what, mend=mend)
-    claim(note, facts, what=what, mend=mend)
-    return resumed
+def _noted(facts: Mapping[str, Any], made_of: MadeOf | None) -> dict[str, Any]:
+    return {**facts, "made of": dict(made_of)} if made_of else dict(facts)
 
 
 def _record(start: float, resumed: bool, made_of: MadeOf | None) -> dict[str, Any]:
@@ -122,10 +117,6 @@ def _record(start: float, resumed: bool, made_of: MadeOf | None) -> dict[str, An
         "threads": num_threads(),
         "commit": commit(),
     }
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def num_threads() -> int:
@@ -147,3 +138,8 @@ def cost_of(done: Path) -> dict[str, Any] | None:
     """
     path = done / STAGE_FILE if done.is_dir() else done
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def ids_of(stages: Mapping[str, Path]) -> dict[str, str]:
+    """What something is made of, see `MadeOf`: the ids of stages, as far as they are done and noted one."""
+    return {name: noted["id"] for name, done in stages.items() if "id" in (noted := cost_of(done) or {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._files import replaced_file
+from mmemb_r1._files import replaced_file, write_json
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
 from mmemb_r1.evaluation.reports.files import write_reports
 from mmemb_r1.evaluation.run.results import Results
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.model_card import write_model_card
-from mmemb_r1.pipeline.gate import fit_gate_of
+from mmemb_r1.pipeline.gate import GATE_FACTS, fit_gate_of
 from mmemb_r1.pipeline.grpo import train_adaptive
-from mmemb_r1.pipeline.joint import joint_settings, train_from, write_json
-from mmemb_r1.pipeline.posterior import SHARED, quality_of, scores_of, select_from, training_table
+from mmemb_r1.pipeline.joint import joint_settings, train_from
+from mmemb_r1.pipeline.posterior import QUALITY, SELECTED, SHARED, quality_of, scores_of, select_from, training_table
 from mmemb_r1.pipeline.prior import draw_pool
-from mmemb_r1.pipeline.stage import cost_of, run_stage
+from mmemb_r1.pipeline.stage import cost_of, ids_of, run_stage
 from mmemb_r1.pipeline.tasks import MULTI_HOP, at_most
 from mmemb_r1.pipeline.warm_up import warm_up
 from mmemb_r1.quickstart.judging import judge_in_parts, pooled_pairs
@@ -45,7 +45,6 @@ WARM_UP, PRIOR, SCORES, POSTERIOR, JOINT, GATE, MODEL = (
 )
 TIMED = (WARM_UP, PRIOR, POSTERIOR, JOINT, GATE, MODEL)
 EVALUATION, RESULTS_FILE = "evaluation", "results.json"
-SELECTED, QUALITY, GATE_FACTS = "selected.parquet", "quality.json", "gate.json"
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,20 @@ class Quickstart:
     console: Console
     jobs: int
 
-    def stage(self, name: str, facts: Mapping[str, Any], make: Callable[[Path], None]) -> None:
-        """Make the folder of a stage, unless it is there; and tell how long it took."""
-        made = run_stage(self.output / name, facts, make)
+    def stage(
+        self,
+        name: str,
+        facts: Mapping[str, Any],
+        make: Callable[[Path], None],
+        needs: Sequence[str] = (),
+        checkpoints: Path | None = None,
+    ) -> None:
+        """
+        Make the folder of a stage, unless it is there; and tell how long it took. `needs` are the stages that it is
+        made of; `checkpoints` as in [`run_stage`].
+        """
+        made_of = ids_of({need: self.output / need for need in needs})
+        made = run_stage(self.output / name, facts, make, made_of=made_of, checkpoints=checkpoints)
         cost = cost_of(self.output / name)
         self.tell(name, cost["seconds"] if made and cost else None)
 
@@ -85,8 +95,12 @@ class Quickstart:
 
 def run_warm_up(run: Quickstart) -> None:
     """Names of pictures, and facts as text: what a pretrained backbone would bring along."""
-    recipe = run.recipe.warm_up
-    run.stage(WARM_UP, asdict(recipe), lambda folder: warm_up(run.atlas, recipe, folder, run.checkpoints(WARM_UP)))
+    recipe, checkpoints = run.recipe.warm_up, run.checkpoints(WARM_UP)
+
+    def make(folder: Path) -> None:
+        warm_up(run.atlas, recipe, folder, checkpoints)
+
+    run.stage(WARM_UP, asdict(recipe), make, checkpoints=checkpoints)
 
 
 def run_prior(run: Quickstart) -> None:
@@ -110,13 +124,13 @@ def run_posterior(run: Quickstart) -> None:
         pairs = pooled_pairs(run.atlas.pairs["train"])
         write_json(folder / QUALITY, quality_of(candidates, pairs, MULTI_HOP))
 
-    run.stage(POSTERIOR, asdict(SHARED), make)
+    run.stage(POSTERIOR, asdict(SHARED), make, (WARM_UP, PRIOR))
     run.console.print(what_was_kept(run.output), highlight=False, soft_wrap=True)
 
 
 def what_was_kept(output: Path) -> str:
     """A sentence on the selection, which can be checked because one of the four workers is known to help."""
-    quality = json.loads((output / POSTERIOR / QUALITY).read_text(encoding="utf-8"))["all"]
+    quality = _read(output / POSTERIOR / QUALITY)["all"]
     kept = pq.read_metadata(output / POSTERIOR / SELECTED).num_rows
     if not kept:
         return "no rationale was kept"
@@ -133,14 +147,14 @@ def settings_of_joint(recipe: QuickstartRecipe) -> dict[str, Any]:
 
 def run_joint(run: Quickstart) -> None:
     """Thinking and embedding together, on what was kept."""
-    settings = settings_of_joint(run.recipe)
+    settings, checkpoints = settings_of_joint(run.recipe), run.checkpoints(JOINT)
 
     def make(folder: Path) -> None:
         pairs = run.atlas.pairs["train"]
         rationales = training_table(run.output / POSTERIOR / SELECTED, pairs, pooled=MULTI_HOP)
-        train_from(run.output / WARM_UP, pairs, rationales, settings, folder, run.checkpoints(JOINT))
+        train_from(run.output / WARM_UP, pairs, rationales, settings, folder, checkpoints)
 
-    run.stage(JOINT, settings, make)
+    run.stage(JOINT, settings, make, (WARM_UP, POSTERIOR), checkpoints)
 
 
 def run_gate(run: Quickstart) -> None:
@@ -151,8 +165,8 @@ def run_gate(run: Quickstart) -> None:
         policy = at_most(run.atlas.pairs["policy"], rows)
         write_json(folder / GATE_FACTS, fit_gate_of(run.output / JOINT, policy, run.atlas.candidates, folder))
 
-    run.stage(GATE, {"rows_per_task": rows}, make)
-    facts = json.loads((run.output / GATE / GATE_FACTS).read_text(encoding="utf-8"))
+    run.stage(GATE, {"rows_per_task": rows}, make, (JOINT,))
+    facts = _read(run.output / GATE / GATE_FACTS)
     run.console.print(
         f"thinking pays on {facts['pays']:.0%} of the policy split; the gate chooses it on {facts['thinks']:.0%}",
         highlight=False,
@@ -162,7 +176,7 @@ def run_gate(run: Quickstart) -> None:
 
 def run_grpo(run: Quickstart) -> None:
     """GRPO teaches gate and thoughts on the `policy` split."""
-    recipe, pairs = run.recipe, run.atlas.pairs
+    recipe, pairs, checkpoints = run.recipe, run.atlas.pairs, run.checkpoints(MODEL)
     settings = {**recipe.grpo, "seed": recipe.warm_up.seed}
 
     def make(folder: Path) -> None:
@@ -170,13 +184,13 @@ def run_grpo(run: Quickstart) -> None:
         with warnings.catch_warnings():
             # Atlas's questions that are text alone are the same in all splits, and recall is what they ask for.
             warnings.filterwarnings("ignore", message=".* are among those of the joint phase")
-            train_adaptive(run.output / GATE, policy, pairs["train"], settings, folder, run.checkpoints(MODEL))
+            train_adaptive(run.output / GATE, policy, pairs["train"], settings, folder, checkpoints)
         told = {name: _read(run.output / name / TRAINING_FILE) for name in (WARM_UP, JOINT)}
         gate = _read(run.output / GATE / GATE_FACTS)
         facts = training_facts(told[WARM_UP], told[JOINT], gate, _read(folder / TRAINING_FILE))
         write_json(folder / TRAINING_FILE, facts)
 
-    run.stage(MODEL, settings, make)
+    run.stage(MODEL, settings, make, (GATE,), checkpoints)
 
 
 def training_facts(
@@ -197,11 +211,22 @@ def training_facts(
 
 
 def measure(run: Quickstart) -> Results:
-    """Evaluate on the test split, and write the reports and the card."""
+    """
+    Evaluate on the test split, and write the reports and the card.
+
+    Raises:
+        ValueError: if the results that are there are of other stages than those that are there.
+    """
     results_file, checkpoint, folder = run.output / RESULTS_FILE, run.output / MODEL, run.output / EVALUATION
+    stages = {name: cost_of(run.output / name) for name in TIMED}
     if results_file.exists():
+        results = load_results(results_file)
+        if results["config"].get("stages") != stages:
+            raise ValueError(
+                f"{results_file} is of stages that were made anew since. Remove it and {folder} to have it made anew."
+            )
         run.tell(RESULTS_FILE, None)
-        return load_results(results_file)
+        return results
     start = time.perf_counter()
     training, pairs = _read(checkpoint / TRAINING_FILE), run.atlas.pairs
     config = {
@@ -210,7 +235,7 @@ def measure(run: Quickstart) -> Results:
         "split": "test",
         "seed": run.recipe.warm_up.seed,
         "training": training,
-        "stages": {name: cost_of(run.output / name) for name in TIMED},
+        "stages": stages,
     }
     results = evaluate(
         MMEmbR1(str(checkpoint), device="cpu"),

@@ -92,5 +92,4 @@ TINY = Form(
     evaluator={"max_steps": 1, "warmup_steps": 1, "per_device_train_batch_size": 4, "save_steps": 1},
     part_of_pairs=2,
 )
-FORMS = {form.name: form for form in (QUICK, FULL_FORM, TINY)}
 LEARNING_RATE = 3e-4  # of the joint phase after a warm-up

@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.pipeline.tasks import PICTURE_TARGETS
 from mmemb_r1.study.at_full_size import AT_FULL_SIZE
 from mmemb_r1.study.claims import points
-from mmemb_r1.study.summary import GROUPS, MODES
+from mmemb_r1.study.summary import GROUPS
 
 Results = Mapping[str, Any]
 WIDTH = 119

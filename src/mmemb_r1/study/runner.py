@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mmemb_r1.pipeline.processes import process_pool
-from mmemb_r1.pipeline.stage import cost_of
+from mmemb_r1.pipeline.stage import cost_of, ids_of
 from mmemb_r1.study.tasks import Study, Task
 
 STAGES = "mmemb_r1.study.stages"
@@ -90,7 +90,7 @@ def check_origins(ordered: Sequence[Task]) -> None:
 
 def origins_of(task: Task, places: Mapping[str, Path]) -> dict[str, str]:
     """The ids of what a task needs, as far as it is there. `places`: name of a task -> where its result lies."""
-    return {need: noted["id"] for need in task.needs if "id" in (noted := cost_of(places[need]) or {})}
+    return ids_of({need: places[need] for need in task.needs})
 
 
 def notes_of(done: Path) -> list[Path]:

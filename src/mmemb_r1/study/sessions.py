@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._files import replaced_file
+from mmemb_r1._files import write_json
 from mmemb_r1.pipeline.provenance import commit
 
 SESSIONS_FILE = "sessions.json"
@@ -39,8 +39,7 @@ class Session:
     def note(self) -> None:
         """Write down how long it has gone on."""
         facts = {**self._facts, "seconds": round(time.perf_counter() - self._start, 1)}
-        with replaced_file(self._path) as temporary:
-            temporary.write_text(json.dumps([*self._before, facts], indent=2) + "\n", encoding="utf-8")
+        write_json(self._path, [*self._before, facts])
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:

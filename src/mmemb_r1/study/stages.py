@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from mmemb_r1 import MMEmbR1
+from mmemb_r1._files import write_json
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
 from mmemb_r1.atlas.thoughts import HELPFUL
 from mmemb_r1.evaluation.shortcut.run import RESULT_FILE, diagnose
@@ -19,10 +20,13 @@ from mmemb_r1.evaluation.shortcut.settings import ShortcutSettings
 from mmemb_r1.evaluation.tasks.atlas import atlas_tasks
 from mmemb_r1.pipeline import evaluator as evaluators
 from mmemb_r1.pipeline.answers import measure_answers
-from mmemb_r1.pipeline.gate import fit_gate_of
+from mmemb_r1.pipeline.gate import GATE_FACTS, fit_gate_of
 from mmemb_r1.pipeline.grpo import GRPO_FIELDS, train_adaptive
-from mmemb_r1.pipeline.joint import joint_settings, train_from, write_json
+from mmemb_r1.pipeline.joint import joint_settings, train_from
 from mmemb_r1.pipeline.posterior import (
+    QUALITY,
+    SELECTED,
+    SHARED,
     judge,
     of_both,
     of_workers,
@@ -42,7 +46,6 @@ from mmemb_r1.study.tasks import ERRORS_FOLDER, JUDGES, Study, own_folder
 from mmemb_r1.training.posterior.options import SelectionOptions
 from mmemb_r1.training.prior.shards import read_rationales
 
-SELECTED, QUALITY = "selected.parquet", "quality.json"
 QUIET = {"disable_tqdm": True}
 
 
@@ -167,7 +170,7 @@ def scores_for(study: Study, row: Row, seed: int) -> pa.Table:
 
 def options_of(row: Row) -> SelectionOptions:
     """How the rationales of a row are selected."""
-    return SelectionOptions(**{"space": "log-odds", "seed": ATLAS_SEED, **row.selection})
+    return dataclasses.replace(SHARED, **row.selection)
 
 
 def train_joint(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
@@ -205,7 +208,7 @@ def warm_start_gate(study: Study, row: str, seed: int, *, made_of: MadeOf) -> No
         atlas = load_atlas(study.atlas)
         policy = of_tasks(atlas.pairs["policy"], set(JOINT_TASK_WEIGHTS))
         facts = fit_gate_of(folder / "joint", policy, atlas.candidates, made, rounds)
-        write_json(made / "gate.json", facts)
+        write_json(made / GATE_FACTS, facts)
 
     run_stage(folder / "gate", {"rounds": rounds}, make, made_of=made_of)
 

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from mmemb_r1.evaluation.adaptivity import Answers, gate_quality, invocation_curve, judge_choice
 from mmemb_r1.evaluation.run.summary import ALL
+from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.shortcut.run import RESULT_FILE
 from mmemb_r1.evaluation.statistics import Interval, clustered_means
-from mmemb_r1.pipeline.answers import ANSWERS_FILE
+from mmemb_r1.pipeline.answers import ANSWERS_FILE, answers_of
+from mmemb_r1.pipeline.posterior import QUALITY
 from mmemb_r1.pipeline.stage import cost_of
 from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, PICTURE_TARGETS
 from mmemb_r1.study.best_share import cross_fitted
@@ -23,7 +25,6 @@ from mmemb_r1.study.family import compared, correct
 from mmemb_r1.study.rows import BEFORE_GRPO, FULL, RANDOM_GATE, Row
 from mmemb_r1.study.tasks import Study
 
-MODES = ("never", "always", "auto")
 # `two-sided`: tasks with rationales of both queries and targets. Other targets are text, of which nothing is thought.
 GROUPS = ("all", "simple", "multi-hop", "flags", "neighbours", "two-sided")
 _NAMED = {"flags": FLAGS, "neighbours": NEIGHBOURS, "two-sided": PICTURE_TARGETS}
@@ -47,7 +48,8 @@ def table_of(study: Study, row: Row, seeds: Sequence[int]) -> Table:
         columns["invocation"] = (columns["rounds_auto"] > 0).astype(float)
         share = _mean_over_tasks(columns["invocation"], columns["task"])
         columns["random"] = columns["never"] + share * (columns["always"] - columns["never"])
-        columns["rank"] = (columns["gate_prob"][:, None] >= columns["gate_prob"]).mean(axis=1)  # (N,)
+        gate_prob = columns["gate_prob"]
+        columns["rank"] = np.searchsorted(np.sort(gate_prob), gate_prob, side="right") / table.num_rows  # (N,)
         if row.name == RANDOM_GATE:
             columns["auto"] = columns["random"]
             columns["invocation"] = np.full(table.num_rows, share)
@@ -70,7 +72,7 @@ def where_of(table: Table, group: str) -> npt.NDArray[np.bool_]:
     return table["complexity"] == group
 
 
-def levels(table: Table, columns: Sequence[str] = COLUMNS) -> dict[str, dict[str, Any]]:
+def levels(table: Table) -> dict[str, dict[str, Any]]:
     """
     Group -> column -> mean over tasks with a 95 % interval by what the queries are about, `{"mean", "low", "high"}`;
     and the numbers of `queries` (of all seeds) and `clusters`.
@@ -81,7 +83,7 @@ def levels(table: Table, columns: Sequence[str] = COLUMNS) -> dict[str, dict[str
         if not where.any():
             continue
         entities, tasks = table["entity"][where].tolist(), table["task"][where].tolist()
-        means = clustered_means({name: table[name][where] for name in columns}, entities, tasks)
+        means = clustered_means({name: table[name][where] for name in COLUMNS}, entities, tasks)
         found[group] = {name: interval._asdict() for name, interval in means.items()}
         found[group] |= {"queries": int(where.sum()), "clusters": len(set(entities))}
     return found
@@ -142,7 +144,7 @@ def gates(before: Table, after: Table) -> dict[str, Any]:
     where = after["entity"], after["task"], after["seed"]
     over = [table["auto"] - table["random"] for table in (before, after)]
     found = {
-        name: {"over_random": compared(table["random"], table["auto"], *where), "auc": _gate(answers_of(table))}
+        name: {"over_random": compared(table["random"], table["auto"], *where), "auc": _gate(_answers(table))}
         for name, table in (("before", before), ("after", after))
     }
     return {**found, "gain": compared(over[0], over[1], *where)}
@@ -205,18 +207,9 @@ def _measured(study: Study, row: Row, seed: int, what: str) -> Path:
     return study.folder(row.of or row.name, seed) / f"{what}-{state}"
 
 
-def answers_of(table: Table) -> Answers:
-    """The columns as `evaluation.adaptivity` takes them; ranks stand for the gate's probabilities."""
-    return Answers(
-        task=table["task"],
-        cluster=table["entity"],
-        never=table["never"],
-        always=table["always"],
-        tokens=table["tokens_always"],
-        gate_prob=table["rank"],
-        alignment_never=table["aligned_never"],
-        alignment_always=table["aligned_always"],
-    )
+def _answers(table: Table) -> Answers:
+    """As `evaluation.adaptivity` takes them; ranks stand for the gate's probabilities."""
+    return answers_of({**table, "tokens": table["tokens_always"], "gate_prob": table["rank"]})
 
 
 def _full(table: Table) -> dict[str, Any]:
@@ -229,7 +222,7 @@ def _full(table: Table) -> dict[str, Any]:
         that is better than thinking on all or none of the others, `over_always` and `over_never`. Gains are as
         [`compared`] gives them.
     """
-    answers = answers_of(table)
+    answers = _answers(table)
     choice = judge_choice(answers, table["invocation"] > 0)
     fitted = cross_fitted(answers)
     where = table["entity"], table["task"], table["seed"]
@@ -259,7 +252,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _selection(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
-    path = study.selected(row, seed) / "quality.json"
+    path = study.selected(row, seed) / QUALITY
     return json.loads(path.read_text(encoding="utf-8")) if row.of is None and path.is_file() else None
 
 
