@@ -101,6 +101,12 @@ def test_tasks_are_chosen_by_their_groups(evaluate, tmp_path):
     assert len(groups) > 1 and set(groups.values()) == {"multi-hop"}
 
 
+@pytest.mark.parametrize("names", ["", "flag-capitol"])
+def test_names_of_no_task_are_refused(evaluate, tmp_path, capsys, names):
+    assert evaluate("--tasks", names, "--output", tmp_path / "none.json") == 2
+    assert f"there is no task or group {names!r}; allowed: " in capsys.readouterr().err
+
+
 def test_any_model_of_sentence_transformers_can_be_measured(evaluate, tmp_path, capsys):
     words = ["[UNK]", "capital", "of", "the"]
     tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))

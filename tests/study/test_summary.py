@@ -15,14 +15,14 @@ import pytest
 
 from mmemb_r1.evaluation.statistics import holm
 from mmemb_r1.pipeline.answers import ANSWERS_FILE
-from mmemb_r1.study.claims import FAILS, HOLDS, NOT_RUN, OPEN, SMALLER, UNTESTED, claims_of, loss_verdict
+from mmemb_r1.study.claims import FAILS, HOLDS, NOT_RUN, OPEN, SMALLER, UNTESTED, claims_of, loss_verdict, points
 from mmemb_r1.study.family import FAMILY, judged
 from mmemb_r1.study.forms import QUICK
 from mmemb_r1.study.page import page
 from mmemb_r1.study.report import results_of
 from mmemb_r1.study.rows import BY_NAME, ROWS
 from mmemb_r1.study.summary import differences, levels, summarise, table_of
-from mmemb_r1.study.tasks import Study
+from mmemb_r1.study.tasks import Study, whole
 
 TASKS = {
     "flag-capital": "multi-hop",
@@ -305,6 +305,18 @@ def test_a_term_is_judged_where_there_is_something_to_join(summary):
     assert narrow.verdict == loss_verdict(judged(summary, "mixed terms"))
 
 
+def test_auto_is_compared_with_both_fixed_modes(study):
+    results = results_of(study)
+    levels_of_all, full = results["rows"]["full"]["levels"]["all"], results["full"]
+    for mode in ("never", "always"):
+        gained = levels_of_all["auto"]["mean"] - levels_of_all[mode]["mean"]
+        assert full["over"][mode]["mean"] == pytest.approx(gained)
+        assert f"{points(full['over'][mode])} {'better than never' if mode == 'never' else 'than always'}" in page(
+            results
+        )
+    assert full["gain"]["mean"] == full["over"][full["choice"]["better_fixed"]]["mean"]
+
+
 def test_a_claim_whose_control_shares_no_seed_was_not_run(study):
     """Rows of other seeds have nothing to be compared with."""
     wide = dataclasses.replace(study, seeds=(0, 1))
@@ -314,6 +326,17 @@ def test_a_claim_whose_control_shares_no_seed_was_not_run(study):
     claim = next(claim for claim in results["claims"] if "a round in which the model joins" in claim["text"])
     assert claim["verdict"] == NOT_RUN
     assert "model-joins" in results["rows"] and "## Claim by claim" in page(results)
+
+
+def test_results_are_those_of_all_rows_and_seeds_in_the_folder(study):
+    """A run of a few rows must not take the others out of the results; nor may one of further seeds."""
+    asked = dataclasses.replace(study, rows=(BY_NAME["full"],), seeds=(2,))
+    for seed in (1, 2):
+        write(study, "full", answers(0.5, seed=seed), seed=seed)
+    assert whole(asked).seeds == (0, 1, 2) and whole(asked).rows == ROWS
+    results = results_of(whole(asked))
+    assert results["rows"]["full"]["seeds"] == [0, 1, 2] and results["rows"]["no-selection"]["seeds"] == [0]
+    assert results["form"]["seeds"]["no-selection"] == [0] and "one-worker" in results["missing"]
 
 
 def test_the_page_shows_seeds_one_by_one_and_what_was_given(study):

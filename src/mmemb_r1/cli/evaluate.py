@@ -149,7 +149,7 @@ def _atlas(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str,
 
     atlas, split, data = atlas_split(args)
     pairs = atlas.pairs[split]
-    if args.tasks:
+    if args.tasks is not None:
         groups = {task: {"complexity": group} for task, group in zip(pairs["task"], pairs["complexity"], strict=True)}
         wanted = set(chosen(groups, listed(args.tasks)))
         pairs = pairs.select([row for row, task in enumerate(pairs["task"]) if task in wanted])

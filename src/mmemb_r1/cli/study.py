@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 HELP = """\
 Train the whole method on Atlas with a tiny model, and again without one part of it at a time; evaluate each; and write
 down which of the published claims hold. Everything goes into one directory. What is done is not done again: a run that
-was stopped or killed goes on with the same command, and the full form may take several of them."""
+was stopped or killed goes on with the same command, and the full form may take several of them. Other --rows and
+--seeds of the same form may be added later; results are those of all that lies in the directory."""
 
 RESULTS, LOCK = "results.json", "study.lock"
 
@@ -49,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mmemb_r1._files import replaced_file, write_json
-    from mmemb_r1.study.runner import run_tasks
+    from mmemb_r1.study.runner import check_origins, in_order, run_tasks
     from mmemb_r1.study.sessions import Session
-    from mmemb_r1.study.tasks import tasks_of
+    from mmemb_r1.study.tasks import tasks_of, whole
 
     study = study_of(args)
     jobs = min(2, os.cpu_count() or 1) if args.jobs is None else args.jobs
@@ -62,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     with only_one(study.output):
         claim_folder(study)
         session, tasks = Session(study.output, jobs), tasks_of(study)
+        check_origins(
+            in_order(tasks_of(whole(study)))
+        )  # of all that will be reported, also of rows that are not asked for
         working = any(not task.done.exists() for task in tasks)
 
         def tell(line: str) -> None:
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         from mmemb_r1.study.page import page
         from mmemb_r1.study.report import as_tables, results_of
 
-        results = results_of(study)
+        results = results_of(whole(study))
         write_json(study.output / RESULTS, results, allow_nan=False)
     for table in as_tables(results):
         console.print(table)

@@ -149,6 +149,12 @@ def _rows(results: Results) -> Iterator[str]:
         "auto",
     ]
     yield table([*head, "difference of auto", "p", "thinks on", "tokens of auto"], rows)
+    if "full" in results:
+        over = results["full"]["over"]
+        yield (
+            f"Row 1 over all tasks: auto is {points(over['never'])} better than never and {points(over['always'])} "
+            "than always, query by query.\n"
+        )
     if "three-thoughts" in results["rows"]:
         yield "Row 11 thinks three rounds in `always`, also where one would do; in `auto` its gate decides.\n"
     yield from _seeds(results)

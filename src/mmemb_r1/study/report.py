@@ -26,7 +26,7 @@ def results_of(study: Study) -> dict[str, Any]:
     `evaluator`, `claims`, and the rest of `summarise`. JSON can hold it."""
     summary = summarise(study)
     return {
-        "form": {**asdict(study.form), "seeds": {row.name: list(study.seeds_of(row)) for row in study.rows}},
+        "form": {**asdict(study.form), "seeds": {name: row["seeds"] for name, row in summary["rows"].items()}},
         "given": given_to(study),
         "parameters": parameters_of(study),
         "commits": commits_of(study),

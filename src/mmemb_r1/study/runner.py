@@ -41,7 +41,7 @@ def run_tasks(study: Study, tasks: Sequence[Task], jobs: int, tell: Tell, stages
     for task in tasks:
         if unknown := [need for need in task.needs if need not in names]:
             raise ValueError(f"the task {task.name!r} needs {unknown[0]!r}, which is none")
-    ordered = _in_order(tasks)
+    ordered = in_order(tasks)
     check_origins(ordered)
     places = {task.name: task.done for task in tasks}
     left = [task for task in ordered if not task.done.exists()]
@@ -123,7 +123,7 @@ def _drive(
             progress.end(task)
 
 
-def _in_order(tasks: Sequence[Task]) -> list[Task]:
+def in_order(tasks: Sequence[Task]) -> list[Task]:
     """Each after what it needs; otherwise as they come."""
     waiting, ordered = list(tasks), list[Task]()
     while waiting:

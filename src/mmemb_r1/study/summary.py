@@ -218,17 +218,19 @@ def _full(table: Table) -> dict[str, Any]:
 
     Returns:
         `choice`, `gate` and `curve` as `evaluation.adaptivity` has them, thresholds being ranks; `gain`, what auto is
-        better than the better fixed mode; `best`: the `share` that should think, chosen on some countries, and what
-        that is better than thinking on all or none of the others, `over_always` and `over_never`. Gains are as
-        [`compared`] gives them.
+        better than the better fixed mode; `over`: fixed mode -> what auto is better; `best`: the `share` that should
+        think, chosen on some countries, and what that is better than thinking on all or none of the others,
+        `over_always` and `over_never`. Gains are as [`compared`] gives them.
     """
     answers = _answers(table)
     choice = judge_choice(answers, table["invocation"] > 0)
     fitted = cross_fitted(answers)
     where = table["entity"], table["task"], table["seed"]
+    over = {mode: compared(table[mode], table["auto"], *where) for mode in ("never", "always")}
     return {
         "choice": _plain(choice._asdict()),
-        "gain": compared(table[choice.better_fixed], table["auto"], *where),
+        "gain": over[choice.better_fixed].copy(),  # which gets a corrected p
+        "over": over,
         "curve": [_plain(point._asdict()) for point in invocation_curve(answers)],
         "best": {
             "share": float(np.mean(fitted.shares)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmemb_r1.study.forms import ATLAS_SEED, WARM_UP, Form
-from mmemb_r1.study.rows import FULL, ONE_WORKER, POOL_AND_MODEL, Row
+from mmemb_r1.study.rows import BY_NAME, FULL, ONE_WORKER, POOL_AND_MODEL, ROWS, Row
 
 CLAIM = "study.json"  # what the study was begun with
 JUDGES = 2  # parts that the judging is done in
@@ -89,6 +90,19 @@ class Task:
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     needs: Sequence[str] = ()
+
+
+def whole(study: Study) -> Study:
+    """
+    The same study with all rows, and with the seeds that any of them has in the folder besides its own: what earlier
+    runs found stays part of the results. (A row has no answers of a seed that it was not trained with.)
+    """
+    seeds = {seed for row in study.rows for seed in study.seeds_of(row)}
+    for folder in (study.output / "rows").glob("*-*"):
+        name, _, seed = folder.name.rpartition("-")
+        if name in BY_NAME and seed.isdecimal():
+            seeds.add(int(seed))
+    return dataclasses.replace(study, rows=ROWS, seeds=tuple(sorted(seeds)))
 
 
 def tasks_of(study: Study) -> list[Task]:
