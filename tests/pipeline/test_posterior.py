@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -10,6 +12,7 @@ from mmemb_r1.pipeline.posterior import (
     of_both,
     of_workers,
     quality_of,
+    right_share,
     scores_of,
     select_from,
     training_table,
@@ -92,6 +95,17 @@ def test_quality_counts_what_is_known_to_help(judged, pairs, rationales, tmp_pat
     nothing = select_from(scores_of(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
     assert quality_of(nothing, pairs)["all"]["precision"] is None
     json.dumps(quality_of(nothing, pairs), allow_nan=False)
+
+
+def test_the_right_share_is_what_training_draws(judged, pairs, rationales, tmp_path):
+    judged(pairs, rationales, tmp_path)
+    select_from(scores_of(tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
+    assert right_share(tmp_path / "all.parquet") == pytest.approx(0.25)  # all alike
+    select_from(scores_of(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
+    assert right_share(tmp_path / "nothing.parquet") is None
+    rows = pa.table({"worker": ["correct", "verbose", "correct", "model"], "posterior": [0.9, 0.1, 0.5, 0.5]})
+    pq.write_table(rows, tmp_path / "some.parquet")
+    assert right_share(tmp_path / "some.parquet") == pytest.approx(1.4 / 1.5)
 
 
 def test_rehearsed_pairs_keep_their_own_rationales(judged, small_atlas, pairs, rationales, tmp_path):

@@ -350,6 +350,18 @@ def test_the_page_shows_seeds_one_by_one_and_what_was_given(study):
     assert "The evaluator was given" not in text and "M parameters" not in text  # of none was noted how many
 
 
+def test_the_page_says_what_was_selected_and_what_is_drawn_of_it(study):
+    folder = study.selected(BY_NAME["full"], 0)
+    folder.mkdir(parents=True)
+    kept = {"correct": 0.9, "confused": 0.2, "verbose": 0.1, "format": 0.1}
+    found = {"precision": 0.8, "recall": 0.9, "kept": kept, "inputs": 4, "inputs with any kept": 3}
+    (folder / "quality.json").write_text(json.dumps({"all": found}))
+    rows = pa.table({"worker": ["correct", "correct", "format"], "posterior": [0.97, 1.0, 0.03]})
+    pq.write_table(rows, folder / "selected.parquet")
+    line = "| (1) full | 0.80 | 0.90 | 0.98 | 0.90 | 0.20 | 0.10 | 0.10 | 3 of 4 |"
+    assert line in page(results_of(study)).splitlines()
+
+
 def test_the_page_has_every_row_and_every_claim(study):
     (study.output / "sessions.json").write_text("[]")
     results = results_of(study)

@@ -84,9 +84,9 @@ def of_both(scores: pa.Table, others: pa.Table) -> pa.Table:
     return both.take(np.argsort(places, kind="stable"))
 
 
-def of_workers(scores: pa.Table, workers: Collection[str]) -> pa.Table:
-    """The scores of some of the workers."""
-    return scores.filter(pc.is_in(scores["worker"], pa.array(list(workers))))
+def of_workers(table: pa.Table, workers: Collection[str]) -> pa.Table:
+    """The rows of some of the workers."""
+    return table.filter(pc.is_in(table["worker"], pa.array(list(workers))))
 
 
 def select_from(scores: pa.Table, options: SelectionOptions, selected: Path) -> pa.Table:
@@ -110,7 +110,7 @@ def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = PO
         `all` and `task, side` -> precision (`None` if nothing was kept), recall and the rest of [`Quality`], the share
         of each worker that was `kept`, the number of `inputs` and of `inputs with any kept`.
     """
-    known = candidates.filter(pc.is_in(candidates["worker"], pa.array(list(HELPFUL))))
+    known = of_workers(candidates, HELPFUL)
     table = known.select(["pair_id", "side", "worker", "gain", "kept"]).to_pydict()
     task_of = dict(zip(pairs["pair_id"], pairs["task"], strict=True))
     ids, sides, workers, kept = (np.array(table[name]) for name in ("pair_id", "side", "worker", "kept"))
@@ -133,6 +133,24 @@ def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = PO
             "inputs with any kept": with_any,
         }
     return qualities
+
+
+def right_share(selected: Path) -> float | None:
+    """
+    Which share of the rationales that the joint phase draws from a selection are by a worker that helps. It draws by
+    the posterior, so this says more of what is trained on than the precision of what is kept.
+
+    Args:
+        selected: what was kept; rationales of other workers than Atlas's are left out.
+
+    Returns:
+        A share of 1, every input counting the same; `None` if nothing was kept.
+    """
+    table = pq.read_table(selected, columns=["worker", "posterior"])
+    known = of_workers(table, HELPFUL)
+    right = of_workers(known, [worker for worker, helps in HELPFUL.items() if helps])
+    whole = pc.sum(known["posterior"]).as_py()
+    return (pc.sum(right["posterior"]).as_py() or 0.0) / whole if whole else None
 
 
 def training_table(selected: Path, pairs: Dataset, pooled: Collection[str] = POOLED) -> Dataset:

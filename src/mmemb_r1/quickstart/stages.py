@@ -24,7 +24,16 @@ from mmemb_r1.model_card import write_model_card
 from mmemb_r1.pipeline.gate import GATE_FACTS, fit_gate_of
 from mmemb_r1.pipeline.grpo import train_adaptive
 from mmemb_r1.pipeline.joint import joint_settings, train_from
-from mmemb_r1.pipeline.posterior import QUALITY, SELECTED, SHARED, quality_of, scores_of, select_from, training_table
+from mmemb_r1.pipeline.posterior import (
+    QUALITY,
+    SELECTED,
+    SHARED,
+    quality_of,
+    right_share,
+    scores_of,
+    select_from,
+    training_table,
+)
 from mmemb_r1.pipeline.prior import draw_pool
 from mmemb_r1.pipeline.stage import cost_of, ids_of, run_stage
 from mmemb_r1.pipeline.tasks import MULTI_HOP, at_most
@@ -130,13 +139,14 @@ def run_posterior(run: Quickstart) -> None:
 
 def what_was_kept(output: Path) -> str:
     """A sentence on the selection, which can be checked because one of the four workers is known to help."""
-    quality = _read(output / POSTERIOR / QUALITY)["all"]
-    kept = pq.read_metadata(output / POSTERIOR / SELECTED).num_rows
-    if not kept:
+    quality, selected = _read(output / POSTERIOR / QUALITY)["all"], output / POSTERIOR / SELECTED
+    if (drawn := right_share(selected)) is None:
         return "no rationale was kept"
+    number = pq.read_metadata(selected).num_rows
     return (
-        f"{kept} rationales kept: {quality['precision']:.0%} of them by the worker that helps (a quarter of all are), "
-        f"and {quality['recall']:.0%} of that worker's"
+        f"{number} rationales kept: {quality['precision']:.0%} of them by the worker that helps (a quarter of all "
+        f"are), and {quality['recall']:.0%} of that worker's; by the posterior, as they will be drawn, {drawn:.0%} "
+        "are that worker's"
     )
 
 

@@ -227,12 +227,17 @@ def _selection(results: Results) -> Iterator[str]:
                 f"({row['number']}) {name}",
                 "-" if found["precision"] is None else f"{found['precision']:.2f}",
                 f"{found['recall']:.2f}",
+                "-" if (drawn := row["selection"]["right share"]) is None else f"{drawn:.2f}",
                 *shares,
                 covered,
             ]
         )
-    head = ["row", "precision", "recall", "kept: correct", "confused", "verbose", "format", "inputs with any kept"]
-    yield table(head, rows)
+    workers = ["kept: correct", "confused", "verbose", "format"]
+    yield table(["row", "precision", "recall", "right ones drawn", *workers, "inputs with any kept"], rows)
+    yield (
+        "`right ones drawn`: the joint phase draws from what is kept by the posterior, so that what is hardly better "
+        "than nothing is hardly ever drawn.\n"
+    )
     joins = results["rows"].get("model-joins", {}).get("selection")
     if joins is not None:
         kept = joins["kept rationales by worker"]

@@ -17,7 +17,7 @@ from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.shortcut.run import RESULT_FILE
 from mmemb_r1.evaluation.statistics import Interval, clustered_means
 from mmemb_r1.pipeline.answers import ANSWERS_FILE, answers_of
-from mmemb_r1.pipeline.posterior import QUALITY
+from mmemb_r1.pipeline.posterior import QUALITY, SELECTED, right_share
 from mmemb_r1.pipeline.stage import cost_of
 from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, PICTURE_TARGETS
 from mmemb_r1.study.best_share import cross_fitted
@@ -254,8 +254,11 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _selection(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
-    path = study.selected(row, seed) / QUALITY
-    return json.loads(path.read_text(encoding="utf-8")) if row.of is None and path.is_file() else None
+    folder = study.selected(row, seed)
+    if row.of is not None or not (folder / QUALITY).is_file():
+        return None
+    quality = json.loads((folder / QUALITY).read_text(encoding="utf-8"))
+    return {**quality, "right share": right_share(folder / SELECTED)}
 
 
 def _shortcut(study: Study, row: Row, seeds: Sequence[int]) -> dict[str, Any] | None:
