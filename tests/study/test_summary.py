@@ -18,7 +18,7 @@ from mmemb_r1.pipeline.answers import ANSWERS_FILE
 from mmemb_r1.study.claims import FAILS, HOLDS, NOT_RUN, OPEN, SMALLER, UNTESTED, claims_of, loss_verdict, points
 from mmemb_r1.study.family import FAMILY, judged
 from mmemb_r1.study.forms import QUICK
-from mmemb_r1.study.page import page
+from mmemb_r1.study.page import RUN_IT, page
 from mmemb_r1.study.report import results_of
 from mmemb_r1.study.rows import BY_NAME, ROWS
 from mmemb_r1.study.summary import differences, levels, summarise, table_of
@@ -188,6 +188,21 @@ def test_the_commands_of_the_page_are_known(root):
         ours.append(_parser(words[place + 1 :]).parse_args(words[place + 1 :]))
     assert [args.command for args in ours] == ["init", "rationales", "select", "train", "train", "evaluate"]
     assert ours[-1].download  # nothing before it gets MMEB-V2
+
+
+def test_the_commands_that_make_the_page_are_known():
+    from mmemb_r1.cli import _parser
+
+    lines = [shlex.split(line, comments=True) for line in RUN_IT.splitlines() if line.startswith("    ")]
+    studies = [words[1:] if words[0] == "mmemb-r1" else make_study(words) for words in lines]
+    assert [_parser(words).parse_args(words).full for words in studies] == [False, False, False, True]
+
+
+def make_study(words: list[str]) -> list[str]:
+    """What `make study` runs."""
+    assert words[:2] == ["make", "study"]
+    arguments = [word.removeprefix("STUDY_ARGS=") for word in words[2:]]
+    return ["study", "--output", "runs/study", *(part for text in arguments for part in text.split())]
 
 
 def test_what_a_command_of_the_page_needs_an_earlier_one_makes():

@@ -39,8 +39,8 @@ class QuickstartRecipe:
     warm_up: Recipe = field(default_factory=lambda: Recipe(steps=1300))
     joint: dict[str, Any] = field(
         default_factory=lambda: {
-            "max_steps": 800,
-            "learning_rate": 4e-4,
+            "max_steps": 1200,
+            "learning_rate": 5e-4,
             "task_weights": TASK_WEIGHTS,
             "save_steps": 100,
         }
@@ -61,7 +61,7 @@ class QuickstartRecipe:
         """
         The same with so many steps in all, in the same proportion, and at least one of each phase.
 
-        >>> less = QuickstartRecipe().with_steps(215)
+        >>> less = QuickstartRecipe().with_steps(255)
         >>> less.warm_up.steps, less.joint["max_steps"], less.grpo["max_steps"]
         (130, 80, 5)
         """

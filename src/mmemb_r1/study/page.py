@@ -14,6 +14,17 @@ from mmemb_r1.study.summary import GROUPS
 
 Results = Mapping[str, Any]
 WIDTH = 119
+RUN_IT = """\
+In a checkout of the project, after `make setup`, which puts the command into `.venv/bin`:
+
+    make study                                               # the quick form: all rows, one seed
+    mmemb-r1 study --output runs/study --rows full no-selection --seeds 1 2    # further seeds of some rows
+    mmemb-r1 study --output runs/study --page docs/study.md  # results of all that is there, and this page
+    make study STUDY_ARGS="--full --output runs/study-full"  # twice the steps, three seeds of rows 1-3, 8 and 9
+
+Each stage (a warm-up, a selection, a phase of a row, its answers) is done once: the same command goes on after a kill,
+in the middle of a training, too. A stage that was made of another one which is gone or was made anew since is refused.
+"""
 EVALUATORS = {
     "vlm": "The evaluator is a model of the same size that was taught to say whether a query and a target match.",
     "embedding": "The evaluator is the warmed-up model itself: it compares the vectors of a query and a target.",
@@ -24,7 +35,7 @@ def page(results: Results) -> str:
     """The page, Markdown."""
     parts = [*_head(results), *_claims(results), *_rows(results), *_kinds(results), *_selection(results)]
     parts += [*_shortcut(results), *_curve(results), *_made(results)]
-    parts += ["## The published figure\n", AT_FULL_SIZE]
+    parts += ["## Run it\n", RUN_IT, "## The published figure\n", AT_FULL_SIZE]
     return "\n".join(map(_wrapped, parts)).rstrip() + "\n"
 
 
