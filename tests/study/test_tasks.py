@@ -44,18 +44,21 @@ def test_seeds_of_all_rows_can_be_chosen():
 def test_three_seeds_where_that_matters_most():
     full = study(FULL_FORM)
     many = {row.name for row in ROWS if len(full.seeds_of(row)) == 3}
-    assert many == {"full", "no-selection", "absolute", "no-grpo", "random-gate"}
+    third = {"absolute", "absolute-probability", "probability"}
+    assert many == {"full", "no-selection", *third, "no-grpo", "random-gate"}
 
 
 def test_rows_that_select_alike_share_a_table():
     tables = {row.name: row.table for row in ROWS if row.of is None}
     assert tables["full"] == tables["no-rationale-loss"] == tables["three-thoughts"] == "pool"
     assert len({tables[name] for name in ("full", "no-selection", "absolute", "no-pair-aware", "one-worker")}) == 5
+    assert len({tables[name] for name in ("full", "absolute", "probability", "absolute-probability")}) == 4
     assert study().selected(BY_NAME["model-joins"], 0) != study().selected(BY_NAME["model-joins"], 1)
 
 
 def test_rows_bring_what_they_need():
     assert [row.name for row in with_needed(["model-joins"])] == ["full", "model-joins", "second-round"]
+    assert "probability" in [row.name for row in with_needed(["absolute-probability"])]
     with pytest.raises(ValueError, match="there is no row 'fulll'; allowed: full, no-selection"):
         with_needed(["fulll"])
 
@@ -98,7 +101,7 @@ def test_the_quick_form_fits_an_hour_and_a_half():
     trained = count("train_joint") * QUICK.joint_steps * step + count("train_grpo") * QUICK.grpo_steps * grpo
     measured = count("warm_start_gate") * gate + count("answer") * answers + count("check_shortcut") * shortcut
     seconds = QUICK.warm_up_steps * step + (trained + measured + judging) / 2
-    assert count("train_joint") == 10 and seconds < 0.85 * 90 * 60
+    assert count("train_joint") == 12 and seconds < 0.85 * 90 * 60
 
 
 def test_only_the_single_worker_needs_more_errors():

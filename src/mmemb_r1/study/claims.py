@@ -8,6 +8,7 @@ from typing import Any
 
 from mmemb_r1.pipeline.tasks import MULTI_HOP, PICTURE_TARGETS
 from mmemb_r1.study.family import FAMILY, direction, judged
+from mmemb_r1.study.rows import BY_NAME, FULL
 
 PAPER = "arXiv 2604.06156"
 PEER = "users of UME-R1 (arXiv 2511.00405)"
@@ -91,6 +92,7 @@ def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
     for name, text, source, published in (
         ("selection", "pair-aware selection is worth 5.8 points on the reasoned path", PAPER, 0.058),
         ("baseline", "the counterfactual baseline is worth 5.8 points on the reasoned path", PAPER, 0.058),
+        ("baseline, in probability", "the same, with gains in probability, as the paper takes them", PAPER, 0.058),
         ("pair-aware", "taking off what a rationale does for wrong pairs helps", OURS, 0.0),
         ("rationale loss", "rationales have to be trained together with the vectors", PAPER, 0.0),
     ):
@@ -107,9 +109,22 @@ def _worth(summary: Mapping[str, Any], name: str, text: str, source: str, publis
     figure = f"{100 * published:.1f} points" if published else NO_FIGURE
     if (lost := judged(summary, name)) is None:
         return Claim(text, source, figure, "-", NOT_RUN)
-    auto = summary["rows"][FAMILY[name][1]]["differences"]["all"]["auto"]
-    ours = f"without it reasoned queries of several steps lose {tested(lost, -1)}; auto over all tasks "
-    return Claim(text, source, figure, ours + points(auto, -1), loss_verdict(lost, published))
+    _, row, key, *_ = FAMILY[name]
+    auto = summary["rows"][row][key]["all"]["auto"]
+    ours = (
+        f"without it reasoned queries of several steps lose {tested(lost, -1)}; auto over all tasks {points(auto, -1)}"
+        f"{_drawn(summary['rows'], row, BY_NAME[row].control if key == 'control' else FULL)}"
+    )
+    return Claim(text, source, figure, ours, loss_verdict(lost, published))
+
+
+def _drawn(rows: Mapping[str, Any], row: str, other: str | None) -> str:
+    """How much of what two rows draw in training is right, if they differ in what was selected."""
+    shares = [(rows.get(name) or {}).get("selection") for name in (other, row)]
+    if None in shares or BY_NAME[row].joint:
+        return ""
+    given, without = (one["right share"] for one in shares)
+    return "" if None in (given, without) else f"; right of what is drawn: {given:.0%} with it, {without:.0%} without"
 
 
 def _workers(summary: Mapping[str, Any]) -> Iterator[Claim]:

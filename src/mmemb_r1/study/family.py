@@ -14,6 +14,7 @@ CHANCE = 0.05  # what a corrected p has to be below
 FAMILY: dict[str, tuple[str, ...]] = {
     "selection": ("rows", "no-selection", "differences", "multi-hop", "always"),
     "baseline": ("rows", "absolute", "differences", "multi-hop", "always"),
+    "baseline, in probability": ("rows", "absolute-probability", "control", "multi-hop", "always"),
     "pair-aware": ("rows", "no-pair-aware", "differences", "multi-hop", "always"),
     "errors": ("rows", "one-worker", "differences", "multi-hop", "always"),
     "rationale loss": ("rows", "no-rationale-loss", "differences", "multi-hop", "always"),

@@ -91,6 +91,12 @@ def _head(results: Results) -> Iterator[str]:
         "with another gate. Row 10 and its control start from row 1's last model and go through all phases again, so "
         "they had twice the steps of row 1: they are to be compared with each other.\n"
     )
+    if "absolute-probability" in results["rows"]:
+        yield (
+            "Row 3 is there twice, because the paper takes gains in probability and all other rows take them in "
+            "log-odds: once in log-odds, and once in probability with a control of its own, the full method in "
+            "probability. (The second pair was added after the first had shown no loss.)\n"
+        )
     yield (
         "All numbers are R@1 on the test split, means over tasks: questions of several steps about countries that no "
         "row was asked about, and pictures in renderings that none has seen. (Facts as text are taught for all "

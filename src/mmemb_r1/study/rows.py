@@ -56,6 +56,14 @@ ROWS = (
     Row(FULL, "1", "the full method"),
     Row("no-selection", "2", "no selection: everything that the workers said", {"selection": "none"}),
     Row("absolute", "3", "no counterfactual baseline: absolute confidence", {"selection": "absolute"}),
+    Row(
+        "absolute-probability",
+        "3, in probability",
+        "the same, with gains in probability instead of log-odds",
+        {"selection": "absolute", "space": "probability"},
+        control="probability",
+    ),
+    Row("probability", "3, control", "the full method with gains in probability", {"space": "probability"}),
     Row("no-pair-aware", "4", "no pair-aware correction", {"pair_aware": False}),
     Row("one-worker", "5", "a single worker, as often right, with errors of one kind", workers=ONE_WORKER),
     Row("no-rationale-loss", "6", "no loss on rationale tokens", joint={"rationale_weight": 0.0}),
@@ -79,7 +87,8 @@ ROWS = (
     Row("three-thoughts", "11", "up to three rounds of reasoning", rounds=3),
 )
 BY_NAME = {row.name: row for row in ROWS}
-MORE_SEEDS = (FULL, "no-selection", "absolute", BEFORE_GRPO, RANDOM_GATE)  # of the full form; the last costs nothing
+# Those that the full form gives more seeds to; the last costs nothing.
+MORE_SEEDS = (FULL, "no-selection", "absolute", "absolute-probability", "probability", BEFORE_GRPO, RANDOM_GATE)
 
 
 def with_needed(names: Sequence[str]) -> list[Row]:
