@@ -263,7 +263,7 @@ def test_claims_say_what_was_found_and_what_was_not_run(study):
     headline = found["71.2 on MMEB-V2 with a 4B backbone"]
     assert headline.verdict == UNTESTED and headline.published == "71.2, mean of 78 tasks"
     selection = found["pair-aware selection is worth 5.8 points on the reasoned path"]
-    assert selection.verdict == HOLDS and "+40.0 [" in selection.ours
+    assert selection.verdict == HOLDS and "lose 40.0 [" in selection.ours
     assert found["errors of several kinds are better than as many of one kind"].verdict == NOT_RUN
     assert found["several different workers are better than one"].verdict == UNTESTED
 

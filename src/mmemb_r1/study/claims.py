@@ -54,6 +54,21 @@ def tested(number: Mapping[str, Any], sign: int = 1) -> str:
     return f"{points(number, sign)}, p {number['p_corrected']:.3f}"
 
 
+def lost_or_gained(number: Mapping[str, Any]) -> str:
+    """
+    What a score becomes without something, in words.
+
+    >>> lost_or_gained({"mean": -0.058, "low": -0.09, "high": -0.031, "p_corrected": 0.01})
+    'lose 5.8 [3.1, 9.0], p 0.010'
+    >>> lost_or_gained({"mean": 0.018, "low": -0.002, "high": 0.035, "p_corrected": 0.154})
+    'gain 1.8 [-0.2, 3.5], p 0.154'
+    """
+    sign = 1 if number["mean"] > 0 else -1
+    mean, *ends = (100 * sign * number[name] + 0.0 for name in ("mean", "low", "high"))
+    low, high = sorted(ends)
+    return f"{'gain' if sign > 0 else 'lose'} {mean:.1f} [{low:.1f}, {high:.1f}], p {number['p_corrected']:.3f}"
+
+
 def gain_verdict(gain: Mapping[str, Any]) -> str:
     """Whether something is worth anything: its sign beyond chance, see [`direction`]."""
     return {1: HOLDS, 0: OPEN, -1: FAILS}[direction(gain)]
@@ -112,7 +127,7 @@ def _worth(summary: Mapping[str, Any], name: str, text: str, source: str, publis
     _, row, key, *_ = FAMILY[name]
     auto = summary["rows"][row][key]["all"]["auto"]
     ours = (
-        f"without it reasoned queries of several steps lose {tested(lost, -1)}; auto over all tasks {points(auto, -1)}"
+        f"without it reasoned queries of several steps {lost_or_gained(lost)}; auto over all tasks {points(auto)}"
         f"{_drawn(summary['rows'], row, BY_NAME[row].control if key == 'control' else FULL)}"
     )
     return Claim(text, source, figure, ours, loss_verdict(lost, published))
@@ -142,7 +157,7 @@ def _workers(summary: Mapping[str, Any]) -> Iterator[Claim]:
         return
     ours = (
         "as many rationales of each input, as many of them right: if all others mistake what they see, reasoned "
-        f"queries of several steps lose {tested(lost, -1)}"
+        f"queries of several steps {lost_or_gained(lost)}{_drawn(summary['rows'], 'one-worker', FULL)}"
     )
     yield Claim(text, OURS, "-", ours, loss_verdict(lost))
 
@@ -155,7 +170,7 @@ def _mixed_terms(summary: Mapping[str, Any]) -> Iterator[Claim]:
         ours = (
             f"{len(set(MULTI_HOP) - set(PICTURE_TARGETS))} of {len(MULTI_HOP)} tasks of several steps have targets "
             "that are text, without rationales: without these terms no contrastive term reaches their reasoned "
-            f"queries at all. That they lose {points(found['multi-hop']['always'], -1)} says this and no more"
+            f"queries at all. That these change by {points(found['multi-hop']['always'])} says this and no more"
         )
         yield Claim(text, OURS, "-", ours, UNTESTED)
     else:
@@ -163,7 +178,7 @@ def _mixed_terms(summary: Mapping[str, Any]) -> Iterator[Claim]:
     if (lost := judged(summary, "mixed terms")) is None:
         yield Claim(where, OURS, "-", "-", NOT_RUN)
     else:
-        yield Claim(where, OURS, "-", f"without them reasoned queries lose {tested(lost, -1)}", loss_verdict(lost))
+        yield Claim(where, OURS, "-", f"without them reasoned queries {lost_or_gained(lost)}", loss_verdict(lost))
 
 
 def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
@@ -177,7 +192,8 @@ def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
         PAPER,
         NO_FIGURE,
         f"auto minus {choice['better_fixed']}, the better of both: {tested(full['gain'])}; thinking on "
-        f"{choice['invocation']['mean']:.0%}",
+        f"{choice['invocation']['mean']:.0%}. Whoever knew the better vector of every query would gain "
+        f"{points(choice['headroom'])}",
         gain_verdict(full["gain"]),
     )
     text = "what decides is the input, not how often it thinks"
@@ -217,8 +233,9 @@ def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
         yield Claim(gate_text, OURS, "-", "-", NOT_RUN)
         return
     ours = (
-        f"auto gains {tested(found, -1)}; not by the gate alone: in GRPO's steps the embedder is trained on pairs as "
-        "well, so it has had that many more"
+        f"it changes auto by {tested(found, -1)}; not by the gate "
+        "alone: in GRPO's steps the embedder is trained on pairs as well, so it has had that many more. Thinks on "
+        f"{_thinks(summary, 'no-grpo')} before and {_thinks(summary, 'full')} after: its reward counts tokens"
     )
     yield Claim(text, PAPER, NO_FIGURE, ours, loss_verdict(found))
     gates = summary["rows"]["no-grpo"]["gates"]
@@ -229,6 +246,15 @@ def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
         f"change of {tested(gates['gain'])}; area under the curve of gains and losses {areas[0]} and {areas[1]}"
     )
     yield Claim(gate_text, OURS, "-", ours, gain_verdict(gates["gain"]))
+
+
+def _thinks(summary: Mapping[str, Any], row: str) -> str:
+    return f"{summary['rows'][row]['levels']['all']['invocation']['mean']:.0%}"
+
+
+def _right(rows: Mapping[str, Any], group: str, *names: str) -> str:
+    """How often the thoughts of some rows are right, of those that were asked."""
+    return ", ".join(f"{rows[name]['levels'][group]['right']['mean']:.0%} ({name})" for name in names if name in rows)
 
 
 def _area(gate: Mapping[str, Any] | None) -> str:
@@ -256,12 +282,19 @@ def _beyond(summary: Mapping[str, Any]) -> Iterator[Claim]:
     else:
         several = summary["rows"]["model-joins"]["control"].get("multi-hop")
         more = f"; reasoned queries of several steps {points(several['always'])}" if several else ""
-        ours = f"auto over all tasks {tested(gain)}{more}"
+        rows = summary["rows"]
+        ours = (
+            f"auto over all tasks {tested(gain)}{more}. Thoughts of several steps are right in "
+            f"{_right(rows, 'multi-hop', 'full', 'second-round', 'model-joins')}"
+        )
         yield Claim(text, OURS, "the paper optimises no joint rounds", ours, gain_verdict(gain))
     text = "up to three rounds of reasoning help questions of three steps"
     if (gain := judged(summary, "rounds")) is None:
         yield Claim(text, OURS, "the paper's decision is binary", "-", NOT_RUN)
     else:
         whole = summary["rows"]["three-thoughts"]["differences"]["all"]["auto"]
-        ours = f"auto on facts of neighbours {tested(gain)}; over all tasks {points(whole)}"
+        ours = (
+            f"auto on facts of neighbours {tested(gain)}; over all tasks {points(whole)}. Thoughts about neighbours "
+            f"are right in {_right(summary['rows'], 'neighbours', 'full', 'three-thoughts')}"
+        )
         yield Claim(text, OURS, "the paper's decision is binary", ours, gain_verdict(gain))

@@ -288,6 +288,20 @@ def _shortcut(results: Results) -> Iterator[str]:
         rows.append([f"({row['number']}) {name}", *cells, found["verdict"]])
     head = ["row", "drop", "cosine", "swap", "cosine", "shuffle", "cosine", "verdict"]
     yield table(head, rows)
+    swaps = [_swap(results["rows"].get(name)) for name in ("full", "no-selection")]
+    if None not in swaps:
+        yield (
+            f"Another query's thought costs {swaps[0]} where rationales were selected, and {swaps[1]} where they were "
+            "not: the less it costs, the less a vector follows what was thought.\n"
+        )
+
+
+def _swap(row: Mapping[str, Any] | None) -> str | None:
+    """What swapping does to a row, if that was measured."""
+    found = None if row is None or row["shortcut"] is None else row["shortcut"]["interventions"]["swap"]
+    return (
+        None if found is None else f"{100 * found['cost']['mean']:.1f} points (cosine {found['cosine']['mean']:.2f})"
+    )
 
 
 def _curve(results: Results) -> Iterator[str]:
