@@ -103,9 +103,11 @@ def test_the_right_share_is_what_training_draws(judged, pairs, rationales, tmp_p
     assert right_share(tmp_path / "all.parquet") == pytest.approx(0.25)  # all alike
     select_from(scores_of(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
     assert right_share(tmp_path / "nothing.parquet") is None
-    rows = pa.table({"worker": ["correct", "verbose", "correct", "model"], "posterior": [0.9, 0.1, 0.5, 0.5]})
+    rows = pa.table({"worker": ["correct", "verbose", "correct"], "posterior": [0.9, 0.1, 1.0]})
     pq.write_table(rows, tmp_path / "some.parquet")
-    assert right_share(tmp_path / "some.parquet") == pytest.approx(1.4 / 1.5)
+    assert right_share(tmp_path / "some.parquet") == pytest.approx(1.9 / 2)
+    pq.write_table(rows.set_column(0, "worker", [["correct", "verbose", "model"]]), tmp_path / "model.parquet")
+    assert right_share(tmp_path / "model.parquet") is None
 
 
 def test_rehearsed_pairs_keep_their_own_rationales(judged, small_atlas, pairs, rationales, tmp_path):

@@ -24,7 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from mmemb_r1.study.rows import BY_NAME
 
     parser.add_argument("--output", type=Path, default=Path("runs/study"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--full", action="store_true", help="twice the steps, and three seeds where that matters most")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="more steps, an evaluator that is trained, and three seeds where that matters most",
+    )
     parser.add_argument("--tiny", action="store_true", help="a few steps on a small Atlas, to try the command")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of: {', '.join(BY_NAME)}; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of all rows; default: those of the form")

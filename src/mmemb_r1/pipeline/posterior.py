@@ -141,16 +141,17 @@ def right_share(selected: Path) -> float | None:
     the posterior, so this says more of what is trained on than the precision of what is kept.
 
     Args:
-        selected: what was kept; rationales of other workers than Atlas's are left out.
+        selected: what was kept.
 
     Returns:
-        A share of 1, every input counting the same; `None` if nothing was kept.
+        A share of 1, every input counting the same; `None` if nothing was kept, or some of it is by other workers than
+        Atlas's, of whom nobody knows.
     """
     table = pq.read_table(selected, columns=["worker", "posterior"])
-    known = of_workers(table, HELPFUL)
-    right = of_workers(known, [worker for worker, helps in HELPFUL.items() if helps])
-    whole = pc.sum(known["posterior"]).as_py()
-    return (pc.sum(right["posterior"]).as_py() or 0.0) / whole if whole else None
+    right = of_workers(table, [worker for worker, helps in HELPFUL.items() if helps])
+    if not len(table) or len(of_workers(table, HELPFUL)) < len(table):
+        return None
+    return (pc.sum(right["posterior"]).as_py() or 0.0) / pc.sum(table["posterior"]).as_py()
 
 
 def training_table(selected: Path, pairs: Dataset, pooled: Collection[str] = POOLED) -> Dataset:

@@ -14,7 +14,7 @@ CHANCE = 0.05  # what a corrected p has to be below
 FAMILY: dict[str, tuple[str, ...]] = {
     "selection": ("rows", "no-selection", "differences", "multi-hop", "always"),
     "baseline": ("rows", "absolute", "differences", "multi-hop", "always"),
-    "baseline, in probability": ("rows", "absolute-probability", "control", "multi-hop", "always"),
+    "baseline, as published": ("rows", "absolute-probability", "control", "multi-hop", "always"),
     "pair-aware": ("rows", "no-pair-aware", "differences", "multi-hop", "always"),
     "errors": ("rows", "one-worker", "differences", "multi-hop", "always"),
     "rationale loss": ("rows", "no-rationale-loss", "differences", "multi-hop", "always"),
@@ -40,11 +40,15 @@ def judged(summary: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     return found
 
 
-def correct(summary: Mapping[str, Any]) -> None:
-    """Give every difference of the family that was measured a `p_corrected`: that of all of them together (Holm)."""
+def correct(summary: Mapping[str, Any]) -> int:
+    """
+    Give every difference of the family that was measured a `p_corrected`: that of all of them together (Holm). Returns
+    how many these are.
+    """
     measured = [found for name in FAMILY if (found := judged(summary, name)) is not None]
     for one, value in zip(measured, holm([one["p"] for one in measured]) if measured else [], strict=True):
         one["p_corrected"] = value
+    return len(measured)
 
 
 def compared(

@@ -63,8 +63,9 @@ class Form:
 
 
 # In seconds on one of two cores: a step of the warm-up or the joint phase takes 0.75, one of GRPO 2.6; of a row, the
-# gate takes 10, the answers 17, the shortcut test 12; drawing and judging take 400 in all. Ten rows that train, two at
-# a time, and the warm-up before them: about 70 minutes. Training an evaluator would take as long again.
+# gate takes 10, the answers 17, the shortcut test 12; drawing and judging take 400 in all. Twelve rows that train, two
+# at a time, and the warm-up before them: an hour. (On a quicker machine, docs/study.md, ten of them took 42 minutes.)
+# Training an evaluator would take as long again.
 QUICK = Form(
     "quick",
     joint_steps=250,

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmemb_r1.evaluation.settings import MODES
-from mmemb_r1.pipeline.tasks import PICTURE_TARGETS
+from mmemb_r1.evaluation.statistics.paired import NUM_SAMPLES
+from mmemb_r1.pipeline.tasks import JOINT_TASK_WEIGHTS, MULTI_HOP, PICTURE_TARGETS
 from mmemb_r1.study.at_full_size import AT_FULL_SIZE
-from mmemb_r1.study.claims import points
 from mmemb_r1.study.summary import GROUPS
+from mmemb_r1.study.wording import points
 
 Results = Mapping[str, Any]
 WIDTH = 119
@@ -18,9 +19,12 @@ RUN_IT = """\
 In a checkout of the project, after `make setup`, which puts the command into `.venv/bin`:
 
     make study                                               # the quick form: all rows, one seed
-    mmemb-r1 study --output runs/study --rows full no-selection --seeds 1 2    # further seeds of some rows
-    mmemb-r1 study --output runs/study --page docs/study.md  # results of all that is there, and this page
-    make study STUDY_ARGS="--full --output runs/study-full"  # twice the steps, three seeds of rows 1-3, 8 and 9
+    mmemb-r1 study --output runs/study --rows full no-selection --seeds 0 1 2  # further seeds of some rows
+    mmemb-r1 study --output runs/study --rows full --page docs/study.md        # this page, of all that is there
+    make study STUDY_ARGS="--full --output runs/study-full"  # more of everything, see below
+
+The full form has twice the steps of the joint phase and three times those of GRPO, an evaluator that is trained, and
+three seeds of rows 1 to 3, 8 and 9.
 
 Each stage (a warm-up, a selection, a phase of a row, its answers) is done once: the same command goes on after a kill,
 in the middle of a training, too. A stage that was made of another one which is gone or was made anew since is refused.
@@ -93,22 +97,30 @@ def _head(results: Results) -> Iterator[str]:
     )
     if "absolute-probability" in results["rows"]:
         yield (
-            "Row 3 is there twice, because the paper takes gains in probability and all other rows take them in "
-            "log-odds: once in log-odds, and once in probability with a control of its own, the full method in "
-            "probability. (The second pair was added after the first had shown no loss.)\n"
+            "Row 3 is there twice. As all other rows, it takes gains in log-odds and takes off what a rationale does "
+            "for wrong pairs; so without the baseline it is a rationale's confidence less that of wrong pairs. The "
+            "paper has gains in probability and takes off nothing: `3, as published` is that without the baseline, "
+            "and to be compared with its own control, which has it. (It was added after the first had shown no loss, "
+            "as a second try at the same claim.)\n"
         )
+    facts = [task for task in JOINT_TASK_WEIGHTS if task.startswith("fact-") and task not in MULTI_HOP]
     yield (
         "All numbers are R@1 on the test split, means over tasks: questions of several steps about countries that no "
         "row was asked about, and pictures in renderings that none has seen. (Facts as text are taught for all "
-        "countries: they are what a model knows.) Candidates are embedded directly. Tasks that no row is taught "
-        "(comparisons, digits, words in other languages) are left out. Intervals are 95 %, from draws of whole "
-        "countries or objects; differences are taken query by query. p is of the differences that claims go by, and "
-        "corrected for their number (Holm); the shortcut test is judged by the size of its figures.\n"
+        "countries, word for word as they are asked here: they are what a model knows. They are "
+        f"{len(facts)} of the {len(JOINT_TASK_WEIGHTS)} tasks of `all`, and most of `simple`.) Candidates are "
+        "embedded directly. Tasks that no row is taught (comparisons, digits, words in other languages) are left out. "
+        "Differences are in points, and taken query by query. Intervals are 95 %, from draws of whole countries or "
+        "objects. p is of the differences that claims go by, and corrected for their number, "
+        f"{results['corrected']} here (Holm; by {NUM_SAMPLES} draws none can be below "
+        f"{2 * results['corrected'] / (NUM_SAMPLES + 1):.3f}); the shortcut test is judged by the size of its "
+        "figures.\n"
     )
     yield (
         "Intervals and p hold the seed fixed: they say how far the queries carry, not whether another training would "
         "have come out the same. Where a row has one seed, `beyond chance` means that these two trained models differ "
-        "on more questions like these, and no more.\n"
+        "on more questions like these, and no more. And all rows but 10 and `3, as published` are compared with the "
+        "same models of row 1: whatever these trainings happened to get is in all of these differences.\n"
     )
     if results["missing"]:
         yield f"Not run: {', '.join(results['missing'])}.\n"
@@ -119,7 +131,8 @@ def _claims(results: Results) -> Iterator[str]:
     yield (
         "`holds`: the effect is there beyond chance (its interval excludes zero, its corrected p is below 0.05, and "
         "it has one sign in all seeds), and its mean is not smaller than the published figure, where there is one; if "
-        "it is, `holds, but smaller`. `does not hold`: the opposite is there beyond chance. `not shown`: neither.\n"
+        "it is, `holds, but smaller`. `does not hold`: the opposite is there beyond chance. `not shown`: neither; "
+        "`and not as large`, if the interval shuts out the published figure all the same.\n"
     )
     rows = [
         [one["text"], f"{one['published']} ({one['source']})", one["ours"], f"**{one['verdict']}**"]
@@ -133,7 +146,8 @@ def _rows(results: Results) -> Iterator[str]:
     yield (
         "Differences to the full method (row 1), in points; after `to` is what they are differences to: row 1's level "
         "over the seeds that both rows have, which is not that of its own line where it has more seeds. p stands "
-        "where a claim goes by the difference.\n"
+        "where a claim goes by the difference. Rows 10 and `3, as published` are judged by their difference to their "
+        "control, which is in the table above: that to row 1 is of more than one change.\n"
     )
     rows = []
     for row in results["rows"].values():
@@ -258,7 +272,10 @@ def _selection(results: Results) -> Iterator[str]:
     joins = results["rows"].get("model-joins", {}).get("selection")
     if joins is not None:
         kept = joins["kept rationales by worker"]
-        yield f"Of the {sum(kept.values())} rationales of row 10, {kept.get('model', 0)} are the model's own.\n"
+        yield (
+            f"Of the {sum(kept.values())} rationales of row 10, {kept.get('model', 0)} are the model's own; the line "
+            "in the table is of the four workers'.\n"
+        )
     if "one-worker" in results["rows"]:
         yield (
             "Row 5's worker says as much of every input as the pool, eight things, and as many of them are right, "
@@ -274,7 +291,9 @@ def _shortcut(results: Results) -> Iterator[str]:
     some = "" if most is None else f" ({most} of each task at most)"
     yield (
         f"Questions of several steps{some}, the first seed: what R@1 loses, in points, and the cosine of the vectors, "
-        "if a thought is left out, replaced by that of another query of its task, or has its words in another order.\n"
+        "if a thought is left out, replaced by that of another query of its task, or has its words in another order. "
+        "`reads`: swapping costs beyond chance, and 10 points or with a cosine of at most 0.80; the claim above asks "
+        "for both.\n"
     )
     rows = []
     for name, row in results["rows"].items():
@@ -292,7 +311,7 @@ def _shortcut(results: Results) -> Iterator[str]:
     if None not in swaps:
         yield (
             f"Another query's thought costs {swaps[0]} where rationales were selected, and {swaps[1]} where they were "
-            "not: the less it costs, the less a vector follows what was thought.\n"
+            "not: the nearer the cosine is to 1, the less a vector follows what was thought.\n"
         )
 
 
@@ -326,10 +345,10 @@ def _curve(results: Results) -> Iterator[str]:
 
 def _made(results: Results) -> Iterator[str]:
     yield "## How it was made\n"
-    form = results["form"]
-    seeds = {name: numbers for name, numbers in form["seeds"].items() if len(numbers) > 1}
-    if not seeds:
-        yield "One seed of weights and order; the Atlas, the evaluator and its judgements are the same for all.\n"
+    yield (
+        "A seed is of weights and order. The Atlas, the evaluator and its judgements are the same for all, and so is "
+        "what was selected, but for row 10.\n"
+    )
     yield from _given(results)
     rows = [
         [

@@ -12,11 +12,12 @@ from rich.table import Table
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.pipeline.evaluator import PARTS
 from mmemb_r1.pipeline.stage import STAGE_FILE, cost_of
-from mmemb_r1.study.claims import claims_of, points
+from mmemb_r1.study.claims import claims_of
 from mmemb_r1.study.forms import ATLAS_SEED, TRAINED
 from mmemb_r1.study.sessions import read_sessions
 from mmemb_r1.study.summary import summarise
 from mmemb_r1.study.tasks import CLAIM, ERRORS_FOLDER, JUDGES, Study
+from mmemb_r1.study.wording import points
 from mmemb_r1.training.training_facts import TRAINING_FILE
 
 

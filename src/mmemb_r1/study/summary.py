@@ -99,7 +99,8 @@ def differences(ours: Table, theirs: Table, name: str) -> dict[str, dict[str, An
         name: of the row, for the message.
 
     Returns:
-        Group -> mode -> what [`compared`] gives; and the numbers of `queries` and `clusters`.
+        Group -> mode -> what [`compared`] gives; the numbers of `queries` and `clusters`; and `right`, how often
+        thoughts are right, `ours` and `theirs`.
 
     Raises:
         ValueError: if the two were not asked the same questions.
@@ -112,6 +113,10 @@ def differences(ours: Table, theirs: Table, name: str) -> dict[str, dict[str, An
             continue
         entities = ours["entity"][where]
         found[group] = {"queries": int(where.sum()), "clusters": len(set(entities.tolist()))}
+        found[group]["right"] = {
+            name: _mean_over_tasks(table["right"][where].astype(float), table["task"][where])
+            for name, table in (("ours", ours), ("theirs", theirs))
+        }
         for mode in MODES:
             found[group][mode] = compared(
                 theirs[mode][where], ours[mode][where], entities, ours["task"][where], ours["seed"][where]
@@ -127,27 +132,38 @@ def _same_questions(ours: Table, theirs: Table, name: str) -> None:
 
 def gates(before: Table, after: Table) -> dict[str, Any]:
     """
-    What GRPO did to the gate alone: in both states `auto` is compared with a gate that thinks as often at random, over
-    the same two vectors of each query, so that what the embedder learned besides is not counted.
+    What GRPO did to the gate alone: in both states the queries that it is surest of think, as many as after GRPO, and
+    the score is compared with that of a gate that thinks as often at random, over the same two vectors of each query.
+    So neither what the embedder learned besides is counted nor how often the gate thinks.
 
     Args:
         before, after: of the same questions.
 
     Returns:
-        `before` and `after`, each `over_random` (auto minus random) and `auc` (as `gate_quality` has it, `None` if it
-        has none); and `gain`, what [`compared`] gives of `over_random`.
+        `share` of the queries that think; `before` and `after`, each `over_random` and `auc` (as `gate_quality` has
+        it, `None` if it has none); and `gain`, how much `over_random` grew. Differences are those of [`compared`].
 
     Raises:
         ValueError: if the two were not asked the same questions.
     """
     _same_questions(after, before, BEFORE_GRPO)
-    where = after["entity"], after["task"], after["seed"]
-    over = [table["auto"] - table["random"] for table in (before, after)]
+    where, share = (after["entity"], after["task"], after["seed"]), float(after["invocation"].mean())
+    over = [_over_random(table, share) for table in (before, after)]
     found = {
-        name: {"over_random": compared(table["random"], table["auto"], *where), "auc": _gate(_answers(table))}
-        for name, table in (("before", before), ("after", after))
+        name: {"over_random": compared(np.zeros_like(gain), gain, *where), "auc": _gate(_answers(table))}
+        for name, table, gain in zip(("before", "after"), (before, after), over, strict=True)
     }
-    return {**found, "gain": compared(over[0], over[1], *where)}
+    return {**found, "share": share, "gain": compared(over[0], over[1], *where)}
+
+
+def _over_random(table: Table, share: float) -> npt.NDArray[np.float64]:
+    """`(N,)` what is gained if the gate chooses a share of each seed's queries, instead of as many at random."""
+    thinks = (table["rank"] > 1 - share).astype(np.float64)
+    expected = np.empty_like(thinks)
+    for seed in set(table["seed"].tolist()):
+        own = table["seed"] == seed
+        expected[own] = _mean_over_tasks(thinks[own], table["task"][own])
+    return (thinks - expected) * (table["always"].astype(np.float64) - table["never"])
 
 
 def summarise(study: Study) -> dict[str, Any]:
@@ -158,7 +174,7 @@ def summarise(study: Study) -> dict[str, Any]:
         `rows`: name -> `number`, `title`, `seeds`, `steps`, `levels`, `differences` to the row that it is compared
         with (and to its `control`), over the seeds that both have, `gates` of the row without GRPO, `selection`,
         `shortcut`, `seconds` per stage; `full`: what the full method's gate makes of its vectors; `missing`: rows
-        without answers.
+        without answers; `corrected`: how many p values were corrected together.
     """
     rows: dict[str, Any] = {}
     missing: list[str] = []
@@ -192,7 +208,7 @@ def summarise(study: Study) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": rows, "missing": missing}
     if seeds := answered(study, full):
         found["full"] = _full(table_of(study, full, seeds))
-    correct(found)
+    found["corrected"] = correct(found)
     return found
 
 
