@@ -194,6 +194,7 @@ def run_grpo(run: Quickstart) -> None:
         with warnings.catch_warnings():
             # Atlas's questions that are text alone are the same in all splits, and recall is what they ask for.
             warnings.filterwarnings("ignore", message=".* are among those of the joint phase")
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # of TRL; nothing to be done
             train_adaptive(run.output / GATE, policy, pairs["train"], settings, folder, checkpoints)
         told = {name: _read(run.output / name / TRAINING_FILE) for name in (WARM_UP, JOINT)}
         gate = _read(run.output / GATE / GATE_FACTS)
