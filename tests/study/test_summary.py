@@ -4,6 +4,7 @@ import ast
 import copy
 import dataclasses
 import importlib
+import io
 import json
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from mmemb_r1.evaluation.statistics import holm
 from mmemb_r1.pipeline.answers import ANSWERS_FILE
@@ -29,7 +31,7 @@ from mmemb_r1.study.claims import (
 from mmemb_r1.study.family import FAMILY, judged
 from mmemb_r1.study.forms import QUICK
 from mmemb_r1.study.page import RUN_IT, page
-from mmemb_r1.study.report import results_of
+from mmemb_r1.study.report import as_tables, results_of
 from mmemb_r1.study.rows import BY_NAME, ROWS
 from mmemb_r1.study.summary import differences, levels, summarise, table_of
 from mmemb_r1.study.tasks import Study, whole
@@ -416,6 +418,18 @@ def test_the_page_says_what_was_selected_and_what_is_drawn_of_it(study):
     assert "of what is drawn 98% is right with it and 25% without, of the inputs 75% and 75% have any" in told
     line = "| (1) full | 0.80 | 0.90 | 0.98 | 0.90 | 0.20 | 0.10 | 0.10 | 3 of 4 |"
     assert line in page(results_of(study)).splitlines()
+
+
+def test_the_terminal_shows_every_number_in_a_hundred_columns(study):
+    console = Console(width=100, file=io.StringIO())
+    longest = max((row for row in ROWS if row.of is None), key=lambda row: len(row.name))
+    write(study, longest.name, answers(0.4))
+    results = results_of(study)
+    for table in as_tables(results):
+        console.print(table)
+    text = console.file.getvalue()
+    assert "…" not in text and ".300  .800" in text
+    assert all(claim["text"].split()[0] in text for claim in results["claims"])
 
 
 def test_the_page_has_every_row_and_every_claim(study):

@@ -85,7 +85,7 @@ def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
         "71.2 on MMEB-V2 with a 4B backbone",
         PAPER,
         "71.2, mean of 78 tasks",
-        "needs Qwen3-VL-4B and GPUs; the commands are below",
+        "needs Qwen3-VL-4B and GPUs; the commands are at the end of docs/study.md",
         UNTESTED,
     )
     for name, text, source, published in (

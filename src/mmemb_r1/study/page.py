@@ -11,7 +11,7 @@ from mmemb_r1.evaluation.statistics.paired import NUM_SAMPLES
 from mmemb_r1.pipeline.tasks import JOINT_TASK_WEIGHTS, MULTI_HOP, PICTURE_TARGETS
 from mmemb_r1.study.at_full_size import AT_FULL_SIZE
 from mmemb_r1.study.summary import GROUPS
-from mmemb_r1.study.wording import points
+from mmemb_r1.study.wording import points, share
 
 Results = Mapping[str, Any]
 WIDTH = 119
@@ -59,15 +59,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right_from: int = 
     """
     marks = ["---" if place < right_from else "---:" for place in range(len(head))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, marks, *rows])
-
-
-def share(number: Mapping[str, float] | float) -> str:
-    """
-    >>> share(0.4567), share({"mean": 1.0, "low": 1.0, "high": 1.0})
-    ('.457', '1.000')
-    """
-    value = number if isinstance(number, float) else number["mean"]
-    return f"{value:.3f}".removeprefix("0")
 
 
 def with_interval(number: Mapping[str, float]) -> str:
@@ -360,6 +351,7 @@ def _made(results: Results) -> Iterator[str]:
         ]
         for one in results["sessions"]
     ]
+    yield "Runs, each with its time until the last stage that it began or ended (what a kill cut off is not in it):\n"
     yield table(["began", "commit", "machine", "versions", "time"], rows, right_from=4)
     yield "Seconds of the stages, each with one process (a star: since it went on after a stop):\n"
     common = [[name, _seconds(cost)] for name, cost in results["seconds"].items()]

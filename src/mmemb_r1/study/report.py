@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.pipeline.evaluator import PARTS
@@ -17,7 +19,7 @@ from mmemb_r1.study.forms import ATLAS_SEED, TRAINED
 from mmemb_r1.study.sessions import read_sessions
 from mmemb_r1.study.summary import summarise
 from mmemb_r1.study.tasks import CLAIM, ERRORS_FOLDER, JUDGES, Study
-from mmemb_r1.study.wording import points
+from mmemb_r1.study.wording import points, share
 from mmemb_r1.training.training_facts import TRAINING_FILE
 
 
@@ -89,26 +91,25 @@ def as_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """Levels, differences, claims."""
     yield _levels(results)
     yield _differences(results)
-    claims = Table(title="claims", title_justify="left")
-    for name in ("claim", "published", "ours", "verdict"):
-        claims.add_column(name)
+    claims = Table(title="claims; published figures are on the page", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("claim", "here"):
+        claims.add_column(name, ratio=1)
     for claim in results["claims"]:
-        claims.add_row(claim["text"], claim["published"], claim["ours"], claim["verdict"])
+        claims.add_row(Text(claim["text"]), Text(f"{claim['verdict'].upper()}: {claim['ours']}"))
     yield claims
 
 
 def _levels(results: Mapping[str, Any]) -> Table:
-    table = Table(title="R@1, means over tasks and seeds", title_justify="left")
+    table = Table(title=f"R@1, {', '.join(MODES)}: means over tasks and seeds", title_justify="left", box=SIMPLE_HEAD)
     for name in ("row", "seeds"):
         table.add_column(name, no_wrap=True)
     groups = ("simple", "multi-hop", "all")
     for group in groups:
-        for mode in MODES:
-            table.add_column(f"{group}\n{mode}", justify="right")
+        table.add_column(group, justify="right", no_wrap=True)
     for name in ("thinks", "tokens"):
         table.add_column(name, justify="right")
     for name, row in results["rows"].items():
-        cells = [f"{row['levels'][group][mode]['mean']:.3f}" for group in groups for mode in MODES]
+        cells = ["  ".join(share(row["levels"][group][mode]) for mode in MODES) for group in groups]
         whole = row["levels"]["all"]
         seeds = " ".join(map(str, row["seeds"]))
         table.add_row(name, seeds, *cells, f"{whole['invocation']['mean']:.0%}", f"{whole['tokens']['mean']:.1f}")
@@ -116,7 +117,11 @@ def _levels(results: Mapping[str, Any]) -> Table:
 
 
 def _differences(results: Mapping[str, Any]) -> Table:
-    table = Table(title="points against the full method, 95 % intervals by country or object", title_justify="left")
+    table = Table(
+        title="points against the full method, 95 % intervals by country or object",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     table.add_column("row", no_wrap=True)
     for group, mode in (("multi-hop", "always"), ("simple", "never"), ("all", "auto")):
         table.add_column(f"{group}, {mode}", justify="right")

@@ -1,9 +1,18 @@
-"""Differences in words: points, intervals, p, and seeds."""
+"""Scores and differences in words: shares, points, intervals, p, and seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+
+def share(number: Mapping[str, float] | float) -> str:
+    """
+    >>> share(0.4567), share({"mean": 1.0, "low": 1.0, "high": 1.0})
+    ('.457', '1.000')
+    """
+    value = number if isinstance(number, float) else number["mean"]
+    return f"{value:.3f}".removeprefix("0")
 
 
 def points(number: Mapping[str, float], sign: int = 1) -> str:
