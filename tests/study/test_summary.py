@@ -428,7 +428,7 @@ def test_the_terminal_shows_every_number_in_a_hundred_columns(study):
     for table in as_tables(results):
         console.print(table)
     text = console.file.getvalue()
-    assert "…" not in text and ".300  .800" in text
+    assert "…" not in text and ".300 .800" in text
     assert all(claim["text"].split()[0] in text for claim in results["claims"])
 
 

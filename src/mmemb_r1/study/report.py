@@ -106,10 +106,10 @@ def _levels(results: Mapping[str, Any]) -> Table:
     groups = ("simple", "multi-hop", "all")
     for group in groups:
         table.add_column(group, justify="right", no_wrap=True)
-    for name in ("thinks", "tokens"):
+    for name in ("think", "tokens"):
         table.add_column(name, justify="right")
     for name, row in results["rows"].items():
-        cells = ["  ".join(share(row["levels"][group][mode]) for mode in MODES) for group in groups]
+        cells = [" ".join(share(row["levels"][group][mode]) for mode in MODES) for group in groups]
         whole = row["levels"]["all"]
         seeds = " ".join(map(str, row["seeds"]))
         table.add_row(name, seeds, *cells, f"{whole['invocation']['mean']:.0%}", f"{whole['tokens']['mean']:.1f}")
