@@ -394,6 +394,7 @@ def test_the_page_shows_seeds_one_by_one_and_what_was_given(study):
         write(wide, name, answers(0.5, seed=7), seed=1)
     (study.output / "study.json").write_text(json.dumps({"warm_up": "given, 0123abcd", "evaluator": "made here"}))
     text = page(results_of(wide))
+    assert "(1) full, its first seed alone |" in text
     assert "Seed by seed:" in text and "| 0 1 | -40.0 / +0.0 |" in text
     assert "The warm-up of seed 0 was given to the study and not made by it (digest of its files: `0123abcd`)" in text
     assert "The evaluator was given" not in text and "M parameters" not in text  # of none was noted how many
@@ -404,19 +405,22 @@ def test_the_page_says_what_was_selected_and_what_is_drawn_of_it(study):
     folder.mkdir(parents=True)
     kept = {"correct": 0.9, "confused": 0.2, "verbose": 0.1, "format": 0.1}
     found = {"precision": 0.8, "recall": 0.9, "kept": kept, "inputs": 4, "inputs with any kept": 3}
-    (folder / "quality.json").write_text(json.dumps({"all": found}))
+    parts = {"all": found, "flag-tld, query": found, "name-picture, target": {**found, "inputs with any kept": 2}}
+    (folder / "quality.json").write_text(json.dumps(parts))
     rows = pa.table({"worker": ["correct", "correct", "format"], "posterior": [0.97, 1.0, 0.03]})
     pq.write_table(rows, folder / "selected.parquet")
     without = study.selected(BY_NAME["no-selection"], 0)
     without.mkdir()
-    (without / "quality.json").write_text(json.dumps({"all": {**found, "precision": 0.25}}))
+    (without / "quality.json").write_text(json.dumps({**parts, "all": {**found, "precision": 0.25}}))
     pq.write_table(
         pa.table({"worker": ["correct", "format"], "posterior": [0.25, 0.75]}), without / "selected.parquet"
     )
     claims = {claim.text: claim.ours for claim in claims_of(summarise(study))}
     told = claims["pair-aware selection is worth 5.8 points on the reasoned path"]
-    assert "of what is drawn 98% is right with it and 25% without, of the inputs 75% and 75% have any" in told
-    line = "| (1) full | 0.80 | 0.90 | 0.98 | 0.90 | 0.20 | 0.10 | 0.10 | 3 of 4 |"
+    assert (
+        "With it and without, 98% and 25% of what is drawn is right, and 75% and 75% of the inputs of several" in told
+    )
+    line = "| (1) full | 0.80 | 0.90 | 0.98 | 0.90 | 0.20 | 0.10 | 0.10 | 75% | 50% |"
     assert line in page(results_of(study)).splitlines()
 
 

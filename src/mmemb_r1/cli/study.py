@@ -15,7 +15,8 @@ HELP = """\
 Train the whole method on Atlas with a tiny model, and again without one part of it at a time; evaluate each; and write
 down which of the published claims hold. Everything goes into one directory. What is done is not done again: a run that
 was stopped or killed goes on with the same command, and the full form may take several of them. Other --rows and
---seeds of the same form may be added later; results are those of all that lies in the directory."""
+--seeds of the same form may be added later; results are those of all that lies in the directory. The quick form takes
+about an hour on two cores."""
 
 RESULTS, LOCK = "results.json", "study.lock"
 
@@ -30,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="more steps, an evaluator that is trained, and three seeds where that matters most",
     )
     parser.add_argument("--tiny", action="store_true", help="a few steps on a small Atlas, to try the command")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of: {', '.join(BY_NAME)}; default: all")
+    rows = "; ".join(f"{row.name} ({row.number}: {row.title})" for row in BY_NAME.values())
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of {rows}. Default: all")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of all rows; default: those of the form")
     parser.add_argument("--jobs", type=int, metavar="N", help="stages at a time; default: 2 on two cores or more")
     parser.add_argument(
@@ -67,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
     with only_one(study.output):
         claim_folder(study)
         session, tasks = Session(study.output, jobs), tasks_of(study)
-        check_origins(
-            in_order(tasks_of(whole(study)))
-        )  # of all that will be reported, also of rows that are not asked for
+        # what will be reported are also rows and seeds that are not asked for this time
+        check_origins(in_order(tasks_of(whole(study))))
         working = any(not task.done.exists() for task in tasks)
 
         def tell(line: str) -> None:

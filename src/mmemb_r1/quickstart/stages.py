@@ -211,13 +211,18 @@ def training_facts(
     rest = ("phase", "started from weights", "seconds", "resumed from")
     return {
         "phases": "warm-up, joint phase, gate's warm start, GRPO",
+        "before training": "random weights, nothing pretrained; what it can is what Atlas shows: a few hundred small "
+        "pictures, facts of countries, no video",
         "warm-up": f"{warm_up['steps']} steps on names of pictures and facts as text, learning rate "
         f"{warm_up['learning rate']}",
         **{name: value for name, value in joint.items() if name not in rest},
+        "rationales": f"{joint['rationales']} (own: Atlas's own thoughts of the tasks that no worker was asked about; "
+        "these were not selected)",
         "gate's warm start": f"thinking pays on {gate['pays']:.1%} of policy, the gate chooses it on "
         f"{gate['thinks']:.1%}",
         "GRPO": f"{grpo['steps']} steps of {grpo['rollouts per step']} rollouts on {grpo['pairs']} pairs; rewards: "
-        f"{grpo['reward weights']}; learning rate {grpo['learning rate']}",
+        f"{grpo['reward weights']}; learning rate {grpo['learning rate']}; each step also trains on pairs of the "
+        "joint phase",
     }
 
 

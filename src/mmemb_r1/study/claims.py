@@ -18,8 +18,6 @@ HOLDS, SMALLER, FAILS, UNTESTED = "holds", "holds, but smaller", "does not hold"
 OPEN, OPEN_BUT_SMALLER = "not shown", "not shown, and not as large"
 NOT_RUN = "not run"
 NO_FIGURE = "no figure known"
-
-
 LEARNT = 0.1  # share of right thoughts below which questions were not learnt
 # What explains a figure, by how Atlas and the method are made.
 WHY = {
@@ -114,26 +112,25 @@ def _worth(summary: Mapping[str, Any], name: str, text: str, source: str, publis
         f"without it reasoned queries of several steps {lost_or_gained(lost)}; auto over all tasks "
         f"{points(found['all']['auto'])}"
     )
-    ours += _drawn(summary["rows"], row, BY_NAME[row].control if key == "control" else FULL)
+    ours += _drawn(summary["rows"], row, (BY_NAME[row].control if key == "control" else None) or FULL)
     if name in WHY:
         ours += f". {WHY[name]}"
     if name == "rationale loss":
-        ours += f". Thoughts of several steps are right in {_right(found, 'multi-hop')} with it"
+        ours += f". Thoughts of several steps are right in {_right(found, 'multi-hop')} with it (the same seed)"
     return Claim(text, source, figure, ours, loss_verdict(lost, published))
 
 
-def _drawn(rows: Mapping[str, Any], row: str, other: str | None) -> str:
+def _drawn(rows: Mapping[str, Any], row: str, other: str) -> str:
     """How much of what two rows draw in training is right, if they differ in what was selected."""
-    shares = [(rows.get(name) or {}).get("selection") for name in (other, row)]
-    if None in shares or BY_NAME[row].joint:
+    selections = [(rows.get(name) or {}).get("selection") for name in (other, row)]
+    found = [one for one in selections if one is not None and one["right share"] is not None]
+    if len(found) < 2 or BY_NAME[row].joint:
         return ""
-    drawn = [one["right share"] for one in shares]
-    if None in drawn:
-        return ""
-    covered = [one["all"]["inputs with any kept"] / one["all"]["inputs"] for one in shares]
+    drawn = " and ".join(f"{one['right share']:.0%}" for one in found)
+    covered = " and ".join(f"{one['covered']['several steps']:.0%}" for one in found)
     return (
-        f"; of what is drawn {drawn[0]:.0%} is right with it and {drawn[1]:.0%} without, of the inputs "
-        f"{covered[0]:.0%} and {covered[1]:.0%} have any rationale"
+        f". With it and without, {drawn} of what is drawn is right, and {covered} of the inputs of several steps have "
+        "any rationale"
     )
 
 
@@ -228,8 +225,8 @@ def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
         yield Claim(gate_text, OURS, "-", "-", NOT_RUN)
         return
     ours = (
-        f"it changes auto by {tested(found, -1)}; not by the gate "
-        "alone: in GRPO's steps the embedder is trained on pairs as well, so it has had that many more. Thinks on "
+        f"it changes auto by {tested(found, -1)}; not by the gate alone: in GRPO's steps the embedder is trained on "
+        "pairs as well, so it has had that many more. Thinks on "
         f"{_thinks(summary, 'no-grpo')} before and {_thinks(summary, 'full')} after: its reward counts tokens"
     )
     yield Claim(text, PAPER, NO_FIGURE, ours, loss_verdict(found))
@@ -237,9 +234,9 @@ def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
     before, after = (gates[state]["over_random"] for state in ("before", "after"))
     areas = [_area(gates[state]["auc"]) for state in ("before", "after")]
     ours = (
-        f"if both think on {gates['share']:.0%} of the queries, what they choose is {points(before)} better than "
-        f"chance before and {points(after)} after, a change of {tested(gates['gain'])}; area under the curve of gains "
-        f"and losses {areas[0]} and {areas[1]}"
+        f"if both think on {gates['share']:.0%} of all queries, as after GRPO, what they choose is {points(before)} "
+        f"better than chance before and {points(after)} after, a change of {tested(gates['gain'])}; area under the "
+        f"curve of gains and losses {areas[0]} and {areas[1]}"
     )
     yield Claim(gate_text, OURS, "-", ours, gain_verdict(gates["gain"]))
 
@@ -296,9 +293,11 @@ def _beyond(summary: Mapping[str, Any]) -> Iterator[Claim]:
             f"auto on facts of neighbours {tested(gain)}; over all tasks {points(found['all']['auto'])}. Thoughts "
             f"about neighbours are right in {_right(found, 'neighbours')} in one round"
         )
+        verdict = gain_verdict(gain)
         if max(found["neighbours"]["right"].values()) < LEARNT:
+            verdict = UNTESTED
             ours += (
                 ": neither has learnt these questions, so this says that three rounds are learnt more slowly, not "
                 "what they are worth once learnt"
             )
-        yield Claim(text, OURS, "the paper's decision is binary", ours, gain_verdict(gain))
+        yield Claim(text, OURS, "the paper's decision is binary", ours, verdict)

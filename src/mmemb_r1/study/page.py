@@ -10,7 +10,7 @@ from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics.paired import NUM_SAMPLES
 from mmemb_r1.pipeline.tasks import JOINT_TASK_WEIGHTS, MULTI_HOP, PICTURE_TARGETS
 from mmemb_r1.study.at_full_size import AT_FULL_SIZE
-from mmemb_r1.study.summary import GROUPS
+from mmemb_r1.study.summary import GROUPS, ONE_STEP
 from mmemb_r1.study.wording import points, share
 
 Results = Mapping[str, Any]
@@ -76,10 +76,10 @@ def _head(results: Results) -> Iterator[str]:
     size = "" if count is None else f", {count / 1e6:.1f} M parameters"
     yield (
         f"Written by `mmemb-r1 study --page docs/study.md`, the {form['name']} form. A tiny model (Qwen3-VL's "
-        f"architecture{size}) is warmed up on names of pictures and facts as text. From there every row that trains "
-        f"takes {form['joint_steps']} steps of the joint phase, a gate that supervision fits on the `policy` split, "
-        f"and {form['grpo_steps']} steps of GRPO on the same split; it differs from row 1 in what it is called "
-        "after.\n"
+        f"architecture{size}) is warmed up for {form['warm_up_steps']} steps on names of pictures and facts as text. "
+        f"From there every row that trains takes {form['joint_steps']} steps of the joint phase, a gate that "
+        f"supervision fits on the `policy` split, and {form['grpo_steps']} steps of GRPO on the same split; it "
+        "differs from row 1 in what it is called after.\n"
     )
     yield (
         "Four rows are different. Rows 8 and 9 train nothing: 8 is row 1's model before GRPO, 9 is row 1's answers "
@@ -100,9 +100,10 @@ def _head(results: Results) -> Iterator[str]:
         "row was asked about, and pictures in renderings that none has seen. (Facts as text are taught for all "
         "countries, word for word as they are asked here: they are what a model knows. They are "
         f"{len(facts)} of the {len(JOINT_TASK_WEIGHTS)} tasks of `all`, and most of `simple`.) Candidates are "
-        "embedded directly. Tasks that no row is taught (comparisons, digits, words in other languages) are left out. "
-        "Differences are in points, and taken query by query. Intervals are 95 %, from draws of whole countries or "
-        "objects. p is of the differences that claims go by, and corrected for their number, "
+        "embedded directly. Left out are comparisons and digits, which no row is taught, and names in other "
+        "languages, areas and populations, which only the warm-up touches. Differences are in points, and "
+        "taken query by query. Intervals are 95 %, from draws of whole countries or objects. p is of the differences "
+        "that claims go by, and corrected for their number, "
         f"{results['corrected']} here (Holm; by {NUM_SAMPLES} draws none can be below "
         f"{2 * results['corrected'] / (NUM_SAMPLES + 1):.3f}); the shortcut test is judged by the size of its "
         "figures.\n"
@@ -215,14 +216,18 @@ def _kinds(results: Results) -> Iterator[str]:
         f"never / always / auto; `two-sided` are {' and '.join(PICTURE_TARGETS)}, whose targets are pictures and have "
         f"rationales too. Queries (of all seeds of the first row) of so many countries or objects: {sizes}.\n"
     )
+    lines = [(f"({row['number']}) {name}", row["levels"]) for name, row in results["rows"].items()]
+    if (alone := results["rows"].get("full", {}).get("first")) is not None:
+        lines.insert(1, ("(1) full, its first seed alone", alone))
+        yield "Rows of one seed are to be compared with the second line: row 1 has several.\n"
     rows = [
         [
-            f"({row['number']}) {name}",
-            *(" / ".join(share(row["levels"][group][mode]) for mode in MODES) for group in groups),
-            *(f"{row['levels'][group]['invocation']['mean']:.0%}" for group in ("simple", "multi-hop")),
-            share(row["levels"]["multi-hop"]["right"]),
+            line,
+            *(" / ".join(share(found[group][mode]) for mode in MODES) for group in groups),
+            *(f"{found[group]['invocation']['mean']:.0%}" for group in ("simple", "multi-hop")),
+            share(found["multi-hop"]["right"]),
         ]
-        for name, row in results["rows"].items()
+        for line, found in lines
     ]
     yield table(["row", *groups, "thinks: simple", "thinks: multi-hop", "right thoughts, multi-hop"], rows)
 
@@ -232,7 +237,8 @@ def _selection(results: Results) -> Iterator[str]:
     direct = results["evaluator"]
     if direct is not None:
         yield (
-            "Four workers write two rationales each for every question of several steps; which of them help is known. "
+            "Four workers write two rationales each for every question of several steps and for "
+            f"{' and '.join(ONE_STEP)}, where a thought hardly helps; which of them help is known. "
             f"{EVALUATORS[direct['kind']]} Without a rationale it puts the partner before all {direct['negatives']} "
             f"wrong ones in {direct['accuracy']:.0%} of the trials (chance {direct['chance']:.0%}).\n"
         )
@@ -243,7 +249,7 @@ def _selection(results: Results) -> Iterator[str]:
         found = row["selection"]["all"]
         kept = [found["kept"].get(worker) for worker in ("correct", "confused", "verbose", "format")]
         shares = ["-" if one is None else f"{one:.2f}" for one in kept]
-        covered = f"{found['inputs with any kept']} of {found['inputs']}"
+        covered = [f"{share_of:.0%}" for share_of in row["selection"]["covered"].values()]
         rows.append(
             [
                 f"({row['number']}) {name}",
@@ -251,11 +257,12 @@ def _selection(results: Results) -> Iterator[str]:
                 f"{found['recall']:.2f}",
                 "-" if (drawn := row["selection"]["right share"]) is None else f"{drawn:.2f}",
                 *shares,
-                covered,
+                *covered,
             ]
         )
     workers = ["kept: correct", "confused", "verbose", "format"]
-    yield table(["row", "precision", "recall", "right ones drawn", *workers, "inputs with any kept"], rows)
+    inputs = ["inputs with any: several steps", "one step"]
+    yield table(["row", "precision", "recall", "right ones drawn", *workers, *inputs], rows)
     yield (
         "`right ones drawn`: the joint phase draws from what is kept by the posterior, so that what is hardly better "
         "than nothing is hardly ever drawn.\n"
@@ -283,8 +290,8 @@ def _shortcut(results: Results) -> Iterator[str]:
     yield (
         f"Questions of several steps{some}, the first seed: what R@1 loses, in points, and the cosine of the vectors, "
         "if a thought is left out, replaced by that of another query of its task, or has its words in another order. "
-        "`reads`: swapping costs beyond chance, and 10 points or with a cosine of at most 0.80; the claim above asks "
-        "for both.\n"
+        "`reads`: swapping costs more than chance, and the cost is 10 points or the cosine at most 0.80; the claim "
+        "above asks for both.\n"
     )
     rows = []
     for name, row in results["rows"].items():
@@ -323,9 +330,9 @@ def _curve(results: Results) -> Iterator[str]:
     if gate is not None and gate["auc"] is not None:
         yield (
             f"The full method's gate as its threshold moves. On the {gate['share']:.0%} of the queries whose "
-            f"alignment changes by 0.1 or more, it tells gains from losses with an area under the curve of "
-            f"{with_interval(gate['auc'])}. Each seed's gate has its own thresholds, those at which it thinks on "
-            "such a share.\n"
+            "alignment (the probability of the right candidate) thinking changes by 0.1 or more, it tells gains from "
+            f"losses with an area under the curve of {with_interval(gate['auc'])}. Each seed's gate has its own "
+            "thresholds, those at which it thinks on such a share.\n"
         )
     rows = [
         [f"{point['share']:.0%}", with_interval(point["score"]), share(point["random"]), f"{point['tokens']:.1f}"]

@@ -19,7 +19,7 @@ from mmemb_r1.evaluation.statistics import Interval, clustered_means
 from mmemb_r1.pipeline.answers import ANSWERS_FILE, answers_of
 from mmemb_r1.pipeline.posterior import QUALITY, SELECTED, right_share
 from mmemb_r1.pipeline.stage import cost_of
-from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, PICTURE_TARGETS
+from mmemb_r1.pipeline.tasks import FLAGS, MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, POOLED
 from mmemb_r1.study.best_share import cross_fitted
 from mmemb_r1.study.family import compared, correct
 from mmemb_r1.study.rows import BEFORE_GRPO, FULL, RANDOM_GATE, Row
@@ -29,6 +29,7 @@ from mmemb_r1.study.tasks import Study
 GROUPS = ("all", "simple", "multi-hop", "flags", "neighbours", "two-sided")
 _NAMED = {"flags": FLAGS, "neighbours": NEIGHBOURS, "two-sided": PICTURE_TARGETS}
 COLUMNS = (*MODES, "invocation", "tokens", "tokens_always", "right")
+ONE_STEP = tuple(task for task in POOLED if task not in MULTI_HOP)  # which workers are asked about as well
 Table = dict[str, npt.NDArray[Any]]
 
 
@@ -171,10 +172,11 @@ def summarise(study: Study) -> dict[str, Any]:
     All rows that have answers.
 
     Returns:
-        `rows`: name -> `number`, `title`, `seeds`, `steps`, `levels`, `differences` to the row that it is compared
-        with (and to its `control`), over the seeds that both have, `gates` of the row without GRPO, `selection`,
-        `shortcut`, `seconds` per stage; `full`: what the full method's gate makes of its vectors; `missing`: rows
-        without answers; `corrected`: how many p values were corrected together.
+        `rows`: name -> `number`, `title`, `seeds`, `steps`, `levels`, `first` (levels of the first of several seeds),
+        `differences` to the row that it is compared with (and to its `control`), over the seeds that both have,
+        `gates` of the row without GRPO, `selection`, `shortcut`, `seconds` per stage; `full`: what the full method's
+        gate makes of its vectors; `missing`: rows without answers; `corrected`: how many p values were corrected
+        together.
     """
     rows: dict[str, Any] = {}
     missing: list[str] = []
@@ -191,6 +193,7 @@ def summarise(study: Study) -> dict[str, Any]:
             "seeds": list(seeds),
             "steps": study.form.steps_of(row),
             "levels": levels(table),
+            "first": levels(table_of(study, row, seeds[:1])) if len(seeds) > 1 else None,
             "selection": _selection(study, row, seeds[0]),
             "shortcut": _shortcut(study, row, seeds),
             "seconds": {seed: seconds_of(study, row, seed) for seed in seeds},
@@ -274,7 +277,16 @@ def _selection(study: Study, row: Row, seed: int) -> dict[str, Any] | None:
     if row.of is not None or not (folder / QUALITY).is_file():
         return None
     quality = json.loads((folder / QUALITY).read_text(encoding="utf-8"))
-    return {**quality, "right share": right_share(folder / SELECTED)}
+    covered = {
+        name: _covered(quality, tasks) for name, tasks in (("several steps", MULTI_HOP), ("one step", ONE_STEP))
+    }
+    return {**quality, "right share": right_share(folder / SELECTED), "covered": covered}
+
+
+def _covered(quality: Mapping[str, Any], tasks: Sequence[str]) -> float:
+    """The share of the inputs of some tasks of which any rationale was kept."""
+    found = [part for name, part in quality.items() if name.split(", ")[0] in tasks]
+    return sum(part["inputs with any kept"] for part in found) / max(1, sum(part["inputs"] for part in found))
 
 
 def _shortcut(study: Study, row: Row, seeds: Sequence[int]) -> dict[str, Any] | None:
