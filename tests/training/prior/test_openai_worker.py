@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -416,6 +417,15 @@ def test_a_server_that_stays_away_stops_the_run() -> None:
         worker(url, patience=0.3).draw([request("a"), request("b")])
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Interrupts are heard, also where the tests run in the background: there a shell has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_is_obeyed_at_once(server: Server) -> None:
     server.reply = lambda body, number: Reply(delay=20)
     timer = threading.Timer(0.7, lambda: os.kill(os.getpid(), 2))
