@@ -63,7 +63,7 @@ class QuickstartRecipe:
 
         >>> less = QuickstartRecipe().with_steps(255)
         >>> less.warm_up.steps, less.joint["max_steps"], less.grpo["max_steps"]
-        (130, 80, 5)
+        (130, 120, 5)
         """
         warm_up, joint, grpo = (
             max(1, round(own * steps / self.steps))
