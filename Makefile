@@ -37,7 +37,8 @@ $(STAMP):
 quickstart: setup
 	$(BIN)/mmemb-r1 quickstart --output runs/quickstart
 
-# The quick form: on two cores ten of its twelve rows took 42 minutes. The full form: make study STUDY_ARGS="--full --output runs/study-full"
+# The quick form: on two cores ten of its twelve rows took 42 minutes. The full form:
+# make study STUDY_ARGS="--full --output runs/study-full"
 .PHONY: study
 study: setup
 	$(BIN)/mmemb-r1 study --output runs/study $(STUDY_ARGS)

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     with only_one(study.output):
         claim_folder(study)
         session, tasks = Session(study.output, jobs), tasks_of(study)
-        # what will be reported are also rows and seeds that are not asked for this time
-        check_origins(in_order(tasks_of(whole(study))))
+        everything = whole(study)  # what will be reported: also rows and seeds that are not asked for this time
+        check_origins(in_order(tasks_of(everything)))
         working = any(not task.done.exists() for task in tasks)
 
         def tell(line: str) -> None:
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         from mmemb_r1.study.page import page
         from mmemb_r1.study.report import as_tables, results_of
 
-        results = results_of(whole(study))
+        results = results_of(everything)
         write_json(study.output / RESULTS, results, allow_nan=False)
     for table in as_tables(results):
         console.print(table)

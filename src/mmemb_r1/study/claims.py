@@ -112,7 +112,7 @@ def _worth(summary: Mapping[str, Any], name: str, text: str, source: str, publis
         f"without it reasoned queries of several steps {lost_or_gained(lost)}; auto over all tasks "
         f"{points(found['all']['auto'])}"
     )
-    ours += _drawn(summary["rows"], row, (BY_NAME[row].control if key == "control" else None) or FULL)
+    ours += _drawn(summary["rows"], row, BY_NAME[row].control or FULL)
     if name in WHY:
         ours += f". {WHY[name]}"
     if name == "rationale loss":
@@ -274,14 +274,13 @@ def _beyond(summary: Mapping[str, Any]) -> Iterator[Claim]:
     if (gain := judged(summary, "model joins")) is None:
         yield Claim(text, OURS, "the paper optimises no joint rounds", "-", NOT_RUN)
     else:
-        several = summary["rows"]["model-joins"]["control"].get("multi-hop")
-        more = f"; reasoned queries of several steps {points(several['always'])}" if several else ""
         row = summary["rows"]["model-joins"]
-        ours = f"auto over all tasks {tested(gain)}{more}"
-        if "multi-hop" in row["control"]:
+        ours = f"auto over all tasks {tested(gain)}"
+        if (several := row["control"].get("multi-hop")) is not None:
             ours += (
-                f". Thoughts of several steps are right in {_right(row['control'], 'multi-hop')} without; after one "
-                f"round only, in {row['differences']['multi-hop']['right']['theirs']:.0%}"
+                f"; reasoned queries of several steps {points(several['always'])}. Thoughts of several steps are "
+                f"right in {_right(row['control'], 'multi-hop')} without; after one round only, in "
+                f"{row['differences']['multi-hop']['right']['theirs']:.0%}"
             )
         yield Claim(text, OURS, "the paper optimises no joint rounds", ours, gain_verdict(gain))
     text = "up to three rounds of reasoning help questions of three steps"

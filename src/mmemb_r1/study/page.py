@@ -217,7 +217,7 @@ def _kinds(results: Results) -> Iterator[str]:
         f"rationales too. Queries (of all seeds of the first row) of so many countries or objects: {sizes}.\n"
     )
     lines = [(f"({row['number']}) {name}", row["levels"]) for name, row in results["rows"].items()]
-    if (alone := results["rows"].get("full", {}).get("first")) is not None:
+    if (alone := results.get("full", {}).get("first")) is not None:
         lines.insert(1, ("(1) full, its first seed alone", alone))
         yield "Rows of one seed are to be compared with the second line: row 1 has several.\n"
     rows = [

@@ -172,11 +172,11 @@ def summarise(study: Study) -> dict[str, Any]:
     All rows that have answers.
 
     Returns:
-        `rows`: name -> `number`, `title`, `seeds`, `steps`, `levels`, `first` (levels of the first of several seeds),
-        `differences` to the row that it is compared with (and to its `control`), over the seeds that both have,
-        `gates` of the row without GRPO, `selection`, `shortcut`, `seconds` per stage; `full`: what the full method's
-        gate makes of its vectors; `missing`: rows without answers; `corrected`: how many p values were corrected
-        together.
+        `rows`: name -> `number`, `title`, `seeds`, `steps`, `levels`, `differences` to the row that it is compared
+        with (and to its `control`), over the seeds that both have, `gates` of the row without GRPO, `selection`,
+        `shortcut`, `seconds` per stage; `full`: what the full method's gate makes of its vectors, and `first`, the
+        levels of the first of several seeds; `missing`: rows without answers; `corrected`: how many p values were
+        corrected together.
     """
     rows: dict[str, Any] = {}
     missing: list[str] = []
@@ -193,7 +193,6 @@ def summarise(study: Study) -> dict[str, Any]:
             "seeds": list(seeds),
             "steps": study.form.steps_of(row),
             "levels": levels(table),
-            "first": levels(table_of(study, row, seeds[:1])) if len(seeds) > 1 else None,
             "selection": _selection(study, row, seeds[0]),
             "shortcut": _shortcut(study, row, seeds),
             "seconds": {seed: seconds_of(study, row, seed) for seed in seeds},
@@ -211,6 +210,8 @@ def summarise(study: Study) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": rows, "missing": missing}
     if seeds := answered(study, full):
         found["full"] = _full(table_of(study, full, seeds))
+        if len(seeds) > 1:  # other rows may have the first only
+            found["full"]["first"] = levels(table_of(study, full, seeds[:1]))
     found["corrected"] = correct(found)
     return found
 
