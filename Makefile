@@ -35,13 +35,13 @@ $(STAMP):
 
 .PHONY: quickstart
 quickstart: setup
-	$(BIN)/mmemb-r1 quickstart --output runs/quickstart
+	$(BIN)/python -m experiments.quickstart --output runs/quickstart
 
 # The quick form: on two cores ten of its twelve rows took 42 minutes. The full form:
 # make study STUDY_ARGS="--full --output runs/study-full"
 .PHONY: study
 study: setup
-	$(BIN)/mmemb-r1 study --output runs/study $(STUDY_ARGS)
+	$(BIN)/python -m experiments.study --output runs/study $(STUDY_ARGS)
 
 .PHONY: wheel
 wheel: setup

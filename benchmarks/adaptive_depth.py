@@ -23,14 +23,14 @@ from adaptive.summary import joined
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1._files import replaced_file, write_json
-from mmemb_r1._inputs import inputs_of
+from experiments.pipeline.answers import BATCH_SIZE, hits, vectors_of, whose
+from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from experiments.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks
 from mmemb_r1.atlas import Atlas, load_atlas
-from mmemb_r1.evaluation.run.candidate_sets import embed_candidates
+from mmemb_r1.content import inputs_of
+from mmemb_r1.evaluation.atlas_tasks import embed_candidates
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
-from mmemb_r1.pipeline.answers import BATCH_SIZE, hits, vectors_of, whose
-from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
-from mmemb_r1.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks
+from mmemb_r1.runs import replaced_file, write_json
 
 ROUNDS, STEPS = 3, GRPO_STEPS
 HOPS = {"picture-name-flag": 1, **dict.fromkeys(FLAGS, 2), **dict.fromkeys(NEIGHBOURS, 3)}

@@ -26,11 +26,11 @@ import datasets
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1._files import made_whole, replaced_file, write_json
+from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from experiments.pipeline.recipe import Recipe
+from experiments.pipeline.tasks import at_most
 from mmemb_r1.atlas import build_atlas, load_atlas
-from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
-from mmemb_r1.pipeline.recipe import Recipe
-from mmemb_r1.pipeline.tasks import at_most
+from mmemb_r1.runs import made_whole, replaced_file, write_json
 
 STAGES = ("start", "grpo", "evaluation", "report")
 GATES = {"fresh": "trained", "warm": "model"}  # the folder of a start that holds such a model
@@ -39,8 +39,8 @@ ROWS_PER_TASK = 60  # of the policy split: digits and comparisons would be two t
 
 def start(output: Path, seed: int) -> None:
     """An Atlas and a model of it, before and after its gate's warm start on the `policy` split."""
-    from mmemb_r1.pipeline.gate import fit_gate_of
-    from mmemb_r1.pipeline.joint import train_from_nothing
+    from experiments.pipeline.gate import fit_gate_of
+    from experiments.pipeline.joint import train_from_nothing
 
     recipe, folder = Recipe(seed=seed), output / f"start-{seed}"
     atlas = build_atlas(folder / "atlas", seed=seed, **recipe.atlas)

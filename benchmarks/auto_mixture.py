@@ -27,7 +27,7 @@ from engine.timing import alternating
 from engine.workload import inputs_of
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._adaptive_rows import DECODED_PER_READ
+from mmemb_r1.encoding import DECODED_PER_READ
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST = 1.05  # of what never and always would take

@@ -14,15 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
+from experiments.pipeline.joint import train_from
+from experiments.pipeline.tasks import FLAGS
+from experiments.pipeline.warm_up import warm_up
+from experiments.quickstart.recipe import RECIPE_FILE, read_recipe
+from experiments.quickstart.stages import settings_of_joint
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._files import claim, made_whole
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.pipeline.joint import train_from
-from mmemb_r1.pipeline.tasks import FLAGS
-from mmemb_r1.pipeline.warm_up import warm_up
-from mmemb_r1.quickstart.recipe import RECIPE_FILE, read_recipe
-from mmemb_r1.quickstart.stages import settings_of_joint
+from mmemb_r1.runs import claim, made_whole
 
 NAMES = ["picture-name-flag", "picture-name-object"]
 

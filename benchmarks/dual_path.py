@@ -32,8 +32,16 @@ from torch import Tensor
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
 from mmemb_r1.training import JointTrainer
-from mmemb_r1.training.encoding import Vectors, encode, in_order
-from mmemb_r1.training.joint_loss import SIDES, JointBatch, contrastive_loss, token_loss, token_totals
+from mmemb_r1.training.joint.forward import (
+    SIDES,
+    JointBatch,
+    Vectors,
+    contrastive_loss,
+    encode,
+    in_order,
+    token_loss,
+    token_totals,
+)
 
 # The first two are like Atlas.
 KINDS = {"text": Kind(0, 12, 16), "small picture": Kind(64, 8, 16), "large picture": Kind(320, 8, 16)}

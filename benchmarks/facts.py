@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmemb_r1._files import write_json
+from mmemb_r1.runs import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "sentence-transformers")
 

@@ -32,10 +32,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._inputs import inputs_of
 from mmemb_r1.atlas import Atlas, load_atlas
-from mmemb_r1.evaluation.adaptivity import LEAST_GAP, auc
-from mmemb_r1.training.gate_warm_start import fit_gate
+from mmemb_r1.content import inputs_of
+from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
+from mmemb_r1.training.adaptive.gate import fit_gate
 
 Rows = npt.NDArray[np.float64]
 SPLITS = ("policy", "test")
@@ -45,7 +45,7 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
     """Columns of both splits, `policy/gap` say, with the states `(N, H)` that a gate reads. Kept in a file."""
     path = output / f"{start.resolve().name}.npz"
     if not path.exists():
-        from mmemb_r1.pipeline.gate import gate_inputs
+        from experiments.pipeline.gate import gate_inputs
 
         atlas, model = load_atlas(start / "atlas"), MMEmbR1(str(start / "model"), device="cpu")
         columns: dict[str, npt.NDArray] = {}

@@ -23,8 +23,8 @@ import datasets
 from joint.arms import ARMS, LEARNING_RATE, STEPS
 from rich.console import Console
 
-from mmemb_r1._files import write_json
 from mmemb_r1.atlas import load_atlas
+from mmemb_r1.runs import write_json
 
 STAGES = ("warm-up", "evaluator", "selection", "joint", "evaluation", "report")
 
@@ -53,7 +53,7 @@ def main() -> None:
             make_start(output, seed, tiny=args.tiny)
     atlas = load_atlas(output / "atlas")
     if "evaluator" in args.stages:
-        from mmemb_r1.pipeline.evaluator import train_evaluator
+        from experiments.pipeline.evaluator import train_evaluator
 
         train_evaluator(atlas, output / "warm-0", output / "selection", seed=0)
     if "selection" in args.stages:

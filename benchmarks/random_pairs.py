@@ -9,12 +9,12 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from experiments.pipeline.recipe import Recipe
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
-from mmemb_r1.atlas.schema import input_feature, pair_features
-from mmemb_r1.pipeline.recipe import Recipe
+from mmemb_r1.atlas.tables import input_feature, pair_features
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training import JointConfig, JointTrainer
-from mmemb_r1.training.joint_pairs import Example
+from mmemb_r1.training.joint.data import Example
 
 LEXICON = 3000
 

@@ -23,11 +23,11 @@ from random_pairs import Kind, loaded, random_pairs
 from torch import Tensor
 
 from mmemb_r1 import MMEmbR1Model
-from mmemb_r1._inputs import given_parts
-from mmemb_r1._suffixes import append_tokens
+from mmemb_r1.content import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
-from mmemb_r1.training.policy_forward import PolicyForward
-from mmemb_r1.training.rollouts import Group, roll_out
+from mmemb_r1.rationale_tokens import append_tokens
+from mmemb_r1.training.adaptive.forward import PolicyForward
+from mmemb_r1.training.adaptive.rollouts import Group, roll_out
 
 KINDS = {"text": Kind(0, 12, 1), "small picture": Kind(64, 8, 1), "large picture": Kind(320, 8, 1)}
 TOLERANCE = 1e-4

@@ -23,17 +23,17 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from mmemb_r1._files import write_json
+from experiments.atlas_workers.quality import selection_quality
+from experiments.atlas_workers.sayings import HELPFUL
+from experiments.pipeline.evaluator import EVALUATOR_TASK_WEIGHTS, train_evaluator
+from experiments.pipeline.prior import draw_pool
+from experiments.pipeline.tasks import of_tasks
 from mmemb_r1.atlas import Atlas, load_atlas
-from mmemb_r1.atlas.thoughts import HELPFUL
-from mmemb_r1.pipeline.evaluator import EVALUATOR_TASK_WEIGHTS, train_evaluator
-from mmemb_r1.pipeline.prior import draw_pool
-from mmemb_r1.pipeline.tasks import of_tasks
-from mmemb_r1.training.posterior.evaluator import PairEvaluator
-from mmemb_r1.training.posterior.options import SelectionOptions
-from mmemb_r1.training.posterior.quality import selection_quality
-from mmemb_r1.training.posterior.select import select_rationales
-from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
+from mmemb_r1.runs import write_json
+from mmemb_r1.training.selection.config import SelectionOptions
+from mmemb_r1.training.selection.evaluator import PairEvaluator
+from mmemb_r1.training.selection.select import select_rationales
+from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
 
 SPLITS = {"train": "learnt from", "policy": "not learnt from"}
 WAYS = [

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from experiments.pipeline.joint import untrained_model
+from experiments.pipeline.recipe import Recipe
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import load_atlas
-from mmemb_r1.pipeline.joint import untrained_model
-from mmemb_r1.pipeline.recipe import Recipe
 
 
 def main() -> None:

@@ -17,9 +17,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
-from mmemb_r1._files import replaced_file
-from mmemb_r1._formatting import table
-from mmemb_r1.evaluation.run.results import Results
+from mmemb_r1.evaluation.run_folder import Results
+from mmemb_r1.formatting import table
 from mmemb_r1.model_card import sections
 from mmemb_r1.model_card.sources import (
     RESULTS_FILE,
@@ -34,6 +33,7 @@ from mmemb_r1.model_card.sources import (
 )
 from mmemb_r1.model_card.validation import header_faults, is_repo_id, read_header, validate_model_card
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.runs import replaced_file
 
 CARD_FILE = "README.md"
 TAGS = ["sentence-transformers", "mmemb-r1", "multimodal", "embeddings", "reasoning", "retrieval"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from mmemb_r1._formatting import score, share, significant, table
-from mmemb_r1.evaluation.run.results import Results
+from mmemb_r1.evaluation.run_folder import Results
+from mmemb_r1.formatting import score, share, significant, table
 from mmemb_r1.model_card.sources import Curve, Point
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 

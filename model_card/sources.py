@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmemb_r1.evaluation.run.results import Results, load_results
+from mmemb_r1.evaluation.run_folder import Results, load_results
 
 RESULTS_FILE = "results.json"
 TRAINING_FILE = "training.json"  # the trainers write it beside each checkpoint

@@ -110,9 +110,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     """
     import numpy as np
 
-    from mmemb_r1.evaluation.run.folder import RESULTS_FILE
-    from mmemb_r1.evaluation.run.results import save_results
-    from mmemb_r1.evaluation.run.rows import COLUMNS, rows_path, write_rows
+    from mmemb_r1.evaluation.run_folder import COLUMNS, RESULTS_FILE, rows_path, save_results, write_rows
 
     def write(
         name: str,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1._content import content_key
+from mmemb_r1.content import content_key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

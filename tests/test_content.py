@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mmemb_r1._content
-from mmemb_r1._content import content_key, distinct
+import mmemb_r1.content
+from mmemb_r1.content import content_key, distinct
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS
 
@@ -212,7 +212,7 @@ def test_texts_are_not_hashed(monkeypatch):
     def fail(*args):
         raise AssertionError("a text was hashed")
 
-    monkeypatch.setattr(mmemb_r1._content, "content_key", fail)
+    monkeypatch.setattr(mmemb_r1.content, "content_key", fail)
     values = [f"text {number % 10}" for number in range(100)]
     unique, index = distinct(values)
     assert unique == values[:10]
@@ -221,7 +221,7 @@ def test_texts_are_not_hashed(monkeypatch):
 
 def test_an_object_is_looked_into_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(mmemb_r1._content, "content_key", lambda value, media: calls.append(value) or b"key")
+    monkeypatch.setattr(mmemb_r1.content, "content_key", lambda value, media: calls.append(value) or b"key")
     distinct([picture()] * 5)
     assert len(calls) == 1
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmemb_r1._cached import batched, resolved_options, row_keys, unbatched
 from mmemb_r1.embedding_cache import FILE, EmbeddingCache
+from mmemb_r1.encoding import batched, resolved_options, row_keys, unbatched
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Config
-from mmemb_r1._batches import InputSize, input_sizes, plan_batches
 from mmemb_r1.embedding_cache import FILE, EmbeddingCache
+from mmemb_r1.encoding import InputSize, input_sizes, plan_batches
 from mmemb_r1.modeling.decoding_mmemb_r1 import Decoder
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module

@@ -9,16 +9,16 @@ import sys
 import pytest
 import yaml
 
+from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from experiments.pipeline.recipe import Recipe
+from experiments.pipeline.stage import ON_CPU
 from mmemb_r1.atlas import build_atlas
 from mmemb_r1.cli import _parser
 from mmemb_r1.cli._training import as_number, read_recipe
 from mmemb_r1.cli.train import AUGMENT, MODEL_OPTIONS, SECTIONS
-from mmemb_r1.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
-from mmemb_r1.pipeline.recipe import Recipe
-from mmemb_r1.pipeline.stage import ON_CPU
 from mmemb_r1.training import AdaptiveGRPOConfig, JointConfig
-from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
-from mmemb_r1.training.prior.pool import load_pool
+from mmemb_r1.training.rationales.pool import load_pool
+from mmemb_r1.training.selection.evaluator_trainer import EvaluatorConfig
 
 
 def test_pool(root, monkeypatch):

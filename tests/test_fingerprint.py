@@ -12,9 +12,9 @@ from peft import LoraConfig
 from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import nn
 
-import mmemb_r1._fingerprint
+import mmemb_r1.fingerprint
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._fingerprint import checkpoint_fingerprint, weights_digest
+from mmemb_r1.fingerprint import checkpoint_fingerprint, weights_digest
 from mmemb_r1.tiny import build_tiny_vlm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,9 +47,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         def hexdigest(self) -> str:
             return self.digest.hexdigest()
 
-    blake2b = mmemb_r1._fingerprint.blake2b
+    blake2b = mmemb_r1.fingerprint.blake2b
     monkeypatch.setattr(
-        mmemb_r1._fingerprint,
+        mmemb_r1.fingerprint,
         "blake2b",
         lambda *data, **options: blake2b(*data, **options) if data else Counting(**options),
     )

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmemb_r1._interventions import INTERVENTIONS, shuffled, swap_donors
-from mmemb_r1._seeded import random_order, seeded_random
+from mmemb_r1.rationale_tokens import INTERVENTIONS, shuffled, swap_donors
+from mmemb_r1.seeding import random_order, seeded_random
 
 TEXT = "The flag is red and white and red again"
 

@@ -1,4 +1,4 @@
-"""The package is whole, its parts depend on each other in one direction, and importing it is cheap."""
+"""The package is whole, and importing it is cheap. (`make lint` checks which part may import which.)"""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import importlib.resources
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -18,34 +17,6 @@ from packaging.requirements import Requirement
 
 import mmemb_r1
 import mmemb_r1.evaluation
-
-# What a part may import of the package, besides itself and the private helpers at the top (_lazy, _files).
-ALLOWED = {
-    "modeling": set(),
-    "tiny": set(),
-    "atlas": set(),
-    "model_card": {"evaluation", "modeling"},
-    "embedding_cache": set(),
-    "stream": {"modeling"},
-    "sentence_transformer": {"embedding_cache", "model_card", "modeling", "stream"},
-    "evaluation": {"atlas", "embedding_cache", "hub", "modeling"},
-    "hub": set(),
-    "training": {"atlas", "model_card", "modeling", "sentence_transformer"},
-    "pipeline": {"atlas", "evaluation", "model_card", "modeling", "sentence_transformer", "tiny", "training"},
-    "study": {"atlas", "evaluation", "pipeline", "sentence_transformer", "training"},
-    "quickstart": {
-        "atlas", "evaluation", "model_card", "modeling", "pipeline", "sentence_transformer", "training",
-    },
-    "cli": {
-        "atlas", "evaluation", "hub", "model_card", "modeling", "pipeline", "quickstart", "sentence_transformer",
-        "stream", "study", "tiny", "training",
-    },
-}  # fmt: skip
-# The same among the parts of mmemb_r1.evaluation, whose docstring says it.
-ALLOWED_IN_EVALUATION = {
-    part: set() if needs == "nothing" else set(needs.split(", "))
-    for part, needs in re.findall(r"^ {4}(\w+) {2,}(.+)$", mmemb_r1.evaluation.__doc__, re.MULTILINE)
-}
 
 
 def options(root: Path) -> ConfigParser:
@@ -155,55 +126,6 @@ def test_nothing_reads_pickles(root):
                 raise AssertionError(f"{name}:{node.lineno} calls torch.load")
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", f"{name}:{node.value.lineno}"
-
-
-def imported_parts(name: str, file: Path, base: tuple[str, ...] = ("mmemb_r1",)) -> set[str]:
-    """Parts of the package `base`, `atlas` or `training` say, that the file imports; relative imports are resolved."""
-    package = ["mmemb_r1", *name.split("/")[:-1]]
-    modules = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            modules += [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = package[: len(package) - node.level + 1] if node.level else []
-            module = [*module, *(node.module.split(".") if node.module else [])]
-            # `from mmemb_r1 import x` names a part, or one of the names of mmemb_r1/__init__.py
-            modules += [[*module, alias.name] for alias in node.names] if module == list(base) else [module]
-    depth = len(base)
-    return {module[depth] for module in modules if tuple(module[:depth]) == base and len(module) > depth}
-
-
-def test_dependencies_point_down(root):
-    homes = {"MMEmbR1": "sentence_transformer", "MMEmbR1Config": "modeling", "MMEmbR1Model": "modeling"}
-    for name, file in sources(root, "*.py").items():
-        part = name.split("/")[0].removesuffix(".py")
-        if part.startswith("_"):
-            continue
-        assert part in ALLOWED, f"{part} is new: say in ALLOWED what it may import"
-        used = {homes.get(module, module) for module in imported_parts(name, file)}
-        used = {module for module in used if not module.startswith("_") and module != part}
-        assert used <= ALLOWED[part], f"{file.relative_to(root)} imports {sorted(used - ALLOWED[part])}"
-
-
-def test_dependencies_within_evaluation_point_down(root):
-    folder = root / "src/mmemb_r1/evaluation"
-    on_disk = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert set(ALLOWED_IN_EVALUATION) == on_disk - {"__init__"}
-    for part, allowed in ALLOWED_IN_EVALUATION.items():
-        for file in [folder / f"{part}.py", *sorted((folder / part).glob("*.py"))]:
-            if file.exists():
-                name = file.relative_to(root / "src/mmemb_r1").as_posix()
-                used = imported_parts(name, file, ("mmemb_r1", "evaluation")) - {part}
-                assert used <= allowed, f"{name} imports {sorted(used - allowed)}"
-
-
-@pytest.mark.parametrize("allowed", [ALLOWED, ALLOWED_IN_EVALUATION], ids=["all", "evaluation"])
-def test_the_allowed_dependencies_have_no_circle(allowed):
-    left = {part: set(needs) for part, needs in allowed.items()}
-    while left:
-        free = {part for part, needs in left.items() if not needs & set(left)}
-        assert free, f"a circle among {sorted(left)}"
-        left = {part: needs for part, needs in left.items() if part not in free}
 
 
 def test_importing_the_package_is_cheap():

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm, train_tokenizer
+from mmemb_r1.tiny.config import TinySizes
 from mmemb_r1.tiny.qwen import deepstack_layers
-from mmemb_r1.tiny.sizes import TinySizes
 
 pytestmark = pytest.mark.disable_socket
 

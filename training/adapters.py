@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import BitsAndBytesConfig
 
+
 ALL_LINEAR = "all-linear"
 # Fields of peft's LoraConfig that `lora_config` fills in itself -> what to say to a user who sets one.
 _OWN_FIELDS = {

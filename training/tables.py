@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mmemb_r1._inputs import PARTS, given_parts
+from mmemb_r1.content import PARTS, given_parts
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
+
 
 PAIR_COLUMNS = ("pair_id", "query", "target")
 

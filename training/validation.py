@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmemb_r1.training.alignment_scorer import AlignmentScorer
+from mmemb_r1.training.adaptive.rewards import AlignmentScorer
 from mmemb_r1.training.tables import StoredInputs, check_pairs
 
 if TYPE_CHECKING:

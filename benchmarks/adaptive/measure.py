@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from mmemb_r1._files import made_whole
-from mmemb_r1.pipeline.answers import ANSWERS_FILE, measure_answers
+from experiments.pipeline.answers import ANSWERS_FILE, measure_answers
+from mmemb_r1.runs import made_whole
 
 
 def answers_of(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path) -> dict[str, list[Any]]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation import adaptivity
-from mmemb_r1.evaluation.adaptivity import Answers
+from experiments.pipeline.answers import answers_of
+from mmemb_r1.evaluation import invocation as adaptivity
+from mmemb_r1.evaluation.invocation import Answers
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
-from mmemb_r1.pipeline.answers import answers_of
 
 Columns = dict[str, list[Any]]
 COMPLEXITIES = ("simple", "multi-hop")

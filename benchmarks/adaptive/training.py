@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from mmemb_r1._files import claim, made_whole
-from mmemb_r1.pipeline.grpo import train_adaptive
+from experiments.pipeline.grpo import train_adaptive
+from mmemb_r1.runs import claim, made_whole
 
 
 def train_seed(

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from random_pairs import Kind, random_pairs
 
-from mmemb_r1._content import content_key
-from mmemb_r1._inputs import given_parts
 from mmemb_r1.atlas import load_atlas
+from mmemb_r1.content import content_key, given_parts
 
 from .subject import RANDOM_100M, Subject
 

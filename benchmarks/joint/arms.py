@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmemb_r1.pipeline.tasks import FLAGS, JOINT_TASK_WEIGHTS, NEIGHBOURS
+from experiments.pipeline.tasks import FLAGS, JOINT_TASK_WEIGHTS, NEIGHBOURS
 
 # Chains of three steps need the neighbours by heart. The warm-up has shown each about twice, other facts 15 times.
 DEPTH_TASK_WEIGHTS = {

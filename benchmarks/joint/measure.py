@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset
 
+from experiments.pipeline.answers import BATCH_SIZE, MODES, Columns, hits, states_all, vectors_of, whose
+from experiments.pipeline.tasks import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
 from joint.arms import ARMS
 from mmemb_r1 import MMEmbR1
-from mmemb_r1._files import replaced_file
-from mmemb_r1._inputs import inputs_of
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.evaluation.run.candidate_sets import embed_candidates
+from mmemb_r1.content import inputs_of
+from mmemb_r1.evaluation.atlas_tasks import embed_candidates
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
-from mmemb_r1.pipeline.answers import BATCH_SIZE, MODES, Columns, hits, states_all, vectors_of, whose
-from mmemb_r1.pipeline.tasks import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
+from mmemb_r1.runs import replaced_file
 
 # What of the warm-up is still there: names of pictures, and facts as text.
 REMEMBERED = (

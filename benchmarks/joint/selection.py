@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._files import write_json
+from experiments.pipeline.posterior import SHARED, judge, quality_of, scores_of, select_from
+from experiments.pipeline.prior import draw_pool
+from experiments.pipeline.tasks import POOLED, of_tasks
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.pipeline.posterior import SHARED, judge, quality_of, scores_of, select_from
-from mmemb_r1.pipeline.prior import draw_pool
-from mmemb_r1.pipeline.tasks import POOLED, of_tasks
-from mmemb_r1.training.posterior.options import SelectionOptions
+from mmemb_r1.runs import write_json
+from mmemb_r1.training.selection.config import SelectionOptions
 
 SEED = 0
 WAYS = {"selected": SHARED, "unselected": SelectionOptions("none", seed=SEED)}

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.pipeline.tasks import FLAGS, MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
-from mmemb_r1.pipeline.tasks import FLAGS, MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS
 
 GROUPS = {"flag": FLAGS, "neighbour": NEIGHBOURS, "multi-hop": MULTI_HOP}
 # One arm minus another in a mode: does selection pay, and does thinking cost the direct path?

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from experiments.pipeline.joint import joint_settings, train_from
+from experiments.pipeline.posterior import training_table
+from experiments.pipeline.recipe import Recipe
+from experiments.pipeline.tasks import of_tasks
 from joint.arms import ARMS, GOLD, LEARNING_RATE, STEPS, Arm
 from joint.selection import table_path
-from mmemb_r1._files import claim, made_whole
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.pipeline.joint import joint_settings, train_from
-from mmemb_r1.pipeline.posterior import training_table
-from mmemb_r1.pipeline.recipe import Recipe
-from mmemb_r1.pipeline.tasks import of_tasks
+from mmemb_r1.runs import claim, made_whole
 
 
 def train_arm(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmemb_r1._files import made_whole
+from experiments.pipeline.recipe import Recipe
+from experiments.pipeline.warm_up import WARM_UP_STEPS, warm_up
 from mmemb_r1.atlas import build_atlas
-from mmemb_r1.pipeline.recipe import Recipe
-from mmemb_r1.pipeline.warm_up import WARM_UP_STEPS, warm_up
+from mmemb_r1.runs import made_whole
 
 ATLAS_SEED, NUM_OBJECTS = 0, 240
 TINY_ATLAS = {"num_objects": 12, "num_countries": 40, "generated_rows": 4}

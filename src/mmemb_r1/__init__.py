@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
     from mmemb_r1.sentence_transformer import MMEmbR1
 
+
 __version__ = "0.1.0.dev0"
 __all__ = ["MMEmbR1", "MMEmbR1Config", "MMEmbR1Model", "__version__"]
 

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmemb_r1._cached import resolved_options
-from mmemb_r1._content import DIGEST_SIZE, as_input, content_key
-from mmemb_r1._files import claim, claimed, replaced_file
-from mmemb_r1._fingerprint import checkpoint_fingerprint
-from mmemb_r1._progress import progress_bar
-from mmemb_r1._stream_shards import COLUMNS, FORMATS, Ids, ShardFacts, read_facts, read_rows, shard_path, write_shard
+from mmemb_r1.content import DIGEST_SIZE, as_input, content_key
+from mmemb_r1.encoding import resolved_options
+from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.runs import claim, claimed, progress_bar, replaced_file
+from mmemb_r1.stream_shards import COLUMNS, FORMATS, Ids, ShardFacts, read_facts, read_rows, shard_path, write_shard
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from sentence_transformers import SentenceTransformer
+
 
 logger = logging.getLogger(__name__)
 

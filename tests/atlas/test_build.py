@@ -6,7 +6,7 @@ import pytest
 
 from mmemb_r1.atlas import atlas_texts, build_atlas, load_atlas, majority_baseline, pair_features
 from mmemb_r1.atlas.build import SPLITS
-from mmemb_r1.atlas.sources import SOURCES
+from mmemb_r1.atlas.card import SOURCES
 
 ARGUMENTS = {"size": 32, "num_countries": 12, "num_objects": 10, "generated_rows": 5, "second_font": None}
 EVALUATION = SPLITS[1:]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mmemb_r1.atlas.knowledge import LARGEST, RELATIONS, SMALLEST, load_countries, restrict_neighbours
-from mmemb_r1.atlas.objects import LANGUAGES, load_objects
+from mmemb_r1.atlas.world import LANGUAGES, load_objects
 
 
 @pytest.fixture(scope="module")

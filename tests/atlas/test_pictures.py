@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from mmemb_r1.atlas import augment
-from mmemb_r1.atlas.pictures import flag_hexcode, keep_distinct, render_digits, render_svg
-from mmemb_r1.atlas.second_font import find_font, render_emoji
+from mmemb_r1.atlas.pictures import find_font, flag_hexcode, keep_distinct, render_digits, render_emoji, render_svg
 
 
 def test_flag_fills_the_width_of_a_white_square():

@@ -10,7 +10,7 @@ CURVE = "threshold,invocation,r1,low,high\n0.5,0.25,0.5,0.4,0.6\n"
 
 
 def test_the_trainers_write_what_is_read(tmp_path):
-    from mmemb_r1.training.training_facts import write_facts
+    from mmemb_r1.training.base_trainer import write_facts
 
     write_facts(tmp_path, {"phase": "joint"}, 3)
     assert read_training(tmp_path / TRAINING_FILE) == {"phase": "joint", "steps": 3}

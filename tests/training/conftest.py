@@ -34,7 +34,7 @@ def square(color):
 def table_of(pairs):
     from datasets import Dataset, Features
 
-    from mmemb_r1.atlas.schema import input_feature, pair_features
+    from mmemb_r1.atlas.tables import input_feature, pair_features
 
     empty = dict.fromkeys(input_feature())
     filled = [
@@ -127,7 +127,7 @@ def vivid(model):
 @pytest.fixture(scope="session")
 def visit():
     """`visit(table, places, seed, epoch, **options)`: examples, as the trainer takes them."""
-    from mmemb_r1.training.joint_pairs import JointPairs, Visit
+    from mmemb_r1.training.joint.data import JointPairs, Visit
 
     def examples(table, places=None, seed=0, epoch=0, **options):
         pairs = JointPairs(table, seed, **options)

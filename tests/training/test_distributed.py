@@ -18,14 +18,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
-from mmemb_r1.training.distributed import (
-    average_gradients,
-    expect_unused,
-    gather_rows,
-    num_processes,
-    padded,
-    summed,
-)
+from mmemb_r1.training.distributed import average_gradients, expect_unused, gather_rows, num_processes, padded, summed
 
 COLORS = ("red", "green", "blue", "white", "black", "gray")
 GLOBAL_BATCH, STEPS, LEARNING_RATE = 8, 2, 0.02

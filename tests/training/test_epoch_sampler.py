@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmemb_r1.training.epoch_sampler import EpochSampler
+from mmemb_r1.training.base_trainer import EpochSampler
 
 
 def order(epoch, seed=0, **options):

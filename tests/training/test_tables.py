@@ -7,7 +7,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from mmemb_r1._inputs import PARTS
+from mmemb_r1.content import PARTS
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, content_key, read_pairs
 
 PART = {"text": Value("string"), "image": List(ImageFeature()), "instruction": Value("string")}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .build import Atlas, build_atlas, load_atlas
-from .pictures import augment
-from .schema import candidate_features, pair_features
-from .summary import atlas_texts, majority_baseline
+from mmemb_r1.atlas.build import Atlas, atlas_texts, build_atlas, load_atlas, majority_baseline
+from mmemb_r1.atlas.pictures import augment
+from mmemb_r1.atlas.tables import candidate_features, pair_features
 
 __all__ = [
     "Atlas",

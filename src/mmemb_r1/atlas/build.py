@@ -1,4 +1,4 @@
-"""Builds Atlas from installed packages and writes it as Parquet with a card; loads it again."""
+"""Build Atlas from installed packages and write it as Parquet with a card; load it again; summarise it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .card import build_card
-from .schema import candidate_features, pair_features
-from .second_font import find_font
-from .sources import source_versions
-from .splits import SPLITS, TRAIN, split_questions
-from .tables import Row, Studio, candidate_rows, pair_rows, second_font_rows
-from .world import make_world
+from mmemb_r1.atlas.card import build_card, source_versions
+from mmemb_r1.atlas.pictures import find_font
+from mmemb_r1.atlas.splits import SPLITS, TRAIN, split_questions
+from mmemb_r1.atlas.tables import (
+    Row,
+    Studio,
+    candidate_features,
+    candidate_rows,
+    pair_features,
+    pair_rows,
+    second_font_rows,
+)
+from mmemb_r1.atlas.world import make_world
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+
 
 MANIFEST = "atlas.json"
 
@@ -162,3 +170,32 @@ def _check_at_least(**bounds: tuple[int, int]) -> None:
     for name, (value, least) in bounds.items():
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}.")
+
+
+def atlas_texts(atlas: Atlas) -> list[str]:
+    """All text a model meets in training: questions, answers and rationales of train, and every candidate."""
+    texts: set[str] = set()
+    columns = ["query_text", "target_text", "query_rationale", "target_rationale"]
+    flat = atlas.pairs[TRAIN].flatten().rename_columns({"query.text": "query_text", "target.text": "target_text"})
+    flat = flat.select_columns(columns)
+    for column in columns:
+        for value in flat[column]:
+            texts.update(value if isinstance(value, list) else [value])
+    texts.update(atlas.candidates.flatten().select_columns(["input.text"])["input.text"])
+    return sorted(text for text in texts if text)
+
+
+def majority_baseline(pairs_train: Dataset, pairs_eval: Dataset) -> dict[str, float]:
+    """hit@1 per task of always giving the task's most frequent answer in training (0 for a task not trained)."""
+    trained: dict[str, Counter[str]] = {}
+    for task, answer in _tasks_and_answers(pairs_train):
+        trained.setdefault(task, Counter())[answer] += 1
+    majority = {task: min(count, key=lambda answer: (-count[answer], answer)) for task, count in trained.items()}
+    hits: dict[str, list[bool]] = {}
+    for task, answer in _tasks_and_answers(pairs_eval):
+        hits.setdefault(task, []).append(majority.get(task) == answer)
+    return {task: sum(right) / len(right) for task, right in hits.items()}
+
+
+def _tasks_and_answers(pairs: Dataset) -> Iterator[tuple[str, str]]:
+    return zip(pairs["task"], pairs["target_id"], strict=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
-from .sources import package_folder
+from mmemb_r1.atlas.card import package_folder
 
 # CLDR lists the currencies of a country with dates of validity; a fixed day keeps the answers independent of today.
 CURRENCY_DATE = date(2025, 1, 1)

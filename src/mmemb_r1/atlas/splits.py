@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import permutations
 
-from .hashing import seeded_rng, split_keys, unit_hash
-from .knowledge import Country
-from .objects import LANGUAGES
-from .tasks import (
+from mmemb_r1.atlas.hashing import seeded_rng, split_keys, unit_hash
+from mmemb_r1.atlas.knowledge import Country
+from mmemb_r1.atlas.tasks import (
     COMPARISONS,
     LOOKUP_RELATIONS,
     MAX_DIGITS,
@@ -23,7 +22,7 @@ from .tasks import (
     flag_naming,
     object_naming,
 )
-from .world import World
+from mmemb_r1.atlas.world import LANGUAGES, World
 
 TRAIN = "train"
 FRACTIONS = {TRAIN: 0.55, "policy": 0.13, "validation": 0.07, "test": 0.25}

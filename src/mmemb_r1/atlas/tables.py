@@ -1,4 +1,4 @@
-"""Rows of the tables: questions and candidates with their pictures rendered."""
+"""Make the rows of Atlas's tables: questions and candidates with their pictures rendered."""
 
 from __future__ import annotations
 
@@ -6,18 +6,55 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .hashing import seeded_rng
-from .knowledge import RELATIONS
-from .objects import LANGUAGES
-from .pictures import augment, encode_png, render_digits
-from .second_font import render_emoji
-from .splits import TRAIN, digit_indices
-from .tasks import MAX_DIGITS, Question
+from mmemb_r1.atlas.hashing import seeded_rng
+from mmemb_r1.atlas.knowledge import RELATIONS
+from mmemb_r1.atlas.pictures import augment, encode_png, render_digits, render_emoji
+from mmemb_r1.atlas.splits import TRAIN, digit_indices
+from mmemb_r1.atlas.tasks import MAX_DIGITS, Question
+from mmemb_r1.atlas.world import LANGUAGES
 
 if TYPE_CHECKING:
+    from datasets import Features
     from PIL import Image
 
-    from .world import World
+    from mmemb_r1.atlas.world import World
+
+
+def input_feature() -> dict[str, Any]:
+    """Feature of one input: text or None, a list of pictures (empty for none), instruction or None."""
+    from datasets import Image, List, Value
+
+    return {"text": Value("string"), "image": List(Image()), "instruction": Value("string")}
+
+
+def pair_features() -> Features:
+    """`datasets.Features` of a split of pairs."""
+    from datasets import Features, List, Value
+
+    text, segments = Value("string"), List(Value("string"))
+    return Features(
+        {
+            "pair_id": text,
+            "task": text,
+            "complexity": text,
+            "query": input_feature(),
+            "target": input_feature(),
+            "negatives": List(input_feature()),
+            "query_rationale": segments,
+            "target_rationale": segments,
+            "candidate_set": text,
+            "target_id": text,
+            "entity": text,
+        }
+    )
+
+
+def candidate_features() -> Features:
+    """`datasets.Features` of the candidates."""
+    from datasets import Features, Value
+
+    return Features({"candidate_set": Value("string"), "candidate_id": Value("string"), "input": input_feature()})
+
 
 NAME_TASKS = ("picture-name-object", "picture-name-flag")
 NOTO_TASK = "picture-name-noto"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .knowledge import LARGEST, RELATIONS, SMALLEST, Country
-from .objects import LANGUAGES, PictureObject
+from mmemb_r1.atlas.knowledge import LARGEST, RELATIONS, SMALLEST, Country
+from mmemb_r1.atlas.world import LANGUAGES, PictureObject
 
 SIMPLE, MULTI_HOP = "simple", "multi-hop"
 FLAG_RELATIONS = ("capital", "region", "currency", "language", "tld")

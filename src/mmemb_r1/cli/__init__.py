@@ -14,7 +14,6 @@ from importlib import import_module
 import mmemb_r1
 
 COMMANDS = {
-    "quickstart": "build the benchmark, train a small model on it, evaluate it and show what it does",
     "init": "turn a vision-language model into an untrained mmemb-r1 checkpoint",
     "encode": "embed the inputs of a JSON lines file",
     "rationales": "draw rationales from a pool of workers (the prior)",
@@ -25,7 +24,6 @@ COMMANDS = {
     "evaluate": "measure a model on Atlas or MMEB-V2",
     "compare": "tell whether two evaluations differ by more than chance",
     "diagnose": "test whether a checkpoint reads its rationales",
-    "study": "check the claims of the method on Atlas, one part of it left out at a time",
     "card": "write a checkpoint's model card, or check it",
     "push": "put a checkpoint on the Hub",
     "pull": "get a checkpoint from the Hub, verified",
@@ -42,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; defaults to those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments)
+    return exit_status(_parser(arguments).parse_args(arguments))
+
+
+def exit_status(args: argparse.Namespace) -> int:
+    """Run what `args.run` is, and report an error of the user's in one line, or with its traceback after `--debug`."""
     try:
         return args.run(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.evaluation.settings import MODES
 
 if TYPE_CHECKING:
-    from mmemb_r1.evaluation.run.results import Results
+    from mmemb_r1.evaluation.run_folder import Results
+
 
 OPTIONS = ("submission", "submission_mode", "submission_metadata")
 

@@ -31,8 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmemb_r1.cli._saving import save_trained
-    from mmemb_r1.cli._training import read_recipe, train_in_folder, training_fields
+    from mmemb_r1.cli._training import read_recipe, save_trained, train_in_folder, training_fields
     from mmemb_r1.cli.train import load_module, peft_config
     from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs

@@ -79,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
     from mmemb_r1.cli._training import read_recipe, training_fields
     from mmemb_r1.cli.select import kind_of
     from mmemb_r1.training import AdaptiveGRPOConfig, JointConfig
-    from mmemb_r1.training.prior.pool import load_pool
+    from mmemb_r1.training.rationales.pool import load_pool
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     if args.n < 1:
@@ -112,7 +112,7 @@ def check(args: argparse.Namespace) -> None:
 
 def claim_folder(args: argparse.Namespace) -> None:
     """Another run must not go on in this one's folder; a larger --n may."""
-    from mmemb_r1._files import claim
+    from mmemb_r1.runs import claim
 
     files = ("pairs", "policy_pairs", "eval_pairs", "pool", "joint_config", "adaptive_config")
     digests = {
@@ -124,9 +124,9 @@ def claim_folder(args: argparse.Namespace) -> None:
 
 def draw(args: argparse.Namespace, notes: list[dict[str, Any]]) -> None:
     """The prior of a round, in one folder for all rounds: of a pool that grew only the new worker draws."""
-    from mmemb_r1.training.prior.checkpoint_worker import CheckpointWorker
-    from mmemb_r1.training.prior.draw import draw_rationales
-    from mmemb_r1.training.prior.pool import load_pool
+    from mmemb_r1.training.rationales.checkpoint_worker import CheckpointWorker
+    from mmemb_r1.training.rationales.draw import draw_rationales
+    from mmemb_r1.training.rationales.pool import load_pool
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options: dict[str, Any] = {"device": "cpu" if args.cpu else None}
@@ -211,7 +211,7 @@ def read_notes(output: Path) -> list[dict[str, Any]]:
 
 
 def write_notes(output: Path, notes: list[dict[str, Any]]) -> None:
-    from mmemb_r1._files import replaced_file
+    from mmemb_r1.runs import replaced_file
 
     with replaced_file(output / NOTES) as temporary:
         temporary.write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")

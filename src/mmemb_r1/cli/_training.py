@@ -1,4 +1,4 @@
-"""Options that every command that trains has, and the fields of a trainer's config that they make."""
+"""Options that every training command has, the config fields that they make, and saving what was trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmemb_r1.training.joint.trainer import JointTrainer
+
 
 LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
 
@@ -111,8 +115,8 @@ def train_in_folder(trainer: Any, args: argparse.Namespace, fields: Mapping[str,
     Raises:
         ValueError: if the folder was begun with another model, table or other settings.
     """
-    from mmemb_r1._files import claim
-    from mmemb_r1.training.checkpoints import last_checkpoint
+    from mmemb_r1.runs import claim
+    from mmemb_r1.training.base_trainer import last_checkpoint
 
     claim(
         args.output / "run.json",
@@ -140,3 +144,38 @@ def as_number(name: str, value: Any, default: Any) -> Any:
         return float(value)
     except ValueError as error:
         raise ValueError(f"{name}: {value!r} is no number") from error
+
+
+def save_trained(trainer: JointTrainer, checkpoint: str, output: Path) -> None:
+    """
+    Save a trained model in `output/model`, complete and with its card, and adapters, if it has any, in
+    `output/adapter` as well.
+
+    All processes of a run have to call it; the main one saves. Sharded weights are gathered. The model is put together
+    anew from the checkpoint that training began with, and is saved in that one's dtype: adapters are merged into its
+    weights as they are stored, also where training saw them quantised.
+
+    Args:
+        trainer: after training.
+        checkpoint: what was trained on: a folder or a Hub id.
+        output: the folder.
+    """
+    from accelerate.utils import is_peft_model
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.training.adapters import load_adapters, merged
+
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    folder = output / "model"
+    model = MMEmbR1(checkpoint, device="cpu")
+    if is_peft_model(trained):
+        trained.save_pretrained(str(output / "adapter"), state_dict=state)
+        model[0].model = merged(load_adapters(model[0].model, output / "adapter"))
+    else:
+        model[0].model.load_state_dict(state)
+    model.save_pretrained(str(folder), create_model_card=False)
+    write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})

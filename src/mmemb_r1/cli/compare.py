@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmemb_r1.cli._tasks import listed
+from mmemb_r1.cli._options import listed
 
 HELP = """\
 Compare two evaluations of the same queries, A and B, query by query: what B gains over A per task, per group of tasks
@@ -32,13 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmemb_r1.cli._shards import show_progress
-    from mmemb_r1.evaluation.comparison.compare import compare_runs
-    from mmemb_r1.evaluation.comparison.table import paired_table, remark
-    from mmemb_r1.evaluation.reports.terminal import print_table
-    from mmemb_r1.evaluation.run.results import save_results
-    from mmemb_r1.evaluation.run.summary import ALL
-    from mmemb_r1.evaluation.statistics.paired import NUM_SAMPLES
+    from mmemb_r1.cli._options import show_progress
+    from mmemb_r1.evaluation.compare import compare_runs, paired_table, remark
+    from mmemb_r1.evaluation.report.terminal import print_table
+    from mmemb_r1.evaluation.run_folder import save_results
+    from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
+    from mmemb_r1.evaluation.summary import ALL
 
     found = compare_runs(
         args.a,

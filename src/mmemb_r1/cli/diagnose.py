@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._tasks import add_source_options, atlas_split, listed
+from mmemb_r1.cli._options import add_source_options, atlas_split, listed
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation.tasks import RetrievalTask
+
 
 HELP = """\
 The shortcut test: does a checkpoint read its rationales, or only write them? Every query thinks; then its rationale is
@@ -43,13 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmemb_r1.cli._loading import load_model
-    from mmemb_r1.cli._shards import show_progress
-    from mmemb_r1.evaluation.reports.terminal import print_table
-    from mmemb_r1.evaluation.run.summary import ALL
-    from mmemb_r1.evaluation.shortcut.run import diagnose
-    from mmemb_r1.evaluation.shortcut.settings import ShortcutSettings
-    from mmemb_r1.evaluation.shortcut.table import shortcut_table, verdict_line
+    from mmemb_r1.cli._options import load_model, show_progress
+    from mmemb_r1.evaluation.diagnose.run import diagnose
+    from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
+    from mmemb_r1.evaluation.diagnose.verdict import shortcut_table, verdict_line
+    from mmemb_r1.evaluation.report.terminal import print_table
+    from mmemb_r1.evaluation.summary import ALL
 
     if args.split and not args.atlas:
         raise ValueError("--split is for --atlas; leave it out")
@@ -85,14 +85,14 @@ def tasks_of(args: argparse.Namespace) -> tuple[Sequence[RetrievalTask], dict[st
 
         return load_tasks(args.mmeb, None if args.tasks is None else listed(args.tasks)), {"dataset": "MMEB-V2"}
     if args.atlas:
-        from mmemb_r1.evaluation.tasks.atlas import atlas_tasks
+        from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 
         atlas, split, data = atlas_split(args)
         tasks = atlas_tasks(atlas.pairs[split], atlas.candidates, data)
         return chosen_tasks(tasks, args.tasks), {"dataset": "Atlas", "split": split}
     if not args.pairs.is_file():
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
-    from mmemb_r1.evaluation.tasks.pairs import pair_tasks
+    from mmemb_r1.evaluation.pair_tasks import pair_tasks
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     tasks = pair_tasks(read_pairs(args.pairs, PAIR_COLUMNS))
@@ -108,7 +108,7 @@ def chosen_tasks(tasks: list[RetrievalTask], names: str | None) -> list[Retrieva
     """
     if names is None:
         return tasks
-    from mmemb_r1.evaluation.run.summary import chosen
+    from mmemb_r1.evaluation.summary import chosen
 
     wanted = chosen({task.name: task.groups for task in tasks}, listed(names))
     return [task for task in tasks if task.name in wanted]

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._shards import show_progress
+from mmemb_r1.cli._options import show_progress
 
 if TYPE_CHECKING:
     import numpy as np
+
 
 HELP = """\
 Embed the inputs of a JSON lines file, one vector per line and in the same order.
@@ -243,7 +244,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]], *, rationales: bool) -> N
     """Write what `explain` returned, in the format that the suffix of `path` names."""
     import numpy as np
 
-    from mmemb_r1._files import replaced_file
+    from mmemb_r1.runs import replaced_file
 
     embeddings = np.stack([np.asarray(row["embedding"], dtype=np.float32) for row in rows])  # (N, D)
     meta = [_meta(row, rationales) for row in rows]
@@ -277,7 +278,7 @@ def _write_safetensors(path: Path, embeddings: np.ndarray, meta: list[dict[str, 
     import numpy as np
     from safetensors.numpy import save_file
 
-    from mmemb_r1._stream_shards import COLUMNS
+    from mmemb_r1.stream_shards import COLUMNS
 
     tensors: dict[str, np.ndarray] = {
         name: np.array([row[name] for row in meta], dtype=dtype) for name, dtype in COLUMNS.items()

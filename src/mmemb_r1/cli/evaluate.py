@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.cli._options import add_source_options, atlas_split, listed
 from mmemb_r1.cli._submission import OPTIONS as OF_SUBMISSION
 from mmemb_r1.cli._submission import add_submission_options, check_options, metadata_of, submit, submitted_mode
-from mmemb_r1.cli._tasks import add_source_options, atlas_split, listed
 from mmemb_r1.evaluation.settings import MODES
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation import Settings
-    from mmemb_r1.evaluation.run.results import Results
+    from mmemb_r1.evaluation.run_folder import Results
     from mmemb_r1.evaluation.tasks import RetrievalTask
+
 
 HELP = """\
 Measure a model on Atlas or on a local copy of MMEB-V2: per task and reasoning mode the score with its interval, how
@@ -74,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     told = check_options(args, modes)
 
-    from mmemb_r1.cli._loading import load_model
-    from mmemb_r1.cli._shards import show_progress
+    from mmemb_r1.cli._options import load_model, show_progress
     from mmemb_r1.evaluation import run_evaluation, save_results
 
     bar = show_progress("mmemb_r1.evaluation")
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     if args.mmeb:
         results["overall"] = _overall(results)
     if folder is not None:
-        from mmemb_r1.evaluation.reports.files import write_reports
+        from mmemb_r1.evaluation.report import write_reports
 
         write_reports(results, folder)
     elif args.output:
@@ -144,8 +144,8 @@ def _settings(args: argparse.Namespace, modes: tuple[str, ...]) -> Settings:
 
 def _atlas(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str, Any]]:
     """Atlas's tasks, and what to note of them."""
-    from mmemb_r1.evaluation.run.summary import chosen
-    from mmemb_r1.evaluation.tasks.atlas import atlas_tasks, majority, set_sizes
+    from mmemb_r1.evaluation.atlas_tasks import atlas_tasks, majority, set_sizes
+    from mmemb_r1.evaluation.summary import chosen
 
     atlas, split, data = atlas_split(args)
     pairs = atlas.pairs[split]
@@ -213,8 +213,8 @@ def _overall(results: Results) -> dict[str, Any]:
 
 
 def _show(results: Results, kind: str) -> None:
-    from mmemb_r1.evaluation.reports.markdown import results_markdown
-    from mmemb_r1.evaluation.reports.terminal import print_table, results_table
+    from mmemb_r1.evaluation.report.markdown import results_markdown
+    from mmemb_r1.evaluation.report.terminal import print_table, results_table
 
     if kind == "json":
         print(json.dumps(results, indent=2, ensure_ascii=False))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmemb_r1.hub import Pulled
 
+
 HELP = """\
 Download a checkpoint from the Hugging Face Hub at one commit, check every file against the hash that the repository
 lists, and print the lines that load just that commit. Nothing of it is run. Pickles are left out and named.

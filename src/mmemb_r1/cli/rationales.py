@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._shards import add_shard_options, show_progress
+from mmemb_r1.cli._options import add_shard_options, show_progress
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.pool.is_file():
         raise ValueError(f"--pool {args.pool}: there is no such file")
 
-    from mmemb_r1.training.prior.pool import load_pool
+    from mmemb_r1.training.rationales.pool import load_pool
 
     workers = load_pool(args.pool, only=args.workers, samples=args.samples)
 
-    from mmemb_r1.training.prior.draw import draw_rationales
+    from mmemb_r1.training.rationales.draw import draw_rationales
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     summary = draw_rationales(
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         max_failures=args.max_failures,
         part=args.part,
         retry_failed=args.retry_failed,
-        progress=show_progress("mmemb_r1.training.prior"),
+        progress=show_progress("mmemb_r1.training.rationales"),
     )
     print(*summary.lines(), sep="\n")
     if summary.aborted:

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._shards import add_shard_options, show_progress
+from mmemb_r1.cli._options import add_shard_options, show_progress
 
 if TYPE_CHECKING:
-    from mmemb_r1.training.posterior.evaluator import PairEvaluator
+    from mmemb_r1.training.selection.evaluator import PairEvaluator
+
 
 HELP = """\
 Keep the rationales that help a query meet its target. An evaluator judges every pair, and some wrong ones, with and
@@ -84,15 +85,15 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
 
-    from mmemb_r1.training.posterior.options import SelectionOptions
-    from mmemb_r1.training.prior.shards import read_rationales
+    from mmemb_r1.training.rationales.table import read_rationales
+    from mmemb_r1.training.selection.config import SelectionOptions
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {name: name for name in OPTIONS}))
     pairs, rationales = read_pairs(args.pairs, PAIR_COLUMNS), read_rationales(args.rationales)
 
-    from mmemb_r1.training.posterior.report_text import report_text
-    from mmemb_r1.training.posterior.select import select_rationales
+    from mmemb_r1.training.selection.report import report_text
+    from mmemb_r1.training.selection.select import select_rationales
 
     report = select_rationales(
         pairs,
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         shard_size=args.shard_size,
         part=args.part,
-        progress=show_progress("mmemb_r1.training.posterior"),
+        progress=show_progress("mmemb_r1.training.selection"),
     )
     if report is None:
         print("this part is done; when all parts are, run the command once more, without --part, to select")
@@ -132,11 +133,11 @@ def load_evaluator(args: argparse.Namespace) -> PairEvaluator:
         )
     fields = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
     if kind == "vlm":
-        from mmemb_r1.training.posterior.vlm_evaluator import VLMEvaluator
+        from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
 
         return VLMEvaluator(args.evaluator, **fields)
 
-    from mmemb_r1.training.posterior.embedding_evaluator import EmbeddingEvaluator
+    from mmemb_r1.training.selection.embedding_evaluator import EmbeddingEvaluator
 
     return EmbeddingEvaluator(args.evaluator, **fields)
 

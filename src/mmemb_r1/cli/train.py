@@ -13,6 +13,7 @@ from mmemb_r1.cli._training import add_phase_options
 if TYPE_CHECKING:
     from datasets import Dataset
 
+
 HELP = """\
 Train a checkpoint. `mmemb-r1 train joint` runs the joint phase on a pairs table (Parquet with the columns query,
 target and, optionally, pair_id, task, negatives, query_rationale and target_rationale).
@@ -66,8 +67,7 @@ def run_joint(args: argparse.Namespace) -> int:
     """`mmemb-r1 train joint`."""
 
     from mmemb_r1.atlas import augment
-    from mmemb_r1.cli._saving import save_trained
-    from mmemb_r1.cli._training import read_recipe, train_in_folder, training_fields
+    from mmemb_r1.cli._training import read_recipe, save_trained, train_in_folder, training_fields
     from mmemb_r1.training import JointConfig, JointTrainer
     from mmemb_r1.training.tables import read_pairs
 

@@ -42,9 +42,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{option.replace('_', '-')} {path}: there is no such file")
 
     from mmemb_r1.cli._training import train_in_folder, training_fields
-    from mmemb_r1.training.posterior.evaluator_config import EvaluatorConfig
-    from mmemb_r1.training.posterior.evaluator_trainer import EvaluatorTrainer, judgements, save_evaluator
-    from mmemb_r1.training.prior.shards import read_rationales
+    from mmemb_r1.training.rationales.table import read_rationales
+    from mmemb_r1.training.selection.evaluator_trainer import (
+        EvaluatorConfig,
+        EvaluatorTrainer,
+        judgements,
+        save_evaluator,
+    )
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
     from mmemb_r1.training.vlm import load_vlm
 

@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("mteb is missing: pip install 'mmemb-r1[eval]'") from error
 
-from mmemb_r1._fingerprint import checkpoint_fingerprint
+from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.configuration_mmemb_r1 import REASONING_OPTIONS
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmemb_r1.hub.pull import Pulled, pull_checkpoint
     from mmemb_r1.hub.push import Pushed, push_checkpoint
 
+
 __all__ = [
     "HubError",
     "Pulled",

@@ -16,8 +16,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from mmemb_r1.hub.listing import UNTOUCHED
-from mmemb_r1.hub.pickles import has_pickle_name, pickle_problem
+from mmemb_r1.hub.files import UNTOUCHED, has_pickle_name, pickle_problem
 
 # One of each line. Without it the checkpoint fails to load or to embed, or knows no instructions by name; README.md is
 # the card that the Hub shows.

@@ -12,8 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
 from mmemb_r1.hub.errors import HubError, check_repo_id, explained
-from mmemb_r1.hub.listing import head, hub_api, list_files, matches
-from mmemb_r1.hub.pickles import has_pickle_name, pickle_problem
+from mmemb_r1.hub.files import has_pickle_name, head, hub_api, list_files, matches, pickle_problem
 
 
 @dataclass(frozen=True)

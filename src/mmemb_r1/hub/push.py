@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from mmemb_r1.hub.checks import check_checkpoint
 from mmemb_r1.hub.errors import LOG_IN, HubError, RepositoryMovedError, check_repo_id, explained
-from mmemb_r1.hub.listing import UNTOUCHED, content_hash, head, hub_api, list_files, matches
+from mmemb_r1.hub.files import UNTOUCHED, content_hash, head, hub_api, list_files, matches
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PULL_REQUESTS = "refs/pr/"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .factory import FAMILIES, build_tiny_vlm
-from .tokenizer import train_tokenizer
+from mmemb_r1.tiny.factory import FAMILIES, build_tiny_vlm
+from mmemb_r1.tiny.text import train_tokenizer
 
 __all__ = ["FAMILIES", "build_tiny_vlm", "train_tokenizer"]

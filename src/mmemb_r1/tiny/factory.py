@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from .family import Family
-from .gemma import GEMMA3
-from .idefics import IDEFICS3, SMOLVLM
-from .internvl import INTERNVL
-from .llava import LLAVA
-from .qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
-from .sizes import TinySizes
-from .tokenizer import DEFAULT_TEXTS, train_tokenizer
+from mmemb_r1.tiny.config import Family, TinySizes
+from mmemb_r1.tiny.others import GEMMA3, IDEFICS3, INTERNVL, LLAVA, SMOLVLM
+from mmemb_r1.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+from mmemb_r1.tiny.text import DEFAULT_TEXTS, train_tokenizer
 
 _REGISTRY: dict[str, Family] = {
     "qwen3_vl": QWEN3_VL,

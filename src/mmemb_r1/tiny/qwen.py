@@ -18,10 +18,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from .configs import text_config, token_id
-from .family import Family
-from .sizes import MERGE_SIZE, TinySizes
-from .templates import chat_template
+from mmemb_r1.tiny.config import MERGE_SIZE, Family, TinySizes, text_config, token_id
+from mmemb_r1.tiny.text import chat_template
 
 SPECIAL_TOKENS = {
     "pad_token": "<|endoftext|>",

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from mmemb_r1.evaluation.mmeb import task_named
-from mmemb_r1.evaluation.mmeb.media import Media
+from mmemb_r1.evaluation.mmeb.annotations import Media
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mmemb_r1.evaluation.mmeb.annotations import evenly_spread
 from mmemb_r1.evaluation.mmeb.labels import LABELS
-from mmemb_r1.evaluation.mmeb.media import evenly_spread
 
 
 def names(frames):

@@ -9,10 +9,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._inputs import given_parts
-from mmemb_r1.evaluation.mmeb.annotations import noted_revision
+from mmemb_r1.content import given_parts
+from mmemb_r1.evaluation.mmeb.annotations import Media, noted_revision
 from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask
-from mmemb_r1.evaluation.mmeb.media import Media
 from mmemb_r1.evaluation.tasks import RetrievalTask
 
 logger = logging.getLogger(__name__)

@@ -6,14 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmemb_r1.evaluation.mmeb.catalogue import (
-    GROUPS,
-    NUM_TASKS,
-    OLD_PAGES,
-    TASKS,
-    group_named,
-    task_named,
-)
+from mmemb_r1.evaluation.mmeb.catalogue import GROUPS, NUM_TASKS, OLD_PAGES, TASKS, group_named, task_named
 
 
 class TaskScore(NamedTuple):

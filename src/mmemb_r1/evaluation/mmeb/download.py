@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mmemb_r1._files import claim, claimed
 from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, noted_revision, revision_note
 from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask, task_named
+from mmemb_r1.runs import claim, claimed
 
 MEDIA_REPOSITORY = "TIGER-Lab/MMEB-V2"
 ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos beside them are not wanted
@@ -95,7 +95,7 @@ def archive_of(task: MMEBTask) -> Archive | None:
 
 def _commit(repo_id: str, revision: str | None = None) -> str:
     from mmemb_r1.hub.errors import explained
-    from mmemb_r1.hub.listing import hub_api
+    from mmemb_r1.hub.files import hub_api
 
     with explained(repo_id, revision):
         return str(hub_api().dataset_info(repo_id, revision=revision).sha)

@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1._files import replaced_file
 from mmemb_r1.evaluation.mmeb.catalogue import METRICS, MODALITIES, NUM_TASKS, TASKS, task_named
 from mmemb_r1.evaluation.mmeb.claims import overall, page_names, scores_of
+from mmemb_r1.runs import replaced_file
 
 METADATA: Mapping[str, tuple[type, ...]] = {
     "model_name": (str,),

@@ -1,0 +1,100 @@
+"""Run the shortcut test on retrieval tasks: the model's own rationales, then others in their place."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmemb_r1.evaluation.diagnose.tester import ROWS_NAME, ShortcutSettings, ShortcutTester
+from mmemb_r1.evaluation.diagnose.verdict import summarise, trials_of
+from mmemb_r1.evaluation.encoders import AdaptiveEncoder
+from mmemb_r1.evaluation.run_folder import Columns, RunFolder, save_results
+from mmemb_r1.evaluation.runner import in_turn, versions
+from mmemb_r1.evaluation.summary import members_of
+from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.runs import progress_bar
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+RESULT_FILE = "shortcut.json"
+
+
+def diagnose(
+    model: Any,
+    tasks: Iterable[RetrievalTask],
+    settings: ShortcutSettings | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Find out whether a model reads its rationales, on queries that all think.
+
+    Every query is embedded after the rationale that the model wrote for it, and after what takes its place, one of
+    `figures.INTERVENTIONS`. `swap` gives it the rationale of another query of its task, one of other words and with
+    other right candidates: what it says is wrong here. Candidates are embedded directly.
+
+    With `output`, every task is written as soon as it is measured, and the same call goes on where a killed one
+    stopped. The folder then holds
+
+        run.json                         what makes it another test: checkpoint and settings
+        tasks/<task>/task.json           what makes it another task: a digest of its data
+        tasks/<task>/shortcut.parquet    a row per query: scores, cosines, the rationale, whose it was given
+        shortcut.json                    what is returned
+
+    Args:
+        model: an [`MMEmbR1`].
+        tasks: read one after the other; names have to be unique.
+        settings: how. Default: `ShortcutSettings()`.
+        output: the folder. Default: nothing is written.
+        config: what else to note, say the model's name.
+        progress: whether to show bars on standard error; defaults to `True`.
+
+    Returns:
+        A dict that JSON can hold: `format`; `config`; `tasks`, per task its `metric`, `groups` and what
+        `figures.summarise` gives; `summary`, the same over the tasks of each group, and over all under `all`, whose
+        `verdict` and `reason` are the test's.
+
+    Raises:
+        ValueError: if there are no tasks, or two of one name; the model is no mmemb-r1 checkpoint; `output` holds
+            another test; or a vector after a rationale that is forced is not that after the same rationale as the
+            model decodes it, so that nothing could be learnt from it.
+    """
+    settings = settings or ShortcutSettings()
+    if not hasattr(model, "explain"):
+        raise ValueError(
+            f"the shortcut test needs an mmemb-r1 checkpoint, which thinks; this is a {type(model).__name__}"
+        )
+    facts = AdaptiveEncoder(model, settings.encoding()).facts()
+    folder = None if output is None else RunFolder(output, {"test": ROWS_NAME, **facts, **asdict(settings)})
+    facts_of: dict[str, dict[str, Any]] = {}
+    measured: dict[str, Columns] = {}
+    with progress_bar(progress) as bar:
+        tester = ShortcutTester(model, settings, folder, bar)
+        for task in in_turn(tasks, bar):
+            measured[task.name] = tester.measure(task)
+            facts_of[task.name] = {"metric": task.metric, "groups": dict(task.groups)}
+            logger.info("%s: %d queries", task.name, len(measured[task.name]["score"]))
+    if not measured:
+        raise ValueError("there is nothing to test: no task was given")
+    trials = trials_of(measured)
+    members = members_of({name: of_task["groups"] for name, of_task in facts_of.items()})
+    results = {
+        "format": FORMAT,
+        "config": {
+            **asdict(settings),
+            "versions": versions(),
+            "checkpoint": facts["checkpoint"],
+            **(config or {}),
+        },
+        "tasks": {name: {**of_task, **summarise(trials, [name])} for name, of_task in facts_of.items()},
+        "summary": {group: {"tasks": len(names), **summarise(trials, names)} for group, names in members.items()},
+    }
+    if output is not None:
+        save_results(results, Path(output) / RESULT_FILE)
+    return results

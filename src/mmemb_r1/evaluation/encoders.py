@@ -1,0 +1,432 @@
+"""Encode with the models under evaluation: inputs in; vectors, gate decisions and timings out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mmemb_r1.evaluation.settings import OPTIONS, Settings
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+    from mmemb_r1.embedding_cache import EmbeddingCache
+
+
+QUERY, DOCUMENT = "query", "document"  # sides, and the names under which a model saves their prompts
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """
+    What a model made of N inputs.
+
+    Attributes:
+        embeddings: `(N, D)` float32.
+        reasoned: `(N,)` whether each thought.
+        num_reasoning_tokens: `(N,)` int64, of its rationale.
+        num_reasoning_rounds: `(N,)` int64, how often it thought.
+        gate_prob: `(N,)` float64; `None` of a model without a gate.
+        rationales: what was thought, `""` if nothing; `None` of a model that can't.
+        seconds: what embedding took, without what a cache took.
+        timed: how many inputs that was for: those that were computed. What came from a cache was not, and of equal
+            inputs, where the model computes them once, one was.
+    """
+
+    embeddings: npt.NDArray[np.float32]
+    reasoned: npt.NDArray[np.bool_]
+    num_reasoning_tokens: npt.NDArray[np.int64]
+    num_reasoning_rounds: npt.NDArray[np.int64]
+    gate_prob: npt.NDArray[np.float64] | None
+    rationales: list[str] | None
+    seconds: float
+    timed: int
+
+    @property
+    def seconds_per_input(self) -> float | None:
+        """`None` if nothing was timed."""
+        return self.seconds / self.timed if self.timed else None
+
+
+class Encoder(Protocol):
+    """A model as the evaluation asks it."""
+
+    def facts(self) -> dict[str, Any]:
+        """What makes it another model: `checkpoint`, a digest or `None`, and its settings beside the checkpoint."""
+
+    def reasoning_options(self) -> dict[str, Any]:
+        """Those of `encode` that its queries are embedded with, as far as they are known."""
+
+    def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
+        """
+        Embed inputs at once.
+
+        Args:
+            inputs: as `encode` takes them.
+            side: `"query"` or `"document"`.
+            reasoning: mode.
+            prompt: instruction of inputs that have none of their own. `None`: what the model saved for the side.
+        """
+
+
+def settings_beside(model: SentenceTransformer) -> dict[str, Any]:
+    """What a loaded model may be told beside its checkpoint."""
+    return {"truncate_dim": model.truncate_dim, "prompts": saved_prompts(model)}
+
+
+def saved_prompts(model: Any) -> dict[str, str]:
+    """Side -> the prompt that the model saved for it, if it did."""
+    saved = getattr(model, "prompts", None) or {}
+    return {side: saved[side] for side in (QUERY, DOCUMENT) if saved.get(side)}
+
+
+def check_count(rows: Sequence[Any], inputs: Sequence[Any]) -> None:
+    """Refuse more or fewer rows than inputs."""
+    if len(rows) != len(inputs):
+        raise ValueError(f"the model gave {len(rows)} embeddings for {len(inputs)} inputs")
+
+
+BATCHES_AT_ONCE = 16  # are handed to the model: their thinkers think together, and their media are in memory
+Made = TypeVar("Made")
+
+
+def in_parts(inputs: Sequence[Any], batch_size: int, embed: Callable[[list[Any]], Made]) -> Iterator[tuple[int, Made]]:
+    """
+    What a function makes of inputs, part by part.
+
+    Args:
+        inputs: N of them, read in order.
+        batch_size: inputs that are read at once; a part has 16 times as many.
+        embed: is given a part.
+
+    Yields:
+        The number of a part's first input, and what was made of it.
+
+    Raises:
+        InputError: what `embed` raises, with the number of the input among all of them.
+    """
+    from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+
+    size = BATCHES_AT_ONCE * batch_size
+    for start in range(0, len(inputs), size):
+        try:
+            made = embed([inputs[row] for row in range(start, min(start + size, len(inputs)))])
+        except InputError as error:
+            raise error.at(start + error.index) from error
+        yield start, made
+
+
+def embed_all(
+    encoder: Encoder,
+    inputs: Sequence[Any],
+    *,
+    side: str,
+    reasoning: str,
+    batch_size: int,
+    prompt: str | None = None,
+    ids: Sequence[str] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Embedded:
+    """
+    Embed inputs part by part, so that no more of them are read than one part has.
+
+    Args:
+        encoder: the model.
+        inputs: N of them, at least one; read in order.
+        side: `"query"` or `"document"`.
+        reasoning: mode.
+        batch_size: inputs that are read at once; a part has 16 times as many.
+        prompt: instruction of inputs that have none of their own. `None`: what the model saved for the side.
+        ids: of the inputs, for errors. Default: their numbers.
+        advance: told how many more are embedded, part by part.
+
+    Raises:
+        InputError: a `ValueError` that names the number of an input that can't be embedded.
+        ValueError: if a vector is not finite, or the model gives more or fewer than inputs.
+    """
+    parts = []
+    for start, part in in_parts(
+        inputs, batch_size, partial(encoder.embed, side=side, reasoning=reasoning, prompt=prompt)
+    ):
+        finite = np.isfinite(part.embeddings).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise ValueError(
+                f"the vector of the {side} {row if ids is None else repr(ids[row])} holds NaN or infinity: a model "
+                "that gives such vectors can't be scored; look for an overflow of its dtype"
+            )
+        parts.append(part)
+        advance(len(part.embeddings))
+    return _joined(parts)
+
+
+def _joined(parts: list[Embedded]) -> Embedded:
+    def column(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    rationales: list[str] = [text for part in parts for text in part.rationales or []]
+    return Embedded(
+        embeddings=column("embeddings"),
+        reasoned=column("reasoned"),
+        num_reasoning_tokens=column("num_reasoning_tokens"),
+        num_reasoning_rounds=column("num_reasoning_rounds"),
+        gate_prob=None if parts[0].gate_prob is None else column("gate_prob"),
+        rationales=None if parts[0].rationales is None else rationales,
+        seconds=sum(part.seconds for part in parts),
+        timed=sum(part.timed for part in parts),
+    )
+
+
+class WatchedCache:
+    """
+    A cache that tells how many were `asked` for, how many of these were `missing`, and the `seconds` it took itself.
+
+    Args:
+        cache: the one that is asked.
+    """
+
+    def __init__(self, cache: EmbeddingCache | None) -> None:
+        self.cache, self.seconds = cache, 0.0
+        self.asked = self.missing = 0
+
+    def get(self, keys: Sequence[bytes]) -> list[dict[str, Tensor] | None]:
+        rows = self._timed("get", keys)
+        self.asked += len(rows)
+        self.missing += sum(row is None for row in rows)
+        return rows
+
+    def put(self, rows: Mapping[bytes, Mapping[str, Tensor]]) -> None:
+        self._timed("put", rows)
+
+    def _timed(self, method: str, argument: Any) -> Any:
+        start = time.perf_counter()
+        result = getattr(self.cache, method)(argument)
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+class Explains(Protocol):
+    """What is asked of an adaptive model: [`MMEmbR1.explain`]."""
+
+    def explain(self, inputs: list[Any], *, reasoning: str, batch_size: int, show_progress_bar: bool) -> Any: ...
+
+
+class AdaptiveEncoder:
+    """A model with the `explain` of [`MMEmbR1`]."""
+
+    def __init__(self, model: Any, settings: Settings, cache: EmbeddingCache | None = None) -> None:
+        self.model, self.cache = model, cache
+        self.batch_size, self.given = settings.batch_size, settings.reasoning_options()
+        check_cache(model, cache)
+
+    def facts(self) -> dict[str, Any]:
+        if not hasattr(self.model, "embedding_cache"):
+            return {"checkpoint": None}
+        from mmemb_r1.fingerprint import checkpoint_fingerprint
+
+        return {"checkpoint": checkpoint_fingerprint(*self.model), **settings_beside(self.model)}
+
+    def reasoning_options(self) -> dict[str, Any]:
+        of_checkpoint: dict[str, Any] = {}
+        if hasattr(self.model, "embedding_cache"):
+            config = self.model[0].model.config
+            of_checkpoint = {name: getattr(config, name) for name in OPTIONS}
+        return of_checkpoint | self.given
+
+    def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
+        prompt = saved_prompts(self.model).get(side) if prompt is None else prompt
+        options = self.given | {"reasoning": reasoning, "batch_size": self.batch_size, "show_progress_bar": False}
+        options |= {"prompt": prompt} if prompt else {}
+        with self._watched_cache() as cache:
+            start = time.perf_counter()
+            rows = self.model.explain(inputs, **options)
+            seconds = time.perf_counter() - start
+        check_count(rows, inputs)
+        # of equal inputs one is looked for
+        computed = cache.missing if cache.asked else self._computed(inputs)
+        return Embedded(
+            embeddings=np.stack([np.asarray(row["embedding"], dtype=np.float32) for row in rows]),
+            reasoned=np.array([bool(row["reasoned"]) for row in rows]),
+            num_reasoning_tokens=np.array([int(row["num_reasoning_tokens"]) for row in rows]),
+            num_reasoning_rounds=np.array([int(row.get("num_reasoning_rounds", row["reasoned"])) for row in rows]),
+            gate_prob=np.array([float(row["gate_prob"]) for row in rows]),
+            rationales=[row.get("rationale", "") for row in rows],
+            seconds=(seconds - cache.seconds) if computed else 0.0,
+            timed=computed,
+        )
+
+    def _computed(self, inputs: list[Any]) -> int:
+        """How many of the inputs the model embeds: mmemb-r1 models take equal ones for one."""
+        if not hasattr(self.model, "embedding_cache"):
+            return len(inputs)
+        from mmemb_r1.content import distinct
+        from mmemb_r1.encoding import media_options
+
+        return len(distinct(inputs, media_options(self.model, {}))[0])
+
+    @contextmanager
+    def _watched_cache(self) -> Iterator[WatchedCache]:
+        """The given cache, or the model's own, in the model's place for it."""
+        own = getattr(self.model, "embedding_cache", None)
+        watched = WatchedCache(own if self.cache is None else self.cache)
+        if watched.cache is None:
+            yield watched
+            return
+        self.model.embedding_cache = watched
+        try:
+            yield watched
+        finally:
+            self.model.embedding_cache = own
+
+
+def check_cache(model: Any, cache: EmbeddingCache | None) -> None:
+    """Refuse a cache for a model that can't use one."""
+    if cache is not None and not hasattr(model, "embedding_cache"):
+        raise ValueError(
+            f"a cache keeps vectors of mmemb-r1 models, and this one is a {type(model).__name__}; leave the cache out"
+        )
+
+
+class PlainEncoder:
+    """
+    Any sentence-transformers model: it never thinks.
+
+    The instruction of an input, else the prompt of its task, takes the place of the prompt that the model saved for
+    the side.
+    """
+
+    def __init__(self, model: SentenceTransformer, settings: Settings) -> None:
+        self.model, self.batch_size = model, settings.batch_size
+
+    def facts(self) -> dict[str, Any]:
+        return {"checkpoint": plain_fingerprint(self.model), **settings_beside(self.model)}
+
+    def reasoning_options(self) -> dict[str, Any]:
+        return {}
+
+    def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
+        if reasoning != "never":
+            raise ValueError(f"{type(self.model).__name__} can't think; allowed: reasoning='never'")
+        encode = self.model.encode_query if side == QUERY else self.model.encode_document
+        apart = "message" in self.model.modalities  # a prompt is then a message of its own
+        of_instruction: dict[str | None, list[int]] = defaultdict(list)
+        values = []
+        for row, value in enumerate(inputs):
+            instruction, rest = _without_instruction(value)
+            of_instruction[instruction or prompt].append(row)
+            values.append(rest)
+        embeddings: npt.NDArray[np.float32] | None = None
+        start = time.perf_counter()
+        for instruction, rows in of_instruction.items():
+            part = encode(
+                [values[row] for row in rows],
+                batch_size=self.batch_size,
+                show_progress_bar=False,
+                **({"prompt": instruction if apart else separated(instruction)} if instruction else {}),
+            )
+            check_count(part, rows)
+            if embeddings is None:
+                embeddings = np.empty((len(inputs), part.shape[1]), dtype=np.float32)
+            embeddings[rows] = part
+        seconds = time.perf_counter() - start
+        if embeddings is None:
+            raise ValueError("there are no inputs to embed")
+        nothing = np.zeros(len(inputs), dtype=np.int64)
+        return Embedded(embeddings, nothing.astype(bool), nothing, nothing, None, None, seconds, len(inputs))
+
+
+def plain_fingerprint(model: SentenceTransformer) -> str:
+    """
+    A digest of what turns an input into a vector, as far as any sentence-transformers model tells: its weights, the
+    settings and configurations of its modules, and its tokenizer's vocabulary. 64 hexadecimal digits.
+    """
+    from mmemb_r1.fingerprint import weights_digest
+
+    facts: list[Any] = [weights_digest(model)]
+    for module in model.modules():
+        of_model: dict[str, Any] = getattr(getattr(module, "config", None), "to_dict", dict)()
+        settings = [getattr(module, "get_config_dict", dict)(), of_model]
+        facts += [[type(module).__name__, *settings]] if any(settings) else []
+    vocabulary: dict[str, int] = getattr(getattr(model, "tokenizer", None), "get_vocab", dict)()
+    text = json.dumps([facts, sorted(vocabulary.items())], sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def separated(prompt: str) -> str:
+    """
+    A prompt that may be put in front of a text, which sentence-transformers does without anything between them.
+
+    >>> separated("Answer the question:"), separated("query: ")
+    ('Answer the question:\\n', 'query: ')
+    """
+    return prompt if prompt[-1:].isspace() else f"{prompt}\n"
+
+
+def _without_instruction(value: Any) -> tuple[str | None, Any]:
+    """
+    An input's own instruction, and what else it has, as other models take it: text alone as a string, and pictures
+    opened that are bytes.
+
+    >>> _without_instruction({"text": "a dog", "instruction": "Name the breed."})
+    ('Name the breed.', 'a dog')
+    """
+    if not isinstance(value, Mapping) or "role" in value:
+        return None, value
+    rest = {name: part for name, part in value.items() if name != "instruction" and part is not None}
+    if "image" in rest:
+        images = rest["image"]
+        rest["image"] = [_opened(one) for one in images] if isinstance(images, list | tuple) else _opened(images)
+    return value.get("instruction"), rest["text"] if list(rest) == ["text"] else rest
+
+
+def _opened(image: Any) -> Any:
+    if not isinstance(image, bytes | Mapping):
+        return image
+    from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, open_image
+
+    return open_image(image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image, DEFAULTS)
+
+
+ADAPTIVE_MODULE = "MMEmbR1Module"
+
+
+def encoder_of(
+    model: Explains | SentenceTransformer, settings: Settings, cache: EmbeddingCache | None = None
+) -> Encoder:
+    """
+    The model as the evaluation asks it.
+
+    Args:
+        model: an [`MMEmbR1`], or anything with its `explain`; or any sentence-transformers model.
+        settings: how it is evaluated.
+        cache: where embeddings are kept and found again; of mmemb-r1 models alone.
+
+    Raises:
+        ValueError: if a model that can't think is asked to, or one that can't use a cache is given one.
+    """
+    if hasattr(model, "explain"):
+        return AdaptiveEncoder(model, settings, cache)
+    plain: SentenceTransformer = model
+    if any(type(module).__name__ == ADAPTIVE_MODULE for module in plain):
+        raise ValueError(
+            f"this mmemb-r1 checkpoint was loaded as a {type(model).__name__}, which does not say when it thought; "
+            "load it as mmemb_r1.MMEmbR1"
+        )
+    check_cache(plain, cache)
+    if asked := {*settings.modes, settings.document_reasoning} - {"never"}:
+        raise ValueError(
+            f"{type(model).__name__} is no adaptive model, so it can't be asked to think: {min(asked)!r} was asked "
+            "for, allowed for it is 'never' alone"
+        )
+    return PlainEncoder(plain, settings)

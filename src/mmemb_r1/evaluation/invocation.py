@@ -1,0 +1,403 @@
+"""Measure what the gate's choice is worth: pure functions of each query's direct and reasoned scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmemb_r1.evaluation.statistics import Interval, bootstrap_means, cluster_draws, interval_of, numbered
+
+Floats = npt.NDArray[np.float64]
+_NUMBERS = ("never", "always", "tokens", "gate_prob", "seconds_never", "seconds_always")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """
+    One entry per query, of one or several tasks.
+
+    Args:
+        task: `(N,)` names.
+        cluster: `(N,)` names of what the queries are about.
+        never: `(N,)` scores of the direct vectors, say 1 where the right candidate came first.
+        always: `(N,)` scores of the reasoned vectors.
+        tokens: `(N,)` of each query's thought.
+        gate_prob: `(N,)` probabilities that the gate thinks. `None` for models without a gate.
+        seconds_never, seconds_always: `(N,)` that a query of its task takes in each mode. `None` if not measured.
+        alignment_never, alignment_always: `(N,)` how close each vector comes to the right candidate, 0 to 1; NaN where
+            it was not measured. `None` if it never was.
+
+    Raises:
+        ValueError: if there are no queries, lengths differ, or a number that has to be there is not finite.
+    """
+
+    task: npt.NDArray[Any]
+    cluster: npt.NDArray[Any]
+    never: npt.NDArray[Any]
+    always: npt.NDArray[Any]
+    tokens: npt.NDArray[Any]
+    gate_prob: npt.NDArray[Any] | None = None
+    seconds_never: npt.NDArray[Any] | None = None
+    seconds_always: npt.NDArray[Any] | None = None
+    alignment_never: npt.NDArray[Any] | None = None
+    alignment_always: npt.NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.task):
+            raise ValueError("there are no queries; give at least one")
+        for name, values in self._columns().items():
+            if values.shape != (len(self.task),):
+                raise ValueError(f"{name} has the shape {values.shape}; expected one per query, ({len(self.task)},)")
+            if name in _NUMBERS and not np.isfinite(values.astype(np.float64)).all():
+                row = int(np.argmin(np.isfinite(values.astype(np.float64))))
+                raise ValueError(f"{name} of query {row} is {values[row]}; it has to be finite")
+
+    def _columns(self) -> dict[str, npt.NDArray[Any]]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Answers:
+        """The queries for which `mask` `(N,)` is true."""
+        return Answers(**{name: values[mask] for name, values in self._columns().items()})
+
+    def thinks(self, threshold: float) -> npt.NDArray[np.bool_]:
+        """
+        `(N,)`: for which queries the gate thinks at this threshold.
+
+        Raises:
+            ValueError: if the model has no gate.
+        """
+        return self.gate() >= threshold
+
+    def threshold(self, share: float) -> float:
+        """
+        The highest threshold at which at least this share of all queries thinks, the nearest whole number of them;
+        infinite for none. Queries of equal probability think together.
+
+        Raises:
+            ValueError: if the model has no gate, or the share is not one.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share={share}; allowed: 0 to 1")
+        number = round(share * len(self.task))
+        return float(np.sort(self.gate())[-number]) if number else np.inf
+
+    def gate(self) -> npt.NDArray[Any]:
+        """
+        `(N,)` probabilities that the gate thinks.
+
+        Raises:
+            ValueError: if the model has no gate.
+        """
+        if self.gate_prob is None:
+            raise ValueError("these answers have no gate_prob: the model has no gate, or none was recorded")
+        return self.gate_prob
+
+    def gap(self) -> Floats:
+        """
+        `(N,)` utility gap: alignment of the reasoned vector minus that of the direct one. NaN where it is not known.
+        """
+        if self.alignment_never is None or self.alignment_always is None:
+            return np.full(len(self.task), np.nan)
+        return self.alignment_always.astype(np.float64) - self.alignment_never.astype(np.float64)
+
+
+LEAST_GAP = 0.1  # of the utility gap's size, for the gate to be judged by its sign
+
+
+class GateQuality(NamedTuple):
+    """
+    The gate against the sign of the true utility gap.
+
+    Attributes:
+        auc: area under the ROC curve over the queries that count. `None` if these are all of one sign.
+        share: of the queries whose gap is known, those that count.
+        queries: how many count.
+    """
+
+    auc: Interval | None
+    share: float
+    queries: int
+
+
+def gate_quality(answers: Answers, least_gap: float = LEAST_GAP, *, seed: int = 0) -> GateQuality | None:
+    """
+    How well the gate's probability tells whether thinking pays, where that matters.
+
+    Args:
+        answers: N queries, with `gate_prob`.
+        least_gap: size from which a gap counts. Default: 0.1.
+        seed: of the bootstrap.
+
+    Returns:
+        `None` if no query's gap is known.
+
+    Raises:
+        ValueError: if the model has no gate.
+    """
+    gate, gap = answers.gate(), answers.gap()
+    known = ~np.isnan(gap)
+    if not known.any():
+        return None
+    counted = known & (np.abs(np.where(known, gap, 0)) >= least_gap)
+    scores, pays = gate[counted].astype(np.float64), gap[counted] > 0
+    share, queries = float(counted.sum() / known.sum()), int(counted.sum())
+    if not pays.any() or pays.all():
+        return GateQuality(None, share, queries)
+    cluster = numbered(answers.cluster.tolist())
+    draws = [
+        auc(scores, pays, drawn[:, cluster[counted]])
+        for drawn in cluster_draws(int(cluster.max()) + 1, seed=seed, columns=queries)
+    ]
+    return GateQuality(interval_of(float(auc(scores, pays)[0]), np.concatenate(draws)), share, queries)
+
+
+def auc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Floats:
+    """
+    Area under the ROC curve: how often a positive scores above a negative, ties counting half.
+
+    Args:
+        scores: `(N,)`.
+        positive: `(N,)` booleans.
+        weights: `(D, N)`: how often each entry counts, in each of D cases. Default: once, in one case.
+
+    Returns:
+        `(D,)`, NaN where there is no positive or no negative.
+
+    >>> auc([0.9, 0.5, 0.5, 0.1], [True, True, False, False]).tolist()
+    [0.875]
+    """
+    values, signs = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
+    times = np.ones((1, len(values))) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not values.shape == signs.shape == times.shape[1:] or not len(values):
+        raise ValueError(
+            f"got scores {values.shape}, signs {signs.shape} and weights {times.shape}; expected (N,), (N,) and (D, N)"
+        )
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf) > 0)  # (L,) where a new level of scores begins
+    up, down = (
+        np.add.reduceat(times[:, order] * part[order], starts, axis=1) for part in (signs, ~signs)
+    )  # (D, L) each
+    below = np.cumsum(down, axis=1) - down / 2
+    pairs = up.sum(axis=1) * down.sum(axis=1)
+    return np.divide((up * below).sum(axis=1), pairs, out=np.full(len(times), np.nan), where=pairs > 0)
+
+
+def drawn_means(columns: dict[str, npt.NDArray[Any]], answers: Answers, seed: int) -> dict[str, Floats]:
+    """Per column `(1 + S,)`: its mean over tasks, then that of every draw."""
+    values = np.stack([column.astype(np.float64) for column in columns.values()], axis=1)  # (N, K)
+    mean, draws = bootstrap_means(values, answers.cluster.tolist(), answers.task.tolist(), seed=seed)
+    return dict(zip(columns, np.concatenate([mean[None], draws]).T, strict=True))
+
+
+def interval(values: Floats) -> Interval:
+    """The mean `(1 + S,)` begins with, with the interval of the draws behind it."""
+    return interval_of(float(values[0]), values[1:])
+
+
+def coin(means: dict[str, Floats], ratio: float) -> Floats:
+    """Expected scores `(1 + S,)` if every query thought with the probability `ratio`."""
+    return ratio * means["always"] + (1 - ratio) * means["never"]
+
+
+def chosen(answers: Answers, thinks: npt.NDArray[np.bool_]) -> Floats:
+    """`(N,)` scores if the queries with `thinks` `(N,)` think and the others do not."""
+    return np.where(thinks, answers.always, answers.never).astype(np.float64)
+
+
+def oracle(answers: Answers) -> Floats:
+    """`(N,)` scores of a choice that is always right: the better of both."""
+    return np.maximum(answers.always, answers.never).astype(np.float64)
+
+
+class Choice(NamedTuple):
+    """
+    What a choice of the queries that think is worth: means over tasks, with intervals.
+
+    Attributes:
+        never, always: scores of the fixed modes.
+        auto: score of the choice.
+        oracle: score if every query got the better of its two vectors.
+        random: expected score if every query thought with the probability `invocation`.
+        invocation: share of the queries that think.
+        tokens: of a query's thought, 0 where it does not think.
+        tokens_always: if all think.
+        better_fixed: `"never"` or `"always"`, whichever scores higher.
+        gain: auto minus the better fixed mode.
+        headroom: oracle minus the better fixed mode.
+        captured: gain as a share of the head-room; below 0 if the choice is worse than the fixed mode. `None` if there
+            is no head-room.
+        over_random: auto minus random.
+        queries: how many.
+    """
+
+    never: Interval
+    always: Interval
+    auto: Interval
+    oracle: Interval
+    random: Interval
+    invocation: Interval
+    tokens: Interval
+    tokens_always: Interval
+    better_fixed: str
+    gain: Interval
+    headroom: Interval
+    captured: Interval | None
+    over_random: Interval
+    queries: int
+
+
+def judge_choice(answers: Answers, thinks: npt.NDArray[np.bool_], *, seed: int = 0) -> Choice:
+    """
+    Compare a choice with the fixed modes, the best choice and a coin, query by query.
+
+    In every draw the share at which the coin thinks, and which fixed mode is the better one, are those of all queries.
+
+    Args:
+        answers: N queries.
+        thinks: `(N,)`, say `answers.thinks(0.5)`.
+        seed: of the bootstrap.
+
+    >>> two = np.array([0.0, 1.0])
+    >>> answers = Answers(np.array(["a", "a"]), np.array(["x", "y"]), never=two, always=1 - two, tokens=two)
+    >>> choice = judge_choice(answers, np.array([True, False]))
+    >>> choice.auto.mean, choice.random.mean, choice.captured.mean
+    (1.0, 0.5, 1.0)
+    """
+    columns = {
+        "never": answers.never,
+        "always": answers.always,
+        "auto": chosen(answers, thinks),
+        "oracle": oracle(answers),
+        "invocation": thinks,
+        "tokens": np.where(thinks, answers.tokens, 0),
+        "tokens_always": answers.tokens,
+    }
+    means = drawn_means(columns, answers, seed)
+    ratio = means["invocation"][0]
+    means["random"] = coin(means, ratio)
+    fixed = max(("never", "always"), key=lambda mode: means[mode][0])
+    gain, headroom = means["auto"] - means[fixed], means["oracle"] - means[fixed]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        captured = np.where(headroom > 0, gain / headroom, np.nan)
+    return Choice(
+        **{name: interval(values) for name, values in means.items()},
+        better_fixed=fixed,
+        gain=interval(gain),
+        headroom=interval(headroom),
+        captured=interval(captured) if headroom[0] > 0 else None,
+        over_random=interval(means["auto"] - means["random"]),
+        queries=len(thinks),
+    )
+
+
+def random_gate(answers: Answers, ratio: float, *, seed: int = 0) -> Interval:
+    """
+    Expected score if every query thought with the probability `ratio`: `ratio * always + (1 - ratio) * never`.
+
+    Raises:
+        ValueError: if the ratio is not one.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio}; allowed: 0 to 1")
+    return interval(coin(drawn_means({"never": answers.never, "always": answers.always}, answers, seed), ratio))
+
+
+SHARES = tuple(np.linspace(0, 1, 21).tolist())  # of the queries that think, at the points of a curve
+
+
+class CurvePoint(NamedTuple):
+    """
+    What the gate gets at one threshold.
+
+    Attributes:
+        threshold: queries whose probability is at least this think; infinite if none does.
+        share: of all queries, those that think.
+        invocation: the same as a mean over tasks.
+        score: mean over tasks.
+        random: expected score if every query thought with the probability `invocation`.
+        over_random: score minus random.
+        tokens: of a query's thought, 0 where it does not think; mean over tasks.
+        seconds: expected per query, mean over tasks: those that think take what their task takes with `always`, the
+            others what it takes with `never`. `None` if times are not known.
+    """
+
+    threshold: float
+    share: float
+    invocation: float
+    score: Interval
+    random: Interval
+    over_random: Interval
+    tokens: float
+    seconds: float | None
+
+
+def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed: int = 0) -> list[CurvePoint]:
+    """
+    Scores and costs as the gate's threshold sweeps.
+
+    Args:
+        answers: N queries, with `gate_prob`.
+        shares: of the queries that are to think, a point each. Default: 0, 0.05, ... 1.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: if the model has no gate, or there are no shares.
+    """
+    if not len(shares):
+        raise ValueError("there are no shares; give at least one")
+    thresholds = [answers.threshold(share) for share in shares]
+    decided = [answers.thinks(threshold) for threshold in thresholds]
+    direct, thought = answers.seconds_never, answers.seconds_always
+    timed = direct is not None and thought is not None
+    columns = {"never": answers.never, "always": answers.always}
+    for place, thinks in enumerate(decided):
+        columns[f"score-{place}"] = chosen(answers, thinks)
+        columns[f"invocation-{place}"] = thinks
+        columns[f"tokens-{place}"] = np.where(thinks, answers.tokens, 0)
+        if direct is not None and thought is not None:
+            columns[f"seconds-{place}"] = np.where(thinks, thought, direct)
+    means = drawn_means(columns, answers, seed)
+    points = []
+    for place, (threshold, thinks) in enumerate(zip(thresholds, decided, strict=True)):
+        score, invocation = means[f"score-{place}"], float(means[f"invocation-{place}"][0])
+        random = coin(means, invocation)
+        points.append(
+            CurvePoint(
+                threshold=threshold,
+                share=float(thinks.mean()),
+                invocation=invocation,
+                score=interval(score),
+                random=interval(random),
+                over_random=interval(score - random),
+                tokens=float(means[f"tokens-{place}"][0]),
+                seconds=float(means[f"seconds-{place}"][0]) if timed else None,
+            )
+        )
+    return points
+
+
+def efficient(costs: npt.ArrayLike, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """
+    Which points lie on the frontier of cost and score: no other one scores higher for as little or less.
+
+    Args:
+        costs: `(N,)`, say seconds per query.
+        scores: `(N,)`.
+
+    Returns:
+        `(N,)`. Of points alike in both, all or none.
+
+    >>> efficient([1.0, 2.0, 3.0, 2.0], [0.5, 0.7, 0.6, 0.4]).tolist()
+    [True, True, False, False]
+    """
+    cost, score = np.asarray(costs, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if cost.shape != score.shape or cost.ndim != 1:
+        raise ValueError(f"got costs {cost.shape} and scores {score.shape}; expected (N,) both")
+    no_worse = (cost <= cost[:, None]) & (score >= score[:, None])  # (N, N): column beats or equals row
+    better = (cost < cost[:, None]) | (score > score[:, None])
+    return np.logical_not((no_worse & better).any(axis=1))

@@ -1,0 +1,203 @@
+"""A run's results as one HTML page that opens without a network: tables with intervals, plots, examples, notes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmemb_r1.evaluation.invocation import gate_quality, invocation_curve, judge_choice
+from mmemb_r1.evaluation.report import html_tables as tables
+from mmemb_r1.evaluation.report import plots
+from mmemb_r1.evaluation.report.answers import FIXED, RunAnswers, read_answers
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, load_results, read_rows, rows_path
+from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.runs import replaced_file
+
+MAX_PANELS = 6  # groups that get plots of their own; more would say less
+MAX_TASKS = 20  # in one plot
+EXAMPLES, MAX_CHARACTERS = 8, 600
+
+
+def write_html(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """
+    Write the report of a run, one file that needs no other.
+
+    Args:
+        run: the folder that `run_evaluation` filled: `results.json` and a file of rows per task and mode.
+        path: of the page.
+
+    Raises:
+        ValueError: if the folder holds no results, rows are missing or damaged, or modes are not of the same queries.
+        ImportError: naming the extra that brings what draws, if that is missing.
+    """
+    page = render_html(run)
+    with replaced_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render_html(run: str | os.PathLike[str]) -> str:
+    """The page of [`write_html`]."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("the HTML report needs jinja2: pip install 'mmemb-r1[eval]'") from error
+
+    source = Path(run) / RESULTS_FILE
+    if not source.is_file():
+        raise ValueError(f"{source} is missing: a report is written of the folder of a finished evaluation")
+    results = load_results(source)
+    answers = read_answers(run, results)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_data("report.html.jinja"))
+    return template.render(
+        style=_data("report.css"),
+        title=f"Evaluation of {results['config'].get('model', 'a model')}",
+        config=results["config"],
+        facts=tables.facts(results),
+        overall=_overall(results),
+        modes=tables.modes_of(results),
+        figures=tables.key_figures(results),
+        summary=tables.scores(results, results["summary"], "group"),
+        tasks=tables.scores(results, results["tasks"], "task"),
+        task_plots=_task_plots(results),
+        choice=_choice_part(results, answers),
+        examples=list(_examples(run, results)),
+        max_characters=MAX_CHARACTERS,
+        strays=answers.strays if answers else 0,
+        queries=results["summary"][ALL]["n"],
+    )
+
+
+def _data(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _overall(results: Results) -> dict[str, Any] | None:
+    """What MMEB results say of all 78 tasks: a score per mode, or why there is none."""
+    overall = results.get("overall")
+    if not overall:
+        return None
+    if "refused" in overall:
+        return {"refused": overall["refused"]}
+    return {"scores": [(mode, tables.score(overall[mode])) for mode in tables.modes_of(results) if mode in overall]}
+
+
+def _panels(results: Results) -> dict[str, set[str]]:
+    """All tasks and the tasks of every main group, name -> tasks; main are those of the first kind of group."""
+    panels: dict[str, set[str]] = {ALL: set(results["tasks"])}
+    for name in tables.ordered_tasks(results):
+        for group in list(results["tasks"][name]["groups"].values())[:1]:
+            panels.setdefault(group, set()).add(name)
+    return panels if 2 < len(panels) <= MAX_PANELS + 1 else {ALL: panels[ALL]}
+
+
+def _mode_scores(entry: Mapping[str, Any], modes: Sequence[str]) -> dict[str, plots.ModeScore]:
+    return {
+        mode: plots.ModeScore(
+            score=numbers["score"],
+            interval=tuple(numbers["interval"]) if numbers.get("interval") else None,
+            invocation=numbers["invocation_ratio"],
+            seconds=numbers["seconds_per_query"],
+        )
+        for mode in modes
+        for numbers in [entry["modes"][mode]]
+    }
+
+
+def _task_plots(results: Results) -> list[str]:
+    """A plot per main group; a large one is cut into several of equal height."""
+    modes = tables.modes_of(results)
+    panels = {name: tasks for name, tasks in _panels(results).items() if name != ALL} or _panels(results)
+    plotted = []
+    for panel, members in panels.items():
+        scores = {name: _mode_scores(task, modes) for name, task in results["tasks"].items() if name in members}
+        for part in np.array_split(list(scores), -(-len(scores) // MAX_TASKS)):
+            title = tables.group_name(panel) + (", continued" if part[0] != next(iter(scores)) else "")
+            plotted.append(plots.tasks_plot(title, {name: scores[name] for name in part.tolist()}, f"tasks {title}"))
+    return plotted
+
+
+def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]:
+    """Everything that compares modes query by query."""
+    if answers is None:
+        missing = [mode for mode in FIXED if mode not in results["config"]["modes"]]
+        return {"missing": missing}
+    parts = {panel: answers.of_tasks(members) for panel, members in _panels(results).items()}
+    has_gate, decided = answers.answers.gate_prob is not None, answers.thinks is not None
+    curves = {panel: invocation_curve(part.answers) if has_gate else None for panel, part in parts.items()}
+    judged = {panel: judge_choice(part.answers, _decisions(part)) for panel, part in parts.items()}
+    gates = {panel: gate_quality(part.answers) if has_gate else None for panel, part in parts.items()}
+    scored = {panel: _mode_scores(results["summary"][panel], tables.modes_of(results)) for panel in parts}
+    timed = all(scored[ALL][mode].seconds is not None for mode in FIXED)
+    return {
+        "missing": [],
+        "has_gate": has_gate,
+        "decided": decided,
+        "timed": timed,
+        "table": tables.choices(judged, gates, decided),
+        "invocation": [
+            plots.invocation_plot(
+                tables.group_name(panel),
+                curves[panel],
+                judged[panel].oracle.mean,
+                scored[panel],
+                f"invocation {panel}",
+            )
+            for panel in parts
+        ],
+        "frontier": [
+            plots.frontier_plot(tables.group_name(panel), curves[panel], scored[panel], f"frontier {panel}")
+            for panel in (parts if timed else ())
+        ],
+        "gaps": list(_gap_plots(parts)),
+        "points": tables.points(curves[ALL] or []),
+    }
+
+
+def _decisions(part: RunAnswers) -> npt.NDArray[np.bool_]:
+    """What `auto` decided; if it was not run, that nothing thinks."""
+    return np.zeros(len(part.answers.task), bool) if part.thinks is None else part.thinks
+
+
+def _gap_plots(parts: Mapping[str, RunAnswers]) -> Iterator[str]:
+    for panel, part in parts.items():
+        gap = part.answers.gap()
+        known = ~np.isnan(gap)
+        if known.any():
+            thinks = None if part.thinks is None else part.thinks[known]
+            yield plots.gap_plot(tables.group_name(panel), gap[known], thinks, f"gap {panel}")
+
+
+def _examples(run: str | os.PathLike[str], results: Results) -> Iterator[dict[str, Any]]:
+    """Thoughts of some tasks, at places that nothing of their results decides."""
+    mode = next((mode for mode in ("always", "auto") if mode in results["config"]["modes"]), None)
+    names = tables.ordered_tasks(results)
+    places = np.linspace(0, len(names) - 1, min(EXAMPLES, len(names))).round().astype(int).tolist()
+    for step, name in enumerate(names[place] for place in places if mode):
+        rows = read_rows(rows_path(run, name, str(mode)))
+        there = [row for row, text in enumerate(rows["rationale"]) if text]
+        if not there:
+            continue
+        row = there[(7 * step + 5) % len(there)]
+        direct = None
+        if "never" in results["config"]["modes"]:
+            before = read_rows(rows_path(run, name, "never"))
+            direct = dict(zip(before["query_id"], before["rank"], strict=True)).get(rows["query_id"][row])
+        yield {
+            "task": name,
+            "query": rows["query_id"][row],
+            "text": rows["query_text"][row],
+            "rationale": rows["rationale"][row],
+            "tokens": int(rows["num_reasoning_tokens"][row]),
+            "gate": None if np.isnan(rows["gate_prob"][row]) else f"{rows['gate_prob'][row]:.2f}",
+            "rank_direct": None if direct is None else int(direct),
+            "rank": int(rows["rank"][row]),
+        }

@@ -1,0 +1,291 @@
+"""The tables of the HTML report: numbers as text, of as many decimals as the others of their column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmemb_r1.evaluation.invocation import Choice, CurvePoint, GateQuality
+from mmemb_r1.evaluation.report.layout import FIRST_GROUP
+from mmemb_r1.evaluation.run_folder import Results
+from mmemb_r1.evaluation.settings import MODES
+from mmemb_r1.evaluation.statistics import Interval
+from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.formatting import score, share
+
+NOTHING = "–"
+SHORT = 12  # digits of a checkpoint's fingerprint that are shown
+
+
+class Cell(NamedTuple):
+    """
+    Attributes:
+        text: the number.
+        note: beside it, smaller: its interval.
+    """
+
+    text: str
+    note: str = ""
+
+
+class Column(NamedTuple):
+    """
+    Attributes:
+        head: what it holds.
+        of: the mode that it is of, or "".
+        numbers: whether it is aligned to the right.
+    """
+
+    head: str
+    of: str = ""
+    numbers: bool = True
+
+
+class Table(NamedTuple):
+    """
+    Attributes:
+        columns: C of them.
+        rows: kind of row and its C cells: "total", "group", "", or "heading", which has a single one.
+    """
+
+    columns: list[Column]
+    rows: list[tuple[str, list[Cell]]]
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """The line above the heads: a mode, or "", and how many columns it spans."""
+        found: list[tuple[str, int]] = []
+        for column in self.columns:
+            if found and found[-1][0] == column.of:
+                found[-1] = column.of, found[-1][1] + 1
+            else:
+                found.append((column.of, 1))
+        return found
+
+
+def modes_of(results: Results) -> list[str]:
+    """The modes of a run in the order in which they are shown."""
+    return [mode for mode in MODES if mode in results["config"]["modes"]]
+
+
+def group_name(group: str) -> str:
+    return "All tasks" if group == ALL else group
+
+
+def facts(results: Results) -> list[tuple[str, str, str]]:
+    """What the header tells of a run: name, value, and the value in full where it is cut."""
+    config = results["config"]
+    checkpoint = str(config.get("checkpoint") or "")
+    tasks = len(results["tasks"])
+    known = [
+        ("Model", config.get("model")),
+        ("Checkpoint", checkpoint[:SHORT] + ("…" if len(checkpoint) > SHORT else "")),
+        ("Data", " · ".join(str(config[key]) for key in ("dataset", "split") if config.get(key))),
+        ("Queries", f"{results['summary'][ALL]['n']:,} in {tasks} task{'s' if tasks > 1 else ''}"),
+        ("Modes", ", ".join(config["modes"])),
+        ("Gate threshold", config.get("gate_threshold")),
+        ("Candidates", f"embedded with {config['document_reasoning']}" if config.get("document_reasoning") else ""),
+        ("Date", str(config.get("date") or "").replace("T", " ").replace("+00:00", " UTC")),
+        ("Seed", config.get("seed")),
+        ("Batch size", config.get("batch_size")),
+        ("Versions", ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items())),
+    ]
+    whole = {"Checkpoint": checkpoint}
+    return [(name, str(value), whole.get(name, "")) for name, value in known if value not in (None, "")]
+
+
+def key_figures(results: Results) -> list[dict[str, str]]:
+    """Per mode its score over all tasks, and what it takes."""
+    means = results["summary"][ALL]["modes"]
+    return [
+        {
+            "mode": mode,
+            "score": score(numbers["score"]),
+            "interval": between(numbers.get("interval")),
+            "cost": " · ".join(_costs(mode, numbers)),
+        }
+        for mode in modes_of(results)
+        for numbers in [means[mode]]
+    ]
+
+
+def _costs(mode: str, numbers: Mapping[str, Any]) -> Iterator[str]:
+    if mode == "auto":
+        yield f"{share(numbers['invocation_ratio'])} think"
+    if mode != "never":
+        yield f"{numbers['mean_reasoning_tokens']:.1f} tokens"
+    if numbers["seconds_per_query"] is not None:
+        yield f"{_decimals([numbers['seconds_per_query']], 1000)[0]} ms per query"
+
+
+def scores(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str) -> Table:
+    """
+    What every mode got and took, an entry per line.
+
+    Args:
+        results: of the run.
+        entries: groups of the summary or tasks, name -> entry.
+        kind: `"group"` or `"task"`.
+    """
+    modes = modes_of(results)
+    paths = {name: tuple(task["groups"].values()) for name, task in results["tasks"].items()}
+    order = ordered_tasks(results)
+    if kind == "group":  # all first, then every main group followed by its parts
+        order = list(dict.fromkeys([ALL, *(group for name in order for group in paths[name])]))
+    listed = {name: entries[name] for name in order if name in entries}
+    columns = [Column(kind, numbers=False)]
+    cells: list[list[Cell]] = [[Cell(group_name(name) if kind == "group" else name)] for name in listed]
+
+    def add(head: str, texts: Sequence[str], of: str = "", notes: Sequence[str] | None = None) -> None:
+        columns.append(Column(head, of))
+        for row, text, note in zip(cells, texts, notes or [""] * len(texts), strict=True):
+            row.append(Cell(text or NOTHING, note))
+
+    timed = any(entry["modes"][mode]["seconds_per_query"] is not None for entry in listed.values() for mode in modes)
+
+    def found(mode: str, key: str) -> list[Any]:
+        return [entry["modes"][mode].get(key) for entry in listed.values()]
+
+    if kind == "group":
+        add("tasks", [f"{entry['tasks']:,}" for entry in listed.values()])
+    else:
+        columns.append(Column("metric", numbers=False))
+        for row, entry in zip(cells, listed.values(), strict=True):
+            row.append(Cell(entry["metric"]))
+    add("queries", [f"{entry['n']:,}" for entry in listed.values()])
+    if kind == "task":
+        add("candidates", [f"{entry['candidates']:,}" for entry in listed.values()])
+    if any("majority" in entry for entry in listed.values()):
+        add("majority", [score(entry.get("majority")) for entry in listed.values()])
+    if any("no_image" in entry for entry in listed.values()):
+        blind = [max((entry.get("no_image") or {}).values(), default=None) for entry in listed.values()]
+        add("no image", [score(value) for value in blind])
+    for mode in modes:
+        add(
+            "score",
+            [score(value) for value in found(mode, "score")],
+            mode,
+            list(map(between, found(mode, "interval"))),
+        )
+        if mode == "auto":
+            add("thinks", [f"{100 * value:.1f} %" for value in found(mode, "invocation_ratio")], mode)
+        if mode != "never":
+            add("tokens", _decimals(found(mode, "mean_reasoning_tokens")), mode)
+        if timed:
+            add("ms", _decimals(found(mode, "seconds_per_query"), 1000), mode)
+    rows: list[tuple[str, list[Cell]]] = []
+    for name, row in zip(listed, cells, strict=True):
+        if kind == "group":
+            nested = any(len(path) > 1 for path in paths.values())
+            main = nested and any(path[:1] == (name,) for path in paths.values())
+            rows.append(("total" if name == ALL else "group" if main else "", row))
+        else:
+            before = paths[order[order.index(name) - 1]] if rows else ()
+            if paths[name] and paths[name] != before:
+                rows.append(("heading", [Cell(paths[name][-1])]))
+            rows.append(("", row))
+    return Table(columns, rows)
+
+
+def ordered_tasks(results: Results) -> list[str]:
+    """Names of the tasks, those of a group side by side; groups as they first come, but the simple ones in front."""
+    paths = {name: tuple(task["groups"].values()) for name, task in results["tasks"].items()}
+    mains, groups = ([*dict.fromkeys(path[:end] for path in paths.values())] for end in (1, None))
+    mains.sort(key=lambda main: main != (FIRST_GROUP,))
+    return sorted(paths, key=lambda name: (mains.index(paths[name][:1]), groups.index(paths[name])))
+
+
+def choices(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None], decided: bool) -> Table:
+    """What there was to gain by choosing, and what the gate's decisions gained; the latter only if they were made."""
+    columns = [Column("group", numbers=False), Column("queries"), Column("better fixed", numbers=False)]
+    columns += [Column("oracle"), Column("head-room")]
+    if decided:
+        columns += [Column("auto − fixed"), Column("captured"), Column("auto − random")]
+    has_gate = any(gates.values())
+    if has_gate:
+        columns += [Column("gate AUC"), Column("counted")]
+    rows = []
+    for group, choice in judged.items():
+        quality = gates[group]
+        cells = [Cell(group_name(group)), Cell(f"{choice.queries:,}"), Cell(choice.better_fixed)]
+        cells += [_with_interval(choice.oracle), _with_interval(choice.headroom)]
+        if decided:
+            cells += [_signed(choice.gain), _captured(choice.captured), _signed(choice.over_random)]
+        if has_gate:
+            auc = quality.auc if quality else None
+            cells.append(_with_interval(auc) if auc else Cell(NOTHING))
+            cells.append(Cell(f"{quality.queries:,}", f"{share(quality.share)}") if quality else Cell(NOTHING))
+        rows.append(("total" if group == ALL else "", cells))
+    return Table(columns, rows)
+
+
+def points(curve: Sequence[CurvePoint]) -> Table:
+    """The curve of invocation as numbers."""
+    heads = ["gate threshold", "thinks", "score", "random", "score − random", "tokens"]
+    timed = any(point.seconds is not None for point in curve)
+    columns = [Column(head) for head in (*heads, *(["ms"] if timed else []))]
+    tokens = _decimals([point.tokens for point in curve])
+    times = _decimals([point.seconds for point in curve], 1000)
+    rows = [
+        (
+            "",
+            [
+                Cell("none" if point.threshold > 1 else f"{point.threshold:.4f}"),
+                Cell(f"{100 * point.invocation:.1f} %"),
+                _with_interval(point.score),
+                Cell(score(point.random.mean)),
+                _signed(point.over_random),
+                Cell(tokens[place]),
+                *([Cell(times[place])] if timed else []),
+            ],
+        )
+        for place, point in enumerate(curve)
+    ]
+    return Table(columns, rows)
+
+
+def between(ends: Sequence[float] | None) -> str:
+    """
+    >>> between([0.25, 0.75]), between(None)
+    ('0.250–0.750', '')
+    """
+    return f"{score(ends[0])}–{score(ends[1])}" if ends else ""
+
+
+def _with_interval(value: Interval) -> Cell:
+    return Cell(score(value.mean), between((value.low, value.high)))
+
+
+def _signed(value: Interval) -> Cell:
+    mean, low, high = (_sign(f"{part:+.3f}") for part in value)
+    return Cell(mean, f"{low} to {high}")
+
+
+def _captured(value: Interval | None) -> Cell:
+    if value is None:
+        return Cell(NOTHING)
+    mean, low, high = (_sign(f"{100 * part:.0f}") for part in value)
+    return Cell(f"{mean} %", f"{low} to {high} %")
+
+
+def _sign(text: str) -> str:
+    """A minus as wide as a plus; nothing is less than nothing.
+
+    >>> _sign("-0.012"), _sign("-0.000")
+    ('−0.012', '0.000')
+    """
+    text = text if float(text) else text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def _decimals(values: Sequence[float | None], factor: float = 1) -> list[str]:
+    """
+    Numbers to as many decimals as give the largest three digits, so that they stand in line.
+
+    >>> _decimals([0.0123, 0.4, None], 1000)
+    ['12', '400', '–']
+    """
+    known = [abs(value) * factor for value in values if value is not None]
+    largest = max(known, default=0)
+    digits = 0 if largest >= 100 else 1 if largest >= 10 else 2
+    return [NOTHING if value is None else f"{value * factor:,.{digits}f}" for value in values]

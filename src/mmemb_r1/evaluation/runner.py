@@ -1,0 +1,341 @@
+"""Run an evaluation: tasks x modes -> encode -> score -> rows."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, Embedded, Encoder, Explains, embed_all, encoder_of
+from mmemb_r1.evaluation.run_folder import (
+    FORMAT,
+    RESULTS_FILE,
+    Columns,
+    Measured,
+    Results,
+    RunFolder,
+    save_results,
+    task_digest,
+)
+from mmemb_r1.evaluation.scoring import CandidateVectors, Scored, score_queries
+from mmemb_r1.evaluation.settings import Settings
+from mmemb_r1.evaluation.summary import interval, summarise
+from mmemb_r1.evaluation.tasks import RetrievalTask, clusters_of
+from mmemb_r1.runs import progress_bar, step_of
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from sentence_transformers import SentenceTransformer
+
+    from mmemb_r1.embedding_cache import EmbeddingCache
+
+
+logger = logging.getLogger(__name__)
+
+
+def in_turn(tasks: Iterable[RetrievalTask], bar: Progress) -> Iterator[RetrievalTask]:
+    """
+    The tasks, one after the other, with a line of a bar for all.
+
+    Raises:
+        ValueError: if two are of one name.
+    """
+    step = bar.add_task("tasks", total=len(tasks) if isinstance(tasks, Sized) else None)
+    names = set()
+    for task in tasks:
+        if task.name in names:
+            raise ValueError(f"two of the tasks are called {task.name!r}; names have to be unique")
+        names.add(task.name)
+        yield task
+        bar.advance(step)
+
+
+class TaskRunner:
+    """
+    Measures the tasks of one evaluation, one after the other.
+
+    Args:
+        encoder: the model.
+        settings: how.
+        folder: where what is measured is kept and found again. `None`: nowhere.
+        bar: shows how far it is.
+    """
+
+    def __init__(self, encoder: Encoder, settings: Settings, folder: RunFolder | None, bar: Progress) -> None:
+        self.encoder, self.settings, self.folder, self.bar = encoder, settings, folder, bar
+        self.candidates = CandidateVectors()
+
+    def measure(self, task: RetrievalTask, digest: str) -> dict[str, Measured]:
+        """A task in all modes: what is not in the folder is measured, and kept there."""
+        if self.folder is not None:
+            self.folder.begin(task, digest)
+        measured = {}
+        for mode in self.settings.modes:
+            found = None if self.folder is None else self.folder.find(task.name, mode)
+            if found is None:
+                found = self._in_mode(task, mode)
+                if self.folder is not None:
+                    self.folder.keep(task.name, mode, found)
+                logger.info("%s, %s: %s %.3f", task.name, mode, task.metric, found.numbers["score"])
+            measured[mode] = found
+        return measured
+
+    def _in_mode(self, task: RetrievalTask, mode: str) -> Measured:
+        answers = self.candidates.of(task, self._candidates)
+        embedded = self._embed(task, mode, task.queries, task.query_ids)
+        scored = score_queries(task, embedded.embeddings, answers)
+        rows = rows_of(task, embedded, scored, rationales=self.settings.rationales)
+        numbers = numbers_of(embedded, scored, rows)
+        if self.settings.no_image and mode != "auto" and (blind := without_images(task.queries)):
+            numbers["no_image"] = self._blind_score(task, mode, blind, answers)
+        return Measured(numbers, rows)
+
+    def _blind_score(
+        self, task: RetrievalTask, mode: str, queries: Sequence[Any], answers: npt.NDArray[np.float32]
+    ) -> float:
+        from mmemb_r1.content import distinct
+
+        unique, index = distinct(queries)  # many are the same question
+        embedded = self._embed(task, mode, unique, None)
+        return float(score_queries(task, embedded.embeddings[index], answers).metrics[task.metric].mean())
+
+    def _embed(self, task: RetrievalTask, mode: str, queries: Sequence[Any], ids: Sequence[str] | None) -> Embedded:
+        return self._embed_side(QUERY, f"{task.name} {mode}", queries, mode, task.query_prompt, ids)
+
+    def _candidates(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
+        """Vectors `(C, D)`."""
+        name, mode = f"{task.name} candidates", self.settings.document_reasoning
+        return self._embed_side(
+            DOCUMENT, name, task.candidates, mode, task.candidate_prompt, task.candidate_ids
+        ).embeddings
+
+    def _embed_side(
+        self, side: str, name: str, inputs: Sequence[Any], mode: str, prompt: str | None, ids: Sequence[str] | None
+    ) -> Embedded:
+        with step_of(self.bar, name, len(inputs)) as advance:
+            return embed_all(
+                self.encoder,
+                inputs,
+                side=side,
+                reasoning=mode,
+                batch_size=self.settings.batch_size,
+                prompt=prompt,
+                ids=ids,
+                advance=advance,
+            )
+
+
+def rows_of(task: RetrievalTask, embedded: Embedded, scored: Scored, *, rationales: bool) -> Columns:
+    """The columns of a task's rows, see [`Measured`]."""
+    count = len(task.query_ids)
+    nothing = [None] * count
+    thoughts = embedded.rationales if rationales and embedded.rationales is not None else nothing
+    texts = [_text(task.queries[row]) for row in range(count)] if rationales else nothing
+    return {
+        "query_id": np.array(task.query_ids, dtype=object),
+        "cluster": np.array(clusters_of(task), dtype=object),
+        "score": scored.metrics[task.metric],
+        "rank": scored.rank,
+        "margin": scored.margin,
+        "alignment": scored.alignment,
+        "gate_prob": np.full(count, np.nan) if embedded.gate_prob is None else embedded.gate_prob,
+        "reasoned": embedded.reasoned,
+        "num_reasoning_tokens": embedded.num_reasoning_tokens,
+        "num_reasoning_rounds": embedded.num_reasoning_rounds,
+        "rationale": np.array(thoughts, dtype=object),
+        "query_text": np.array(texts, dtype=object),
+    }
+
+
+def _text(query: Any) -> str | None:
+    """What a query asks in words."""
+    text = query.get("text") if isinstance(query, Mapping) else query
+    return text if isinstance(text, str) else None
+
+
+def numbers_of(embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
+    """Means over a task's queries."""
+    return {
+        "score": float(rows["score"].mean()),
+        "interval": interval(rows["score"], rows["cluster"]),
+        **{name: float(values.mean()) for name, values in scored.metrics.items()},
+        "invocation_ratio": float(embedded.reasoned.mean()),
+        "mean_reasoning_tokens": float(embedded.num_reasoning_tokens.mean()),
+        "seconds_per_query": embedded.seconds_per_input,
+    }
+
+
+def without_images(queries: Sequence[Any]) -> list[Any] | None:
+    """
+    Queries without their pictures; `None` if there are none, or one has no text that would remain.
+
+    >>> without_images([{"text": "capital?", "image": ["flag.png"]}, {"text": "capital of Peru?"}])
+    [{'text': 'capital?'}, {'text': 'capital of Peru?'}]
+    """
+    values = [queries[row] for row in range(len(queries))]
+    if not all(isinstance(value, Mapping) and value.get("text") for value in values):
+        return None
+    if not any(value.get("image") for value in values):
+        return None
+    return [{key: part for key, part in value.items() if key != "image"} for value in values]
+
+
+PACKAGES = ("mmemb-r1", "sentence-transformers", "torch", "transformers")
+CACHE_FOLDER = "cache"
+KEPT_ROWS = ("score", "cluster")
+
+
+def run_evaluation(
+    model: Explains | SentenceTransformer,
+    tasks: Iterable[RetrievalTask],
+    settings: Settings | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    cache: EmbeddingCache | str | os.PathLike[str] | None = None,
+    checkpoint: str | None = None,
+    extras: Mapping[str, Mapping[str, Any]] | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Results:
+    """
+    Score a model on tasks, one by one, mode by mode.
+
+    Candidates are embedded once per task, or once for several tasks that hold the same sequence of them. With
+    `output`, every task and mode is written as soon as it is measured, and the same call goes on where a killed one
+    stopped: nothing that is there is embedded again. The folder then holds
+
+        run.json                         what makes it another run: checkpoint and settings
+        tasks/<task>/task.json           what makes it another task: a digest of its data
+        tasks/<task>/<mode>.json         means over the task's queries
+        tasks/<task>/<mode>.parquet      a row per query, see `run.rows.read_rows`
+        cache/                           vectors of mmemb-r1 models; may be removed when all is measured
+        results.json                     what is returned
+
+    Args:
+        model: an [`MMEmbR1`], anything with its `explain`, or any sentence-transformers model, in the mode `"never"`.
+        tasks: read one after the other; names have to be unique.
+        settings: how. Default: `Settings()`.
+        output: the folder. Default: nothing is written.
+        cache: where vectors of mmemb-r1 models are kept, for other runs, too. Default: `cache` in `output`, so that
+            a killed run loses a batch and not a task; without `output`, what the model has as its `embedding_cache`.
+        checkpoint: what names the weights of a model with an `explain` of its own, another name for other weights;
+            needed there with `output`. Of models whose weights are known it is taken from these, and refused.
+        extras: task name -> what else to tell of it, say `{"majority": 0.25}`.
+        config: what else to note about this run, say the model's name and the seed.
+        progress: whether to show bars on standard error; defaults to `True`. A line per task and mode is logged.
+
+    Returns:
+        A dict that JSON can hold: `format`; `config`; `tasks`, per task `metric`, `groups`, `n`, `candidates`, `data`
+        with a `digest`, and `modes`: per mode `score` with its `interval`, metrics, `invocation_ratio`,
+        `mean_reasoning_tokens` and `seconds_per_query` (`None` if all vectors came from a cache); `no_image`, where
+        measured, the scores of the modes without the queries' pictures; and `summary`, means over the tasks of each
+        group and over all.
+
+    Raises:
+        ValueError: if there are no tasks, or two of one name; if `output` holds another checkpoint's run, one with
+            other settings or of other data, or nothing tells which checkpoint's it is to hold; if a model can't do
+            what the settings ask, or gives vectors that are not finite, too many or too few.
+    """
+    settings = settings or Settings()
+    if output is not None and cache is None and hasattr(model, "embedding_cache"):
+        cache = Path(output) / CACHE_FOLDER
+    entries: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Columns]] = {}
+    with _opened(cache) as opened, progress_bar(progress) as bar:
+        encoder = encoder_of(model, settings, opened)
+        facts = identified(encoder.facts(), checkpoint, output, model)
+        folder = None if output is None else RunFolder(output, {**facts, **asdict(settings)})
+        runner = TaskRunner(encoder, settings, folder, bar)
+        for task in in_turn(tasks, bar):
+            digest = task_digest(task)
+            measured = runner.measure(task, digest)
+            rows[task.name] = {mode: {key: one.rows[key] for key in KEPT_ROWS} for mode, one in measured.items()}
+            entries[task.name] = entry_of(task, digest, measured) | dict((extras or {}).get(task.name, {}))
+    if not entries:
+        raise ValueError("there is nothing to evaluate: no task was given")
+    results = {
+        "format": FORMAT,
+        "config": {
+            "modes": list(settings.modes),
+            "batch_size": settings.batch_size,
+            "document_reasoning": settings.document_reasoning,
+            **encoder.reasoning_options(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "queries": sum(entry["n"] for entry in entries.values()),
+            "versions": versions(),
+            "checkpoint": facts["checkpoint"],
+            **(config or {}),
+        },
+        "tasks": entries,
+        "summary": summarise(entries, rows),
+    }
+    if output is not None:
+        save_results(results, Path(output) / RESULTS_FILE)
+    return results
+
+
+def identified(
+    facts: dict[str, Any], checkpoint: str | None, output: str | os.PathLike[str] | None, model: object
+) -> dict[str, Any]:
+    """
+    The facts of a model with its checkpoint, named by the caller where the model does not tell.
+
+    Raises:
+        ValueError: if both tell, or neither does and a folder would hold what is measured: another model's numbers
+            would be taken for this one's there.
+    """
+    kind = type(model).__name__
+    if facts["checkpoint"] is not None:
+        if checkpoint is not None:
+            raise ValueError(
+                f"checkpoint={checkpoint!r} was given for a {kind}, which is known by its weights; leave it out"
+            )
+        return facts
+    if checkpoint is None and output is not None:
+        raise ValueError(
+            f"the weights of this {kind} are not known, so that another one's numbers could be taken for its own in "
+            f"{os.fspath(output)}; name them, checkpoint='name of these weights', or leave output out"
+        )
+    return {**facts, "checkpoint": checkpoint}
+
+
+def entry_of(task: RetrievalTask, digest: str, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """What results tell of a task."""
+    modes = {mode: dict(one.numbers) for mode, one in measured.items()}
+    no_image = {mode: numbers.pop("no_image") for mode, numbers in modes.items() if "no_image" in numbers}
+    return {
+        "metric": task.metric,
+        "groups": dict(task.groups),
+        **({"complexity": task.groups["complexity"]} if "complexity" in task.groups else {}),
+        "n": len(task.query_ids),
+        "candidates": len(task.candidate_ids),
+        "data": {**task.data, "digest": digest},
+        "modes": modes,
+        **({"no_image": no_image} if no_image else {}),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that decide what is measured."""
+    return {package: version(package) for package in PACKAGES}
+
+
+@contextmanager
+def _opened(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Iterator[EmbeddingCache | None]:
+    """A cache by its folder is closed again; one that was opened elsewhere stays open."""
+    if not isinstance(cache, str | os.PathLike):
+        yield cache
+        return
+    from mmemb_r1.embedding_cache import EmbeddingCache
+
+    with EmbeddingCache(cache) as opened:
+        yield opened

@@ -1,0 +1,174 @@
+"""Score queries against candidates, without all similarities in memory at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmemb_r1.evaluation.metrics import per_query_of, ranks, unit_rows
+from mmemb_r1.evaluation.tasks import RetrievalTask
+
+TIE_TOLERANCE = 1e-6  # rounding of a float32 product of unit vectors
+TEMPERATURE = 0.02  # of the alignment; that of training
+SCORES_AT_ONCE = 4_000_000
+ABSENT = -2.0  # below any cosine: fills up the rows of queries with fewer candidates than others
+OF_RANK = re.compile(r"mrr|hit@(\d+)")
+# What is told beside a task's main metric, by the kind of metric that is.
+FAMILIES = {
+    "rank": ("hit@1", "mrr", "hit@5", "hit@10"),
+    "graded": ("hit@1", "mrr", "recall@5", "map", "ndcg_linear@5", "ndcg_linear@10", "ndcg_exponential@5"),
+}
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """
+    How Q queries did.
+
+    Attributes:
+        metrics: name -> `(Q,)` float64; the task's main metric, and others of its family.
+        rank: `(Q,)` int64, of the best positive, ties against it.
+        margin: `(Q,)` float64, cosine of the best positive minus that of the best other candidate; NaN where there is
+            no other.
+        alignment: `(Q,)` float64, softmax probability of the best positive among itself and all that are no positives,
+            at temperature 0.02.
+    """
+
+    metrics: dict[str, Floats]
+    rank: npt.NDArray[np.int64]
+    margin: Floats
+    alignment: Floats
+
+
+def score_queries(
+    task: RetrievalTask, queries: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32]
+) -> Scored:
+    """
+    Score every query of a task among its candidates, by cosine similarity.
+
+    Args:
+        task: says which candidates compete and which are right.
+        queries: `(Q, D)` vectors, in the order of the task.
+        candidates: `(C, D)` vectors, in the order of the task.
+
+    Raises:
+        ValueError: if there are not as many vectors as inputs, or one has no direction (zero, NaN or infinite).
+    """
+    for side, vectors, ids in (("query", queries, task.query_ids), ("candidate", candidates, task.candidate_ids)):
+        if len(vectors) != len(ids):
+            raise ValueError(f"{task.name}: {len(vectors)} {side} vectors for {len(ids)} inputs; expected one each")
+    left, right = unit_rows(f"{task.name}: queries", queries), unit_rows(f"{task.name}: candidates", candidates)
+    if left.shape[1] != right.shape[1]:
+        raise ValueError(f"{task.name}: queries have {left.shape[1]} dimensions, candidates {right.shape[1]}")
+    names = dict.fromkeys((task.metric, *FAMILIES["rank" if OF_RANK.fullmatch(task.metric) else "graded"]))
+    parts: list[Scored] = []
+    for scores, relevance in _parts(task, left, right):
+        place = ranks(scores, relevance > 0, tolerance=TIE_TOLERANCE)
+        metrics = metrics_of(names, scores, relevance, place)
+        parts.append(Scored(metrics, place, *margin_and_alignment(scores, relevance)))
+    return Scored(
+        metrics={name: np.concatenate([part.metrics[name] for part in parts]) for name in names},
+        rank=np.concatenate([part.rank for part in parts]),
+        margin=np.concatenate([part.margin for part in parts]),
+        alignment=np.concatenate([part.alignment for part in parts]),
+    )
+
+
+def metrics_of(
+    names: Iterable[str], scores: Floats, relevance: Floats, rank: npt.NDArray[np.int64]
+) -> dict[str, Floats]:
+    """Name -> `(Q,)` values; what follows from the rank is read off it, all else sorts `scores` `(Q, C)`."""
+    found = {name: OF_RANK.fullmatch(name) for name in names}
+    values = per_query_of(
+        [name for name, match in found.items() if not match], scores, relevance, tolerance=TIE_TOLERANCE
+    )
+    for name, match in found.items():
+        if match:
+            values[name] = 1 / rank if match[1] is None else (rank <= int(match[1])).astype(np.float64)
+    return values
+
+
+def margin_and_alignment(scores: Floats, relevance: Floats) -> tuple[Floats, Floats]:
+    """
+    Margin and alignment `(Q,)` of [`Scored`], of cosines and grades `(Q, C)`.
+
+    >>> margin, alignment = margin_and_alignment(np.array([[0.5, 0.48, 0.9]]), np.array([[1, 0, 2]]))
+    >>> margin.round(3).tolist(), alignment.round(3).tolist()
+    ([0.42], [1.0])
+    """
+    best = np.where(relevance > 0, scores, -np.inf).max(axis=1)  # (Q,)
+    others = np.where((relevance > 0) | (scores == ABSENT), -np.inf, scores)  # (Q, C)
+    margin = best - others.max(axis=1)
+    alignment = 1 / (1 + np.exp((others - best[:, None]) / TEMPERATURE).sum(axis=1))
+    return np.where(np.isfinite(margin), margin, np.nan), alignment
+
+
+def _parts(
+    task: RetrievalTask, queries: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32]
+) -> Iterator[tuple[Floats, Floats]]:
+    """Cosines and grades `(q, W)` of some queries after others; candidates that a query has not are `ABSENT`."""
+    place = {candidate: row for row, candidate in enumerate(task.candidate_ids)}
+    width = len(candidates) if task.pools is None else max(map(len, task.pools))
+    step = max(1, SCORES_AT_ONCE // width)
+    for start in range(0, len(queries), step):
+        rows = range(start, min(start + step, len(queries)))
+        if task.pools is None:
+            scores = (queries[rows.start : rows.stop] @ candidates.T).astype(np.float64)  # (q, C)
+            yield scores, _grades(place, [task.relevance[row] for row in rows], width)
+            continue
+        scores, grades = np.full((len(rows), width), ABSENT), np.zeros((len(rows), width))
+        for line, row in enumerate(rows):
+            pool = task.pools[row]
+            scores[line, : len(pool)] = candidates[[place[candidate] for candidate in pool]] @ queries[row]
+            where = {candidate: column for column, candidate in enumerate(pool)}
+            grades[line] = _grades(where, [task.relevance[row]], width)[0]
+        yield scores, grades
+
+
+def _grades(place: Mapping[str, int], relevance: Sequence[Mapping[str, float]], width: int) -> Floats:
+    """`(q, width)` grades, by the column of each candidate."""
+    grades = np.zeros((len(relevance), width))
+    for line, of_candidate in enumerate(relevance):
+        grades[line, [place[candidate] for candidate in of_candidate]] = list(of_candidate.values())
+    return grades
+
+
+MOST_BYTES = 2**30
+
+
+class CandidateVectors:
+    """
+    Vectors of candidates, those that were used last.
+
+    Args:
+        most_bytes: of all that are kept; those of the last task are kept whatever their size. Default: 1 GiB.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self._held: dict[int, tuple[Any, str | None, npt.NDArray[np.float32]]] = {}
+
+    def of(
+        self, task: RetrievalTask, embed: Callable[[RetrievalTask], npt.NDArray[np.float32]]
+    ) -> npt.NDArray[np.float32]:
+        """
+        Vectors `(C, D)` of a task's candidates.
+
+        Args:
+            task: one that holds the same sequence of candidates, and has the same prompt for them, as another shares
+                its vectors.
+            embed: asked if they are not there.
+        """
+        held = self._held.pop(id(task.candidates), None)
+        if held is None or held[1] != task.candidate_prompt:
+            held = (task.candidates, task.candidate_prompt, embed(task))
+        self._held[id(task.candidates)] = held  # the last one used comes last; no other object gets its id
+        while len(self._held) > 1 and sum(one[2].nbytes for one in self._held.values()) > self.most_bytes:
+            self._held.pop(next(iter(self._held)))
+        return held[2]

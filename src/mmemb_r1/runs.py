@@ -1,0 +1,157 @@
+"""Folders that belong to one run and can be resumed: files written whole or not at all, and progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@contextmanager
+def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+
+    A block that fails leaves whatever was at `path` as it was. Missing folders are made.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        temporary = Path(folder) / target.name
+        yield temporary
+        os.replace(temporary, target)
+
+
+def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
+    """Write JSON for people and programs, whole or not at all.
+
+    Raises:
+        ValueError: if a number is NaN or infinite and `allow_nan` is switched off.
+    """
+    text = json.dumps(content, indent=2, allow_nan=allow_nan) + "\n"
+    with replaced_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def claim(
+    path: Path,
+    facts: Mapping[str, Any],
+    *,
+    what: str | None = None,
+    mend: str = "Choose another folder, or remove it.",
+) -> bool:
+    """Note in a file what a run is made of, so that only the same run goes on in its folder.
+
+    Args:
+        path: the note.
+        facts: what makes the run the same; what JSON does not know is noted as text.
+        what: whose note it is, for the message. Default: the folder's.
+        mend: the end of the message.
+
+    Returns:
+        Whether the same run noted itself before.
+
+    Raises:
+        ValueError: if another run was begun there; it says what differs.
+    """
+    if claimed(path, facts, what=what, mend=mend):
+        return True
+    with replaced_file(path) as temporary:
+        temporary.write_text(_noted(facts), encoding="utf-8")
+    return False
+
+
+def claimed(
+    path: Path,
+    facts: Mapping[str, Any],
+    *,
+    what: str | None = None,
+    mend: str = "Choose another folder, or remove it.",
+) -> bool:
+    """Whether the same run noted itself before; an error if another one did. Arguments and errors as in `claim`."""
+    if not path.exists():
+        return False
+    there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(_noted(facts))
+    if differences := list(_differences(there, here)):
+        shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
+        raise ValueError(f"{what or path.parent} was begun with other settings or data: {shown} (see {path}). {mend}")
+    return True
+
+
+def _noted(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, sort_keys=True, default=str) + "\n"
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """
+    >>> list(_differences({"seed": 0, "fields": {"a": 1}}, {"seed": 1, "fields": {"a": 1, "b": 2}}))
+    ['fields.b was not set, is now 2', 'seed was 0, is now 1']
+    """
+    for key in sorted({*there, *here}):
+        if key in there and key in here and isinstance(there[key], dict) and isinstance(here[key], dict):
+            yield from _differences(there[key], here[key], f"{within}{key}.")
+        elif key not in there or key not in here or there[key] != here[key]:
+            before, now = (f"{side[key]!r:.60}" if key in side else "not set" for side in (there, here))
+            yield f"{within}{key} was {before}, is now {now}"
+
+
+def made_whole(folder: Path, make: Callable[[Path], None]) -> bool:
+    """Let `make` fill a folder beside its place and move it there when it is complete.
+
+    Returns:
+        Whether it was made; `False` if it was there already.
+    """
+    if folder.exists():
+        return False
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make(partial)
+    partial.rename(folder)
+    return True
+
+
+def progress_bar(shown: bool) -> Progress:
+    """A bar on standard error per task that is added to it: how much is done of how much, the rate, the time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rate = task.finished_speed or task.speed
+            return Text("" if rate is None else f"{rate:.1f}/s", style="progress.data.speed")
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
+
+
+@contextmanager
+def step_of(bar: Progress, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A line of a bar for as long as a step takes; what comes is told how many more are done."""
+    step = bar.add_task(name, total=total)
+    try:
+        yield lambda count: bar.advance(step, count)
+    finally:
+        bar.remove_task(step)

@@ -1,0 +1,184 @@
+"""The files of a stream of embeddings, each of them written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mmemb_r1.runs import replaced_file
+
+FORMATS = ("safetensors", "parquet")
+_FACTS = "mmemb_r1"  # the name under which a file's metadata hold what it is
+COLUMNS = {"gate_prob": np.float32, "reasoned": np.bool_, "num_reasoning_tokens": np.int64}  # beside the embeddings
+Ids = list[int] | list[str]
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """
+    What a shard says of itself.
+
+    Attributes:
+        digest: of its inputs and ids, in their order.
+        rows: how many there are.
+        dim: length of a vector.
+        reasoned: how many of the inputs thought.
+    """
+
+    digest: str
+    rows: int
+    dim: int
+    reasoned: int
+
+
+def shard_path(folder: Path, index: int, file_format: str) -> Path:
+    """
+    >>> shard_path(Path("vectors"), 7, "parquet").as_posix()
+    'vectors/shard-00007.parquet'
+    """
+    return folder / f"shard-{index:05d}.{file_format}"
+
+
+def write_shard(
+    path: Path, digest: str, ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None
+) -> ShardFacts:
+    """
+    Write a shard in the format that the path's suffix names.
+
+    Args:
+        path: where.
+        digest: of its inputs and ids.
+        ids: one per row.
+        columns: `embeddings` `(N, D)`, `gate_prob`, `reasoned` and `num_reasoning_tokens` `(N,)`.
+        rationales: what was thought, or nothing.
+    """
+    columns = {
+        name: np.ascontiguousarray(columns[name], dtype=dtype)
+        for name, dtype in {"embeddings": np.float32, **COLUMNS}.items()
+    }
+    rows, dim = columns["embeddings"].shape
+    facts = ShardFacts(digest, rows, dim, int(columns["reasoned"].sum()))
+    write = _write_parquet if path.suffix == ".parquet" else _write_safetensors
+    with replaced_file(path) as temporary:
+        write(temporary, {_FACTS: json.dumps(asdict(facts))}, ids, columns, rationales)
+    return facts
+
+
+def read_facts(path: Path) -> ShardFacts:
+    """
+    Raises:
+        ValueError: if the file is damaged, or no shard.
+    """
+    with _mendable(path):
+        metadata = _parquet_metadata(path) if path.suffix == ".parquet" else _safetensors_metadata(path)
+        if _FACTS not in metadata:
+            raise _NoShardError("it is no shard of embeddings")
+        return ShardFacts(**json.loads(metadata[_FACTS]))
+
+
+def read_rows(path: Path) -> tuple[Ids, np.ndarray]:
+    """
+    Ids and embeddings `(N, D)` float32 of a shard; those of a safetensors file stay on the disk until they are used.
+
+    Raises:
+        ValueError: if the file is damaged, or no shard.
+    """
+    with _mendable(path):
+        return _parquet_rows(path) if path.suffix == ".parquet" else _safetensors_rows(path)
+
+
+class _NoShardError(Exception):
+    """A file that is none of ours."""
+
+
+@contextmanager
+def _mendable(path: Path) -> Iterator[None]:
+    """Say what to do about a file that can't be read."""
+    unreadable: tuple[type[Exception], ...] = (_NoShardError, SafetensorError, OSError, *_parquet_errors(path))
+    try:
+        yield
+    except unreadable as error:
+        raise ValueError(
+            f"{path} can't be read ({error}). Remove it; the call that wrote it then makes it again."
+        ) from error
+
+
+def _parquet_errors(path: Path) -> tuple[type[Exception], ...]:
+    if path.suffix != ".parquet":
+        return ()
+    import pyarrow
+
+    return (pyarrow.ArrowInvalid,)
+
+
+def _write_safetensors(
+    path: Path, metadata: dict[str, str], ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None
+) -> None:
+    if isinstance(ids[0], int):
+        columns = {"ids": np.array(ids, dtype=np.int64), **columns}
+    else:
+        metadata = {**metadata, "ids": json.dumps(ids, ensure_ascii=False)}
+    if rationales is not None:
+        metadata = {**metadata, "rationales": json.dumps(rationales, ensure_ascii=False)}
+    save_file(columns, path, metadata=metadata)
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as tensors:
+        return tensors.metadata() or {}
+
+
+def _safetensors_rows(path: Path) -> tuple[Ids, np.ndarray]:
+    with safe_open(path, framework="numpy") as tensors:
+        metadata = tensors.metadata() or {}
+        if _FACTS not in metadata:
+            raise _NoShardError("it is no shard of embeddings")
+        ids = json.loads(metadata["ids"]) if "ids" in metadata else tensors.get_tensor("ids").tolist()
+    with path.open("rb") as stream:  # 8 bytes say how long the header is; offsets count from its end
+        length = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(length))["embeddings"]
+    offset = 8 + length + entry["data_offsets"][0]
+    return ids, np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=tuple(entry["shape"]))
+
+
+def _write_parquet(
+    path: Path, metadata: dict[str, str], ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    embeddings = columns["embeddings"]  # (N, D)
+    values = pyarrow.array(embeddings.reshape(-1))  # (N * D,)
+    arrays = {
+        "id": pyarrow.array(ids, type=pyarrow.int64() if isinstance(ids[0], int) else pyarrow.string()),
+        "embedding": pyarrow.FixedSizeListArray.from_arrays(values, embeddings.shape[1]),
+        **{name: pyarrow.array(columns[name]) for name in COLUMNS},
+    }
+    if rationales is not None:
+        arrays["rationale"] = pyarrow.array(rationales, type=pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table(arrays).replace_schema_metadata(metadata), path)
+
+
+def _parquet_metadata(path: Path) -> dict[str, str]:
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    return {name.decode(): value.decode() for name, value in metadata.items()}
+
+
+def _parquet_rows(path: Path) -> tuple[Ids, np.ndarray]:
+    import pyarrow.parquet
+
+    if _FACTS not in _parquet_metadata(path):
+        raise _NoShardError("it is no shard of embeddings")
+    table = pyarrow.parquet.read_table(path, columns=["id", "embedding"])
+    embeddings = table["embedding"].combine_chunks()
+    values = embeddings.flatten().to_numpy()  # (N * D,)
+    return table["id"].to_pylist(), values.reshape(len(embeddings), embeddings.type.list_size)  # (N, D)

@@ -1,0 +1,219 @@
+"""Tiny Gemma 3, Idefics3, SmolVLM, InternVL and LLaVA."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import (
+    Gemma3Config,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    GotOcr2ImageProcessor,
+    Idefics3Config,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    InternVLConfig,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    LlavaConfig,
+    LlavaImageProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+from mmemb_r1.tiny.config import MERGE_SIZE, Family, TinySizes, text_config, token_id, vision_config
+from mmemb_r1.tiny.text import chat_template
+
+GEMMA_SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "turn_start_token": "<start_of_turn>",
+    "eos_token": "<end_of_turn>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}
+SLIDING_WINDOW = 512
+
+
+def _gemma_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Gemma3Config:
+    text = text_config(
+        sizes,
+        tokenizer,
+        head_dim=sizes.head_dim,
+        query_pre_attn_scalar=sizes.head_dim,
+        sliding_window=SLIDING_WINDOW,
+        layer_types=["sliding_attention"] * (sizes.num_layers - 1) + ["full_attention"],
+    )
+    return Gemma3Config(
+        text_config=text,
+        vision_config={"model_type": "siglip_vision_model", **vision_config(sizes, vision_use_head=False)},
+        mm_tokens_per_image=sizes.tokens_per_image,
+        boi_token_index=token_id(tokenizer, GEMMA_SPECIAL_TOKENS["boi_token"]),
+        eoi_token_index=token_id(tokenizer, GEMMA_SPECIAL_TOKENS["eoi_token"]),
+        image_token_index=token_id(tokenizer, GEMMA_SPECIAL_TOKENS["image_token"]),
+        tie_word_embeddings=True,
+    )
+
+
+def _gemma_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Gemma3Processor:
+    return Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size={"height": sizes.image_size, "width": sizes.image_size}),
+        tokenizer=tokenizer,
+        image_seq_length=sizes.tokens_per_image,
+        chat_template=chat_template(
+            GEMMA_SPECIAL_TOKENS["boi_token"],
+            start=GEMMA_SPECIAL_TOKENS["turn_start_token"],
+            end=GEMMA_SPECIAL_TOKENS["eos_token"],
+        ),
+    )
+
+
+GEMMA3 = Family(GEMMA_SPECIAL_TOKENS, _gemma_config, _gemma_processor)
+
+
+IDEFICS3_TOKENS = {
+    "pad_token": "<|endoftext|>",
+    "turn_start_token": "<|im_start|>",
+    "eos_token": "<end_of_utterance>",
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",
+    "image_token": "<image>",
+}
+SMOLVLM_TOKENS = {**IDEFICS3_TOKENS, "video_token": "<video>"}
+
+
+def _config_parts(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "text_config": {"model_type": "llama", **text_config(sizes, tokenizer)},
+        "vision_config": vision_config(sizes),
+        "scale_factor": MERGE_SIZE,
+        "image_token_id": token_id(tokenizer, IDEFICS3_TOKENS["image_token"]),
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+
+
+def _idefics3_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
+    return Idefics3Config(**_config_parts(sizes, tokenizer))
+
+
+def _smolvlm_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> SmolVLMConfig:
+    return SmolVLMConfig(**_config_parts(sizes, tokenizer))
+
+
+def _edges(sizes: TinySizes) -> dict[str, Any]:
+    edge = {"longest_edge": sizes.image_size}
+    return {"size": edge, "max_image_size": edge}
+
+
+def _template(video: str | None = None) -> str:
+    return chat_template(IDEFICS3_TOKENS["image_token"], video, end=IDEFICS3_TOKENS["eos_token"])
+
+
+def _idefics3_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
+    return Idefics3Processor(
+        image_processor=Idefics3ImageProcessor(do_image_splitting=False, **_edges(sizes)),
+        tokenizer=tokenizer,
+        image_seq_len=sizes.tokens_per_image,
+        chat_template=_template(),
+    )
+
+
+def _smolvlm_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> SmolVLMProcessor:
+    return SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(do_image_splitting=False, **_edges(sizes)),
+        tokenizer=tokenizer,
+        video_processor=SmolVLMVideoProcessor(**_edges(sizes)),
+        image_seq_len=sizes.tokens_per_image,
+        chat_template=_template(SMOLVLM_TOKENS["video_token"]),
+    )
+
+
+IDEFICS3 = Family(IDEFICS3_TOKENS, _idefics3_config, _idefics3_processor)
+SMOLVLM = Family(SMOLVLM_TOKENS, _smolvlm_config, _smolvlm_processor)
+
+
+INTERNVL_SPECIAL_TOKENS = {
+    "pad_token": "<|endoftext|>",
+    "turn_start_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+def _internvl_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
+    return InternVLConfig(
+        text_config={"model_type": "qwen2", **text_config(sizes, tokenizer)},
+        vision_config=vision_config(sizes),
+        image_token_id=token_id(tokenizer, INTERNVL_SPECIAL_TOKENS["context_image_token"]),
+        image_seq_length=sizes.tokens_per_image,
+        downsample_ratio=1 / MERGE_SIZE,
+        tie_word_embeddings=True,
+    )
+
+
+def _internvl_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
+    size = {"height": sizes.image_size, "width": sizes.image_size}
+    return InternVLProcessor(
+        # The processor cuts pictures into tiles by default; with one tile at most a picture stays whole.
+        image_processor=GotOcr2ImageProcessor(size=size, min_patches=1, max_patches=1),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=size),
+        image_seq_length=sizes.tokens_per_image,
+        chat_template=chat_template(
+            INTERNVL_SPECIAL_TOKENS["context_image_token"], INTERNVL_SPECIAL_TOKENS["video_token"]
+        ),
+    )
+
+
+INTERNVL = Family(INTERNVL_SPECIAL_TOKENS, _internvl_config, _internvl_processor)
+
+
+LLAVA_SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "turn_start_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "image_token": "<image>",
+}
+FEATURES: Literal["default"] = "default"  # all patches, without the class token
+
+
+def _llava_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+    return LlavaConfig(
+        text_config={"model_type": "llama", **text_config(sizes, tokenizer)},
+        vision_config={
+            "model_type": "clip_vision_model",
+            **vision_config(sizes, projection_dim=sizes.vision_hidden_size),
+        },
+        image_token_index=token_id(tokenizer, LLAVA_SPECIAL_TOKENS["image_token"]),
+        image_seq_length=sizes.grid**2,
+        vision_feature_select_strategy=FEATURES,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+
+
+def _llava_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    image_processor = LlavaImageProcessor(
+        size={"shortest_edge": sizes.image_size},
+        crop_size={"height": sizes.image_size, "width": sizes.image_size},
+        do_pad=True,
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=sizes.patch_size,
+        vision_feature_select_strategy=FEATURES,
+        num_additional_image_tokens=1,
+        chat_template=chat_template(LLAVA_SPECIAL_TOKENS["image_token"]),
+    )
+
+
+LLAVA = Family(LLAVA_SPECIAL_TOKENS, _llava_config, _llava_processor)

@@ -1,0 +1,182 @@
+"""Rounds of the whole method: what each does, and which checkpoint stays."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.cli import _train_rounds as rounds
+from mmemb_r1.cli import main
+from mmemb_r1.training.rationales.table import read_rationales
+from mmemb_r1.training.validation import validation_score
+
+WORDS = ("red", "green", "blue", "white", "black", "grey")
+JOINT = {"max_steps": 1, "per_device_train_batch_size": 4, "sub_batch_size": 2, "disable_tqdm": True}
+ADAPTIVE = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "max_reasoning_tokens": 3,
+    "disable_tqdm": True,
+}
+
+
+def write_pairs(path: Path, prefix: str) -> Path:
+    rows = [
+        {
+            "pair_id": f"{prefix} {word}",
+            "query": {"text": f"{prefix}: which colour has number {number}?"},
+            "target": {"text": f"{word} of {prefix}"},
+        }
+        for number, word in enumerate(WORDS)
+    ]
+    Dataset.from_list(rows).to_parquet(str(path))
+    return path
+
+
+@pytest.fixture
+def arguments(tiny_checkpoint, tmp_path) -> list[str]:
+    pool = {"workers": [{"name": "first", "kind": "checkpoint", "model": str(tiny_checkpoint), "max_tokens": 4}]}
+    files = {"--pool": pool, "--joint-config": JOINT, "--adaptive-config": ADAPTIVE}
+    named = ["train", "rounds", "--model", str(tiny_checkpoint), "--evaluator", str(tiny_checkpoint), "--cpu"]
+    for option, content in files.items():
+        path = tmp_path / f"{option.strip('-')}.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        named += [option, str(path)]
+    for option in ("pairs", "policy-pairs", "eval-pairs"):
+        named += [f"--{option}", str(write_pairs(tmp_path / f"{option}.parquet", option))]
+    # an evaluator that knows nothing may keep nothing
+    return [*named, "--samples", "1", "--selection", "none", "--output", str(tmp_path / "out")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_two_rounds(arguments, tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    """The second has one more worker, starts from the better checkpoint, and an ended run does nothing again."""
+    output, scores = tmp_path / "out", iter([0.1, 0.3, 0.2])
+    monkeypatch.setattr(rounds, "measure", lambda model, args: next(scores))
+    assert main([*arguments, "--n", "1"]) == 0
+    assert set(read_rationales(output / "rationales")["worker"]) == {"first"}
+    assert main([*arguments, "--n", "2"]) == 0
+    assert set(read_rationales(output / "rationales")["worker"]) == {"first", "round-1"}
+    notes = json.loads((output / "rounds.json").read_text(encoding="utf-8"))
+    assert [(note["round"], note["score"], note["kept"]) for note in notes] == [
+        (0, 0.1, True), (1, 0.3, True), (2, 0.2, False),
+    ]  # fmt: skip
+    begun = json.loads((output / "round-2" / "joint" / "run.json").read_text(encoding="utf-8"))
+    assert begun["model"] == str(output / "round-1" / "adaptive" / "model")
+    best, first = (MMEmbR1(str(folder), device="cpu") for folder in (output / "model", begun["model"]))
+    assert (best.encode("Lima") == first.encode("Lima")).all()
+    told = capsys.readouterr().out
+    assert "round 1: validation 0.3000, kept" in told and "round 2: validation 0.2000, not kept" in told
+    assert "the best is that of round 1 (0.3000)" in told
+    assert main([*arguments, "--n", "2"]) == 0  # `measure` would have no score left
+
+
+def test_a_round_that_was_not_kept(arguments, tmp_path, capsys, monkeypatch):
+    """The checkpoint that stays proposes in the next round; a round in which nothing is new is not run."""
+    scores, drawn, ran = iter([0.3, 0.2, 0.1]), [], []
+    monkeypatch.setattr(rounds, "measure", lambda model, args: next(scores))
+    monkeypatch.setattr(rounds, "draw", lambda args, notes: drawn.append(rounds.proposers(notes)))
+    monkeypatch.setattr(rounds, "run_command", lambda command: ran.append(command))
+    monkeypatch.setattr(rounds, "replace_model", lambda output, model: None)
+    assert main([*arguments, "--n", "5"]) == 0
+    assert [[note["round"] for note in workers] for workers in drawn] == [[], [0]]
+    assert len(ran) == 2 * 3
+    assert "round 3 would repeat round 2" in capsys.readouterr().out
+
+
+def test_the_stages_of_a_round(arguments, tmp_path):
+    args = argparse.Namespace(
+        output=tmp_path, pairs=Path("p"), policy_pairs=Path("o"), evaluator="judge", seed=3, cpu=True,
+        selection=None, margin=0.5, joint_config=Path("j.yaml"), adaptive_config=None,
+    )  # fmt: skip
+    select, joint, adaptive = rounds.stages(args, 2, Path("best"))
+    folder = tmp_path / "round-2"
+    assert select[:1] == ["select"] and str(folder / "selection") in select and "judge" in select
+    assert select[select.index("--margin") + 1] == "0.5" and "--selection" not in select
+    assert joint[joint.index("--model") + 1] == "best"
+    assert joint[joint.index("--rationales") + 1] == str(folder / "selection" / "selected.parquet")
+    assert joint[joint.index("--config") + 1] == "j.yaml"
+    assert adaptive[adaptive.index("--model") + 1] == str(folder / "joint" / "model")
+    assert adaptive[adaptive.index("--joint-pairs") + 1] == "p" and "--config" not in adaptive
+
+
+def test_the_best_is_the_last_that_was_kept():
+    notes = [{"round": number, "kept": kept} for number, kept in enumerate([True, False, True, False])]
+    assert rounds.best_of(notes)["round"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--n", "0"], "--n 0; allowed: 1 or more"),
+        (["--model", "nowhere"], "--model nowhere: there is no checkpoint"),
+        (["--pool", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["--policy-pairs", "nowhere.parquet"], "--policy-pairs nowhere.parquet: there is no such file"),
+        (["--evaluator", "nowhere"], "--evaluator nowhere: no model could be loaded"),
+        (["--adaptive-config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_first_stage(change, message, arguments, tmp_path, capsys):
+    assert main([*arguments, *change]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_to_compare_on_have_to_be_others(arguments, tmp_path, capsys):
+    assert main([*arguments, "--eval-pairs", str(tmp_path / "policy-pairs.parquet")]) == 2
+    assert "6 pairs of --eval-pairs are in --policy-pairs too" in capsys.readouterr().err
+
+
+def test_a_config_that_is_refused(arguments, tmp_path, capsys):
+    for text, message in (
+        ("lerning_rate: 1", "JointConfig has no field 'lerning_rate'"),
+        ("{per_device_train_batch_size: 4, sub_batch_size: 3}", "sub_batch_size=3 has to divide"),
+    ):
+        (tmp_path / "joint-config.yaml").write_text(text, encoding="utf-8")
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_run_is_kept_out(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rounds, "measure", lambda model, args: 0.5)
+    monkeypatch.setattr(rounds, "draw", lambda args, notes: None)
+    monkeypatch.setattr(rounds, "stages", lambda *args: [])
+    monkeypatch.setattr(rounds, "replace_model", lambda *args: None)
+    assert main([*arguments, "--n", "1"]) == 0
+    assert main([*arguments, "--n", "1", "--seed", "1"]) == 2
+    assert "was begun with other settings or data: seed was 0, is now 1" in capsys.readouterr().err
+
+
+class TestScore:
+    def test_what_has_one_vector_for_everything_scores_one_in_so_many(self, tiny_checkpoint, tmp_path):
+        pairs = Dataset.from_parquet(str(write_pairs(tmp_path / "pairs.parquet", "pairs")), cache_dir=str(tmp_path))
+        model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+        for weight in model[0].model.vlm.get_input_embeddings().parameters():
+            weight.data.zero_().add_(0.1)  # every token is the same
+        model[0].model.vlm.base_model.visual.requires_grad_(False)
+        assert validation_score(model, pairs) == pytest.approx(1 / len(WORDS), abs=1e-3)
+
+    def test_tasks_have_the_same_weight(self, tiny_checkpoint, tmp_path, monkeypatch):
+        import torch
+
+        from mmemb_r1.training.adaptive.rewards import AlignmentScorer
+
+        pairs = Dataset.from_parquet(str(write_pairs(tmp_path / "pairs.parquet", "pairs")), cache_dir=str(tmp_path))
+        pairs = pairs.add_column("task", ["a", "a", "a", "a", "b", "b"])
+        told = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0]).log()
+        monkeypatch.setattr(AlignmentScorer, "log_alignment", lambda self, rows, vectors: told[rows])
+        assert validation_score(MMEmbR1(str(tiny_checkpoint), device="cpu"), pairs) == pytest.approx((1 + 0.25) / 2)
+
+    def test_the_gate_decides(self, thinking, tmp_path):
+        pairs = Dataset.from_parquet(str(write_pairs(tmp_path / "pairs.parquet", "pairs")), cache_dir=str(tmp_path))
+        scores = {threshold: validation_score(thinking(gate_threshold=threshold), pairs) for threshold in (0.0, 1.0)}
+        assert abs(scores[0.0] - scores[1.0]) > 1e-4

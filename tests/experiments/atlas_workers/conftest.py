@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from experiments.atlas_workers.look_alikes import LookAlikes
+from experiments.atlas_workers.worker import recall
+from mmemb_r1.atlas import Atlas, build_atlas
+from mmemb_r1.atlas.tasks import Question
+from mmemb_r1.atlas.world import World
+
+SMALL = {"size": 32, "num_countries": 24, "num_objects": 30, "generated_rows": 20, "second_font": None}
+
+
+@pytest.fixture(scope="session")
+def small_atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return build_atlas(tmp_path_factory.mktemp("atlas") / "small", **SMALL)
+
+
+@pytest.fixture(scope="session")
+def recalled(small_atlas: Atlas) -> tuple[World, dict[str, Question]]:
+    return recall(small_atlas)
+
+
+@pytest.fixture(scope="session")
+def look_alikes(recalled: tuple[World, dict[str, Question]]) -> LookAlikes:
+    world, asked = recalled
+    return LookAlikes(world, [question for pair_id, question in asked.items() if pair_id.startswith("train/")])

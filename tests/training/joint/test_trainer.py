@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+
+from mmemb_r1.atlas.pictures import augment
+
+WHOLE = {"per_device_train_batch_size": 8, "sub_batch_size": 8, "temperature": 0.1}
+GATE = {"gate.output.weight", "gate.output.bias"}
+
+
+def logged(trainer, name="loss"):
+    return [log[name] for log in trainer.state.log_history if name in log]
+
+
+def moved(model, before):
+    after = model.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def training_loss(make_trainer, model, table, examples, **arguments):
+    trainer = make_trainer(model, table, **{**WHOLE, **arguments})
+    with torch.no_grad():
+        return trainer.compute_loss(model, trainer.data_collator(examples), return_outputs=True)
+
+
+def naive_nce(queries, targets, same, temperature=0.1):
+    """Symmetric InfoNCE row by row: `queries` (B, D), `targets` (B + N, D), `same` the pairs that are no negatives."""
+    losses, size = [], len(queries)
+    for row in range(size):
+        candidates = [j for j in range(len(targets)) if j == row or (row, j) not in same]
+        others = [i for i in range(size) if i == row or (row, i) not in same]
+        forward = queries[row] @ targets[candidates].T / temperature
+        backward = targets[row] @ queries[others].T / temperature
+        own = queries[row] @ targets[row] / temperature
+        losses.append((forward.logsumexp(0) + backward.logsumexp(0)) / 2 - own)
+    return torch.stack(losses)
+
+
+def _probabilities(queries, targets, same, temperature=0.1):
+    """`(B,)` of each query's target among its candidates."""
+    scores = (queries @ targets.T / temperature).exp()
+    return torch.stack(
+        [
+            scores[i, i] / sum(scores[i, j] for j in range(len(targets)) if (i, j) not in same)
+            for i in range(len(queries))
+        ]
+    )
+
+
+class TestTheLoss:
+    def test_it_is_the_sum_of_its_parts(self, make_trainer, model, rows, visit):
+        weights = {"rationale_weight": 2.0, "direct_reasoned_weight": 0.0, "reasoned_reasoned_weight": 0.0}
+        loss, out = training_loss(make_trainer, model, rows, visit(rows, range(6)), **weights, num_length_chunks=1)
+        query, target = out["query"], out["target"]
+        assert query.path_mask.all() and not target.path_mask[:, 1:].any()
+        nce = [naive_nce(query.embeddings[:, path], target.embeddings[:, 0], set()).mean() for path in (0, 1)]
+        chunk = make_trainer(model, rows, **WHOLE, num_length_chunks=1).data_collator(visit(rows, range(6)))["query"]
+        with torch.no_grad():
+            logps = model(**chunk["chunks"][0]["features"]).rationale_logps
+        assert loss.item() == pytest.approx((sum(nce) - 2 * logps.mean()).item(), rel=1e-5)
+
+    def test_equal_pairs_are_no_negatives(self, make_trainer, vivid, rows, visit):
+        examples = visit(rows, [0, 12, 1, 13, 0])  # red twice, by picture and by text, green likewise, and the first
+        loss, out = training_loss(make_trainer, vivid, rows, examples, use_rationales=False)
+        queries, targets = (out[side].embeddings[:, 0] for side in ("query", "target"))
+        targets = targets[[0, 0, 1, 1, 0]]
+        equal = [(0, 1), (0, 4), (1, 4), (2, 3)]
+        expected = naive_nce(queries[[0, 1, 2, 3, 0]], targets, {*equal, *((b, a) for a, b in equal)}).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_hard_negatives_are_candidates_of_all_queries(self, make_trainer, vivid, rows, visit):
+        examples = visit(rows, range(12, 15), num_hard_negatives=1)  # plain text, no rationales
+        (_, out), (loss, hard) = (
+            training_loss(make_trainer, vivid, rows, given, num_hard_negatives=number)
+            for number, given in ((0, visit(rows, range(12, 15))), (1, examples))
+        )
+        names = ["red", "green", "blue", *(example["negatives"][0]["text"] for example in examples)]
+        unique = list(dict.fromkeys(names))
+        targets = hard["target"].embeddings[[unique.index(name) for name in names], 0]
+        torch.testing.assert_close(targets[:3], out["target"].embeddings[:, 0], rtol=1e-4, atol=1e-5)
+        same = {(row, 3 + place) for place, name in enumerate(names[3:]) for row in range(3) if names[row] == name}
+        expected = naive_nce(out["query"].embeddings[:, 0], targets, same).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+    def test_matryoshka_adds_the_truncated_terms(self, make_trainer, vivid, rows, visit):
+        def loss(**changes):
+            options = {"rationale_weight": 0.0, **changes}
+            return training_loss(make_trainer, vivid, rows, visit(rows, range(6)), **options)[0].item()
+
+        vivid_half = copy.deepcopy(vivid)
+        vivid_half.config.truncate_dim = 16
+        vivid_half = type(vivid)(vivid_half.config)
+        vivid_half.load_state_dict(vivid.state_dict())
+        options = {**WHOLE, "rationale_weight": 0.0}
+        half, _ = training_loss(make_trainer, vivid_half.eval(), rows, visit(rows, range(6)), **options)
+        assert loss(matryoshka_dims=[16]) == pytest.approx(loss() + half.item(), rel=1e-5)
+
+    def test_rounds_have_terms_of_their_own(self, make_trainer, model, mixed):
+        def terms(rounds):
+            whole = mixed.remove_columns("task")  # one task: every batch is the whole table
+            trainer = make_trainer(model, whole, **WHOLE, max_reasoning_rounds=rounds, max_steps=1)
+            trainer.train()
+            return {name[4:] for log in trainer.state.log_history for name in log if name.startswith("nce_")}
+
+        assert terms(1) == {"00", "10", "01", "11"}
+        # of two segments are the thoughts of two queries, of which one's target has a thought, and of another target
+        assert terms(2) == terms(3) == {"00", "10", "01", "11", "20", "21", "02"}
+
+    def test_the_gates_part_is_of_queries_with_a_thought(self, make_trainer, vivid, rows, visit):
+        examples = visit(rows, [0, 6, 7, 12])  # the last has none
+        options = {"use_rationales": True, "num_length_chunks": 1, "gate_cost": 0.2}
+        plain, out = training_loss(make_trainer, vivid, rows, examples, **options)
+        whole, _ = training_loss(make_trainer, vivid, rows, examples, gate_weight=3.0, **options)
+        query, targets = out["query"], out["target"].embeddings[[0, 1, 2, 0], 0]
+        vectors = torch.where(query.path_mask[..., None], query.embeddings, query.embeddings[:, :1])
+        same = {(0, 3), (3, 0)}  # "red" is the target of both
+        gains = [_probabilities(vectors[:, path], targets, same) for path in (0, 1)]
+        net = (gains[1] - gains[0] - 0.2)[:3]
+        logits = query.gate_logits[:3, 0]
+        losses = torch.where(net > 0, (-logits).exp().log1p(), logits.exp().log1p())
+        expected = 3 * (losses * net.abs()).sum() / net.abs().sum()
+        assert (whole - plain).item() == pytest.approx(expected.item(), rel=1e-3)
+
+    @pytest.mark.parametrize("name", ["direct_direct_weight", "reasoned_direct_weight"])
+    def test_a_term_without_weight_is_told_but_does_not_count(self, make_trainer, model, rows, name):
+        table = rows.select(range(6))  # thoughts on the query side alone
+        trainer = make_trainer(model, table, max_steps=1, rationale_weight=0.0, **{name: 0.0})
+        trainer.train()
+        (log,) = [log for log in trainer.state.log_history if "loss" in log]
+        counted, told = ("nce_10", "nce_00") if name == "direct_direct_weight" else ("nce_00", "nce_10")
+        assert log["loss"] == pytest.approx(log[counted], rel=1e-5) and log[told] > 0
+        assert "accuracy_gap" in log
+
+    def test_weights_by_posterior_count_in_the_rationales_alone(self, make_trainer, model, rows, visit):
+        examples = visit(rows, [0, 1])
+        examples[1]["query_weight"] = 0.25
+        contrast, _ = training_loss(make_trainer, model, rows, examples, rationale_weight=0.0)
+        whole, _ = training_loss(make_trainer, model, rows, examples)
+        trainer = make_trainer(model, rows, **WHOLE, num_length_chunks=1)
+        (chunk,) = trainer.data_collator(examples)["query"]["chunks"]
+        with torch.no_grad():
+            logps = model(**chunk["features"]).rationale_logps
+        weights = torch.tensor([1.0, 0.25])[chunk["token_rows"]]
+        assert (whole - contrast).item() == pytest.approx((-(weights * logps).sum() / weights.sum()).item(), rel=1e-4)
+
+
+class TestTraining:
+    def test_a_step_moves_every_parameter_but_the_gate(self, make_trainer, model, rows):
+        before = copy.deepcopy(model.state_dict())
+        trainer = make_trainer(model, rows, weight_decay=0.1)
+        trainer.train()
+        assert set(before) - moved(model, before) == GATE
+        held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+        assert not held & {id(parameter) for parameter in model.gate.parameters()}
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+    def test_on_request_the_gate_moves_and_nothing_else_moves_differently(self, make_trainer, vivid, rows):
+        def trained(**changes):
+            model = copy.deepcopy(vivid)
+            # not clipped: the gate's gradient would count in the norm
+            trainer = make_trainer(model, rows, max_grad_norm=0.0, temperature=0.1, **changes)
+            trainer.train()
+            return model.state_dict(), trainer
+
+        (still, _), (moving, trainer) = trained(), trained(gate_weight=1.0)
+        assert {name for name in still if not torch.equal(still[name], moving[name])} == GATE
+        assert len(logged(trainer, "gate")) == 4
+
+    def test_the_losses_fall(self, make_trainer, model, rows):
+        trainer = make_trainer(model, rows, max_steps=60, temperature=0.1)
+        trainer.train()
+        for name in ("nce_10", "rationale_query"):
+            losses = logged(trainer, name)
+            assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+    def test_what_is_logged(self, make_trainer, model, rows):
+        trainer = make_trainer(model, rows, max_steps=12)
+        trainer.train()
+        wanted = {
+            *("nce_00", "nce_10", "nce_01", "nce_11", "rationale_query", "rationale_target", "negatives", "masked"),
+            *("accuracy_direct", "accuracy_reasoned", "accuracy_gap", "utility_gap", "pays"),
+            *("gate_prob", "gate_thinks", "gate_right", "tokens_per_second"),
+        }
+        names = set().union(*trainer.state.log_history)
+        assert wanted <= names and "gate" not in names
+        assert all(value > 0 for value in logged(trainer, "tokens_per_second"))
+        for log in trainer.state.log_history[:-1]:
+            weights = {"nce_01": 0.5, "nce_11": 0.5}
+            parts = sum(
+                weights.get(name, 1.0) * value for name, value in log.items() if name.startswith(("nce", "rat"))
+            )
+            assert log["loss"] == pytest.approx(parts, rel=1e-4)
+
+    def test_a_log_is_the_mean_since_the_last(self, make_trainer, tiny, rows):
+        one, two = (make_trainer(copy.deepcopy(tiny[0]), rows, logging_steps=steps) for steps in (1, 2))
+        one.train()
+        two.train()
+        each = logged(one, "nce_00")
+        assert logged(two, "nce_00") == pytest.approx([sum(each[:2]) / 2, sum(each[2:]) / 2], rel=1e-6)
+
+    def test_without_rationales_only_the_direct_path_is_trained(self, make_trainer, model, rows):
+        trainer = make_trainer(model, rows, use_rationales=False)
+        trainer.train()
+        names = set().union(*trainer.state.log_history)
+        assert "nce_00" in names and not names & {"nce_10", "nce_01", "nce_11", "rationale_query"}
+
+    def test_two_accumulated_batches_give_the_gradient_of_one(self, make_trainer, tiny, rows):
+        def gradient(steps):
+            model = copy.deepcopy(tiny[0])
+            # one task of six rows: every batch holds all of them
+            options = {"sub_batch_size": 6, "max_steps": 1, "learning_rate": 0.0, "max_grad_norm": 0.0}
+            trainer = make_trainer(model, rows.select(range(6)), gradient_accumulation_steps=steps, **options)
+            gradients = []
+            trainer.create_optimizer()
+            trainer.optimizer.register_step_pre_hook(
+                lambda *_: gradients.append(model.vlm.get_input_embeddings().weight.grad.clone())
+            )
+            trainer.train()
+            return gradients[0]
+
+        once, twice = gradient(1), gradient(2)
+        assert once.abs().max() > 1e-3
+        assert torch.allclose(once, twice, atol=1e-4 * once.abs().max().item())
+
+    def test_a_frozen_vision_tower_stays_as_it_is(self, make_trainer, model, rows):
+        before = copy.deepcopy(model.state_dict())
+        make_trainer(model, rows, freeze_vision_tower=True, max_steps=2).train()
+        tower = {name for name in before if ".visual." in name}
+        assert tower and set(before) - moved(model, before) == tower | GATE
+
+    def test_the_seed_of_the_data_is_its_own(self, make_trainer, tiny, rows):
+        def first(**seeds):
+            trainer = make_trainer(copy.deepcopy(tiny[0]), rows, **seeds)
+            return next(iter(trainer.get_train_dataloader()))["query"]["names"]
+
+        assert first(seed=1, data_seed=5) == first(seed=2, data_seed=5) == first(seed=5) != first(seed=5, data_seed=6)
+
+
+class TestWhatIsSeen:
+    def test_epochs_see_the_pairs_in_different_orders(self, make_trainer, model, rows):
+        trainer = make_trainer(model, rows, max_steps=-1, num_train_epochs=2)
+        seen, collate = [], trainer.data_collator
+        trainer.data_collator = lambda batch: seen.append([e["pair_id"] for e in batch]) or collate(batch)
+        trainer.train()
+        assert len(seen) == 6 and seen[:3] != seen[3:]
+
+    def test_steps_have_precedence_over_epochs(self, make_trainer, model, rows):
+        trainer = make_trainer(model, rows, max_steps=5, num_train_epochs=1)
+        trainer.train()
+        assert trainer.state.global_step == 5 and len(logged(trainer)) == 5
+        # all in one epoch, whose positions tell its visits apart
+        assert len(make_trainer(model, rows, gradient_accumulation_steps=3).get_train_dataloader()) == 3 * 4
+
+    def test_each_visit_draws_a_rationale(self, make_trainer, model, rows):
+        selected = Dataset.from_dict(
+            {"pair_id": ["pair 0"] * 2, "side": ["query"] * 2, "text": ["one way", "another"]}
+        )
+        options = {"task_weights": {"name": 1}, "sub_batch_size": 6, "max_steps": 8}
+        trainer = make_trainer(model, rows, rationales=selected, **options)
+        seen, collate = [], trainer.data_collator
+        trainer.data_collator = lambda batch: seen.extend(batch) or collate(batch)
+        trainer.train()
+        said = [(example["pair_id"], *example["query_rationale"]) for example in seen]
+        assert len(said) == 48
+        assert {place for place in said if len(place) > 1} == {("pair 0", "one way"), ("pair 0", "another")}
+
+    def test_workers_make_the_same_batches(self, make_trainer, tiny, rows):
+        def losses(workers):
+            options = {"dataloader_num_workers": workers, "augment": augment, "max_steps": 2}
+            trainer = make_trainer(copy.deepcopy(tiny[0]), rows, **options)
+            trainer.train()
+            return logged(trainer)
+
+        assert losses(2) == losses(0)
+
+
+class TestEvaluation:
+    @pytest.fixture
+    def tables(self, rows):
+        return rows.select(range(0, 18, 2)), rows.select(range(1, 18, 2))
+
+    def test_its_terms_are_logged_beside_its_loss(self, make_trainer, model, tables):
+        train, other = tables
+        trainer = make_trainer(model, train, eval_dataset=other, eval_strategy="steps", eval_steps=2)
+        trainer.train()
+        found = [log for log in trainer.state.log_history if "eval_loss" in log]
+        assert len(found) == 2
+        names = {"eval_nce_00", "eval_rationale_query", "eval_accuracy_direct", "eval_negatives", "eval_gate_prob"}
+        assert names <= set(found[0]) and not any(name.startswith("nce") for name in found[0])
+        assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+
+    def test_training_is_the_same_with_it_and_without(self, make_trainer, tiny, tables):
+        train, other = tables
+
+        def losses(**options):
+            model = copy.deepcopy(tiny[0])
+            for module in model.modules():
+                if hasattr(module, "attention_dropout"):
+                    module.attention_dropout = 0.2
+            trainer = make_trainer(model, train, **options)
+            trainer.train()
+            return logged(trainer), logged(trainer, "nce_00")
+
+        assert losses() == losses(eval_dataset=other, eval_strategy="steps", eval_steps=1)
+
+    def test_its_pictures_are_not_augmented(self, make_trainer, model, tables):
+        def loss(**options):
+            return make_trainer(model, tables[0], eval_dataset=tables[1], **options).evaluate()["eval_loss"]
+
+        assert loss(augment=lambda picture, rng: picture.point(lambda value: 255 - value)) == loss()
+
+    def test_of_another_table_or_of_none_it_is_refused(self, make_trainer, model, tables):
+        trainer = make_trainer(model, tables[0], eval_dataset=tables[1])
+        with pytest.raises(
+            ValueError, match="evaluates on the eval_dataset that it was made with; leave the argument o"
+        ):
+            trainer.evaluate(tables[0])
+        with pytest.raises(ValueError, match="nothing to evaluate on: JointTrainer was made without an eval_dataset"):
+            make_trainer(model, tables[0]).evaluate()
+
+
+class TestWhatIsNotFinite:
+    @pytest.mark.parametrize(
+        ("mini_batch_size", "use_rationales", "what"),
+        [(None, False, "the embedding"), (None, True, "the loss on rationale tokens"), (4, True, "the embedding")],
+    )
+    def test_a_picture_is_blamed_on_its_pair(
+        self, make_trainer, model, rows, visit, mini_batch_size, use_rationales, what
+    ):
+        options = {"mini_batch_size": mini_batch_size, "use_rationales": use_rationales, "num_length_chunks": 1}
+        trainer = make_trainer(model, rows, **options)
+        batch = trainer.data_collator(visit(rows, [0, 1, 2, 12]))  # three pictures and a text
+        pixels = batch["query"]["chunks"][0]["features"]["pixel_values"]
+        pictures = [row for row in batch["query"]["order"].argsort().tolist() if row < 3]
+        place = pictures.index(1)
+        pixels[place * len(pixels) // 3 : (place + 1) * len(pixels) // 3] = float("nan")
+        message = f"after 0 steps {what} is not finite for the query of pair 'pair 1'. Look at these rows"
+        with pytest.raises(FloatingPointError, match=message):
+            trainer.training_step(model, batch)
+
+    @pytest.mark.parametrize("mini_batch_size", [None, 2])
+    def test_a_rationale_is_blamed_on_its_pair(self, make_trainer, model, rows, visit, mini_batch_size):
+        trainer = make_trainer(model, rows, mini_batch_size=mini_batch_size)
+        model.get_output_embeddings().register_forward_hook(_poison(trainer, "green"))
+        batch = trainer.data_collator(visit(rows, [6, 7, 8]))
+        message = "the loss on rationale tokens is not finite for the query of pair 'pair 7'. Look"
+        with pytest.raises(FloatingPointError, match=message):
+            trainer.training_step(model, batch)
+
+    def test_a_term_is_blamed_on_its_rows(self, make_trainer, model, rows, visit, monkeypatch):
+        from mmemb_r1.training.joint import forward as joint_loss
+
+        def broken(*args):
+            terms = path_terms(*args)
+            for term in terms.at.values():
+                term.target_to_query[1] = float("inf")
+            return terms
+
+        path_terms = joint_loss.path_terms
+        monkeypatch.setattr(joint_loss, "path_terms", broken)
+        trainer = make_trainer(model, rows, use_rationales=False)
+        message = "term nce_00 at 32 dimensions is not finite for the query of pair 'pair 13'. Look"
+        with pytest.raises(FloatingPointError, match=message):
+            trainer.training_step(model, trainer.data_collator(visit(rows, [12, 13, 14])))
+
+    def test_the_gate_is_blamed_on_its_queries(self, make_trainer, vivid, rows, visit):
+        trainer = make_trainer(vivid, rows, gate_weight=1.0)
+        vivid.gate.register_forward_hook(lambda *args: torch.full_like(args[-1], float("nan")))
+        message = "the gate's loss is not finite for the query of pair 'pair 6', the query of pair 'pair 7'. Look"
+        with pytest.raises(FloatingPointError, match=message):
+            trainer.training_step(vivid, trainer.data_collator(visit(rows, [6, 7])))
+
+    def test_training_stops_at_it(self, make_trainer, model, rows):
+        with torch.no_grad():
+            model.vlm.get_input_embeddings().weight.fill_(float("nan"))
+        trainer = make_trainer(model, rows)
+        with pytest.raises(FloatingPointError, match="after 0 steps"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+
+def _poison(trainer, word):
+    """A hook that makes the scores from which a word is predicted infinitely low."""
+    (token, *_) = trainer.processing_class.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+
+    def hook(module, args, logits):
+        return logits.index_fill(1, torch.tensor([token]), float("-inf"))
+
+    return hook

@@ -1,0 +1,161 @@
+"""A pairs table as the prompts of a policy, in the form that TRL's trainers read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from mmemb_r1.content import given_parts
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, plain_conversations, render, to_conversations
+from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, content_key
+
+BATCH_SIZE = 32
+Messages = list[dict[str, Any]]
+
+
+def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: int | None = None) -> Dataset:
+    """
+    The queries of a pairs table as prompts. Pictures are opened when a row is read.
+
+    Args:
+        pairs: with `pair_id`, `query` and `target`.
+        processor: saved beside the model.
+        max_text_tokens: text of a query is cut to so many tokens.
+
+    Returns:
+        Rows of `prompt` (chat messages with a place for each picture), `images` (a list, `[]` where there are none),
+        `row` (in `pairs`) and `pair_id`.
+
+    Raises:
+        ValueError: if the table lacks a column or something in it; while rows are read, if a query can't be used or
+            holds a video, which TRL's trainers don't take.
+    """
+    check_pairs(pairs, PAIR_COLUMNS)
+    ids = pairs["pair_id"]
+
+    def rendered(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = [_prompt(query, row, ids[row]) for query, row in zip(batch["query"], batch["row"], strict=True)]
+        return {name: [row[name] for row in rows] for name in ("prompt", "images", "row", "pair_id")}
+
+    def _prompt(query: Any, row: int, pair_id: str) -> dict[str, Any]:
+        try:
+            (conversation,) = plain_conversations(processor, to_conversations([given_parts(query)]), max_text_tokens)
+        except InputError as error:
+            raise ValueError(f"the query of pair {pair_id!r} can't be used: {error.reason}") from error
+        prompt, images = without_pictures(conversation)
+        if any(part["type"] == "video" for message in prompt for part in message["content"]):
+            raise ValueError(
+                f"the query of pair {pair_id!r} holds a video; the adaptive phase takes texts and pictures. Leave "
+                "such pairs out, or pass frames as pictures."
+            )
+        return {"prompt": prompt, "images": images, "row": row, "pair_id": pair_id}
+
+    table = pairs.select_columns(["query"]).add_column("row", list(range(len(pairs))))
+    return table.with_transform(rendered)
+
+
+@torch.no_grad()
+def gate_inputs(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
+    """
+    `(N, H)` hidden states at the `<|embed|>` of prompts from all over a table.
+
+    Args:
+        model: the [`MMEmbR1Model`], with or without adapters; left in the mode it is in.
+        processor: saved beside the model.
+        prompts: of [`policy_prompts`].
+        number: N at most.
+    """
+    training, states = model.training, []
+    model.eval()
+    places = range(0, len(prompts), -(-len(prompts) // number))
+    for start in range(0, len(places), BATCH_SIZE):
+        rows = [prompts[place] for place in places[start : start + BATCH_SIZE]]
+        chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
+        output = model(**render(processor, chats).to(model.device))
+        states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
+    model.train(training)
+    return torch.cat(states)
+
+
+def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
+    """Warn of queries that the joint phase was trained on: there the gate would learn that thinking never pays."""
+    if joint_pairs is None or "query" not in joint_pairs.column_names:
+        return
+    seen = {content_key(query) for query in StoredInputs(joint_pairs, "query")}
+    number = sum(content_key(query) in seen for query in StoredInputs(pairs, "query"))
+    if number:
+        warnings.warn(
+            f"{number} of {len(pairs)} queries are among those of the joint phase. What a model knows by heart it "
+            "finds with and without thinking, and its gate learns not to think about the like; leave these pairs out.",
+            stacklevel=3,
+        )
+
+
+def without_pictures(conversation: Sequence[dict[str, Any]]) -> tuple[Messages, list[Any]]:
+    """A conversation with a place for each picture, and the pictures in their order."""
+    images = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
+    prompt = [
+        {**message, "content": [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]}
+        for message in conversation
+    ]
+    return prompt, images
+
+
+def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id: int | None) -> None:
+    """
+    Check that rollouts and log-probabilities will be of the same ids: on the first prompt with a picture, and on the
+    first without.
+
+    Args:
+        prompts: of [`policy_prompts`].
+        processor: whose chat template is looked at.
+        embed_token_id: what a prompt has to end in.
+
+    Raises:
+        ValueError: if it does not, or if TRL, which writes the text first, would render other ids.
+    """
+    first: dict[bool, int] = {}
+    for place, query in enumerate(StoredInputs(prompts, "query")):  # no picture is opened for it
+        first.setdefault("image" in query, place)
+        if len(first) == 2:
+            break
+    for place in first.values():
+        _check_prompt(prompts[place], processor, embed_token_id)
+
+
+def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id: int | None) -> None:
+    conversation = with_pictures(row["prompt"], row["images"])
+    ids = render(processor, [conversation])["input_ids"][0].tolist()
+    if ids[-1] != embed_token_id or ids.count(embed_token_id) != 1:
+        raise ValueError(
+            f"The prompt of pair {row['pair_id']!r} does not end in `<|embed|>` (id {embed_token_id}); pass the "
+            "processor that is saved beside the model, with its chat template."
+        )
+    text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    theirs = processor(text=[text], images=[row["images"]] if row["images"] else None)["input_ids"][0]
+    if list(theirs) != ids:
+        raise ValueError(
+            f"The prompt of pair {row['pair_id']!r} has other ids when its text is rendered first ({list(theirs)[:8]} "
+            f"... against {ids[:8]} ...): log-probabilities would be of other prompts than the rollouts'."
+        )
+
+
+def with_pictures(prompt: Messages, images: Sequence[Any]) -> Messages:
+    """A prompt with its pictures in their places."""
+    left = iter(images)
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "image", "image": next(left)} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in prompt
+    ]

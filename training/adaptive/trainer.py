@@ -1,0 +1,331 @@
+"""Train the adaptive phase: GRPO teaches when to think."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import ProcessorMixin, TrainerCallback
+from trl import GRPOTrainer
+
+from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.training.adaptive.advantages import (
+    decision_advantages,
+    leave_one_out,
+    strata,
+    token_advantages,
+    utility_rewards,
+)
+from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
+from mmemb_r1.training.adaptive.forward import PolicyForward
+from mmemb_r1.training.adaptive.gate import StandardisedGate, StopOnCollapse
+from mmemb_r1.training.adaptive.prompts import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
+from mmemb_r1.training.adaptive.rewards import AlignmentScorer, alignment_reward, cost_reward, format_reward
+from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
+from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer, adaptive_facts
+from mmemb_r1.training.distributed import summed
+
+LEAST_SPREAD = 1e-4  # of rewards within a group, to learn from
+
+
+def rollout_metrics(
+    fields: Mapping[str, Tensor], rewards: Tensor, reasoned: Tensor, gap: Tensor, probs: Tensor, threshold: float
+) -> dict[str, Tensor]:
+    """
+    Numbers that tell how training goes, and whether the gate or the rationales degenerate.
+
+    Args:
+        fields: `(N * G,)` of the rollouts: `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated`.
+        rewards: `(N, G)`.
+        reasoned: `(N, G)` bool.
+        gap: `(N,)` mean alignment after thinking minus before.
+        probs: `(N,)` the gate's probability of thinking.
+        threshold: from which it thinks when it is used.
+
+    Returns:
+        `gate/prob`, `gate/thinks` (share of queries) and `gate/right` (how often that is the sign of the gap);
+        `utility_gap`; `rationale/tokens`, `rationale/rounds`, `rationale/truncated` of the rollouts that thought;
+        `rationale/groups_without_spread`, the share of groups whose rationales all got the same reward.
+    """
+    thought, thinks = reasoned.flatten(), probs >= threshold
+    within = torch.stack(
+        [row[chosen].max() - row[chosen].min() for row, chosen in zip(rewards, reasoned, strict=True)]
+    )
+    return {
+        "gate/prob": probs.mean(),
+        "gate/thinks": thinks.float().mean(),
+        "gate/right": (thinks == (gap > 0)).float().mean(),
+        "utility_gap": gap.mean(),
+        "rationale/tokens": fields["num_reasoning_tokens"][thought].mean(),
+        "rationale/rounds": fields["num_reasoning_rounds"][thought].mean(),
+        "rationale/truncated": fields["truncated"][thought].mean(),
+        "rationale/groups_without_spread": (within < LEAST_SPREAD).float().mean(),
+    }
+
+
+RewardFunction = Callable[..., list[float]]
+
+
+class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
+    """
+    Teaches a model that thinks well when to think at all.
+
+    A rollout is a direct embedding, or a rationale and the embedding after it. Groups share one prefill and hold both
+    kinds; see [`decision_advantages`] and [`leave_one_out`] for what each token is given.
+
+    Args:
+        model ([`MMEmbR1Model`] or a `PeftModel` of one): after the joint phase.
+        args ([`AdaptiveGRPOConfig`]): arguments.
+        train_dataset (`datasets.Dataset`): a pairs table with `pair_id`, `query`, `target`, and optionally `task` and
+            `negatives`. Use pairs that the joint phase has not seen: on those it knows by heart thinking never pays.
+        processing_class (`ProcessorMixin`): the processor saved beside the model.
+        joint_pairs (`datasets.Dataset`, *optional*): what the joint phase was trained on. Its targets are negatives
+            too, task by task, and a warning tells how many pairs are in both tables.
+        reward_funcs (`list[Callable]`, *optional*): further rewards in TRL's form; `args.reward_weights` are theirs.
+        callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if a table or the processor is not what it has to be; while training, if a reward is not finite.
+    """
+
+    _tag_names = ["mmemb-r1", "grpo"]
+    _name = "Adaptive GRPO"
+    args: AdaptiveGRPOConfig
+
+    def __init__(
+        self,
+        model: MMEmbR1Model,
+        args: AdaptiveGRPOConfig,
+        train_dataset: Dataset,
+        processing_class: ProcessorMixin,
+        joint_pairs: Dataset | None = None,
+        reward_funcs: Sequence[RewardFunction] = (),
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        config = model.config
+        prompts = policy_prompts(train_dataset, processing_class, config.max_text_tokens)
+        check_rendering(prompts, processing_class, config.embed_token_id)
+        self._scorer = AlignmentScorer(train_dataset, joint_pairs, args.alignment_temperature)
+        warn_of_overlap(train_dataset, joint_pairs)
+        self.facts = adaptive_facts(model, args, train_dataset)
+        self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
+        self.max_tokens = args.max_reasoning_tokens or config.max_reasoning_tokens
+        args = copy.copy(args)
+        args.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
+        args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
+        args.reward_weights = [
+            args.format_weight,
+            args.alignment_weight,
+            args.cost_weight,
+            *(args.reward_weights or [1.0] * len(reward_funcs)),
+        ]
+        beta, args.beta = args.beta, 0.0  # TRL would load the reference from the Hub by the model's name
+        adapted = hasattr(model, "peft_config")
+        if beta and adapted:
+            raise ValueError("beta > 0 needs a reference model, which can't be made of adapters here; set beta=0.")
+        needed = beta or args.scorer == "frozen"
+        self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if needed else None
+        self._gate_inputs = gate_inputs(model, processing_class, prompts)
+        self._rows = torch.empty(0, dtype=torch.long)
+        self._gate_logits = torch.empty(0)
+        super().__init__(
+            model=model,
+            reward_funcs=[format_reward, alignment_reward, cost_reward, *reward_funcs],
+            args=args,
+            train_dataset=prompts,
+            processing_class=processing_class,
+            callbacks=[
+                *(callbacks or []),
+                *([StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []),
+            ],
+            optimizers=optimizers,
+            rollout_func=lambda prompts, _: self._roll_out(prompts),
+        )
+        self._refuse_sharding()
+        self.args.beta = self.beta = beta
+        if self._frozen is not None:
+            self._frozen.to(self.accelerator.device)
+            self.ref_model = self._frozen if beta else None
+
+    def _refuse_sharding(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "The adaptive phase draws rollouts from the whole model, and does not run on a sharded one: use "
+                "accelerate launch --multi_gpu, with adapters (lora) where memory is short."
+            )
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        """TRL's, but an epoch's order follows from its number: a run that was killed goes on with the right one."""
+        size = self.num_generations
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=size,
+            batch_size=self.args.generation_batch_size // size,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+
+    # Rollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """As TRL's, with advantages of each token instead of each rollout."""
+        self._rows = torch.tensor([row["row"] for row in inputs])
+        self._embed_candidates()
+        output = super()._generate_and_score_completions(inputs)
+        output["advantages"] = self._token_advantages(output)
+        output["rows"] = self._rows.to(output["advantages"].device)
+        return output
+
+    def _embed_candidates(self) -> None:
+        """Embed targets and negatives: once, while the scorer is frozen."""
+        steps = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        due = self.args.scorer == "live" and self.state.global_step // steps % self.args.refresh_steps == 0
+        if due or not self._scorer.ready:
+            scorer = self._scoring_model
+            training = scorer.training
+            with self.accelerator.autocast():
+                self._scorer.embed(scorer.eval(), self.processing_class)
+            scorer.train(training)
+
+    @property
+    def _scoring_model(self) -> MMEmbR1Model:
+        if self.args.scorer == "frozen" and self._frozen is not None:
+            return self._frozen
+        return self._bare_model
+
+    @property
+    def _bare_model(self) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "peft_config") else model
+
+    def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
+        """Completions of prompts that stand in groups, what was chosen in them, and how they did."""
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        model, scorer, direct = self._bare_model, self._scoring_model, self.args.num_direct_rollouts
+        batch, training = self._rendered(prompts[::size]), model.training
+        with self.accelerator.autocast():  # in the precision that log-probabilities will be taken in
+            group = roll_out(
+                model.eval(),
+                batch,
+                size - direct,
+                max_tokens=self.max_tokens,
+                max_rounds=self.max_rounds,
+                temperature=self.temperature,
+            )
+            model.train(training)
+            found = (group.direct, group.reasoned) if scorer is model else read_group(scorer, batch, group)
+        vectors, own = (in_groups(*of, direct) for of in (found, (group.direct, group.reasoned)))
+        self._log("similarity_to_scorer", nn.functional.cosine_similarity(vectors, own).mean())
+        self._gate_logits = group.gate_logits
+        rows_of_ids = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        prompt_ids = [ids[kept].tolist() for ids, kept in rows_of_ids]
+        return {
+            "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
+            "logprobs": None,
+            "alignment": self._scorer.log_alignment(self._rows, vectors).exp().tolist(),
+            **as_columns(group, direct, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
+        }
+
+    def _rendered(self, prompts: list[Any]) -> dict[str, Tensor]:
+        """Prompts as `encode` renders them."""
+        conversations = to_conversations(prompts, media=MediaOptions.of(self._bare_model.config))
+        return dict(render(self.processing_class, conversations).to(self.accelerator.device))
+
+    # Advantages
+
+    def _calculate_rewards(self, inputs: Any, *args: Any) -> Tensor:
+        """As TRL's; a reward that is not finite is an error."""
+        rewards = super()._calculate_rewards(inputs, *args)  # (B of all processes, number of rewards)
+        bad = (~rewards.isfinite()).nonzero()
+        if len(bad):
+            row, which = bad[0].tolist()
+            local = row - self.accelerator.process_index * len(inputs)
+            whose = f"pair {inputs[local]['pair_id']!r}" if 0 <= local < len(inputs) else "a pair of another process"
+            raise ValueError(
+                f"after {self.state.global_step} steps the reward {self.reward_func_names[which]!r} is "
+                f"{rewards[row, which]} for a rollout of {whose}; it has to return a finite number for each rollout."
+            )
+        start = self.accelerator.process_index * len(inputs)
+        self._rewards = (rewards[start : start + len(inputs)] * self.reward_weights.to(rewards)).sum(dim=1)
+        self._fields = {
+            name: torch.tensor([float(row[name]) for row in inputs], device=rewards.device)
+            for name in ("reasoned", "alignment", "num_reasoning_tokens", "num_reasoning_rounds", "truncated")
+        }
+        self._fields["cost"] = rewards[start : start + len(inputs), 2]
+        return rewards
+
+    def _token_advantages(self, output: dict[str, Any]) -> Tensor:
+        """`(B, C)` advantages of the rollouts that were just scored; see [`token_advantages`]."""
+        args, size = self.args, self.num_generations if self.model.training else self.num_generations_eval
+        rewards, reasoned = self._rewards.view(-1, size), self._fields["reasoned"].view(-1, size).bool()
+        probs = (self._gate_logits / self.temperature).sigmoid()  # (N,)
+        alignment = self._fields["alignment"].view(-1, size)
+        gap = strata(alignment, reasoned)[1].diff(dim=1).squeeze(1)  # (N,)
+        for_decision = rewards
+        if args.decision_reward == "utility":
+            costs = strata(self._fields["cost"].view(-1, size), reasoned)[1][:, 1]
+            utility = args.alignment_weight * gap + args.cost_weight * costs
+            for_decision = utility_rewards(utility, reasoned, args.utility_clip, args.utility_tolerance)
+        decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
+        said = leave_one_out(rewards, reasoned).flatten()
+        threshold = self._bare_model.config.gate_threshold
+        used = self._gate_logits.sigmoid()  # as `encode` takes it
+        for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, used, threshold).items():
+            self._log(name, value)
+        mask = output["completion_mask"] * output["tool_mask"]  # (B, C)
+        markers = output["completion_ids"] == self._bare_model.config.embed_token_id
+        counts = torch.stack([mask.new_tensor(len(mask)), mask[:, 1:].sum(), mask.sum()]).float()
+        return token_advantages(decided, said, markers, summed(counts), args.decision_weight, args.rationale_weight)
+
+    # The loss
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """The gate's log-probabilities for decisions, in the same pass as the tokens'."""
+        self._policy = PolicyForward(model, self._bare_model.config, self.temperature)
+        return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's, and a contrastive term on the live embeddings of the same pass."""
+        loss = super()._compute_loss(model, inputs)
+        if not self.args.contrastive_weight:
+            return loss
+        (output,) = self._policy.outputs
+        vectors, last = output["embeddings"], output["path_mask"].sum(dim=1) - 1  # (B, K, D), (B,)
+        final = vectors[torch.arange(len(last), device=last.device), last]  # (B, D)
+        losses = [-self._scorer.log_alignment(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
+        term = torch.stack(losses).mean()
+        self._log("contrastive", term)
+        scale = self.current_gradient_accumulation_steps if self.model.training else 1
+        return loss + self.args.contrastive_weight * term / scale
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The gate's parameters form a group of their own, in coordinates of their own."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        gate = {id(weight) for weight in self._bare_model.gate.parameters()}
+        if any(group.get("is_gate") for group in optimizer.param_groups):
+            return optimizer
+        moved = [weight for group in optimizer.param_groups for weight in group["params"] if id(weight) in gate]
+        for group in optimizer.param_groups:
+            group["params"] = [weight for weight in group["params"] if id(weight) not in gate]
+        optimizer.add_param_group(
+            {"params": moved, "lr": self.args.gate_learning_rate, "weight_decay": 0.0, "is_gate": True}
+        )
+        StandardisedGate(moved[0], moved[1], self._gate_inputs).attach(optimizer)  # the layer that reads the state
+        return optimizer
+
+    # What is told
+
+    def _log(self, name: str, value: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode][name].append(self.accelerator.gather(value.detach().float().reshape(1)).nanmean().item())

@@ -1,0 +1,210 @@
+"""Run the sides of a batch through the model, with or without gradient caching, and compute the batch's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from mmemb_r1.training.adaptive.gate import gate_loss
+from mmemb_r1.training.distributed import gather_rows, num_processes, summed
+from mmemb_r1.training.joint.collator import IGNORED, Chunk, JointBatch, SideBatch
+from mmemb_r1.training.joint.config import JointConfig
+from mmemb_r1.training.joint.losses import PathBatch, PathTerms, path_terms, rationale_loss
+from mmemb_r1.training.joint.metrics import batch_metrics, blame, utility_gap
+
+
+class Vectors(NamedTuple):
+    """
+    What the contrastive terms and the gate's are made of, for U inputs.
+
+    Attributes:
+        embeddings: `(U, K, D)`, per path.
+        path_mask: `(U, K)` bool, which of them exist.
+        gate_logits: `(U, K)` of thinking (again) after each.
+    """
+
+    embeddings: Tensor
+    path_mask: Tensor
+    gate_logits: Tensor
+
+
+def encode(model: nn.Module, chunk: Chunk, with_tokens: bool = True) -> tuple[Vectors, Tensor]:
+    """
+    One forward pass. The gate's loss leaves everything but the gate alone.
+
+    Args:
+        model: the model, or the model with adapters.
+        chunk: b inputs; they are moved to the model's device.
+        with_tokens: whether log-probabilities of the rationale tokens are computed.
+
+    Returns:
+        The vectors of the b inputs, and `(N,)` log-probabilities.
+    """
+    device = next(model.parameters()).device
+    features = {name: value.to(device, non_blocking=True) for name, value in chunk["features"].items()}
+    if not with_tokens:
+        features["labels"] = torch.full_like(features["labels"], IGNORED)
+    output = model(**features, detach_gate=True)
+    return Vectors(output.embeddings, output.path_mask, output.gate_logits), output.rationale_logps
+
+
+def in_order(side: SideBatch, parts: list[Vectors]) -> Vectors:
+    """The vectors of a side's chunks as those of its inputs, in their order."""
+    paths = max(part.path_mask.shape[1] for part in parts)
+    order = side["order"].to(parts[0].embeddings.device)
+
+    def joined(name: str) -> Tensor:
+        filled = []
+        for part in parts:
+            value = getattr(part, name)  # (b, k) or (b, k, D)
+            extra = paths - value.shape[1]
+            filled.append(functional.pad(value, (0, 0) * (value.ndim - 2) + (0, extra)))  # (b, K) or (b, K, D)
+        return torch.cat(filled)[order]
+
+    return Vectors(*(joined(name) for name in Vectors._fields))
+
+
+class RandomState(NamedTuple):
+    """The state of the random generators that dropout reads, on the CPU and on one device."""
+
+    cpu: Tensor
+    devices: list[int]
+    states: list[Tensor]
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """What it is at this moment."""
+        return cls(torch.get_rng_state(), *get_device_states(torch.empty(0, device=device)))
+
+    @contextmanager
+    def restored(self, device: torch.device) -> Iterator[None]:
+        """Be in that state for a while."""
+        with torch.random.fork_rng(self.devices, device_type=device.type if self.devices else "cuda"):
+            torch.set_rng_state(self.cpu)
+            set_device_states(self.devices, self.states, device_type=device.type)
+            yield
+
+
+SIDES = ("query", "target")
+
+
+def contrastive_loss(
+    vectors: Mapping[str, Vectors], batch: JointBatch, args: JointConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """
+    The contrastive terms over the pairs of paths, and the gate's.
+
+    Args:
+        vectors: of the inputs of each side, of this process.
+        batch: of this process.
+        args: weights, temperature, masks.
+
+    Returns:
+        The loss of the batch of all processes, and numbers to log (see [`batch_metrics`]). Its gradient reaches this
+        process's own rows, scaled so that the mean of the processes' gradients is that of the whole batch.
+
+    Raises:
+        FloatingPointError: if it is not finite; it names the term and the rows.
+    """
+    query, target = (_of_rows(vectors[name], batch[name]) for name in SIDES)
+    paths = _gathered(query, target, batch, hard_negatives=bool(args.num_hard_negatives))
+    gate_logits = gather_rows(query.gate_logits[:, 0])
+    weights, width = args.path_weights, paths.queries.shape[-1]
+    terms = path_terms(
+        paths,
+        [pair for pair, weight in weights.items() if weight or pair in ((0, 0), (1, 0))],  # these two are logged
+        args.temperature,
+        [width, *(args.matryoshka_dims or [])],
+        args.score_mask_margin,
+        args.similarity_chunk_size,
+    )
+    loss = paths.queries.sum() * 0.0  # there may be no term: no rationale in the batch, and no weight on (0, 0)
+    for (_, a, b), term in terms.at.items():
+        if weights[a, b]:
+            loss = loss + weights[a, b] * term.loss
+    metrics = batch_metrics(terms, gate_logits.detach(), args.gate_cost)
+    reasoned = terms.at.get((width, 1, 0))
+    if args.gate_weight and reasoned is not None:
+        rows = reasoned.valid
+        gap = utility_gap(terms.at[width, 0, 0], reasoned)
+        metrics["gate"] = gate_loss(gate_logits[rows], gap[rows], args.gate_cost)
+        loss = loss + args.gate_weight * metrics["gate"]
+    if not bool(loss.isfinite()):
+        raise _not_finite(vectors, batch, terms)
+    # every process has the whole loss, but the gradients of its own rows alone: their mean has to be their sum
+    return loss + (num_processes() - 1) * (loss - loss.detach()), metrics
+
+
+def token_totals(batch: JointBatch, device: torch.device) -> dict[str, float]:
+    """Per side, the sum of the weights of all rationale tokens of all processes; 1 where there is none."""
+    sums = [sum(float(chunk["token_weights"].sum()) for chunk in batch[name]["chunks"]) for name in SIDES]
+    totals = summed(torch.tensor(sums, device=device)).tolist()
+    return {name: total or 1.0 for name, total in zip(SIDES, totals, strict=True)}
+
+
+def token_loss(side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
+    """
+    A chunk's share in the loss on the rationale tokens of one side.
+
+    Args:
+        side: whose chunk it is.
+        chunk: that was run.
+        logps: `(N,)` log-probabilities of its labelled tokens.
+        total: see [`token_totals`].
+
+    Raises:
+        FloatingPointError: if it is not finite; it names the rows.
+    """
+    share = rationale_loss(logps, chunk["token_weights"].to(logps.device), total)
+    if not bool(share.isfinite()):
+        bad = chunk["token_rows"][~logps.isfinite().cpu()].unique().tolist()
+        raise blame("the loss on rationale tokens", [side["names"][row] for row in bad])
+    return share
+
+
+def _of_rows(vectors: Vectors, side: SideBatch) -> Vectors:
+    """The vectors of a side's inputs -> those of its rows."""
+    index = side["index"].to(vectors.embeddings.device)
+    return Vectors(*(value[index] for value in vectors))
+
+
+def _gathered(query: Vectors, target: Vectors, batch: JointBatch, hard_negatives: bool) -> PathBatch:
+    """The rows of all processes; their queries and targets stand in the same order."""
+    size, device = len(query.embeddings), query.embeddings.device
+    keys = batch["target"]["keys"].to(device)
+    negatives, negative_keys = target.embeddings[size:, 0], keys[size:]
+    return PathBatch(
+        queries=gather_rows(query.embeddings),
+        query_paths=gather_rows(query.path_mask),
+        targets=gather_rows(target.embeddings[:size]),
+        target_paths=gather_rows(target.path_mask[:size]),
+        negatives=gather_rows(negatives) if hard_negatives else negatives,
+        query_keys=gather_rows(batch["query"]["keys"].to(device)),
+        target_keys=gather_rows(keys[:size]),
+        negative_keys=gather_rows(negative_keys) if hard_negatives else negative_keys,
+    )
+
+
+def _not_finite(vectors: Mapping[str, Vectors], batch: JointBatch, terms: PathTerms) -> FloatingPointError:
+    """Which embedding or, where all of these are finite, which term is not finite, and whose it is."""
+    for name in SIDES:
+        bad = ~vectors[name].embeddings.isfinite().all(dim=-1).all(dim=-1)  # (U,)
+        if bool(bad.any()):
+            names = batch[name]["names"]
+            return blame("the embedding", [names[row] for row in bad.nonzero().flatten().tolist()])
+    query, size = batch["query"], len(batch["query"]["index"])
+    start = size * (dist.get_rank() if num_processes() > 1 else 0)
+    for (dim, a, b), term in terms.at.items():
+        if not bool(term.loss.isfinite()):
+            bad = ~(term.query_to_target + term.target_to_query).isfinite() & term.valid  # (B,)
+            own = query["index"][bad[start : start + size].nonzero().flatten().cpu()]
+            return blame(f"the contrastive term nce_{a}{b} at {dim} dimensions", [query["names"][row] for row in own])
+    silent = ~vectors["query"].gate_logits[:, 0].isfinite()  # (U,)
+    return blame("the gate's loss", [query["names"][row] for row in silent.nonzero().flatten().tolist()])

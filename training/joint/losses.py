@@ -1,0 +1,238 @@
+"""Compute the loss terms of the joint phase, as functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+PathPair = tuple[int, int]
+PathWeights = Mapping[PathPair, float]
+
+
+class PathBatch(NamedTuple):
+    """
+    Everything that the contrastive terms of one batch are made of.
+
+    Attributes:
+        queries: `(B, K, D)` embeddings per path, unit norm.
+        query_paths: `(B, K)` bool, which of them exist; path 0 always does.
+        targets: `(B, L, D)`, target of each query, likewise.
+        target_paths: `(B, L)` bool.
+        negatives: `(N, D)` direct embeddings of hard negatives.
+        query_keys: `(B,)` integers, equal where the queries are the same.
+        target_keys: `(B,)`, negative_keys: `(N,)`, likewise, and equal where a negative is a target.
+    """
+
+    queries: Tensor
+    query_paths: Tensor
+    targets: Tensor
+    target_paths: Tensor
+    negatives: Tensor
+    query_keys: Tensor
+    target_keys: Tensor
+    negative_keys: Tensor
+
+    def query(self, path: int) -> Tensor:
+        """`(B, D)` after `path` rationales; the direct vector where a query has not so many."""
+        return torch.where(self.query_paths[:, path, None], self.queries[:, path], self.queries[:, 0])
+
+    def candidates(self, path: int) -> Tensor:
+        """`(B + N, D)` the targets after `path` rationales, likewise, and the hard negatives."""
+        targets = torch.where(self.target_paths[:, path, None], self.targets[:, path], self.targets[:, 0])
+        return torch.cat([targets, self.negatives])
+
+
+class PathTerm(NamedTuple):
+    """
+    What one pair of paths gives, row by row.
+
+    Attributes:
+        query_to_target: `(B,)` cross-entropy of the target among all candidates.
+        target_to_query: `(B,)` cross-entropy of the query among all queries.
+        hit: `(B,)` bool, whether the target comes before every negative. Ties do not count.
+        valid: `(B,)` bool, rows that have both paths. The others are no anchors, but stay negatives with their direct
+            vector.
+    """
+
+    query_to_target: Tensor
+    target_to_query: Tensor
+    hit: Tensor
+    valid: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Symmetric InfoNCE: the mean over valid rows and both directions; 0 if no row is valid."""
+        return mean_where((self.query_to_target + self.target_to_query) / 2, self.valid)
+
+
+class PathTerms(NamedTuple):
+    """
+    The contrastive terms of a batch.
+
+    Attributes:
+        at: (dimensions, query path, target path) -> term.
+        num_negatives: `(B,)` candidates beside the target that count, per query.
+        num_masked: `(B,)` candidates that only their score made false negatives.
+    """
+
+    at: dict[tuple[int, int, int], PathTerm]
+    num_negatives: Tensor
+    num_masked: Tensor
+
+
+def path_terms(
+    batch: PathBatch,
+    paths: Sequence[PathPair],
+    temperature: float,
+    dims: Sequence[int] | None = None,
+    score_mask_margin: float | None = None,
+    chunk_size: int = 64,
+) -> PathTerms:
+    """
+    InfoNCE per pair of paths (a, b): query after a rationales against target after b.
+
+    Negatives of a query are all candidates but those of the same query or the same target, and, with a margin, those
+    whose direct score is above the positive's by more than that. Similarities are held `chunk_size` rows at a time:
+    in the backward pass they are computed again.
+
+    Args:
+        batch: the embeddings.
+        paths: the pairs of paths wanted; those that no row has are left out.
+        temperature: divides the cosine similarities.
+        dims: dimensions at which the terms are taken. Default: the full width.
+        score_mask_margin: of the mask by score. Default: no such mask.
+        chunk_size: rows of the similarity matrix that are held at once.
+
+    Returns:
+        The terms, row by row. Source: a direct and a reasoning path are the paper's; one space for all pairs of
+        paths, and the masks, are ours.
+    """
+    valid = {
+        (a, b): batch.query_paths[:, a] & batch.target_paths[:, b]
+        for a, b in paths
+        if a < batch.queries.shape[1] and b < batch.targets.shape[1]
+    }
+    wanted = [(dim, *pair) for dim in dims or [batch.queries.shape[-1]] for pair in valid if bool(valid[pair].any())]
+    queries = {(dim, a): matryoshka(batch.query(a), dim) for dim, a, _ in wanted}
+    candidates = {(dim, b): matryoshka(batch.candidates(b), dim) for dim, _, b in wanted}
+    num_rows = len(batch.queries)
+
+    def of_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        for_queries, for_targets, masked = ignored(batch, rows, score_mask_margin)
+        losses, hits = [], []
+        for dim, a, b in wanted:
+            query, candidate = queries[dim, a], candidates[dim, b]
+            to_target, hit = cross_entropy(query[rows], candidate, for_queries, rows, temperature)
+            to_query, _ = cross_entropy(candidate[rows], query, for_targets, rows, temperature)
+            losses.append(torch.stack([to_target, to_query]))
+            hits.append(hit)
+        return torch.stack(losses), torch.stack(hits), (~for_queries).sum(dim=1) - 1, masked
+
+    parts = []
+    for start in range(0, num_rows, chunk_size):
+        rows = slice(start, min(start + chunk_size, num_rows))
+        again = torch.is_grad_enabled() and num_rows > chunk_size
+        parts.append(checkpoint(of_rows, rows, use_reentrant=False) if again else of_rows(rows))
+    losses, hits, num_negatives, num_masked = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+    at = {
+        key: PathTerm(losses[place, 0], losses[place, 1], hits[place], valid[key[1:]])  # (T, 2, B), (T, B)
+        for place, key in enumerate(wanted)
+    }
+    return PathTerms(at, num_negatives, num_masked)
+
+
+def ignored(batch: PathBatch, rows: slice, score_mask_margin: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    What is neither positive nor negative for some rows, from keys and direct scores, without gradient.
+
+    Args:
+        batch: the embeddings; of them only the direct ones are read.
+        rows: which rows, c of them.
+        score_mask_margin: see [`path_terms`].
+
+    Returns:
+        `(c, B + N)` bool, candidates that the queries ignore; `(c, B)` bool, queries that the targets ignore;
+        `(c,)` number of candidates that only the score rules out. A row's own partner is never ignored.
+    """
+    same_query = batch.query_keys[rows, None] == batch.query_keys  # (c, B)
+    same_target = batch.target_keys[rows, None] == torch.cat([batch.target_keys, batch.negative_keys])  # (c, B + N)
+    size = same_query.shape[1]
+    for_queries = functional.pad(same_query, (0, len(batch.negatives))) | same_target
+    for_targets = same_query | same_target[:, :size]
+    masked = torch.zeros_like(for_queries)
+    if score_mask_margin is not None:
+        with torch.no_grad():
+            queries, candidates = batch.query(0), batch.candidates(0)
+            limit = (queries * candidates[:size]).sum(dim=-1)[rows, None] + score_mask_margin  # (c, 1)
+            masked = (queries[rows] @ candidates.T > limit) & ~for_queries
+            for_queries = for_queries | masked
+            for_targets = for_targets | (candidates[rows] @ queries.T > limit)
+    own = torch.arange(size, device=same_query.device)
+    for_queries[own[: rows.stop - rows.start], own[rows]] = False
+    for_targets[own[: rows.stop - rows.start], own[rows]] = False
+    return for_queries, for_targets, masked.sum(dim=1)
+
+
+def cross_entropy(
+    anchors: Tensor, candidates: Tensor, ignored: Tensor, rows: slice, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """
+    Cross-entropy of each anchor's partner among the candidates.
+
+    Args:
+        anchors: `(c, D)` unit vectors.
+        candidates: `(C, D)` unit vectors.
+        ignored: `(c, C)` bool, candidates that do not compete; never the partner.
+        rows: the partners' places among the candidates, one after another.
+        temperature: divides the cosine similarities.
+
+    Returns:
+        `(c,)` losses, and `(c,)` bool, whether the partner beats all others.
+
+    >>> cross_entropy(torch.eye(2), torch.eye(2), torch.zeros(2, 2, dtype=torch.bool), slice(0, 2), 1.0)[0]
+    tensor([0.3133, 0.3133])
+    """
+    scores = (anchors @ candidates.T / temperature).masked_fill(ignored, -torch.inf)  # (c, C)
+    own = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
+    partner = scores.gather(1, own)  # (c, 1)
+    with torch.no_grad():
+        hit = partner.squeeze(1) > scores.scatter(1, own, -torch.inf).amax(dim=1)
+    return scores.logsumexp(dim=1) - partner.squeeze(1), hit
+
+
+def mean_where(values: Tensor, valid: Tensor) -> Tensor:
+    """
+    Mean of `values` `(B,)` where `valid` `(B,)` is true; 0, with a gradient of 0, if it is nowhere.
+
+    >>> mean_where(torch.tensor([1.0, 5.0]), torch.tensor([True, False]))
+    tensor(1.)
+    """
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def matryoshka(embeddings: Tensor, dim: int) -> Tensor:
+    """The first `dim` dimensions of `(..., D)`, with unit norm again."""
+    return functional.normalize(embeddings[..., :dim], dim=-1)
+
+
+def rationale_loss(logps: Tensor, weights: Tensor, total: Tensor | float) -> Tensor:
+    """
+    Cross-entropy of rationale tokens.
+
+    Args:
+        logps: `(N,)` log-probabilities of the gold tokens.
+        weights: `(N,)` weight of each token.
+        total: sum of the weights of the whole batch, of which these tokens may be a part.
+
+    Returns:
+        Scalar: this part's share of the weighted mean over the batch.
+
+    >>> round(rationale_loss(torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 0.0]), 1.0).item(), 4)
+    1.0
+    """
+    return -(logps * weights).sum() / total

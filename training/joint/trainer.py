@@ -1,0 +1,375 @@
+"""The joint phase: one trainer for thinking and embedding."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from transformers import ProcessorMixin, TrainerCallback
+from trl.trainer.base_trainer import _BaseTrainer
+
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, training_facts
+from mmemb_r1.training.distributed import average_gradients, expect_unused, num_processes, summed
+from mmemb_r1.training.joint.collator import Augment, Chunk, JointBatch, JointCollator, SideBatch
+from mmemb_r1.training.joint.config import JointConfig
+from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
+from mmemb_r1.training.joint.forward import (
+    SIDES,
+    RandomState,
+    Vectors,
+    contrastive_loss,
+    encode,
+    in_order,
+    token_loss,
+    token_totals,
+)
+from mmemb_r1.training.joint.metrics import Means
+
+# Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
+# only some see pictures: this trainer averages by itself.
+_AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+
+
+class JointTrainer(PhaseTrainer, _BaseTrainer):
+    """
+    Trains thinking and embedding together on pairs with rationales.
+
+    One forward pass per side over `prompt <|embed|> <think> r </think> <|embed|>` gives the direct embedding, the
+    gate's logit, the language-model loss on the rationale and the reasoned embedding.
+
+    Args:
+        model ([`MMEmbR1Model`]): the model.
+        args ([`JointConfig`]): arguments.
+        train_dataset (`datasets.Dataset`): a pairs table with `query`, `target`, and optionally `pair_id`, `task`,
+            `negatives` (lists of inputs), `query_rationale` and `target_rationale` (lists of segments).
+        processing_class (`ProcessorMixin`): the processor saved beside the model.
+        eval_dataset (`datasets.Dataset`, *optional*): another such table; the loss and its terms are measured on it.
+        rationales (`datasets.Dataset`, *optional*): what `mmemb-r1 select` kept of these pairs, in place of the pairs'
+            own rationales. At each visit one is drawn from the posterior; pairs of which nothing was kept train the
+            direct path alone.
+        augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own.
+        peft_config (`peft.LoraConfig`, *optional*): train adapters instead of the whole model.
+        callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if a table is not what it has to be, or the two have pairs in common.
+        FloatingPointError: while training, if a loss is not finite; it names the term and the rows.
+    """
+
+    _tag_names = ["mmemb-r1", "joint"]
+    _name = "Joint"
+    loss_is_scaled_for_ga = False  # every term is a mean over its batch
+    args: JointConfig
+
+    def __init__(
+        self,
+        model: MMEmbR1Model,
+        args: JointConfig,
+        train_dataset: Dataset,
+        processing_class: ProcessorMixin,
+        eval_dataset: Dataset | None = None,
+        rationales: Dataset | None = None,
+        augment: Augment | None = None,
+        peft_config: Any | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        check_tables(train_dataset, eval_dataset)
+        self._seed = args.seed if args.data_seed is None else args.data_seed
+        selected = None if rationales is None else SelectedRationales(rationales)
+        self._pairs = {"train": self._visited(train_dataset, args, selected)}
+        if eval_dataset is not None:  # selected rationales are of the training pairs
+            self._pairs["eval"] = self._visited(eval_dataset, args, None)
+        self.facts = training_facts(model, args, train_dataset, selected, peft_config)
+        config = model.config
+        if args.freeze_vision_tower or peft_config is not None:
+            from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters
+
+            if args.freeze_vision_tower:
+                freeze_vision_tower(model)
+            if peft_config is not None:
+                model = with_adapters(model, peft_config, seed=args.seed)
+        collator = JointCollator(
+            processing_class,
+            config,
+            use_rationales=args.use_rationales,
+            max_reasoning_rounds=args.max_reasoning_rounds,
+            max_rationale_tokens=args.max_rationale_tokens,
+            augment=augment,
+            num_chunks=args.num_length_chunks,
+            chunk_size=args.mini_batch_size,
+        )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        collator.fixed_num_chunks = self.is_fsdp_enabled  # its processes must make as many passes
+        self._eval_collator = copy.copy(collator)
+        self._eval_collator.augment = None
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(self._tag_names)
+        self._means = {"train": Means(), "eval": Means()}
+        self._tokens, self._since = 0, time.perf_counter()
+        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # `train` sets it for each step
+
+    # Data
+
+    def _visited(self, table: Dataset, args: JointConfig, selected: SelectedRationales | None) -> JointPairs:
+        return JointPairs(table, self._seed, selected, args.weight_by_posterior, args.num_hard_negatives)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of sub-batches of one task each; this process's part of them."""
+        args = self.args
+        steps = args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else None
+        return self._loader("train", self.train_dataset, args.train_batch_size, args.task_weights, steps)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of the same make, tasks by their number of pairs; they are the same each time."""
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            raise ValueError(
+                "JointTrainer evaluates on the eval_dataset that it was made with; leave the argument out."
+            )
+        if self.eval_dataset is None:
+            raise ValueError("There is nothing to evaluate on: JointTrainer was made without an eval_dataset.")
+        return self._loader("eval", self.eval_dataset, self.args.train_batch_size, None, None)
+
+    def _loader(
+        self, mode: str, table: Dataset, batch_size: int, task_weights: dict[str, float] | None, steps: int | None
+    ) -> DataLoader:
+        whole = batch_size * num_processes()
+        sampler = TaskBatchSampler(
+            table["task"] if "task" in table.column_names else [""] * len(table),
+            whole,
+            self.args.sub_batch_size,
+            steps or math.ceil(len(table) / whole),
+            task_weights,
+            seed=self._seed,
+            process=(self.args.process_index, num_processes()),
+        )
+        loader = DataLoader(
+            self._pairs[mode],
+            batch_sampler=sampler,
+            collate_fn=self.data_collator if mode == "train" else self._eval_collator,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_num_workers > 0,
+            generator=torch.Generator().manual_seed(self._seed),  # the global one is left to dropout
+        )
+        # not `accelerator.prepare`: the sampler has parted the batches, and chunks go to the device one at a time
+        return prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs
+
+    # The loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: JointBatch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """
+        Contrastive terms over the paths, the language-model loss on the rationales and, if wanted, the gate's loss.
+
+        With several processes its mean over them is the loss of the whole batch, and so are the gradients.
+        """
+        totals = self._begin(inputs)
+        vectors, said = {}, []
+        for name in SIDES:
+            side, parts = inputs[name], []
+            for chunk in side["chunks"]:
+                part, logps = encode(_unwrapped(model), chunk)
+                parts.append(part)
+                said.append(self._said(name, side, chunk, logps, totals[name]))
+            vectors[name] = in_order(side, parts)
+        loss = self._contrast(vectors, inputs) + torch.stack(said).sum()
+        return (loss, vectors) if return_outputs else loss
+
+    def _begin(self, inputs: JointBatch) -> dict[str, float]:
+        """Count a batch's tokens."""
+        if self._mode == "train":
+            self._tokens += sum(
+                int(chunk["features"]["attention_mask"].sum()) for name in SIDES for chunk in inputs[name]["chunks"]
+            )
+        self._shares = {name: torch.zeros((), device=self.accelerator.device) for name in SIDES}
+        return token_totals(inputs, self.accelerator.device)
+
+    def _contrast(self, vectors: dict[str, Vectors], inputs: JointBatch) -> Tensor:
+        loss, metrics = contrastive_loss(vectors, inputs, self.args)
+        self._add(metrics)
+        return loss
+
+    def _said(self, name: str, side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
+        """A chunk's share in the weighted loss on rationale tokens."""
+        share = token_loss(side, chunk, logps, total)
+        self._shares[name] = self._shares[name] + share.detach()
+        return num_processes() * self.args.rationale_weight * share  # the mean over the processes has to be the sum
+
+    # Steps
+
+    def training_step(
+        self, model: nn.Module, inputs: JointBatch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One forward and backward pass over a batch, of which gradients are the mean over all processes."""
+        expect_unused(model)
+        try:
+            if self.args.mini_batch_size is None:
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            else:
+                loss = self._cached_step(model, inputs)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"after {self.state.global_step} steps {error}") from error
+        self._add_said()
+        if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
+            average_gradients(self.model.parameters())
+        return loss
+
+    def _cached_step(self, model: nn.Module, inputs: JointBatch) -> Tensor:
+        """
+        A step with gradient caching.
+
+        Vectors are made without gradient, the loss is taken of them, and then they are made again chunk by chunk, with
+        gradient, to pass the loss's gradient on. Memory depends on the chunk, not on the batch. Source: GradCache
+        (arXiv 2101.06983).
+        """
+        model.train()
+        encoder, device = _unwrapped(model), self.accelerator.device
+        scale = 1 / self.current_gradient_accumulation_steps
+        totals = self._begin(inputs)
+        runs, leaves = [], {}
+        with self.compute_loss_context_manager():
+            for name in SIDES:
+                parts = []
+                for chunk in inputs[name]["chunks"]:
+                    state = RandomState.now(device)
+                    with torch.no_grad():
+                        part, _ = encode(encoder, chunk, with_tokens=False)
+                    parts.append(
+                        Vectors(part.embeddings.requires_grad_(), part.path_mask, part.gate_logits.requires_grad_())
+                    )
+                    runs.append((name, chunk, state, parts[-1]))
+                leaves[name] = in_order(inputs[name], parts)
+            loss = self._contrast(leaves, inputs)
+        loss.backward()
+        total = loss.detach()
+        for place, (name, chunk, state, leaf) in enumerate(runs):
+            last = place == len(runs) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with state.restored(device), self.compute_loss_context_manager():
+                    part, logps = encode(encoder, chunk)
+                    said = self._said(name, inputs[name], chunk, logps, totals[name])
+                    passed = said
+                    for made, kept in ((part.embeddings, leaf.embeddings), (part.gate_logits, leaf.gate_logits)):
+                        if kept.grad is not None:
+                            passed = passed + (made * kept.grad).sum()
+                self.accelerator.backward(passed * scale)
+            total = total + said.detach()
+        return total * scale
+
+    def prediction_step(
+        self, model: nn.Module, inputs: JointBatch, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a batch of the evaluation table; its terms are logged."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        self._add_said()
+        return loss.detach(), None, None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        As [`~transformers.Trainer`], but `True` stands for the last complete checkpoint: a process that was killed may
+        have left a part of one. The gate stays as it is unless `gate_weight` is set.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"There is no complete checkpoint in {self.args.output_dir} to go on from; leave "
+                    "resume_from_checkpoint out to start anew."
+                )
+        self._since = time.perf_counter()
+        # parameters that never get a gradient are an error where models are sharded
+        with contextlib.nullcontext() if self.args.gate_weight else _frozen(self.model.gate):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    # What is told
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _add(self, metrics: dict[str, Tensor]) -> None:
+        self._means[self._mode].add(metrics)
+
+    def _add_said(self) -> None:
+        """Log the loss on rationale tokens of the batch that was just run."""
+        for name, share in self._shares.items():
+            total = summed(share)
+            if bool(total > 0):
+                self._add({f"rationale_{name}": total})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means since the last log of each loss term and of [`batch_metrics`], and tokens per second."""
+        mode = self._mode
+        means, now = self._means[mode].take(), time.perf_counter()
+        if mode == "eval":
+            means = {f"eval_{name}": value for name, value in means.items()}
+        elif means:
+            means["tokens_per_second"] = self._tokens * num_processes() / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0, now  # also after an evaluation, whose time is not training's
+        super().log({**logs, **means}, start_time)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # a checkpoint counts as complete with what is written after this
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write `README.md` beside the model in `output_dir`: what it is, what it was trained on and how. Adapters alone
+        get TRL's card.
+        """
+        folder = Path(self.args.output_dir)
+        if not self.is_world_process_zero():
+            return
+        if not (folder / "config.json").exists():
+            super().create_model_card(model_name, dataset_name, tags)
+            return
+        from mmemb_r1.model_card import write_model_card
+
+        facts = {"data": dataset_name} if dataset_name else {}
+        write_model_card(folder, training=facts | self.facts | {"steps": self.state.global_step})
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel | nn.DataParallel) else model
+
+
+@contextlib.contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,381 @@
+"""Draw the rationales of a pairs table from a pool of workers, in shards, so that a killed run can be resumed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmemb_r1.runs import claim, claimed, progress_bar
+from mmemb_r1.training.rationales.table import ERROR, check_name, has_failures, read_shard, shard_path, write_shard
+from mmemb_r1.training.rationales.worker import (
+    SIDES,
+    Failure,
+    Rationale,
+    RationaleRequest,
+    RationaleWorker,
+    WorkerError,
+)
+from mmemb_r1.training.tables import StoredInputs, check_pairs, content_key, stored_column
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.progress import Progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One distinct input of one side: its content key, the first row that has it and the ids of all pairs that do."""
+
+    side: str
+    key: bytes
+    row: int
+    pair_ids: tuple[str, ...]
+
+
+def plan(pairs: Dataset, sides: Sequence[str] = SIDES) -> list[Subject]:
+    """What there is to think about: side by side, the distinct inputs in the order in which they come first."""
+    ids = stored_column(pairs, "pair_id").to_pylist()
+    subjects = []
+    for side in sides:
+        rows_of: dict[bytes, list[int]] = {}
+        for row, value in enumerate(StoredInputs(pairs, side)):
+            rows_of.setdefault(content_key(value), []).append(row)
+        subjects += [Subject(side, key, rows[0], tuple(ids[row] for row in rows)) for key, rows in rows_of.items()]
+    return subjects
+
+
+def seed_of(seed: int, worker: str, side: str, key: bytes, sample: int) -> int:
+    """The seed (31 bits) of one rationale: it depends on nothing else, so neither do the rationales.
+
+    >>> seed_of(0, "oracle", "query", b"...", 1)
+    1370487967
+    """
+    text = json.dumps([seed, worker, side, key.hex(), sample])
+    return int.from_bytes(sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def digests(subjects: Sequence[Subject]) -> dict[str, str]:
+    """What table this is, side by side, whatever file or order of columns holds it."""
+    content: dict[str, Any] = {}
+    for subject in subjects:
+        line = json.dumps([subject.key.hex(), subject.pair_ids])
+        content.setdefault(subject.side, blake2b(digest_size=16)).update(line.encode())
+    return {side: value.hexdigest() for side, value in content.items()}
+
+
+@dataclass
+class WorkerSummary:
+    """
+    What one worker did in a run.
+
+    Args:
+        name: the worker's.
+        rows: rows written to the table, those that record a failure among them.
+        answers: rationales asked for, one for all pairs that have an input in common.
+        failures: reason -> how many of the answers were a failure for it.
+        drawn: shards written.
+        skipped: shards that were there already.
+    """
+
+    name: str
+    rows: int = 0
+    answers: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    drawn: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Summary:
+    """
+    What a run did.
+
+    Args:
+        workers: in the order of the pool; those that the run did not come to are missing.
+        aborted: why the run stopped before its end, or `None`.
+    """
+
+    workers: list[WorkerSummary] = field(default_factory=list)
+    aborted: str | None = None
+
+    def lines(self, reasons: int = 5) -> Iterator[str]:
+        """
+        The summary as text, with the most frequent `reasons` of each worker's failures.
+
+        >>> oracle = WorkerSummary("oracle", rows=6, answers=4, failures=Counter({"too dark": 1}), drawn=2, skipped=1)
+        >>> print(*Summary([oracle]).lines(), sep="\\n")
+        oracle: 6 rows; shards: 2 drawn, 1 there before; 1 of 4 answers failed
+             1 x too dark
+        """
+        for worker in self.workers:
+            failed = worker.failures.total()
+            shards = f"{worker.drawn} drawn" + (f", {worker.skipped} there before" if worker.skipped else "")
+            parts = [f"{worker.name}: {worker.rows} rows", f"shards: {shards}"]
+            parts += [f"{failed} of {worker.answers} answers failed"] if failed else []
+            yield "; ".join(parts)
+            for reason, count in worker.failures.most_common(reasons):
+                yield f"{count:6} x {reason}"
+            if len(worker.failures) > reasons:
+                yield f"       and {len(worker.failures) - reasons} other reasons"
+        if self.aborted:
+            yield self.aborted
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SHARD_SIZE = 64
+Answers = list[Rationale | Failure]
+
+
+def draw_rationales(
+    pairs: Dataset,
+    workers: Sequence[RationaleWorker],
+    output: Path,
+    *,
+    sides: Sequence[str] = SIDES,
+    seed: int = 0,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    max_failures: int | None = None,
+    part: tuple[int, int] = (1, 1),
+    retry_failed: bool = False,
+    progress: bool | None = None,
+) -> Summary:
+    """
+    Draw rationales for every input of a pairs table and write them to a folder that `read_rationales` reads.
+
+    An input that several pairs have in common is asked for once. Shards that are there already are not drawn again:
+    the same call goes on where a killed one stopped, and of a pool that grew only the new worker draws.
+
+    Args:
+        pairs: the pairs table, with the columns `pair_id` and the sides.
+        workers: the pool.
+        output: the folder.
+        sides: `"query"`, `"target"` or both. Default: both.
+        seed: of the whole run.
+        shard_size: so many inputs of one worker go into one file; a killed run loses no more than that.
+        max_failures: stop when more answers than this failed in this run; the shard in work is not written then, and
+            will be drawn again. Default: never.
+        part: `(i, n)`: draw the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
+        retry_failed: also ask again for what failed in the shards that are there.
+        progress: show a progress bar on standard error. Default: if that is a terminal.
+
+    Raises:
+        ValueError: if an argument, a worker or the table is not what it has to be; if `output` was begun with another
+            table, seed, choice of sides or shard size; or if a worker was another one there.
+        WorkerError: if a worker can't work at all, or breaks. The shards before stay.
+    """
+    sides = _checked(sides, shard_size, max_failures, part)
+    _check_workers(workers)
+    check_pairs(pairs, ("pair_id", *sides))
+    subjects = plan(pairs, sides)
+    run = _Run(
+        output=Path(output),
+        inputs={side: StoredInputs(pairs, side) for side in sides},
+        shards=[subjects[start : start + shard_size] for start in range(0, len(subjects), shard_size)],
+        facts={"pairs": digests(subjects), "sides": list(sides), "seed": seed, "shard_size": shard_size},
+        seed=seed,
+        max_failures=max_failures,
+        part=part,
+        retry_failed=retry_failed,
+    )
+    for worker in workers:
+        run.note(worker, claimed)
+    with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
+        try:
+            for worker in workers:
+                run.draw(worker, bar)
+                if close := getattr(worker, "close", None):
+                    close()
+        except _TooManyFailures as error:
+            run.summary.aborted = str(error)
+    return run.summary
+
+
+def _checked(
+    sides: Sequence[str], shard_size: int, max_failures: int | None, part: tuple[int, int]
+) -> tuple[str, ...]:
+    """The sides in their order."""
+    if not sides or (unknown := [side for side in sides if side not in SIDES]):
+        raise ValueError(f"sides: {unknown[0] if sides else 'none'!r} is not known; allowed: {', '.join(SIDES)}.")
+    if shard_size < 1:
+        raise ValueError(f"shard_size is {shard_size}; at least 1 is needed.")
+    if max_failures is not None and max_failures < 0:
+        raise ValueError(f"max_failures is {max_failures}; allowed: 0, any more, or None for no limit.")
+    if not 1 <= part[0] <= part[1]:
+        raise ValueError(f"part is {part[0]}/{part[1]}; allowed: i/n with i from 1 to n.")
+    return tuple(side for side in SIDES if side in sides)
+
+
+def _check_workers(workers: Sequence[RationaleWorker]) -> None:
+    if not workers:
+        raise ValueError("there are no workers; give at least one.")
+    for name, count in Counter(worker.name for worker in workers).items():
+        check_name(name)
+        if count > 1:
+            raise ValueError(f"{count} workers have the name {name!r}; give each its own.")
+    for worker in workers:
+        for option in ("num_samples", "batch_size"):
+            if getattr(worker, option) < 1:
+                raise ValueError(
+                    f"the worker {worker.name!r} has {option}={getattr(worker, option)}; at least 1 is needed."
+                )
+
+
+class _TooManyFailures(Exception):
+    """More answers failed than `max_failures`."""
+
+
+@dataclass
+class _Run:
+    output: Path
+    inputs: Mapping[str, StoredInputs]
+    shards: Sequence[Sequence[Subject]]
+    facts: Mapping[str, Any]
+    seed: int
+    max_failures: int | None
+    part: tuple[int, int]
+    retry_failed: bool
+    summary: Summary = field(default_factory=Summary)
+    failed: int = 0
+
+    def note(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
+        """`claim` the folder for this run and for this worker, or just look whether it is `claimed`."""
+        how(self.output / "run.json", self.facts)
+        how(
+            self.output / "workers" / f"{worker.name}.json",
+            {"definition": worker.definition, "num_samples": worker.num_samples},
+            what=f"the worker {worker.name!r} in {self.output}",
+            mend="Give the changed worker another name, or undo the change.",
+        )
+
+    def draw(self, worker: RationaleWorker, bar: Progress) -> None:
+        """Draw and write the shards of one worker that are missing."""
+        summary = WorkerSummary(worker.name)
+        self.summary.workers.append(summary)
+        first, step = self.part
+        mine = {index: self._left(worker, index) for index in range(first - 1, len(self.shards), step)}
+        todo = {index: left for index, left in mine.items() if left is not None}
+        summary.skipped = len(mine) - len(todo)
+        if not todo:
+            return
+        task = bar.add_task(worker.name, total=sum(map(len, todo.values())) * worker.num_samples)
+        for number, (index, left) in enumerate(todo.items(), start=1):
+            answers: dict[Subject, Answers] = {}
+            for batch, drawn in self._ask(worker, index, left):
+                self._count(summary, drawn)
+                answers |= zip(batch, drawn, strict=True)
+                bar.advance(task, len(batch) * worker.num_samples)
+            rows = list(self._rows(worker, index, answers))
+            # only now: until something came of them, settings may be corrected
+            self.note(worker, claim)
+            write_shard(shard_path(self.output, worker.name, index), rows)
+            summary.drawn += 1
+            summary.rows += len(rows)
+            logger.info("%s: shard %d of %d, %d rows", worker.name, number, len(todo), len(rows))
+
+    def _left(self, worker: RationaleWorker, index: int) -> list[Subject] | None:
+        """What is to be asked for a shard, or `None` if nothing is."""
+        path, subjects = shard_path(self.output, worker.name, index), list(self.shards[index])
+        if not path.exists():
+            return subjects
+        if not self.retry_failed or not has_failures(path):
+            return None
+        failed = {(row["side"], row["pair_id"]) for row in read_shard(path) if row["finish_reason"] == ERROR}
+        return [subject for subject in subjects if (subject.side, subject.pair_ids[0]) in failed]
+
+    def _ask(
+        self, worker: RationaleWorker, index: int, subjects: Sequence[Subject]
+    ) -> Iterator[tuple[Sequence[Subject], list[Answers]]]:
+        """Batches of inputs and what the worker says of each."""
+        for start in range(0, len(subjects), worker.batch_size):
+            batch = subjects[start : start + worker.batch_size]
+            requests = [
+                RationaleRequest(self.inputs[subject.side][subject.row], subject.side, self._seeds(worker, subject))
+                for subject in batch
+            ]
+            with _as_worker_error(worker, index):
+                drawn = worker.draw(requests)
+            lengths = [len(answers) for answers in drawn]
+            if len(lengths) != len(batch) or not {0, worker.num_samples} >= set(lengths):
+                raise WorkerError(
+                    f"the worker {worker.name!r} gave {lengths} answers to {len(batch)} inputs; it has to give "
+                    f"{worker.num_samples} to each, or none."
+                )
+            yield batch, drawn
+
+    def _seeds(self, worker: RationaleWorker, subject: Subject) -> tuple[int, ...]:
+        return tuple(
+            seed_of(self.seed, worker.name, subject.side, subject.key, sample) for sample in range(worker.num_samples)
+        )
+
+    def _count(self, summary: WorkerSummary, drawn: Iterable[Answers]) -> None:
+        for answer in (answer for answers in drawn for answer in answers):
+            summary.answers += 1
+            if isinstance(answer, Failure):
+                summary.failures[answer.reason] += 1
+                self.failed += 1
+                if self.max_failures is not None and self.failed > self.max_failures:
+                    raise _TooManyFailures(
+                        f"stopped: {self.failed} answers failed, allowed are {self.max_failures}. The last one, of "
+                        f"the worker {summary.name!r}: {answer.reason.rstrip('.')}. Finished shards are kept."
+                    )
+
+    def _rows(
+        self, worker: RationaleWorker, index: int, answers: Mapping[Subject, Answers]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of a shard: of what was answered now, and of what its file holds of the others."""
+        path = shard_path(self.output, worker.name, index)
+        kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in read_shard(path) if path.exists() else []:
+            kept.setdefault((row["side"], row["pair_id"]), []).append(row)
+        for subject in self.shards[index]:
+            for pair_id in subject.pair_ids:
+                if subject not in answers:
+                    yield from kept.get((subject.side, pair_id), [])
+                    continue
+                seeds = self._seeds(worker, subject)
+                for sample, answer in enumerate(answers[subject]):
+                    place = {"pair_id": pair_id, "side": subject.side, "worker": worker.name, "sample": sample}
+                    yield {**place, "seed": seeds[sample], **_outcome(answer)}
+
+
+def _outcome(answer: Rationale | Failure) -> dict[str, Any]:
+    if isinstance(answer, Failure):
+        return {"text": None, "num_tokens": None, "finish_reason": ERROR, "error": _storable(answer.reason)}
+    return {
+        "text": _storable(answer.text),
+        "num_tokens": answer.num_tokens,
+        "finish_reason": answer.finish_reason,
+        "error": None,
+    }
+
+
+def _storable(text: str) -> str:
+    """Halves of characters, which a cut reply may end in, have no UTF-8.
+
+    >>> _storable("flag \\ud83c")
+    'flag ?'
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextmanager
+def _as_worker_error(worker: RationaleWorker, index: int) -> Iterator[None]:
+    """Say whose error it is: workers may be anyone's code, and raise anything."""
+    try:
+        yield
+    except WorkerError:
+        raise
+    except Exception as error:
+        raise WorkerError(
+            f"the worker {worker.name!r} broke in its shard {index}: {type(error).__name__}: {error}. Finished shards "
+            "are kept, and the same call goes on after them."
+        ) from error

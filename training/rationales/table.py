@@ -1,0 +1,123 @@
+"""The rationales table: a folder of Parquet files, each of them written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmemb_r1.runs import replaced_file
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+
+COLUMNS = {
+    "pair_id": "string",
+    "side": "string",  # query | target
+    "worker": "string",
+    "sample": "int32",  # 0, 1, ... of the rationales that one worker gives one input
+    "seed": "int64",
+    "text": "string",  # null where the worker failed
+    "num_tokens": "int32",  # null where the worker failed
+    "finish_reason": "string",  # stop | length | error
+    "error": "string",  # why the worker failed, or null
+}
+ERROR = "error"
+
+
+def schema() -> pyarrow.Schema:
+    """The Arrow schema of the table: `COLUMNS`."""
+    import pyarrow
+
+    return pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name of a worker that can't be part of the name of a file."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise ValueError(
+            f"the name of a worker is {name!r}; allowed: letters, digits, '.', '_' and '-', and it begins with a "
+            "letter or a digit."
+        )
+
+
+def shard_path(folder: Path, worker: str, index: int) -> Path:
+    """Where a shard of a worker is.
+
+    >>> shard_path(Path("rationales"), "oracle", 7).as_posix()
+    'rationales/shards/oracle-00007.parquet'
+    """
+    return folder / "shards" / f"{worker}-{index:05d}.parquet"
+
+
+def write_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows of a shard, none if there are none, in the place of what was there."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(list(rows), schema=schema())
+    with replaced_file(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)
+
+
+def read_shard(path: Path) -> list[dict[str, Any]]:
+    """The rows of a shard."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path, schema=schema()).to_pylist()
+
+
+def has_failures(path: Path) -> bool:
+    """Whether a shard holds rows where the worker failed."""
+    import pyarrow.parquet
+
+    return ERROR in pyarrow.parquet.read_table(path, columns=["finish_reason"])["finish_reason"].to_pylist()
+
+
+def read_rationales(path: str | os.PathLike[str]) -> Dataset:
+    """
+    A rationales table, in memory.
+
+    Args:
+        path: the folder that `draw_rationales` wrote (finished or not), or a Parquet file with at least its columns.
+
+    Returns:
+        The rows, ordered by worker name, shard and place in the shard: the order does not depend on how many runs drew
+        them, or when.
+
+    Raises:
+        ValueError: if there is no such folder or file, or it holds no rationales.
+    """
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such folder or file. `mmemb-r1 rationales` writes one.")
+    files = sorted((path / "shards").glob("*.parquet"), key=_place) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path} holds no shards of rationales. `mmemb-r1 rationales` draws them.")
+    try:
+        tables = [pyarrow.parquet.read_table(file) for file in files]
+    except pyarrow.lib.ArrowInvalid as error:
+        raise ValueError(f"{path} holds a file that is no Parquet file ({error}).") from error
+    table = pyarrow.concat_tables(tables)
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}; a rationales table has the columns {', '.join(COLUMNS)}."
+        )
+    return Dataset(table)
+
+
+def _place(file: Path) -> tuple[str, int]:
+    """
+    >>> _place(Path("shards/instruct-2b-00012.parquet"))
+    ('instruct-2b', 12)
+    """
+    worker, _, index = file.stem.rpartition("-")
+    return worker, int(index)

@@ -1,0 +1,84 @@
+"""What can be chosen about selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmemb_r1.rationale_tokens import INTERVENTIONS
+from mmemb_r1.training.selection.gain import SPACES
+
+SELECTIONS = ("none", "absolute", "counterfactual")
+_CHOICES = {"selection": SELECTIONS, "intervention": INTERVENTIONS, "space": SPACES}
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """
+    How rationales are selected.
+
+    `intervention`, `num_negatives` and `seed` determine what the evaluator is asked; the others are applied to its
+    answers and cost nothing to change.
+
+    Args:
+        selection: `"counterfactual"` keeps what gains more than `margin` over the intervention, `"absolute"` what
+            makes the pair match by more than `margin` (the baseline is left out), `"none"` everything, with equal
+            weights. Default: counterfactual.
+        pair_aware: whether what the rationale does for wrong pairs is taken off. Default: yes.
+        intervention: what a rationale is compared with: `"drop"` no rationale, `"swap"` another input's of the same
+            task, side and worker, `"shuffle"` its own words in random order. Default: drop.
+        space: `"probability"` or `"log-odds"`, in which gains are taken. Default: probability.
+        margin: Default: 0; for absolute selection that is not pair-aware, what is as likely as not: 0.5 in
+            probability, 0 in log-odds.
+        temperature: of the posterior, a softmax over the gains that are kept. Default: 0.1 in probability, 1 in
+            log-odds.
+        num_negatives: wrong partners that every pair is tried on. Default: 4.
+        seed: of the draws of negatives, swaps and shuffles. Default: 0.
+
+    Raises:
+        ValueError: if a value is not allowed.
+    """
+
+    selection: str = "counterfactual"
+    pair_aware: bool = True
+    intervention: str = "drop"
+    space: str = "probability"
+    margin: float | None = None
+    temperature: float | None = None
+    num_negatives: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, allowed))}")
+        if self.margin is not None and not abs(self.margin) < float("inf"):
+            raise ValueError(f"margin={self.margin}; allowed: a finite number")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}; allowed: a finite number above 0")
+        if self.num_negatives < 0 or (self.pair_aware and self.num_negatives == 0):
+            raise ValueError(
+                f"num_negatives={self.num_negatives}; allowed: 1 or more, and 0 where pair_aware is switched off"
+            )
+
+    @property
+    def margin_used(self) -> float:
+        """The margin, or its default.
+
+        >>> SelectionOptions().margin_used, SelectionOptions("absolute", pair_aware=False).margin_used
+        (0.0, 0.5)
+        """
+        if self.margin is not None:
+            return self.margin
+        is_confidence = self.selection == "absolute" and not self.pair_aware
+        return 0.5 if is_confidence and self.space == "probability" else 0.0
+
+    @property
+    def temperature_used(self) -> float:
+        """The temperature, or its default.
+
+        >>> SelectionOptions().temperature_used, SelectionOptions(space="log-odds").temperature_used
+        (0.1, 1.0)
+        """
+        if self.temperature is not None:
+            return self.temperature
+        return 0.1 if self.space == "probability" else 1.0

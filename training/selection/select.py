@@ -1,0 +1,91 @@
+"""Select the rationales that help their pair (the posterior), from the evaluator's scores."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from datasets import Dataset
+
+from mmemb_r1.runs import replaced_file
+from mmemb_r1.training.selection.config import SelectionOptions
+from mmemb_r1.training.selection.evaluator import PairEvaluator
+from mmemb_r1.training.selection.pairs import index_pairs
+from mmemb_r1.training.selection.report import Report, build_report, report_text
+from mmemb_r1.training.selection.report_figure import draw_report
+from mmemb_r1.training.selection.scores import score, shard_paths
+from mmemb_r1.training.selection.table import write_tables
+from mmemb_r1.training.selection.trials import Trials, index_candidates
+
+logger = logging.getLogger(__name__)
+
+
+def select_rationales(
+    pairs: Dataset,
+    rationales: Dataset,
+    evaluator: PairEvaluator,
+    output: Path,
+    options: SelectionOptions | None = None,
+    *,
+    batch_size: int = 8,
+    shard_size: int = 64,
+    part: tuple[int, int] = (1, 1),
+    progress: bool | None = None,
+) -> Report | None:
+    """
+    Let an evaluator judge rationales, and keep those that help their pair.
+
+    Judging is expensive: its scores are kept in shards below `output`, and the same call goes on where a killed one
+    stopped. Selecting is cheap and is done anew from the scores each time: `selection`, `pair_aware`, `space`,
+    `margin` and `temperature` can be changed without judging anything again.
+
+    Args:
+        pairs: the pairs table: `pair_id`, `query`, `target` and, optionally, `task` and `negatives`.
+        rationales: the rationales table (see `read_rationales`), of any of these pairs.
+        evaluator: who judges.
+        output: the folder. Gets `selected.parquet` (the rationales kept, with `confidence_with`,
+            `confidence_without`, `gain` and `posterior`), `candidates.parquet` (all of them, with `kept` and the
+            `reason` of those that were not), `report.txt`, `report.json` and, where matplotlib is installed,
+            `report.png`.
+        options: how to select. Default: counterfactual and pair-aware.
+        batch_size: trials (an input with all its rationales) that the evaluator gets at once.
+        shard_size: trials per shard; a killed run loses no more than that.
+        part: `(i, n)`: judge the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
+        progress: show a progress bar on standard error. Default: if that is a terminal.
+
+    Returns:
+        The report (see `build_report`), `None` if shards of other parts are still missing: then nothing was selected.
+
+    Raises:
+        ValueError: if a table is not what it has to be, an input can't be read, or `output` holds the scores of other
+            tables, another evaluator, intervention, seed or number of negatives.
+    """
+    options, output = options or SelectionOptions(), Path(output)
+    index = index_pairs(pairs)
+    trials = Trials(pairs, index, index_candidates(rationales, index), options)
+    if not score(
+        trials, evaluator, output, batch_size=batch_size, shard_size=shard_size, part=part, progress=progress
+    ):
+        logger.info("other parts are still missing; when they are there, the same call selects")
+        return None
+    shards = shard_paths(output, len(trials), shard_size)
+    write_tables(shards, output, options)
+    report = build_report(output, shards, pairs, index, options, evaluator.definition)
+    write_report(report, output)
+    return report
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write `report.json`, `report.txt` and, if matplotlib is there, `report.png`."""
+    texts = {
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.txt": report_text(report),
+    }
+    for name, text in texts.items():
+        with replaced_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    try:
+        draw_report(report, folder, folder / "report.png")
+    except ImportError as error:
+        logger.warning("there is no report.png: %s", error)

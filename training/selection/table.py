@@ -1,0 +1,124 @@
+"""From scores to what is kept: the same scores serve every choice of how to select."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mmemb_r1.runs import replaced_file
+from mmemb_r1.training.selection.config import SelectionOptions
+from mmemb_r1.training.selection.gain import confidence, marginal_gain, pair_aware_gain, posterior, scaled
+from mmemb_r1.training.selection.scores import SCHEMA
+
+NOT_KEPT = "gain"
+SELECTED, CANDIDATES = "selected.parquet", "candidates.parquet"
+_ROW_GROUP = 65_536  # rows; shards are far smaller, and a file of as many row groups is slow to open
+_JUDGEMENT = ("confidence_with", "confidence_without", "gain", "posterior")
+
+
+def gains(scores: pa.Table, options: SelectionOptions) -> Tensor:
+    """
+    What is compared with the margin.
+
+    Args:
+        scores: columns of `SCHEMA`, N rows.
+        options: selection `"none"` compares nothing; its gains are those of `"counterfactual"`.
+
+    Returns:
+        `(N,)` float32, NaN where a rationale was not judged.
+    """
+    given, without = _logits(scores["logit_with"]), _logits(scores["logit_without"])  # (N,)
+    wrong_given, wrong_without = (_negatives(scores[f"negatives_{name}"]) for name in ("with", "without"))  # (M, N)
+    if options.selection == "absolute":
+        gain, wrong = scaled(given, options.space), scaled(wrong_given, options.space)
+    else:
+        gain = marginal_gain(given, without, options.space)
+        wrong = marginal_gain(wrong_given, wrong_without, options.space)
+    return pair_aware_gain(gain, wrong) if options.pair_aware else gain
+
+
+def with_judgement(scores: pa.Table, options: SelectionOptions) -> pa.Table:
+    """
+    The rows of a shard of scores with what was made of them.
+
+    Args:
+        scores: whole groups (all rationales of one side of one pair stand together).
+        options: how to select.
+
+    Returns:
+        The rationales' columns, `confidence_with`, `confidence_without`, `gain` (null where a rationale was not
+        judged), `posterior` (sums to 1 over what is kept of a group, 0 elsewhere), `kept` and, where it is not,
+        `reason`.
+    """
+    gain = gains(scores, options)
+    keeps_all = options.selection == "none"
+    margin, temperature = (-torch.inf, torch.inf) if keeps_all else (options.margin_used, options.temperature_used)
+    sizes = np.diff([*group_starts(scores), len(scores)]).tolist()
+    parts = [posterior(part, margin, temperature) for part in gain.split(sizes)]
+    weights, kept = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    reason = pc.if_else(pa.array(kept.numpy()), None, pc.coalesce(scores["unusable"], pa.scalar(NOT_KEPT)))
+    confidences = [confidence(_logits(scores[f"logit_{name}"])) for name in ("with", "without")]
+    table = scores.drop_columns(SCHEMA.names)
+    for name, values in zip(_JUDGEMENT, [*confidences, gain, weights], strict=True):
+        table = table.append_column(name, pa.array(values.numpy(), pa.float32(), mask=values.isnan().numpy()))
+    return table.append_column("kept", pa.array(kept.numpy())).append_column("reason", reason)
+
+
+def write_tables(shards: Sequence[Path], folder: Path, options: SelectionOptions) -> None:
+    """Write `candidates.parquet` (all rows) and `selected.parquet` (those kept), some shards at a time."""
+    with ExitStack() as stack:
+        paths = [stack.enter_context(replaced_file(folder / name)) for name in (CANDIDATES, SELECTED)]
+        writers: list[pq.ParquetWriter] = []
+        for scores in _gathered(shards):
+            candidates = with_judgement(scores, options)
+            selected = candidates.filter(candidates["kept"]).drop_columns(["kept", "reason"])
+            tables = [candidates, selected]
+            if not writers:
+                writers = [
+                    stack.enter_context(pq.ParquetWriter(path, table.schema))
+                    for path, table in zip(paths, tables, strict=True)
+                ]
+            for writer, table in zip(writers, tables, strict=True):
+                writer.write_table(table)
+
+
+def _gathered(shards: Sequence[Path]) -> Iterator[pa.Table]:
+    """The shards, several of them as one table."""
+    tables: list[pa.Table] = []
+    for shard in shards:
+        tables.append(pq.read_table(shard))
+        if sum(map(len, tables)) >= _ROW_GROUP:
+            yield pa.concat_tables(tables)
+            tables = []
+    if tables:
+        yield pa.concat_tables(tables)
+
+
+def group_starts(table: pa.Table) -> npt.NDArray[np.int64]:
+    """`(G,)` first row of each group: rows of one side of one pair, which stand together."""
+    ids, sides = (table[name].to_numpy() for name in ("pair_id", "side"))
+    begins = (ids[1:] != ids[:-1]) | (sides[1:] != sides[:-1])
+    return np.flatnonzero(np.concatenate([[True] * (len(ids) > 0), begins]))
+
+
+def _logits(column: pa.ChunkedArray) -> Tensor:
+    """`(N,)` float32, NaN for null."""
+    return torch.from_numpy(column.to_numpy().astype(np.float32))
+
+
+def _negatives(column: pa.ChunkedArray) -> Tensor:
+    """`(M, N)` float32, NaN for null."""
+    there = column.is_valid().to_numpy()
+    flat = pc.list_flatten(column).to_numpy()
+    logits: npt.NDArray[np.float32] = np.full((len(there), len(flat) // max(there.sum(), 1)), np.nan, np.float32)
+    logits[there] = flat.reshape(there.sum(), logits.shape[1])
+    return torch.from_numpy(logits.T)

@@ -1,0 +1,309 @@
+"""Turn the pairs and rationales tables into the trials that an evaluator is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from mmemb_r1.content import given_parts
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.rationale_tokens import shuffled, swap_donors
+from mmemb_r1.training.rationales.worker import SIDES
+from mmemb_r1.training.selection.config import SelectionOptions
+from mmemb_r1.training.selection.evaluator import Trial
+from mmemb_r1.training.selection.pairs import Negatives, NegativeSampler, PairIndex, other_side
+from mmemb_r1.training.tables import StoredInputs, stored_column
+
+REQUIRED_COLUMNS = ("pair_id", "side", "worker", "sample", "text")
+FAILED, EMPTY, ALONE = "failed", "empty", "nothing to swap with"
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Group:
+    """
+    All rationales proposed for one side of one pair.
+
+    Args:
+        pair: row of the pair.
+        side: `"query"` or `"target"`.
+        rows: of the rationales table.
+    """
+
+    pair: int
+    side: str
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """
+    Args:
+        table: the rationales.
+        pairs: `(N,)` row of each rationale's pair.
+        sides: `(N,)` 0 for the query, 1 for the target.
+        unusable: `(N,)` why a rationale can't be judged, `None` where it can.
+        order: `(N,)` rows of the table, group by group, in the order of the pairs table.
+        starts: `(G + 1,)` where in `order` each group begins.
+        fingerprint: equal for tables with the same rows in the same order.
+    """
+
+    table: Dataset
+    pairs: npt.NDArray[np.int64]
+    sides: npt.NDArray[np.int64]
+    unusable: npt.NDArray[np.object_]
+    order: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """The number of groups."""
+        return len(self.starts) - 1
+
+    def __iter__(self) -> Iterator[Group]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> Group:
+        rows = self.order[self.starts[number] : self.starts[number + 1]]
+        return Group(int(self.pairs[rows[0]]), SIDES[self.sides[rows[0]]], rows.tolist())
+
+
+def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
+    """
+    Check a rationales table and find its groups.
+
+    Args:
+        rationales: columns `pair_id`, `side`, `worker`, `sample`, `text` and, optionally, `error`; others are carried
+            along.
+        index: of the pairs table.
+
+    Raises:
+        ValueError: if a column is missing or holds something else, a side is unknown, a rationale's pair is not in
+            the pairs table, or there is not one usable rationale.
+    """
+    if missing := [name for name in REQUIRED_COLUMNS if name not in rationales.column_names]:
+        raise ValueError(
+            f"the rationales table has no column {missing[0]!r}; needed: "
+            f"{', '.join(REQUIRED_COLUMNS)}. It has: {', '.join(rationales.column_names)}"
+        )
+    columns = _checked(rationales.with_format("arrow")[:])
+    sides = places(columns["side"], SIDES)
+    if (sides < 0).any():
+        row = int(np.flatnonzero(sides < 0)[0])
+        raise ValueError(
+            f"row {row} of the rationales table has the side {columns['side'][row].as_py()!r}; allowed: "
+            f"{', '.join(SIDES)}"
+        )
+    pairs = _known_pairs(columns["pair_id"], index)
+    unusable = _unusable(columns)
+    if not (unusable == None).any():  # noqa: E711 - element by element
+        raise ValueError(
+            f"none of the {len(unusable)} rows of the rationales table holds a rationale: "
+            f"{(unusable == FAILED).sum()} failed, {(unusable == EMPTY).sum()} are empty. See their column error"
+        )
+    order = np.lexsort((sides, pairs))  # stable: inside a group the table's order
+    begins = (np.diff(pairs[order]) != 0) | (np.diff(sides[order]) != 0)
+    starts = np.concatenate([[0], np.flatnonzero(begins) + 1, [len(order)]])
+    return Candidates(rationales, pairs, sides, unusable, order, starts, _fingerprint(rationales))
+
+
+def donors(candidates: Candidates, index: PairIndex, seed: int = 0) -> npt.NDArray[np.int64]:
+    """`(N,)` for each rationale the row of another input's, of the same task, side and worker; -1 for none."""
+    columns = candidates.table.with_format("arrow")[:].select(["pair_id", "side", "worker", "sample"])
+    _, tasks = np.unique(np.array(index.tasks), return_inverse=True)
+    _, workers = np.unique(columns["worker"].to_numpy(), return_inverse=True)
+    strata = (tasks[candidates.pairs] * 2 + candidates.sides) * (workers.max() + 1) + workers
+    strata[candidates.unusable != None] = -1  # noqa: E711 - element by element
+    contents = np.stack([index.content[side] for side in SIDES])  # (2, P)
+    anchors = contents[candidates.sides, candidates.pairs]
+    return swap_donors(strata, anchors, list(zip(*columns.to_pydict().values(), strict=True)), seed)
+
+
+def places(column: pa.ChunkedArray, values: Sequence[str]) -> npt.NDArray[np.int64]:
+    """`(N,)` where in `values` each entry is; -1 where it is not."""
+    found = pc.index_in(column, value_set=pa.array(list(values), type=column.type))
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def _checked(columns: pa.Table) -> pa.Table:
+    """The table with columns of text where they have to be."""
+    for name in ("pair_id", "side", "worker", "text"):
+        column = columns[name]
+        if not (
+            pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)
+        ):
+            raise ValueError(f"the column {name!r} of the rationales table holds {column.type}; allowed: text")
+        if name != "text" and column.null_count:
+            row = column.is_null().to_pylist().index(True)
+            raise ValueError(f"row {row} of the rationales table has no {name}; only the text may be missing")
+        columns = columns.set_column(columns.column_names.index(name), name, column.cast(pa.string()))
+    return columns
+
+
+def _known_pairs(ids: pa.ChunkedArray, index: PairIndex) -> npt.NDArray[np.int64]:
+    pairs = places(ids, index.ids)
+    if lost := (pairs < 0).sum():
+        unknown = pc.unique(pc.filter(ids, pa.array(pairs < 0))).to_pylist()
+        raise ValueError(
+            f"{lost} rationales are about {len(unknown)} pairs that the pairs table lacks: "
+            f"{', '.join(map(repr, unknown[:3]))}{' ...' if len(unknown) > 3 else ''}. Pass the table that they were "
+            "drawn for"
+        )
+    return pairs
+
+
+def _unusable(columns: pa.Table) -> npt.NDArray[np.object_]:
+    texts = columns["text"]
+    reasons = np.full(len(texts), None, dtype=object)
+    reasons[pc.equal(pc.utf8_trim_whitespace(texts), "").fill_null(False).to_numpy()] = EMPTY
+    failed = texts.is_null().to_numpy()
+    if "error" in columns.column_names:
+        failed = failed | columns["error"].is_valid().to_numpy()
+    reasons[failed] = FAILED
+    return reasons
+
+
+def _fingerprint(table: Dataset) -> str:
+    digest = blake2b(digest_size=16)
+    for batch in table.with_format("arrow").iter(_BATCH):
+        digest.update(repr(batch.to_pydict()).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Posed:
+    """
+    A trial, and how it is read.
+
+    Args:
+        trial: what to ask. Its first rationale is `None`; no two are the same.
+        group: the rationales that it is about.
+        names: of the trial's inputs, the anchor first; for error messages.
+        with_columns: for each rationale of the group, its place among those of the trial.
+        without_columns: the place of what the intervention puts there.
+        unusable: why a rationale is not judged (its places mean nothing then), or `None`.
+    """
+
+    trial: Trial
+    group: Group
+    names: list[str]
+    with_columns: list[int]
+    without_columns: list[int]
+    unusable: list[str | None]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is a rationale to judge."""
+        return not all(self.unusable)
+
+    def complaint(self, reason: str) -> str:
+        """What to say when it can't be judged: which pair's input can't be read, if it is that."""
+        for name, value in zip(self.names, [self.trial.anchor, *self.trial.others], strict=True):
+            try:
+                to_conversations([value])
+            except InputError as error:
+                return f"{name} can't be read: {error.reason}"
+        return f"{self.names[0]} can't be tried on {len(self.trial.others)} inputs of the other side: {reason}"
+
+
+class Trials:
+    """
+    One trial per group of rationales, made when it is asked for: only the rows that it needs are read, and no picture
+    is decoded.
+
+    Args:
+        pairs: the pairs table.
+        index: of it.
+        candidates: the rationales.
+        options: its intervention, number of negatives and seed.
+
+    Raises:
+        ValueError: if the table has too few pairs to draw negatives from.
+    """
+
+    def __init__(self, pairs: Dataset, index: PairIndex, candidates: Candidates, options: SelectionOptions) -> None:
+        self.index, self.candidates, self.options = index, candidates, options
+        self._inputs = {side: StoredInputs(pairs, side) for side in SIDES}
+        self._own_negatives = stored_column(pairs, "negatives") if "negatives" in pairs.column_names else []
+        self._texts = stored_column(candidates.table, "text")
+        self._donors = donors(candidates, index, options.seed) if options.intervention == "swap" else None
+        self._negatives = NegativeSampler(index, options.num_negatives, options.seed)
+        self._negatives.check((group.pair, group.side) for group in candidates)
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def pose(self, numbers: Iterable[int]) -> list[Posed]:
+        """The trials of these groups."""
+        return [self._posed(self.candidates[number]) for number in numbers]
+
+    def _posed(self, group: Group) -> Posed:
+        references = _references(group, self._negatives.draw(group.pair, group.side))
+        unusable = self.candidates.unusable[group.rows].tolist()
+        texts = self._read(group.rows)
+        replacements = self._replacements(group, texts)
+        if self._donors is not None:
+            alone = (self._donors[group.rows] < 0).tolist()
+            unusable = [reason or (ALONE if lonely else None) for reason, lonely in zip(unusable, alone, strict=True)]
+        places: dict[str | None, int] = {None: 0}
+        for text, instead, reason in zip(texts, replacements, unusable, strict=True):
+            for asked in (text, instead) if reason is None else ():
+                places.setdefault(asked, len(places))
+        anchor, *others = map(self._input, references)
+        return Posed(
+            trial=Trial(group.side, anchor, others, list(places)),
+            group=group,
+            names=[reference.name(self.index) for reference in references],
+            with_columns=[places.get(text, 0) for text in texts],
+            without_columns=[places.get(instead, 0) for instead in replacements],
+            unusable=unusable,
+        )
+
+    def _replacements(self, group: Group, texts: list[str | None]) -> list[str | None]:
+        """What the intervention puts in the place of each rationale."""
+        if self._donors is not None:
+            return self._read(self._donors[group.rows].tolist())
+        if self.options.intervention == "shuffle":
+            return [shuffled(text or "", self.options.seed) for text in texts]
+        return [None] * len(texts)
+
+    def _read(self, rows: list[int]) -> list[str | None]:
+        """Texts of rows of the rationales table; of a negative one any."""
+        return [self._texts[row].as_py() for row in rows]
+
+    def _input(self, reference: _Reference) -> dict[str, Any]:
+        if reference.place is None:
+            return self._inputs[reference.column][reference.row]
+        return given_parts(self._own_negatives[reference.row][reference.place].as_py())
+
+
+class _Reference(NamedTuple):
+    """An input of the pairs table: that of a side, or one of a pair's own negatives."""
+
+    column: str
+    row: int
+    place: int | None = None
+
+    def name(self, index: PairIndex) -> str:
+        which = self.column if self.place is None else f"negative {self.place}"
+        return f"the {which} of pair {index.ids[self.row]!r}"
+
+
+def _references(group: Group, negatives: Negatives) -> list[_Reference]:
+    """Of a trial's inputs: the anchor, its partner, its negatives."""
+    other = other_side(group.side)
+    own = [_Reference("negatives", group.pair, place) for place in negatives.own]
+    return [
+        _Reference(group.side, group.pair),
+        _Reference(other, group.pair),
+        *own,
+        *(_Reference(other, row) for row in negatives.rows),
+    ]

@@ -1,0 +1,305 @@
+"""Evaluate pairs with a vision-language model: does this target match this query, yes or no?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import cached_file
+
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render, to_conversations, truncate_conversation
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
+from mmemb_r1.training.selection.evaluator import Trial, TrialError
+from mmemb_r1.training.shared_prefix import read_prefix, suffix_logits
+from mmemb_r1.training.vlm import chat_template, load_vlm, weights_fingerprint
+
+PROMPTS = ("evaluator", "evaluator-short")
+PROMPT_FILE = "evaluator-prompt.txt"  # beside a model that was trained with these words
+_MARK = "[the rationale goes here]"
+# A chat template, cut in two at the mark. All that comes before it is shared by the rationales of a pair, what comes
+# after it by all pairs.
+_CUT = "{% set whole %}TEMPLATE{%+ endset %}{{ whole.rsplit('MARK', 1)[PART] }}"
+
+
+class EvaluatorPrompt:
+    """
+    The words around a pair.
+
+    Args:
+        text: lines that hold `{query}` and `{target}`, then one with `{rationale}` (and, optionally, `{side}`), then
+            the question. The line of the rationale is left out where there is none.
+
+    Raises:
+        ValueError: if a place is missing, doubled, or comes too early or late.
+
+    >>> prompt = EvaluatorPrompt("{query} = {target}?\\nAbout the {side}: {rationale}\\nyes or no?")
+    >>> prompt.tail("It is red.", "query")
+    'About the query: It is red.\\nyes or no?'
+    >>> prompt.tail(None, "query")
+    'yes or no?'
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text.strip("\n")
+        before, found, after = self.text.partition("{rationale}")
+        self.head, _, start = before.rpartition("\n")
+        end, _, self.question = after.partition("\n")
+        self.line = f"{start}{found}{end}"
+        once = [self.head.count(place) == self.text.count(place) == 1 for place in ("{query}", "{target}")]
+        if not all(once) or self.text.count("{rationale}") != 1:
+            raise ValueError(
+                "An evaluator's prompt holds {query} and {target} once each and, on a line of its own after both, "
+                f"{{rationale}}. This one does not: {self.text!r:.300}"
+            )
+
+    @classmethod
+    def load(cls, name: str) -> EvaluatorPrompt:
+        """
+        One of the prompts that come with the package, or the text file of that path.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        if name in PROMPTS:
+            return cls(files("mmemb_r1.training").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8"))
+        if not Path(name).is_file():
+            raise ValueError(f"prompt={name!r}; allowed: {', '.join(map(repr, PROMPTS))} or the path of a text file.")
+        return cls(Path(name).read_text(encoding="utf-8"))
+
+    def parts(self, query: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The content of the user's turn up to the mark, from the parts of query and target."""
+        content: list[dict[str, Any]] = []
+        places = {"{query}": query, "{target}": target}
+        text = f"{self.head}\n{_MARK}"
+        for place in sorted(places, key=text.index):
+            before, _, text = text.partition(place)
+            content += [{"type": "text", "text": before}] if before else []
+            content += places[place]
+        return [*content, {"type": "text", "text": text}]
+
+    def tail(self, rationale: str | None, side: str) -> str:
+        """
+        What comes after the pair: the line of the rationale, if there is one, and the question.
+
+        Args:
+            rationale: the rationale; `None` for none.
+            side: of which side it is.
+        """
+        if rationale is None:
+            return self.question
+        line = self.line.replace("{side}", side).replace("{rationale}", rationale)
+        return f"{line}\n{self.question}" if self.question else line
+
+
+class PromptRenderer:
+    """
+    Pairs and rationales -> token ids, with the chat template of a processor.
+
+    Args:
+        processor: of a vision-language model or an mmemb-r1 checkpoint.
+        prompt: the words around a pair.
+        max_text_tokens: the text of an input is cut to so many tokens; the rationale is never cut.
+        num_video_frames: frames that are sampled from a video file.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        prompt: EvaluatorPrompt,
+        max_text_tokens: int | None = None,
+        num_video_frames: int = 8,
+    ) -> None:
+        self.processor, self.prompt = processor, prompt
+        self.max_text_tokens, self.num_video_frames = max_text_tokens, num_video_frames
+        template = chat_template(processor).removesuffix("\n")  # jinja drops it there, but not at the end of a block
+        self._before, after = (
+            _CUT.replace("PART", part).replace("MARK", _MARK).replace("TEMPLATE", template) for part in "01"
+        )
+        self._end = self._closed(
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "text", "text": _MARK}]}],
+                chat_template=after,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        )
+
+    @staticmethod
+    def _closed(end: str) -> str:
+        """The end of a prompt without a thought that was opened: the next token is to be the answer."""
+        return f"{end}\n</think>\n\n" if end.rstrip().endswith("<think>") else end
+
+    def heads(self, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> BatchFeature:
+        """
+        The prompts of (query, target) pairs up to where a rationale may come, padded on the left.
+
+        Raises:
+            InputError: with the index of the pair that can't be read; its reason says which side it is.
+        """
+        conversations = []
+        for index, sides in enumerate(pairs):
+            try:
+                query, target = map(self._content, sides, ("query", "target"))
+            except ValueError as error:
+                raise InputError(index, str(error)) from error
+            conversations.append([{"role": "user", "content": self.prompt.parts(query, target)}])
+        return render(self.processor, conversations, chat_template=self._before)
+
+    def _content(self, value: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
+        try:
+            (conversation,) = to_conversations([value], media=MediaOptions(self.num_video_frames))
+        except InputError as error:
+            raise ValueError(f"of its {side}, {error.reason}") from error
+        if self.max_text_tokens is not None:
+            conversation = truncate_conversation(self.processor.tokenizer, conversation, self.max_text_tokens)
+        return [part for message in conversation for part in message["content"]]
+
+    def suffix(self, rationale: str | None, side: str) -> list[int]:
+        """Token ids from where a rationale may come to the end of the prompt."""
+        text = None if rationale is None else as_plain_text(rationale, control_strings(self.processor))
+        return self.processor.tokenizer(self.prompt.tail(text, side) + self._end, add_special_tokens=False)[
+            "input_ids"
+        ]
+
+
+def answer_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """
+    Ids of the tokens with which "yes" and with which "no" begin, in any usual spelling, after a space or not.
+
+    Raises:
+        ValueError: if the two can't be told apart by their first token.
+    """
+    yes, no = (
+        sorted(
+            {
+                tokenizer(space + spelling, add_special_tokens=False)["input_ids"][0]
+                for spelling in (word, word.capitalize(), word.upper())
+                for space in ("", " ")
+            }
+        )
+        for word in ("yes", "no")
+    )
+    # a tokenizer may write the space as a token of its own, which says nothing
+    both = set(yes) & set(no)
+    yes, no = ([id_ for id_ in ids if id_ not in both] for ids in (yes, no))
+    if not yes or not no:
+        raise ValueError(
+            f"{type(tokenizer).__name__} begins 'yes' and 'no' with the same tokens; its model can't be an evaluator."
+        )
+    return yes, no
+
+
+def match_logit(logits: Tensor, yes_ids: Sequence[int], no_ids: Sequence[int]) -> Tensor:
+    """
+    Log-odds that the answer is yes: `log p(yes) - log p(no)`, each summed over its spellings. That confidence comes
+    from a match logit is the paper's; summing over spellings is ours.
+
+    Args:
+        logits: `(..., V)` of the next token.
+        yes_ids: tokens with which "yes" may begin.
+        no_ids: tokens with which "no" may begin.
+
+    Returns:
+        `(...)`, float32.
+
+    >>> import torch
+    >>> match_logit(torch.tensor([1.0, 0.5, 0.0]), [0], [1]).item()
+    0.5
+    """
+    logits = logits.float()
+    return logits[..., list(yes_ids)].logsumexp(dim=-1) - logits[..., list(no_ids)].logsumexp(dim=-1)
+
+
+@dataclass
+class VLMEvaluator:
+    """
+    Judges pairs by the log-odds of "yes" against "no". Each (query, target) is read once for all its rationales.
+
+    Args:
+        model: a vision-language model: a folder or a Hub id.
+        prompt: `"evaluator"`, `"evaluator-short"` or a text file. Default: the one that the model was trained with (a
+            file beside it), else `"evaluator"`.
+        batch_size: (query, target) pairs that are read at once.
+        max_branches: prompts that are finished at once, each with its own copy of the key-value cache.
+        max_text_tokens: the text of an input is cut to so many tokens. Default: never.
+        device: where the model runs. Default: the accelerator if there is one.
+        dtype: of the weights: `"auto"` (as saved), `"float32"`, `"bfloat16"` or `"float16"`.
+
+    Raises:
+        ValueError: if the prompt lacks a place, or the tokenizer can't tell yes from no.
+    """
+
+    model: str
+    prompt: str | None = None
+    batch_size: int = 16
+    max_branches: int = 128
+    max_text_tokens: int | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    _vlm: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._vlm, processor = load_vlm(self.model, device=self.device, dtype=self.dtype)
+        self._words = EvaluatorPrompt.load(self.prompt or _saved_prompt(self.model))
+        self._renderer = PromptRenderer(processor, self._words, self.max_text_tokens)
+        self._answers = answer_ids(processor.tokenizer)
+        self._weights = weights_fingerprint(self._vlm)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What determines the answers."""
+        return {
+            "kind": "vlm",
+            "model": Path(self.model).name,  # for whoever reads it; the same model may lie elsewhere
+            "weights": self._weights,
+            "prompt": self._words.text,
+            "max_text_tokens": self.max_text_tokens,
+            "dtype": self.dtype,
+        }
+
+    @torch.inference_mode()
+    def match_logits(self, trials: Sequence[Trial]) -> list[Tensor]:
+        """See [`PairEvaluator.match_logits`]."""
+        results = [torch.empty(len(trial.others), len(trial.rationales)) for trial in trials]
+        suffixes_of = [
+            [self._renderer.suffix(rationale, trial.side) for rationale in trial.rationales] for trial in trials
+        ]
+        pairs = [(number, other) for number, trial in enumerate(trials) for other in range(len(trial.others))]
+        for start in range(0, len(pairs), self.batch_size):
+            part = pairs[start : start + self.batch_size]
+            prefix = read_prefix(self._vlm, self._heads(trials, part))
+            suffixes = [suffixes_of[number] for number, _ in part]
+            rows = [row for row, some in enumerate(suffixes) for _ in some]
+            logits = suffix_logits(self._vlm, prefix, rows, sum(suffixes, []), self.max_branches)  # (N, V)
+            judged = match_logit(logits, *self._answers).cpu().split([len(some) for some in suffixes])
+            for (number, other), row in zip(part, judged, strict=True):
+                results[number][other] = row
+        return results
+
+    def _heads(self, trials: Sequence[Trial], rows: Sequence[tuple[int, int]]) -> Any:
+        pairs = []
+        for number, other in rows:
+            trial = trials[number]
+            pair = (trial.anchor, trial.others[other])
+            pairs.append(pair if trial.side == "query" else pair[::-1])
+        try:
+            return self._renderer.heads(pairs)
+        except InputError as error:
+            raise TrialError(rows[error.index][0], error.reason) from error
+
+
+def _saved_prompt(model: str) -> str:
+    """The words that were saved beside a model, in its folder or on the Hub; the usual ones if there are none."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        saved = folder / PROMPT_FILE
+        return str(saved) if saved.is_file() else "evaluator"
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(model, PROMPT_FILE, **optional) or "evaluator"
