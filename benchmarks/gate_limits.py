@@ -35,7 +35,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
-from mmemb_r1.training.adaptive.gate import fit_gate
+from mmemb_r1.training.gate import fit_gate
 
 Rows = npt.NDArray[np.float64]
 SPLITS = ("policy", "test")

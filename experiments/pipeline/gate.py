@@ -16,7 +16,7 @@ from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
 from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.rationale_tokens import append_tokens, as_thought
-from mmemb_r1.training.adaptive.gate import alignment, fit_gate
+from mmemb_r1.training.gate import alignment, fit_gate
 
 BATCH_SIZE = 128
 GATE_FACTS = "gate.json"  # what `fit_gate` said, where it is kept

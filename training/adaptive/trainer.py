@@ -25,12 +25,12 @@ from mmemb_r1.training.adaptive.advantages import (
 )
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.forward import PolicyForward
-from mmemb_r1.training.adaptive.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.adaptive.prompts import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
 from mmemb_r1.training.adaptive.rewards import AlignmentScorer, alignment_reward, cost_reward, format_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer, adaptive_facts
 from mmemb_r1.training.distributed import summed
+from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 
 LEAST_SPREAD = 1e-4  # of rewards within a group, to learn from
 

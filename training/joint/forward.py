@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmemb_r1.training.adaptive.gate import gate_loss
 from mmemb_r1.training.distributed import gather_rows, num_processes, summed
+from mmemb_r1.training.gate import gate_loss
 from mmemb_r1.training.joint.collator import IGNORED, Chunk, JointBatch, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.losses import PathBatch, PathTerms, path_terms, rationale_loss

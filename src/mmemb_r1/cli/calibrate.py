@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
     from mmemb_r1.runs import replaced_file
-    from mmemb_r1.training.adaptive.gate import calibrated_threshold
+    from mmemb_r1.training.gate import calibrated_threshold
 
     model = MMEmbR1(str(args.model), device=args.device)
     by_tokens = args.target_tokens is not None

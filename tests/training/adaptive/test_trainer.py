@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
-from mmemb_r1.training.adaptive.gate import StopOnCollapse
 from mmemb_r1.training.adaptive.prompts import with_pictures
 from mmemb_r1.training.base_trainer import last_checkpoint
+from mmemb_r1.training.gate import StopOnCollapse
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmemb_r1.training.adaptive.gate import alignment, gate_loss
+from mmemb_r1.training.gate import alignment, gate_loss
 from mmemb_r1.training.joint.losses import PathBatch, PathTerm, PathTerms, path_terms
 from mmemb_r1.training.joint.metrics import Means, batch_metrics, blame, utility_gap
 

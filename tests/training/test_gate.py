@@ -8,7 +8,7 @@ import torch
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
-from mmemb_r1.training.adaptive.gate import alignment, fit_gate, gate_loss
+from mmemb_r1.training.gate import alignment, fit_gate, gate_loss
 
 
 @pytest.fixture(params=[0, 8], ids=["linear", "hidden layer"])
