@@ -167,6 +167,19 @@ def _nameless(value: Any) -> Any:
     return value
 
 
+def number_distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Number keys, equal ones alike; also return where each number came first.
+
+    >>> number_distinct(["x", "y", "x"])
+    ([0, 1, 0], [0, 1])
+    """
+    first: dict[Any, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    number = {key: code for code, key in enumerate(first)}
+    return [number[key] for key in keys], list(first.values())
+
+
 def content_key(value: Any) -> bytes:
     """A digest of an input's content: equal for equal inputs.
 

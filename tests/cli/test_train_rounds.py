@@ -14,7 +14,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import _train_rounds as rounds
 from mmemb_r1.cli import main
 from mmemb_r1.training.rationales.table import read_rationales
-from mmemb_r1.training.validation import validation_score
+from mmemb_r1.training.targets import validation_score
 
 WORDS = ("red", "green", "blue", "white", "black", "grey")
 JOINT = {"max_steps": 1, "per_device_train_batch_size": 4, "sub_batch_size": 2, "disable_tqdm": True}
@@ -168,12 +168,12 @@ class TestScore:
     def test_tasks_have_the_same_weight(self, tiny_checkpoint, tmp_path, monkeypatch):
         import torch
 
-        from mmemb_r1.training.adaptive.rewards import AlignmentScorer
+        from mmemb_r1.training.targets import TargetScorer
 
         pairs = Dataset.from_parquet(str(write_pairs(tmp_path / "pairs.parquet", "pairs")), cache_dir=str(tmp_path))
         pairs = pairs.add_column("task", ["a", "a", "a", "a", "b", "b"])
         told = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0]).log()
-        monkeypatch.setattr(AlignmentScorer, "log_alignment", lambda self, rows, vectors: told[rows])
+        monkeypatch.setattr(TargetScorer, "log_probability", lambda self, rows, vectors: told[rows])
         assert validation_score(MMEmbR1(str(tiny_checkpoint), device="cpu"), pairs) == pytest.approx((1 + 0.25) / 2)
 
     def test_the_gate_decides(self, thinking, tmp_path):

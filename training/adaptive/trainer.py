@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,11 +26,13 @@ from mmemb_r1.training.adaptive.advantages import (
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.forward import PolicyForward
 from mmemb_r1.training.adaptive.prompts import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
-from mmemb_r1.training.adaptive.rewards import AlignmentScorer, alignment_reward, cost_reward, format_reward
+from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
-from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer, adaptive_facts
+from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
 from mmemb_r1.training.distributed import summed
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
+from mmemb_r1.training.targets import TargetScorer
+from mmemb_r1.training.vlm import weights_fingerprint
 
 LEAST_SPREAD = 1e-4  # of rewards within a group, to learn from
 
@@ -45,7 +47,7 @@ def rollout_metrics(
         fields: `(N * G,)` of the rollouts: `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated`.
         rewards: `(N, G)`.
         reasoned: `(N, G)` bool.
-        gap: `(N,)` mean alignment after thinking minus before.
+        gap: `(N,)` mean target probability after reasoning minus before.
         probs: `(N,)` the gate's probability of thinking.
         threshold: from which it thinks when it is used.
 
@@ -70,7 +72,19 @@ def rollout_metrics(
     }
 
 
-RewardFunction = Callable[..., list[float]]
+def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset) -> dict[str, Any]:
+    """Record what an adaptive phase was run with, name -> value, for the model card."""
+    weights = {name.replace("_", " "): getattr(args, f"{name}_weight") for name in ALWAYS_USED} | (args.rewards or {})
+    return {
+        "phase": "adaptive (GRPO)",
+        "started from weights": weights_fingerprint(model),
+        "pairs": len(pairs),
+        "rollouts per query": f"{args.num_generations}, of them direct {args.num_direct_rollouts}",
+        "reward weights": ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
+        "rollouts per step": args.generation_batch_size,
+        "learning rate": f"{args.learning_rate:g}, of the gate {args.gate_learning_rate:g}",
+        "seed": args.seed,
+    }
 
 
 class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
@@ -88,7 +102,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         processing_class (`ProcessorMixin`): the processor saved beside the model.
         joint_pairs (`datasets.Dataset`, *optional*): what the joint phase was trained on. Its targets are negatives
             too, task by task, and a warning tells how many pairs are in both tables.
-        reward_funcs (`list[Callable]`, *optional*): further rewards in TRL's form; `args.reward_weights` are theirs.
+        reward_funcs (`list[Callable]`, *optional*): further rewards in TRL's form, beside those that `args.rewards`
+            names; `args.reward_weights` are their weights.
         callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
 
@@ -114,7 +129,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         config = model.config
         prompts = policy_prompts(train_dataset, processing_class, config.max_text_tokens)
         check_rendering(prompts, processing_class, config.embed_token_id)
-        self._scorer = AlignmentScorer(train_dataset, joint_pairs, args.alignment_temperature)
+        self._scorer = TargetScorer(train_dataset, joint_pairs, args.target_probability_temperature)
         warn_of_overlap(train_dataset, joint_pairs)
         self.facts = adaptive_facts(model, args, train_dataset)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
@@ -122,10 +137,10 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         args = copy.copy(args)
         args.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
         args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
+        named = args.rewards or {}
         args.reward_weights = [
-            args.format_weight,
-            args.alignment_weight,
-            args.cost_weight,
+            *(getattr(args, f"{name}_weight") for name in ALWAYS_USED),
+            *named.values(),
             *(args.reward_weights or [1.0] * len(reward_funcs)),
         ]
         beta, args.beta = args.beta, 0.0  # TRL would load the reference from the Hub by the model's name
@@ -139,7 +154,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._gate_logits = torch.empty(0)
         super().__init__(
             model=model,
-            reward_funcs=[format_reward, alignment_reward, cost_reward, *reward_funcs],
+            reward_funcs=[*map(find_reward, (*ALWAYS_USED, *named)), *reward_funcs],
             args=args,
             train_dataset=prompts,
             processing_class=processing_class,
@@ -233,7 +248,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
             "logprobs": None,
-            "alignment": self._scorer.log_alignment(self._rows, vectors).exp().tolist(),
+            "target_probability": self._scorer.log_probability(self._rows, vectors).exp().tolist(),
             **as_columns(group, direct, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
         }
 
@@ -260,9 +275,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._rewards = (rewards[start : start + len(inputs)] * self.reward_weights.to(rewards)).sum(dim=1)
         self._fields = {
             name: torch.tensor([float(row[name]) for row in inputs], device=rewards.device)
-            for name in ("reasoned", "alignment", "num_reasoning_tokens", "num_reasoning_rounds", "truncated")
+            for name in ("reasoned", "target_probability", "num_reasoning_tokens", "num_reasoning_rounds", "truncated")
         }
-        self._fields["cost"] = rewards[start : start + len(inputs), 2]
+        self._fields["cost"] = rewards[start : start + len(inputs), ALWAYS_USED.index("cost")]
         return rewards
 
     def _token_advantages(self, output: dict[str, Any]) -> Tensor:
@@ -270,12 +285,12 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         args, size = self.args, self.num_generations if self.model.training else self.num_generations_eval
         rewards, reasoned = self._rewards.view(-1, size), self._fields["reasoned"].view(-1, size).bool()
         probs = (self._gate_logits / self.temperature).sigmoid()  # (N,)
-        alignment = self._fields["alignment"].view(-1, size)
-        gap = strata(alignment, reasoned)[1].diff(dim=1).squeeze(1)  # (N,)
+        probabilities = self._fields["target_probability"].view(-1, size)
+        gap = strata(probabilities, reasoned)[1].diff(dim=1).squeeze(1)  # (N,)
         for_decision = rewards
         if args.decision_reward == "utility":
             costs = strata(self._fields["cost"].view(-1, size), reasoned)[1][:, 1]
-            utility = args.alignment_weight * gap + args.cost_weight * costs
+            utility = args.target_probability_weight * gap + args.cost_weight * costs
             for_decision = utility_rewards(utility, reasoned, args.utility_clip, args.utility_tolerance)
         decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
         said = leave_one_out(rewards, reasoned).flatten()
@@ -303,7 +318,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         (output,) = self._policy.outputs
         vectors, last = output["embeddings"], output["path_mask"].sum(dim=1) - 1  # (B, K, D), (B,)
         final = vectors[torch.arange(len(last), device=last.device), last]  # (B, D)
-        losses = [-self._scorer.log_alignment(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
+        losses = [-self._scorer.log_probability(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
         term = torch.stack(losses).mean()
         self._log("contrastive", term)
         scale = self.current_gradient_accumulation_steps if self.model.training else 1

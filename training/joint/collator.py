@@ -17,7 +17,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
 from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.training.joint.data import Example
-from mmemb_r1.training.tables import content_key
+from mmemb_r1.training.tables import content_key, number_distinct
 
 IGNORED = -100
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -161,7 +161,7 @@ class JointCollator:
 
     def _side(self, rows: list[_Row]) -> SideBatch:
         contents = [content_key(row["value"]) for row in rows]
-        index, first = numbered([(key, str(row["thoughts"])) for key, row in zip(contents, rows, strict=True)])
+        index, first = number_distinct([(key, str(row["thoughts"])) for key, row in zip(contents, rows, strict=True)])
         inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
         for row, place in zip(rows, index, strict=True):
             inputs[place]["weight"] += row["weight"]  # however the rows are spread over processes: each counts
@@ -238,19 +238,6 @@ def augmented(
 def _augmented(row: _Row, augment: Augment, media: MediaOptions) -> dict[str, Any]:
     rng = np.random.default_rng(row["seed"])
     return augmented(row["value"], lambda image: augment(image, rng), media)
-
-
-def numbered(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Keys -> a number for each, equal where keys are, and where each number came first.
-
-    >>> numbered(["x", "y", "x"])
-    ([0, 1, 0], [0, 1])
-    """
-    first: dict[Any, int] = {}
-    for place, key in enumerate(keys):
-        first.setdefault(key, place)
-    number = {key: code for code, key in enumerate(first)}
-    return [number[key] for key in keys], list(first.values())
 
 
 def _name(example: Example, side: str) -> str:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from mmemb_r1.objective import target_probability
+
 PathPair = tuple[int, int]
 PathWeights = Mapping[PathPair, float]
 
@@ -198,11 +200,11 @@ def cross_entropy(
     tensor([0.3133, 0.3133])
     """
     scores = (anchors @ candidates.T / temperature).masked_fill(ignored, -torch.inf)  # (c, C)
-    own = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
-    partner = scores.gather(1, own)  # (c, 1)
+    own = torch.arange(rows.start, rows.stop, device=scores.device)
     with torch.no_grad():
-        hit = partner.squeeze(1) > scores.scatter(1, own, -torch.inf).amax(dim=1)
-    return scores.logsumexp(dim=1) - partner.squeeze(1), hit
+        target = scores.gather(1, own[:, None]).squeeze(1)  # (c,)
+        hit = target > scores.scatter(1, own[:, None], -torch.inf).amax(dim=1)
+    return -target_probability(scores, own, temperature=1, log=True, fused=False), hit
 
 
 def mean_where(values: Tensor, valid: Tensor) -> Tensor:

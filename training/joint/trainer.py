@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
-from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, training_facts
+from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
 from mmemb_r1.training.distributed import average_gradients, expect_unused, num_processes, summed
 from mmemb_r1.training.joint.collator import Augment, Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
@@ -37,10 +38,67 @@ from mmemb_r1.training.joint.forward import (
     token_totals,
 )
 from mmemb_r1.training.joint.metrics import Means
+from mmemb_r1.training.vlm import weights_fingerprint
 
 # Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
 # only some see pictures: this trainer averages by itself.
 _AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+
+
+def joint_facts(
+    model: MMEmbR1Model,
+    args: JointConfig,
+    pairs: Dataset,
+    selected: SelectedRationales | None,
+    peft_config: Any | None = None,
+) -> dict[str, Any]:
+    """
+    Record what a joint phase was run with, name -> value, for the model card. No path of this machine is among them.
+
+    Args:
+        model: before training.
+        args: its config.
+        pairs: the training pairs.
+        selected: the rationales that are drawn from, if any.
+        peft_config: of adapters, if any.
+    """
+    tasks = Counter(pairs["task"]) if "task" in pairs.column_names else {}
+    facts: dict[str, Any] = {
+        "phase": "joint",
+        "started from weights": weights_fingerprint(model),
+        "pairs": len(pairs),
+    }
+    if tasks:
+        drawn = args.task_weights or tasks
+        facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
+    facts["rationales"] = _describe_rationales(args, pairs, selected)
+    in_batch = args.train_batch_size * args.world_size - 1
+    facts |= {
+        "loss weights": ", ".join(f"({a},{b}) {weight:g}" for (a, b), weight in args.path_weights.items())
+        + f"; rationale {args.rationale_weight:g}; gate {args.gate_weight:g}",
+        "temperature": args.temperature,
+        "pairs per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "negatives": f"{in_batch} in batch, {args.num_hard_negatives} hard ones per pair",
+        "learning rate": args.learning_rate,
+        "seed": args.seed,
+    }
+    if args.freeze_vision_tower:
+        facts["vision tower"] = "not trained"
+    if peft_config is not None:
+        facts["adapters"] = f"LoRA, rank {peft_config.r}, alpha {peft_config.lora_alpha}"
+    return facts
+
+
+def _describe_rationales(args: JointConfig, pairs: Dataset, selected: SelectedRationales | None) -> str:
+    if not args.use_rationales:
+        return "none: the direct path alone"
+    if selected is None:
+        own = [name for name in ("query_rationale", "target_rationale") if name in pairs.column_names]
+        return "those of the pairs table" if own else "none: the pairs table has none"
+    found = len(selected.pair_ids.intersection(pairs["pair_id"]))
+    workers = ", ".join(f"{worker} {number}" for worker, number in selected.workers.items())
+    text = f"{selected.num_rationales} selected ones, for {found} of the {len(pairs)} pairs"
+    return f"{text}; by worker: {workers}" if workers else text
 
 
 class JointTrainer(PhaseTrainer, _BaseTrainer):
@@ -94,7 +152,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         self._pairs = {"train": self._visited(train_dataset, args, selected)}
         if eval_dataset is not None:  # selected rationales are of the training pairs
             self._pairs["eval"] = self._visited(eval_dataset, args, None)
-        self.facts = training_facts(model, args, train_dataset, selected, peft_config)
+        self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
         config = model.config
         if args.freeze_vision_tower or peft_config is not None:
             from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters

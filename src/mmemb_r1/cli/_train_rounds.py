@@ -177,7 +177,7 @@ def run_command(arguments: list[str]) -> None:
 def measure(model: Path, args: argparse.Namespace) -> float:
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
-    from mmemb_r1.training.validation import validation_score
+    from mmemb_r1.training.targets import validation_score
 
     device = "cpu" if args.cpu else None
     return validation_score(MMEmbR1(str(model), device=device), read_pairs(args.eval_pairs, PAIR_COLUMNS))
