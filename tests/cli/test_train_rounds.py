@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def arguments(tiny_checkpoint, tmp_path) -> list[str]:
 def test_two_rounds(arguments, tiny_checkpoint, tmp_path, capsys, monkeypatch):
     """The second has one more worker, starts from the better checkpoint, and an ended run does nothing again."""
     output, scores = tmp_path / "out", iter([0.1, 0.3, 0.2])
-    monkeypatch.setattr(rounds, "measure", lambda model, args: next(scores))
+    monkeypatch.setattr(rounds, "measure", lambda model, plan: next(scores))
     assert main([*arguments, "--n", "1"]) == 0
     assert set(read_rationales(output / "rationales")["worker"]) == {"first"}
     assert main([*arguments, "--n", "2"]) == 0
@@ -82,8 +81,8 @@ def test_two_rounds(arguments, tiny_checkpoint, tmp_path, capsys, monkeypatch):
 def test_a_round_that_was_not_kept(arguments, tmp_path, capsys, monkeypatch):
     """The checkpoint that stays proposes in the next round; a round in which nothing is new is not run."""
     scores, drawn, ran = iter([0.3, 0.2, 0.1]), [], []
-    monkeypatch.setattr(rounds, "measure", lambda model, args: next(scores))
-    monkeypatch.setattr(rounds, "draw", lambda args, notes: drawn.append(rounds.proposers(notes)))
+    monkeypatch.setattr(rounds, "measure", lambda model, plan: next(scores))
+    monkeypatch.setattr(rounds, "draw", lambda plan, records: drawn.append(rounds.proposers(records)))
     monkeypatch.setattr(rounds, "run_command", lambda command: ran.append(command))
     monkeypatch.setattr(rounds, "replace_model", lambda output, model: None)
     assert main([*arguments, "--n", "5"]) == 0
@@ -93,11 +92,11 @@ def test_a_round_that_was_not_kept(arguments, tmp_path, capsys, monkeypatch):
 
 
 def test_the_stages_of_a_round(arguments, tmp_path):
-    args = argparse.Namespace(
-        output=tmp_path, pairs=Path("p"), policy_pairs=Path("o"), evaluator="judge", seed=3, cpu=True,
-        selection=None, margin=0.5, joint_config=Path("j.yaml"), adaptive_config=None,
+    plan = rounds.Rounds(
+        model="start", pairs=Path("p"), policy_pairs=Path("o"), eval_pairs=Path("e"), pool=Path("pool.yaml"),
+        evaluator="judge", output=tmp_path, seed=3, cpu=True, margin=0.5, joint_config=Path("j.yaml"),
     )  # fmt: skip
-    select, joint, adaptive = rounds.stages(args, 2, Path("best"))
+    select, joint, adaptive = rounds.stages(plan, 2, Path("best"))
     folder = tmp_path / "round-2"
     assert select[:1] == ["select"] and str(folder / "selection") in select and "judge" in select
     assert select[select.index("--margin") + 1] == "0.5" and "--selection" not in select
@@ -121,7 +120,7 @@ def test_the_best_is_the_last_that_was_kept():
         (["--pool", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--policy-pairs", "nowhere.parquet"], "--policy-pairs nowhere.parquet: there is no such file"),
         (["--evaluator", "nowhere"], "--evaluator nowhere: no model could be loaded"),
-        (["--adaptive-config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
+        (["--adaptive-config", "nowhere.yaml"], "--adaptive-config nowhere.yaml: there is no such file"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_first_stage(change, message, arguments, tmp_path, capsys):
@@ -137,7 +136,7 @@ def test_pairs_to_compare_on_have_to_be_others(arguments, tmp_path, capsys):
 
 def test_a_config_that_is_refused(arguments, tmp_path, capsys):
     for text, message in (
-        ("lerning_rate: 1", "JointConfig has no field 'lerning_rate'"),
+        ("lerning_rate: 1", "JointConfig has no field 'lerning_rate'; did you mean 'learning_rate'?"),
         ("{per_device_train_batch_size: 4, sub_batch_size: 3}", "sub_batch_size=3 has to divide"),
     ):
         (tmp_path / "joint-config.yaml").write_text(text, encoding="utf-8")
@@ -147,8 +146,8 @@ def test_a_config_that_is_refused(arguments, tmp_path, capsys):
 
 
 def test_another_run_is_kept_out(arguments, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(rounds, "measure", lambda model, args: 0.5)
-    monkeypatch.setattr(rounds, "draw", lambda args, notes: None)
+    monkeypatch.setattr(rounds, "measure", lambda model, plan: 0.5)
+    monkeypatch.setattr(rounds, "draw", lambda plan, records: None)
     monkeypatch.setattr(rounds, "stages", lambda *args: [])
     monkeypatch.setattr(rounds, "replace_model", lambda *args: None)
     assert main([*arguments, "--n", "1"]) == 0

@@ -98,6 +98,7 @@ class AdaptiveGRPOConfig(GRPOConfig):
         default="none", metadata={"help": "Has to be none: dividing by a deviation hides the gap."}
     )
 
+    _argument_group_name: ClassVar[str] = "settings"
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "rewards"]
     renamed_fields: ClassVar[dict[str, str]] = {
         "alignment_weight": "target_probability_weight",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl.trainer.base_config import _BaseConfig
 
@@ -70,6 +71,8 @@ class JointConfig(_BaseConfig):
             Longer rationales are refused, not cut: a cut rationale teaches to stop in the middle.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Whether the vision tower stays as it is.
+        augment_pictures (`bool`, *optional*, defaults to `False`):
+            Whether every training picture is shifted, turned and recoloured a little, anew each time it is drawn.
     """
 
     temperature: float = field(default=0.02, metadata={"help": "Divides the cosine similarities."})
@@ -87,7 +90,7 @@ class JointConfig(_BaseConfig):
     max_reasoning_rounds: int = field(default=1, metadata={"help": "Segments trained as rounds of their own."})
     matryoshka_dims: list[int] | None = field(default=None, metadata={"help": "Further dimensions of the loss."})
     sub_batch_size: int = field(default=8, metadata={"help": "Pairs of one task that stand together."})
-    task_weights: dict | None = field(default=None, metadata={"help": "How often each task is drawn."})
+    task_weights: dict | str | None = field(default=None, metadata={"help": "JSON: how often each task is drawn."})
     mini_batch_size: int | None = field(default=None, metadata={"help": "Inputs per pass, with gradient caching."})
     num_length_chunks: int = field(default=2, metadata={"help": "Forward passes per side, each of similar lengths."})
     num_hard_negatives: int = field(default=0, metadata={"help": "Hard negatives drawn for each pair."})
@@ -95,7 +98,11 @@ class JointConfig(_BaseConfig):
     similarity_chunk_size: int = field(default=64, metadata={"help": "Rows of the similarity matrix at once."})
     max_rationale_tokens: int = field(default=256, metadata={"help": "Longest allowed rationale."})
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
+    augment_pictures: bool = field(default=False, metadata={"help": "Vary every training picture a little."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
+
+    _argument_group_name: ClassVar[str] = "settings"
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*_BaseConfig._VALID_DICT_FIELDS, "task_weights"]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -118,7 +118,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         rationales (`datasets.Dataset`, *optional*): what `mmemb-r1 select` kept of these pairs, in place of the pairs'
             own rationales. At each visit one is drawn from the posterior; pairs of which nothing was kept train the
             direct path alone.
-        augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own.
+        augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own. Default:
+            nothing, or with `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
         peft_config (`peft.LoraConfig`, *optional*): train adapters instead of the whole model.
         callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
@@ -161,6 +162,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 freeze_vision_tower(model)
             if peft_config is not None:
                 model = with_adapters(model, peft_config, seed=args.seed)
+        if augment is None and args.augment_pictures:
+            from mmemb_r1 import atlas
+
+            augment = atlas.augment
         collator = JointCollator(
             processing_class,
             config,
