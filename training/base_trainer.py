@@ -54,6 +54,21 @@ def _is_complete(checkpoint: Path) -> bool:
 TRAINING_FILE = "training.json"
 
 
+def with_earlier_phases(facts: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
+    """
+    The facts of a phase, and under `before` those of the phases that made the checkpoint it began with, in order.
+
+    Args:
+        facts: name -> value, for the model card.
+        checkpoint: a folder, or a Hub id, of which nothing is known here.
+    """
+    path = Path(checkpoint) / TRAINING_FILE
+    if not path.is_file():
+        return dict(facts)
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    return {**facts, "before": [*earlier.pop("before", []), earlier]}
+
+
 def training_facts(
     model: MMEmbR1Model,
     args: JointConfig,

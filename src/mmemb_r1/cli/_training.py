@@ -165,6 +165,7 @@ def save_trained(trainer: JointTrainer, checkpoint: str, output: Path) -> None:
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.model_card import write_model_card
     from mmemb_r1.training.adapters import load_adapters, merged
+    from mmemb_r1.training.base_trainer import with_earlier_phases
 
     state = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.is_world_process_zero():
@@ -178,4 +179,5 @@ def save_trained(trainer: JointTrainer, checkpoint: str, output: Path) -> None:
     else:
         model[0].model.load_state_dict(state)
     model.save_pretrained(str(folder), create_model_card=False)
-    write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
+    facts = trainer.facts | {"steps": trainer.state.global_step}
+    write_model_card(folder, training=with_earlier_phases(facts, checkpoint))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli import _train_adaptive, _train_rounds
+from mmemb_r1.cli import _train_adaptive, _train_gate, _train_rounds
 from mmemb_r1.cli._training import add_phase_options
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     phases = parser.add_subparsers(dest="phase", metavar="PHASE", required=True)
     for name, summary, description, add_options in (
         ("joint", "thinking and embedding together", HELP, configure_joint),
+        ("gate", "where thinking pays", _train_gate.HELP, _train_gate.configure),
         ("adaptive", "when to think", _train_adaptive.HELP, _train_adaptive.configure),
         ("rounds", "rationales, selection, both phases, again", _train_rounds.HELP, _train_rounds.configure),
     ):
@@ -57,9 +58,14 @@ def configure_joint(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs"):
+    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates"):
         _require_file(f"--{option.replace('_', '-')}", getattr(args, option, None))
-    phases = {"joint": run_joint, "adaptive": _train_adaptive.run, "rounds": _train_rounds.run}
+    phases = {
+        "joint": run_joint,
+        "gate": _train_gate.run,
+        "adaptive": _train_adaptive.run,
+        "rounds": _train_rounds.run,
+    }
     return phases[args.phase](args)
 
 
