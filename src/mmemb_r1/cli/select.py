@@ -1,4 +1,4 @@
-"""`mmemb-r1 select`: the posterior, of the candidates those that help."""
+"""`mmemb-r1 select`: keep the rationales that help (the posterior)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 HELP = """\
-Keep the rationales that help a query meet its target. An evaluator judges every pair, and some wrong ones, with and
-without each rationale; what a rationale gains there, and not on the wrong pairs, is its gain.
+Keep the rationales that help a query meet its target. An evaluator says how sure it is that a pair matches, and that
+some wrong pairs do, with and without each rationale; the gain of one is what it adds for the pair, less what it adds
+for wrong pairs.
 
 The output is a folder: selected.parquet (what was kept, with its posterior weight), candidates.parquet (everything,
 with its gain and why it was not kept), report.txt, report.json and report.png. The evaluator's answers are kept there
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--evaluator",
         required=True,
         metavar="DIR",
-        help="who judges: a vision-language model or an mmemb-r1 checkpoint",
+        help="the model that compares: a vision-language model or an mmemb-r1 checkpoint",
     )
     parser.add_argument(
         "--evaluator-kind",
@@ -104,11 +105,12 @@ def run(args: argparse.Namespace) -> int:
 
     from mmemb_r1.training.selection.report import report_text
     from mmemb_r1.training.selection.select import select_rationales
+    from mmemb_r1.training.selection.table import SELECTED
 
     report = select_rationales(
         pairs,
         rationales,
-        load_evaluator(args),
+        load_evaluator_of(args),
         args.output,
         options,
         batch_size=args.batch_size,
@@ -117,55 +119,35 @@ def run(args: argparse.Namespace) -> int:
         progress=show_progress("mmemb_r1.training.selection"),
     )
     if report is None:
-        print("this part is done; when all parts are, run the command once more, without --part, to select")
+        print("this part is done; when all parts are, run the same command once more, without --part, to select")
         return 0
     print(report_text(report))
-    print(f"the selection is in {args.output}")
+    print(f"the selection is in {args.output}; train with it:")
+    print(f"mmemb-r1 train joint --model DIR --pairs {args.pairs} --rationales {args.output / SELECTED} --output DIR")
     return 0
 
 
-def load_evaluator(args: argparse.Namespace) -> PairEvaluator:
+def load_evaluator_of(args: argparse.Namespace) -> PairEvaluator:
     """
-    The evaluator that the options ask for.
+    Load the evaluator that the options ask for.
 
     Raises:
         ValueError: if it can't be loaded, or an option belongs to the other kind.
     """
-    kind = args.evaluator_kind or kind_of(args.evaluator)
+    from mmemb_r1.training.selection.evaluator import evaluator_kind, load_evaluator
+
+    kind = args.evaluator_kind or evaluator_kind(args.evaluator)
     own = {"vlm": {"prompt": "prompt"}, "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias"}}
-    strange = [
-        option for other in KINDS if other != kind for option in own[other] if getattr(args, option) is not None
-    ]
-    if strange:
-        raise ValueError(
-            f"--{strange[0].replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
-            "another --evaluator-kind"
-        )
+    for option in (option for other in KINDS if other != kind for option in own[other]):
+        if getattr(args, option) is not None:
+            raise ValueError(
+                f"--{option.replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
+                "another --evaluator-kind"
+            )
     options = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
-    if kind == "vlm":
-        from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
-
-        return VLMEvaluator(args.evaluator, **options)
-
-    from mmemb_r1.training.selection.embedding_evaluator import EmbeddingEvaluator
-
-    return EmbeddingEvaluator(args.evaluator, **options)
-
-
-def kind_of(model: str) -> str:
-    """`"embedding"` for an mmemb-r1 checkpoint, else `"vlm"`."""
-    from transformers import AutoConfig
-
-    from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Config
-
-    try:
-        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir(), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--evaluator {model}: no model could be loaded from there ({reason})") from error
-    return "embedding" if isinstance(config, MMEmbR1Config) else "vlm"
+    return load_evaluator(args.evaluator, kind, **options)
 
 
 def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
-    """Of these options (option -> field), the fields that the command line sets."""
+    """Map options (option -> field) to the fields that the command line sets."""
     return {field: getattr(args, option) for option, field in names.items() if getattr(args, option) is not None}
