@@ -45,7 +45,7 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
     """Columns of both splits, `policy/gap` say, with the states `(N, H)` that a gate reads. Kept in a file."""
     path = output / f"{start.resolve().name}.npz"
     if not path.exists():
-        from experiments.pipeline.gate import gate_inputs
+        from mmemb_r1.training.gate_decisions import gate_inputs
 
         atlas, model = load_atlas(start / "atlas"), MMEmbR1(str(start / "model"), device="cpu")
         columns: dict[str, npt.NDArray] = {}
@@ -53,7 +53,7 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
             rows = answers(start, atlas, split, output)
             queries = inputs_of(atlas.pairs[split]["query"])
             columns |= {f"{split}/{name}": values for name, values in rows.items()}
-            columns[f"{split}/state"] = gate_inputs(model, queries).numpy()
+            columns[f"{split}/state"] = gate_inputs(model, queries, 128).numpy()
             columns[f"{split}/wording"] = wordings(model, queries)
         np.savez(path, **columns)
     return dict(np.load(path))

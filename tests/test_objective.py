@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,13 @@ def test_every_order_gives_the_same_probability(scores):
         target_probability(tensors[0] / TEMPERATURE, tensors[1], temperature=1),
     ):
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+def test_a_case_by_hand():
+    queries, candidates = torch.eye(3)[:2], torch.eye(3)
+    found = target_probability(queries @ candidates.T, torch.tensor([0, 2]), temperature=0.5)
+    total = math.exp(2) + 2
+    assert found.tolist() == pytest.approx([math.exp(2) / total, 1 / total])
 
 
 def test_scores_are_left_as_they_are(scores):

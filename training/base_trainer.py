@@ -40,6 +40,21 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
+def with_earlier_phases(facts: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
+    """
+    Add to the facts of a phase, under `before`, those of the phases that made the checkpoint it began with, in order.
+
+    Args:
+        facts: name -> value, for the model card.
+        checkpoint: a folder, or a Hub id, of which nothing is known here.
+    """
+    path = Path(checkpoint) / TRAINING_FILE
+    if not path.is_file():
+        return dict(facts)
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    return {**facts, "before": [*earlier.pop("before", []), earlier]}
+
+
 def write_facts(folder: Path, facts: Mapping[str, Any], steps: int) -> None:
     """Write the facts of a training and how long it has gone on beside a checkpoint."""
     text = json.dumps({**facts, "steps": steps}, indent=2, ensure_ascii=False) + "\n"

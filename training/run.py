@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmemb_r1.runs import claim
-from mmemb_r1.training.base_trainer import last_checkpoint
+from mmemb_r1.training.base_trainer import last_checkpoint, with_earlier_phases
 
 LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
 MODEL_OPTIONS = ("dtype", "attn_implementation")
@@ -160,21 +160,9 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
         run_class: what the arguments are for.
 
     Raises:
-        ValueError: if the file is missing, no YAML or no mapping, or holds a field that the config lacks.
+        ValueError: as of [`read_settings`], or if the file holds a field that the config lacks.
     """
-    import yaml
-
-    if path is None:
-        return {"settings": {}}
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}; it has to map fields to values")
-    found = {}
+    settings, found = read_settings(path), {}
     for name, argument in run_class.sections.items():
         if name not in settings:
             continue
@@ -189,6 +177,28 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return {"settings": settings, **found}
+
+
+def read_settings(path: Path | None) -> dict[str, Any]:
+    """
+    Read a YAML file that maps names to values. Default: there are none.
+
+    Raises:
+        ValueError: if the file is missing, no YAML or no mapping.
+    """
+    import yaml
+
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}; it has to map fields to values")
+    return settings
 
 
 def check_fields(names: Collection[str], config_class: type) -> None:
@@ -269,4 +279,5 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
     else:
         model[0].model.load_state_dict(state)
     model.save_pretrained(str(folder), create_model_card=False)
-    write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
+    facts = trainer.facts | {"steps": trainer.state.global_step}
+    write_model_card(folder, training=with_earlier_phases(facts, run.model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli import _train_rounds
+from mmemb_r1.cli import _train_gate, _train_rounds
 from mmemb_r1.cli._training import PhaseParser, add_phase_options, is_main_process, require_file, run_of
 
 HELP = """\
@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     phases = parser.add_subparsers(dest="phase", metavar="PHASE", required=True, parser_class=PhaseParser)
     for name, summary, description, add_options in (
         ("joint", "reasoning and embedding together", JOINT_HELP, configure_joint),
+        ("gate", "where reasoning pays", _train_gate.HELP, _train_gate.configure),
         ("adaptive", "when to reason", ADAPTIVE_HELP, configure_adaptive),
         ("rounds", "rationales, selection, both phases, again", _train_rounds.HELP, _train_rounds.configure),
     ):
@@ -77,9 +78,9 @@ def configure_adaptive(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs"):
+    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates"):
         require_file(f"--{option.replace('_', '-')}", getattr(args, option, None))
-    phases = {"joint": run_joint, "adaptive": run_adaptive, "rounds": _train_rounds.run}
+    phases = {"joint": run_joint, "gate": _train_gate.run, "adaptive": run_adaptive, "rounds": _train_rounds.run}
     return phases[args.phase](args)
 
 
