@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
+from .backbones_mmemb_r1 import video_options
 from .media_mmemb_r1 import (
     DEFAULTS,
     IMAGE_SUFFIXES,
@@ -290,11 +291,6 @@ def _render(
 ) -> BatchFeature:
     conversations = plain_conversations(processor, conversations, max_text_tokens)
     parts = [part for chat in conversations for message in chat for part in message["content"]]
-    options: dict[str, Any] = {"padding": True, "padding_side": "left"}
-    videos = [part["metadata"] for part in parts if part["type"] == "video"]
-    if videos:
-        _check_videos(processor, parts)
-        options |= {"do_sample_frames": False, "video_metadata": videos}
     return processor.apply_chat_template(
         conversations,
         # unless it is given, SmolVLM's processor replaces it beside videos
@@ -303,7 +299,7 @@ def _render(
         return_dict=True,
         return_tensors="pt",
         add_generation_prompt=True,
-        processor_kwargs=options,
+        processor_kwargs={"padding": True, "padding_side": "left", **video_options(processor, parts)},
     )
 
 
@@ -336,20 +332,3 @@ def _with_plain_text(conversation: list[dict[str, Any]], controls: tuple[str, ..
         ]
         messages.append({"role": message["role"], "content": content})
     return messages
-
-
-def _check_videos(processor: ProcessorMixin, parts: list[dict[str, Any]]) -> None:
-    """Refuse the batches of which some processors make nonsense."""
-    name = type(processor).__name__
-    if getattr(processor, "video_processor", None) is None:
-        raise ValueError("this model's backbone takes no videos; pass frames as images.")
-    # both kinds would go to `pixel_values`, where the model loses the images
-    if name == "SmolVLMProcessor" and any(part["type"] == "image" for part in parts):
-        raise ValueError("SmolVLM takes either images or videos in one batch; encode them in separate calls.")
-    # SmolVLM's would write the longest video's number of frames into every prompt, InternVL's fails
-    lengths = {len(part["video"]) for part in parts if part["type"] == "video"}
-    if name in ("SmolVLMProcessor", "InternVLProcessor") and len(lengths) > 1:
-        raise ValueError(
-            f"this model's backbone takes videos of equally many frames in one batch, these have {sorted(lengths)}; "
-            "sample as many of each, or encode them in separate calls."
-        )

@@ -17,8 +17,9 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
+from .backbones_mmemb_r1 import rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
-from .decoding_mmemb_r1 import DecodingStatistics, Sampling, rotary_positions, without_suppressed
+from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .caching_mmemb_r1 import can_join
+from .backbones_mmemb_r1 import can_join, is_per_token
 from .configuration_mmemb_r1 import check_reasoning_options
 from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, Thought, left_padded, prefill
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
@@ -184,7 +184,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
     order = left_padded(attention_mask)
     if order is not None:
         # everything of the prompts' shape is per token and moves along; media is stored flat, in reading order
-        media = {key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()}
+        media = {key: value.gather(1, order) if is_per_token(value, order) else value for key, value in media.items()}
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
     model.require_markers((input_ids[:, -1] == model.config.embed_token_id) & attention_mask[:, -1].bool())
     never = options.reasoning == "never"
@@ -223,10 +223,6 @@ def _listed(budgets: Any) -> list[int]:
     if isinstance(budgets, str) or not all(isinstance(budget, Integral) for budget in given):
         raise ValueError(f"max_reasoning_tokens={budgets!r:.80} has to be a whole number, or a list of one per row.")
     return [int(budget) for budget in given]
-
-
-def _per_token(value: Any, order: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == order.shape and not value.is_floating_point()
 
 
 def _filled_up(rows: list[list[int]], device: torch.device) -> Tensor:

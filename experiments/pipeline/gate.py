@@ -14,7 +14,7 @@ from datasets import Dataset
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.rationale_tokens import append_tokens, as_thought
 from mmemb_r1.training.adaptive.gate import alignment, fit_gate
 
