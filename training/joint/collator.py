@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from mmemb_r1.content import content_key
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
 from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.training.joint.data import Example
-from mmemb_r1.training.tables import content_key
 
 IGNORED = -100
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -160,7 +160,7 @@ class JointCollator:
         return thoughts
 
     def _side(self, rows: list[_Row]) -> SideBatch:
-        contents = [content_key(row["value"]) for row in rows]
+        contents = [content_key(row["value"], MediaOptions.of(self.config)) for row in rows]
         index, first = numbered([(key, str(row["thoughts"])) for key, row in zip(contents, rows, strict=True)])
         inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
         for row, place in zip(rows, index, strict=True):
