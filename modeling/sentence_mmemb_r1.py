@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbones_mmemb_r1 import MEDIA_COUNTS, model_inputs, takes_videos
-from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config
+from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, resolve_reasoning
 from .inputs_mmemb_r1 import InputError, render, to_conversations
 from .media_mmemb_r1 import MediaOptions
 from .modeling_mmemb_r1 import MMEmbR1Model
@@ -131,7 +131,7 @@ class MMEmbR1Module(InputModule):
             yield {"sentence_embedding": output.embeddings, **{name: output[name] for name in OUTPUTS}}
 
     def reasoning_options(self, **options: Any) -> dict[str, Any]:
-        """Those of the options that the model takes, with the defaults that depend on the task and on gradients."""
+        """Resolve the options that the model takes, by the config, the task and whether there are gradients."""
         task = options.get("task")
         options = {name: options[name] for name in DECODING_OPTIONS if options.get(name) is not None}
         if torch.is_grad_enabled():
@@ -143,9 +143,7 @@ class MMEmbR1Module(InputModule):
             options["reasoning"] = "never"
         elif not torch.is_inference_mode_enabled():  # not `encode`, but a loss: of evaluation, or one that caches
             options.setdefault("reasoning", "never")
-        elif task == "document":
-            options.setdefault("reasoning", self.model.config.document_reasoning)
-        return options
+        return options | resolve_reasoning(self.model.config, options, task)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Save model (safetensors only) and processor."""

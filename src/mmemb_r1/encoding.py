@@ -7,25 +7,22 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, UnidentifiedImageError
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.content import DIGEST_SIZE, content_key
+from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
-from mmemb_r1.modeling.configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, check_reasoning_options
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config, resolve_reasoning
 from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, is_file, stored_source
-
-if TYPE_CHECKING:
-    from mmemb_r1.sentence_transformer import MMEmbR1
-
 
 CHARACTERS_PER_TOKEN = 4
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
@@ -128,31 +125,24 @@ _ROWS = 1  # goes up when the same checkpoint gives other vectors, or rows hold 
 _FILLER = -1  # of rationale_ids
 
 
-def resolved_options(config: MMEmbR1Config, options: Mapping[str, Any]) -> dict[str, Any]:
+def row_options(config: MMEmbR1Config, options: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Those of `encode`'s options that change a row, each with the value that it gets where it is not given.
+    Resolve those of `encode`'s options that change a row, see `resolve_reasoning`.
 
     Where nothing thinks, the options of thinking change nothing, and are left out.
 
     Raises:
         ValueError: if an option is out of its range.
 
-    >>> resolved_options(MMEmbR1Config(), {"task": "document", "gate_threshold": 0.9, "batch_size": 8})
+    >>> row_options(MMEmbR1Config(), {"task": "document", "gate_threshold": 0.9, "batch_size": 8})
     {'reasoning': 'never'}
-    >>> resolved_options(MMEmbR1Config(), {"reasoning": "always", "gate_threshold": None})["gate_threshold"]
-    0.5
     """
-    given = {name: getattr(config, name) if options.get(name) is None else options[name] for name in REASONING_OPTIONS}
-    if options.get("task") == "document" and options.get("reasoning") is None:
-        given["reasoning"] = config.document_reasoning
-    for name in ("max_reasoning_tokens", "max_reasoning_rounds"):
-        if not isinstance(given[name], Integral):
-            raise ValueError(f"{name}={given[name]!r:.80} has to be one whole number for all inputs.")
-        given[name] = int(given[name])
-    check_reasoning_options(**given)
-    if given["reasoning"] == "never":
-        return {"reasoning": "never"}
-    return {**given, "gate_threshold": float(given["gate_threshold"])}
+    resolved = resolve_reasoning(config, options, options.get("task"))
+    if not isinstance(resolved["max_reasoning_tokens"], int):
+        raise ValueError(
+            f"max_reasoning_tokens={resolved['max_reasoning_tokens']!r:.80} has to be one whole number for all inputs."
+        )
+    return {"reasoning": "never"} if resolved["reasoning"] == "never" else resolved
 
 
 def row_keys(
@@ -164,7 +154,7 @@ def row_keys(
     Args:
         values: inputs of `encode`.
         prompt: the system turn of those that bring none.
-        options: from `resolved_options`.
+        options: from `row_options`.
         fingerprint: the checkpoint's, from `checkpoint_fingerprint`.
         media: limits, and whether inputs may be web addresses.
 
@@ -202,37 +192,39 @@ DECODED_PER_READ = 4  # rows that think at the same time, in batches that are re
 READ_AT_ONCE = 1024  # rows of the cache
 
 
-def media_options(model: MMEmbR1, options: Mapping[str, Any]) -> MediaOptions:
+def media_options(model: SentenceTransformer, options: Mapping[str, Any]) -> MediaOptions:
     """How pictures and videos are opened, by the model's config and the options of `encode`."""
     return MediaOptions.of(model[0].model.config, options.get("allow_remote_media", False))
 
 
 def adaptive_rows(
-    model: MMEmbR1,
+    model: SentenceTransformer,
     inputs: Sequence[Any],
     device: torch.device,
     prompt: str | None,
     batch_size: int,
     options: dict[str, Any],
+    cache: EmbeddingCache | None = None,
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """
     Embed inputs, in any order, before what other modules, truncation and normalisation do.
 
     Args:
-        model: whose first module is the adaptive model; with its `embedding_cache`, if it has one.
+        model: whose first module is the adaptive model.
         inputs: as for `encode`.
         device: where the model is.
         prompt: the system turn of inputs that bring none.
         batch_size: inputs that are read at once.
         options: of `encode`.
+        cache: where rows are looked up, and what is computed is stored.
 
     Yields:
         Places of some inputs, and what the adaptive model makes of them, or made of them before.
     """
-    resolved = resolved_options(model[0].model.config, options)
+    resolved = row_options(model[0].model.config, options)
+    options = options | resolved
     if options.get("max_batch_tokens", 1) < 1:
         raise ValueError(f"max_batch_tokens={options['max_batch_tokens']} has to be at least 1.")
-    cache = model.embedding_cache
     if cache is None:
         yield from _embedded(model, inputs, range(len(inputs)), device, prompt, batch_size, options)
         return
@@ -250,7 +242,7 @@ def adaptive_rows(
 
 
 def _embedded(
-    model: MMEmbR1,
+    model: SentenceTransformer,
     inputs: Sequence[Any],
     wanted: Sequence[int],
     device: torch.device,
