@@ -11,12 +11,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from mmemb_r1.content import given_parts
+from mmemb_r1.content import content_key, given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.objective import TEMPERATURE, target_probability
-from mmemb_r1.training.tables import StoredInputs, check_pairs, content_key, number_distinct
+from mmemb_r1.training.tables import StoredInputs, check_pairs, number_distinct, stored_column
 
 if TYPE_CHECKING:
     from mmemb_r1.sentence_transformer import MMEmbR1
@@ -46,7 +46,7 @@ class TargetScorer:
         targets = [target for table in tables for target in StoredInputs(table, "target")]
         tasks = [task for table in tables for task in _tasks(table)]
         has_negatives = "negatives" in pairs.column_names
-        rows = pairs["negatives"] if has_negatives else [[]] * len(pairs)
+        rows = stored_column(pairs, "negatives").to_pylist() if has_negatives else [[]] * len(pairs)
         hard = [[given_parts(value) for value in row or []] for row in rows]
         flat = [value for row in hard for value in row]
         numbers, first = number_distinct([content_key(value) for value in [*targets, *flat]])

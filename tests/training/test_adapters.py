@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.rationale_tokens import append_tokens, thought_ids
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adapters import (

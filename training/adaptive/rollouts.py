@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmemb_r1.modeling.decoding_mmemb_r1 import (
-    Context,
-    Decoder,
-    Sampling,
-    Thought,
-    prefill,
-    token_positions,
-    uses_multimodal_rope,
-)
+from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions
+from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, Sampling, Thought, prefill
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 
@@ -111,13 +104,11 @@ def read_thoughts(model: MMEmbR1Model, context: Context, rows: Tensor, thoughts:
     tail_mask = pad_sequence([torch.ones_like(tail) for tail in tails], batch_first=True)
     prompt_mask = cast(Tensor, context.mask)  # a branch is padded
     mask = torch.cat([prompt_mask, tail_mask.to(prompt_mask.dtype)], dim=1)  # (N, S + T)
-    position_ids = token_positions(mask)[:, -ids.shape[1] :] + context.offset  # (N, T)
-    if uses_multimodal_rope(model.vlm):
-        position_ids = position_ids.expand(3, -1, -1)  # (3, N, T)
+    numbers = token_positions(mask)[:, -ids.shape[1] :]  # (N, T)
     hidden = model.vlm.base_model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=position_ids,
+        position_ids=next_positions(model.vlm, numbers, context.offset),
         past_key_values=context.cache,
         use_cache=True,
         return_dict=True,

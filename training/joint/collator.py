@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from mmemb_r1.content import content_key
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.joint.data import Example
-from mmemb_r1.training.tables import content_key, number_distinct
+from mmemb_r1.training.tables import number_distinct
 
 IGNORED = -100
 
@@ -159,7 +160,7 @@ class JointCollator:
         return thoughts
 
     def _side(self, rows: list[_Row]) -> SideBatch:
-        contents = [content_key(row["value"]) for row in rows]
+        contents = [content_key(row["value"], MediaOptions.of(self.config)) for row in rows]
         index, first = number_distinct([(key, str(row["thoughts"])) for key, row in zip(contents, rows, strict=True)])
         inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
         for row, place in zip(rows, index, strict=True):
