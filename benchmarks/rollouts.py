@@ -44,7 +44,7 @@ def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 def log_probs(model: MMEmbR1Model, batch: dict[str, Tensor], group: Group, pad: int) -> Tensor:
     """Of what was drawn, one token after another."""
-    inputs = append_tokens(batch, group.thoughts, pad)
+    inputs = append_tokens(batch, group.rationales, pad)
     starts = batch["attention_mask"].sum(dim=1)
     places = torch.arange(inputs["input_ids"].shape[1])
     outside = (places < starts[:, None]) | ~inputs["attention_mask"].bool()

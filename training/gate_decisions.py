@@ -21,7 +21,7 @@ from mmemb_r1.evaluation.pair_tasks import pair_tasks
 from mmemb_r1.evaluation.scoring import SCORES_AT_ONCE, TIE_TOLERANCE
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.tasks import RetrievalTask
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.objective import target_probability
 from mmemb_r1.rationale_tokens import append_tokens, as_thought
 from mmemb_r1.runs import claim, progress_bar, replaced_file, step_of

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class TargetScorer:
     """
-    Measures how probable the target of a pair is for a vector of its query. Distinct candidates are embedded once.
+    Measure how probable the target of a pair is for a vector of its query. Distinct candidates are embedded once.
 
     Candidates of a pair are the targets of its task and its own hard negatives, without those that are targets of the
     same query.

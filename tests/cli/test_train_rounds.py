@@ -119,7 +119,7 @@ def test_the_best_is_the_last_that_was_kept():
         (["--model", "nowhere"], "--model nowhere: there is no checkpoint"),
         (["--pool", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--policy-pairs", "nowhere.parquet"], "--policy-pairs nowhere.parquet: there is no such file"),
-        (["--evaluator", "nowhere"], "--evaluator nowhere: no model could be loaded"),
+        (["--evaluator", "nowhere"], "the evaluator 'nowhere' can't be loaded: there is no model"),
         (["--adaptive-config", "nowhere.yaml"], "--adaptive-config nowhere.yaml: there is no such file"),
     ],
 )

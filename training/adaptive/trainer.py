@@ -1,4 +1,4 @@
-"""Train the adaptive phase: GRPO teaches when to think."""
+"""Teach a model when to think, with GRPO."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def rollout_metrics(
     fields: Mapping[str, Tensor], rewards: Tensor, reasoned: Tensor, gap: Tensor, probs: Tensor, threshold: float
 ) -> dict[str, Tensor]:
     """
-    Numbers that tell how training goes, and whether the gate or the rationales degenerate.
+    Compute numbers that show how training goes, and whether the gate or the rationales degenerate.
 
     Args:
         fields: `(N * G,)` of the rollouts: `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated`.
         rewards: `(N, G)`.
         reasoned: `(N, G)` bool.
         gap: `(N,)` mean target probability after reasoning minus before.
-        probs: `(N,)` the gate's probability of thinking.
-        threshold: from which it thinks when it is used.
+        probs: `(N,)` the gate's probability of reasoning.
+        threshold: the gate's threshold.
 
     Returns:
         `gate/prob`, `gate/thinks` (share of queries) and `gate/right` (how often that is the sign of the gap);
-        `utility_gap`; `rationale/tokens`, `rationale/rounds`, `rationale/truncated` of the rollouts that thought;
+        `utility_gap`; `rationale/tokens`, `rationale/rounds`, `rationale/truncated` of reasoned rollouts;
         `rationale/groups_without_spread`, the share of groups whose rationales all got the same reward.
     """
-    thought, thinks = reasoned.flatten(), probs >= threshold
+    rows, thinks = reasoned.flatten(), probs >= threshold
     within = torch.stack(
         [row[chosen].max() - row[chosen].min() for row, chosen in zip(rewards, reasoned, strict=True)]
     )
@@ -65,9 +65,9 @@ def rollout_metrics(
         "gate/thinks": thinks.float().mean(),
         "gate/right": (thinks == (gap > 0)).float().mean(),
         "utility_gap": gap.mean(),
-        "rationale/tokens": fields["num_reasoning_tokens"][thought].mean(),
-        "rationale/rounds": fields["num_reasoning_rounds"][thought].mean(),
-        "rationale/truncated": fields["truncated"][thought].mean(),
+        "rationale/tokens": fields["num_reasoning_tokens"][rows].mean(),
+        "rationale/rounds": fields["num_reasoning_rounds"][rows].mean(),
+        "rationale/truncated": fields["truncated"][rows].mean(),
         "rationale/groups_without_spread": (within < LEAST_SPREAD).float().mean(),
     }
 
@@ -89,19 +89,19 @@ def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset
 
 class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     """
-    Teaches a model that thinks well when to think at all.
+    Teach a model that reasons well when to reason at all.
 
     A rollout is a direct embedding, or a rationale and the embedding after it. Groups share one prefill and hold both
-    kinds; see [`decision_advantages`] and [`leave_one_out`] for what each token is given.
+    kinds; for the advantage of each token see [`decision_advantages`] and [`leave_one_out`].
 
     Args:
         model ([`MMEmbR1Model`] or a `PeftModel` of one): after the joint phase.
         args ([`AdaptiveGRPOConfig`]): arguments.
         train_dataset (`datasets.Dataset`): a pairs table with `pair_id`, `query`, `target`, and optionally `task` and
-            `negatives`. Use pairs that the joint phase has not seen: on those it knows by heart thinking never pays.
+            `negatives`. Use pairs that the joint phase has not seen: on those it knows by heart reasoning never pays.
         processing_class (`ProcessorMixin`): the processor saved beside the model.
         joint_pairs (`datasets.Dataset`, *optional*): what the joint phase was trained on. Its targets are negatives
-            too, task by task, and a warning tells how many pairs are in both tables.
+            too, task by task, and it warns of pairs that are in both tables.
         reward_funcs (`list[Callable]`, *optional*): further rewards in TRL's form, beside those that `args.rewards`
             names; `args.reward_weights` are their weights.
         callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
@@ -179,7 +179,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        """TRL's, but an epoch's order follows from its number: a run that was killed goes on with the right one."""
+        """Sample as TRL, but by the number of the epoch: a run that was killed goes on with the right order."""
         size = self.num_generations
         return EpochSampler(
             data_source=self.train_dataset if dataset is None else dataset,
@@ -194,7 +194,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     # Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """As TRL's, with advantages of each token instead of each rollout."""
+        """Do as TRL, with an advantage of each token instead of each rollout."""
         self._rows = torch.tensor([row["row"] for row in inputs])
         self._embed_candidates()
         output = super()._generate_and_score_completions(inputs)
@@ -225,7 +225,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return model.get_base_model() if hasattr(model, "peft_config") else model
 
     def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
-        """Completions of prompts that stand in groups, what was chosen in them, and how they did."""
+        """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""
         size = self.num_generations if self.model.training else self.num_generations_eval
         model, scorer, direct = self._bare_model, self._scoring_model, self.args.num_direct_rollouts
         batch, training = self._rendered(prompts[::size]), model.training
@@ -253,14 +253,14 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         }
 
     def _rendered(self, prompts: list[Any]) -> dict[str, Tensor]:
-        """Prompts as `encode` renders them."""
+        """Render prompts as `encode` does."""
         conversations = to_conversations(prompts, media=MediaOptions.of(self._bare_model.config))
         return dict(render(self.processing_class, conversations).to(self.accelerator.device))
 
     # Advantages
 
     def _calculate_rewards(self, inputs: Any, *args: Any) -> Tensor:
-        """As TRL's; a reward that is not finite is an error."""
+        """Compute rewards as TRL does; one that is not finite is an error."""
         rewards = super()._calculate_rewards(inputs, *args)  # (B of all processes, number of rewards)
         bad = (~rewards.isfinite()).nonzero()
         if len(bad):
@@ -281,7 +281,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return rewards
 
     def _token_advantages(self, output: dict[str, Any]) -> Tensor:
-        """`(B, C)` advantages of the rollouts that were just scored; see [`token_advantages`]."""
+        """Compute the advantages `(B, C)` of the rollouts that were just scored; see [`token_advantages`]."""
         args, size = self.args, self.num_generations if self.model.training else self.num_generations_eval
         rewards, reasoned = self._rewards.view(-1, size), self._fields["reasoned"].view(-1, size).bool()
         probs = (self._gate_logits / self.temperature).sigmoid()  # (N,)
@@ -293,7 +293,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             utility = args.target_probability_weight * gap + args.cost_weight * costs
             for_decision = utility_rewards(utility, reasoned, args.utility_clip, args.utility_tolerance)
         decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
-        said = leave_one_out(rewards, reasoned).flatten()
+        later = leave_one_out(rewards, reasoned).flatten()
         threshold = self._bare_model.config.gate_threshold
         used = self._gate_logits.sigmoid()  # as `encode` takes it
         for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, used, threshold).items():
@@ -301,17 +301,17 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         mask = output["completion_mask"] * output["tool_mask"]  # (B, C)
         markers = output["completion_ids"] == self._bare_model.config.embed_token_id
         counts = torch.stack([mask.new_tensor(len(mask)), mask[:, 1:].sum(), mask.sum()]).float()
-        return token_advantages(decided, said, markers, summed(counts), args.decision_weight, args.rationale_weight)
+        return token_advantages(decided, later, markers, summed(counts), args.decision_weight, args.rationale_weight)
 
     # The loss
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gate's log-probabilities for decisions, in the same pass as the tokens'."""
+        """Compute the gate's log-probabilities for decisions in the same pass as the tokens'."""
         self._policy = PolicyForward(model, self._bare_model.config, self.temperature)
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's, and a contrastive term on the live embeddings of the same pass."""
+        """Add a contrastive term on the live embeddings of the same pass to TRL's loss."""
         loss = super()._compute_loss(model, inputs)
         if not self.args.contrastive_weight:
             return loss
@@ -325,7 +325,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return loss + self.args.contrastive_weight * term / scale
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The gate's parameters form a group of their own, in coordinates of their own."""
+        """Put the gate's parameters into a group of their own, in coordinates of their own."""
         optimizer = super().create_optimizer(*args, **kwargs)
         gate = {id(weight) for weight in self._bare_model.gate.parameters()}
         if any(group.get("is_gate") for group in optimizer.param_groups):
@@ -339,7 +339,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         StandardisedGate(moved[0], moved[1], self._gate_inputs).attach(optimizer)  # the layer that reads the state
         return optimizer
 
-    # What is told
+    # Logs
 
     def _log(self, name: str, value: Tensor) -> None:
         mode = "train" if self.model.training else "eval"

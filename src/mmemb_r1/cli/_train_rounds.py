@@ -111,11 +111,11 @@ def run(args: argparse.Namespace) -> int:
 
 def check(plan: Rounds) -> None:
     """Find all that can be found wrong before the first stage, which may be hours before the last."""
-    from mmemb_r1.cli.select import kind_of
     from mmemb_r1.training.adaptive.run import AdaptiveRun
     from mmemb_r1.training.joint.run import JointRun
     from mmemb_r1.training.rationales.pool import load_pool
     from mmemb_r1.training.run import read_recipe
+    from mmemb_r1.training.selection.evaluator import evaluator_kind
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     if plan.n < 1:
@@ -132,7 +132,7 @@ def check(plan: Rounds) -> None:
                 "have to be compared on others"
             )
     load_pool(plan.pool, samples=plan.samples)
-    kind_of(plan.evaluator)
+    evaluator_kind(plan.evaluator)
     for option, path, run_class in (
         ("--joint-config", plan.joint_config, JointRun),
         ("--adaptive-config", plan.adaptive_config, AdaptiveRun),
