@@ -218,7 +218,7 @@ def quantization_config(**options: Any) -> BitsAndBytesConfig:
         raise ValueError(f"Quantisation has no option {unknown[0]!r}; allowed: {', '.join(allowed)}.")
     if not (options.get("load_in_4bit") or options.get("load_in_8bit")):
         raise ValueError(
-            "Quantisation is asked for, but neither load_in_4bit nor load_in_8bit is true. Set one, or leave it out."
+            "Quantisation is set, but neither load_in_4bit nor load_in_8bit is true. Set one, or leave it out."
         )
     model_config = ModelConfig(**{"dtype": "bfloat16", **options})
     if not is_bitsandbytes_available():

@@ -117,8 +117,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         processing_class (`ProcessorMixin`): the processor saved beside the model.
         eval_dataset (`datasets.Dataset`, *optional*): another such table; the loss and its terms are measured on it.
         rationales (`datasets.Dataset`, *optional*): what `mmemb-r1 select` kept of these pairs, in place of the pairs'
-            own rationales. Each time a pair is drawn, so is one of them, from the posterior; pairs of which nothing was
-            kept train the direct path alone.
+            own rationales. With each pair one of them is drawn from the posterior; pairs of which nothing was kept
+            train the direct path alone.
         augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own. Default:
             nothing, or with `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
         peft_config (`peft.LoraConfig`, *optional*): train adapters instead of the whole model.

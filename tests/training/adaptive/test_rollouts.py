@@ -12,7 +12,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adaptive.forward import PolicyForward
-from mmemb_r1.training.adaptive.rollouts import as_columns, completion, embed_after, loss_mask, read_group, roll_out
+from mmemb_r1.training.adaptive.rollouts import as_columns, embed_after, loss_mask, read_group, roll_out
 
 BUDGET, THOUGHTS = 5, 3
 
@@ -100,7 +100,7 @@ def test_log_probabilities_are_those_that_were_drawn_from(vivid, processor, temp
     vivid.config.suppressed_token_ids = [*vivid.config.suppressed_token_ids, 40, 41]
     group = rolled(vivid, batch, rounds, temperature)
     config, eos = vivid.config, processor.tokenizer.eos_token_id
-    ends = [completion(thought, eos) for thought in group.rationales]
+    ends = [[*thought, eos] for thought in group.rationales]
     inputs = whole(vivid, processor, batch, group._replace(thoughts=ends))
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     starts = inputs["attention_mask"].sum(dim=1) - torch.tensor([len(end) for end in ends])
