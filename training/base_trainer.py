@@ -22,11 +22,8 @@ def last_checkpoint(folder: Path) -> str | None:
     A process that is killed while it saves leaves a part of one. `Trainer` would go on from that part: without its
     last file from the first step, with whatever weights are there.
 
-    Args:
-        folder: the trainer's `output_dir`; it may be missing.
-
     Returns:
-        Its path, for `resume_from_checkpoint`; `None` if there is none.
+        Its path, for `resume_from_checkpoint`; `None` if there is none, or no such folder.
     """
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return next((str(path) for _, path in sorted(found, reverse=True) if _is_complete(path)), None)

@@ -154,10 +154,7 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
     """
     Read a YAML file as arguments of a run: `JointRun(..., **read_recipe(path, JointRun))`.
 
-    Args:
-        path: the file: fields of the config and their values, and mappings for the sections of the run.
-            Default: nothing is set.
-        run_class: what the arguments are for.
+    It maps fields of the config to values, and may hold a mapping for each section of the run.
 
     Raises:
         ValueError: as of [`read_settings`], or if the file holds a field that the config lacks.
@@ -238,12 +235,10 @@ def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> None:
     """
     Train, from the last complete checkpoint of the run if there is one.
 
-    The last of the checks is here: settings that were refused must not keep the folder from those that are right.
-
     Args:
-        trainer: ready to train.
-        run: what it was made from.
-        facts: what else makes this run another one.
+        trainer: made from the run, ready to train.
+        run: the run. Its folder is claimed only now, so that settings which are refused do not occupy it.
+        facts: further facts that make this run another one.
 
     Raises:
         ValueError: if the folder was begun with another model, table or other settings.

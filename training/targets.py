@@ -137,11 +137,8 @@ def validation_score(model: MMEmbR1, pairs: Dataset, batch_size: int = 32) -> fl
 
     Args:
         model: its queries are embedded with `reasoning="auto"`, candidates directly.
-        pairs: with `query` and `target`, and optionally `task` and `negatives`; of none of them was it trained.
+        pairs: with `query` and `target`, and optionally `task` and `negatives`, that it was not trained on.
         batch_size: of the embedding.
-
-    Returns:
-        From 0 to 1.
 
     Raises:
         ValueError: if a pair has no negative.

@@ -69,7 +69,7 @@ def gate_inputs(model: Any, processor: ProcessorMixin, prompts: Dataset, number:
         model: the [`MMEmbR1Model`], with or without adapters; left in the mode it is in.
         processor: saved beside the model.
         prompts: of [`policy_prompts`].
-        number: N at most.
+        number: largest N.
     """
     training, states = model.training, []
     model.eval()
@@ -112,13 +112,8 @@ def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id:
     Check that rollouts and log-probabilities will be of the same ids, on the first prompt with a picture and the first
     without.
 
-    Args:
-        prompts: of [`policy_prompts`].
-        processor: with the chat template.
-        embed_token_id: the last id that a prompt has to have.
-
     Raises:
-        ValueError: if it does not, or if TRL, which writes the text first, would render other ids.
+        ValueError: if one does not end in `embed_token_id`, or TRL, which renders text first, would give other ids.
     """
     first: dict[bool, int] = {}
     for place, query in enumerate(StoredInputs(prompts, "query")):  # no picture is opened for it

@@ -15,10 +15,6 @@ def target_probability_reward(target_probability: Sequence[float], **kwargs: Any
     Reward what the last embedding of each rollout is for: the probability of its pair's target among negatives, in
     0 ... 1. Being relative to the negatives, it does not reward rationales that raise every pair's score.
 
-    Args:
-        target_probability: measured by the scoring embedder.
-        **kwargs: ignored.
-
     Source: a reward for meeting the target is the paper's; a bounded one is ours.
 
     >>> target_probability_reward(target_probability=[0.25, 1.0])
@@ -32,9 +28,7 @@ def cost_reward(num_reasoning_tokens: Sequence[int], reasoning_budget: Sequence[
     Charge each rollout the share of its budget that it spent: 0 for a direct embedding, -1 for a spent budget.
 
     Args:
-        num_reasoning_tokens: rationale tokens of each rollout, of all rounds.
-        reasoning_budget: what it may spend in all rounds.
-        **kwargs: ignored.
+        num_reasoning_tokens, reasoning_budget: rationale tokens of each rollout, in all rounds, and the most allowed.
 
     Source: ours.
 
@@ -53,9 +47,7 @@ def format_reward(
 
     Args:
         reasoned: whether each rollout has a rationale.
-        num_reasoning_tokens: rationale tokens of each.
         truncated: whether a rationale was cut where its budget ended.
-        **kwargs: ignored.
 
     Source: a format reward is the paper's; that both decisions get it is ours.
 
@@ -78,10 +70,7 @@ ALWAYS_USED = ("format", "target_probability", "cost")
 
 def find_reward(name: str) -> RewardFunction:
     """
-    Find a reward by its name in `REWARDS`, or by its import path.
-
-    Args:
-        name: a name, or `module:function`.
+    Find a reward by its name in `REWARDS`, or by its import path `module:function`.
 
     Raises:
         ValueError: if there is no such reward.

@@ -137,12 +137,7 @@ def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: RolloutG
 
 def in_groups(direct: Tensor, reasoned: Tensor, num_direct: int) -> Tensor:
     """
-    Make a row per rollout: for each prompt the direct one, repeated, then the reasoned ones.
-
-    Args:
-        direct: `(B, D)`.
-        reasoned: `(B * n, D)`.
-        num_direct: direct rollouts of each prompt.
+    Order vectors by rollout: for each prompt the direct one `(B, D)`, repeated, then its reasoned ones `(B * n, D)`.
 
     >>> in_groups(torch.zeros(1, 1), torch.ones(2, 1), num_direct=1).tolist()
     [[0.0], [1.0], [1.0]]
@@ -161,9 +156,8 @@ def as_columns(
         group: of B prompts.
         num_direct: direct rollouts of each.
         config: with the ids of the control tokens.
-        eos_token_id: what a rollout ends in.
-        max_tokens: budget of one rationale.
-        max_rounds: rationales at most.
+        eos_token_id: the last id of a completion.
+        max_tokens, max_rounds: budget of one rationale, and of rationales.
 
     Returns:
         `completion_ids`, `env_mask` (see [`loss_mask`]), `reasoned`, `num_reasoning_tokens`, `num_reasoning_rounds`,
@@ -198,9 +192,7 @@ def loss_mask(rationale: Sequence[int], config: Any, max_tokens: int, max_rounds
 
     Args:
         rationale: of the rollout; none for a direct embedding.
-        config: with the ids of the control tokens.
-        max_tokens: budget of one rationale.
-        max_rounds: rationales at most.
+        config, max_tokens, max_rounds: as for [`as_columns`].
     """
     mask, spent, rounds = [], 0, 0
     for token in rationale:

@@ -151,13 +151,7 @@ def token_totals(batch: JointBatch, device: torch.device) -> dict[str, float]:
 
 def token_loss(side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
     """
-    Compute a chunk's share of the loss on the rationale tokens of one side.
-
-    Args:
-        side: the side that the chunk belongs to.
-        chunk: that was run.
-        logps: `(N,)` log-probabilities of its labelled tokens.
-        total: see [`token_totals`].
+    Compute a chunk's share of the loss on the rationale tokens of its side, whose weights sum to `total`.
 
     Raises:
         FloatingPointError: if it is not finite; it names the rows.

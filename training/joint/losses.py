@@ -224,15 +224,11 @@ def matryoshka(embeddings: Tensor, dim: int) -> Tensor:
 
 def rationale_loss(logps: Tensor, weights: Tensor, total: Tensor | float) -> Tensor:
     """
-    Compute the cross-entropy of rationale tokens.
+    Compute the share that rationale tokens have in the weighted mean cross-entropy of a batch.
 
     Args:
-        logps: `(N,)` log-probabilities of the gold tokens.
-        weights: `(N,)` weight of each token.
+        logps, weights: `(N,)` log-probabilities of the gold tokens, and their weights.
         total: sum of the weights of the whole batch, of which these tokens may be a part.
-
-    Returns:
-        Scalar: this part's share of the weighted mean over the batch.
 
     >>> round(rationale_loss(torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 0.0]), 1.0).item(), 4)
     1.0

@@ -55,13 +55,6 @@ def joint_facts(
 ) -> dict[str, Any]:
     """
     Record what a joint phase was run with, name -> value, for the model card. No path of this machine is among them.
-
-    Args:
-        model: before training.
-        args: its config.
-        pairs: the training pairs.
-        selected: the rationales that are drawn from, if any.
-        peft_config: of adapters, if any.
     """
     tasks = Counter(pairs["task"]) if "task" in pairs.column_names else {}
     facts: dict[str, Any] = {
