@@ -11,17 +11,48 @@ if TYPE_CHECKING:
     from mmemb_r1.training.adaptive.trainer import AdaptiveGRPOTrainer
     from mmemb_r1.training.joint.config import JointConfig
     from mmemb_r1.training.joint.trainer import JointTrainer
+    from mmemb_r1.training.rationales.draw import draw_rationales
+    from mmemb_r1.training.rationales.pool import load_pool
+    from mmemb_r1.training.rationales.table import read_rationales
+    from mmemb_r1.training.selection.config import SelectionOptions
+    from mmemb_r1.training.selection.evaluator import load_evaluator
+    from mmemb_r1.training.selection.evaluator_trainer import EvaluatorConfig, EvaluatorTrainer
+    from mmemb_r1.training.selection.select import select_rationales
+    from mmemb_r1.training.tables import read_pairs
 
 
-__all__ = ["AdaptiveGRPOConfig", "AdaptiveGRPOTrainer", "JointConfig", "JointTrainer"]
+__all__ = [
+    "AdaptiveGRPOConfig",
+    "AdaptiveGRPOTrainer",
+    "EvaluatorConfig",
+    "EvaluatorTrainer",
+    "JointConfig",
+    "JointTrainer",
+    "SelectionOptions",
+    "draw_rationales",
+    "load_evaluator",
+    "load_pool",
+    "read_pairs",
+    "read_rationales",
+    "select_rationales",
+]
 
 __getattr__ = lazy_attributes(
     __name__,
     {
         "AdaptiveGRPOConfig": "mmemb_r1.training.adaptive.config",
         "AdaptiveGRPOTrainer": "mmemb_r1.training.adaptive.trainer",
+        "EvaluatorConfig": "mmemb_r1.training.selection.evaluator_trainer",
+        "EvaluatorTrainer": "mmemb_r1.training.selection.evaluator_trainer",
         "JointConfig": "mmemb_r1.training.joint.config",
         "JointTrainer": "mmemb_r1.training.joint.trainer",
+        "SelectionOptions": "mmemb_r1.training.selection.config",
+        "draw_rationales": "mmemb_r1.training.rationales.draw",
+        "load_evaluator": "mmemb_r1.training.selection.evaluator",
+        "load_pool": "mmemb_r1.training.rationales.pool",
+        "read_pairs": "mmemb_r1.training.tables",
+        "read_rationales": "mmemb_r1.training.rationales.table",
+        "select_rationales": "mmemb_r1.training.selection.select",
     },
 )
 

@@ -90,7 +90,7 @@ def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
         ("selection", "pair-aware selection is worth 5.8 points on the reasoned path", PAPER, 0.058),
         ("baseline", "the counterfactual baseline is worth 5.8 points on the reasoned path", PAPER, 0.058),
         ("baseline, as published", "the same, with gains as the paper takes them", PAPER, 0.058),
-        ("pair-aware", "taking off what a rationale does for wrong pairs helps", OURS, 0.0),
+        ("wrong-pair correction", "taking off what a rationale does for wrong pairs helps", OURS, 0.0),
         ("rationale loss", "a loss on the rationales' tokens in the joint phase helps", OURS, 0.0),
     ):
         yield _worth(summary, name, text, source, published)

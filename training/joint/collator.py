@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
+from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.joint.data import Example
 from mmemb_r1.training.tables import content_key
 
 IGNORED = -100
-Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 class Chunk(TypedDict):
@@ -186,7 +185,7 @@ class JointCollator:
         rows = [inputs[place] for place in places]
         values, media = [row["value"] for row in rows], MediaOptions.of(self.config)
         if (augment := self.augment) is not None:
-            values = [_augmented(row, augment, media) for row in rows]
+            values = [augmented(row["value"], augment, np.random.default_rng(row["seed"]), media) for row in rows]
         conversations = to_conversations(values, media=media)
         batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
         features = append_thoughts(batch, [row["thoughts"] for row in rows], self.processor.tokenizer.pad_token_id)
@@ -222,22 +221,6 @@ def append_thoughts(
             start += len(thought)
     result["labels"] = labels
     return result
-
-
-def augmented(
-    value: dict[str, Any], augment: Callable[[Image.Image], Image.Image], media: MediaOptions = DEFAULTS
-) -> dict[str, Any]:
-    """The input with `augment` applied to each of its pictures."""
-    images = value.get("image")
-    if not images:
-        return value
-    several = images if isinstance(images, list) else [images]
-    return {**value, "image": [augment(open_image(image, media)) for image in several]}
-
-
-def _augmented(row: _Row, augment: Augment, media: MediaOptions) -> dict[str, Any]:
-    rng = np.random.default_rng(row["seed"])
-    return augmented(row["value"], lambda image: augment(image, rng), media)
 
 
 def numbered(keys: Sequence[Any]) -> tuple[list[int], list[int]]:

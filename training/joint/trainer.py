@@ -21,9 +21,10 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.training.augment import Augment
 from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, training_facts
 from mmemb_r1.training.distributed import average_gradients, expect_unused, num_processes, summed
-from mmemb_r1.training.joint.collator import Augment, Chunk, JointBatch, JointCollator, SideBatch
+from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
 from mmemb_r1.training.joint.forward import (

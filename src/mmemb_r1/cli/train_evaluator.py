@@ -67,5 +67,7 @@ def run(args: argparse.Namespace) -> int:
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():
         print(f"{name:28}{value:8.3f}" if isinstance(value, float) else f"{name:28}{value:8,}")
-    print(f"the evaluator is in {args.output / 'model'}; use it: mmemb-r1 select --evaluator {args.output / 'model'}")
+    model = args.output / "model"
+    print(f"the evaluator is in {model}; select with it:")
+    print(f"mmemb-r1 select --pairs {args.pairs} --rationales DIR --evaluator {model} --output DIR")
     return 0

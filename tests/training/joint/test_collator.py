@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mmemb_r1.atlas.pictures import augment
-from mmemb_r1.training.joint.collator import IGNORED, JointCollator, append_thoughts, augmented
+from mmemb_r1.training.augment import augmented
+from mmemb_r1.training.joint.collator import IGNORED, JointCollator, append_thoughts
 from mmemb_r1.training.joint.forward import encode, in_order
 from mmemb_r1.training.tables import content_key
 
@@ -241,11 +242,11 @@ class TestPictures:
         drawn = []
         rng = np.random.default_rng(0)
         value = {"image": [Image.new("RGB", (8, 8))] * 2, "text": "two"}
-        result = augmented(value, lambda image: drawn.append(rng.random()) or image)
+        result = augmented(value, lambda image, rng: drawn.append(rng.random()) or image, rng)
         assert len(result["image"]) == len(set(drawn)) == 2 and result["text"] == "two"
         text = {"text": "none"}
-        assert augmented(text, lambda image: image) is text
-        assert len(augmented({"image": value["image"][0]}, lambda image: image)["image"]) == 1
+        assert augmented(text, lambda image, rng: image, rng) is text
+        assert len(augmented({"image": value["image"][0]}, lambda image, rng: image, rng)["image"]) == 1
 
     def test_examples_stay_as_they_are(self, collator, visit, rows):
         examples = visit(rows, [0, 6])
