@@ -35,7 +35,7 @@ def test_pool(root, monkeypatch):
 def test_atlas_pool(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     build_atlas("runs/quickstart/atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
-    workers = load_pool(root / "examples" / "atlas-pool.yaml")
+    workers = load_pool(root / "experiments" / "atlas-pool.yaml")
     assert [worker.behaviour for worker in workers] == ["correct", "confused", "verbose", "format"]
 
 
@@ -109,7 +109,8 @@ def test_commands_of_the_joint_recipes(root, name):
     files, phases = [], []
     for program, *arguments in commands(root, f"{name}.yaml"):
         if program == "python":
-            files.append(arguments[0])
+            assert arguments[0] == "-m"
+            files.append(f"{arguments[1].replace('.', '/')}.py")
             continue
         if program == "accelerate":
             launched = launch_command_parser().parse_args(arguments[1:])
@@ -130,8 +131,8 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
 
     atlas, output = tmp_path / "atlas", tmp_path / "untrained"
     build_atlas(atlas, num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
-    script = root / "examples" / "untrained_atlas_model.py"
-    subprocess.run([sys.executable, script, "--atlas", atlas, "--output", output], check=True, capture_output=True)
+    command = [sys.executable, "-m", "experiments.untrained_atlas_model", "--atlas", atlas, "--output", output]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)
 
 

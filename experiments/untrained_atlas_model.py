@@ -1,6 +1,6 @@
-"""The quickstart's tiny Qwen3-VL with random weights, as a checkpoint to start `mmemb-r1 train joint` from.
+"""Save the quickstart's tiny Qwen3-VL with random weights, as a checkpoint to start `mmemb-r1 train joint` from.
 
-python examples/untrained_atlas_model.py --atlas runs/atlas --output runs/untrained
+python -m experiments.untrained_atlas_model --atlas runs/atlas --output runs/untrained
 """
 
 from __future__ import annotations
