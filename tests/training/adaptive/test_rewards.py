@@ -2,24 +2,18 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 
 import pytest
 
 from mmemb_r1.training.adaptive.rewards import REWARDS, find_reward
 
-OWN = '''
-def brevity(num_reasoning_tokens, **kwargs):
-    """1 for a rollout without a rationale, less for longer rationales."""
-    return [1 / (1 + count) for count in num_reasoning_tokens]
-
-
-NUMBER = 1
-'''
-
 
 @pytest.fixture
-def own_rewards(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text(OWN)
+def own_rewards(root, tmp_path, monkeypatch):
+    """The example of docs/adaptive.md, and something beside it that is no reward."""
+    example = re.search(r"^    # my_rewards.py\n(?:    .*\n)+", (root / "docs/adaptive.md").read_text(), re.MULTILINE)
+    (tmp_path / "my_rewards.py").write_text(f"{textwrap.dedent(example[0])}\nNUMBER = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "my_rewards:brevity"
     sys.modules.pop("my_rewards", None)
