@@ -30,7 +30,7 @@ FAMILY: dict[str, tuple[str, ...]] = {
 }
 
 
-def judged(summary: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+def difference_of(summary: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     """The difference that one of `FAMILY` goes by; `None` if it was not measured."""
     found: Any = summary
     for key in FAMILY[name]:
@@ -45,7 +45,7 @@ def correct(summary: Mapping[str, Any]) -> int:
     Give every difference of the family that was measured a `p_corrected`: that of all of them together (Holm). Returns
     how many these are.
     """
-    measured = [found for name in FAMILY if (found := judged(summary, name)) is not None]
+    measured = [found for name in FAMILY if (found := difference_of(summary, name)) is not None]
     for one, value in zip(measured, holm([one["p"] for one in measured]) if measured else [], strict=True):
         one["p_corrected"] = value
     return len(measured)

@@ -14,11 +14,11 @@ from rich.text import Text
 from experiments.pipeline.evaluator import PARTS
 from experiments.pipeline.stage import STAGE_FILE, cost_of
 from experiments.study.claims import claims_of
+from experiments.study.formats import points, share
 from experiments.study.forms import ATLAS_SEED, TRAINED
 from experiments.study.sessions import read_sessions
 from experiments.study.summary import summarise
 from experiments.study.tasks import CLAIM, ERRORS_FOLDER, JUDGES, Study
-from experiments.study.wording import points, share
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.training.base_trainer import TRAINING_FILE
 
