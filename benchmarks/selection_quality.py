@@ -89,8 +89,8 @@ def measured(pairs: Dataset, atlas: Atlas, evaluator: PairEvaluator, output: Pat
     rationales = draw_pool(atlas, pairs, output / "rationales", seed)
     rows = []
     for space in ("probability", "log-odds"):
-        for selection, pair_aware, intervention in WAYS:
-            options = SelectionOptions(selection, pair_aware, intervention, space, seed=seed)
+        for selection, corrected, intervention in WAYS:
+            options = SelectionOptions(selection, corrected, intervention, space, seed=seed)
             folder = output / intervention  # each intervention asks the evaluator something else
             report = select_rationales(pairs, rationales, evaluator, folder, options, batch_size=16)
             table = pq.read_table(folder / "candidates.parquet").to_pydict()
@@ -101,7 +101,12 @@ def measured(pairs: Dataset, atlas: Atlas, evaluator: PairEvaluator, output: Pat
             quality = selection_quality(gain, table["kept"], helpful)
             judged = np.array(table["worker"]), np.array(table["kept"])
             kept = {name: float(judged[1][judged[0] == name].mean()) for name in HELPFUL}
-            way = {"space": space, "selection": selection, "pair_aware": pair_aware, "intervention": intervention}
+            way = {
+                "space": space,
+                "selection": selection,
+                "wrong_pair_correction": corrected,
+                "intervention": intervention,
+            }
             rows.append({**way, **quality, "kept": kept, "evaluator": report["evaluator"]["direct"]})
     return rows
 
@@ -114,7 +119,8 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         numbers = [row[name] for name in ("precision", "recall", "average_precision", "precision_at_recall")]
-        way = f"{row['selection']}{', pair-aware' if row['pair_aware'] else ''}, {row['intervention']}"
+        corrected = ", corrected" if row["wrong_pair_correction"] else ""
+        way = f"{row['selection']}{corrected}, {row['intervention']}"
         numbers += row["kept"].values()
         table.add_row(row["space"], way, *(f"{number:.3f}" for number in numbers))
     direct = rows[0]["evaluator"]

@@ -24,7 +24,7 @@ from mmemb_r1.training.selection.evaluator import PairEvaluator
 from mmemb_r1.training.selection.select import select_rationales
 from mmemb_r1.training.selection.table import with_judgement
 
-SHARED = SelectionOptions("counterfactual", pair_aware=True, space="log-odds", seed=0)
+SHARED = SelectionOptions("counterfactual", wrong_pair_correction=True, space="log-odds", seed=0)
 SELECTED, QUALITY = "selected.parquet", "quality.json"  # what was kept, and how good that is
 BATCH_SIZE = 16
 
@@ -45,7 +45,7 @@ def judge(
         pairs: the pairs.
         rationales: of these pairs.
         evaluator: its folder, see `evaluator_in`.
-        folder: gets the scores, and what counterfactual, pair-aware selection in log-odds makes of them.
+        folder: gets the scores, and what counterfactual selection in log-odds makes of them.
         part: `(i, n)`: the i-th of n parts. Default: all.
         progress: show a progress bar on standard error. `None`: if that is a terminal. Default: no.
 

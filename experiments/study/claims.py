@@ -219,7 +219,7 @@ FINDINGS: Mapping[str, Callable[[Mapping[str, Any]], Finding | None]] = {
     "selection": _left_out("selection", PUBLISHED_POINTS),
     "baseline": _left_out("baseline", PUBLISHED_POINTS),
     "baseline, as published": _left_out("baseline, as published", PUBLISHED_POINTS),
-    "pair-aware": _left_out("pair-aware"),
+    "wrong-pair correction": _left_out("wrong-pair correction"),
     "rationale loss": _left_out("rationale loss"),
     "workers": _untested,
     "errors": _left_out("errors"),

@@ -15,7 +15,7 @@ FAMILY: dict[str, tuple[str, ...]] = {
     "selection": ("rows", "no-selection", "differences", "multi-hop", "always"),
     "baseline": ("rows", "absolute", "differences", "multi-hop", "always"),
     "baseline, as published": ("rows", "absolute-probability", "control", "multi-hop", "always"),
-    "pair-aware": ("rows", "no-pair-aware", "differences", "multi-hop", "always"),
+    "wrong-pair correction": ("rows", "no-wrong-pair-correction", "differences", "multi-hop", "always"),
     "errors": ("rows", "one-worker", "differences", "multi-hop", "always"),
     "rationale loss": ("rows", "no-rationale-loss", "differences", "multi-hop", "always"),
     "mixed terms": ("rows", "no-mixed-terms", "differences", "two-sided", "always"),

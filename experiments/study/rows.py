@@ -11,7 +11,7 @@ POOL, ONE_WORKER, POOL_AND_MODEL = "pool", "one worker", "pool and model"  # who
 # What the single worker says besides what is right: its errors are all of this kind.
 ERRORS = "confused"
 # As the paper takes gains: in probability, and without what a rationale does for wrong pairs, which is ours.
-PUBLISHED: Mapping[str, Any] = {"space": "probability", "pair_aware": False}
+PUBLISHED: Mapping[str, Any] = {"space": "probability", "wrong_pair_correction": False}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ ROWS = (
         control="probability",
     ),
     Row("probability", "3, control", "the gain over no rationale, in the same way", PUBLISHED),
-    Row("no-pair-aware", "4", "no pair-aware correction", {"pair_aware": False}),
+    Row("no-wrong-pair-correction", "4", "no wrong-pair correction", {"wrong_pair_correction": False}),
     Row("one-worker", "5", "a single worker, as often right, with errors of one kind", workers=ONE_WORKER),
     Row("no-rationale-loss", "6", "no loss on rationale tokens in the joint phase", joint={"rationale_weight": 0.0}),
     Row(

@@ -5,6 +5,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from tests.training.selection.conftest import make_pairs, make_rationales
 
 from mmemb_r1.cli import main
 from mmemb_r1.cli.select import KINDS, kind_of
@@ -20,12 +21,17 @@ def vlm(tmp_path_factory):
 
 
 @pytest.fixture
-def select(pairs, rationales, tiny_checkpoint, tmp_path):
+def pairs():
+    return make_pairs()
+
+
+@pytest.fixture
+def select(pairs, tiny_checkpoint, tmp_path):
     """`select(*options)` runs the command on four pairs; `pairs=` is another table, `evaluator=` another folder."""
 
     def run(*options, pairs=pairs, evaluator=tiny_checkpoint):
         pairs.to_parquet(tmp_path / "pairs.parquet")
-        few = rationales.filter(lambda row: row["pair_id"] in ("capital/Peru", "capital/Chile"))
+        few = make_rationales().filter(lambda row: row["pair_id"] in ("capital/Peru", "capital/Chile"))
         few.to_parquet(tmp_path / "rationales.parquet")
         files = ["--pairs", tmp_path / "pairs.parquet", "--rationales", tmp_path / "rationales.parquet"]
         files += ["--output", tmp_path / "out", "--evaluator", evaluator]
@@ -47,7 +53,7 @@ def test_an_embedding_model_judges(select, tmp_path, capsys, caplog):
 def test_options_of_selection_ask_nothing_again(select, tmp_path, caplog):
     assert select("--selection", "none") == 0
     before = pq.read_table(tmp_path / "out" / "candidates.parquet")
-    options = ("--no-pair-aware", "--space", "log-odds", "--margin", "-100", "--temperature", "2")
+    options = ("--no-wrong-pair-correction", "--space", "log-odds", "--margin", "-100", "--temperature", "2")
     assert select(*options) == 0
     assert "1 of 1 shards are scored already" in caplog.messages
     after = pq.read_table(tmp_path / "out" / "candidates.parquet")
@@ -72,6 +78,12 @@ def test_a_vision_language_model_judges(select, vlm, tmp_path, capsys):
 
 def test_the_kind_is_that_of_the_model(vlm, tiny_checkpoint):
     assert (kind_of(str(vlm)), kind_of(str(tiny_checkpoint))) == KINDS
+
+
+def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
+    with pytest.raises(SystemExit):
+        select("--no-pair-aware")
+    assert "--no-pair-aware is called --no-wrong-pair-correction now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

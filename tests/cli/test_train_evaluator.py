@@ -7,12 +7,18 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from tests.training.selection.conftest import make_pairs
 
 from mmemb_r1.cli import main
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training.vlm import load_vlm
 
 CONFIG = "prompt: evaluator-short\nper_device_train_batch_size: 2\nsave_strategy: 'no'\ndisable_tqdm: true\n"
+
+
+@pytest.fixture
+def pairs():
+    return make_pairs()
 
 
 @pytest.fixture

@@ -116,8 +116,8 @@ def _identity(trials: Trials, evaluator: PairEvaluator, shard_size: int) -> dict
 def _messages(folder: Path) -> dict[str, str]:
     return {
         "what": f"the folder of scores {folder}",
-        "mend": "Scores can be used again with another selection, margin, space or temperature, pair-aware or not; "
-        "for anything else choose another folder, or remove this one.",
+        "mend": "Scores can be used again with another selection, margin, space, temperature or wrong-pair "
+        "correction; for anything else choose another folder, or remove this one.",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,10 @@ without each rationale; what a rationale gains there, and not on the wrong pairs
 
 The output is a folder: selected.parquet (what was kept, with its posterior weight), candidates.parquet (everything,
 with its gain and why it was not kept), report.txt, report.json and report.png. The evaluator's answers are kept there
-in shards: a run that was stopped goes on with the same command, and --selection, --pair-aware, --space, --margin and
---temperature can be changed without asking the evaluator again."""
+in shards: a run that was stopped goes on with the same command, and --selection, --wrong-pair-correction, --space,
+--margin and --temperature can be changed without asking the evaluator again."""
 
 KINDS = ("vlm", "embedding")
-OPTIONS = ("selection", "pair_aware", "intervention", "space", "margin", "temperature", "num_negatives", "seed")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,17 +45,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to select")
     how.add_argument("--selection", metavar="NAME", help="none, absolute or counterfactual (the default)")
     how.add_argument(
-        "--pair-aware",
+        "--wrong-pair-correction",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="take off what helps wrong pairs as well; default: yes",
+        help="subtract what a rationale does for wrong pairs; default: yes",
     )
+    for renamed in ("--pair-aware", "--no-pair-aware"):
+        how.add_argument(renamed, nargs=0, action=_Renamed, help=argparse.SUPPRESS)
     how.add_argument("--space", metavar="NAME", help="of the gains: probability (the default) or log-odds")
     how.add_argument(
         "--margin",
         type=float,
         metavar="X",
-        help="a gain has to be larger; default: 0 (0.5 for absolute confidences that are not pair-aware)",
+        help="a gain has to be larger; default: 0 (0.5 for absolute selection without the wrong-pair correction)",
     )
     how.add_argument("--temperature", type=float, metavar="X", help="of the posterior; default: 0.1, in log-odds 1")
     asked = parser.add_argument_group("what to ask the evaluator (after a change it is asked again, elsewhere)")
@@ -79,6 +81,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
+class _Renamed(argparse.Action):
+    """Refuse an option under its old name."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        new = self.option_strings[0].replace("pair-aware", "wrong-pair-correction")
+        parser.error(f"{self.option_strings[0]} is called {new} now")
+
+
 def run(args: argparse.Namespace) -> int:
     if not args.pairs.is_file():
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
@@ -89,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.selection.config import SelectionOptions
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    options = SelectionOptions(**_given(args, {name: name for name in OPTIONS}))
+    options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
     pairs, rationales = read_pairs(args.pairs, PAIR_COLUMNS), read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text
@@ -131,15 +141,15 @@ def load_evaluator(args: argparse.Namespace) -> PairEvaluator:
             f"--{strange[0].replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
             "another --evaluator-kind"
         )
-    fields = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
+    options = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
     if kind == "vlm":
         from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
 
-        return VLMEvaluator(args.evaluator, **fields)
+        return VLMEvaluator(args.evaluator, **options)
 
     from mmemb_r1.training.selection.embedding_evaluator import EmbeddingEvaluator
 
-    return EmbeddingEvaluator(args.evaluator, **fields)
+    return EmbeddingEvaluator(args.evaluator, **options)
 
 
 def kind_of(model: str) -> str:

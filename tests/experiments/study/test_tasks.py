@@ -51,7 +51,10 @@ def test_three_seeds_where_that_matters_most():
 def test_rows_that_select_alike_share_a_table():
     tables = {row.name: row.table for row in ROWS if row.of is None}
     assert tables["full"] == tables["no-rationale-loss"] == tables["three-thoughts"] == "pool"
-    assert len({tables[name] for name in ("full", "no-selection", "absolute", "no-pair-aware", "one-worker")}) == 5
+    assert (
+        len({tables[name] for name in ("full", "no-selection", "absolute", "no-wrong-pair-correction", "one-worker")})
+        == 5
+    )
     assert len({tables[name] for name in ("full", "absolute", "probability", "absolute-probability")}) == 4
     assert study().selected(BY_NAME["model-joins"], 0) != study().selected(BY_NAME["model-joins"], 1)
 
