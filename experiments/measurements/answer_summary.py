@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
+from datasets import Dataset
 
-from experiments.pipeline.answers import answers_of
+from experiments.pipeline.answers import ANSWERS_FILE, Columns, answers_of, measure_answers
 from mmemb_r1.evaluation import invocation as adaptivity
 from mmemb_r1.evaluation.invocation import Answers
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
+from mmemb_r1.runs import made_whole
 
-Columns = dict[str, list[Any]]
 COMPLEXITIES = ("simple", "multi-hop")
 MEANS = ("never", "always", "auto", "oracle", "invocation", "tokens", "tokens_always")
+
+
+def answers_in(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path) -> Columns:
+    """
+    What `measure_answers` says of one model, as columns with a row per query. Kept in a folder.
+
+    Args:
+        checkpoint: the model's folder.
+        pairs: whose queries are asked.
+        candidates: of the Atlas.
+        folder: where the answers are, or will be.
+    """
+
+    def make(made: Path) -> None:
+        made.mkdir(parents=True)
+        measure_answers(checkpoint, pairs, candidates, made)
+
+    made_whole(folder, make)
+    return read_answers(folder)
+
+
+def read_answers(folder: Path) -> Columns:
+    """The columns of a folder of answers."""
+    return pq.read_table(folder / ANSWERS_FILE).to_pydict()
 
 
 def joined(tables: Sequence[Columns]) -> dict[str, npt.NDArray[Any]]:

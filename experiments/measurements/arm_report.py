@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from joint.summary import GROUPS
+from experiments.measurements.arm_summary import GROUPS
 
 
 def tables(summary: Mapping[str, Any]) -> Iterator[Table]:

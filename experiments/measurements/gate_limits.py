@@ -2,7 +2,7 @@
 How well can anything that reads the state at `<|embed|>` tell whether thinking pays? Classifiers of several kinds are
 fitted on the `policy` split, where a model's utility gap was measured, and asked about the test split.
 
-    python benchmarks/gate_limits.py [--start runs/adaptive/start-0 ...] [--output runs/gate-limits]
+    python -m experiments.measurements.gate_limits [--start runs/adaptive/start-0 ...] [--output runs/gate-limits]
 
 `--start` names folders of `adaptive_phase.py --stages start` (or of the quickstart, whose gate GRPO has taught since).
 Printed per classifier: the AUC against the sign of the gap where that is at least 0.1 in size; and for those that are
@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from adaptive.measure import answers_of
-from adaptive.summary import joined
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
@@ -31,6 +29,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from experiments.measurements.answer_summary import answers_in, joined
+from experiments.pipeline.gate import gate_inputs
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
@@ -45,8 +45,6 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
     """Columns of both splits, `policy/gap` say, with the states `(N, H)` that a gate reads. Kept in a file."""
     path = output / f"{start.resolve().name}.npz"
     if not path.exists():
-        from experiments.pipeline.gate import gate_inputs
-
         atlas, model = load_atlas(start / "atlas"), MMEmbR1(str(start / "model"), device="cpu")
         columns: dict[str, npt.NDArray] = {}
         for split in SPLITS:
@@ -73,7 +71,7 @@ def wordings(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> npt.N
 
 def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, npt.NDArray]:
     folder = output / f"{start.resolve().name}-{split}"
-    rows = joined([answers_of(start / "model", atlas.pairs[split], atlas.candidates, folder)])
+    rows = joined([answers_in(start / "model", atlas.pairs[split], atlas.candidates, folder)])
     rows["gap"] = rows["aligned_always"] - rows["aligned_never"]
     return rows
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset
 
+from experiments.measurements.arms import ARMS
 from experiments.pipeline.answers import BATCH_SIZE, MODES, Columns, hits, states_all, vectors_of, whose
 from experiments.pipeline.tasks import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
-from joint.arms import ARMS
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.content import inputs_of
