@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.measurements.adaptive_phase import train_seed
-from experiments.measurements.answer_summary import Columns, joined
-from experiments.pipeline.answers import BATCH_SIZE, hits, vectors_of, whose
+from experiments.measurements.outcome_summary import Columns, joined
 from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from experiments.pipeline.outcomes import BATCH_SIZE, hits, vectors_of, whose
 from experiments.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
@@ -55,12 +55,12 @@ def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
     sets = embed_candidates(model, atlas.candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     columns = whose(pairs)
     for mode in ("never", "auto", "always"):
-        said = model.explain(
+        explained = model.explain(
             inputs_of(pairs["query"]), reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=ROUNDS
         )
-        columns[mode] = hits(pairs, vectors_of(said), sets)
+        columns[mode] = hits(pairs, vectors_of(explained), sets)
         if mode == "auto":
-            columns["rounds"] = [one["num_reasoning_rounds"] for one in said]
+            columns["rounds"] = [one["num_reasoning_rounds"] for one in explained]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as temporary:
         temporary.write_text(json.dumps(columns) + "\n", encoding="utf-8")

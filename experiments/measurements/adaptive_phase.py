@@ -29,14 +29,14 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from experiments.measurements.answer_summary import (
-    answers_in,
+from experiments.measurements.outcome_summary import (
     by_task,
     curve,
     gate_quality,
     interior,
     joined,
-    read_answers,
+    outcomes_in,
+    read_outcomes,
     summarise,
 )
 from experiments.pipeline.gate import fit_gate_of
@@ -111,7 +111,7 @@ def report(output: Path, seeds: list[int], split: str, console: Console) -> None
     """Tables, JSON, and the curve of invocation."""
 
     def answers(name: str, seed: int) -> Any:
-        return read_answers(output / "evaluations" / f"{name}-{seed}-{split}")
+        return read_outcomes(output / "evaluations" / f"{name}-{seed}-{split}")
 
     results: dict[str, Any] = {"seeds": seeds, "split": split}
     for name in ("start", "grpo"):
@@ -198,7 +198,7 @@ def main() -> None:
             atlas = load_atlas(folder / "atlas")
             for name, checkpoint in (("start", folder / GATES[args.gate]), ("grpo", args.output / f"grpo-{seed}")):
                 answers = args.output / "evaluations" / f"{name}-{seed}-{args.split}"
-                answers_in(checkpoint, atlas.pairs[args.split], atlas.candidates, answers)
+                outcomes_in(checkpoint, atlas.pairs[args.split], atlas.candidates, answers)
     if "report" in args.stages:
         report(args.output, args.seeds, args.split, Console(width=200))
 

@@ -11,7 +11,14 @@ from typing import Any
 from datasets import Dataset
 
 from experiments.pipeline.joint import joint_settings, train_from
-from experiments.pipeline.posterior import SHARED, judge, quality_of, scores_of, select_from, training_table
+from experiments.pipeline.posterior import (
+    SHARED,
+    quality_of,
+    read_scores,
+    score_rationales,
+    select_from,
+    training_table,
+)
 from experiments.pipeline.prior import draw_pool
 from experiments.pipeline.recipe import Recipe
 from experiments.pipeline.tasks import FLAGS, JOINT_TASK_WEIGHTS, NEIGHBOURS, POOLED, of_tasks
@@ -99,25 +106,25 @@ def table_path(output: Path, way: str) -> Path:
 
 def select_both(atlas: Atlas, output: Path, evaluator: Path, part: tuple[int, int] = (1, 1)) -> dict[str, Any] | None:
     """
-    Draw the four workers' rationales for the multi-hop pairs of `train`, judge them, and select.
+    Draw the four workers' rationales for the multi-hop pairs of `train`, score them, and select.
 
     Args:
         atlas: the Atlas.
         output: the experiment's folder. Gets `selection/pool`, `selection/scores`, a table per way of selecting
             (`table_path`) and `selection/quality.json`.
         evaluator: its folder.
-        part: `(i, n)`: judge the i-th of n parts. Default: all.
+        part: `(i, n)`: score the i-th of n parts. Default: all.
 
     Returns:
         What is in `quality.json`: way -> `all`, and the same numbers for each task and side (`task, side`). `None` if
-        other parts are still to be judged.
+        other parts are still to be scored.
     """
     folder = output / "selection"
     pairs = of_tasks(atlas.pairs["train"], POOLED)
     rationales = draw_pool(atlas, pairs, folder / "pool", ATLAS_SEED)
-    if judge(pairs, rationales, evaluator, folder / "scores", part) is None:
+    if score_rationales(pairs, rationales, evaluator, folder / "scores", part) is None:
         return None
-    scores = scores_of(folder / "scores")
+    scores = read_scores(folder / "scores")
     qualities = {
         way: quality_of(select_from(scores, options, table_path(output, way)), pairs) for way, options in WAYS.items()
     }

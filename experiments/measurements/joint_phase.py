@@ -8,7 +8,7 @@ compared on countries that none of them was asked about.
 
 1. *warm-up*: pictures and their names, facts as text; no question of several steps.
 2. *evaluator*, trained from the first warm-up. 3. *selection*: the four workers' rationales for the questions of
-   several steps, judged once, then selected counterfactually and not at all.
+   several steps, scored once, then selected counterfactually and not at all.
 4. *joint*: each arm of each seed. 5. *evaluation* of each, on `--split`. 6. *report* on whatever was evaluated.
 
 What is done already is not done again, and a killed run goes on. Arms and seeds do not touch each other's files: run
@@ -23,7 +23,7 @@ from pathlib import Path
 import datasets
 from rich.console import Console
 
-from experiments.measurements.arm_answers import measure_arm
+from experiments.measurements.arm_outcomes import measure_arm
 from experiments.measurements.arm_report import tables
 from experiments.measurements.arm_summary import summarise
 from experiments.measurements.arms import ARMS, LEARNING_RATE, STEPS, make_start, select_both, train_arm
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each arm")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="of each arm")
-    parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="of the judging")
+    parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="of the scoring")
     parser.add_argument("--split", default="test", help="that the arms are evaluated on")
     parser.add_argument("--tiny", action="store_true", help="a small Atlas and a short warm-up, to try the script")
     args = parser.parse_args()

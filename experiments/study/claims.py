@@ -207,7 +207,7 @@ def _model_joins(summary: Mapping[str, Any]) -> Finding | None:
 def _rounds(summary: Mapping[str, Any]) -> Finding | None:
     if (gain := difference_of(summary, "rounds")) is None:
         return None
-    found = summary["rows"]["three-thoughts"]["differences"]
+    found = summary["rows"]["three-rounds"]["differences"]
     right = found["neighbours"]["right"]
     learnt = max(right.values()) >= LEARNT
     numbers = {"gain": gain, "auto": found["all"]["auto"], "right": right, "learnt": learnt}

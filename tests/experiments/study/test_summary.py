@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from experiments.pipeline.answers import ANSWERS_FILE
+from experiments.pipeline.outcomes import OUTCOMES_FILE
 from experiments.study.claims import (
     FAILS,
     FINDINGS,
@@ -74,7 +74,7 @@ def answers(always: float, never: float = 0.3, thinks: float = 0.5, seed: int = 
                     "tokens": 10,
                     "tokens_auto": 10 if reasoned else 0,
                     "rounds_auto": int(reasoned),
-                    "thought": "",
+                    "rationale": "",
                     "right": hit["always"],
                 }
             )
@@ -82,9 +82,9 @@ def answers(always: float, never: float = 0.3, thinks: float = 0.5, seed: int = 
 
 
 def write(study: Study, row: str, rows, seed: int = 0, state: str = "grpo") -> None:
-    folder = study.folder(row, seed) / f"answers-{state}"
+    folder = study.folder(row, seed) / f"outcomes-{state}"
     folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / ANSWERS_FILE)
+    pq.write_table(pa.Table.from_pylist(rows), folder / OUTCOMES_FILE)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_differences_are_taken_query_by_query(study):
     assert same["mean"] == same["low"] == same["high"] == 0  # no interval: the queries are the same ones
     assert same["p"] == 1 and same["theirs"] == pytest.approx(full["auto"].mean())
     shorter = {name: values[:-1] for name, values in other.items()}
-    with pytest.raises(ValueError, match="x: the rows were not asked the same questions; remove their answers"):
+    with pytest.raises(ValueError, match="x: the rows were not asked the same questions; remove their outcomes"):
         differences(shorter, full, "x")
 
 
@@ -363,7 +363,7 @@ def test_the_family_is_corrected_together(summary):
     rows = summary["rows"]
     assert "p_corrected" not in rows["random-gate"]["differences"]["multi-hop"]["always"]  # nothing by construction
     assert "p_corrected" in rows["model-joins"]["control"]["all"]["auto"]
-    assert "p_corrected" in rows["three-thoughts"]["differences"]["neighbours"]["auto"]
+    assert "p_corrected" in rows["three-rounds"]["differences"]["neighbours"]["auto"]
 
 
 def test_a_term_is_judged_where_there_is_something_to_join(summary):

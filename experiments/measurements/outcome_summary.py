@@ -1,4 +1,4 @@
-"""What the answers of one or several seeds say: the modes, what a choice between them could gain, and the gate."""
+"""Summarise the outcomes of one or several seeds: the modes, what a choice between them could gain, and the gate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from experiments.pipeline.answers import ANSWERS_FILE, Columns, answers_of, measure_answers
+from experiments.pipeline.outcomes import OUTCOMES_FILE, Columns, answers_of, measure_outcomes
 from mmemb_r1.evaluation import invocation as adaptivity
 from mmemb_r1.evaluation.invocation import Answers
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
@@ -21,28 +21,28 @@ COMPLEXITIES = ("simple", "multi-hop")
 MEANS = ("never", "always", "auto", "oracle", "invocation", "tokens", "tokens_always")
 
 
-def answers_in(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path) -> Columns:
+def outcomes_in(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path) -> Columns:
     """
-    What `measure_answers` says of one model, as columns with a row per query. Kept in a folder.
+    Evaluate one model with `measure_outcomes`: columns with a row per query. Kept in a folder.
 
     Args:
         checkpoint: the model's folder.
         pairs: whose queries are asked.
         candidates: of the Atlas.
-        folder: where the answers are, or will be.
+        folder: where the outcomes are, or will be.
     """
 
     def make(made: Path) -> None:
         made.mkdir(parents=True)
-        measure_answers(checkpoint, pairs, candidates, made)
+        measure_outcomes(checkpoint, pairs, candidates, made)
 
     made_whole(folder, make)
-    return read_answers(folder)
+    return read_outcomes(folder)
 
 
-def read_answers(folder: Path) -> Columns:
-    """The columns of a folder of answers."""
-    return pq.read_table(folder / ANSWERS_FILE).to_pydict()
+def read_outcomes(folder: Path) -> Columns:
+    """Read the columns of a folder of outcomes."""
+    return pq.read_table(folder / OUTCOMES_FILE).to_pydict()
 
 
 def joined(tables: Sequence[Columns]) -> dict[str, npt.NDArray[Any]]:
@@ -101,7 +101,7 @@ def gate_quality(rows: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
     """The gate against the sign of the true utility gap, where that is at least 0.1 in size."""
     quality = adaptivity.gate_quality(answers_of(rows))
     if quality is None or quality.auc is None:
-        raise ValueError("no queries of both signs of the utility gap: nothing to judge the gate by")
+        raise ValueError("no queries of both signs of the utility gap: the gate cannot be evaluated")
     return {"auc": quality.auc.mean, "share": quality.share}
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.measurements.answer_summary import by_task, curve, gate_quality, interior, joined, summarise
+from experiments.measurements.outcome_summary import by_task, curve, gate_quality, interior, joined, summarise
 
 
 def test_what_a_choice_gains():
