@@ -1,4 +1,4 @@
-"""What can be mistaken for what, and the chains of thought that follow from such a mistake."""
+"""Find what can be mistaken for what, and the wrong rationales that follow from such a mistake."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LookAlikes:
     Mistakes that can be made about the inputs of an Atlas.
 
     Whoever mistakes a flag, a country or an object for another one goes on to that one's answer to the same question.
-    Those others are taken from the training questions, so that a wrong chain of thought, too, gives away nothing
+    Those others are taken from the training questions, so that a wrong rationale, too, gives away nothing
     about countries that are held out.
 
     Args:
@@ -113,7 +113,7 @@ def unlike(right: Sequence[str], rationales: Iterable[tuple[str, ...]]) -> list[
     [('This is a hut.',)]
     """
     truths = [whole_words(fact) for fact in facts(right[-1:])]
-    wrong = (said for said in rationales if not any(truth.search(" ".join(said)) for truth in truths))
+    wrong = (each for each in rationales if not any(truth.search(" ".join(each)) for truth in truths))
     return list(islice(wrong, NEAREST))
 
 

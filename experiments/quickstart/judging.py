@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from experiments.pipeline.posterior import judge
+from experiments.pipeline.posterior import score_rationales
 from experiments.pipeline.processes import process_pool
 from experiments.pipeline.tasks import MULTI_HOP, of_tasks
 from mmemb_r1.atlas import load_atlas
@@ -30,13 +30,13 @@ def judge_in_parts(atlas: Path, rationales: Path, evaluator: Path, scores: Path,
         jobs: processes of one thread each; with 1 everything is done in this one.
     """
     if jobs == 1:
-        judge_part(atlas, rationales, evaluator, scores, (1, 1), progress=None)
+        score_part(atlas, rationales, evaluator, scores, (1, 1), progress=None)
         return
     scores.mkdir(parents=True, exist_ok=True)
     with process_pool(jobs, 1, scores / LOG_FILE) as pool, progress_bar(sys.stderr.isatty()) as bar:
         # several processes of one thread each are faster than one of several threads: the matrices are small
         waiting = {
-            pool.submit(judge_part, atlas, rationales, evaluator, scores, (part, jobs)) for part in range(1, jobs + 1)
+            pool.submit(score_part, atlas, rationales, evaluator, scores, (part, jobs)) for part in range(1, jobs + 1)
         }
         shown = bar.add_task("files of judgements", total=None)
         while waiting:
@@ -46,7 +46,7 @@ def judge_in_parts(atlas: Path, rationales: Path, evaluator: Path, scores: Path,
             bar.update(shown, completed=len(list((scores / "shards").glob("*.parquet"))))
 
 
-def judge_part(
+def score_part(
     atlas: Path,
     rationales: Path,
     evaluator: Path,
@@ -56,7 +56,7 @@ def judge_part(
 ) -> None:
     """The i-th of n parts."""
     pairs = pooled_pairs(load_atlas(atlas).pairs["train"])
-    judge(pairs, read_rationales(rationales), evaluator, scores, part, progress=progress)
+    score_rationales(pairs, read_rationales(rationales), evaluator, scores, part, progress=progress)
 
 
 def pooled_pairs(pairs: Dataset) -> Dataset:

@@ -21,8 +21,8 @@ from experiments.pipeline.posterior import (
     SELECTED,
     SHARED,
     quality_of,
+    read_scores,
     right_share,
-    scores_of,
     select_from,
     training_table,
 )
@@ -129,7 +129,7 @@ def run_posterior(run: Quickstart) -> None:
     def make(folder: Path) -> None:
         scores = run.output / SCORES
         judge_in_parts(run.atlas.directory, run.output / PRIOR, run.output / WARM_UP, scores, run.jobs)
-        candidates = select_from(scores_of(scores), SHARED, folder / SELECTED)
+        candidates = select_from(read_scores(scores), SHARED, folder / SELECTED)
         pairs = pooled_pairs(run.atlas.pairs["train"])
         write_json(folder / QUALITY, quality_of(candidates, pairs, MULTI_HOP))
 

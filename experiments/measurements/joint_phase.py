@@ -2,12 +2,13 @@
 Does training on selected rationales pay? Arms that start from one warm-up per seed and see the same pairs and steps,
 compared on countries that none of them was asked about.
 
-    python benchmarks/joint_phase.py [--output runs/joint] [--seeds 0 1 2] [--arms selected unselected direct]
-        [--stages warm-up evaluator selection joint evaluation report] [--steps 500]
+    python -m experiments.measurements.joint_phase [--output runs/joint] [--seeds 0 1 2]
+        [--arms selected unselected direct] [--stages warm-up evaluator selection joint evaluation report]
+        [--steps 500]
 
 1. *warm-up*: pictures and their names, facts as text; no question of several steps.
 2. *evaluator*, trained from the first warm-up. 3. *selection*: the four workers' rationales for the questions of
-   several steps, judged once, then selected counterfactually and not at all.
+   several steps, scored once, then selected counterfactually and not at all.
 4. *joint*: each arm of each seed. 5. *evaluation* of each, on `--split`. 6. *report* on whatever was evaluated.
 
 What is done already is not done again, and a killed run goes on. Arms and seeds do not touch each other's files: run
@@ -20,9 +21,13 @@ import argparse
 from pathlib import Path
 
 import datasets
-from joint.arms import ARMS, LEARNING_RATE, STEPS
 from rich.console import Console
 
+from experiments.measurements.arm_outcomes import measure_arm
+from experiments.measurements.arm_report import tables
+from experiments.measurements.arm_summary import summarise
+from experiments.measurements.arms import ARMS, LEARNING_RATE, STEPS, make_start, select_both, train_arm
+from experiments.pipeline.evaluator import train_evaluator
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.runs import write_json
 
@@ -38,47 +43,33 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each arm")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="of each arm")
-    parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="of the judging")
+    parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="of the scoring")
     parser.add_argument("--split", default="test", help="that the arms are evaluated on")
     parser.add_argument("--tiny", action="store_true", help="a small Atlas and a short warm-up, to try the script")
     args = parser.parse_args()
     console = Console(width=132)
     datasets.disable_progress_bars()
     output, run = args.output, args.output / (args.variant or "")
-    # each stage imports what it needs: the report has no use for half a minute of torch and trainers
     if "warm-up" in args.stages:
-        from joint.warm_up import make_start
-
         for seed in args.seeds:
             make_start(output, seed, tiny=args.tiny)
     atlas = load_atlas(output / "atlas")
     if "evaluator" in args.stages:
-        from experiments.pipeline.evaluator import train_evaluator
-
         train_evaluator(atlas, output / "warm-0", output / "selection", seed=0)
     if "selection" in args.stages:
-        from joint.selection import select_both
-
         evaluator = output / "selection" / "atlas-evaluator"
         qualities = select_both(atlas, output, evaluator, (args.part[0], args.part[1]))
         for way, quality in (qualities or {}).items():
             console.print(way, quality["all"])
     if "joint" in args.stages:
-        from joint.training import train_arm
-
         for seed in args.seeds:
             for arm in args.arms:
                 train_arm(atlas, output, run, arm, seed, args.steps, args.learning_rate)
     if "evaluation" in args.stages:
-        from joint.measure import measure_arm
-
         for seed in args.seeds:
             for arm in args.arms:
                 measure_arm(atlas, run, arm, seed, args.split)
     if "report" in args.stages:
-        from joint.report import tables
-        from joint.summary import summarise
-
         summary = summarise(run, args.split)
         for table in tables(summary):
             console.print(table)

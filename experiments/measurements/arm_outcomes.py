@@ -1,4 +1,4 @@
-"""Asks one trained arm the questions of a split, and notes which it gets right."""
+"""Evaluate one trained arm on a split, query by query."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset
 
-from experiments.pipeline.answers import BATCH_SIZE, MODES, Columns, hits, states_all, vectors_of, whose
+from experiments.measurements.arms import ARMS
+from experiments.pipeline.outcomes import BATCH_SIZE, MODES, Columns, hits, states_all, vectors_of, whose
 from experiments.pipeline.tasks import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
-from joint.arms import ARMS
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.content import inputs_of
@@ -31,7 +31,7 @@ NUM_EXAMPLES = 3
 
 
 def result_path(run: Path, arm: str, seed: int, split: str) -> Path:
-    """Where the answers of one model are."""
+    """Name the file of the outcomes of one model."""
     return run / "evaluations" / f"{arm}-{seed}-{split}.json"
 
 
@@ -39,13 +39,13 @@ def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> boo
     """
     Evaluate one trained arm, query by query.
 
-    Writes `result_path`, an object with `arm`, `seed`, `split`, some thoughts of each task as `examples`, and tables
+    Writes `result_path`, an object with `arm`, `seed`, `split`, some rationales of each task as `examples`, and tables
     with a row per query and the columns `pair_id`, `task`, `entity` (what it is about), and whether the target came
     first (0 or 1):
 
-    - `answers`: without (`never`) and with a thought (`always`), among direct candidates; also `right`, whether the
-      thought states every fact of the right one, and its `tokens`;
-    - `paths`, on the tasks whose answers are pictures: per `query mode/candidate mode`;
+    - `outcomes`: without (`never`) and with a rationale (`always`), among candidates that are embedded directly; also
+      `right`, whether the rationale states every fact of the right one, and its `tokens`;
+    - `paths`, on the tasks whose targets are pictures: per `query mode/candidate mode`;
     - `depth`, for arms that learnt chains: split -> a table of the neighbour tasks, per `z0`, `z1`, ...
 
     Args:
@@ -69,13 +69,13 @@ def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> boo
     model, rounds = MMEmbR1(str(folder), device="cpu"), ARMS[arm].rounds
     pairs = of_tasks(atlas.pairs[split], {*MULTI_HOP, *REMEMBERED, *PICTURE_TARGETS})
     direct = embed_candidates(model, atlas.candidates, set(pairs["candidate_set"]), BATCH_SIZE)
-    vectors, said = embedded(model, pairs["query"], rounds)
+    vectors, explained = embedded(model, pairs["query"], rounds)
     result: dict[str, Any] = {"arm": arm, "seed": seed, "split": split}
-    result["answers"] = {
+    result["outcomes"] = {
         **whose(pairs),
         **{mode: hits(pairs, vectors[mode], direct) for mode in MODES},
-        "right": states_all(pairs["query_rationale"], [one["rationale"] for one in said]),
-        "tokens": [one["num_reasoning_tokens"] for one in said],
+        "right": states_all(pairs["query_rationale"], [one["rationale"] for one in explained]),
+        "tokens": [one["num_reasoning_tokens"] for one in explained],
     }
     rows = [row for row, task in enumerate(pairs["task"]) if task in PICTURE_TARGETS]
     targets = {"never": direct, "always": embed_candidates(model, atlas.candidates, {"picture"}, BATCH_SIZE, "always")}
@@ -86,7 +86,9 @@ def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> boo
         splits = dict.fromkeys((DEPTH_SPLIT, split))
         result["depth"] = {name: depth(model, atlas.pairs[name], atlas.candidates, rounds) for name in splits}
     result["examples"] = {
-        task: [one["rationale"] for one, its in zip(said, pairs["task"], strict=True) if its == task][:NUM_EXAMPLES]
+        task: [one["rationale"] for one, its in zip(explained, pairs["task"], strict=True) if its == task][
+            :NUM_EXAMPLES
+        ]
         for task in sorted(set(pairs["task"]))
     }
     with replaced_file(path) as temporary:
@@ -97,18 +99,18 @@ def measure_arm(atlas: Atlas, run: Path, arm: str, seed: int, split: str) -> boo
 def embedded(
     model: MMEmbR1, queries: Any, rounds: int
 ) -> tuple[dict[str, npt.NDArray[np.float32]], list[dict[str, Any]]]:
-    """Mode -> vectors `(Q, D)`, and what was thought."""
+    """Mode -> vectors `(Q, D)`, and what `explain` returned of always."""
     inputs = inputs_of(queries)
-    said = {
+    explained = {
         mode: model.explain(inputs, reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=rounds)
         for mode in MODES
     }
-    return {mode: vectors_of(said[mode]) for mode in MODES}, said["always"]
+    return {mode: vectors_of(explained[mode]) for mode in MODES}, explained["always"]
 
 
 @torch.inference_mode()
 def depth(model: MMEmbR1, pairs: Dataset, candidates: Dataset, rounds: int) -> Columns:
-    """The neighbour tasks' queries, and whether they find their target before any thought and after each round."""
+    """The neighbour tasks' queries, and whether they find their target before any rationale and after each round."""
     pairs = of_tasks(pairs, NEIGHBOURS)
     sets = embed_candidates(model, candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     queries, parts = inputs_of(pairs["query"]), []

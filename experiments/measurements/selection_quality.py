@@ -1,11 +1,11 @@
 """
 Does selection find the rationales that help? On Atlas it is known which ones do: of its four workers only one does.
 
-    python benchmarks/selection_quality.py --quickstart runs/quickstart [--output runs/selection]
+    python -m experiments.measurements.selection_quality --quickstart runs/quickstart [--output runs/selection]
 
 Trains an evaluator from the quickstart's joint checkpoint (`examples/atlas-evaluator*.yaml`), draws rationales for
-pairs that it learnt from and for pairs that it did not (`examples/atlas-pool.yaml`), judges them once, and prints what
-each way of selecting makes of the same judgements. What is done already is not done again.
+pairs that it learnt from and for pairs that it did not (`experiments/atlas-pool.yaml`), lets it score them once, and
+prints what each way of selecting makes of the same scores. What is done already is not done again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.atlas_workers.quality import selection_quality
-from experiments.atlas_workers.sayings import HELPFUL
+from experiments.atlas_workers.scripted import HELPFUL
 from experiments.pipeline.evaluator import EVALUATOR_TASK_WEIGHTS, train_evaluator
 from experiments.pipeline.prior import draw_pool
 from experiments.pipeline.tasks import of_tasks
@@ -99,8 +99,8 @@ def measured(pairs: Dataset, atlas: Atlas, evaluator: PairEvaluator, output: Pat
             if selection == "none":  # ranks nothing
                 gain = np.where(np.isnan(gain), gain, 0.0)
             quality = selection_quality(gain, table["kept"], helpful)
-            judged = np.array(table["worker"]), np.array(table["kept"])
-            kept = {name: float(judged[1][judged[0] == name].mean()) for name in HELPFUL}
+            workers, keeps = np.array(table["worker"]), np.array(table["kept"])
+            kept = {name: float(keeps[workers == name].mean()) for name in HELPFUL}
             way = {
                 "space": space,
                 "selection": selection,
@@ -125,7 +125,7 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
         table.add_row(row["space"], way, *(f"{number:.3f}" for number in numbers))
     direct = rows[0]["evaluator"]
     table.caption = (
-        f"without a rationale, the partner comes before all {direct['negatives']} wrong ones in "
+        f"without a rationale, the target comes before all {direct['negatives']} wrong ones in "
         f"{direct['accuracy']:.1%} of {direct['trials']} trials (chance {direct['chance']:.0%}); "
         f"base rate {rows[0]['base_rate']:.2f}"
     )

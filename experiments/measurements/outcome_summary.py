@@ -1,21 +1,48 @@
-"""What the answers of one or several seeds say: the modes, what a choice between them could gain, and the gate."""
+"""Summarise the outcomes of one or several seeds: the modes, what a choice between them could gain, and the gate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
+from datasets import Dataset
 
-from experiments.pipeline.answers import answers_of
+from experiments.pipeline.outcomes import OUTCOMES_FILE, Columns, answers_of, measure_outcomes
 from mmemb_r1.evaluation import invocation as adaptivity
 from mmemb_r1.evaluation.invocation import Answers
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
+from mmemb_r1.runs import made_whole
 
-Columns = dict[str, list[Any]]
 COMPLEXITIES = ("simple", "multi-hop")
 MEANS = ("never", "always", "auto", "oracle", "invocation", "tokens", "tokens_always")
+
+
+def outcomes_in(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path) -> Columns:
+    """
+    Evaluate one model with `measure_outcomes`: columns with a row per query. Kept in a folder.
+
+    Args:
+        checkpoint: the model's folder.
+        pairs: whose queries are asked.
+        candidates: of the Atlas.
+        folder: where the outcomes are, or will be.
+    """
+
+    def make(made: Path) -> None:
+        made.mkdir(parents=True)
+        measure_outcomes(checkpoint, pairs, candidates, made)
+
+    made_whole(folder, make)
+    return read_outcomes(folder)
+
+
+def read_outcomes(folder: Path) -> Columns:
+    """Read the columns of a folder of outcomes."""
+    return pq.read_table(folder / OUTCOMES_FILE).to_pydict()
 
 
 def joined(tables: Sequence[Columns]) -> dict[str, npt.NDArray[Any]]:
@@ -74,7 +101,7 @@ def gate_quality(rows: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
     """The gate against the sign of the true utility gap, where that is at least 0.1 in size."""
     quality = adaptivity.gate_quality(answers_of(rows))
     if quality is None or quality.auc is None:
-        raise ValueError("no queries of both signs of the utility gap: nothing to judge the gate by")
+        raise ValueError("no queries of both signs of the utility gap: the gate cannot be evaluated")
     return {"auc": quality.auc.mean, "share": quality.share}
 
 

@@ -2,8 +2,9 @@
 Does the gate think longer where a question takes more steps? The adaptive phase with up to three rationales per query,
 from a model that learnt chains (the arm `depth` of `joint_phase.py`) and whose gate knows nothing.
 
-    python benchmarks/joint_phase.py --arms depth --seeds 0 --stages warm-up joint
-    python benchmarks/adaptive_depth.py [--joint runs/joint] [--output runs/depth] [--seeds 0] [--steps 150]
+    python -m experiments.measurements.joint_phase --arms depth --seeds 0 --stages warm-up joint
+    python -m experiments.measurements.adaptive_depth [--joint runs/joint] [--output runs/depth] [--seeds 0]
+        [--steps 150]
 
 Of each test query: how many rationales the gate asks for (`reasoning="auto"`), and whether the target comes first
 after none, after as many as the gate asks for, and after all that may be. By the steps that a question takes: names of
@@ -19,13 +20,15 @@ from typing import Any
 
 import datasets
 import numpy as np
-from adaptive.summary import joined
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pipeline.answers import BATCH_SIZE, hits, vectors_of, whose
+from experiments.measurements.adaptive_phase import train_seed
+from experiments.measurements.outcome_summary import Columns, joined
 from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from experiments.pipeline.outcomes import BATCH_SIZE, hits, vectors_of, whose
 from experiments.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks
+from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import embed_candidates
@@ -35,13 +38,10 @@ from mmemb_r1.runs import replaced_file, write_json
 ROUNDS, STEPS = 3, GRPO_STEPS
 HOPS = {"picture-name-flag": 1, **dict.fromkeys(FLAGS, 2), **dict.fromkeys(NEIGHBOURS, 3)}
 FIELDS = {**GRPO_FIELDS, "gate_learning_rate": 1e-2, "min_decision_prob": 0.1}  # the gate starts at "never"
-Columns = dict[str, list[Any]]
 
 
 def train(atlas: Atlas, start: Path, output: Path, seed: int, steps: int, fields: dict[str, Any]) -> Path:
     """The adaptive phase of one seed: its folder."""
-    from adaptive.training import train_seed
-
     pairs, facts = of_tasks(atlas.pairs["policy"], HOPS), {"atlas": atlas.manifest["fingerprint"]}
     return train_seed(output, seed, start, pairs, atlas.pairs["train"], steps, fields, facts, rounds=ROUNDS)
 
@@ -50,19 +50,17 @@ def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
     """A row per test query: `rounds` of auto, and whether the target came first, per mode. Kept in a file."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    from mmemb_r1 import MMEmbR1
-
     model = MMEmbR1(str(checkpoint), device="cpu")
     pairs = of_tasks(atlas.pairs[split], HOPS)
     sets = embed_candidates(model, atlas.candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     columns = whose(pairs)
     for mode in ("never", "auto", "always"):
-        said = model.explain(
+        explained = model.explain(
             inputs_of(pairs["query"]), reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=ROUNDS
         )
-        columns[mode] = hits(pairs, vectors_of(said), sets)
+        columns[mode] = hits(pairs, vectors_of(explained), sets)
         if mode == "auto":
-            columns["rounds"] = [one["num_reasoning_rounds"] for one in said]
+            columns["rounds"] = [one["num_reasoning_rounds"] for one in explained]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as temporary:
         temporary.write_text(json.dumps(columns) + "\n", encoding="utf-8")

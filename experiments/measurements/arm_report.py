@@ -1,4 +1,4 @@
-"""The summary as tables for people."""
+"""Show the summary as tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from joint.summary import GROUPS
+from experiments.measurements.arm_summary import GROUPS
 
 
 def tables(summary: Mapping[str, Any]) -> Iterator[Table]:
@@ -19,12 +19,12 @@ def tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         yield paths(summary["paths"])
     for arm, splits in summary["depth"].items():
         for split, numbers in splits.items():
-            yield depth(f"{arm}, {split}: R@1 of the neighbour tasks after each thought", numbers)
+            yield depth(f"{arm}, {split}: R@1 of the neighbour tasks after each rationale", numbers)
 
 
 def levels(summary: Mapping[str, Any]) -> Table:
     columns = ("never", "always", "right")
-    table = Table(title=f"R@1 on {summary['split']}, means over seeds; right: thoughts that state all right facts")
+    table = Table(title=f"R@1 on {summary['split']}, means over seeds; right: rationales that state all right facts")
     table.add_column("arm", no_wrap=True)
     table.add_column("seeds")
     for group in GROUPS:
@@ -56,7 +56,7 @@ def differences(rows: list[Mapping[str, Any]]) -> Table:
 
 
 def paths(arms: Mapping[str, Any]) -> Table:
-    table = Table(title="one space: R@1 per query/candidate path where answers are pictures; mixed minus matched")
+    table = Table(title="one space: R@1 per query/candidate path where targets are pictures; mixed minus matched")
     first = next(iter(arms.values()))["both"]
     table.add_column("arm", no_wrap=True)
     table.add_column("tasks")

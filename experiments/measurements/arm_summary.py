@@ -1,4 +1,4 @@
-"""What was measured, over seeds and with intervals."""
+"""Summarise the outcomes of the arms, over seeds and with intervals."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MATCHED, MIXED = ("never/never", "always/always"), ("never/always", "always/neve
 
 
 @dataclass(frozen=True)
-class Answers:
+class ArmOutcomes:
     """
-    What the models of one arm said to the same queries.
+    The outcomes of the models of one arm on the same queries.
 
     Args:
         seeds: of the models, S of them.
@@ -67,13 +67,13 @@ class Answers:
         }
 
 
-def gathered(tables: Mapping[int, Mapping[str, Sequence[Any]]]) -> Answers:
+def gathered(tables: Mapping[int, Mapping[str, Sequence[Any]]]) -> ArmOutcomes:
     """Seed -> table of one arm, as one object."""
     first = next(iter(tables.values()))
     if any(table["pair_id"] != first["pair_id"] for table in tables.values()):
         raise ValueError("the seeds of an arm were not asked the same questions; remove their evaluations")
     numbers = [name for name in first if name not in ("pair_id", "task", "entity")]
-    return Answers(
+    return ArmOutcomes(
         list(tables),
         list(first["pair_id"]),
         np.array(first["task"]),
@@ -87,9 +87,9 @@ def summarise(run: Path, split: str) -> dict[str, Any]:
     Sum up what lies in `run / "evaluations"`, whatever arms and seeds are there.
 
     Returns:
-        `arms`: arm -> `seeds` and, per group of tasks and per task, what `Answers.estimate` gives of `never` and
-        `always` (R@1) and `right` (share of right thoughts); `differences`: the same of one arm minus another;
-        `paths`: arm -> R@1 per pair of paths on the tasks whose answers are pictures, and mixed minus matched ones;
+        `arms`: arm -> `seeds` and, per group of tasks and per task, what `ArmOutcomes.estimate` gives of `never` and
+        `always` (R@1) and `right` (share of right rationales); `differences`: the same of one arm minus another;
+        `paths`: arm -> R@1 per pair of paths on the tasks whose targets are pictures, and mixed minus matched ones;
         `depth`: arm -> split -> R@1 after each round, and what each round adds.
 
     Raises:
@@ -102,19 +102,19 @@ def summarise(run: Path, split: str) -> dict[str, Any]:
     if not runs:
         raise ValueError(f"{run} holds no evaluation on {split!r}; run --stages evaluation first")
 
-    def answers(arm: str, part: str) -> Answers:
+    def outcomes(arm: str, part: str) -> ArmOutcomes:
         return gathered({seed: result[part] for seed, result in runs[arm].items()})
 
     return {
         "split": split,
-        "arms": {arm: _levels(answers(arm, "answers")) for arm in runs},
+        "arms": {arm: _levels(outcomes(arm, "outcomes")) for arm in runs},
         "differences": [
             number
             for ours, theirs, mode in DIFFERENCES
             if {ours, theirs} <= runs.keys()
             for number in _differences(runs[ours], runs[theirs], mode, f"{ours} - {theirs}")
         ],
-        "paths": {arm: _paths(answers(arm, "paths")) for arm in runs if arm != "direct"},
+        "paths": {arm: _paths(outcomes(arm, "paths")) for arm in runs if arm != "direct"},
         "depth": {
             arm: {
                 name: _depth(gathered({seed: result["depth"][name] for seed, result in by_seed.items()}))
@@ -126,14 +126,14 @@ def summarise(run: Path, split: str) -> dict[str, Any]:
     }
 
 
-def _levels(answers: Answers) -> dict[str, Any]:
-    parts: dict[str, Sequence[str]] = {**GROUPS, **{task: (task,) for task in sorted(set(answers.tasks.tolist()))}}
+def _levels(outcomes: ArmOutcomes) -> dict[str, Any]:
+    parts: dict[str, Sequence[str]] = {**GROUPS, **{task: (task,) for task in sorted(set(outcomes.tasks.tolist()))}}
     columns = ("never", "always", "right")
     numbers = {
-        part: {column: answers.estimate(answers.columns[column], tasks) for column in columns}
+        part: {column: outcomes.estimate(outcomes.columns[column], tasks) for column in columns}
         for part, tasks in parts.items()
     }
-    return {"seeds": answers.seeds, **numbers}
+    return {"seeds": outcomes.seeds, **numbers}
 
 
 def _differences(
@@ -143,7 +143,7 @@ def _differences(
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return []
-    one, other = (gathered({seed: results[seed]["answers"] for seed in seeds}) for results in (ours, theirs))
+    one, other = (gathered({seed: results[seed]["outcomes"] for seed in seeds}) for results in (ours, theirs))
     if one.ids != other.ids:
         raise ValueError(f"{name}: the arms were not asked the same questions; remove their evaluations")
     gain = one.columns[mode] - other.columns[mode]
@@ -153,25 +153,25 @@ def _differences(
     ]
 
 
-def _paths(answers: Answers) -> dict[str, Any]:
-    matched = np.mean([answers.columns[path] for path in MATCHED], axis=0)
+def _paths(outcomes: ArmOutcomes) -> dict[str, Any]:
+    matched = np.mean([outcomes.columns[path] for path in MATCHED], axis=0)
     parts: dict[str, Sequence[str]] = {"both": PICTURE_TARGETS, **{task: (task,) for task in PICTURE_TARGETS}}
     return {
         part: {
-            "R@1": {path: answers.estimate(answers.columns[path], tasks) for path in (*MATCHED, *MIXED)},
-            "minus matched": {path: answers.estimate(answers.columns[path] - matched, tasks) for path in MIXED},
+            "R@1": {path: outcomes.estimate(outcomes.columns[path], tasks) for path in (*MATCHED, *MIXED)},
+            "minus matched": {path: outcomes.estimate(outcomes.columns[path] - matched, tasks) for path in MIXED},
         }
         for part, tasks in parts.items()
     }
 
 
-def _depth(answers: Answers) -> dict[str, Any]:
-    rounds = sorted(answers.columns)
+def _depth(outcomes: ArmOutcomes) -> dict[str, Any]:
+    rounds = sorted(outcomes.columns)
     gains = {
-        f"{after} - {before}": answers.columns[after] - answers.columns[before]
+        f"{after} - {before}": outcomes.columns[after] - outcomes.columns[before]
         for before, after in zip(rounds[:-1], rounds[1:], strict=True)
     }
     return {
-        "R@1": {name: answers.estimate(answers.columns[name], NEIGHBOURS) for name in rounds},
-        "gains": {name: answers.estimate(gain, NEIGHBOURS) for name, gain in gains.items()},
+        "R@1": {name: outcomes.estimate(outcomes.columns[name], NEIGHBOURS) for name in rounds},
+        "gains": {name: outcomes.estimate(gain, NEIGHBOURS) for name, gain in gains.items()},
     }

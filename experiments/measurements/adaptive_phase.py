@@ -3,8 +3,8 @@ Does GRPO teach when to think? A model after the joint phase, whose gate knows n
 by supervision on the same pairs (`--gate warm`), before and after the adaptive phase, on countries and renderings that
 none of them has seen.
 
-    python benchmarks/adaptive_phase.py [--output runs/adaptive] [--seeds 0 1 2] [--stages start grpo evaluation ...]
-        [--steps 150] [--split test]
+    python -m experiments.measurements.adaptive_phase [--output runs/adaptive] [--seeds 0 1 2]
+        [--stages start grpo evaluation ...] [--steps 150] [--split test]
 
 1. *start*: an Atlas and a model per seed, trained from nothing on the rationales of its pairs. 2. *grpo* on the
 `policy` split; targets of the `train` split are negatives too. 3. *evaluation* of both, live on both sides.
@@ -19,18 +19,33 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
+import matplotlib
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
+from experiments.measurements.outcome_summary import (
+    by_task,
+    curve,
+    gate_quality,
+    interior,
+    joined,
+    outcomes_in,
+    read_outcomes,
+    summarise,
+)
+from experiments.pipeline.gate import fit_gate_of
+from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS, train_adaptive
+from experiments.pipeline.joint import train_from_nothing
 from experiments.pipeline.recipe import Recipe
 from experiments.pipeline.tasks import at_most
 from mmemb_r1.atlas import build_atlas, load_atlas
-from mmemb_r1.runs import made_whole, replaced_file, write_json
+from mmemb_r1.runs import claim, made_whole, replaced_file, write_json
 
 STAGES = ("start", "grpo", "evaluation", "report")
 GATES = {"fresh": "trained", "warm": "model"}  # the folder of a start that holds such a model
@@ -39,9 +54,6 @@ ROWS_PER_TASK = 60  # of the policy split: digits and comparisons would be two t
 
 def start(output: Path, seed: int) -> None:
     """An Atlas and a model of it, before and after its gate's warm start on the `policy` split."""
-    from experiments.pipeline.gate import fit_gate_of
-    from experiments.pipeline.joint import train_from_nothing
-
     recipe, folder = Recipe(seed=seed), output / f"start-{seed}"
     atlas = build_atlas(folder / "atlas", seed=seed, **recipe.atlas)
     trained, policy = folder / "trained", atlas.pairs["policy"]
@@ -49,10 +61,45 @@ def start(output: Path, seed: int) -> None:
     made_whole(folder / "model", lambda made: fit_gate_of(trained, policy, atlas.candidates, made))
 
 
+def train_seed(
+    output: Path,
+    seed: int,
+    start: Path,
+    pairs: Dataset,
+    joint_pairs: Dataset,
+    steps: int,
+    fields: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    rounds: int | None = None,
+) -> Path:
+    """
+    Train, and save in `output / "grpo-{seed}"`. A killed run goes on.
+
+    Args:
+        output: the experiment's folder.
+        seed: of the run.
+        start: the checkpoint to start from.
+        pairs: whose queries are asked.
+        joint_pairs: their targets are negatives too.
+        steps: optimiser steps.
+        fields: of `AdaptiveGRPOConfig`.
+        facts: what makes this run another one, besides `fields` and `steps`.
+        rounds: rationales per query at most, also of the model that is saved. Default: as the checkpoint says.
+
+    Returns:
+        The folder.
+    """
+    folder, checkpoints = output / f"grpo-{seed}", output / "checkpoints" / f"grpo-{seed}"
+    claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, **facts})
+    settings = {**fields, "max_steps": steps, "seed": seed}
+    made_whole(
+        folder, lambda made: train_adaptive(start, pairs, joint_pairs, settings, made, checkpoints, rounds=rounds)
+    )
+    return folder
+
+
 def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any]) -> None:
     """The adaptive phase of one seed."""
-    from adaptive.training import train_seed
-
     folder = output / f"start-{seed}"
     atlas = load_atlas(folder / "atlas")
     facts = {"gate": gate, "atlas": atlas.manifest["fingerprint"]}
@@ -62,11 +109,9 @@ def grpo(output: Path, seed: int, gate: str, steps: int, fields: dict[str, Any])
 
 def report(output: Path, seeds: list[int], split: str, console: Console) -> None:
     """Tables, JSON, and the curve of invocation."""
-    from adaptive.measure import read_answers
-    from adaptive.summary import by_task, curve, gate_quality, interior, joined, summarise
 
     def answers(name: str, seed: int) -> Any:
-        return read_answers(output / "evaluations" / f"{name}-{seed}-{split}")
+        return read_outcomes(output / "evaluations" / f"{name}-{seed}-{split}")
 
     results: dict[str, Any] = {"seeds": seeds, "split": split}
     for name in ("start", "grpo"):
@@ -112,8 +157,6 @@ def tables_of(name: str, result: dict[str, Any]) -> list[Table]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """R@1 against the share of queries that think."""
-    import matplotlib
-
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -151,13 +194,11 @@ def main() -> None:
         if "grpo" in args.stages:
             grpo(args.output, seed, args.gate, args.steps, fields)
         if "evaluation" in args.stages:
-            from adaptive.measure import answers_of
-
             folder = args.output / f"start-{seed}"
             atlas = load_atlas(folder / "atlas")
             for name, checkpoint in (("start", folder / GATES[args.gate]), ("grpo", args.output / f"grpo-{seed}")):
                 answers = args.output / "evaluations" / f"{name}-{seed}-{args.split}"
-                answers_of(checkpoint, atlas.pairs[args.split], atlas.candidates, answers)
+                outcomes_in(checkpoint, atlas.pairs[args.split], atlas.candidates, answers)
     if "report" in args.stages:
         report(args.output, args.seeds, args.split, Console(width=200))
 

@@ -1,4 +1,4 @@
-"""Asks a model the questions of a table without and with a thought, and what its gate says of each."""
+"""Evaluate a model query by query: without and with a rationale, and with its gate's probabilities."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
 from mmemb_r1.evaluation.invocation import Answers
 
-ANSWERS_FILE = "answers.parquet"
+OUTCOMES_FILE = "outcomes.parquet"
 MODES = ("never", "always")
 BATCH_SIZE = 128
 Columns = dict[str, list[Any]]  # a table: name -> a value per query
 
 
-def measure_answers(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path, rounds: int = 1) -> None:
+def measure_outcomes(checkpoint: Path, pairs: Dataset, candidates: Dataset, folder: Path, rounds: int = 1) -> None:
     """
     Evaluate one model, query by query; candidates are embedded directly.
 
-    Writes `answers.parquet` with a row per query: `pair_id`, `task`, `entity`, `complexity`; whether the target came
-    first, `never`, `always` and `auto` (0 or 1); the target's probability, `aligned_never` and `aligned_always`; the
+    Writes `outcomes.parquet` with a row per query: `pair_id`, `task`, `entity`, `complexity`; whether the target came
+    first, `never`, `always` and `auto` (0 or 1); the target probability, `aligned_never` and `aligned_always`; the
     gate's `gate_prob` at the first decision; the rationale `tokens` of always and `tokens_auto`; the number of
-    rationales of auto, `rounds_auto`; the `thought` of always, and whether it states all `right` facts.
+    rationales of auto, `rounds_auto`; the `rationale` of always, and whether it states all `right` facts.
 
     Args:
         checkpoint: the model's folder. Its gate decides at its own threshold.
@@ -46,26 +46,26 @@ def measure_answers(checkpoint: Path, pairs: Dataset, candidates: Dataset, folde
     sets = embed_candidates(model, candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     queries = inputs_of(pairs["query"])
 
-    def said(mode: str) -> Any:
+    def explained(mode: str) -> Any:
         return model.explain(queries, reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=rounds)
 
-    answers = {mode: said(mode) for mode in MODES}
-    vectors = {mode: vectors_of(rows) for mode, rows in answers.items()}
+    explanations = {mode: explained(mode) for mode in MODES}
+    vectors = {mode: vectors_of(rows) for mode, rows in explanations.items()}
     columns: Columns = {**whose(pairs), "complexity": list(pairs["complexity"])}
     columns |= {mode: hits(pairs, vectors[mode], sets) for mode in MODES}
     columns |= {f"aligned_{mode}": aligned(pairs, torch.from_numpy(vectors[mode]), sets).tolist() for mode in MODES}
-    columns["gate_prob"] = [float(one["gate_prob"]) for one in answers["never"]]
-    columns["tokens"] = [int(one["num_reasoning_tokens"]) for one in answers["always"]]
-    columns["thought"] = [str(one["rationale"]) for one in answers["always"]]
-    columns["right"] = states_all(pairs["query_rationale"], columns["thought"])
+    columns["gate_prob"] = [float(one["gate_prob"]) for one in explanations["never"]]
+    columns["tokens"] = [int(one["num_reasoning_tokens"]) for one in explanations["always"]]
+    columns["rationale"] = [str(one["rationale"]) for one in explanations["always"]]
+    columns["right"] = states_all(pairs["query_rationale"], columns["rationale"])
     columns |= (
-        _auto(columns, model[0].model.config.gate_threshold) if rounds == 1 else _asked(pairs, said("auto"), sets)
+        _auto(columns, model[0].model.config.gate_threshold) if rounds == 1 else _asked(pairs, explained("auto"), sets)
     )
-    pq.write_table(pa.table(columns), folder / ANSWERS_FILE)
+    pq.write_table(pa.table(columns), folder / OUTCOMES_FILE)
 
 
 def _auto(columns: Mapping[str, Sequence[Any]], threshold: float) -> Columns:
-    """What follows for auto: a query's vector is one of the two, however the batch is mixed."""
+    """Derive the columns of auto: a query's vector is one of the two, however the batch is mixed."""
     thinks = [prob >= threshold for prob in columns["gate_prob"]]
     chosen = zip(thinks, columns["never"], columns["always"], strict=True)
     return {
@@ -84,7 +84,7 @@ def _asked(pairs: Dataset, rows: list[dict[str, Any]], sets: Mapping[str, Candid
 
 
 def whose(pairs: Dataset) -> Columns:
-    """The columns that say what each query is."""
+    """The columns that identify each query."""
     return {name: list(pairs[name]) for name in ("pair_id", "task", "entity")}
 
 
@@ -94,23 +94,23 @@ def vectors_of(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
 
 
 def hits(pairs: Dataset, vectors: npt.NDArray[np.float32], sets: Mapping[str, CandidateSet]) -> list[int]:
-    """Whether each query, embedded as `vectors` `(Q, D)`, finds its target before all others of its set."""
+    """Check whether each query, embedded as `vectors` `(Q, D)`, finds its target before all others of its set."""
     found = np.zeros(len(pairs), dtype=int)
     for rows, answers, targets in by_set(pairs, sets):
         found[rows] = answers.ranks(vectors[rows], targets) == 1
     return found.tolist()
 
 
-def states_all(rationales: Sequence[Sequence[str]], thoughts: Sequence[str]) -> list[int]:
-    """Whether each thought states every fact of the right rationale."""
+def states_all(right: Sequence[Sequence[str]], rationales: Sequence[str]) -> list[int]:
+    """Check whether each rationale states every fact of the right one."""
     return [
-        int(all(whole_words(fact).search(thought) for fact in facts(segments)))
-        for segments, thought in zip(rationales, thoughts, strict=True)
+        int(all(whole_words(fact).search(rationale) for fact in facts(segments)))
+        for segments, rationale in zip(right, rationales, strict=True)
     ]
 
 
 def answers_of(columns: Mapping[str, npt.NDArray[Any]]) -> Answers:
-    """The columns that `measure_answers` writes, as `evaluation.adaptivity` takes them."""
+    """Convert the columns of `measure_outcomes` to what `evaluation.invocation` takes."""
     return Answers(
         task=columns["task"],
         cluster=columns["entity"],

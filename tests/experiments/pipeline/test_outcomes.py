@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.pipeline.answers import ANSWERS_FILE, measure_answers, states_all
+from experiments.pipeline.outcomes import OUTCOMES_FILE, measure_outcomes, states_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,12 +25,12 @@ def test_pairs(small_atlas):
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_auto_is_what_the_model_does_of_itself(checkpoint, test_pairs, small_atlas, tmp_path, rounds):
     """With one round it follows from the other modes; asked for, it has to come out the same."""
-    from experiments.pipeline.answers import hits, inputs_of, vectors_of
+    from experiments.pipeline.outcomes import hits, inputs_of, vectors_of
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.evaluation.atlas_tasks import embed_candidates
 
-    measure_answers(checkpoint, test_pairs, small_atlas.candidates, tmp_path, rounds)
-    table = pq.read_table(tmp_path / ANSWERS_FILE).to_pydict()
+    measure_outcomes(checkpoint, test_pairs, small_atlas.candidates, tmp_path, rounds)
+    table = pq.read_table(tmp_path / OUTCOMES_FILE).to_pydict()
     model = MMEmbR1(str(checkpoint), device="cpu")
     said = model.explain(inputs_of(test_pairs["query"]), reasoning="auto", batch_size=8, max_reasoning_rounds=rounds)
     sets = embed_candidates(model, small_atlas.candidates, set(test_pairs["candidate_set"]))
@@ -40,7 +40,7 @@ def test_auto_is_what_the_model_does_of_itself(checkpoint, test_pairs, small_atl
     assert 0 < np.mean([count > 0 for count in table["rounds_auto"]]) < 1  # else nothing was compared
 
 
-def test_a_thought_is_right_if_it_states_every_fact():
+def test_a_rationale_is_right_if_it_states_every_fact():
     gold = ["This is the flag of Peru.", "The capital of Peru is Lima."]
     said = ["It is the flag of Peru. So Lima is the capital of Peru.", "This is the flag of Peru.", ""]
     assert states_all([gold] * 3, said) == [1, 0, 0]

@@ -1,9 +1,34 @@
-"""Scores and differences in words: shares, points, intervals, p, and seeds."""
+"""Format scores and differences: shares, points, intervals, p, and the templates that use them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import jinja2
+
+
+def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
+    """Return the environment of the study's templates: the functions below as filters, and an error for every number
+    that is missing."""
+    made = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701  (Markdown and a terminal, from our own numbers)
+    )
+    made.filters |= {
+        "share": share,
+        "percent": percent,
+        "decimals": decimals,
+        "signed": signed,
+        "interval": with_interval,
+        "points": points,
+        "tested": tested,
+        "lost_or_gained": lost_or_gained,
+    }
+    return made
 
 
 def share(number: Mapping[str, float] | float) -> str:
@@ -13,6 +38,38 @@ def share(number: Mapping[str, float] | float) -> str:
     """
     value = number if isinstance(number, float) else number["mean"]
     return f"{value:.3f}".removeprefix("0")
+
+
+def percent(number: Mapping[str, float] | float) -> str:
+    """
+    >>> percent(0.456), percent({"mean": 1.0, "low": 1.0, "high": 1.0})
+    ('46%', '100%')
+    """
+    return f"{number['mean'] if isinstance(number, Mapping) else number:.0%}"
+
+
+def decimals(number: float | None) -> str:
+    """
+    >>> decimals(0.456), decimals(None)
+    ('0.46', '-')
+    """
+    return "-" if number is None else f"{number:.2f}"
+
+
+def signed(difference: float) -> str:
+    """
+    >>> signed(0.0123)
+    '+1.2'
+    """
+    return f"{100 * difference:+.1f}"
+
+
+def with_interval(number: Mapping[str, float]) -> str:
+    """
+    >>> with_interval({"mean": 0.4567, "low": 0.4, "high": 0.5})
+    '.457 [.400, .500]'
+    """
+    return f"{share(number)} [{share(number['low'])}, {share(number['high'])}]"
 
 
 def points(number: Mapping[str, float], sign: int = 1) -> str:

@@ -1,8 +1,8 @@
 """
-How well can anything that reads the state at `<|embed|>` tell whether thinking pays? Classifiers of several kinds are
-fitted on the `policy` split, where a model's utility gap was measured, and asked about the test split.
+How well can anything that reads the state at `<|embed|>` predict whether thinking pays? Classifiers of several kinds
+are fitted on the `policy` split, where a model's utility gap was measured, and evaluated on the test split.
 
-    python benchmarks/gate_limits.py [--start runs/adaptive/start-0 ...] [--output runs/gate-limits]
+    python -m experiments.measurements.gate_limits [--start runs/adaptive/start-0 ...] [--output runs/gate-limits]
 
 `--start` names folders of `adaptive_phase.py --stages start` (or of the quickstart, whose gate GRPO has taught since).
 Printed per classifier: the AUC against the sign of the gap where that is at least 0.1 in size; and for those that are
@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from adaptive.measure import answers_of
-from adaptive.summary import joined
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
@@ -31,6 +29,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from experiments.measurements.outcome_summary import joined, outcomes_in
+from experiments.pipeline.gate import gate_inputs
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
@@ -42,11 +42,9 @@ SPLITS = ("policy", "test")
 
 
 def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
-    """Columns of both splits, `policy/gap` say, with the states `(N, H)` that a gate reads. Kept in a file."""
+    """Columns of both splits, such as `policy/gap`, with the states `(N, H)` that a gate reads. Kept in a file."""
     path = output / f"{start.resolve().name}.npz"
     if not path.exists():
-        from experiments.pipeline.gate import gate_inputs
-
         atlas, model = load_atlas(start / "atlas"), MMEmbR1(str(start / "model"), device="cpu")
         columns: dict[str, npt.NDArray] = {}
         for split in SPLITS:
@@ -73,13 +71,13 @@ def wordings(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> npt.N
 
 def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, npt.NDArray]:
     folder = output / f"{start.resolve().name}-{split}"
-    rows = joined([answers_of(start / "model", atlas.pairs[split], atlas.candidates, folder)])
+    rows = joined([outcomes_in(start / "model", atlas.pairs[split], atlas.candidates, folder)])
     rows["gap"] = rows["aligned_always"] - rows["aligned_never"]
     return rows
 
 
 def scores(columns: dict[str, npt.NDArray]) -> Iterator[tuple[str, Rows, bool]]:
-    """Name of a classifier, what it says of each test query, and whether it is a gate, which thinks above 0."""
+    """Name of a classifier, its score of each test query, and whether it is a gate, which thinks above 0."""
     gap, task, state, wording = (columns[f"policy/{name}"] for name in ("gap", "task", "state", "wording"))
     counted = np.abs(gap) >= LEAST_GAP
     number = {name: int((task == name).sum()) for name in set(task.tolist())}
@@ -145,14 +143,14 @@ def main() -> None:
         table = Table(title=f"{start}: fixed {fixed:.3f}, oracle {oracle:.3f}; gaps counted {counted.mean():.0%}")
         for name in ("classifier", "AUC", "R@1 auto", "captured", "simple", "multi-hop"):
             table.add_column(name, justify="left" if name == "classifier" else "right")
-        for name, said, is_gate in scores(columns):
-            cells = [f"{auc(said[counted], gap[counted] > 0)[0]:.3f}"]
+        for name, score, is_gate in scores(columns):
+            cells = [f"{auc(score[counted], gap[counted] > 0)[0]:.3f}"]
             if is_gate:
-                auto = over_tasks(np.where(said >= 0, always, never), task)
+                auto = over_tasks(np.where(score >= 0, always, never), task)
                 cells += [f"{auto:.3f}", f"{(auto - fixed) / (oracle - fixed):.0%}"]
                 for complexity in ("simple", "multi-hop"):
                     kind = columns["test/complexity"] == complexity
-                    cells.append(f"{over_tasks((said >= 0).astype(float)[kind], task[kind]):.0%}")
+                    cells.append(f"{over_tasks((score >= 0).astype(float)[kind], task[kind]):.0%}")
             table.add_row(name, *cells)
         console.print(table)
 

@@ -1,4 +1,4 @@
-"""What four kinds of workers say of an Atlas question: the one that helps, and three that do not."""
+"""Write the rationales of four kinds of workers for an Atlas question: one kind helps, three do not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.atlas_workers.wording import blank, facts, reword, whole_words
 from mmemb_r1.atlas.hashing import seeded_rng
 from mmemb_r1.atlas.tasks import Question
 
-# Behaviour -> whether what it says helps to find the answer.
+# Behaviour -> whether its rationales help to find the target.
 HELPFUL = {"correct": True, "confused": False, "verbose": False, "format": False}
 BEHAVIOURS = tuple(HELPFUL)
 
@@ -55,16 +55,18 @@ ABOUT_TEXTS = (
 )
 
 
-def gold(question: Question, side: str) -> tuple[str, ...]:
+def right_rationale(question: Question, side: str) -> tuple[str, ...]:
     """The right rationale of one side; empty for a target that is text."""
     return question.rationale if side == "query" else question.answer_rationale
 
 
-def think(behaviour: str, question: Question, side: str, seed: int, look_alikes: LookAlikes) -> str | None:
-    """What a worker says of one side of a question, a pure function of its arguments.
+def scripted_rationale(
+    behaviour: str, question: Question, side: str, seed: int, look_alikes: LookAlikes
+) -> str | None:
+    """Write the rationale of a worker for one side of a question, a pure function of its arguments.
 
     Args:
-        behaviour (`str`): one of `BEHAVIOURS`. "correct" says the right chain of thought; "confused" mistakes what is
+        behaviour (`str`): one of `BEHAVIOURS`. "correct" gives the right rationale; "confused" mistakes what is
             seen for a look-alike and reasons on from there; "verbose" talks at length of something else; "format" has
             the sentences of a right one, without the facts.
         question (`Question`): what is asked.
@@ -73,14 +75,14 @@ def think(behaviour: str, question: Question, side: str, seed: int, look_alikes:
         look_alikes (`LookAlikes`): what can be mistaken for what.
 
     Returns:
-        `str`, or None where the side has no rationale: there is nothing to say of a target that is text.
+        `str`, or None where the side has no rationale: a target that is text.
 
     Raises:
         ValueError: unknown behaviour.
     """
     if behaviour not in HELPFUL:
         raise ValueError(f"behaviour is {behaviour!r}; allowed: {', '.join(BEHAVIOURS)}.")
-    right = gold(question, side)
+    right = right_rationale(question, side)
     if not right:
         return None
     rng = seeded_rng(behaviour, seed, side, question.task, question.entity, question.variant)
@@ -94,16 +96,16 @@ def think(behaviour: str, question: Question, side: str, seed: int, look_alikes:
 
 
 def chatter(sentences: Sequence[str], right: Sequence[str], rng: np.random.Generator) -> str:
-    """Some of the sentences, in any order, two to three times as long as a rationale, without a word of its facts."""
+    """Draw sentences in any order, two to three times as long as a rationale, without a word of its facts."""
     secrets = [whole_words(fact) for fact in facts(right)]
     usable = [sentence for sentence in sentences if not any(secret.search(sentence) for secret in secrets)]
     length = sum(len(segment.split()) for segment in right)
     least, most = (times * length for times in VERBOSE_LENGTHS)
-    said: list[str] = []
+    chosen: list[str] = []
     words = 0
     for place in rng.permutation(len(usable)):
         added = len(usable[place].split())
         if words < least and words + added <= most:
-            said.append(usable[place])
+            chosen.append(usable[place])
             words += added
-    return " ".join(said)
+    return " ".join(chosen)
