@@ -79,7 +79,7 @@ def test_a_vision_language_model_judges(select, vlm, tmp_path, capsys):
 
 
 def test_the_kind_is_that_of_the_model(vlm, tiny_checkpoint):
-    assert (evaluator_kind(str(vlm)), evaluator_kind(str(tiny_checkpoint))) == KINDS
+    assert (evaluator_kind(str(vlm)), evaluator_kind(str(tiny_checkpoint))) == tuple(KINDS)
 
 
 def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
