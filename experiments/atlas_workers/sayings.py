@@ -9,7 +9,7 @@ import numpy as np
 from experiments.atlas_workers.look_alikes import LookAlikes
 from experiments.atlas_workers.wording import blank, facts, reword, whole_words
 from mmemb_r1.atlas.hashing import seeded_rng
-from mmemb_r1.atlas.tasks import Question
+from mmemb_r1.atlas.tasks import AtlasQuestion
 
 # Behaviour -> whether what it says helps to find the answer.
 HELPFUL = {"correct": True, "confused": False, "verbose": False, "format": False}
@@ -55,19 +55,19 @@ ABOUT_TEXTS = (
 )
 
 
-def gold(question: Question, side: str) -> tuple[str, ...]:
+def gold(question: AtlasQuestion, side: str) -> tuple[str, ...]:
     """The right rationale of one side; empty for a target that is text."""
     return question.rationale if side == "query" else question.answer_rationale
 
 
-def think(behaviour: str, question: Question, side: str, seed: int, look_alikes: LookAlikes) -> str | None:
+def think(behaviour: str, question: AtlasQuestion, side: str, seed: int, look_alikes: LookAlikes) -> str | None:
     """What a worker says of one side of a question, a pure function of its arguments.
 
     Args:
         behaviour (`str`): one of `BEHAVIOURS`. "correct" says the right chain of thought; "confused" mistakes what is
             seen for a look-alike and reasons on from there; "verbose" talks at length of something else; "format" has
             the sentences of a right one, without the facts.
-        question (`Question`): what is asked.
+        question (`AtlasQuestion`): what is asked.
         side (`str`): "query" or "target": which input the worker was shown.
         seed (`int`): other seeds give other words, other mistakes, other chatter.
         look_alikes (`LookAlikes`): what can be mistaken for what.

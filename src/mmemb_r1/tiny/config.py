@@ -1,4 +1,4 @@
-"""Sizes of a tiny VLM, and what the configs of all families have in common."""
+"""Describe the sizes of a tiny VLM, and make the parts that the configs of all families have in common."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TinySizes:
 
     @classmethod
     def from_kwargs(cls, sizes: dict[str, Any]) -> TinySizes:
-        """Build from keyword arguments; an unknown name raises a ValueError that lists the known ones."""
+        """Make sizes from keyword arguments. ValueError, with the known names, for an unknown one."""
         allowed = [field.name for field in fields(cls)]
         unknown = sorted(set(sizes) - set(allowed))
         if unknown:
@@ -103,7 +103,7 @@ class TinySizes:
 
 
 def text_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast, **extra: Any) -> dict[str, Any]:
-    """Arguments of a language model's config; `extra` adds to them or replaces them."""
+    """Make the arguments of a language model's config; `extra` adds to them or replaces them."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": sizes.hidden_size,
@@ -121,7 +121,7 @@ def text_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast, **extra: A
 
 
 def vision_config(sizes: TinySizes, **extra: Any) -> dict[str, Any]:
-    """Arguments of a CLIP-like vision model's config; `extra` adds to them or replaces them."""
+    """Make the arguments of a CLIP-like vision model's config; `extra` adds to them or replaces them."""
     return {
         "hidden_size": sizes.vision_hidden_size,
         "intermediate_size": sizes.vision_intermediate_size,
@@ -134,7 +134,7 @@ def vision_config(sizes: TinySizes, **extra: Any) -> dict[str, Any]:
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """Id of a control token."""
+    """Look up the id of a control token."""
     return tokenizer.get_vocab()[token]
 
 

@@ -1,4 +1,4 @@
-"""The offline factory of tiny random VLMs."""
+"""Build tiny random VLMs and their processors."""
 
 from __future__ import annotations
 

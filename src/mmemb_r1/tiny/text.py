@@ -1,4 +1,4 @@
-"""Chat templates and tokenizers of the tiny VLMs."""
+"""Make the chat templates and tokenizers of the tiny VLMs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ _BODY = """
 """
 
 
-def chat_template(
+def tiny_chat_template(
     image: str, video: str | None = None, *, start: str = "<|im_start|>", end: str = "<|im_end|>"
 ) -> str:
-    """The Jinja chat template of a family.
+    """Write the Jinja chat template of a family.
 
-    Text follows a space, so that a word has the same token at the start of a text as inside of one.
-
-    It renders turns of any role; a content is a string or a list of parts `{"type": "text", "text": ...}`,
+    A space goes before each text, so that a word has the same token at the start of a text as inside it. The template
+    renders turns of any role; a content is a string or a list of parts `{"type": "text", "text": ...}`,
     `{"type": "image"}`, `{"type": "video"}`. A part that the family does not have raises an error.
 
     Args:
@@ -67,7 +66,7 @@ DEFAULT_TEXTS = (
 ROLE_WORDS = ("system", "user", "assistant")
 ROLE_WEIGHT = 1000
 BYTES = 256
-STANDARD_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+STANDARD_ROLES = ("bos_token", "eos_token", "pad_token")  # those that transformers has attributes for
 
 
 def train_tokenizer(
@@ -109,9 +108,7 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator([*texts, *ROLE_WORDS * ROLE_WEIGHT], trainer)
 
-    standard = {
-        role: special_tokens[role] for role in ("bos_token", "eos_token", "pad_token") if role in special_tokens
-    }
+    standard = {role: special_tokens[role] for role in STANDARD_ROLES if role in special_tokens}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
