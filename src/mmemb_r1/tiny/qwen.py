@@ -20,7 +20,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from mmemb_r1.tiny.config import MERGE_SIZE, Family, TinySizes, text_config, token_id
+from mmemb_r1.tiny.config import MERGE_SIZE, VISION_MLP_RATIO, Family, TinySizes, text_config, token_id
 from mmemb_r1.tiny.text import tiny_chat_template
 
 SPECIAL_TOKENS = {
@@ -68,7 +68,7 @@ def _qwen2_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen2
         sizes,
         embed_dim=sizes.vision_hidden_size,
         hidden_size=sizes.hidden_size,
-        mlp_ratio=sizes.vision_mlp_ratio,
+        mlp_ratio=VISION_MLP_RATIO,
     )
     text = text_config(sizes, tokenizer, rope_parameters=_rope(sizes))
     return Qwen2VLConfig(text_config=text, vision_config=vision, **_top_level(tokenizer))

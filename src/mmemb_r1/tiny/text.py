@@ -63,6 +63,7 @@ DEFAULT_TEXTS = (
     "The digits are 3, 5, 7. The sum is 15. The largest is 7.",
     "Describe the picture in one word. Which of the two is larger?",
 )
+MAX_LENGTH = 2048  # tokens of the longest sequence
 ROLE_WORDS = ("system", "user", "assistant")
 ROLE_WEIGHT = 1000
 BYTES = 256
@@ -70,10 +71,7 @@ STANDARD_ROLES = ("bos_token", "eos_token", "pad_token")  # those that transform
 
 
 def train_tokenizer(
-    texts: Iterable[str],
-    vocab_size: int,
-    special_tokens: Mapping[str, str],
-    max_length: int = 2048,
+    texts: Iterable[str], vocab_size: int, special_tokens: Mapping[str, str]
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer; every string has an encoding, whatever the texts were.
 
@@ -83,10 +81,6 @@ def train_tokenizer(
         special_tokens (`Mapping[str, str]`): Role -> control token, in the order of their ids, e.g.
             `{"pad_token": "<pad>", "eos_token": "<eos>", "image_token": "<image>"}`. Each role becomes an attribute of
             the tokenizer (`tokenizer.image_token`, `tokenizer.image_token_id`).
-        max_length (`int`, *optional*, defaults to `2048`): `model_max_length` of the tokenizer, in tokens.
-
-    Returns:
-        `PreTrainedTokenizerFast`
 
     Raises:
         ValueError: If `vocab_size` does not hold the control tokens and the 256 bytes.
@@ -111,7 +105,7 @@ def train_tokenizer(
     standard = {role: special_tokens[role] for role in STANDARD_ROLES if role in special_tokens}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=max_length,
+        model_max_length=MAX_LENGTH,
         extra_special_tokens={role: token for role, token in special_tokens.items() if role not in standard},
         **standard,
     )
