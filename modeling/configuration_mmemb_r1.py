@@ -9,8 +9,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .heads_mmemb_r1 import pooling_class
+
 REPOSITORY_FORMAT = 1
-POOLINGS = ("last", "mean", "attention")
 REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
 REASONING_MODES = ("auto", "always", "never")
 
@@ -87,7 +88,7 @@ class MMEmbR1Config(PreTrainedConfig):
             Ids from this one on are rows of the vocabulary without a token; they can't occur inside a rationale.
         pooling (`str`, *optional*, defaults to `"last"`):
             How the hidden states up to an `<|embed|>` become one vector: `"last"` (the state at `<|embed|>`), `"mean"`
-            or `"attention"` (learned weights).
+            or `"attention"` (learned weights); or a name that was registered with `register_pooling`.
         embedding_dim (`int`, *optional*):
             Output dimension of a linear projection after pooling. `None` means no projection: the backbone's hidden
             size.
@@ -165,8 +166,7 @@ class MMEmbR1Config(PreTrainedConfig):
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r} is not known; allowed: {', '.join(POOLINGS)}.")
+        pooling_class(self.pooling)  # an unknown one is an error here, not when the model is built
         if self.document_reasoning not in REASONING_MODES:
             raise ValueError(
                 f"document_reasoning={self.document_reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}."

@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple
 from .backbones_mmemb_r1 import rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
-from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
+from .heads_mmemb_r1 import ReasoningGate, pooling_class
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
@@ -55,7 +55,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.gate = ReasoningGate(config)
-        self.embedding_head = EmbeddingHead(config)
+        self.embedding_head = pooling_class(config.pooling)(config)
         self.post_init()
 
     @torch.no_grad()
@@ -123,7 +123,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):  # a second backbone is neither built nor initialised
             model = cls(configuration)
         model.vlm = vlm
-        model.gate, model.embedding_head = ReasoningGate(configuration), EmbeddingHead(configuration)
+        model.gate = ReasoningGate(configuration)
+        model.embedding_head = pooling_class(configuration.pooling)(configuration)
         for head in (model.gate, model.embedding_head):
             head.apply(model._init_weights).to(device=vlm.device, dtype=vlm.dtype)
         model.generation_config = vlm.generation_config

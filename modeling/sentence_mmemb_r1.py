@@ -16,9 +16,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbones_mmemb_r1 import MEDIA_COUNTS, model_inputs, takes_videos
 from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, resolve_reasoning
-from .inputs_mmemb_r1 import InputError, render, to_conversations
+from .inputs_mmemb_r1 import InputError, to_conversations
 from .media_mmemb_r1 import MediaOptions
 from .modeling_mmemb_r1 import MMEmbR1Model
+from .rendering_mmemb_r1 import render
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
 DECODING_OPTIONS = (*REASONING_OPTIONS, "decode_batch_size")

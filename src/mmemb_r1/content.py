@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.media_mmemb_r1 import (
@@ -101,20 +98,6 @@ def distinct(values: Sequence[Any], media: MediaOptions = DEFAULTS) -> tuple[lis
 def _plain_text(value: Any) -> str | None:
     """The value if it is text, and can't be the address of a picture or video."""
     return value if type(value) is str and parse_address(value).kind is None else None
-
-
-def spread(outputs: Any, index: np.ndarray) -> Any:
-    """
-    What came out for distinct inputs, for all of them: by the index that `distinct` gave.
-
-    >>> spread(np.array([[1.0], [2.0]]), np.array([1, 0, 1])).tolist()
-    [[2.0], [1.0], [2.0]]
-    """
-    if isinstance(outputs, np.ndarray):
-        return outputs[index]
-    if isinstance(outputs, Tensor):
-        return outputs[torch.from_numpy(index).to(outputs.device)]
-    return [copy.deepcopy(outputs[row]) for row in index.tolist()]  # nobody changes a neighbour's
 
 
 def _pieces(messages: list[dict[str, Any]], media: MediaOptions) -> Iterator[_Piece]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from sentence_transformers import SentenceTransformer
@@ -185,6 +187,20 @@ def batched(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         else torch.stack(values)  # (B, ...)
         for name, values in features.items()
     }
+
+
+def spread(outputs: Any, index: np.ndarray) -> Any:
+    """
+    What came out for distinct inputs, for all of them: by the index that `distinct` gave.
+
+    >>> spread(np.array([[1.0], [2.0]]), np.array([1, 0, 1])).tolist()
+    [[2.0], [1.0], [2.0]]
+    """
+    if isinstance(outputs, np.ndarray):
+        return outputs[index]
+    if isinstance(outputs, Tensor):
+        return outputs[torch.from_numpy(index).to(outputs.device)]
+    return [copy.deepcopy(outputs[row]) for row in index.tolist()]  # nobody changes a neighbour's
 
 
 MAX_BATCH_TOKENS = 16_384  # of one prefill, padding included

@@ -18,9 +18,9 @@ from torch.nn.functional import normalize
 from tqdm.autonotebook import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmemb_r1.content import as_input, distinct, spread
+from mmemb_r1.content import as_input, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
-from mmemb_r1.encoding import adaptive_rows, media_options
+from mmemb_r1.encoding import adaptive_rows, media_options, spread
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model

@@ -13,9 +13,10 @@ from torch.nn import functional
 from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key, given_parts
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training.joint.collator import numbered
 from mmemb_r1.training.tables import StoredInputs, check_pairs, stored_column
 

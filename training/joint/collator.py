@@ -14,8 +14,9 @@ from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
 from mmemb_r1.training.joint.data import Example
 
