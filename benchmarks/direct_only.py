@@ -22,7 +22,7 @@ from experiments.quickstart.stages import settings_of_joint
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.runs import claim, made_whole
+from mmemb_r1.runs import made_whole, record_run
 
 NAMES = ["picture-name-flag", "picture-name-object"]
 
@@ -35,7 +35,7 @@ def main() -> None:
     recipe = read_recipe(args.quickstart)
     joint = load_results(args.quickstart / "results.json")
     atlas = load_atlas(args.quickstart / "atlas")
-    claim(args.output / RECIPE_FILE, asdict(recipe) | {"atlas": atlas.manifest["fingerprint"]})
+    record_run(args.output / RECIPE_FILE, asdict(recipe) | {"atlas": atlas.manifest["fingerprint"]})
     start, model, checkpoints = (args.output / name for name in ("warm-up", "model", "checkpoints"))
     without = {"use_rationales": False}
     made_whole(start, lambda folder: warm_up(atlas, recipe.warm_up, folder, checkpoints / "warm-up", **without))

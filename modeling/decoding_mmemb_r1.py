@@ -208,9 +208,9 @@ def _compiled(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callab
 
 
 @dataclass
-class Thought:
+class RationaleState:
     """
-    What one row thinks, and where it is.
+    The rationales of one row, and where it is in them.
 
     Attributes:
         max_tokens: budget of one rationale.
@@ -218,7 +218,7 @@ class Thought:
         token_ids: everything the row was fed: `<think> r </think> <|embed|>`, once per round.
         embeddings: `(D,)` after each rationale.
         num_tokens: rationale tokens, control tokens not counted.
-        num_forced: rationales that were closed by force because their budget was spent.
+        num_truncated: rationales that were longer than the budget: `</think>` was inserted.
         feed: the token that it feeds next; `None` when it is done.
     """
 
@@ -227,13 +227,13 @@ class Thought:
     token_ids: list[int] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
     num_tokens: int = 0
-    num_forced: int = 0
+    num_truncated: int = 0
     feed: int | None = None
     spent: int = 0  # tokens of the current rationale
 
     @property
     def done(self) -> bool:
-        """Whether its last embedding is there."""
+        """Tell whether the last embedding is there."""
         return self.feed is None and bool(self.embeddings)
 
     @property
@@ -246,9 +246,9 @@ class Thought:
         self.feed, self.spent = think_id, 0
 
     def follow(self, chosen: int, end_id: int) -> None:
-        """Go on inside a rationale: with the `chosen` token, or with its end, by force if the budget is spent."""
+        """Go on inside a rationale with the `chosen` token, or end it if the budget is spent."""
         if self.spent >= self.max_tokens:
-            self.num_forced += chosen != end_id
+            self.num_truncated += chosen != end_id
             chosen = end_id
         self.spent += chosen != end_id
         self.num_tokens += chosen != end_id
@@ -303,16 +303,16 @@ class Decoder:
         self.decide = decide
         self.sampling = sampling or Sampling()
         self.statistics = statistics or DecodingStatistics()
-        self.thoughts: list[Thought] = []
+        self.states: list[RationaleState] = []
         self.context: Context | None = None
 
     def __len__(self) -> int:
         """Rows that are still thinking."""
-        return len(self.thoughts)
+        return len(self.states)
 
-    def add(self, context: Context, rows: Tensor, thoughts: Sequence[Thought]) -> None:
+    def add(self, context: Context, rows: Tensor, states: Sequence[RationaleState]) -> None:
         """
-        Let more rows think: `rows` `(N,)` of a batch that was read, any of them left out or repeated, one per thought.
+        Let more rows think: `rows` `(N,)` of a batch that was read, any of them left out or repeated, one per state.
         Those of a backbone with a recurrent state can't stand beside others: what is at work is finished first.
         """
         if self._is_ragged(context):
@@ -322,10 +322,10 @@ class Decoder:
             if not can_join(context.cache):
                 self.run()
             branch = context.branch(rows)
-        for thought in thoughts:
-            thought.begin(self.model.config.think_token_id)
+        for state in states:
+            state.begin(self.model.config.think_token_id)
         self.context = branch if self.context is None else self.context.join(branch)
-        self.thoughts += thoughts
+        self.states += states
 
     def _is_ragged(self, context: Context) -> bool:
         compiled = self.model.decode_compile_options is not None
@@ -342,7 +342,7 @@ class Decoder:
         config, context = self.model.config, self.context
         if context is None:
             return
-        fed = [thought.feed for thought in self.thoughts if thought.feed is not None]  # all are at work
+        fed = [state.feed for state in self.states if state.feed is not None]  # all are at work
         ids = torch.tensor(fed, device=context.hidden.device)  # (N,)
         self.context = context = advance(
             self.model.vlm, self.model.embedding_head, context, ids, self.model.decode_compile_options
@@ -350,12 +350,12 @@ class Decoder:
         self.statistics.steps += 1
         self.statistics.row_steps += len(fed)
         inside, markers = [], []
-        for place, (thought, token) in enumerate(zip(self.thoughts, fed, strict=True)):
-            thought.token_ids.append(token)
+        for place, (state, token) in enumerate(zip(self.states, fed, strict=True)):
+            state.token_ids.append(token)
             if token == config.embed_token_id:
                 markers.append(place)
             elif token == config.end_think_token_id:
-                thought.feed = config.embed_token_id
+                state.feed = config.embed_token_id
             else:
                 inside.append(place)
         if inside:
@@ -368,7 +368,7 @@ class Decoder:
         if len(places) < len(self):
             hidden = hidden[torch.tensor(places, device=hidden.device)]
         for place, token in zip(places, _next_tokens(self.model, hidden, self.sampling).tolist(), strict=True):
-            self.thoughts[place].follow(token, self.model.config.end_think_token_id)
+            self.states[place].follow(token, self.model.config.end_think_token_id)
 
     def _embed(self, context: Context, places: list[int]) -> None:
         """Read the embeddings of the rows at an `<|embed|>`, and let go of those that are done."""
@@ -379,11 +379,11 @@ class Decoder:
         if self.decide is not None:
             again = self.decide(model.gate(context.hidden[at])).tolist()
         for place, embedding, more in zip(places, embeddings, again, strict=True):
-            self.thoughts[place].embed(embedding, more, model.config.think_token_id)
-        stay = [place for place, thought in enumerate(self.thoughts) if thought.feed is not None]
+            self.states[place].embed(embedding, more, model.config.think_token_id)
+        stay = [place for place, state in enumerate(self.states) if state.feed is not None]
         if len(stay) < len(self):
             order = places_kept(stay)
-            self.thoughts = [self.thoughts[place] for place in order]
+            self.states = [self.states[place] for place in order]
             self.context = context.keep(torch.tensor(order, device=at.device)) if order else None
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .backbones_mmemb_r1 import can_join, is_per_token
 from .configuration_mmemb_r1 import listed_budgets, resolve_reasoning
-from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, Thought, left_padded, prefill
+from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, RationaleState, Sampling, left_padded, prefill
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
 
-JOINING = 8  # as many parts of a full decoder as rows join it in
+REFILL_FRACTION = 1 / 8  # of a full decoder: its cache is copied only when so many new rows can join
 
 
 @dataclass(frozen=True)
@@ -73,45 +73,45 @@ class ReadBatch:
     Attributes:
         direct: `(B, D)` direct embeddings.
         gate_prob: `(B,)`.
-        thoughts: of the rows that think, by row.
+        states: of the rows that think, by row.
     """
 
     direct: Tensor
     gate_prob: Tensor
-    thoughts: dict[int, Thought]
+    states: dict[int, RationaleState]
 
     @property
     def done(self) -> bool:
         """Whether nothing of it is thinking any more."""
-        return all(thought.done for thought in self.thoughts.values())
+        return all(state.done for state in self.states.values())
 
     def output(self, slots: int, output_all_embeddings: bool) -> MMEmbR1EmbedOutput:
         """What `embed` returns, with `slots` vectors per row."""
         rows, device = len(self.direct), self.direct.device
         embeddings = self.direct
-        if self.thoughts:
-            places = torch.tensor(list(self.thoughts), device=device)
-            last = torch.stack([thought.embeddings[-1] for thought in self.thoughts.values()])
+        if self.states:
+            places = torch.tensor(list(self.states), device=device)
+            last = torch.stack([state.embeddings[-1] for state in self.states.values()])
             embeddings = self.direct.index_copy(0, places, last.to(self.direct.dtype))
-        none = Thought(0, 0)
-        thoughts = [self.thoughts.get(row, none) for row in range(rows)]
-        rounds = torch.tensor([len(thought.embeddings) for thought in thoughts], device=device)
+        none = RationaleState(0, 0)
+        states = [self.states.get(row, none) for row in range(rows)]
+        rounds = torch.tensor([len(state.embeddings) for state in states], device=device)
         return MMEmbR1EmbedOutput(
             embeddings=embeddings,
             gate_prob=self.gate_prob,
             reasoned=rounds > 0,
             num_reasoning_rounds=rounds,
-            num_reasoning_tokens=torch.tensor([thought.num_tokens for thought in thoughts], device=device),
-            num_forced_closings=torch.tensor([thought.num_forced for thought in thoughts], device=device),
-            rationale_ids=_filled_up([thought.rationale_ids for thought in thoughts], device),
+            num_reasoning_tokens=torch.tensor([state.num_tokens for state in states], device=device),
+            num_forced_closings=torch.tensor([state.num_truncated for state in states], device=device),
+            rationale_ids=_filled_up([state.rationale_ids for state in states], device),
             all_embeddings=self._every(slots) if output_all_embeddings else None,
         )
 
     def _every(self, slots: int) -> Tensor:
         """`(B, slots, D)`, the vector after k rationales in slot k, or the last one there is."""
         every = self.direct[:, None].repeat(1, slots, 1)
-        for row, thought in self.thoughts.items():
-            for slot, embedding in enumerate(thought.embeddings, start=1):
+        for row, state in self.states.items():
+            for slot, embedding in enumerate(state.embeddings, start=1):
                 every[row, slot:] = embedding
         return every
 
@@ -140,7 +140,7 @@ def embed_batches(
     for batch in batches:
         read, context = read_prompts(model, batch, options)
         waiting.append(read)
-        _let_think(decoder, read.thoughts, context, decode_batch_size)
+        _start_thinking(decoder, read.states, context, decode_batch_size)
         del context
         while waiting and waiting[0].done:
             yield waiting.popleft().output(slots, output_all_embeddings)
@@ -178,28 +178,28 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, **media)
         direct = model.embedding_head(context.pooled.mean)
         gate_prob = model.gate(context.hidden).sigmoid()
-    thoughts = {row: Thought(budgets[row], options.max_reasoning_rounds) for row in options.thinks(gate_prob)}
-    return ReadBatch(direct, gate_prob, thoughts), context
+    states = {row: RationaleState(budgets[row], options.max_reasoning_rounds) for row in options.thinks(gate_prob)}
+    return ReadBatch(direct, gate_prob, states), context
 
 
 @torch.no_grad()
-def _let_think(
-    decoder: Decoder, thoughts: Mapping[int, Thought], context: Context, decode_batch_size: int | None
+def _start_thinking(
+    decoder: Decoder, states: Mapping[int, RationaleState], context: Context, decode_batch_size: int | None
 ) -> None:
     """
     Hand rows to the decoder, which makes room for them first: for an eighth of what it may hold, so that it is nearly
     full all the time, and its cache is copied for them only now and then.
     """
-    if not thoughts:
+    if not states:
         return
-    rows = torch.tensor(list(thoughts), device=context.hidden.device)
+    rows = torch.tensor(list(states), device=context.hidden.device)
     size = decode_batch_size or len(rows)
     if decode_batch_size is not None and can_join(context.cache):
-        size = max(decode_batch_size // JOINING, 1)
+        size = max(int(decode_batch_size * REFILL_FRACTION), 1)
     for part in rows.split(size):
         if decode_batch_size is not None:
             decoder.run(until=max(decode_batch_size - len(part), 0))
-        decoder.add(context, part, [thoughts[row] for row in part.tolist()])
+        decoder.add(context, part, [states[row] for row in part.tolist()])
 
 
 def _filled_up(rows: list[list[int]], device: torch.device) -> Tensor:

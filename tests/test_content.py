@@ -253,5 +253,6 @@ def test_one_file_knows_what_an_address_looks_like():
     """Whoever asks whether a text is a path, a web address or a data URL asks `parse_address`."""
     folders = [Path(package.__file__).parent for package in (mmemb_r1.content, mmemb_r1.modeling, mmemb_r1.training)]
     pattern = re.compile(r"""\.startswith\(\(?["'](data:|https?:)""")
-    found = {path.name for folder in folders for path in folder.rglob("*.py") if pattern.search(path.read_text("utf-8"))}
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    found = {path.name for path in files if pattern.search(path.read_text("utf-8"))}
     assert found == {"media_mmemb_r1.py"}

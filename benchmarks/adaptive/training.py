@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from experiments.pipeline.grpo import train_adaptive
-from mmemb_r1.runs import claim, made_whole
+from mmemb_r1.runs import made_whole, record_run
 
 
 def train_seed(
@@ -41,7 +41,7 @@ def train_seed(
         The folder.
     """
     folder, checkpoints = output / f"grpo-{seed}", output / "checkpoints" / f"grpo-{seed}"
-    claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, **facts})
+    record_run(output / f"grpo-{seed}.json", {**fields, "steps": steps, **facts})
     settings = {**fields, "max_steps": steps, "seed": seed}
     made_whole(
         folder, lambda made: train_adaptive(start, pairs, joint_pairs, settings, made, checkpoints, rounds=rounds)

@@ -14,7 +14,7 @@ from experiments.pipeline.tasks import of_tasks
 from joint.arms import ARMS, GOLD, LEARNING_RATE, STEPS, Arm
 from joint.selection import table_path
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.runs import claim, made_whole
+from mmemb_r1.runs import made_whole, record_run
 
 
 def train_arm(
@@ -61,11 +61,11 @@ def train_arm(
         },
     )
     facts = {**settings, "atlas": atlas.manifest["fingerprint"], "rationales": _digest(rationales)}
-    claim(
+    record_run(
         run / "arms" / f"{name}-{seed}.json",
         facts,
         what=f"the arm {name}-{seed}",
-        mend="Other numbers go into another --variant.",
+        hint="Other numbers go into another --variant.",
     )
     checkpoints = run / "checkpoints" / f"{name}-{seed}"
     return made_whole(

@@ -24,14 +24,14 @@ from mmemb_r1.seeding import random_order, seeded_random
 NUM_CONTROL_TOKENS = 3  # of a thought, beside those of the rationale itself
 
 
-def thought_ids(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str) -> list[int]:
+def rationale_suffix(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str) -> list[int]:
     """`<think> r </think> <|embed|>`, as if the model had thought it; control strings in r become plain text."""
     text = as_plain_text(rationale, control_strings(processor))
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return as_thought(config, ids)
+    return suffix_of_ids(config, ids)
 
 
-def as_thought(config: Any, ids: Iterable[int]) -> list[int]:
+def suffix_of_ids(config: Any, ids: Iterable[int]) -> list[int]:
     """`<think> ids </think> <|embed|>`."""
     return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
 
@@ -97,7 +97,7 @@ def forced_embeddings(
         encoder: whose first module is the adaptive model.
         inputs: N inputs as for `encode`.
         suffixes: N lists of token ids: none, or whole thoughts `<think> r </think> <|embed|>` one after another, see
-            `thought_ids`.
+            `rationale_suffix`.
         prompt: the system turn of inputs that bring none.
         batch_size: inputs at once; fewer if they are long.
         advance: is told of every batch how many inputs it had.

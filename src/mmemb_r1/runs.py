@@ -40,12 +40,12 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def claim(
+def record_run(
     path: Path,
     facts: Mapping[str, Any],
     *,
     what: str | None = None,
-    mend: str = "Choose another folder, or remove it.",
+    hint: str = "Choose another folder, or remove it.",
 ) -> bool:
     """Note in a file what a run is made of, so that only the same run goes on in its folder.
 
@@ -53,7 +53,7 @@ def claim(
         path: the note.
         facts: what makes the run the same; what JSON does not know is noted as text.
         what: whose note it is, for the message. Default: the folder's.
-        mend: the end of the message.
+        hint: what to do about it, the end of the message.
 
     Returns:
         Whether the same run noted itself before.
@@ -61,19 +61,19 @@ def claim(
     Raises:
         ValueError: if another run was begun there; it says what differs.
     """
-    if claimed(path, facts, what=what, mend=mend):
+    if check_run(path, facts, what=what, hint=hint):
         return True
     with replaced_file(path) as temporary:
         temporary.write_text(_noted(facts), encoding="utf-8")
     return False
 
 
-def claimed(
+def check_run(
     path: Path,
     facts: Mapping[str, Any],
     *,
     what: str | None = None,
-    mend: str = "Choose another folder, or remove it.",
+    hint: str = "Choose another folder, or remove it.",
 ) -> bool:
     """Whether the same run noted itself before; an error if another one did. Arguments and errors as in `claim`."""
     if not path.exists():
@@ -81,7 +81,7 @@ def claimed(
     there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(_noted(facts))
     if differences := list(_differences(there, here)):
         shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
-        raise ValueError(f"{what or path.parent} was begun with other settings or data: {shown} (see {path}). {mend}")
+        raise ValueError(f"{what or path.parent} was begun with other settings or data: {shown} (see {path}). {hint}")
     return True
 
 

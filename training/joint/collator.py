@@ -17,7 +17,7 @@ from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
+from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix
 from mmemb_r1.training.joint.data import Example
 
 IGNORED = -100
@@ -151,7 +151,7 @@ class JointCollator:
             return []
         last = self.max_reasoning_rounds - 1
         rounds = [*segments[:last], " ".join(segments[last:])] if len(segments) > last else list(segments)
-        thoughts = [thought_ids(self.processor, self.config, text) for text in rounds]
+        thoughts = [rationale_suffix(self.processor, self.config, text) for text in rounds]
         for text, thought in zip(rounds, thoughts, strict=True):
             if (length := len(thought) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
                 raise ValueError(
