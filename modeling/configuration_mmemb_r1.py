@@ -1,4 +1,4 @@
-"""Configuration of the adaptive embedding model: every number the model needs, nothing else."""
+"""Configure the adaptive embedding model: every number that it needs, nothing else."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ class MMEmbR1Config(PreTrainedConfig):
         document_reasoning (`str`, *optional*, defaults to `"never"`):
             Default reasoning mode of `encode_document`: a corpus is embedded directly unless it is worth more.
         max_reasoning_tokens (`int`, *optional*, defaults to 128):
-            Budget of one rationale in tokens; a longer one is closed by force.
+            Budget of one rationale in tokens. A longer one is truncated: `</think>` is inserted, and the text so far
+            is embedded.
         max_reasoning_rounds (`int`, *optional*, defaults to 1):
             How often an input may think; the gate is asked again after every round.
         max_text_tokens (`int`, *optional*, defaults to 8192):
@@ -181,7 +182,7 @@ class MMEmbR1Config(PreTrainedConfig):
                 raise ValueError(f"An embedding of {width} dimensions can't be truncated to {dim}.")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The language model's configuration, which caches, vocabulary and generation read."""
+        """Get the language model's configuration, which caches, vocabulary and generation read."""
         return self.vlm_config.get_text_config(*args, **kwargs)
 
     @property
@@ -191,7 +192,7 @@ class MMEmbR1Config(PreTrainedConfig):
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """What `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
+        """Name what `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
         return {"feature-extraction": {"impl": "pipeline_mmemb_r1.MMEmbR1Pipeline", "pt": ["AutoModel"]}}
 
     @property

@@ -1,5 +1,5 @@
 """
-Adaptive decoding: from one prefill, think only for the rows that should, and embed again.
+Decode adaptively: from one prefill, think only for the rows that should, and embed again.
 
 Every row is a small state machine whose state is the token it feeds next:
 
@@ -29,7 +29,7 @@ from .ragged_mmemb_r1 import RaggedCache, attend_ragged
 @dataclass
 class Context:
     """
-    What decoding needs to know of a batch of rows.
+    Hold what decoding needs to know of a batch of rows.
 
     Attributes:
         cache: the key-value cache of the tokens so far: the backbone's, all rows padded on the left, or a
@@ -49,15 +49,15 @@ class Context:
     hidden: Tensor
 
     def branch(self, rows: Tensor) -> Context:
-        """A copy of the given rows `(N,)`, any of them left out or repeated; this one stays as it is."""
+        """Copy the given rows `(N,)`, any of them left out or repeated; this one stays as it is."""
         return self._of(branched(self.cache, rows), self.mask, rows)
 
     def branch_ragged(self, rows: Tensor) -> Context:
-        """The same without padding, where [`can_be_ragged`] says so."""
+        """Copy rows without padding, where [`can_be_ragged`] says so."""
         return self._of(RaggedCache.of(self.cache, rows.tolist(), self.lengths[rows].tolist()), None, rows)
 
     def keep(self, order: Tensor) -> Context:
-        """The rows `order` `(n,)`, from [`places_kept`]; the cache is changed in place."""
+        """Keep the rows `order` `(n,)`, from [`places_kept`]; the cache is changed in place."""
         if isinstance(self.cache, RaggedCache):
             self.cache.keep(order.tolist())
         else:
@@ -69,7 +69,7 @@ class Context:
         return Context(cache, mask, self.lengths[rows], self.offset[rows], self.pooled.select(rows), self.hidden[rows])
 
     def join(self, other: Context) -> Context:
-        """The rows of both, without the padding that all of them have; both are used up."""
+        """Join the rows of both, without the padding that all of them have; both are used up."""
         lengths, mask = torch.cat([self.lengths, other.lengths]), None
         if self.mask is None or other.mask is None:
             self.cache.join(other.cache)
@@ -95,7 +95,7 @@ class Context:
 @dataclass
 class Sampling:
     """
-    How the tokens of a rationale are chosen.
+    Choose the tokens of a rationale.
 
     Args:
         do_sample: draw from the distribution; otherwise the likeliest token (greedy).
@@ -108,7 +108,7 @@ class Sampling:
     generator: torch.Generator | None = None
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Next token ids `(B,)` from `logits` `(B, V)`."""
+        """Choose the next token ids `(B,)` from `logits` `(B, V)`."""
         if not self.do_sample:
             return logits.argmax(dim=-1)
         probabilities = nn.functional.softmax(logits.float() / self.temperature, dim=-1)
@@ -117,7 +117,7 @@ class Sampling:
 
 def left_padded(mask: Tensor) -> Tensor | None:
     """
-    Column order `(B, S)` that moves all padding to the left, or `None` if it is there already.
+    Find the order of columns `(B, S)` that moves all padding to the left; `None` if it is there already.
 
     >>> left_padded(torch.tensor([[1, 1, 0], [1, 1, 1]])).tolist()
     [[2, 0, 1], [0, 1, 2]]
@@ -200,7 +200,7 @@ _COMPILED: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
 
 
 def _compiled(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """A class's forward, compiled once for all its models: they stay free of what can't be copied or pickled."""
+    """Compile a class's forward once for all its models: they stay free of what can't be copied or pickled."""
     key = forward, repr(sorted(options.items()))
     if key not in _COMPILED:
         _COMPILED[key] = torch.compile(forward, **options)
@@ -210,7 +210,7 @@ def _compiled(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callab
 @dataclass
 class RationaleState:
     """
-    The rationales of one row, and where it is in them.
+    Track the rationales of one row, and where it is in them.
 
     Attributes:
         max_tokens: budget of one rationale.
@@ -238,7 +238,7 @@ class RationaleState:
 
     @property
     def rationale_ids(self) -> list[int]:
-        """Ids of the rationales, with the control tokens between rounds but not those around the whole."""
+        """List the ids of the rationales, with the control tokens between rounds but not those around the whole."""
         return self.token_ids[1:-2]
 
     def begin(self, think_id: int) -> None:
@@ -265,7 +265,7 @@ class RationaleState:
 @dataclass
 class DecodingStatistics:
     """
-    What decoding cost.
+    Count what decoding cost.
 
     Attributes:
         steps: forward passes.
@@ -278,7 +278,7 @@ class DecodingStatistics:
 
 class Decoder:
     """
-    Rows that think, of any number of prefills, one token per step.
+    Decode rows that think, of any number of prefills, one token per step.
 
     Args:
         model: the [`MMEmbR1Model`].
@@ -307,7 +307,7 @@ class Decoder:
         self.context: Context | None = None
 
     def __len__(self) -> int:
-        """Rows that are still thinking."""
+        """Count the rows that are still thinking."""
         return len(self.states)
 
     def add(self, context: Context, rows: Tensor, states: Sequence[RationaleState]) -> None:
@@ -388,13 +388,13 @@ class Decoder:
 
 
 def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:
-    """Rationale tokens `(N,)` after the hidden states `(N, H)`; ids that can't occur in a rationale are left out."""
+    """Choose tokens `(N,)` after the hidden states `(N, H)`, without ids that can't occur in a rationale."""
     logits = model.vlm.get_output_embeddings()(hidden)  # (N, H) -> (N, V)
     return sampling.choose(without_suppressed(logits, model.config))
 
 
 def without_suppressed(logits: Tensor, config: Any) -> Tensor:
-    """Logits `(N, V)`, changed in place: minus infinity at the ids that can't occur in a rationale."""
+    """Set logits `(N, V)`, in place, to minus infinity at the ids that can't occur in a rationale."""
     logits[:, config.suppressed_token_ids] = -torch.inf
     if config.rationale_vocab_size is not None:
         logits[:, config.rationale_vocab_size :] = -torch.inf

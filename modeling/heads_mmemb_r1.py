@@ -1,4 +1,4 @@
-"""The two small heads on top of the backbone: the reasoning gate, and the embedding head with its poolings."""
+"""Put two small heads on the backbone: the reasoning gate, and the embedding head with its poolings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 class ReasoningGate(nn.Module):
     """
-    Decides at an `<|embed|>` whether to think: hidden state `(..., H)` -> logit `(...)`.
+    Decide at an `<|embed|>` whether to think: hidden state `(..., H)` -> logit `(...)`.
 
     `sigmoid(logit)` is the probability of `<think>` against stopping. A fresh gate is constant: its weights are zero
     and its bias is `config.gate_init_bias`.
@@ -40,7 +40,7 @@ class ReasoningGate(nn.Module):
 
 class Pooled(NamedTuple):
     """
-    A weighted mean of hidden states that can be extended token by token.
+    Hold a weighted mean of hidden states that can be extended token by token.
 
     Attributes:
         log_weight: `(B,)` logarithm of the summed weights so far, in float32.
@@ -51,11 +51,11 @@ class Pooled(NamedTuple):
     mean: Tensor
 
     def select(self, rows: Tensor) -> Pooled:
-        """The given rows only."""
+        """Keep the given rows only."""
         return Pooled(self.log_weight[rows], self.mean[rows])
 
     def beside(self, other: Pooled) -> Pooled:
-        """The rows of both."""
+        """Join the rows of both."""
         return Pooled(torch.cat([self.log_weight, other.log_weight]), torch.cat([self.mean, other.mean]))
 
 
@@ -101,7 +101,7 @@ class EmbeddingHead(nn.Module):
         return Pooled(total, pooled.mean + share * (later.mean - pooled.mean))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled states `(..., H)` -> embeddings `(..., D)`, in float32."""
+        """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32."""
         embedding = pooled if self.projection is None else self.projection(pooled.to(self.projection.weight.dtype))
         embedding = embedding[..., : self.truncate_dim].float()
         return nn.functional.normalize(embedding, dim=-1) if self.normalize else embedding

@@ -22,7 +22,7 @@ _ALLOWED = (
 
 class InputError(ValueError):
     """
-    An input that can't be embedded.
+    Report an input that can't be embedded.
 
     Attributes:
         index: position of the input among those passed.
@@ -42,7 +42,7 @@ class InputError(ValueError):
         return type(self), (self.index, self.reason)
 
     def at(self, index: int) -> InputError:
-        """The same error for another position."""
+        """Make the same error for another position."""
         return type(self)(index, self.reason)
 
 
@@ -137,7 +137,7 @@ def _text(value: Any) -> str:
 
 
 def _fields(value: Any, media: MediaOptions) -> Mapping[str, Any]:
-    """One input as a dict."""
+    """Read one input that is no chat as a dict."""
     if isinstance(value, str):
         return _string_field(value, media)
     if isinstance(value, Image.Image | bytes | np.ndarray):
@@ -150,7 +150,7 @@ def _fields(value: Any, media: MediaOptions) -> Mapping[str, Any]:
 
 
 def _string_field(value: str, media: MediaOptions) -> dict[str, Any]:
-    """A bare string is text, unless it plainly names a picture or a video."""
+    """Read a bare string as text, unless it plainly names a picture or a video."""
     place, kind = parse_address(value)
     if kind is None:
         return {"text": value}
@@ -172,7 +172,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _as_videos(value: Any) -> list[Any]:
-    """A list of frames is one video; a list of anything else is several."""
+    """List videos: a list of frames is one, a list of anything else is several."""
     if isinstance(value, list | tuple) and value and all(map(_is_frame, value)):
         return [value]
     return _as_list(value)

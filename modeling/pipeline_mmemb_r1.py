@@ -1,4 +1,4 @@
-"""`pipeline("feature-extraction", repository, trust_remote_code=True)`: one input in, its embedding out."""
+"""Embed with `pipeline("feature-extraction", repository, trust_remote_code=True)`: one input in, its embedding out."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ except ImportError:
 
 
 def truncate_text(tokenizer: Any, text: str, max_tokens: int) -> str:
-    """The longest beginning of `text` that has at most `max_tokens` tokens."""
+    """Cut `text` to its longest beginning of at most `max_tokens` tokens."""
     if len(text.encode()) <= max_tokens:  # a token is at least one byte
         return text
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -54,7 +54,7 @@ def render(
     chat_template: str | None = None,
 ) -> BatchFeature:
     """
-    Conversations -> the tensors of a batch, padded on the left, each prompt ending in `<|embed|>`.
+    Render conversations as the tensors of a batch, padded on the left, each prompt ending in `<|embed|>`.
 
     Control tokens inside the users' text are encoded as plain text. Encoding, training and reinforcement learning all
     come through here.
@@ -104,7 +104,7 @@ def plain_conversations(
     processor: ProcessorMixin, conversations: list[list[dict[str, Any]]], max_text_tokens: int | None = None
 ) -> list[list[dict[str, Any]]]:
     """
-    The conversations as [`render`] writes them: without control strings in their text, and cut to so many tokens.
+    Clean conversations as [`render`] does: no control strings in their text, which is cut to so many tokens.
     Those that went through here once stay as they are.
     """
     controls = control_strings(processor)
@@ -115,7 +115,7 @@ def plain_conversations(
 
 
 def _with_plain_text(conversation: list[dict[str, Any]], controls: tuple[str, ...]) -> list[dict[str, Any]]:
-    """No text holds a control string. Neighbours become one: templates join them, and halves would make a whole."""
+    """Break control strings. Neighbouring texts become one: templates join them, and halves would make a whole."""
     messages = []
     for message in conversation:
         content: list[dict[str, Any]] = []

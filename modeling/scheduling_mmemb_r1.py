@@ -1,4 +1,4 @@
-"""Scheduling: prompts are read batch by batch, and the rows of several batches that think are decoded together."""
+"""Schedule prompts: they are read batch by batch, and the rows of several batches that think are decoded together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFILL_FRACTION = 1 / 8  # of a full decoder: its cache is copied only when so m
 
 @dataclass(frozen=True)
 class ReasoningOptions:
-    """How to think, with the config's defaults filled in; see [`MMEmbR1Model.embed`]."""
+    """Say how to think, with the config's defaults filled in; see [`MMEmbR1Model.embed`]."""
 
     reasoning: str
     gate_threshold: float
@@ -40,7 +40,7 @@ class ReasoningOptions:
         return cls(**resolve_reasoning(config, options), sampling=sampling or Sampling())
 
     def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:
-        """Tokens of one rationale, for each of so many rows; those that are `given` go before the options'."""
+        """List each row's budget of one rationale; `given` ones go before the options'."""
         budgets = self.max_reasoning_tokens if given is None else given
         budgets = listed_budgets(budgets) * (rows if isinstance(budgets, Integral) else 1)
         if len(budgets) != rows or min(budgets, default=1) < 1:
@@ -51,7 +51,7 @@ class ReasoningOptions:
         return budgets
 
     def thinks(self, gate_prob: Tensor) -> list[int]:
-        """Which rows think, by their gate probabilities `(B,)`."""
+        """List the rows that think, by their gate probabilities `(B,)`."""
         if self.reasoning == "always":
             return list(range(len(gate_prob)))
         if self.reasoning == "never":
@@ -59,7 +59,7 @@ class ReasoningOptions:
         return (gate_prob >= self.gate_threshold).nonzero().squeeze(-1).tolist()
 
     def again(self, gate_logits: Tensor) -> Tensor:
-        """Which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
+        """Tell which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
         if self.reasoning == "always":
             return torch.ones_like(gate_logits, dtype=torch.bool)
         return gate_logits.sigmoid() >= self.gate_threshold
@@ -68,7 +68,7 @@ class ReasoningOptions:
 @dataclass
 class ReadBatch:
     """
-    A batch whose prompts were read.
+    Hold a batch whose prompts were read.
 
     Attributes:
         direct: `(B, D)` direct embeddings.
@@ -82,11 +82,11 @@ class ReadBatch:
 
     @property
     def done(self) -> bool:
-        """Whether nothing of it is thinking any more."""
+        """Tell whether no row is thinking any more."""
         return all(state.done for state in self.states.values())
 
     def output(self, slots: int, output_all_embeddings: bool) -> MMEmbR1EmbedOutput:
-        """What `embed` returns, with `slots` vectors per row."""
+        """Make what `embed` returns, with `slots` vectors per row."""
         rows, device = len(self.direct), self.direct.device
         embeddings = self.direct
         if self.states:
@@ -108,7 +108,7 @@ class ReadBatch:
         )
 
     def _every(self, slots: int) -> Tensor:
-        """`(B, slots, D)`, the vector after k rationales in slot k, or the last one there is."""
+        """Stack `(B, slots, D)`: the vector after k rationales in slot k, or the last one there is."""
         every = self.direct[:, None].repeat(1, slots, 1)
         for row, state in self.states.items():
             for slot, embedding in enumerate(state.embeddings, start=1):
@@ -125,7 +125,7 @@ def embed_batches(
     statistics: DecodingStatistics | None = None,
     several: bool = True,
 ) -> Iterator[MMEmbR1EmbedOutput]:
-    """See [`MMEmbR1Model.embed_batches`]; `several` is whether there can be more than one batch."""
+    """Embed batches, see [`MMEmbR1Model.embed_batches`]; `several` is whether there can be more than one."""
     if decode_batch_size is not None and decode_batch_size < 1:
         raise ValueError(f"decode_batch_size={decode_batch_size} has to be at least 1, or None for all rows at once.")
     slots = 1 if options.reasoning == "never" else options.max_reasoning_rounds + 1
@@ -151,7 +151,7 @@ def embed_batches(
 
 def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions) -> tuple[ReadBatch, Context]:
     """
-    Read prompts once, pictures included: direct embeddings, decisions, and what decoding goes on from.
+    Read prompts once, pictures included: direct embeddings, the gate's answers, and what decoding goes on from.
 
     Args:
         model: the [`MMEmbR1Model`].
@@ -203,7 +203,7 @@ def _start_thinking(
 
 
 def _filled_up(rows: list[list[int]], device: torch.device) -> Tensor:
-    """Lists of ids -> `(B, T)`, filled up with -1."""
+    """Stack lists of ids as `(B, T)`, filled up with -1."""
     width = max(map(len, rows), default=0)
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long, device=device).reshape(
         len(rows), width

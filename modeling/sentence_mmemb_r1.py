@@ -1,4 +1,4 @@
-"""The sentence-transformers module: `encode` runs the adaptive model."""
+"""Make the adaptive model a module of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTPUTS = (  # besides the embeddings
 
 class MMEmbR1Module(InputModule):
     """
-    The only module of an mmemb-r1 [`SentenceTransformer`]: inputs in, embeddings (and what was thought) out.
+    Embed inputs as the only module of an mmemb-r1 [`SentenceTransformer`]; rationales come out beside embeddings.
 
     Args:
         model ([`MMEmbR1Model`]): the adaptive model.
@@ -60,7 +60,7 @@ class MMEmbR1Module(InputModule):
 
     @property
     def max_seq_length(self) -> int | None:
-        """Longest text of one input in tokens; media and template are not counted."""
+        """Limit the text of one input in tokens; media and template are not counted."""
         return self.model.config.max_text_tokens
 
     @max_seq_length.setter
@@ -75,7 +75,7 @@ class MMEmbR1Module(InputModule):
         self, inputs: Sequence[Any], prompt: str | None = None, allow_remote_media: bool = False, **kwargs: Any
     ) -> dict[str, Tensor]:
         """
-        Inputs -> tensors of a batch.
+        Turn inputs into the tensors of a batch.
 
         Args:
             inputs: strings, pictures, dicts or chat messages, see `to_conversations`.
@@ -121,7 +121,7 @@ class MMEmbR1Module(InputModule):
 
     def embed_batches(self, batches: Iterable[dict[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
         """
-        [`forward`] for many batches, whose rows think together: see [`MMEmbR1Model.embed_batches`].
+        Embed many batches, whose rows think together: see [`MMEmbR1Model.embed_batches`].
 
         Args:
             batches: of each what `preprocess` returned.

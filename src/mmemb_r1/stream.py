@@ -27,10 +27,10 @@ from mmemb_r1.stream_shards import (
     FORMATS,
     Ids,
     ShardInfo,
-    read_rows,
     read_shard_info,
-    shard_path,
-    write_shard,
+    read_vectors,
+    vectors_path,
+    write_vectors,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def encode_stream(
 
 def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarray]]:
     """
-    Ids and embeddings `(N, D)` float32 of a finished `encode_stream`, shard by shard.
+    Read ids and embeddings `(N, D)` float32 of a finished `encode_stream`, shard by shard.
 
     Embeddings of safetensors files are mapped: they are read from the disk where they are used, and can't be changed.
 
@@ -130,12 +130,12 @@ def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarra
     """
     folder = Path(output).expanduser()
     for shard in _index(folder)["shards"]:
-        yield read_rows(folder / shard["file"])
+        yield read_vectors(folder / shard["file"])
 
 
 def load_shards(output: str | os.PathLike[str]) -> tuple[Ids, np.ndarray]:
     """
-    All ids and embeddings `(N, D)` float32 of a finished `encode_stream`, in memory and in the order of the inputs.
+    Load ids and embeddings `(N, D)` float32 of a finished `encode_stream`, in the order of the inputs.
 
     Raises:
         ValueError: as `read_shards`.
@@ -282,7 +282,7 @@ class _Run:
         ids = _checked_ids(names, self.id_kind)
         self.id_kind = type(ids[0])
         digest = _digest(ids, values, self.media)
-        path = shard_path(self.output, index, self.file_format)
+        path = vectors_path(self.output, index, self.file_format)
         if path.exists():
             info = read_shard_info(path)
             if info.digest != digest:
@@ -296,7 +296,7 @@ class _Run:
         # only now: until something came of them, settings may be corrected
         record_run(self.output / SETTINGS, self.settings)
         (self.output / INDEX).unlink(missing_ok=True)  # of a run that had fewer inputs, or lost this shard
-        return write_shard(path, digest, ids, columns, rationales), True
+        return write_vectors(path, digest, ids, columns, rationales), True
 
     def _embedded(self, values: list[Any], start: int) -> tuple[dict[str, np.ndarray], list[str] | None]:
         try:
@@ -316,7 +316,7 @@ class _Run:
 
     def _check_end(self, count: int) -> None:
         """Refuse inputs that end before the shards do, or at once."""
-        if shard_path(self.output, count, self.file_format).exists():
+        if vectors_path(self.output, count, self.file_format).exists():
             raise ValueError(
                 f"{self.output} holds more than {count} shards, and the inputs end there. Pass the same inputs, or "
                 "choose another folder."
@@ -325,7 +325,7 @@ class _Run:
             raise ValueError("there are no inputs to embed.")
 
     def _write_index(self, summary: StreamSummary, shards: list[ShardInfo]) -> None:
-        files = [shard_path(self.output, index, self.file_format).name for index in range(len(shards))]
+        files = [vectors_path(self.output, index, self.file_format).name for index in range(len(shards))]
         index = {
             **{name: value for name, value in asdict(summary).items() if name in ("rows", "dim", "reasoned")},
             "shards": [{"file": file, "rows": info.rows} for file, info in zip(files, shards, strict=True)],

@@ -38,17 +38,17 @@ class ShardInfo:
     reasoned: int
 
 
-def shard_path(folder: Path, index: int, file_format: str) -> Path:
+def vectors_path(folder: Path, index: int, file_format: str) -> Path:
     """
     Name the file of a shard.
 
-    >>> shard_path(Path("vectors"), 7, "parquet").as_posix()
+    >>> vectors_path(Path("vectors"), 7, "parquet").as_posix()
     'vectors/shard-00007.parquet'
     """
     return folder / f"shard-{index:05d}.{file_format}"
 
 
-def write_shard(
+def write_vectors(
     path: Path, digest: str, ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None
 ) -> ShardInfo:
     """
@@ -87,9 +87,9 @@ def read_shard_info(path: Path) -> ShardInfo:
         return ShardInfo(**json.loads(metadata[_INFO]))
 
 
-def read_rows(path: Path) -> tuple[Ids, np.ndarray]:
+def read_vectors(path: Path) -> tuple[Ids, np.ndarray]:
     """
-    Ids and embeddings `(N, D)` float32 of a shard; those of a safetensors file stay on the disk until they are used.
+    Read ids and embeddings `(N, D)` float32 of a shard; those of a safetensors file stay on disk until they are used.
 
     Raises:
         ValueError: if the file is damaged, or no shard.
@@ -99,7 +99,7 @@ def read_rows(path: Path) -> tuple[Ids, np.ndarray]:
 
 
 class _NoShardError(Exception):
-    """Raised for a file that `write_shard` did not write."""
+    """Raised for a file that `write_vectors` did not write."""
 
 
 @contextmanager
