@@ -60,13 +60,7 @@ DEFAULTS = MediaOptions()
 
 
 class Address(NamedTuple):
-    """
-    Say where a picture or video is.
-
-    Attributes:
-        place: `"data"` (a data URL), `"web"` or `"path"`.
-        kind: `"image"` or `"video"`, if the text plainly names one; else `None`.
-    """
+    """Say where a picture or video is: see `parse_address`."""
 
     place: str
     kind: str | None
@@ -75,6 +69,10 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address:
     """
     Read a text as the address of a picture or video: the one rule for what is a path, a web address and a data URL.
+
+    Returns:
+        The place, `"data"` (a data URL), `"web"` or `"path"`; and the kind, `"image"` or `"video"`, if the text
+        plainly names one, else `None`.
 
     >>> parse_address("HTTPS://example.org/a.PNG")
     Address(place='web', kind='image')

@@ -262,12 +262,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, **media}
         options = ReasoningOptions.of(
-            self.config,
-            sampling,
-            reasoning=reasoning,
-            gate_threshold=gate_threshold,
-            max_reasoning_tokens=max_reasoning_tokens,
-            max_reasoning_rounds=max_reasoning_rounds,
+            self.config, sampling, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds
         )
         return next(embed_batches(self, [batch], options, decode_batch_size, output_all_embeddings, several=False))
 
@@ -302,12 +297,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             ValueError: as [`embed`].
         """
         options = ReasoningOptions.of(
-            self.config,
-            sampling,
-            reasoning=reasoning,
-            gate_threshold=gate_threshold,
-            max_reasoning_tokens=max_reasoning_tokens,
-            max_reasoning_rounds=max_reasoning_rounds,
+            self.config, sampling, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds
         )
         return embed_batches(self, batches, options, decode_batch_size, output_all_embeddings, statistics)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backbones_mmemb_r1 import can_join, is_per_token
-from .configuration_mmemb_r1 import listed_budgets, resolve_reasoning
+from .configuration_mmemb_r1 import REASONING_OPTIONS, listed_budgets, resolve_reasoning
 from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, RationaleState, Sampling, left_padded, prefill
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
 
@@ -30,13 +30,9 @@ class ReasoningOptions:
     sampling: Sampling
 
     @classmethod
-    def of(cls, config: Any, sampling: Sampling | None = None, **options: Any) -> ReasoningOptions:
-        """
-        Resolve the options that are given by the config's, see [`resolve_reasoning`].
-
-        Raises:
-            ValueError: if an option is out of its range.
-        """
+    def of(cls, config: Any, sampling: Sampling | None, *given: Any) -> ReasoningOptions:
+        """Resolve the values that are `given`, in the order of `REASONING_OPTIONS`, see [`resolve_reasoning`]."""
+        options = dict(zip(REASONING_OPTIONS, given, strict=True))
         return cls(**resolve_reasoning(config, options), sampling=sampling or Sampling())
 
     def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:

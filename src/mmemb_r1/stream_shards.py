@@ -81,10 +81,7 @@ def read_shard_info(path: Path) -> ShardInfo:
         ValueError: if the file is damaged, or no shard.
     """
     with _errors_explained(path):
-        metadata = _parquet_metadata(path) if path.suffix == ".parquet" else _safetensors_metadata(path)
-        if _INFO not in metadata:
-            raise _NoShardError("it is no shard of embeddings")
-        return ShardInfo(**json.loads(metadata[_INFO]))
+        return ShardInfo(**json.loads(_metadata(path)[_INFO]))
 
 
 def read_vectors(path: Path) -> tuple[Ids, np.ndarray]:
@@ -95,7 +92,16 @@ def read_vectors(path: Path) -> tuple[Ids, np.ndarray]:
         ValueError: if the file is damaged, or no shard.
     """
     with _errors_explained(path):
-        return _parquet_rows(path) if path.suffix == ".parquet" else _safetensors_rows(path)
+        read = _parquet_rows if path.suffix == ".parquet" else _safetensors_rows
+        return read(path, _metadata(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Read a file's metadata, which tell that it is a shard."""
+    metadata = _parquet_metadata(path) if path.suffix == ".parquet" else _safetensors_metadata(path)
+    if _INFO not in metadata:
+        raise _NoShardError("it is no shard of embeddings")
+    return metadata
 
 
 class _NoShardError(Exception):
@@ -139,11 +145,8 @@ def _safetensors_metadata(path: Path) -> dict[str, str]:
         return tensors.metadata() or {}
 
 
-def _safetensors_rows(path: Path) -> tuple[Ids, np.ndarray]:
+def _safetensors_rows(path: Path, metadata: dict[str, str]) -> tuple[Ids, np.ndarray]:
     with safe_open(path, framework="numpy") as tensors:
-        metadata = tensors.metadata() or {}
-        if _INFO not in metadata:
-            raise _NoShardError("it is no shard of embeddings")
         ids = json.loads(metadata["ids"]) if "ids" in metadata else tensors.get_tensor("ids").tolist()
     with path.open("rb") as stream:  # 8 bytes say how long the header is; offsets count from its end
         length = int.from_bytes(stream.read(8), "little")
@@ -177,11 +180,9 @@ def _parquet_metadata(path: Path) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
-def _parquet_rows(path: Path) -> tuple[Ids, np.ndarray]:
+def _parquet_rows(path: Path, _: dict[str, str]) -> tuple[Ids, np.ndarray]:
     import pyarrow.parquet
 
-    if _INFO not in _parquet_metadata(path):
-        raise _NoShardError("it is no shard of embeddings")
     table = pyarrow.parquet.read_table(path, columns=["id", "embedding"])
     embeddings = table["embedding"].combine_chunks()
     values = embeddings.flatten().to_numpy()  # (N * D,)
