@@ -110,16 +110,16 @@ def test_the_gate_is_a_small_network(width, hidden):
     assert layer.to(torch.bfloat16)(hidden.bfloat16()).dtype == torch.float32
 
 
-@register_pooling("norm")
+@register_pooling("length")
 class NormPooling(EmbeddingHead):
-    """The example of `docs`: long states count for more."""
+    """Long states count for more."""
 
     def log_weights(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.float().norm(dim=-1).log()
 
 
 def test_a_pooling_of_ones_own_needs_no_change_to_the_package(make_tiny, tmp_path):
-    tiny = make_tiny("qwen3_vl", pooling="norm")
+    tiny = make_tiny("qwen3_vl", pooling="length")
     model = MMEmbR1.from_model(tiny.model, tiny.processor)
     vectors = model.encode(["Lima", "the capital of Peru"], reasoning="always", max_reasoning_tokens=3)
     model.save_pretrained(str(tmp_path / "model"))
@@ -129,16 +129,16 @@ def test_a_pooling_of_ones_own_needs_no_change_to_the_package(make_tiny, tmp_pat
     np.testing.assert_allclose(encoded, vectors, atol=1e-5)
     hidden, mask = torch.randn(1, S, H), torch.ones(1, S)
     expected = torch.nn.functional.normalize(hidden[0].norm(dim=-1) @ hidden[0], dim=0)
-    layer = head("norm")
+    layer = head("length")
     torch.testing.assert_close(layer(layer.pool(hidden, mask).mean)[0], expected)
 
 
 def test_loading_a_pooling_that_nobody_registered_says_what_to_import(make_tiny, tmp_path):
-    tiny = make_tiny("qwen3_vl", pooling="norm")
+    tiny = make_tiny("qwen3_vl", pooling="length")
     MMEmbR1.from_model(tiny.model, tiny.processor).save_pretrained(str(tmp_path))
     code = "import sys; from mmemb_r1 import MMEmbR1; MMEmbR1(sys.argv[1])"
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert run.returncode and "pooling='norm' is not known" in run.stderr
+    assert run.returncode and "pooling='length' is not known" in run.stderr
     assert "import the module that registers it" in run.stderr
 
 
