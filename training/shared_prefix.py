@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, rotary_positions, token_positions
 from mmemb_r1.modeling.caching_mmemb_r1 import RoomyLayer, branched
-from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded, rotary_positions, token_positions, uses_multimodal_rope
+from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded
 
 
 @dataclass
@@ -118,13 +119,11 @@ def extend(vlm: Any, prefix: Prefix, token_ids: Tensor, token_mask: Tensor | Non
             f"of tokens in its window of {_reach(prefix.cache)}, or in its recurrent state. Extend suffixes of one "
             "length at a time, or call suffix_logits, which does."
         )
-    position_ids = token_positions(mask)[:, -token_ids.shape[1] :] + prefix.offset  # (B, T)
-    if uses_multimodal_rope(vlm):
-        position_ids = position_ids.expand(3, -1, -1)  # (3, B, T)
+    numbers = token_positions(mask)[:, -token_ids.shape[1] :]  # (B, T)
     output = vlm(
         input_ids=token_ids.to(device),
         attention_mask=mask,
-        position_ids=position_ids,
+        position_ids=next_positions(vlm, numbers, prefix.offset),
         past_key_values=prefix.cache,
         use_cache=True,
         logits_to_keep=1,

@@ -7,9 +7,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from mmemb_r1.content import PARTS, given_parts
+from mmemb_r1.content import given_parts
+from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -167,12 +166,12 @@ def _nameless(value: Any) -> Any:
     return value
 
 
-def content_key(value: Any) -> bytes:
-    """A digest of an input's content: equal for equal inputs.
+def stored_digest(value: Any) -> bytes:
+    """Digest an input as a table stores it, for seeds and to tell whether a table changed; no file is read.
 
-    Stored pictures count by their bytes, or by their path where there are none.
+    It is not for comparing inputs: that is [`mmemb_r1.content.content_key`].
 
-    >>> content_key({"text": "a", "image": []}) == content_key({"text": "a"})
+    >>> stored_digest({"text": "a", "image": []}) == stored_digest({"text": "a"})
     True
     """
     digest = blake2b(digest_size=16)
@@ -190,7 +189,5 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _feed(digest, item)
-    elif isinstance(value, Image.Image):
-        digest.update(f"{value.size}{value.mode}".encode() + value.tobytes())
     else:
         digest.update(value if isinstance(value, bytes) else repr(value).encode())

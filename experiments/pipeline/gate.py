@@ -14,8 +14,8 @@ from datasets import Dataset
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
-from mmemb_r1.rationale_tokens import append_tokens, as_thought
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
+from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
 from mmemb_r1.training.adaptive.gate import alignment, fit_gate
 
 BATCH_SIZE = 128
@@ -130,5 +130,5 @@ def decisions(
 def with_thoughts(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: torch.Tensor) -> dict[str, Any]:
     """Prompts with their chains after them: the input of a whole pass. `rationale_ids` `(B, T)` as `embed` gives."""
     config = model[0].model.config
-    suffixes = [as_thought(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
+    suffixes = [suffix_of_ids(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
     return append_tokens(dict(features), suffixes, model.tokenizer.pad_token_id, "left")

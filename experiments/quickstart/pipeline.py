@@ -12,7 +12,7 @@ from experiments.quickstart import stages
 from experiments.quickstart.recipe import RECIPE_FILE, QuickstartRecipe
 from mmemb_r1.atlas import build_atlas
 from mmemb_r1.evaluation.run_folder import Results
-from mmemb_r1.runs import claim
+from mmemb_r1.runs import record_run
 
 MAX_JOBS = 4  # each takes about a gigabyte
 STAGES = (
@@ -44,10 +44,10 @@ def run_quickstart(
         ValueError: if `output` was begun with another recipe, or Atlas is another one now.
     """
     console = console or Console()
-    claim(output / RECIPE_FILE, asdict(recipe))
+    record_run(output / RECIPE_FILE, asdict(recipe))
     console.rule("1. Atlas: pictures, facts and questions")
     atlas = build_atlas(output / "atlas", seed=recipe.warm_up.seed, **recipe.warm_up.atlas)
-    claim(output / "data.json", {"atlas": atlas.manifest["fingerprint"]})
+    record_run(output / "data.json", {"atlas": atlas.manifest["fingerprint"]})
     console.print({split: len(pairs) for split, pairs in atlas.pairs.items()})
     run = stages.Quickstart(output, recipe, atlas, console, jobs or min(num_threads(), MAX_JOBS))
     for number, (title, stage) in enumerate(STAGES, 2):

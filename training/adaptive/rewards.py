@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import ProcessorMixin
 
-from mmemb_r1.content import given_parts
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.content import content_key, given_parts
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training.joint.collator import numbered
-from mmemb_r1.training.tables import StoredInputs, check_pairs, content_key
+from mmemb_r1.training.tables import StoredInputs, check_pairs, stored_column
 
 
 class AlignmentScorer:
@@ -44,8 +45,8 @@ class AlignmentScorer:
         targets = [target for table in tables for target in StoredInputs(table, "target")]
         tasks = [task for table in tables for task in _tasks(table)]
         hard = (
-            [[given_parts(value) for value in row or []] for row in pairs["negatives"]]
-            if ("negatives" in pairs.column_names)
+            [[given_parts(value) for value in row or []] for row in stored_column(pairs, "negatives").to_pylist()]
+            if "negatives" in pairs.column_names
             else [[]] * len(pairs)
         )
         flat = [value for row in hard for value in row]

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmemb_r1.modeling.decoding_mmemb_r1 import (
-    Context,
-    Decoder,
-    Sampling,
-    Thought,
-    prefill,
-    token_positions,
-    uses_multimodal_rope,
-)
+from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions
+from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, RationaleState, Sampling, prefill
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 
@@ -73,7 +66,7 @@ def roll_out(
     context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
     direct, gate_logits = model.embedding_head(context.pooled.mean), model.gate(context.hidden)
     rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(num_reasoned)
-    thoughts = [Thought(max_tokens, max_rounds) for _ in range(len(rows))]
+    states = [RationaleState(max_tokens, max_rounds) for _ in range(len(rows))]
     decoder = Decoder(
         model,
         decide=lambda logits: (
@@ -81,16 +74,16 @@ def roll_out(
         ),
         sampling=Sampling(do_sample=True, temperature=temperature, generator=generator),
     )
-    decoder.add(context, rows, thoughts)
+    decoder.add(context, rows, states)
     decoder.run()
     return Group(
         direct,
         gate_logits,
-        torch.stack([thought.embeddings[-1] for thought in thoughts]),
-        [thought.token_ids for thought in thoughts],
-        torch.tensor([thought.num_tokens for thought in thoughts], device=rows.device),
-        torch.tensor([len(thought.embeddings) for thought in thoughts], device=rows.device),
-        torch.tensor([thought.num_forced for thought in thoughts], device=rows.device),
+        torch.stack([state.embeddings[-1] for state in states]),
+        [state.token_ids for state in states],
+        torch.tensor([state.num_tokens for state in states], device=rows.device),
+        torch.tensor([len(state.embeddings) for state in states], device=rows.device),
+        torch.tensor([state.num_truncated for state in states], device=rows.device),
     )
 
 
@@ -111,13 +104,11 @@ def read_thoughts(model: MMEmbR1Model, context: Context, rows: Tensor, thoughts:
     tail_mask = pad_sequence([torch.ones_like(tail) for tail in tails], batch_first=True)
     prompt_mask = cast(Tensor, context.mask)  # a branch is padded
     mask = torch.cat([prompt_mask, tail_mask.to(prompt_mask.dtype)], dim=1)  # (N, S + T)
-    position_ids = token_positions(mask)[:, -ids.shape[1] :] + context.offset  # (N, T)
-    if uses_multimodal_rope(model.vlm):
-        position_ids = position_ids.expand(3, -1, -1)  # (3, N, T)
+    numbers = token_positions(mask)[:, -ids.shape[1] :]  # (N, T)
     hidden = model.vlm.base_model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=position_ids,
+        position_ids=next_positions(model.vlm, numbers, context.offset),
         past_key_values=context.cache,
         use_cache=True,
         return_dict=True,

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from mmemb_r1.content import content_key
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
+from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix
 from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.joint.data import Example
-from mmemb_r1.training.tables import content_key
 
 IGNORED = -100
 
@@ -149,7 +150,7 @@ class JointCollator:
             return []
         last = self.max_reasoning_rounds - 1
         rounds = [*segments[:last], " ".join(segments[last:])] if len(segments) > last else list(segments)
-        thoughts = [thought_ids(self.processor, self.config, text) for text in rounds]
+        thoughts = [rationale_suffix(self.processor, self.config, text) for text in rounds]
         for text, thought in zip(rounds, thoughts, strict=True):
             if (length := len(thought) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
                 raise ValueError(
@@ -159,7 +160,7 @@ class JointCollator:
         return thoughts
 
     def _side(self, rows: list[_Row]) -> SideBatch:
-        contents = [content_key(row["value"]) for row in rows]
+        contents = [content_key(row["value"], MediaOptions.of(self.config)) for row in rows]
         index, first = numbered([(key, str(row["thoughts"])) for key, row in zip(contents, rows, strict=True)])
         inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
         for row, place in zip(rows, index, strict=True):

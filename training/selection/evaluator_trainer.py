@@ -17,7 +17,7 @@ from trl.trainer.base_config import _BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer
 
 from mmemb_r1.atlas import augment
-from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
+from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.training.selection.evaluator_data import KINDS, Judgement, Judgements
 from mmemb_r1.training.selection.vlm_evaluator import (

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they load."""
+"""Add the options that several commands share, and load what they name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_shard_options(parser: argparse._ActionsContainer) -> None:
 
 
 def show_progress(package: str) -> bool:
-    """Whether to show a bar: if standard error is a terminal. If it is none, `package` logs a line per shard."""
+    """Tell whether to show a bar: if standard error is a terminal. If it is none, `package` logs a line per shard."""
     bar = sys.stderr.isatty()
     logging.basicConfig(format="%(message)s")
     if not bar:
@@ -36,6 +36,8 @@ def show_progress(package: str) -> bool:
 
 def part(text: str) -> tuple[int, int]:
     """
+    Parse I/N, the I-th of N parts.
+
     >>> part("2/3")
     (2, 3)
     """
@@ -55,7 +57,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExc
 
 
 def atlas_split(args: argparse.Namespace) -> tuple[Atlas, str, dict[str, Any]]:
-    """The Atlas that was asked for, the split, and what makes its tasks other tasks than those of another Atlas."""
+    """Load the Atlas and the split that were asked for, and what tells its tasks from those of another Atlas."""
     from mmemb_r1.atlas import load_atlas
 
     atlas, split = load_atlas(args.atlas), args.split or "test"
@@ -64,7 +66,7 @@ def atlas_split(args: argparse.Namespace) -> tuple[Atlas, str, dict[str, Any]]:
 
 def listed(text: str) -> tuple[str, ...]:
     """
-    The names of a comma-separated list.
+    Split a comma-separated list.
 
     >>> listed("fact, flag")
     ('fact', 'flag')

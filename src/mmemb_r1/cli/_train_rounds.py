@@ -112,14 +112,14 @@ def check(args: argparse.Namespace) -> None:
 
 def claim_folder(args: argparse.Namespace) -> None:
     """Another run must not go on in this one's folder; a larger --n may."""
-    from mmemb_r1.runs import claim
+    from mmemb_r1.runs import record_run
 
     files = ("pairs", "policy_pairs", "eval_pairs", "pool", "joint_config", "adaptive_config")
     digests = {
         name: sha256(getattr(args, name).read_bytes()).hexdigest() for name in files if getattr(args, name) is not None
     }
     facts = {name: getattr(args, name) for name in SETTINGS}
-    claim(args.output / "run.json", {**facts, **digests})
+    record_run(args.output / "run.json", {**facts, **digests})
 
 
 def draw(args: argparse.Namespace, notes: list[dict[str, Any]]) -> None:

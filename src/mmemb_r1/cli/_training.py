@@ -115,10 +115,10 @@ def train_in_folder(trainer: Any, args: argparse.Namespace, fields: Mapping[str,
     Raises:
         ValueError: if the folder was begun with another model, table or other settings.
     """
-    from mmemb_r1.runs import claim
+    from mmemb_r1.runs import record_run
     from mmemb_r1.training.base_trainer import last_checkpoint
 
-    claim(
+    record_run(
         args.output / "run.json",
         {
             "model": args.model,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.training.adaptive.rewards import AlignmentScorer, embed_directly
@@ -83,3 +84,15 @@ def test_a_pair_without_negatives_is_refused(make_pairs):
 def test_candidates_have_to_be_embedded_first(pairs):
     with pytest.raises(ValueError, match="call embed first"):
         AlignmentScorer(pairs).log_alignment(torch.tensor([0]), torch.ones(1, 32))
+
+
+def test_a_target_is_no_negative_of_its_own_pair(make_pairs):
+    """Also where the table stores pictures, which are decoded when a row is read."""
+    red, blue = ({"image": [image]} for image in (Image.new("RGB", (8, 8), name) for name in ("red", "blue")))
+    rows = [
+        {"query": {"text": "a"}, "target": red, "task": "x", "negatives": [red, blue]},
+        {"query": {"text": "b"}, "target": {"text": "b"}, "task": "y", "negatives": [blue]},
+    ]
+    scorer = AlignmentScorer(make_pairs(rows))
+    assert len(scorer.inputs) == 3
+    assert [len(own) for own in scorer._own] == [1, 1]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmemb_r1.evaluation.encoders import in_parts
-from mmemb_r1.rationale_tokens import as_thought, shuffled, thought_ids
+from mmemb_r1.rationale_tokens import rationale_suffix, shuffled, suffix_of_ids
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _thought(model: Any, item: Mapping[str, Any]) -> Thought:
         elif token not in (config.embed_token_id, config.think_token_id):  # they stand between rounds alone
             rounds[-1].append(token)
     return Thought(
-        ids=as_thought(config, ids),
+        ids=suffix_of_ids(config, ids),
         texts=tuple(model.tokenizer.decode(one).strip() for one in rounds),
         num_tokens=int(item["num_reasoning_tokens"]),
         embedding=item["sentence_embedding"].float().cpu().numpy(),
@@ -97,7 +97,7 @@ def _thought(model: Any, item: Mapping[str, Any]) -> Thought:
 def written_thought(model: Any, texts: Sequence[str]) -> list[int]:
     """Ids of `<think> r </think> <|embed|>` for each text, one after another."""
     config = model[0].model.config
-    return list(chain.from_iterable(thought_ids(model.processor, config, text) for text in texts))
+    return list(chain.from_iterable(rationale_suffix(model.processor, config, text) for text in texts))
 
 
 def shuffled_thought(texts: Sequence[str], seed: int) -> tuple[str, ...]:
