@@ -61,8 +61,11 @@ def _baselines(result: Mapping[str, Any]) -> list[float]:
 
 
 def training_section(facts: Mapping[str, Any], datasets: Sequence[str]) -> str:
-    """Write tables of the training's data and settings. Lists and objects among the facts (logs, say) are left out."""
-    told = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+    """
+    Data and selection, then settings, then the phases `before` this one. Other lists and objects among the facts (say
+    logs) are left out.
+    """
+    told = _told(facts)
     data = {name: told.pop(name) for name in DATA_FACTS if name in told}
     if datasets:
         data["datasets"] = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
@@ -71,7 +74,14 @@ def training_section(facts: Mapping[str, Any], datasets: Sequence[str]) -> str:
         text += f"\n## Training data and selection\n\n{table(['', ''], data.items())}\n"
     if told:
         text += f"\n## Training\n\n{table(['', ''], told.items())}\n"
+    for earlier in reversed(facts.get("before", [])):
+        told = _told(earlier)
+        text += f"\n### Before it: {told.pop('phase', 'training')}\n\n{table(['', ''], told.items())}\n"
     return text
+
+
+def _told(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    return {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
 
 
 def measured_on(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""A prompt that is read once, pictures included, and continued many times: sampled from, or scored with suffixes."""
+"""Read a prompt once, pictures included, and continue it many times: sample from it, or score suffixes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded
 @dataclass
 class Prefix:
     """
-    What the backbone keeps of the tokens it has read. Padding may lie between them: the mask says where.
+    Hold what the backbone keeps of the tokens that it has read. Padding may lie between them, where the mask is 0.
 
     Attributes:
         cache: the key-value cache.
@@ -42,7 +42,7 @@ class Prefix:
         return self.of(self.cache, rows)
 
     def of(self, cache: Any, rows: Tensor) -> Prefix:
-        """The given rows, with a `cache` that holds them already."""
+        """Take the given rows, with a `cache` that holds them already."""
         return Prefix(cache, self.mask[rows], self.offset[rows], self.logits[rows])
 
 
@@ -77,7 +77,7 @@ def read_prefix(vlm: Any, batch: Mapping[str, Any]) -> Prefix:
 
 def branch(prefix: Prefix, rows: Tensor) -> Prefix:
     """
-    Copies of rows, each to be continued in its own way; `prefix` stays as it is.
+    Copy rows, to continue each in its own way; `prefix` stays as it is.
 
     Args:
         prefix: prompts that were read.
@@ -140,7 +140,7 @@ def suffix_logits(
     batch_size: int = 64,
 ) -> Tensor:
     """
-    Logits `(N, V)` float32 of the token after each suffix; the prefix is read by none of them again.
+    Compute the logits `(N, V)` float32 of the token after each suffix; the prefix is not read again.
 
     Args:
         vlm: the model that read the prefix.
@@ -182,7 +182,7 @@ def _require_last_column(mask: Tensor, what: str) -> None:
 
 
 def _reach(cache: Any) -> float:
-    """Up to how many columns, padding included, every token attends to all before it."""
+    """Count the columns, padding included, up to which every token attends to all before it."""
     return min(map(_layer_reach, cache.layers), default=math.inf)
 
 

@@ -1,4 +1,4 @@
-"""Reading the tables that the stages exchange."""
+"""Read and check the tables that the stages exchange."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAIR_COLUMNS = ("pair_id", "query", "target")
 
 def read_pairs(path: Path, required: Sequence[str] = ()) -> Dataset:
     """
-    A pairs table from a Parquet file, in memory.
+    Read a pairs table from a Parquet file into memory.
 
     Args:
         path: the file. Columns that `datasets` wrote as pictures are decoded when a row is read; others (paths, bytes)
@@ -110,7 +110,7 @@ def _check_inputs(values: pyarrow.ChunkedArray, ids: Sequence[Any], column: str,
 
 
 def _is_given(part: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """Where one part of an input `(N,)` holds something."""
+    """Find where one part of an input `(N,)` holds something."""
     import pyarrow
     import pyarrow.compute as compute
 
@@ -125,16 +125,16 @@ def _is_given(part: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
 
 
 def stored_column(table: Dataset, column: str) -> pyarrow.ChunkedArray:
-    """A column as it is stored: pictures stay undecoded."""
+    """Return a column as it is stored: pictures stay undecoded."""
     return table.select_columns([column]).with_format("arrow")[:][column]
 
 
 class StoredInputs(Sequence[dict[str, Any]]):
     """
-    The inputs of one column, each as a dict of the parts that are there. Rows are read when they are asked for.
+    Read the inputs of one column, each as a dict of the parts that are there, when they are asked for.
 
-    Pictures stay as they are stored: a path, or `{"bytes", "path"}`, without the path where there are bytes. It plays
-    no part in what the input is, and file names tend to tell the label.
+    Pictures stay as they are stored: a path, or `{"bytes", "path"}`, without the path where there are bytes: a name is
+    no part of the input, and may give away the label.
 
     Args:
         table: a table that `check_pairs` passed for that column.
@@ -164,6 +164,19 @@ def _nameless(value: Any) -> Any:
         nameless = {"path": None} if value.get("bytes") else {}
         return {**{key: _nameless(item) for key, item in value.items()}, **nameless}
     return value
+
+
+def number_distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Number keys, equal ones alike; also return where each number came first.
+
+    >>> number_distinct(["x", "y", "x"])
+    ([0, 1, 0], [0, 1])
+    """
+    first: dict[Any, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    number = {key: code for code, key in enumerate(first)}
+    return [number[key] for key in keys], list(first.values())
 
 
 def stored_digest(value: Any) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from experiments.pipeline.gate import GATE_FACTS, fit_gate_of
+from experiments.pipeline.gate import fit_gate_of
 from experiments.pipeline.grpo import train_adaptive
 from experiments.pipeline.joint import joint_settings, train_from
 from experiments.pipeline.posterior import (
@@ -41,6 +41,7 @@ from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.model_card import write_model_card
 from mmemb_r1.runs import replaced_file, write_json
 from mmemb_r1.training.base_trainer import TRAINING_FILE
+from mmemb_r1.training.gate_phase import GATE_FILE
 
 # Folders, in the order in which they are made.
 WARM_UP, PRIOR, SCORES, POSTERIOR, JOINT, GATE, MODEL = (
@@ -173,10 +174,10 @@ def run_gate(run: Quickstart) -> None:
 
     def make(folder: Path) -> None:
         policy = at_most(run.atlas.pairs["policy"], rows)
-        write_json(folder / GATE_FACTS, fit_gate_of(run.output / JOINT, policy, run.atlas.candidates, folder))
+        write_json(folder / GATE_FILE, fit_gate_of(run.output / JOINT, policy, run.atlas.candidates, folder))
 
     run.stage(GATE, {"rows_per_task": rows}, make, (JOINT,))
-    facts = _read(run.output / GATE / GATE_FACTS)
+    facts = _read(run.output / GATE / GATE_FILE)
     run.console.print(
         f"thinking pays on {facts['pays']:.0%} of the policy split; the gate chooses it on {facts['thinks']:.0%}",
         highlight=False,
@@ -197,7 +198,7 @@ def run_grpo(run: Quickstart) -> None:
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # of TRL; nothing to be done
             train_adaptive(run.output / GATE, policy, pairs["train"], settings, folder, checkpoints)
         told = {name: _read(run.output / name / TRAINING_FILE) for name in (WARM_UP, JOINT)}
-        gate = _read(run.output / GATE / GATE_FACTS)
+        gate = _read(run.output / GATE / GATE_FILE)
         facts = training_facts(told[WARM_UP], told[JOINT], gate, _read(folder / TRAINING_FILE))
         write_json(folder / TRAINING_FILE, facts)
 

@@ -370,7 +370,7 @@ class TestQuantisation:
         ("options", "message"),
         [
             ({"load_in_2bit": True}, "no option 'load_in_2bit'; allowed: dtype, load_in_8bit, load_in_4bit"),
-            ({}, "Quantisation to what"),
+            ({}, "neither load_in_4bit nor load_in_8bit is true"),
             ({"load_in_4bit": True, "load_in_8bit": True}, "can't use 8 bit and 4 bit"),
         ],
     )

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import yaml
 
-from mmemb_r1.cli._training import as_number
+from mmemb_r1.training.run import as_number
 
 
 def of_example(root, name, config):
