@@ -119,11 +119,6 @@ def keep(cache: Any, order: Tensor) -> None:
             layer.reorder_cache(order)
 
 
-def can_join(cache: Any) -> bool:
-    """Whether rows of this cache can stand beside those of another one: they can't with recurrent states."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer) for layer in cache.layers)
-
-
 def joined(first: Any, second: Any, widths: tuple[int, int]) -> Any:
     """
     The rows of two caches as one, aligned on the right.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -13,19 +15,56 @@ REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max
 REASONING_MODES = ("auto", "always", "never")
 
 
-def check_reasoning_options(
-    reasoning: str, gate_threshold: float, max_reasoning_tokens: int, max_reasoning_rounds: int
-) -> None:
-    """Raise a ValueError that says what is allowed if an option of thinking is out of its range."""
+def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None = None) -> dict[str, Any]:
+    """
+    Fill in the options of thinking that are not given, and check them: the one place where this is done.
+
+    Args:
+        config: the [`MMEmbR1Config`], whose values are the defaults.
+        options: those that are given; `None` counts as not given, and other names are passed over.
+        task: `"document"` makes the config's `document_reasoning` the default of `reasoning`.
+
+    Returns:
+        All of `REASONING_OPTIONS`; `max_reasoning_tokens` is one number, or a list of one per row.
+
+    Raises:
+        ValueError: if an option is out of its range.
+
+    >>> resolve_reasoning(MMEmbR1Config(), {"gate_threshold": 0.9, "batch_size": 8}, task="document")
+    {'reasoning': 'never', 'gate_threshold': 0.9, 'max_reasoning_tokens': 128, 'max_reasoning_rounds': 1}
+    """
+    defaults = {name: getattr(config, name) for name in REASONING_OPTIONS}
+    if task == "document":
+        defaults["reasoning"] = config.document_reasoning
+    given = {name: options[name] for name in REASONING_OPTIONS if options.get(name) is not None}
+    reasoning, threshold, tokens, rounds = (defaults | given).values()
     if reasoning not in REASONING_MODES:
         raise ValueError(f"reasoning={reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
-    if not 0 <= gate_threshold <= 1:
-        raise ValueError(f"gate_threshold={gate_threshold} has to be a probability, from 0 to 1.")
-    if max_reasoning_tokens < 1 or max_reasoning_rounds < 1:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"gate_threshold={threshold} has to be a probability, from 0 to 1.")
+    if not isinstance(rounds, Integral):
+        raise ValueError(f"max_reasoning_rounds={rounds!r:.80} has to be a whole number.")
+    budgets = listed_budgets(tokens)
+    if min(budgets, default=1) < 1 or rounds < 1:
         raise ValueError(
-            f"max_reasoning_tokens={max_reasoning_tokens} and max_reasoning_rounds={max_reasoning_rounds} have to be "
-            'at least 1; use reasoning="never" not to think.'
+            f"max_reasoning_tokens={tokens!r:.80} and max_reasoning_rounds={rounds} have to be at least 1; use "
+            'reasoning="never" not to think.'
         )
+    values = reasoning, float(threshold), int(tokens) if isinstance(tokens, Integral) else budgets, int(rounds)
+    return dict(zip(REASONING_OPTIONS, values, strict=True))
+
+
+def listed_budgets(budgets: Any) -> list[int]:
+    """
+    List the budgets of rationales: one for all rows, or one per row.
+
+    Raises:
+        ValueError: if they are no whole numbers.
+    """
+    given = budgets if isinstance(budgets, Sequence) else [budgets]
+    if isinstance(budgets, str) or not all(isinstance(budget, Integral) for budget in given):
+        raise ValueError(f"max_reasoning_tokens={budgets!r:.80} has to be one whole number, or a list of one per row.")
+    return [int(budget) for budget in given]
 
 
 class MMEmbR1Config(PreTrainedConfig):
@@ -135,9 +174,7 @@ class MMEmbR1Config(PreTrainedConfig):
         for name in ("num_video_frames", "max_image_pixels", "max_video_frames", "max_video_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1.")
-        check_reasoning_options(
-            self.reasoning, self.gate_threshold, self.max_reasoning_tokens, self.max_reasoning_rounds
-        )
+        resolve_reasoning(self, {})
         width = self.embedding_dim or self.hidden_size
         for dim in [*self.matryoshka_dims, *([self.truncate_dim] if self.truncate_dim is not None else [])]:
             if not 0 < dim <= width:

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .caching_mmemb_r1 import branched, can_join, joined, keep, places_kept
+from .backbones_mmemb_r1 import can_be_ragged, can_join, next_positions, rotary_positions
+from .caching_mmemb_r1 import branched, joined, keep, places_kept
 from .heads_mmemb_r1 import EmbeddingHead, Pooled
-from .ragged_mmemb_r1 import RaggedCache, attend_ragged, can_be_ragged
+from .ragged_mmemb_r1 import RaggedCache, attend_ragged
 
 
 @dataclass
@@ -114,34 +115,6 @@ class Sampling:
         return torch.multinomial(probabilities, num_samples=1, generator=self.generator).squeeze(-1)
 
 
-def uses_multimodal_rope(vlm: Any) -> bool:
-    """Whether the backbone keeps three rotary positions per token (Qwen-VL), which have to be passed to it."""
-    return hasattr(vlm.base_model, "get_rope_index")
-
-
-def rotary_positions(
-    vlm: Any, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """
-    Rotary positions of complete sequences, `(B, S)` or, for multimodal RoPE, `(3, B, S)`, and what a later token's
-    position has over its index in the row, `(B, 1)`.
-
-    They are always passed to the backbone: left to itself, a Qwen-VL counts padding as positions when there are no
-    media, and keeps the offsets as its own state, which two threads would share.
-    """
-    positions = token_positions(attention_mask)
-    if not uses_multimodal_rope(vlm):
-        return positions, positions.new_zeros(len(positions), 1)
-    if not any(key.endswith("grid_thw") for key in media):
-        return positions.expand(3, -1, -1), positions.new_zeros(len(positions), 1)
-    return vlm.base_model.get_rope_index(input_ids=input_ids, attention_mask=attention_mask, **media)
-
-
-def token_positions(mask: Tensor) -> Tensor:
-    """Index of each token in its row, `(B, S)`; padding counts as 0."""
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
 def left_padded(mask: Tensor) -> Tensor | None:
     """
     Column order `(B, S)` that moves all padding to the left, or `None` if it is there already.
@@ -199,22 +172,19 @@ def advance(
     compile_options: Mapping[str, Any] | None = None,
 ) -> Context:
     """Feed one token per row, `token_ids` `(B,)`, and read the hidden state there; compiled, if there are options."""
-    position_ids = context.lengths[:, None] + context.offset  # (B, 1)
-    order, mask = None, None
+    numbers, offset, order, mask = context.lengths[:, None], context.offset, None, None  # (B, 1)
     if context.mask is None:  # a ragged cache has its own masks, and an order of its own
         order = context.cache.begin_step(token_ids.device)
-        token_ids, position_ids = token_ids[order], position_ids[order]
+        token_ids, numbers, offset = token_ids[order], numbers[order], offset[order]
     else:
         mask = torch.cat([context.mask, context.mask.new_ones(len(token_ids), 1)], dim=1)  # (B, S) -> (B, S + 1)
-    if uses_multimodal_rope(vlm):
-        position_ids = position_ids.expand(3, -1, -1)  # (3, B, 1)
     run = vlm.base_model
     if compile_options is not None:
         run = partial(_compiled(type(run).forward, compile_options), run)
     output = run(
         input_ids=token_ids[:, None],
         attention_mask=mask,
-        position_ids=position_ids,
+        position_ids=next_positions(vlm, numbers, offset),
         past_key_values=context.cache,
         use_cache=True,
         return_dict=True,

@@ -17,8 +17,9 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
+from .backbones_mmemb_r1 import rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
-from .decoding_mmemb_r1 import DecodingStatistics, Sampling, rotary_positions, without_suppressed
+from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
@@ -260,7 +261,12 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, **media}
         options = ReasoningOptions.of(
-            self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
+            self.config,
+            sampling,
+            reasoning=reasoning,
+            gate_threshold=gate_threshold,
+            max_reasoning_tokens=max_reasoning_tokens,
+            max_reasoning_rounds=max_reasoning_rounds,
         )
         return next(embed_batches(self, [batch], options, decode_batch_size, output_all_embeddings, several=False))
 
@@ -295,7 +301,12 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             ValueError: as [`embed`].
         """
         options = ReasoningOptions.of(
-            self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
+            self.config,
+            sampling,
+            reasoning=reasoning,
+            gate_threshold=gate_threshold,
+            max_reasoning_tokens=max_reasoning_tokens,
+            max_reasoning_rounds=max_reasoning_rounds,
         )
         return embed_batches(self, batches, options, decode_batch_size, output_all_embeddings, statistics)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -281,16 +281,6 @@ class RaggedCache(Cache):
         group += [rows[slot] for slot in full]
         leaving = set(full)
         self._keep_slots(columns, [slot for slot in range(len(rows)) if slot not in leaving])
-
-
-def can_be_ragged(decoder: Any, cache: Any) -> bool:
-    """
-    Whether rows of this cache can stand in a [`RaggedCache`]: with full attention in all layers, by `sdpa`, and with
-    keys and values of one shape.
-    """
-    if decoder.config._attn_implementation not in (PLAIN, ATTENTION):
-        return False
-    return all(type(layer) is DynamicLayer and layer.keys.shape == layer.values.shape for layer in cache.layers)
 
 
 def attend_ragged(decoder: Any) -> None:

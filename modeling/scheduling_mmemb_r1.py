@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .caching_mmemb_r1 import can_join
-from .configuration_mmemb_r1 import check_reasoning_options
+from .backbones_mmemb_r1 import can_join, is_per_token
+from .configuration_mmemb_r1 import listed_budgets, resolve_reasoning
 from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, Thought, left_padded, prefill
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
 
@@ -24,40 +24,25 @@ class ReasoningOptions:
     """How to think, with the config's defaults filled in; see [`MMEmbR1Model.embed`]."""
 
     reasoning: str
-    threshold: float
-    max_tokens: int | Sequence[int]
-    max_rounds: int
+    gate_threshold: float
+    max_reasoning_tokens: int | Sequence[int]
+    max_reasoning_rounds: int
     sampling: Sampling
 
     @classmethod
-    def of(
-        cls,
-        config: Any,
-        reasoning: str | None,
-        gate_threshold: float | None,
-        max_reasoning_tokens: int | Sequence[int] | None,
-        max_reasoning_rounds: int | None,
-        sampling: Sampling | None,
-    ) -> ReasoningOptions:
+    def of(cls, config: Any, sampling: Sampling | None = None, **options: Any) -> ReasoningOptions:
         """
+        Resolve the options that are given by the config's, see [`resolve_reasoning`].
+
         Raises:
             ValueError: if an option is out of its range.
         """
-        options = cls(
-            reasoning=config.reasoning if reasoning is None else reasoning,
-            threshold=config.gate_threshold if gate_threshold is None else gate_threshold,
-            max_tokens=config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
-            max_rounds=config.max_reasoning_rounds if max_reasoning_rounds is None else max_reasoning_rounds,
-            sampling=sampling or Sampling(),
-        )
-        least = min(_listed(options.max_tokens), default=1)
-        check_reasoning_options(options.reasoning, options.threshold, least, options.max_rounds)
-        return options
+        return cls(**resolve_reasoning(config, options), sampling=sampling or Sampling())
 
     def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:
         """Tokens of one rationale, for each of so many rows; those that are `given` go before the options'."""
-        budgets = self.max_tokens if given is None else given
-        budgets = _listed(budgets) * (rows if isinstance(budgets, Integral) else 1)
+        budgets = self.max_reasoning_tokens if given is None else given
+        budgets = listed_budgets(budgets) * (rows if isinstance(budgets, Integral) else 1)
         if len(budgets) != rows or min(budgets, default=1) < 1:
             raise ValueError(
                 f"max_reasoning_tokens={str(list(budgets)):.80} are the budgets of {rows} rows; pass one number of at "
@@ -71,13 +56,13 @@ class ReasoningOptions:
             return list(range(len(gate_prob)))
         if self.reasoning == "never":
             return []
-        return (gate_prob >= self.threshold).nonzero().squeeze(-1).tolist()
+        return (gate_prob >= self.gate_threshold).nonzero().squeeze(-1).tolist()
 
     def again(self, gate_logits: Tensor) -> Tensor:
         """Which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
         if self.reasoning == "always":
             return torch.ones_like(gate_logits, dtype=torch.bool)
-        return gate_logits.sigmoid() >= self.threshold
+        return gate_logits.sigmoid() >= self.gate_threshold
 
 
 @dataclass
@@ -143,7 +128,7 @@ def embed_batches(
     """See [`MMEmbR1Model.embed_batches`]; `several` is whether there can be more than one batch."""
     if decode_batch_size is not None and decode_batch_size < 1:
         raise ValueError(f"decode_batch_size={decode_batch_size} has to be at least 1, or None for all rows at once.")
-    slots = 1 if options.reasoning == "never" else options.max_rounds + 1
+    slots = 1 if options.reasoning == "never" else options.max_reasoning_rounds + 1
     decoder = Decoder(
         model,
         decide=options.again,
@@ -184,7 +169,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
     order = left_padded(attention_mask)
     if order is not None:
         # everything of the prompts' shape is per token and moves along; media is stored flat, in reading order
-        media = {key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()}
+        media = {key: value.gather(1, order) if is_per_token(value, order) else value for key, value in media.items()}
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
     model.require_markers((input_ids[:, -1] == model.config.embed_token_id) & attention_mask[:, -1].bool())
     never = options.reasoning == "never"
@@ -193,7 +178,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, **media)
         direct = model.embedding_head(context.pooled.mean)
         gate_prob = model.gate(context.hidden).sigmoid()
-    thoughts = {row: Thought(budgets[row], options.max_rounds) for row in options.thinks(gate_prob)}
+    thoughts = {row: Thought(budgets[row], options.max_reasoning_rounds) for row in options.thinks(gate_prob)}
     return ReadBatch(direct, gate_prob, thoughts), context
 
 
@@ -215,18 +200,6 @@ def _let_think(
         if decode_batch_size is not None:
             decoder.run(until=max(decode_batch_size - len(part), 0))
         decoder.add(context, part, [thoughts[row] for row in part.tolist()])
-
-
-def _listed(budgets: Any) -> list[int]:
-    """One budget, or one per row, as a list."""
-    given = budgets if isinstance(budgets, Sequence) else [budgets]
-    if isinstance(budgets, str) or not all(isinstance(budget, Integral) for budget in given):
-        raise ValueError(f"max_reasoning_tokens={budgets!r:.80} has to be a whole number, or a list of one per row.")
-    return [int(budget) for budget in given]
-
-
-def _per_token(value: Any, order: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == order.shape and not value.is_floating_point()
 
 
 def _filled_up(rows: list[list[int]], device: torch.device) -> Tensor:

@@ -9,22 +9,12 @@ from functools import lru_cache
 import torch
 from transformers import AddedToken, PreTrainedModel, ProcessorMixin
 
+from .backbones_mmemb_r1 import embedding_template, media_placeholders
+
 EMBED = "<|embed|>"
 THINK = "<think>"
 END_THINK = "</think>"
 WORD_JOINER = "\u2060"  # invisible, and no normalisation takes it away
-
-# A thinking backbone's template opens (or opens and closes) `<think>` in its generation prompt. Before `<|embed|>`
-# that would be a rationale which nobody decided to write, so it is taken off.
-_TEMPLATE = (
-    "{% set mmemb_r1_prompt %}BACKBONE{%+ endset %}"
-    "{% if embed is defined and not embed %}{{ mmemb_r1_prompt }}{% else %}"
-    "{% set mmemb_r1_end = mmemb_r1_prompt.rstrip() %}"
-    "{% if mmemb_r1_end.endswith('<think>') %}{{ mmemb_r1_end[:-7] }}"
-    "{% elif mmemb_r1_end.endswith('</think>') and mmemb_r1_end[:-8].rstrip().endswith('<think>') %}"
-    "{{ mmemb_r1_end[:-8].rstrip()[:-7] }}"
-    "{% else %}{{ mmemb_r1_prompt }}{% endif %}EMBED{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -36,19 +26,6 @@ class ControlTokens:
     end_think: int
     new_ids: list[int]
     suppressed: list[int]
-
-
-def embedding_template(template: str) -> str:
-    """
-    A chat template that ends every prompt in `<|embed|>`; rendered with `embed=false` it is the backbone's own.
-
-    Raises:
-        ValueError: if the template does so already.
-    """
-    if "mmemb_r1_prompt" in template:
-        raise ValueError("This chat template ends in <|embed|> already: the processor belongs to an mmemb-r1 model.")
-    # jinja drops one newline at the end of a template, but not at the end of a block
-    return _TEMPLATE.replace("EMBED", EMBED).replace("BACKBONE", template.removesuffix("\n"))
 
 
 def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
@@ -90,8 +67,7 @@ def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
 def control_strings(processor: ProcessorMixin) -> tuple[str, ...]:
     """What must not be written by a user: the special tokens, those of media, and this model's own."""
     special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
-    media = {getattr(processor, name, None) or EMBED for name in ("image_token", "video_token")}
-    return tuple(sorted(special | media | {EMBED, THINK, END_THINK}))
+    return tuple(sorted(special | media_placeholders(processor) | {EMBED, THINK, END_THINK}))
 
 
 def as_plain_text(text: str, controls: tuple[str, ...]) -> str:

@@ -15,19 +15,20 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from mmemb_r1.content import content_key
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, encoder_of, in_parts, saved_prompts
 from mmemb_r1.evaluation.pair_tasks import pair_tasks
 from mmemb_r1.evaluation.scoring import SCORES_AT_ONCE, TIE_TOLERANCE
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.tasks import RetrievalTask
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
+from mmemb_r1.objective import target_probability
 from mmemb_r1.rationale_tokens import append_tokens, as_thought
 from mmemb_r1.runs import claim, progress_bar, replaced_file, step_of
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformer import MMEmbR1
-from mmemb_r1.training.gate import target_probability
-from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs, content_key
+from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 from mmemb_r1.training.vlm import weights_fingerprint
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -13,13 +13,12 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset
 
-from mmemb_r1.content import inputs_of
+from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformer import MMEmbR1
 from mmemb_r1.training.gate import fit_gate
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions
-from mmemb_r1.training.tables import content_key
 
 GATE_FILE = "gate.json"  # what `train_gate` returned, where it is kept
 NEGATIVES = ("table", "in-batch")

@@ -18,7 +18,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
 from mmemb_r1.evaluation.invocation import Answers
-from mmemb_r1.training.gate import alignment
+from mmemb_r1.objective import target_probability
 
 ANSWERS_FILE = "answers.parquet"
 MODES = ("never", "always")
@@ -98,7 +98,7 @@ def aligned(pairs: Dataset, queries: torch.Tensor, sets: Mapping[str, CandidateS
     found = torch.zeros(len(queries))
     for rows, answers, targets in by_set(pairs, sets):
         positives = torch.from_numpy(answers.places(targets))
-        found[rows] = alignment(queries[rows], torch.from_numpy(answers.embeddings), positives)
+        found[rows] = target_probability(queries[rows] @ torch.from_numpy(answers.embeddings).T, positives)
     return found
 
 

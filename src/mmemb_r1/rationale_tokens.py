@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from mmemb_r1.encoding import MAX_BATCH_TOKENS, input_sizes, plan_batches
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.seeding import random_order, seeded_random
-from mmemb_r1.sentence_transformer import MMEmbR1
 
 NUM_CONTROL_TOKENS = 3  # of a thought, beside those of the rationale itself
 
@@ -82,7 +82,7 @@ class Forced(NamedTuple):
 
 @torch.inference_mode()
 def forced_embeddings(
-    encoder: MMEmbR1,
+    encoder: SentenceTransformer,
     inputs: Sequence[Any],
     suffixes: Sequence[Sequence[int]],
     *,

@@ -161,7 +161,8 @@ class MMEmbR1(SentenceTransformer):
         later = {other: self._options_of(name, other, options) for name, other in list(self.named_children())[1:]}
         rows: list[Any] = [None] * len(inputs)
         with tqdm(desc="Inputs", total=len(inputs), disable=not show_progress_bar) as bar:
-            for places, features in adaptive_rows(self, inputs, device, prompt, batch_size, options):
+            rows_of_parts = adaptive_rows(self, inputs, device, prompt, batch_size, options, self.embedding_cache)
+            for places, features in rows_of_parts:
                 for other, taken in later.items():
                     features = other(features, **taken)
                 embeddings = features["sentence_embedding"]

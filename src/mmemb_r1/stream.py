@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mmemb_r1.content import DIGEST_SIZE, as_input, content_key
-from mmemb_r1.encoding import resolved_options
+from mmemb_r1.encoding import row_options
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
@@ -221,7 +221,7 @@ class _Run:
         if task is not None and options.get("prompt") is None and options.get("prompt_name") is None:
             options = {**options, "prompt": model.prompts.get(task)}
         self.options = options
-        truncate_dim, thinking = options.get("truncate_dim"), resolved_options(config, options)
+        truncate_dim, thinking = options.get("truncate_dim"), row_options(config, options)
         self.facts: dict[str, Any] = {
             "layout": _LAYOUT,
             "checkpoint": checkpoint_fingerprint(*model),

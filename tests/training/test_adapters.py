@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.rationale_tokens import append_tokens, thought_ids
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adapters import (
@@ -370,7 +370,7 @@ class TestQuantisation:
         ("options", "message"),
         [
             ({"load_in_2bit": True}, "no option 'load_in_2bit'; allowed: dtype, load_in_8bit, load_in_4bit"),
-            ({}, "Quantisation to what"),
+            ({}, "neither load_in_4bit nor load_in_8bit is true"),
             ({"load_in_4bit": True, "load_in_8bit": True}, "can't use 8 bit and 4 bit"),
         ],
     )

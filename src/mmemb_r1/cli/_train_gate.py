@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.cli._options import add_row_options
+from mmemb_r1.cli._training import require_file
 
 if TYPE_CHECKING:
     from mmemb_r1.training import GateConfig
@@ -105,15 +106,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_config(args: argparse.Namespace) -> GateConfig:
-    """The config that YAML and command line make, the latter first."""
-    from mmemb_r1.cli._training import read_recipe
+    """Make the config of YAML and options; options win."""
     from mmemb_r1.training import GateConfig
+    from mmemb_r1.training.run import check_fields, read_settings
 
-    values = read_recipe(args.config)[0]
-    known = [field.name for field in fields(GateConfig)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(
-            f"--config {args.config}: GateConfig has no field {unknown[0]!r}; allowed: {', '.join(known)}"
-        )
+    require_file("--config", args.config)
+    values = read_settings(args.config)
+    check_fields(values, GateConfig)
     given = {field: getattr(args, option) for option, field in OPTIONS.items() if getattr(args, option) is not None}
     return GateConfig(**{**values, **given})

@@ -234,9 +234,13 @@ def with_paths_from(folder: Path, value: Any) -> Any:
 
 
 def _path_from(folder: Path, media: Any) -> Any:
+    from mmemb_r1.modeling.media_mmemb_r1 import parse_address
+
     if isinstance(media, list):
         return [_path_from(folder, item) for item in media]
-    is_path = isinstance(media, str) and not media.startswith(("data:", "http://", "https://"))
+    if isinstance(media, dict) and "path" in media:
+        return {**media, "path": _path_from(folder, media["path"])}
+    is_path = isinstance(media, str) and parse_address(media).place == "path"
     return str(folder / Path(media).expanduser()) if is_path else media
 
 
