@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_row_options, add_shard_options, chosen_rows, listed, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, listed, show_progress
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     summary = draw_rationales(
-        chosen_rows(read_pairs(args.pairs, PAIR_COLUMNS), args),
+        read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task),
         workers,
         args.output,
         sides=args.sides,

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_row_options, add_shard_options, chosen_rows, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, show_progress
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
-    pairs, rationales = chosen_rows(read_pairs(args.pairs, PAIR_COLUMNS), args), read_rationales(args.rationales)
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task)
+    rationales = read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text
     from mmemb_r1.training.selection.select import select_rationales
