@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from mmemb_r1.atlas import Atlas
@@ -76,36 +75,11 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def add_row_options(parser: argparse._ActionsContainer) -> None:
-    """Add `--tasks` and `--per-task`, which take some rows of the table that `--pairs` names."""
+    """Add `--tasks` and `--per-task`: which rows of the table of `--pairs` are read, see [`read_pairs`]."""
     parser.add_argument(
         "--tasks", type=listed, metavar="A,B", help="only pairs of these tasks or groups of tasks; default: all"
     )
     parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
-
-
-def chosen_rows(pairs: Dataset, args: argparse.Namespace) -> Dataset:
-    """
-    The rows that `--tasks` and `--per-task` ask for, as a table of its own.
-
-    Raises:
-        ValueError: if the table has no such task, or no tasks at all.
-    """
-    if args.per_task is not None and args.per_task < 1:
-        raise ValueError(f"--per-task {args.per_task}; allowed: 1 or more")
-    if args.tasks is None and args.per_task is None:
-        return pairs
-    from mmemb_r1.evaluation.summary import chosen
-    from mmemb_r1.evaluation.tasks import rows_by
-
-    if "task" not in pairs.column_names:
-        raise ValueError("--tasks and --per-task choose by the column 'task', which the pairs table lacks")
-    rows = rows_by(pairs["task"])
-    if args.tasks is not None:
-        groups = pairs["complexity"] if "complexity" in pairs.column_names else pairs["task"]
-        wanted = chosen({task: {"group": groups[own[0]]} for task, own in rows.items()}, args.tasks)
-        rows = {task: rows[task] for task in wanted}
-    kept = sorted(row for own in rows.values() for row in own[: args.per_task])
-    return pairs.select(kept).flatten_indices()
 
 
 MODULES_FILE = "modules.json"

@@ -70,7 +70,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1 import MMEmbR1
-    from mmemb_r1.cli._options import chosen_rows
     from mmemb_r1.model_card import write_model_card
     from mmemb_r1.runs import record_run, write_json
     from mmemb_r1.training.base_trainer import with_earlier_phases
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.vlm import weights_fingerprint
 
     config = read_config(args)
-    pairs = chosen_rows(read_pairs(args.pairs), args)
+    pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task)
     candidates = read_pairs(args.candidates) if args.candidates else None
     model = MMEmbR1(args.model, device=args.device)
     weights = weights_fingerprint(model[0].model)
