@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mmemb_r1.content import given_parts
 from mmemb_r1.evaluation.encoders import DOCUMENT, Explains, embed_all, encoder_of
-from mmemb_r1.evaluation.metrics import cosine_scores, ranks
+from mmemb_r1.evaluation.metrics import ranks, unit_rows
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.evaluation.runner import run_evaluation
 from mmemb_r1.evaluation.scoring import TIE_TOLERANCE
@@ -141,7 +141,8 @@ class CandidateSet:
 
     def ranks(self, queries: npt.NDArray[np.float32], target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Rank `(Q,)` of each query's target, for queries `(Q, D)`."""
-        return ranks(cosine_scores(queries, self.embeddings), self.places(target_ids), tolerance=TIE_TOLERANCE)
+        scores = unit_rows("queries", queries) @ unit_rows("candidates", self.embeddings).T  # (Q, C)
+        return ranks(scores, np.arange(len(self.rows)) == self.places(target_ids)[:, None], tolerance=TIE_TOLERANCE)
 
     def places(self, target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Row `(Q,)` of each target among the candidates."""

@@ -69,7 +69,7 @@ def score_queries(
     names = dict.fromkeys((task.metric, *FAMILIES["rank" if OF_RANK.fullmatch(task.metric) else "graded"]))
     parts: list[Scored] = []
     for scores, relevance in _parts(task, left, right):
-        place = ranks(scores, relevance > 0, tolerance=TIE_TOLERANCE)
+        place = ranks(scores, relevance, tolerance=TIE_TOLERANCE)
         metrics = metrics_of(names, scores, relevance, place)
         parts.append(Scored(metrics, place, *margin_and_alignment(scores, relevance)))
     return Scored(
