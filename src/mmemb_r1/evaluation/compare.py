@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmemb_r1.evaluation.report.layout import points, points_between
+from mmemb_r1.evaluation.report.layout import as_points, points_between
 from mmemb_r1.evaluation.report.terminal import Head, lined_table
-from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_rows, rows_path
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_query_rows, rows_path
 from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
 from mmemb_r1.evaluation.statistics import Floats, holm, paired_difference
-from mmemb_r1.evaluation.summary import chosen, members_of
+from mmemb_r1.evaluation.tasks import members_of, task_names
 from mmemb_r1.runs import progress_bar
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Run:
 
     def rows(self, task: str, mode: str) -> Columns:
         """A row per query."""
-        return read_rows(rows_path(self.folder, task, mode))
+        return read_query_rows(rows_path(self.folder, task, mode))
 
 
 class _PairedRows(NamedTuple):
@@ -174,7 +174,7 @@ def _chosen_tasks(run: Run, wanted: Sequence[str] | None) -> list[str]:
     if wanted is None:
         return list(groups)
     try:
-        return chosen(groups, wanted)
+        return task_names(groups, wanted)
     except ValueError as error:
         raise ValueError(f"{run.folder}: {error}") from error
 
@@ -239,7 +239,7 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
         str(entry["n"]),
         f"{entry['a']:.3f}",
         f"{entry['b']:.3f}",
-        points(difference["mean"]),
+        as_points(difference["mean"]),
         points_between(difference),
         f"{entry['above']:.1%}",
         f"{entry['p']:.4f}",

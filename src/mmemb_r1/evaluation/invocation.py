@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.statistics import Interval, bootstrap_means, cluster_draws, interval_of, numbered
+from mmemb_r1.evaluation.statistics import Interval, bootstrap_means, cluster_draws, interval_of, number_names
 
 Floats = npt.NDArray[np.float64]
 _NUMBERS = ("never", "always", "tokens", "gate_prob", "seconds_never", "seconds_always")
@@ -148,7 +148,7 @@ def gate_quality(answers: Answers, least_gap: float = LEAST_GAP, *, seed: int = 
     share, queries = float(counted.sum() / known.sum()), int(counted.sum())
     if not pays.any() or pays.all():
         return GateQuality(None, share, queries)
-    cluster = numbered(answers.cluster.tolist())
+    cluster = number_names(answers.cluster.tolist())
     draws = [
         auc(scores, pays, drawn[:, cluster[counted]])
         for drawn in cluster_draws(int(cluster.max()) + 1, seed=seed, columns=queries)
@@ -194,7 +194,7 @@ def drawn_means(columns: dict[str, npt.NDArray[Any]], answers: Answers, seed: in
     return dict(zip(columns, np.concatenate([mean[None], draws]).T, strict=True))
 
 
-def interval(values: Floats) -> Interval:
+def _interval(values: Floats) -> Interval:
     """The mean `(1 + S,)` begins with, with the interval of the draws behind it."""
     return interval_of(float(values[0]), values[1:])
 
@@ -204,7 +204,7 @@ def coin(means: dict[str, Floats], ratio: float) -> Floats:
     return ratio * means["always"] + (1 - ratio) * means["never"]
 
 
-def chosen(answers: Answers, thinks: npt.NDArray[np.bool_]) -> Floats:
+def choice_scores(answers: Answers, thinks: npt.NDArray[np.bool_]) -> Floats:
     """`(N,)` scores if the queries with `thinks` `(N,)` think and the others do not."""
     return np.where(thinks, answers.always, answers.never).astype(np.float64)
 
@@ -271,7 +271,7 @@ def judge_choice(answers: Answers, thinks: npt.NDArray[np.bool_], *, seed: int =
     columns = {
         "never": answers.never,
         "always": answers.always,
-        "auto": chosen(answers, thinks),
+        "auto": choice_scores(answers, thinks),
         "oracle": oracle(answers),
         "invocation": thinks,
         "tokens": np.where(thinks, answers.tokens, 0),
@@ -285,26 +285,14 @@ def judge_choice(answers: Answers, thinks: npt.NDArray[np.bool_], *, seed: int =
     with np.errstate(invalid="ignore", divide="ignore"):
         captured = np.where(headroom > 0, gain / headroom, np.nan)
     return Choice(
-        **{name: interval(values) for name, values in means.items()},
+        **{name: _interval(values) for name, values in means.items()},
         better_fixed=fixed,
-        gain=interval(gain),
-        headroom=interval(headroom),
-        captured=interval(captured) if headroom[0] > 0 else None,
-        over_random=interval(means["auto"] - means["random"]),
+        gain=_interval(gain),
+        headroom=_interval(headroom),
+        captured=_interval(captured) if headroom[0] > 0 else None,
+        over_random=_interval(means["auto"] - means["random"]),
         queries=len(thinks),
     )
-
-
-def random_gate(answers: Answers, ratio: float, *, seed: int = 0) -> Interval:
-    """
-    Expected score if every query thought with the probability `ratio`: `ratio * always + (1 - ratio) * never`.
-
-    Raises:
-        ValueError: if the ratio is not one.
-    """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio={ratio}; allowed: 0 to 1")
-    return interval(coin(drawn_means({"never": answers.never, "always": answers.always}, answers, seed), ratio))
 
 
 SHARES = tuple(np.linspace(0, 1, 21).tolist())  # of the queries that think, at the points of a curve
@@ -356,7 +344,7 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
     timed = direct is not None and thought is not None
     columns = {"never": answers.never, "always": answers.always}
     for place, thinks in enumerate(decided):
-        columns[f"score-{place}"] = chosen(answers, thinks)
+        columns[f"score-{place}"] = choice_scores(answers, thinks)
         columns[f"invocation-{place}"] = thinks
         columns[f"tokens-{place}"] = np.where(thinks, answers.tokens, 0)
         if direct is not None and thought is not None:
@@ -371,9 +359,9 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
                 threshold=threshold,
                 share=float(thinks.mean()),
                 invocation=invocation,
-                score=interval(score),
-                random=interval(random),
-                over_random=interval(score - random),
+                score=_interval(score),
+                random=_interval(random),
+                over_random=_interval(score - random),
                 tokens=float(means[f"tokens-{place}"][0]),
                 seconds=float(means[f"seconds-{place}"][0]) if timed else None,
             )

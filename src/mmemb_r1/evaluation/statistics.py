@@ -140,7 +140,7 @@ def bootstrap_means(
     tasks = [""] * len(rows) if tasks is None else tasks
     if not len(rows) == len(clusters) == len(tasks):
         raise ValueError(f"got {len(rows)} values, {len(clusters)} clusters and {len(tasks)} tasks; each row has one")
-    cluster, task = numbered(clusters), numbered(tasks)
+    cluster, task = number_names(clusters), number_names(tasks)
     number = int(cluster.max()) + 1
     # a part is what a cluster has in a task; parts are in order of their tasks
     keys, part = np.unique(task * number + cluster, return_inverse=True)
@@ -293,11 +293,11 @@ def interval_of(mean: float, draws: npt.NDArray[np.float64], level: float = 0.95
     return Interval(mean, float(low), float(high))
 
 
-def numbered(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+def number_names(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     """
     `(N,)` numbers from 0, equal where names are.
 
-    >>> numbered(["fr", "de", "fr"]).tolist()
+    >>> number_names(["fr", "de", "fr"]).tolist()
     [0, 1, 0]
     """
     numbers: dict[Hashable, int] = {}

@@ -10,10 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1.evaluation.diagnose.rationales import own_thoughts
 from mmemb_r1.evaluation.diagnose.run import diagnose
-from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings, check_forced, donors_of, drawn_queries
-from mmemb_r1.evaluation.diagnose.verdict import read_trials, shortcut_table, verdict_line
+from mmemb_r1.evaluation.diagnose.tester import (
+    ShortcutSettings,
+    check_forced,
+    donors_of,
+    drawn_queries,
+    own_rationales,
+)
+from mmemb_r1.evaluation.diagnose.verdict import read_outcomes, shortcut_table, verdict_line
 from mmemb_r1.evaluation.run_folder import rows_path
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -166,8 +171,8 @@ def test_the_check_names_the_query():
 
 def test_rows_say_what_was_done_to_every_query(of_reader, reader):
     folder, results = of_reader
-    rows = read_trials(rows_path(folder, "colors", "shortcut"))
-    thoughts = own_thoughts(reader, QUERIES)
+    rows = read_outcomes(rows_path(folder, "colors", "shortcut"))
+    thoughts = own_rationales(reader, QUERIES)
     assert rows["query_id"].tolist() == [f"q{row}" for row in range(36)]
     assert rows["cluster"][0] == "colors/q0"
     assert rows["rationale"].tolist() == ["\n".join(thought.texts) for thought in thoughts]
@@ -185,8 +190,8 @@ def test_rows_say_what_was_done_to_every_query(of_reader, reader):
 def test_swapped_vectors_are_those_after_the_donors_tokens(of_reader, reader):
     from mmemb_r1.rationale_tokens import forced_embeddings
 
-    rows = read_trials(rows_path(of_reader[0], "colors", "shortcut"))
-    thoughts = own_thoughts(reader, QUERIES)
+    rows = read_outcomes(rows_path(of_reader[0], "colors", "shortcut"))
+    thoughts = own_rationales(reader, QUERIES)
     row = int(np.flatnonzero([donor is not None for donor in rows["donor"]])[0])
     donor = rows["query_id"].tolist().index(rows["donor"][row])
     suffixes = [thoughts[row].ids, thoughts[donor].ids]
@@ -236,7 +241,7 @@ def test_another_test_in_the_folder_is_refused(reader, tmp_path):
 
 
 def test_a_donor_thinks_in_other_words_and_has_another_answer(reader):
-    thoughts = own_thoughts(reader, QUERIES)
+    thoughts = own_rationales(reader, QUERIES)
     right = [{f"answer {row % 3}": 1.0} for row in range(36)]
     task = task_of(relevance=right)
     for seed in range(5):
@@ -309,5 +314,5 @@ def test_table(of_reader):
 def test_a_query_that_cannot_be_embedded_is_named_by_its_number_among_all(reader):
     queries = [*(f"a dog, number {number}" for number in range(20)), {"image": "no-such-file.png"}]
     with pytest.raises(InputError) as raised:
-        own_thoughts(reader, queries, batch_size=1)  # the last one is in the second part
+        own_rationales(reader, queries, batch_size=1)  # the last one is in the second part
     assert raised.value.index == 20

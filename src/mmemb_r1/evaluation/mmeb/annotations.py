@@ -67,7 +67,7 @@ def _absent(task: MMEBTask, place: Path, config: str | None, why: str = "") -> s
     )
 
 
-def read_rows(task: MMEBTask, folder: Path, config: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
+def read_annotations(task: MMEBTask, folder: Path, config: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
     """
     The rows of one configuration and the task's split, in memory.
 

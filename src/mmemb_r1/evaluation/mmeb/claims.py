@@ -59,6 +59,14 @@ def overall(scores: Mapping[str, TaskScore]) -> float:
     return _mean(scores, tuple(TASKS), "overall")
 
 
+def overall_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the `overall` of each mode of a run, or say under `refused` why there is none."""
+    try:
+        return {mode: overall(scores_of(results, mode)) for mode in results["config"]["modes"]}
+    except ValueError as error:  # of a run of some tasks or queries, which says so
+        return {"refused": str(error)}
+
+
 def group_mean(scores: Mapping[str, TaskScore], group: str) -> float:
     """
     The plain mean over the tasks of a modality (`"video"`) or a meta-task (`"image/qa"`), with the same checks.

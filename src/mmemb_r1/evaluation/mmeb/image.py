@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from mmemb_r1.evaluation.mmeb.annotations import read_rows
+from mmemb_r1.evaluation.mmeb.annotations import read_annotations
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder, plain
 
 QUERY_COLUMNS = ("qry_inst", "qry_text", "qry_img_path", "tgt_text")
@@ -50,7 +50,7 @@ def read_image_image(builder: TaskBuilder) -> None:
 
 
 def _queries(builder: TaskBuilder, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    for number, row in enumerate(read_rows(builder.task, builder.folder, builder.task.config, columns)):
+    for number, row in enumerate(read_annotations(builder.task, builder.folder, builder.task.config, columns)):
         text, path = plain(row["qry_text"]), row["qry_img_path"]
         if not text and not path:
             raise builder.error(str(number), "it has neither a text (qry_text) nor a picture (qry_img_path)")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from mmemb_r1.evaluation.mmeb.annotations import read_rows
+from mmemb_r1.evaluation.mmeb.annotations import read_annotations
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder
 from mmemb_r1.evaluation.mmeb.catalogue import MVBENCH
 from mmemb_r1.evaluation.mmeb.labels import LABELS
@@ -17,7 +17,7 @@ NUM_CLIPS = 10  # that a moment competes among
 
 def _rows(builder: TaskBuilder, *columns: str) -> list[dict[str, Any]]:
     task = builder.task
-    rows = read_rows(task, builder.folder, task.config, columns)
+    rows = read_annotations(task, builder.folder, task.config, columns)
     return rows[: task.num_queries] if task.first_rows else rows
 
 
@@ -165,7 +165,7 @@ def _numbered(builder: TaskBuilder, columns: Sequence[str]) -> list[tuple[str, d
     return [
         (f"{subset}/{number}", {**row, "subset": subset})
         for subset in MVBENCH
-        for number, row in enumerate(read_rows(builder.task, builder.folder, subset, columns))
+        for number, row in enumerate(read_annotations(builder.task, builder.folder, subset, columns))
     ]
 
 

@@ -15,7 +15,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.evaluation.mmeb.annotations import data_files, read_rows, readable
+from mmemb_r1.evaluation.mmeb.annotations import data_files, read_annotations, readable
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 def read_beir(builder: TaskBuilder) -> tuple[Sequence[str], Sequence[Any], Mapping[str, int]]:
     """Which pages of a corpus answer a question, and how well. Returns the pages as `TaskBuilder.build` takes them."""
     task, folder = builder.task, builder.folder
-    queries = read_rows(task, folder, "queries", ("query-id", "query", *(["language"] if task.language else [])))
-    grades = _grades(read_rows(task, folder, "qrels", ("query-id", "corpus-id", "score")))
+    queries = read_annotations(
+        task, folder, "queries", ("query-id", "query", *(["language"] if task.language else []))
+    )
+    grades = _grades(read_annotations(task, folder, "qrels", ("query-id", "corpus-id", "score")))
     ids, pages, sizes = _corpus(builder)
     known = set(ids)
     for row in queries:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.invocation import Answers, chosen
-from mmemb_r1.evaluation.run_folder import Columns, Results, read_rows, rows_path
+from mmemb_r1.evaluation.invocation import Answers, choice_scores
+from mmemb_r1.evaluation.run_folder import Columns, Results, read_query_rows, rows_path
 
 FIXED = ("never", "always")
 
@@ -74,7 +74,7 @@ def read_answers(run: str | os.PathLike[str], results: Results) -> RunAnswers | 
     answers = Answers(**joined)
     strays = 0
     if thinks is not None and auto is not None:
-        strays = int((~np.isclose(chosen(answers, thinks), auto)).sum())
+        strays = int((~np.isclose(choice_scores(answers, thinks), auto)).sum())
     return RunAnswers(answers, thinks, strays)
 
 
@@ -85,7 +85,7 @@ def read_modes(run: str | os.PathLike[str], task: str, modes: Sequence[str]) -> 
     Raises:
         ValueError: if a file is missing or damaged, or the modes are not of the same queries.
     """
-    found = {mode: read_rows(rows_path(run, task, mode)) for mode in modes}
+    found = {mode: read_query_rows(rows_path(run, task, mode)) for mode in modes}
     ids = found[modes[0]]["query_id"]
     for mode in modes[1:]:
         place = {query: row for row, query in enumerate(found[mode]["query_id"])}

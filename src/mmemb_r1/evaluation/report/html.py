@@ -15,8 +15,8 @@ from mmemb_r1.evaluation.invocation import gate_quality, invocation_curve, judge
 from mmemb_r1.evaluation.report import html_tables as tables
 from mmemb_r1.evaluation.report import plots
 from mmemb_r1.evaluation.report.answers import FIXED, RunAnswers, read_answers
-from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, load_results, read_rows, rows_path
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, load_results, read_query_rows, rows_path
+from mmemb_r1.evaluation.tasks import ALL
 from mmemb_r1.runs import replaced_file
 
 MAX_PANELS = 6  # groups that get plots of their own; more would say less
@@ -61,12 +61,12 @@ def render_html(run: str | os.PathLike[str]) -> str:
         style=_data("report.css"),
         title=f"Evaluation of {results['config'].get('model', 'a model')}",
         config=results["config"],
-        facts=tables.facts(results),
+        facts=tables.run_facts(results),
         overall=_overall(results),
         modes=tables.modes_of(results),
         figures=tables.key_figures(results),
-        summary=tables.scores(results, results["summary"], "group"),
-        tasks=tables.scores(results, results["tasks"], "task"),
+        summary=tables.score_table(results, results["summary"], "group"),
+        tasks=tables.score_table(results, results["tasks"], "task"),
         task_plots=_task_plots(results),
         choice=_choice_part(results, answers),
         examples=list(_examples(run, results)),
@@ -142,7 +142,7 @@ def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]
         "has_gate": has_gate,
         "decided": decided,
         "timed": timed,
-        "table": tables.choices(judged, gates, decided),
+        "table": tables.choice_table(judged, gates, decided),
         "invocation": [
             plots.invocation_plot(
                 tables.group_name(panel),
@@ -158,7 +158,7 @@ def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]
             for panel in (parts if timed else ())
         ],
         "gaps": list(_gap_plots(parts)),
-        "points": tables.points(curves[ALL] or []),
+        "points": tables.curve_table(curves[ALL] or []),
     }
 
 
@@ -182,14 +182,14 @@ def _examples(run: str | os.PathLike[str], results: Results) -> Iterator[dict[st
     names = tables.ordered_tasks(results)
     places = np.linspace(0, len(names) - 1, min(EXAMPLES, len(names))).round().astype(int).tolist()
     for step, name in enumerate(names[place] for place in places if mode):
-        rows = read_rows(rows_path(run, name, str(mode)))
+        rows = read_query_rows(rows_path(run, name, str(mode)))
         there = [row for row, text in enumerate(rows["rationale"]) if text]
         if not there:
             continue
         row = there[(7 * step + 5) % len(there)]
         direct = None
         if "never" in results["config"]["modes"]:
-            before = read_rows(rows_path(run, name, "never"))
+            before = read_query_rows(rows_path(run, name, "never"))
             direct = dict(zip(before["query_id"], before["rank"], strict=True)).get(rows["query_id"][row])
         yield {
             "task": name,

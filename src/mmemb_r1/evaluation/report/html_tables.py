@@ -10,7 +10,7 @@ from mmemb_r1.evaluation.report.layout import FIRST_GROUP
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics import Interval
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.tasks import ALL
 from mmemb_r1.formatting import score, share
 
 NOTHING = "–"
@@ -28,7 +28,7 @@ class Cell(NamedTuple):
     note: str = ""
 
 
-class Column(NamedTuple):
+class ColumnHead(NamedTuple):
     """
     Attributes:
         head: what it holds.
@@ -48,7 +48,7 @@ class Table(NamedTuple):
         rows: kind of row and its C cells: "total", "group", "", or "heading", which has a single one.
     """
 
-    columns: list[Column]
+    columns: list[ColumnHead]
     rows: list[tuple[str, list[Cell]]]
 
     @property
@@ -72,7 +72,7 @@ def group_name(group: str) -> str:
     return "All tasks" if group == ALL else group
 
 
-def facts(results: Results) -> list[tuple[str, str, str]]:
+def run_facts(results: Results) -> list[tuple[str, str, str]]:
     """What the header tells of a run: name, value, and the value in full where it is cut."""
     config = results["config"]
     checkpoint = str(config.get("checkpoint") or "")
@@ -118,7 +118,7 @@ def _costs(mode: str, numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_decimals([numbers['seconds_per_query']], 1000)[0]} ms per query"
 
 
-def scores(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str) -> Table:
+def score_table(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str) -> Table:
     """
     What every mode got and took, an entry per line.
 
@@ -133,11 +133,11 @@ def scores(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str
     if kind == "group":  # all first, then every main group followed by its parts
         order = list(dict.fromkeys([ALL, *(group for name in order for group in paths[name])]))
     listed = {name: entries[name] for name in order if name in entries}
-    columns = [Column(kind, numbers=False)]
+    columns = [ColumnHead(kind, numbers=False)]
     cells: list[list[Cell]] = [[Cell(group_name(name) if kind == "group" else name)] for name in listed]
 
     def add(head: str, texts: Sequence[str], of: str = "", notes: Sequence[str] | None = None) -> None:
-        columns.append(Column(head, of))
+        columns.append(ColumnHead(head, of))
         for row, text, note in zip(cells, texts, notes or [""] * len(texts), strict=True):
             row.append(Cell(text or NOTHING, note))
 
@@ -149,7 +149,7 @@ def scores(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str
     if kind == "group":
         add("tasks", [f"{entry['tasks']:,}" for entry in listed.values()])
     else:
-        columns.append(Column("metric", numbers=False))
+        columns.append(ColumnHead("metric", numbers=False))
         for row, entry in zip(cells, listed.values(), strict=True):
             row.append(Cell(entry["metric"]))
     add("queries", [f"{entry['n']:,}" for entry in listed.values()])
@@ -195,15 +195,15 @@ def ordered_tasks(results: Results) -> list[str]:
     return sorted(paths, key=lambda name: (mains.index(paths[name][:1]), groups.index(paths[name])))
 
 
-def choices(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None], decided: bool) -> Table:
+def choice_table(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None], decided: bool) -> Table:
     """What there was to gain by choosing, and what the gate's decisions gained; the latter only if they were made."""
-    columns = [Column("group", numbers=False), Column("queries"), Column("better fixed", numbers=False)]
-    columns += [Column("oracle"), Column("head-room")]
+    columns = [ColumnHead("group", numbers=False), ColumnHead("queries"), ColumnHead("better fixed", numbers=False)]
+    columns += [ColumnHead("oracle"), ColumnHead("head-room")]
     if decided:
-        columns += [Column("auto − fixed"), Column("captured"), Column("auto − random")]
+        columns += [ColumnHead("auto − fixed"), ColumnHead("captured"), ColumnHead("auto − random")]
     has_gate = any(gates.values())
     if has_gate:
-        columns += [Column("gate AUC"), Column("counted")]
+        columns += [ColumnHead("gate AUC"), ColumnHead("counted")]
     rows = []
     for group, choice in judged.items():
         quality = gates[group]
@@ -219,11 +219,11 @@ def choices(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None
     return Table(columns, rows)
 
 
-def points(curve: Sequence[CurvePoint]) -> Table:
+def curve_table(curve: Sequence[CurvePoint]) -> Table:
     """The curve of invocation as numbers."""
     heads = ["gate threshold", "thinks", "score", "random", "score − random", "tokens"]
     timed = any(point.seconds is not None for point in curve)
-    columns = [Column(head) for head in (*heads, *(["ms"] if timed else []))]
+    columns = [ColumnHead(head) for head in (*heads, *(["ms"] if timed else []))]
     tokens = _decimals([point.tokens for point in curve])
     times = _decimals([point.seconds for point in curve], 1000)
     rows = [

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmemb_r1.evaluation.run_folder import Results
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.tasks import ALL
 
 MISSING = "-"
 
 
 def ends(interval: Sequence[float] | None) -> str:
     """
-    Both ends of an interval of shares, without what is the same in all.
+    Write both ends of an interval of shares, without what is the same in all.
 
     >>> ends([0.8125, 1.0])
     '.81-1.0'
@@ -24,11 +24,11 @@ def ends(interval: Sequence[float] | None) -> str:
     return "-".join("1.0" if end >= 0.995 else f"{end:.2f}"[1:] for end in interval)
 
 
-def points(value: float) -> str:
+def as_points(value: float) -> str:
     """
-    A share as points, of which 100 are everything.
+    Write a share as points, of which 100 are everything.
 
-    >>> points(0.125), points(-0.0001)
+    >>> as_points(0.125), as_points(-0.0001)
     ('12.5', '0.0')
     """
     return f"{100 * value:.1f}".replace("-0.0", "0.0") if abs(value) < 0.0005 else f"{100 * value:.1f}"
@@ -36,12 +36,12 @@ def points(value: float) -> str:
 
 def points_between(interval: Mapping[str, float]) -> str:
     """
-    Both ends of an interval, as points.
+    Write both ends of an interval as points.
 
     >>> points_between({"low": -0.01, "high": 0.125})
     '-1.0..12.5'
     """
-    return f"{points(interval['low'])}..{points(interval['high'])}"
+    return f"{as_points(interval['low'])}..{as_points(interval['high'])}"
 
 
 FIRST_GROUP = "simple"  # of Atlas: what needs no thought comes before what does
