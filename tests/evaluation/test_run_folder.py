@@ -24,6 +24,12 @@ SETTINGS = Settings(modes=("never", "always", "auto"), batch_size=1)
 CITIES = [f"city {number}" for number in range(BATCHES_AT_ONCE + 4)]
 
 
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch):
+    """Drawing takes a second for each run; report/test_html.py and the command's tests look at the page."""
+    monkeypatch.setattr("mmemb_r1.evaluation.report.write_html", lambda run, path: None)
+
+
 @pytest.fixture(scope="module")
 def model(thinking):
     """Not to be changed."""
