@@ -21,7 +21,8 @@ from experiments.quickstart.recipe import RECIPE_FILE, read_recipe
 from experiments.quickstart.stages import settings_of_joint
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import load_atlas
-from mmemb_r1.evaluation import evaluate, load_results, save_results
+from mmemb_r1.evaluation import Settings, load_results, run_evaluation, save_results
+from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.runs import claim, made_whole
 
 NAMES = ["picture-name-flag", "picture-name-object"]
@@ -43,7 +44,8 @@ def main() -> None:
     made_whole(
         model, lambda made: train_from(start, atlas.pairs["train"], None, settings, made, checkpoints / "joint")
     )
-    direct = evaluate(MMEmbR1(str(model), device="cpu"), atlas.pairs["test"], atlas.candidates, modes=("never",))
+    tasks, settings = atlas_tasks(atlas.pairs["test"], atlas.candidates), Settings(modes=("never",), no_image=True)
+    direct = run_evaluation(MMEmbR1(str(model), device="cpu"), tasks, settings)
     save_results(direct, args.output / "results.json")
 
     def score(results: dict, task: str, mode: str = "never") -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmemb_r1.evaluation.mmeb import load_tasks, task_named
 from mmemb_r1.evaluation.mmeb.catalogue import MVBENCH, MMEBTask
-from mmemb_r1.evaluation.mmeb.labels import LABELS
+from mmemb_r1.evaluation.mmeb.video import LABELS
 from mmemb_r1.evaluation.mmeb.visdoc import page_file
 from mmemb_r1.evaluation.tasks import RetrievalTask
 

@@ -34,8 +34,8 @@ from experiments.quickstart.judging import judge_in_parts, pooled_pairs
 from experiments.quickstart.recipe import QuickstartRecipe
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas
-from mmemb_r1.evaluation import evaluate, load_results, save_results
-from mmemb_r1.evaluation.report import write_reports
+from mmemb_r1.evaluation import Settings, load_results, run_evaluation, save_results
+from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.model_card import write_model_card
@@ -253,18 +253,13 @@ def measure(run: Quickstart) -> Results:
         "training": training,
         "stages": stages,
     }
-    results = evaluate(
+    results = run_evaluation(
         MMEmbR1(str(checkpoint), device="cpu"),
-        pairs["test"],
-        run.atlas.candidates,
-        modes=MODES,
-        batch_size=128,
-        train_pairs=pairs["train"],
+        atlas_tasks(pairs["test"], run.atlas.candidates, train_pairs=pairs["train"]),
+        Settings(modes=MODES, batch_size=128, no_image=True, rationales=True),
         config=config,
         output=folder,
-        rationales=True,
     )
-    write_reports(results, folder)
     with replaced_file(results_file) as temporary:
         save_results(results, temporary)
         write_model_card(checkpoint, results=temporary, training=training)

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from tests.evaluation.conftest import evaluate
 
-from mmemb_r1.evaluation import RetrievalTask, Settings, evaluate, load_results, run_evaluation
+from mmemb_r1.evaluation import RetrievalTask, Settings, load_results, run_evaluation
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.evaluation.encoders import BATCHES_AT_ONCE
 from mmemb_r1.evaluation.run_folder import COLUMNS, read_query_rows, rows_path

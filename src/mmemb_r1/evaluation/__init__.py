@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from mmemb_r1._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from mmemb_r1.evaluation.atlas_tasks import evaluate
     from mmemb_r1.evaluation.compare import compare_runs
     from mmemb_r1.evaluation.diagnose.run import diagnose
     from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
@@ -34,7 +33,6 @@ __all__ = [
     "TaskSource",
     "compare_runs",
     "diagnose",
-    "evaluate",
     "load_results",
     "read_query_rows",
     "read_tasks",
@@ -53,7 +51,6 @@ __getattr__ = lazy_attributes(
         "TaskSource": "mmemb_r1.evaluation.tasks",
         "compare_runs": "mmemb_r1.evaluation.compare",
         "diagnose": "mmemb_r1.evaluation.diagnose.run",
-        "evaluate": "mmemb_r1.evaluation.atlas_tasks",
         "load_results": "mmemb_r1.evaluation.run_folder",
         "read_query_rows": "mmemb_r1.evaluation.run_folder",
         "read_tasks": "mmemb_r1.evaluation.readers",

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from mmemb_r1.content import given_parts
 from mmemb_r1.evaluation.encoders import DOCUMENT, Explains, embed_all, encoder_of
 from mmemb_r1.evaluation.metrics import ranks, unit_rows
-from mmemb_r1.evaluation.run_folder import Results
-from mmemb_r1.evaluation.runner import run_evaluation
 from mmemb_r1.evaluation.scoring import TIE_TOLERANCE
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, rows_by, task_names
@@ -199,43 +197,3 @@ def embed_candidates(
         )
         sets[name] = CandidateSet(answers.rows, embedded.embeddings)
     return sets
-
-
-def evaluate(
-    model: Explains,
-    pairs: Dataset,
-    candidates: Dataset,
-    *,
-    modes: Sequence[str] = ("never", "always"),
-    batch_size: int = 64,
-    train_pairs: Dataset | None = None,
-    progress: bool = True,
-    config: Mapping[str, Any] | None = None,
-    output: str | os.PathLike[str] | None = None,
-    checkpoint: str | None = None,
-    rationales: bool = False,
-) -> Results:
-    """
-    Evaluate a model on tables of Atlas: `run_evaluation` of [`atlas_tasks`], with candidates embedded directly.
-
-    Args:
-        model, output, checkpoint, config, progress: as for `run_evaluation`.
-        pairs, candidates, train_pairs: as for [`atlas_tasks`].
-        modes: reasoning modes of the queries; defaults to never and always.
-        batch_size: defaults to 64.
-        rationales: whether the rows hold what was thought; defaults to `False`.
-
-    Raises:
-        ValueError: if there are no pairs or modes, or a table is not what it has to be.
-    """
-    if len(pairs) == 0 or not modes:
-        raise ValueError(
-            f"there is nothing to evaluate: {len(pairs)} pairs, modes {list(modes)}; give at least one of each"
-        )
-    settings = Settings(modes=tuple(modes), batch_size=batch_size, no_image=True, rationales=rationales)
-    source = TaskSource(
-        atlas_tasks(pairs, candidates, train_pairs=train_pairs), {"candidates": _set_sizes(pairs, candidates)}
-    )
-    return run_evaluation(
-        model, source, settings, output=output, checkpoint=checkpoint, config=config, progress=progress
-    )
