@@ -45,6 +45,7 @@ def test_a_file_holds_the_results(evaluate, tmp_path, capsys):
     results = load_results(output)
     assert results["config"]["model"] == "tiny-checkpoint"
     assert (results["config"]["dataset"], results["config"]["split"]) == ("Atlas", "validation")
+    assert results["config"]["candidates"]["country"] == 12
     assert len(results["tasks"]) > 10
     assert all("majority" in task for task in results["tasks"].values())
     assert any("no_image" in task for task in results["tasks"].values())

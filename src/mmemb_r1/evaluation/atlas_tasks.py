@@ -114,12 +114,7 @@ class CandidateInputs:
 
 
 def candidate_inputs(candidates: Dataset, names: set[str]) -> dict[str, CandidateInputs]:
-    """
-    Look up the candidates of the named sets, sorted by the name of the set.
-
-    Raises:
-        ValueError: if a set is empty or holds a candidate twice.
-    """
+    """Look up the candidates of the named sets, sorted by name; refuse a set that is empty or holds one twice."""
     rows_of_set = rows_by(candidates["candidate_set"])
     if missing := names - set(rows_of_set):
         raise ValueError(
@@ -136,12 +131,7 @@ def candidate_inputs(candidates: Dataset, names: set[str]) -> dict[str, Candidat
 
 
 def target_rows(rows: Mapping[str, int], target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """
-    Look up the row `(Q,)` of each target, from candidate id -> row.
-
-    Raises:
-        ValueError: if a target is no candidate.
-    """
+    """Look up the row `(Q,)` of each target, from candidate id -> row; refuse a target that is no candidate."""
     missing = [target for target in target_ids if target not in rows]
     if missing:
         raise ValueError(f"the target {missing[0]!r} is not among the {len(rows)} candidates of its set")
@@ -183,12 +173,7 @@ class CandidateSet:
 def embed_candidates(
     model: Explains, candidates: Dataset, names: set[str], batch_size: int = 64, reasoning: str = "never"
 ) -> dict[str, CandidateSet]:
-    """
-    Embed the candidates of the named sets, directly by default.
-
-    Raises:
-        ValueError: if a set is empty or holds a candidate twice.
-    """
+    """Embed the candidates of the named sets, directly by default."""
     settings = Settings(modes=("never",), document_reasoning=reasoning, batch_size=batch_size)
     encoder, sets = encoder_of(model, settings), {}
     for name, answers in candidate_inputs(candidates, names).items():

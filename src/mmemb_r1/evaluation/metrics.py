@@ -19,12 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def unit_rows(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """
-    Scale vectors `(N, D)` to length 1, so that their products are cosines. `name` is what errors call them.
-
-    Raises:
-        ValueError: if there is none, or one has no direction (zero, NaN or infinite).
-    """
+    """Scale vectors `(N, D)` to length 1, so that their products are cosines; refuse zero, NaN and infinity."""
     values = np.asarray(vectors, dtype=np.float32)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"{name} have the shape {values.shape}; expected (vectors, dimensions), at least one of each")
@@ -119,31 +114,21 @@ def _rows_alike(scores: Rows, relevance: Rows) -> tuple[list[npt.NDArray], list[
 @dataclass(frozen=True)
 class Places:
     """
-    Where the relevant candidates of Q queries stand: all that a metric needs to know, however many others there are.
-
-    One entry per relevant candidate, N in all, by query and then by rank.
-
-    Args:
-        query: `(N,)` from 0 to Q - 1, ascending; every query is there.
-        grade: `(N,)` above 0.
-        above: `(N,)` how many candidates, relevant or not, rank before the entry's tie group.
-        tied: `(N,)` how many are in its tie group, itself included.
-        relevant_above: `(N,)` how many of those above are relevant.
-        relevant_tied: `(N,)` how many of those tied are relevant.
-        num_candidates: of the query that has most.
+    Says where the relevant candidates of Q queries stand: all that a metric needs to know, however many others there
+    are. Each array has an entry per relevant candidate, `(N,)`, by query and then by rank.
     """
 
-    query: Ints
-    grade: Floats
-    above: Ints
-    tied: Ints
-    relevant_above: Ints
-    relevant_tied: Ints
-    num_candidates: int
+    query: Ints  # from 0 to Q - 1, ascending; every query is there
+    grade: Floats  # above 0
+    above: Ints  # how many candidates, relevant or not, rank before the entry's tie group
+    tied: Ints  # how many are in its tie group, itself included
+    relevant_above: Ints  # how many of those above are relevant
+    relevant_tied: Ints  # how many of those tied are relevant
+    num_candidates: int  # of the query that has most
 
     @property
     def order(self) -> Ints:
-        """`(N,)` number of the entry among those of its query, from 0."""
+        """Number the entries of each query from 0: `(N,)`."""
         return np.arange(len(self.query)) - np.searchsorted(self.query, self.query)
 
 
@@ -155,10 +140,7 @@ def _find_places(scores: Floats, relevance: Floats, tolerance: float) -> Places:
     of it, less what the group before holds. So a group never spans more than twice the tolerance, whereas chains of
     neighbours closer than that can run through half of a large pool; and it does not depend on the order in which
     candidates are given. Those that are not relevant, and not tied with one that is, only count.
-
-    Args:
-        scores: `(Q, C)`, higher is better; `-inf` where a query has no candidate.
-        relevance: `(Q, C)` grades, 0 for what is not relevant; each query has one above.
+    Scores `(Q, C)` are `-inf` where a query has no candidate.
     """
     relevant = relevance > 0
     query, column = np.nonzero(relevant)  # (N,) each
@@ -269,9 +251,7 @@ def per_query(
 def per_query_of(
     names: Sequence[str], scores: Rows, relevance: Rows, *, tolerance: float = 0.0, ties: str = "pessimistic"
 ) -> dict[str, Floats]:
-    """
-    Compute several metrics of each query, the candidates being ranked once: `{name: (Q,)}`; else as [`per_query`].
-    """
+    """Compute several metrics of each query with one ranking of the candidates: name -> `(Q,)`, as [`per_query`]."""
     metrics = {name: _named(name) for name in names}
     if ties not in TIES:
         raise ValueError(f"ties={ties!r}; allowed: {', '.join(map(repr, TIES))}")

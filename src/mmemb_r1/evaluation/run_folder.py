@@ -73,12 +73,7 @@ WHOLE = ("query_id", "cluster", "score", "rank", "alignment", "reasoned", "num_r
 
 
 def rows_path(run: str | os.PathLike[str], task: str, mode: str) -> Path:
-    """
-    Say where the rows of a task and mode are, one per query.
-
-    Raises:
-        ValueError: if the names would lead out of the run's folder.
-    """
+    """Say where the rows of a task and mode are, one per query; refuse names that lead out of the run's folder."""
     for name in (task, mode):
         if Path(name).name != name or name == "..":
             raise ValueError(f"{name!r} can't be the name of a file or a folder; allowed: names without / and ..")
@@ -115,22 +110,14 @@ Results = dict[str, Any]
 
 
 def save_results(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write `results` as JSON, whole or not at all.
-
-    Raises:
-        ValueError: if a number is NaN or infinite.
-    """
+    """Write `results` as JSON, whole or not at all; refuse numbers that are NaN or infinite."""
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def load_results(path: str | os.PathLike[str]) -> Results:
-    """Read what `save_results` wrote, also in an older format: what that one had not is left out.
-
-    Raises:
-        ValueError: if the file holds something else, or a format that is newer.
-    """
+    """Read what `save_results` wrote, also in an older format; refuse something else, and a format that is newer."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(results, dict) or not {"config", "tasks", "summary"} <= set(results):
         raise ValueError(
@@ -187,12 +174,8 @@ class RunFolder:
     """
     Keeps what is measured, file by file, each written whole or not at all.
 
-    Args:
-        folder: made if it is missing.
-        facts: what makes this another run: the checkpoint, the settings.
-
-    Raises:
-        ValueError: if another run was begun there; it says what differs.
+    `facts` are what makes this another run: the checkpoint, the settings. If another one was begun in the folder, an
+    error says what differs.
     """
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
@@ -200,12 +183,7 @@ class RunFolder:
         claim(self.folder / RUN_FILE, facts)
 
     def begin(self, task: RetrievalTask, digest: str) -> None:
-        """
-        Note what a task asks; `digest` is its `task_digest`.
-
-        Raises:
-            ValueError: if the task of this name was another one before.
-        """
+        """Note what a task asks, by its `task_digest`; an error if the task of this name was another one before."""
         facts = {"name": task.name, "metric": task.metric, "data": dict(task.data), "digest": digest}
         claim(
             rows_path(self.folder, task.name, TASK_FILE).with_name(TASK_FILE),

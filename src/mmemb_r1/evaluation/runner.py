@@ -112,12 +112,7 @@ def run_evaluation(
 
 
 def in_turn(tasks: Iterable[RetrievalTask], bar: Progress) -> Iterator[RetrievalTask]:
-    """
-    Yield the tasks, with a line of a bar for all.
-
-    Raises:
-        ValueError: if two are of one name, or there is none.
-    """
+    """Yield the tasks, with a line of a bar for all; refuse two of one name, and none at all."""
     step = bar.add_task("tasks", total=len(tasks) if isinstance(tasks, Sized) else None)
     names = set()
     for task in tasks:
@@ -274,9 +269,7 @@ def _with_checkpoint(
     """
     Complete the facts of a model by its checkpoint, named by the caller where the model does not tell.
 
-    Raises:
-        ValueError: if both tell, or neither does and a folder would hold what is measured: another model's numbers
-            would be taken for this one's there.
+    It is an error if both tell, or if neither does and a folder would hold what is measured.
     """
     kind = type(model).__name__
     if facts["checkpoint"] is not None:

@@ -100,12 +100,7 @@ class TaskSource:
 
 
 def first_queries(task: RetrievalTask, count: int) -> RetrievalTask:
-    """
-    Keep the first queries of a task, for a quick look, and the candidates that one of these has in its pool.
-
-    Raises:
-        ValueError: if `count` is below 1.
-    """
+    """Keep the first queries of a task, for a quick look, and the candidates that one of these has in its pool."""
     if count < 1:
         raise ValueError(f"{count} queries of each task: at least 1 is needed")
     return some_queries(task, range(min(count, len(task.query_ids))))

@@ -1,4 +1,4 @@
-"""Run the shortcut test of one task: the model's own rationales, and its vectors after those and after others."""
+"""Run the shortcut test of each task: the model's own rationales, and its vectors after those and after others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ShortcutSettings:
     """
-    How a model is tested: what makes two tests of it two.
+    Says how a model is tested: what makes two tests of it two.
 
     Args:
         seed: of the swaps, the shuffles and the choice of queries; defaults to 0.
@@ -54,7 +54,7 @@ class ShortcutSettings:
                 raise ValueError(f"{name} is {value}; at least 1 is needed")
 
     def encoding(self) -> Settings:
-        """How queries and candidates are embedded."""
+        """Say how queries and candidates are embedded."""
         return Settings(
             modes=("always",),
             batch_size=self.batch_size,
@@ -71,22 +71,14 @@ Vectors = npt.NDArray[np.float32]
 
 
 class ShortcutTester:
-    """
-    Tests a model task by task.
-
-    Args:
-        model: an [`MMEmbR1`].
-        settings: how.
-        folder: where rows are kept and found again. `None`: nowhere.
-        bar: shows how far it is.
-    """
+    """Tests an [`MMEmbR1`] task by task; the folder, if there is one, keeps the rows, and they are found again."""
 
     def __init__(self, model: Any, settings: ShortcutSettings, folder: RunFolder | None, bar: Progress) -> None:
         self.model, self.settings, self.folder, self.bar = model, settings, folder, bar
         self.candidates = CandidateVectors()
 
     def measure(self, task: RetrievalTask) -> Columns:
-        """The rows of a task: what is not in the folder is measured, and kept there."""
+        """Measure the rows of a task, except what the folder holds already, and keep them there."""
         task = drawn_queries(task, self.settings.max_queries, self.settings.seed)
         if self.folder is None:
             return self._measure(task)
@@ -136,7 +128,7 @@ class ShortcutTester:
     def _suffixes(
         self, rationales: Sequence[OwnRationale], donors: npt.NDArray[np.int64]
     ) -> dict[str, list[list[int] | None]]:
-        """Intervention -> what each query is given instead; `None` where that is its own rationale."""
+        """Write, for each intervention, what each query is given instead; `None` where that is its own rationale."""
         seed = self.settings.seed
         orders = [shuffled_texts(rationale.texts, seed) for rationale in rationales]
         empty = rationale_suffix(self.model, [""])
@@ -153,7 +145,7 @@ class ShortcutTester:
     def _forced(
         self, task: RetrievalTask, name: str, suffixes: Sequence[list[int] | None], prompt: str | None
     ) -> tuple[Vectors, Vectors]:
-        """Last and direct vectors `(n, D)` of the queries that have a suffix."""
+        """Compute last and direct vectors `(n, D)` of the queries that have a suffix."""
         chosen = [(task.queries[row], suffix) for row, suffix in enumerate(suffixes) if suffix is not None]
         with step_of(self.bar, f"{task.name} {name}", len(chosen)) as advance:
             forced = forced_embeddings(
@@ -167,7 +159,7 @@ class ShortcutTester:
         return forced.last.numpy(), forced.direct.numpy()
 
     def _candidates(self, task: RetrievalTask) -> Vectors:
-        """Direct vectors `(C, D)`."""
+        """Embed the candidates directly: `(C, D)`."""
         with step_of(self.bar, f"{task.name} candidates", len(task.candidates)) as advance:
             return embed_all(
                 AdaptiveEncoder(self.model, self.settings.encoding()),
@@ -217,14 +209,11 @@ def own_rationales(
 
     Args:
         model: an [`MMEmbR1`].
-        queries: inputs as for `encode`.
+        queries: inputs as for `encode`; an `InputError` names the number of one that can't be embedded.
         prompt: the system turn of queries that bring none.
         batch_size: queries that are read at once.
         options: of `encode`: `max_reasoning_tokens` and `max_reasoning_rounds`. Default: the checkpoint's.
         advance: is told how many more are done, part by part.
-
-    Raises:
-        InputError: a `ValueError` that names the number of a query that can't be embedded.
     """
 
     def think(values: list[Any]) -> list[Any]:
@@ -277,7 +266,7 @@ def shuffled_texts(texts: Sequence[str], seed: int) -> tuple[str, ...]:
 
 
 def drawn_queries(task: RetrievalTask, most: int | None, seed: int) -> RetrievalTask:
-    """The task with so many of its queries at most, drawn by the seed, in their order."""
+    """Draw at most so many queries of a task by the seed, in their order."""
     if most is None or len(task.query_ids) <= most:
         return task
     stream = seeded_random(seed, "queries", task.name)
@@ -285,7 +274,7 @@ def drawn_queries(task: RetrievalTask, most: int | None, seed: int) -> Retrieval
 
 
 def query_prompt(model: Any, task: RetrievalTask) -> str | None:
-    """The instruction of a task's queries that have none of their own: the task's, or what the model saved for it."""
+    """Choose the instruction of queries that have none of their own: the task's, or what the model saved for it."""
     if task.query_prompt is not None:
         return task.query_prompt
     saved = getattr(model, "prompts", None) or {}
@@ -309,12 +298,7 @@ def donors_of(task: RetrievalTask, rationales: Sequence[OwnRationale], seed: int
 
 
 def check_forced(task: RetrievalTask, forced: Vectors, decoded: Vectors, tolerance: float) -> None:
-    """
-    Compare vectors `(Q, D)` after the same rationale, forced and decoded.
-
-    Raises:
-        ValueError: if two lie further apart than the tolerance.
-    """
+    """Refuse vectors `(Q, D)` after the same rationale, forced and decoded, that lie too far apart."""
     distance = np.linalg.norm(forced - decoded, axis=1)  # (Q,)
     if not (distance <= tolerance).all():
         row = int(np.argmax(np.nan_to_num(distance, nan=np.inf)))

@@ -30,13 +30,7 @@ LEAST_CLUSTERS = 20  # of swapped queries: draws of fewer vary too little
 
 
 class Verdict(NamedTuple):
-    """
-    Says whether a model reads its rationales, and why.
-
-    Attributes:
-        name: `"reads"`, `"ignores"` or `"undecided"`.
-        reason: one sentence with the figures.
-    """
+    """Says whether a model `"reads"` or `"ignores"` its rationales, or is `"undecided"`, and why, with the figures."""
 
     name: str
     reason: str
@@ -220,12 +214,7 @@ def write_outcomes(path: Path, columns: Columns) -> None:
 
 
 def read_outcomes(path: Path) -> Columns:
-    """
-    Read what `write_outcomes` wrote.
-
-    Raises:
-        ValueError: if the file is damaged or holds something else.
-    """
+    """Read what `write_outcomes` wrote; refuse a file that is damaged or holds something else."""
     table = read_table(path, KINDS, HINT)
     return {name: table[name].to_numpy() for name in KINDS}
 

@@ -106,10 +106,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def task_named(name: str) -> MMEBTask:
     """
-    The task of this name, or the variant.
-
-    Raises:
-        ValueError: if there is none; it suggests names that are close.
+    Look up a task or a variant by its name; an error suggests names that are close.
 
     >>> task_named("ViDoSeek-page-fixed").dataset
     'VLM2Vec/ViDoSeek-page-fixed'
@@ -123,14 +120,10 @@ def task_named(name: str) -> MMEBTask:
 
 def select(names: Iterable[str] | None = None) -> list[MMEBTask]:
     """
-    Tasks by their names or groups.
+    Find tasks by their names or groups, in the catalogue's order, variants last.
 
     Args:
-        names: names of tasks and variants, or groups: a modality (`"video"`) or a meta-task (`"image/qa"`). `None`:
-            all 78. A task that is named twice is there once.
-
-    Returns:
-        The tasks in the catalogue's order, variants last.
+        names: of tasks and variants, or groups: a modality (`"video"`) or a meta-task (`"image/qa"`). `None`: all 78.
 
     Raises:
         ValueError: if nothing is named, or a name is unknown; it suggests names that are close.
@@ -155,12 +148,7 @@ def select(names: Iterable[str] | None = None) -> list[MMEBTask]:
 
 
 def group_named(name: str) -> tuple[str, ...]:
-    """
-    Names of the tasks in a modality or a meta-task.
-
-    Raises:
-        ValueError: if there is no such group.
-    """
+    """List the names of the tasks in a modality or a meta-task."""
     if name not in GROUPS:
         raise ValueError(f"MMEB-V2 has no group {name!r}{_suggestion(name, list(GROUPS))}")
     return GROUPS[name]

@@ -1,5 +1,5 @@
 """
-The image annotations: rows of a query and its own candidates, of which the first is right.
+Read the image annotations: rows of a query and its own candidates, of which the first is right.
 
     qry_inst, qry_text, qry_img_path, tgt_inst, tgt_text: [...], tgt_img_path: [...]
 """
@@ -17,7 +17,7 @@ QUERY_COLUMNS = ("qry_inst", "qry_text", "qry_img_path", "tgt_text")
 
 
 def read_image_text(builder: TaskBuilder) -> None:
-    """Candidates are texts: labels, answers, captions. They have no instruction."""
+    """Read rows whose candidates are texts: labels, answers, captions. They have no instruction."""
 
     @cache  # a million candidates, of which a few thousand are different
     def add(text: str) -> str:
@@ -31,7 +31,7 @@ def read_image_text(builder: TaskBuilder) -> None:
 
 
 def read_image_image(builder: TaskBuilder) -> None:
-    """Candidates are pictures, some with a text: two objects of one picture are two candidates."""
+    """Read rows whose candidates are pictures, some with a text: two objects of one picture are two candidates."""
 
     @cache
     def add(path: str, text: str, instruction: str) -> str:

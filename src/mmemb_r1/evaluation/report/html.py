@@ -1,4 +1,4 @@
-"""A run's results as one HTML page that opens without a network: tables with intervals, plots, examples, notes."""
+"""Write a run's results as one HTML page that opens without a network: tables with intervals, plots, examples."""
 
 from __future__ import annotations
 
@@ -28,11 +28,7 @@ FIXED = ("never", "always")
 
 def write_html(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """
-    Write the report of a run, one file that needs no other.
-
-    Args:
-        run: the folder that `run_evaluation` filled: `results.json` and a file of rows per task and mode.
-        path: of the page.
+    Write the report of a run's folder, one file that needs no other.
 
     Raises:
         ValueError: if the folder holds no results, rows are missing or damaged, or modes are not of the same queries.
@@ -44,7 +40,7 @@ def write_html(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Non
 
 
 def render_html(run: str | os.PathLike[str]) -> str:
-    """The page of [`write_html`]."""
+    """Render the page of [`write_html`]."""
     try:
         import jinja2
     except ImportError as error:
@@ -83,7 +79,7 @@ def _data(name: str) -> str:
 
 
 def _overall(results: Results) -> dict[str, Any] | None:
-    """What MMEB results say of all 78 tasks: a score per mode, or why there is none."""
+    """Lay out the overall of a benchmark: a score per mode, or why there is none."""
     overall = results.get("overall")
     if not overall:
         return None
@@ -93,7 +89,7 @@ def _overall(results: Results) -> dict[str, Any] | None:
 
 
 def _panels(results: Results) -> dict[str, set[str]]:
-    """All tasks and the tasks of every main group, name -> tasks; main are those of the first kind of group."""
+    """Collect name -> tasks of all tasks and of every main group, one of the first kind of group."""
     panels: dict[str, set[str]] = {ALL: set(results["tasks"])}
     for name in tables.ordered_tasks(results):
         for group in list(results["tasks"][name]["groups"].values())[:1]:
@@ -115,7 +111,7 @@ def _mode_scores(entry: Mapping[str, Any], modes: Sequence[str]) -> dict[str, pl
 
 
 def _task_plots(results: Results) -> list[str]:
-    """A plot per main group; a large one is cut into several of equal height."""
+    """Plot the tasks of each main group; a large one is cut into several of equal height."""
     modes = tables.modes_of(results)
     panels = {name: tasks for name, tasks in _panels(results).items() if name != ALL} or _panels(results)
     plotted = []
@@ -128,7 +124,7 @@ def _task_plots(results: Results) -> list[str]:
 
 
 def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]:
-    """Everything that compares modes query by query."""
+    """Collect everything that compares modes query by query."""
     if answers is None:
         missing = [mode for mode in FIXED if mode not in results["config"]["modes"]]
         return {"missing": missing}
@@ -165,7 +161,7 @@ def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]
 
 
 def _decisions(part: RunAnswers) -> npt.NDArray[np.bool_]:
-    """What `auto` decided; if it was not run, that nothing thinks."""
+    """Take what `auto` decided; if it was not run, that nothing thinks."""
     return np.zeros(len(part.answers.task), bool) if part.thinks is None else part.thinks
 
 
@@ -179,7 +175,7 @@ def _gap_plots(parts: Mapping[str, RunAnswers]) -> Iterator[str]:
 
 
 def _examples(run: str | os.PathLike[str], results: Results) -> Iterator[dict[str, Any]]:
-    """Thoughts of some tasks, at places that nothing of their results decides."""
+    """Yield rationales of some tasks, at places that nothing of their results decides."""
     mode = next((mode for mode in ("always", "auto") if mode in results["config"]["modes"]), None)
     names = tables.ordered_tasks(results)
     places = np.linspace(0, len(names) - 1, min(EXAMPLES, len(names))).round().astype(int).tolist()
@@ -208,7 +204,7 @@ def _examples(run: str | os.PathLike[str], results: Results) -> Iterator[dict[st
 @dataclass(frozen=True)
 class RunAnswers:
     """
-    All queries of a run.
+    Holds all queries of a run.
 
     Args:
         answers: of N queries.
@@ -222,26 +218,15 @@ class RunAnswers:
     strays: int
 
     def of_tasks(self, names: set[str]) -> RunAnswers:
-        """
-        The queries of some tasks. `strays` stays that of the run.
-
-        Raises:
-            ValueError: if none of the tasks has queries.
-        """
+        """Keep the queries of some tasks. `strays` stays that of the run."""
         where = np.isin(self.answers.task, sorted(names))
         return RunAnswers(self.answers.where(where), None if self.thinks is None else self.thinks[where], self.strays)
 
 
 def read_answers(run: str | os.PathLike[str], results: Results) -> RunAnswers | None:
     """
-    Read the rows of `never`, `always` and, where it was run, `auto`.
-
-    Args:
-        run: the run's folder.
-        results: what its `results.json` holds.
-
-    Returns:
-        `None` if the run lacks one of the fixed modes: then nothing can be said of a choice between them.
+    Read a run's rows of `never`, `always` and, where it was run, `auto`; `None` if it lacks a fixed mode, for nothing
+    can be said of a choice between them then.
 
     Raises:
         ValueError: if a file of rows is missing or damaged, or the modes are not of the same queries.
@@ -267,12 +252,7 @@ def read_answers(run: str | os.PathLike[str], results: Results) -> RunAnswers | 
 
 
 def read_modes(run: str | os.PathLike[str], task: str, modes: Sequence[str]) -> dict[str, Columns]:
-    """
-    The rows of several modes of a task, all in the order of the first one's queries.
-
-    Raises:
-        ValueError: if a file is missing or damaged, or the modes are not of the same queries.
-    """
+    """Read the rows of several modes of a task, all in the order of the first one's queries."""
     found = {mode: read_query_rows(rows_path(run, task, mode)) for mode in modes}
     ids = found[modes[0]]["query_id"]
     for mode in modes[1:]:

@@ -50,14 +50,7 @@ Entry = Mapping[str, Any]  # what results tell of a task or of a group
 
 @dataclass(frozen=True)
 class Column:
-    """
-    A column of numbers.
-
-    Args:
-        title: above it.
-        cell: what it says of a task or a group.
-        main: whether it is what the table is about.
-    """
+    """Describes a column of numbers: what it says of a task or a group, and whether the table is about it."""
 
     title: str
     cell: Callable[[Entry], str]
@@ -66,14 +59,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """
-    A row.
-
-    Args:
-        title: the task's name, or which mean it is.
-        entry: what results tell of it.
-        mean: whether it is a mean over tasks.
-    """
+    """Describes a row: a task or a mean over tasks, and what results tell of it."""
 
     title: str
     entry: Entry
@@ -81,7 +67,7 @@ class Line:
 
 
 def columns_of(results: Results) -> list[Column]:
-    """The columns of numbers that there is something for."""
+    """List the columns of numbers that there is something for."""
     tasks = list(results["tasks"].values())
     columns = [Column("n", lambda entry: str(entry["n"]))]
     if len({task["metric"] for task in tasks}) > 1:
@@ -108,7 +94,7 @@ def _columns_of_mode(mode: str, numbers: Sequence[Entry]) -> Iterable[Column]:
 
 
 def sections_of(results: Results) -> list[list[Line]]:
-    """The tasks of each of the finest groups, with their mean; at the end the means of wider groups and of all."""
+    """List the tasks of each of the finest groups with their mean, then the means of wider groups and of all."""
     tasks, summary = results["tasks"], results["summary"]
     finest: dict[str | None, list[str]] = {}
     for name, task in tasks.items():
