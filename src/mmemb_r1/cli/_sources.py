@@ -29,7 +29,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def task_names(args: argparse.Namespace) -> tuple[str, ...] | None:
+def listed_tasks(args: argparse.Namespace) -> tuple[str, ...] | None:
     """Take apart `--tasks`."""
     return None if args.tasks is None else listed(args.tasks)
 
@@ -41,7 +41,7 @@ def read_source(args: argparse.Namespace, *, limit: int | None = None, num_frame
     for option, of in (("split", "atlas"), ("source", "reader")):
         if getattr(args, option) is not None and getattr(args, of) is None:
             raise ValueError(f"--{option} is for --{of}; leave it out")
-    names = task_names(args)
+    names = listed_tasks(args)
     if args.reader is not None:
         if args.source is None:
             raise ValueError(f"--reader {args.reader} needs to be told what to read: --source X")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmemb_r1.cli._options import listed
-from mmemb_r1.cli._sources import add_source_options, read_source, task_names
+from mmemb_r1.cli._sources import add_source_options, listed_tasks, read_source
 from mmemb_r1.cli._submission import OPTIONS as OF_SUBMISSION
 from mmemb_r1.cli._submission import add_submission_options, check_options, metadata_of, submit, submitted_mode
 from mmemb_r1.evaluation.settings import MODES
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate-threshold", type=float, metavar="P", help="auto thinks from this gate probability on")
     parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="budget of one rationale")
     parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="how often one input may think")
-    parser.add_argument("--rationales", action="store_true", help="keep what was thought, in rows of --output RUN/")
+    parser.add_argument("--rationales", action="store_true", help="keep rationales, in rows of --output RUN/")
     parser.add_argument(
         "--cache",
         metavar="DIR",
@@ -131,7 +131,7 @@ def _source(args: argparse.Namespace) -> TaskSource:
         return read_source(args, limit=args.limit)
     from mmemb_r1.evaluation.mmeb import check_tasks, download_task, select
 
-    tasks = select(task_names(args))
+    tasks = select(listed_tasks(args))
     if args.submission and args.tasks is not None:
         check_tasks([task.name for task in tasks])
     for number, task in enumerate(tasks if args.download else (), start=1):

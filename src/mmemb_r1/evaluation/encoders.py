@@ -38,7 +38,7 @@ class Embedded:
         num_reasoning_tokens: `(N,)` int64, of its rationale.
         num_reasoning_rounds: `(N,)` int64, how often it thought.
         gate_prob: `(N,)` float64; `None` of a model without a gate.
-        rationales: what was thought, `""` if nothing; `None` of a model that can't.
+        rationales: of each input, `""` if none; `None` of a model that writes none.
         seconds: what embedding took, without what a cache took.
         timed: how many inputs were computed in these; what came from a cache or equals another input was not.
     """

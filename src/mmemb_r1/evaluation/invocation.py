@@ -311,15 +311,15 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
         raise ValueError("there are no shares; give at least one")
     thresholds = [answers.threshold(share) for share in shares]
     decided = [answers.thinks(threshold) for threshold in thresholds]
-    direct, thought = answers.seconds_never, answers.seconds_always
-    timed = direct is not None and thought is not None
+    direct, reasoned = answers.seconds_never, answers.seconds_always
+    timed = direct is not None and reasoned is not None
     columns = {"never": answers.never, "always": answers.always}
     for place, thinks in enumerate(decided):
         columns[f"score-{place}"] = choice_scores(answers, thinks)
         columns[f"invocation-{place}"] = thinks
         columns[f"tokens-{place}"] = np.where(thinks, answers.tokens, 0)
-        if direct is not None and thought is not None:
-            columns[f"seconds-{place}"] = np.where(thinks, thought, direct)
+        if direct is not None and reasoned is not None:
+            columns[f"seconds-{place}"] = np.where(thinks, reasoned, direct)
     means = drawn_means(columns, answers, seed)
     points = []
     for place, (threshold, thinks) in enumerate(zip(thresholds, decided, strict=True)):

@@ -21,7 +21,7 @@ class Settings:
         gate_threshold: `"auto"` thinks from this gate probability on. Default: the checkpoint's.
         max_reasoning_tokens: budget of one rationale. Default: the checkpoint's.
         max_reasoning_rounds: how often one input may think. Default: the checkpoint's.
-        rationales: whether the rows hold what was thought; defaults to `False`.
+        rationales: whether the rows hold the rationales; defaults to `False`.
         no_image: whether tasks whose queries have pictures are also asked without them, in the modes `"never"` and
             `"always"`; defaults to `False`.
 

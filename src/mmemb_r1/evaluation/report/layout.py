@@ -44,7 +44,7 @@ def points_between(interval: Mapping[str, float]) -> str:
     return f"{as_points(interval['low'])}..{as_points(interval['high'])}"
 
 
-FIRST_GROUP = "simple"  # of Atlas: what needs no thought comes before what does
+FIRST_GROUP = "simple"  # of Atlas: what needs no rationale comes before what does
 Entry = Mapping[str, Any]  # what results tell of a task or of a group
 
 
