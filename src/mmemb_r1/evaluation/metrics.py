@@ -236,9 +236,8 @@ def per_query(
         `(Q,)` float64 from 0 to 1.
 
     Raises:
-        ValueError: if the name or an option is not known; there is no query; scores and relevance differ in their
-            number of queries or of candidates; a score is NaN or infinite; a grade is negative, NaN or infinite; or a
-            query has no relevant candidate.
+        ValueError: if the name or an option is not known; there is no query; both differ in their number of queries or
+            candidates; a number is not finite, or a grade negative; or a query has no relevant candidate.
 
     >>> per_query("ndcg_linear@5", [[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]], [[2, 1, 0], [1, 2, 0]]).round(3).tolist()
     [1.0, 0.86]
@@ -398,19 +397,16 @@ def score_run(
     Compute a metric of each query from scores by id. What a run lacks is an error, never a query less in the mean.
 
     Args:
-        metric: its name, as in [`per_query`].
+        metric, tolerance, ties: as in [`per_query`].
         run: query id -> the score of each of its candidates, as `{candidate id: score}` or as pairs of the two.
         qrels: query id -> candidate id -> grade from 0. Those that are not named have grade 0.
-        candidates: ids of the candidates, for all queries alike or by query id. Default: all queries have the same
-            candidates, those that the run names anywhere.
-        tolerance, ties: as in [`per_query`].
+        candidates: ids of the candidates, for all queries alike or by query id. Default: those that the run names.
 
     Returns:
         Query id -> value, in the order of `qrels`.
 
     Raises:
-        ValueError: if queries, candidates or ids of both sides do not match one to one, a query has no relevant
-            candidate, a score or a grade is no finite number, a grade is below 0, or as in [`per_query`].
+        ValueError: if ids of both sides do not match one to one, or as in [`per_query`].
 
     >>> run = {"q1": {"a": 0.9, "b": 0.1}, "q2": [("a", 0.5), ("b", 0.5)]}
     >>> score_run("mrr", run, {"q1": {"a": 1}, "q2": {"a": 1}})
