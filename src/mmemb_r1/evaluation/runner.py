@@ -164,23 +164,23 @@ class TaskRunner:
         self.entries[task.name] = _entry(task, digest, measured)
 
     def _in_mode(self, task: RetrievalTask, mode: str) -> Measured:
-        answers = self.candidates.of(task, self._candidates)
+        candidates = self.candidates.of(task, self._candidates)
         embedded = self._embed(task, mode, task.queries, task.query_ids)
-        scored = score_queries(task, embedded.embeddings, answers)
+        scored = score_queries(task, embedded.embeddings, candidates)
         rows = _task_rows(task, embedded, scored, rationales=self.settings.rationales)
         numbers = _task_means(embedded, scored, rows)
         if self.settings.no_image and mode != "auto" and (blind := without_images(task.queries)):
-            numbers["no_image"] = self._blind_score(task, mode, blind, answers)
+            numbers["no_image"] = self._blind_score(task, mode, blind, candidates)
         return Measured(numbers, rows)
 
     def _blind_score(
-        self, task: RetrievalTask, mode: str, queries: Sequence[Any], answers: npt.NDArray[np.float32]
+        self, task: RetrievalTask, mode: str, queries: Sequence[Any], candidates: npt.NDArray[np.float32]
     ) -> float:
         from mmemb_r1.content import distinct
 
         unique, index = distinct(queries)  # many are the same question
         embedded = self._embed(task, mode, unique, None)
-        return float(score_queries(task, embedded.embeddings[index], answers).metrics[task.metric].mean())
+        return float(score_queries(task, embedded.embeddings[index], candidates).metrics[task.metric].mean())
 
     def _embed(self, task: RetrievalTask, mode: str, queries: Sequence[Any], ids: Sequence[str] | None) -> Embedded:
         return self._embed_side(QUERY, f"{task.name} {mode}", queries, mode, task.query_prompt, ids)
