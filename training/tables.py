@@ -48,8 +48,7 @@ def read_pairs(
 
 
 def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | None, name: str) -> Dataset:
-    from mmemb_r1.evaluation.summary import chosen
-    from mmemb_r1.evaluation.tasks import rows_by
+    from mmemb_r1.evaluation.tasks import rows_by, task_names
 
     if per_task is not None and per_task < 1:
         raise ValueError(f"per_task is {per_task}; allowed: 1 or more.")
@@ -58,7 +57,9 @@ def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | Non
     rows = rows_by(pairs["task"])
     if tasks is not None:
         groups = pairs["complexity"] if "complexity" in pairs.column_names else pairs["task"]
-        rows = {task: rows[task] for task in chosen({task: {"": groups[own[0]]} for task, own in rows.items()}, tasks)}
+        rows = {
+            task: rows[task] for task in task_names({task: {"": groups[own[0]]} for task, own in rows.items()}, tasks)
+        }
     kept = sorted(row for own in rows.values() for row in own[:per_task])
     return pairs.select(kept).flatten_indices()
 

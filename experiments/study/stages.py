@@ -40,7 +40,7 @@ from experiments.study.tasks import ERRORS_FOLDER, NUM_PARTS, Study, own_folder
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
-from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, diagnose
+from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, run_diagnosis
 from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
 from mmemb_r1.runs import write_json
 from mmemb_r1.training.gate_phase import GATE_FILE
@@ -251,7 +251,7 @@ def check_shortcut(study: Study, row: str, seed: int, state: str, *, made_of: Ma
     def make(made: Path) -> None:
         atlas = load_atlas(study.atlas)
         tasks = atlas_tasks(of_tasks(atlas.pairs["test"], MULTI_HOP), atlas.candidates)
-        found = diagnose(MMEmbR1(str(folder / state), device="cpu"), tasks, settings, progress=False)
+        found = run_diagnosis(MMEmbR1(str(folder / state), device="cpu"), tasks, settings, progress=False)
         write_json(made / RESULT_FILE, found)
 
     facts = {"state": state, "split": "test", **asdict(settings)}

@@ -7,12 +7,10 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from mmemb_r1.atlas import Atlas
 
 
 def add_shard_options(parser: argparse._ActionsContainer) -> None:
@@ -45,23 +43,6 @@ def part(text: str) -> tuple[int, int]:
     if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is no part; allowed: I/N with I from 1 to N, for example 2/3")
     return int(first), int(count)
-
-
-def add_source_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """Add `--atlas` or `--mmeb`, of which one is required, and `--split`; what is returned takes other sources."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--atlas", metavar="DIR", help="what `mmemb-r1 atlas build` wrote")
-    source.add_argument("--mmeb", metavar="DIR", help="a local copy of MMEB-V2")
-    parser.add_argument("--split", choices=("policy", "validation", "test"), help="of Atlas; default: test")
-    return source
-
-
-def atlas_split(args: argparse.Namespace) -> tuple[Atlas, str, dict[str, Any]]:
-    """Load the Atlas and the split that were asked for, and what tells its tasks from those of another Atlas."""
-    from mmemb_r1.atlas import load_atlas
-
-    atlas, split = load_atlas(args.atlas), args.split or "test"
-    return atlas, split, {"dataset": "Atlas", "split": split, "content": atlas.manifest["content_hash"]}
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A task's data from the Hub, for whoever asks for them: into a folder that `load_tasks` reads."""
+"""Download a task's data from the Hub, for whoever asks for them, into a folder that `load_tasks` reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos
 @dataclass(frozen=True)
 class Archive:
     """
-    Pictures or frames of several tasks.
+    Names an archive of pictures or frames of several tasks.
 
     Attributes:
         parts: files of the repository that make it when put one after the other.
@@ -89,7 +89,7 @@ def download_task(
 
 
 def archive_of(task: MMEBTask) -> Archive | None:
-    """The archive that holds a task's pictures or frames; `None` where these are among the annotations."""
+    """Find the archive of a task's pictures or frames; `None` where these are among the annotations."""
     return next((archive for archive in ARCHIVES if f"{task.media}/".startswith(f"{archive.folder}/")), None)
 
 
@@ -122,12 +122,8 @@ def _download_archive(archive: Archive, root: Path) -> None:
 
 def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:
     """
-    Unpack a gzipped tar archive, or one that was cut into parts. Files that are there in full are left as they are.
-
-    Args:
-        parts: its files, in order.
-        target: the folder to fill; made if it is not there.
-        top: folder inside that all is in, and that is left out.
+    Unpack a gzipped tar archive, given as its parts in order, without the folder `top` that all is in. Files that are
+    there in full are left as they are.
 
     Raises:
         ValueError: if it is no such archive, it was cut short, or it holds something that is to land outside of
@@ -154,7 +150,7 @@ def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:
 
 @contextmanager
 def _joined(parts: Sequence[Path]) -> Iterator[IO[bytes]]:
-    """The files one after the other, with a bar on standard error of how far they were read."""
+    """Open the files one after the other, with a bar on standard error of how far they were read."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -166,7 +162,7 @@ def _joined(parts: Sequence[Path]) -> Iterator[IO[bytes]]:
 
 
 class _Parts(io.RawIOBase):
-    """Several files that read like one."""
+    """Reads several files like one."""
 
     def __init__(self, parts: Sequence[Path], advance: Callable[[int], None]) -> None:
         self._paths, self._advance = iter(parts), advance
