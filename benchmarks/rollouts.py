@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.content import given_parts
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.training.adaptive.forward import PolicyForward
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, roll_out

@@ -1,4 +1,4 @@
-"""Configuration of the adaptive embedding model: every number the model needs, nothing else."""
+"""Configure the adaptive embedding model: every number that it needs, nothing else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .heads_mmemb_r1 import pooling_class
+
 REPOSITORY_FORMAT = 1
-POOLINGS = ("last", "mean", "attention")
 REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
 REASONING_MODES = ("auto", "always", "never")
 
@@ -87,7 +88,7 @@ class MMEmbR1Config(PreTrainedConfig):
             Ids from this one on are rows of the vocabulary without a token; they can't occur inside a rationale.
         pooling (`str`, *optional*, defaults to `"last"`):
             How the hidden states up to an `<|embed|>` become one vector: `"last"` (the state at `<|embed|>`), `"mean"`
-            or `"attention"` (learned weights).
+            or `"attention"` (learned weights); or a name that was registered with `register_pooling`.
         embedding_dim (`int`, *optional*):
             Output dimension of a linear projection after pooling. `None` means no projection: the backbone's hidden
             size.
@@ -108,7 +109,8 @@ class MMEmbR1Config(PreTrainedConfig):
         document_reasoning (`str`, *optional*, defaults to `"never"`):
             Default reasoning mode of `encode_document`: a corpus is embedded directly unless it is worth more.
         max_reasoning_tokens (`int`, *optional*, defaults to 128):
-            Budget of one rationale in tokens; a longer one is closed by force.
+            Budget of one rationale in tokens. A longer one is truncated: `</think>` is inserted, and the text so far
+            is embedded.
         max_reasoning_rounds (`int`, *optional*, defaults to 1):
             How often an input may think; the gate is asked again after every round.
         max_text_tokens (`int`, *optional*, defaults to 8192):
@@ -165,8 +167,7 @@ class MMEmbR1Config(PreTrainedConfig):
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r} is not known; allowed: {', '.join(POOLINGS)}.")
+        pooling_class(self.pooling)  # an unknown one is an error here, not when the model is built
         if self.document_reasoning not in REASONING_MODES:
             raise ValueError(
                 f"document_reasoning={self.document_reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}."
@@ -181,7 +182,7 @@ class MMEmbR1Config(PreTrainedConfig):
                 raise ValueError(f"An embedding of {width} dimensions can't be truncated to {dim}.")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The language model's configuration, which caches, vocabulary and generation read."""
+        """Get the language model's configuration, which caches, vocabulary and generation read."""
         return self.vlm_config.get_text_config(*args, **kwargs)
 
     @property
@@ -191,7 +192,7 @@ class MMEmbR1Config(PreTrainedConfig):
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """What `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
+        """Name what `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
         return {"feature-extraction": {"impl": "pipeline_mmemb_r1.MMEmbR1Pipeline", "pt": ["AutoModel"]}}
 
     @property

@@ -1,4 +1,4 @@
-"""Opening pictures and videos: from whatever holds them to upright RGB pixels, or an error that says what is wrong."""
+"""Open pictures and videos: whatever holds them becomes upright RGB pixels, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,g
 @dataclass(frozen=True)
 class MediaOptions:
     """
-    How pictures and videos are opened, and what is too large to be.
+    Say how pictures and videos are opened, and what is too large.
 
     Args:
         num_video_frames: frames that are sampled evenly from a video file.
@@ -51,7 +51,7 @@ class MediaOptions:
 
     @classmethod
     def of(cls, config: Any, allow_remote: bool = False) -> MediaOptions:
-        """Those of an `MMEmbR1Config`. Downloading is never the config's to allow: it comes with a checkpoint."""
+        """Take those of an `MMEmbR1Config`. It can't allow downloads, because it comes with a checkpoint."""
         names = ("num_video_frames", "max_image_pixels", "max_video_frames", "max_video_pixels")
         return cls(**{name: getattr(config, name) for name in names}, allow_remote=allow_remote)
 
@@ -60,13 +60,7 @@ DEFAULTS = MediaOptions()
 
 
 class Address(NamedTuple):
-    """
-    Where a text says that a picture or video is.
-
-    Attributes:
-        place: `"data"` (a data URL), `"web"` or `"path"`.
-        kind: `"image"` or `"video"`, if the text plainly names one; else `None`.
-    """
+    """Say where a picture or video is: see `parse_address`."""
 
     place: str
     kind: str | None
@@ -75,6 +69,10 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address:
     """
     Read a text as the address of a picture or video: the one rule for what is a path, a web address and a data URL.
+
+    Returns:
+        The place, `"data"` (a data URL), `"web"` or `"path"`; and the kind, `"image"` or `"video"`, if the text
+        plainly names one, else `None`.
 
     >>> parse_address("HTTPS://example.org/a.PNG")
     Address(place='web', kind='image')

@@ -1,4 +1,4 @@
-"""The sentence-transformers module: `encode` runs the adaptive model."""
+"""Make the adaptive model a module of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbones_mmemb_r1 import MEDIA_COUNTS, model_inputs, takes_videos
 from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, resolve_reasoning
-from .inputs_mmemb_r1 import InputError, render, to_conversations
+from .inputs_mmemb_r1 import InputError, to_conversations
 from .media_mmemb_r1 import MediaOptions
 from .modeling_mmemb_r1 import MMEmbR1Model
+from .rendering_mmemb_r1 import render
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
 DECODING_OPTIONS = (*REASONING_OPTIONS, "decode_batch_size")
@@ -34,7 +35,7 @@ OUTPUTS = (  # besides the embeddings
 
 class MMEmbR1Module(InputModule):
     """
-    The only module of an mmemb-r1 [`SentenceTransformer`]: inputs in, embeddings (and what was thought) out.
+    Embed inputs as the only module of an mmemb-r1 [`SentenceTransformer`]; rationales come out beside embeddings.
 
     Args:
         model ([`MMEmbR1Model`]): the adaptive model.
@@ -59,7 +60,7 @@ class MMEmbR1Module(InputModule):
 
     @property
     def max_seq_length(self) -> int | None:
-        """Longest text of one input in tokens; media and template are not counted."""
+        """Limit the text of one input in tokens; media and template are not counted."""
         return self.model.config.max_text_tokens
 
     @max_seq_length.setter
@@ -74,7 +75,7 @@ class MMEmbR1Module(InputModule):
         self, inputs: Sequence[Any], prompt: str | None = None, allow_remote_media: bool = False, **kwargs: Any
     ) -> dict[str, Tensor]:
         """
-        Inputs -> tensors of a batch.
+        Turn inputs into the tensors of a batch.
 
         Args:
             inputs: strings, pictures, dicts or chat messages, see `to_conversations`.
@@ -120,7 +121,7 @@ class MMEmbR1Module(InputModule):
 
     def embed_batches(self, batches: Iterable[dict[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
         """
-        [`forward`] for many batches, whose rows think together: see [`MMEmbR1Model.embed_batches`].
+        Embed many batches, whose rows think together: see [`MMEmbR1Model.embed_batches`].
 
         Args:
             batches: of each what `preprocess` returned.

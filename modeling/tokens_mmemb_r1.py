@@ -1,4 +1,4 @@
-"""Control tokens: adding them to a tokenizer, a backbone and a chat template."""
+"""Add control tokens to a tokenizer, a backbone and a chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORD_JOINER = "\u2060"  # invisible, and no normalisation takes it away
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """Ids of the control tokens; `new_ids` were added, `suppressed` must not occur in a rationale."""
+    """Hold the ids of the control tokens; `new_ids` were added, `suppressed` must not occur in a rationale."""
 
     embed: int
     think: int
@@ -65,14 +65,14 @@ def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
 
 
 def control_strings(processor: ProcessorMixin) -> tuple[str, ...]:
-    """What must not be written by a user: the special tokens, those of media, and this model's own."""
+    """List what a user must not write: the special tokens, those of media, and this model's own."""
     special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(special | media_placeholders(processor) | {EMBED, THINK, END_THINK}))
 
 
 def as_plain_text(text: str, controls: tuple[str, ...]) -> str:
     """
-    Text in which no control string occurs: a word joiner after its first character breaks each of them.
+    Break each control string in a text by a word joiner after its first character.
 
     This works with every processor. `apply_chat_template(sanitize_control_tokens=True)` does not: Idefics3's, Gemma
     3's and InternVL's count what it wrote, and older releases ignore it.
@@ -85,7 +85,7 @@ def as_plain_text(text: str, controls: tuple[str, ...]) -> str:
 
 @lru_cache
 def _control_pattern(controls: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches the first character of every control string, also of those that overlap."""
+    """Match the first character of every control string, also of those that overlap."""
     return re.compile(f"(?=(?:{'|'.join(map(re.escape, controls))})).", re.DOTALL)
 
 

@@ -34,8 +34,8 @@ def test_pool(root, monkeypatch):
 
 def test_atlas_pool(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    build_atlas("runs/quickstart/atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
-    workers = load_pool(root / "experiments" / "atlas-pool.yaml")
+    build_atlas("atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
+    workers = load_pool(root / "experiments" / "quickstart" / "pool.yaml")
     assert [worker.behaviour for worker in workers] == ["correct", "confused", "verbose", "format"]
 
 
@@ -131,7 +131,7 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
 
     atlas, output = tmp_path / "atlas", tmp_path / "untrained"
     build_atlas(atlas, num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
-    command = [sys.executable, "-m", "experiments.untrained_atlas_model", "--atlas", atlas, "--output", output]
+    command = [sys.executable, "-m", "experiments.quickstart.untrained", "--atlas", atlas, "--output", output]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)
 

@@ -24,8 +24,8 @@ from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.objective import target_probability
-from mmemb_r1.rationale_tokens import append_tokens, as_thought
-from mmemb_r1.runs import claim, progress_bar, replaced_file, step_of
+from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
+from mmemb_r1.runs import progress_bar, record_run, replaced_file, step_of
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformer import MMEmbR1
 from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
@@ -202,7 +202,7 @@ def measure_decisions(
     if folder is not None:
         inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
         facts = {"weights": weights_fingerprint(model[0].model), "inputs": digest_of(inputs)}
-        claim(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})
+        record_run(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})
 
     def embed(inputs: list[Any]) -> Arrays:
         return {"vectors": encoder.embed(inputs, side=DOCUMENT, reasoning="never", prompt=None).embeddings}
@@ -281,7 +281,7 @@ def _batches(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Iterato
 def with_rationales(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: Tensor) -> dict[str, Any]:
     """Prompts with their rationales after them, for one pass over both. `rationale_ids` `(B, T)` as `embed` gives."""
     config = model[0].model.config
-    suffixes = [as_thought(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
+    suffixes = [suffix_of_ids(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
     return append_tokens(dict(features), suffixes, model.tokenizer.pad_token_id, "left")
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmemb_r1.runs import claim
-from mmemb_r1.training.base_trainer import last_checkpoint, with_earlier_phases
+from mmemb_r1.runs import record_run
+from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
+from mmemb_r1.training.tables import read_pairs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
 MODEL_OPTIONS = ("dtype", "attn_implementation")
@@ -71,6 +78,8 @@ class PhaseRun(TrainingRun):
     Describe a training phase of a checkpoint, whose trained form is saved whole in `output/model`.
 
     Args:
+        tasks: only pairs of these tasks or groups of tasks are trained on. Default: all.
+        per_task: only the first so many pairs of each task. Default: all.
         lora: options of [`~mmemb_r1.training.adapters.lora_config`], `{}` for its defaults; the adapters alone are in
             `output/adapter`. Default: the whole model is trained.
         model_options: `dtype` of the weights and `attn_implementation`. Default: float32; below adapters, which are
@@ -80,6 +89,8 @@ class PhaseRun(TrainingRun):
         ValueError: if settings or options are not there or do not go together.
     """
 
+    tasks: tuple[str, ...] | None = None
+    per_task: int | None = None
     lora: Mapping[str, Any] | None = None
     model_options: Mapping[str, Any] | None = None
 
@@ -94,6 +105,10 @@ class PhaseRun(TrainingRun):
             raise ValueError(f"model has no option {unknown[0]!r}; allowed: {', '.join(MODEL_OPTIONS)}")
         if (dtype := options.get("dtype", "auto")) not in DTYPES:
             raise ValueError(f"model.dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+
+    def read_pairs(self, required: Sequence[str] = ()) -> Dataset:
+        """Read the pairs to train on; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
+        return read_pairs(self.pairs, required, tasks=self.tasks, per_task=self.per_task)
 
     def load(self, device: Any, quantization: Mapping[str, Any] | None = None) -> Any:
         """
@@ -231,20 +246,39 @@ def as_number(name: str, value: Any, default: Any) -> Any:
         raise ValueError(f"{name}: {value!r} is no number") from error
 
 
-def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> None:
+def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
     """
-    Train, from the last complete checkpoint of the run if there is one.
+    Train, from the last complete checkpoint of the run if there is one, unless the trained model is saved already.
 
     Args:
         trainer: made from the run, ready to train.
         run: the run. Its folder is claimed only now, so that settings which are refused do not occupy it.
         facts: further facts that make this run another one.
 
+    Returns:
+        Whether the model has to be saved; `False` if it was before.
+
     Raises:
         ValueError: if the folder was begun with another model, table or other settings.
     """
-    claim(run.output / "run.json", run.identity() | facts)
-    trainer.train(resume_from_checkpoint=last_checkpoint(run.output / "checkpoints"))
+    record_run(run.output / "run.json", run.identity() | facts)
+    checkpoint = last_checkpoint(run.output / "checkpoints")
+    if checkpoint is not None and is_finished(run, Path(checkpoint), trainer.args):
+        return False
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return True
+
+
+def is_finished(run: TrainingRun, checkpoint: Path, config: Any) -> bool:
+    """Whether a run was trained as long as its config wants, as its last checkpoint says, and its model was saved."""
+    record = run.output / "model" / TRAINING_FILE
+    if not record.is_file():
+        return False
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    wanted = state["max_steps"] if config.max_steps > 0 else state["num_train_epochs"]
+    as_long = wanted == (config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs))
+    steps = json.loads(record.read_text(encoding="utf-8")).get("steps")
+    return as_long and steps == state["global_step"] == state["max_steps"]
 
 
 def save_trained(trainer: Any, run: PhaseRun) -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 PAIR_COLUMNS = ("pair_id", "query", "target")
 
 
-def read_pairs(path: Path, required: Sequence[str] = ()) -> Dataset:
+def read_pairs(
+    path: Path, required: Sequence[str] = (), *, tasks: Sequence[str] | None = None, per_task: int | None = None
+) -> Dataset:
     """
     Read a pairs table from a Parquet file into memory.
 
@@ -26,9 +28,11 @@ def read_pairs(path: Path, required: Sequence[str] = ()) -> Dataset:
         path: the file. Columns that `datasets` wrote as pictures are decoded when a row is read; others (paths, bytes)
             are opened by the collator, with the same rules as in `encode`.
         required: columns to check as `check_pairs` does, for example `PAIR_COLUMNS`. Default: nothing is checked.
+        tasks: only pairs of these tasks (column `task`) or groups of tasks (column `complexity`). Default: all.
+        per_task: only the first so many pairs of each task. Default: all.
 
     Raises:
-        ValueError: if the file holds no table, or a check fails.
+        ValueError: if the file holds no table, a check fails, or there is no such task.
     """
     import pyarrow.lib
     import pyarrow.parquet
@@ -40,7 +44,24 @@ def read_pairs(path: Path, required: Sequence[str] = ()) -> Dataset:
         raise ValueError(f"{path} is no Parquet file ({error}).") from error
     if required:
         check_pairs(pairs, required, str(path))
-    return pairs
+    return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))
+
+
+def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | None, name: str) -> Dataset:
+    from mmemb_r1.evaluation.tasks import rows_by, task_names
+
+    if per_task is not None and per_task < 1:
+        raise ValueError(f"per_task is {per_task}; allowed: 1 or more.")
+    if "task" not in pairs.column_names:
+        raise ValueError(f"{name} has no column 'task' by which pairs could be chosen; read all of them.")
+    rows = rows_by(pairs["task"])
+    if tasks is not None:
+        groups = pairs["complexity"] if "complexity" in pairs.column_names else pairs["task"]
+        rows = {
+            task: rows[task] for task in task_names({task: {"": groups[own[0]]} for task, own in rows.items()}, tasks)
+        }
+    kept = sorted(row for own in rows.values() for row in own[:per_task])
+    return pairs.select(kept).flatten_indices()
 
 
 def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs table") -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key, given_parts
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.objective import TEMPERATURE, target_probability
 from mmemb_r1.training.tables import StoredInputs, check_pairs, number_distinct, stored_column
 

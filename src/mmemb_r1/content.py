@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.media_mmemb_r1 import (
@@ -60,13 +57,13 @@ def content_key(value: Any, media: MediaOptions = DEFAULTS) -> bytes:
 
 
 def as_input(value: Any) -> Any:
-    """One of several inputs: a single message is one, too, but in a list it would be taken for a turn of a chat."""
+    """Wrap a single chat message: in a list of inputs it would be taken for a turn of a chat."""
     return [value] if isinstance(value, Mapping) and "role" in value else value
 
 
 def distinct(values: Sequence[Any], media: MediaOptions = DEFAULTS) -> tuple[list[Any], np.ndarray]:
     """
-    The inputs of one call without those that are there already.
+    Drop the inputs of a call that are equal to earlier ones.
 
     Texts are compared as they are, which costs nearly nothing; all else by its content, see `content_key`.
 
@@ -99,26 +96,11 @@ def distinct(values: Sequence[Any], media: MediaOptions = DEFAULTS) -> tuple[lis
 
 
 def _plain_text(value: Any) -> str | None:
-    """The value if it is text, and can't be the address of a picture or video."""
+    """Return the value if it is text, and can't be the address of a picture or video."""
     return value if type(value) is str and parse_address(value).kind is None else None
 
 
-def spread(outputs: Any, index: np.ndarray) -> Any:
-    """
-    What came out for distinct inputs, for all of them: by the index that `distinct` gave.
-
-    >>> spread(np.array([[1.0], [2.0]]), np.array([1, 0, 1])).tolist()
-    [[2.0], [1.0], [2.0]]
-    """
-    if isinstance(outputs, np.ndarray):
-        return outputs[index]
-    if isinstance(outputs, Tensor):
-        return outputs[torch.from_numpy(index).to(outputs.device)]
-    return [copy.deepcopy(outputs[row]) for row in index.tolist()]  # nobody changes a neighbour's
-
-
 def _pieces(messages: list[dict[str, Any]], media: MediaOptions) -> Iterator[_Piece]:
-    """Turns and what they hold, in their order."""
     for message in messages:
         yield "turn", message["role"].encode()
         for part in message["content"]:
@@ -159,7 +141,7 @@ def _file(kind: str, source: Any, media: MediaOptions) -> _Piece:
 
 
 def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
-    """One input of a table without the parts that are empty there.
+    """Drop the empty parts of a table's input.
 
     >>> given_parts({"text": "capital?", "image": [], "instruction": None})
     {'text': 'capital?'}
@@ -168,5 +150,5 @@ def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inputs_of(column: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The inputs of a column of a table as the model takes them."""
+    """List the inputs of a table's column as the model takes them."""
     return [given_parts(value) for value in column]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from sentence_transformers import SentenceTransformer
@@ -29,7 +31,7 @@ UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: vi
 
 
 class InputSize(NamedTuple):
-    """How large an input is, about."""
+    """Estimate how large an input is."""
 
     media: bool  # whether it has pictures or videos
     tokens: float
@@ -96,7 +98,7 @@ def _input_size(
 
 
 def _picture_sizes(part: Mapping[str, Any], media: MediaOptions) -> list[tuple[int, int]]:
-    """Width and height of a picture, or of each of a video's frames."""
+    """Get width and height of a picture, or of each of a video's frames."""
     source = part[part["type"]]
     if part["type"] == "image":
         return [_size(source)]
@@ -149,7 +151,7 @@ def row_keys(
     values: Sequence[Any], prompt: str | None, options: Mapping[str, Any], fingerprint: str, media: MediaOptions
 ) -> list[bytes]:
     """
-    Keys of what `encode` makes of inputs, before truncation and normalisation.
+    Make the cache's keys of inputs; rows are kept before truncation and normalisation.
 
     Args:
         values: inputs of `encode`.
@@ -167,7 +169,7 @@ def row_keys(
 
 
 def unbatched(features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The rows of a batch, each without what only fills it up; every tensor has the batch first."""
+    """Split a batch into its rows, each without padding; every tensor has the batch first."""
     rows = []
     for row in range(len(features["sentence_embedding"])):
         tensors = {name: value[row] for name, value in features.items()}
@@ -177,7 +179,7 @@ def unbatched(features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def batched(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The opposite of `unbatched`."""
+    """Join rows to a batch: the opposite of `unbatched`."""
     features = {name: [row[name] for row in rows] for name in rows[0]}
     return {
         name: pad_sequence(values, batch_first=True, padding_value=_FILLER)  # (B, T)
@@ -187,13 +189,27 @@ def batched(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
+def spread(outputs: Any, index: np.ndarray) -> Any:
+    """
+    Repeat what came out for distinct inputs for all of them, by the index that `distinct` gave.
+
+    >>> spread(np.array([[1.0], [2.0]]), np.array([1, 0, 1])).tolist()
+    [[2.0], [1.0], [2.0]]
+    """
+    if isinstance(outputs, np.ndarray):
+        return outputs[index]
+    if isinstance(outputs, Tensor):
+        return outputs[torch.from_numpy(index).to(outputs.device)]
+    return [copy.deepcopy(outputs[row]) for row in index.tolist()]  # nobody changes a neighbour's
+
+
 MAX_BATCH_TOKENS = 16_384  # of one prefill, padding included
 DECODED_PER_READ = 4  # rows that think at the same time, in batches that are read
 READ_AT_ONCE = 1024  # rows of the cache
 
 
 def media_options(model: SentenceTransformer, options: Mapping[str, Any]) -> MediaOptions:
-    """How pictures and videos are opened, by the model's config and the options of `encode`."""
+    """Read from the model's config and the options of `encode` how pictures and videos are opened."""
     return MediaOptions.of(model[0].model.config, options.get("allow_remote_media", False))
 
 
@@ -250,7 +266,7 @@ def _embedded(
     batch_size: int,
     options: dict[str, Any],
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """The inputs at the places `wanted`: those of several batches think together."""
+    """Embed the inputs at the places `wanted`: those of several batches think together."""
     options = {"decode_batch_size": DECODED_PER_READ * batch_size, "max_batch_tokens": MAX_BATCH_TOKENS, **options}
     max_batch_tokens = options.pop("max_batch_tokens")
     media = media_options(model, options)

@@ -302,6 +302,41 @@ class TestLora:
         assert "lora.r was 2, is now 4" in capsys.readouterr().err
 
 
+def test_a_finished_run_is_not_done_again_but_goes_on_if_more_is_wanted(train, tmp_path, capsys):
+    assert train({"max_steps": 1}) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train({"max_steps": 1}) == 0
+    assert "the phase is finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert train({"max_steps": 2}) == 0
+    assert json.loads((tmp_path / "run" / "model" / "training.json").read_text())["steps"] == 2
+
+
+def test_a_run_does_not_go_on_from_another_model_in_the_same_place(train, tiny_checkpoint, tmp_path, capsys):
+    start = tmp_path / "start"
+    MMEmbR1(str(tiny_checkpoint), device="cpu").save_pretrained(str(start))
+    assert train({"max_steps": 1}, model=start) == 0
+    model = MMEmbR1(str(start), device="cpu")
+    with torch.no_grad():
+        model[0].model.gate.output.bias.add_(1)
+    model.save_pretrained(str(start))
+    assert train({"max_steps": 1}, model=start) == 2
+    assert "was begun with other settings or data: weights was" in capsys.readouterr().err
+
+
+def test_some_rows_of_the_pairs_are_trained_on(train, pairs, tmp_path, capsys):
+    from datasets import Dataset
+
+    table = Dataset.from_parquet(str(pairs)).add_column("task", ["a", "a", "b", "c"])
+    table.to_parquet(str(pairs))
+    assert train({"max_steps": 1, "per_device_train_batch_size": 2}, tasks="a,b", per_task=1) == 0
+    assert json.loads((tmp_path / "run" / "model" / "training.json").read_text())["pairs"] == 2
+    assert train({"max_steps": 1, "per_device_train_batch_size": 2}, tasks="a,b") == 2
+    assert "per_task was 1, is now not set" in capsys.readouterr().err
+    assert train({"max_steps": 1}, tasks="d") == 2
+    assert "there is no task or group 'd'" in capsys.readouterr().err
+
+
 def launch(processes, *options):
     """`accelerate launch`, on the CPU: without GPUs `--multi_gpu` is how it is made to start several processes."""
     several = ["--multi_gpu"] if processes > 1 else ["--cpu"]

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key, given_parts
-from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, plain_conversations, render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import plain_conversations, render
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs
 
 BATCH_SIZE = 32

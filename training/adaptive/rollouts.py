@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions
-from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, Sampling, Thought, prefill
+from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, RationaleState, Sampling, prefill
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 
@@ -66,7 +66,7 @@ def roll_out(
     context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
     direct, gate_logits = model.embedding_head(context.pooled.mean), model.gate(context.hidden)
     rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(num_reasoned)
-    thoughts = [Thought(max_tokens, max_rounds) for _ in range(len(rows))]
+    states = [RationaleState(max_tokens, max_rounds) for _ in range(len(rows))]
     decoder = Decoder(
         model,
         decide=lambda logits: (
@@ -74,16 +74,16 @@ def roll_out(
         ),
         sampling=Sampling(do_sample=True, temperature=temperature, generator=generator),
     )
-    decoder.add(context, rows, thoughts)
+    decoder.add(context, rows, states)
     decoder.run()
     return RolloutGroup(
         direct,
         gate_logits,
-        torch.stack([thought.embeddings[-1] for thought in thoughts]),
-        [thought.token_ids for thought in thoughts],
-        torch.tensor([thought.num_tokens for thought in thoughts], device=rows.device),
-        torch.tensor([len(thought.embeddings) for thought in thoughts], device=rows.device),
-        torch.tensor([thought.num_forced for thought in thoughts], device=rows.device),
+        torch.stack([state.embeddings[-1] for state in states]),
+        [state.token_ids for state in states],
+        torch.tensor([state.num_tokens for state in states], device=rows.device),
+        torch.tensor([len(state.embeddings) for state in states], device=rows.device),
+        torch.tensor([state.num_truncated for state in states], device=rows.device),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +12,8 @@ from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.trainer import AdaptiveGRPOTrainer
 from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
 from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +30,21 @@ class AdaptiveRun(PhaseRun):
     config_class: ClassVar[type] = AdaptiveGRPOConfig
 
 
-def train_adaptive(run: AdaptiveRun) -> None:
+def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info) -> None:
     """
     Run an adaptive phase, or go on with one that was stopped, and save the trained checkpoint in
     `run.output / "model"`.
+
+    Args:
+        run: the phase.
+        notify: called in the main process with what is good to know.
 
     Raises:
         ValueError: if a table or the checkpoint is not what it has to be, the folder holds another run, or a reward is
             not finite.
     """
     config = run.config()
-    pairs = read_pairs(run.pairs, PAIR_COLUMNS)
+    pairs = run.read_pairs(PAIR_COLUMNS)
     joint_pairs = read_pairs(run.joint_pairs) if run.joint_pairs else None
     module = run.load(config.device)
     model = module.model.train()
@@ -51,5 +59,7 @@ def train_adaptive(run: AdaptiveRun) -> None:
         processing_class=module.processor,
         joint_pairs=joint_pairs,
     )
-    train_in_folder(trainer, run)
-    save_trained(trainer, run)
+    if train_in_folder(trainer, run, weights=trainer.facts["started from weights"]):
+        save_trained(trainer, run)
+    elif trainer.is_world_process_zero():
+        notify("the phase is finished already; nothing is done again")

@@ -13,9 +13,10 @@ from torch.utils.data import Sampler
 from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training.adaptive.advantages import (
     decision_advantages,
     leave_one_out,

@@ -13,9 +13,10 @@ from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
+from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix
 from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.joint.data import Example
 from mmemb_r1.training.tables import number_distinct
@@ -143,7 +144,7 @@ class JointCollator:
             return []
         last = self.max_reasoning_rounds - 1
         rounds = [*segments[:last], " ".join(segments[last:])] if len(segments) > last else list(segments)
-        ids = [thought_ids(self.processor, self.config, text) for text in rounds]
+        ids = [rationale_suffix(self.processor, self.config, text) for text in rounds]
         for text, own in zip(rounds, ids, strict=True):
             if (length := len(own) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
                 raise ValueError(

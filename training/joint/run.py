@@ -67,7 +67,7 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
     """
     config = run.config()
     # tables first: what is wrong with them should not wait for a model
-    pairs = read_pairs(run.pairs)
+    pairs = run.read_pairs()
     rationales = read_pairs(run.rationales) if run.rationales else None
     eval_pairs = read_pairs(run.eval_pairs) if run.eval_pairs else None
     module = run.load(config.device, run.quantization)
@@ -87,7 +87,10 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
         )
     if rationales is not None and trainer.is_world_process_zero():
         notify(f"{run.rationales}: {describe_rationales(pairs, rationales)}")
-    train_in_folder(trainer, run)
+    if not train_in_folder(trainer, run, weights=trainer.facts["started from weights"]):
+        if trainer.is_world_process_zero():
+            notify("the phase is finished already; nothing is done again")
+        return {}
     measured = trainer.evaluate() if eval_pairs is not None else {}
     save_trained(trainer, run)
     return {name: value for name, value in measured.items() if isinstance(value, float)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key
-from mmemb_r1.runs import claim, claimed, progress_bar
+from mmemb_r1.runs import check_run, progress_bar, record_run
 from mmemb_r1.training.rationales.table import ERROR, check_name, has_failures, read_shard, shard_path, write_shard
 from mmemb_r1.training.rationales.worker import (
     SIDES,
@@ -191,7 +191,7 @@ def draw_rationales(
         retry_failed=retry_failed,
     )
     for worker in workers:
-        run.note(worker, claimed)
+        run.note(worker, check_run)
     with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
         try:
             for worker in workers:
@@ -251,13 +251,13 @@ class _Run:
     failed: int = 0
 
     def note(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
-        """`claim` the folder for this run and for this worker, or just look whether it is `claimed`."""
+        """Record this run and this worker in the folder (`record_run`), or just look (`check_run`)."""
         how(self.output / "run.json", self.facts)
         how(
             self.output / "workers" / f"{worker.name}.json",
             {"definition": worker.definition, "num_samples": worker.num_samples},
             what=f"the worker {worker.name!r} in {self.output}",
-            mend="Give the changed worker another name, or undo the change.",
+            hint="Give the changed worker another name, or undo the change.",
         )
 
     def draw(self, worker: RationaleWorker, bar: Progress) -> None:
@@ -279,7 +279,7 @@ class _Run:
                 bar.advance(task, len(batch) * worker.num_samples)
             rows = list(self._rows(worker, index, answers))
             # only now: until something came of them, settings may be corrected
-            self.note(worker, claim)
+            self.note(worker, record_run)
             write_shard(shard_path(self.output, worker.name, index), rows)
             summary.drawn += 1
             summary.rows += len(rows)

@@ -70,16 +70,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1 import MMEmbR1
-    from mmemb_r1.cli._options import chosen_rows
     from mmemb_r1.model_card import write_model_card
-    from mmemb_r1.runs import claim, write_json
+    from mmemb_r1.runs import record_run, write_json
     from mmemb_r1.training.base_trainer import with_earlier_phases
     from mmemb_r1.training.gate_phase import GATE_FILE, gate_facts, gate_report, train_gate
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import weights_fingerprint
 
     config = read_config(args)
-    pairs = chosen_rows(read_pairs(args.pairs), args)
+    pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task)
     candidates = read_pairs(args.candidates) if args.candidates else None
     model = MMEmbR1(args.model, device=args.device)
     weights = weights_fingerprint(model[0].model)
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         if (path := getattr(args, name))
     }
     rows = {name: getattr(args, name) for name in ("tasks", "per_task")}
-    claim(args.output / "run.json", {"weights": weights, **files, **rows, "config": asdict(config)})
+    record_run(args.output / "run.json", {"weights": weights, **files, **rows, "config": asdict(config)})
     report, folder = args.output / GATE_FILE, args.output / "model"
     if report.is_file():
         facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))

@@ -145,11 +145,11 @@ def check(plan: Rounds) -> None:
 
 def claim_folder(plan: Rounds) -> None:
     """Keep another run out of this one's folder; one with a larger `--n` may go on there."""
-    from mmemb_r1.runs import claim
+    from mmemb_r1.runs import record_run
 
     files = {name: getattr(plan, name) for name in (*TABLES, "pool", "joint_config", "adaptive_config")}
     digests = {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}
-    claim(plan.output / "run.json", {**{name: getattr(plan, name) for name in SETTINGS}, **digests})
+    record_run(plan.output / "run.json", {**{name: getattr(plan, name) for name in SETTINGS}, **digests})
 
 
 def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:

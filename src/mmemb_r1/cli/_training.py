@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mmemb_r1.cli._options import add_row_options
+
 if TYPE_CHECKING:
     from mmemb_r1.training.run import TrainingRun
 
@@ -81,6 +83,7 @@ def add_phase_options(parser: argparse.ArgumentParser, config: str, model: str) 
     """
     parser.add_argument("--model", required=True, metavar="DIR", help=f"{model}: a folder or a Hub id")
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    add_row_options(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
     add_training_options(parser, config)
 

@@ -94,9 +94,8 @@ def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
         return [f"line {line}" for line in lines], inputs
     if not args.pairs.is_file():
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
-    from mmemb_r1.cli._options import chosen_rows
     from mmemb_r1.content import inputs_of
     from mmemb_r1.training.tables import read_pairs
 
-    pairs = chosen_rows(read_pairs(args.pairs, ("pair_id", "query")), args)
+    pairs = read_pairs(args.pairs, ("pair_id", "query"), tasks=args.tasks, per_task=args.per_task)
     return [f"the query of pair {pair_id!r}" for pair_id in pairs["pair_id"]], inputs_of(pairs["query"])

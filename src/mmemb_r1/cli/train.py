@@ -88,7 +88,8 @@ def run_joint(args: argparse.Namespace) -> int:
     """`mmemb-r1 train joint`."""
     from mmemb_r1.training.joint.run import JointRun, train_joint
 
-    joint = run_of(args, JointRun, rationales=args.rationales, eval_pairs=args.eval_pairs)
+    rows = {"tasks": args.tasks, "per_task": args.per_task}
+    joint = run_of(args, JointRun, **rows, rationales=args.rationales, eval_pairs=args.eval_pairs)
     measured = train_joint(joint, notify=print)
     if not is_main_process():
         return 0
@@ -110,8 +111,8 @@ def run_adaptive(args: argparse.Namespace) -> int:
     """`mmemb-r1 train adaptive`."""
     from mmemb_r1.training.adaptive.run import AdaptiveRun, train_adaptive
 
-    adaptive = run_of(args, AdaptiveRun, joint_pairs=args.joint_pairs)
-    train_adaptive(adaptive)
+    adaptive = run_of(args, AdaptiveRun, tasks=args.tasks, per_task=args.per_task, joint_pairs=args.joint_pairs)
+    train_adaptive(adaptive, notify=print)
     if is_main_process():
         model = adaptive.output / "model"
         print(f"the trained checkpoint is in {model}")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.decoding_mmemb_r1 import prefill
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adaptive.forward import PolicyForward
