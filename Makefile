@@ -59,7 +59,7 @@ test-slow: wheel
 
 .PHONY: doctest
 doctest: wheel
-	$(ON_WHEEL) $(BIN)/pytest --doctest-modules --pyargs mmemb_r1
+	$(ON_WHEEL) $(BIN)/pytest --doctest-modules --pyargs mmemb_r1 experiments
 
 .PHONY: lint
 lint: wheel
@@ -71,11 +71,11 @@ lint: wheel
 typecheck: wheel
 	$(BIN)/mypy
 
-# The quick set: ten minutes on two cores. With more inputs: python benchmarks/against_peer.py, and the others.
+# The quick set: ten minutes on two cores. With more inputs: python -m benchmarks.against_peer, and the others.
 .PHONY: bench
 bench: setup
-	$(BIN)/python benchmarks/gpu.py --device cpu --quick --model $(BENCH_MODEL) --output runs/bench/checkpoint.json
-	$(BIN)/python benchmarks/gpu.py --device cpu --quick --random-100m --output runs/bench/random-100m.json \
+	$(BIN)/python -m benchmarks.gpu --device cpu --quick --model $(BENCH_MODEL) --output runs/bench/checkpoint.json
+	$(BIN)/python -m benchmarks.gpu --device cpu --quick --random-100m --output runs/bench/random-100m.json \
 		--only encode_never against_peer auto_mixture --no-memory
 
 .PHONY: clean

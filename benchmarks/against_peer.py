@@ -2,7 +2,7 @@
 Thinking for every input through our engine against the nearest peer's way (`engine/peer.py`), in alternation in one
 run: how much faster, with how much less memory, and how much of the decoding is of use.
 
-    python benchmarks/against_peer.py [--model runs/quickstart/model | --random-100m] [--inputs 128] [--batch-size 32]
+    python -m benchmarks.against_peer [--model runs/quickstart/model | --random-100m] [--inputs 128] [--batch-size 32]
         [--read-size 32] [--decode-batch-size 128] [--repeats 3] [--output against_peer.json]
 
 Rationales are of skewed lengths, the same on both sides: the median is 20 tokens, the longest have 200. Both sides are
@@ -21,13 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from engine.memory import MIB, apart, peak_above
-from engine.peer import CONTROL_TOKENS, Written, embed_as_peer, without_end
-from engine.report import save, show, verdict
-from engine.subject import Subject, add_arguments
-from engine.timing import alternating, ratio
-from engine.workload import inputs_of, skewed_lengths
 
+from benchmarks.engine.memory import MIB, apart, peak_above
+from benchmarks.engine.peer import CONTROL_TOKENS, Written, embed_as_peer, without_end
+from benchmarks.engine.report import save, show, verdict
+from benchmarks.engine.subject import Subject, add_arguments
+from benchmarks.engine.timing import alternating, ratio
+from benchmarks.engine.workload import inputs_of, skewed_lengths
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1.encoding import DECODED_PER_READ, input_sizes, plan_batches
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
 
 
 def plan_of(name: str, model: MMEmbR1, values: Sequence[Any], sizes: Sizes) -> list[list[int]]:
-    """Which inputs are read together: as they come by the peer, of like length in `encode`."""
+    """Plan which inputs are read together: by the peer as they come, in `encode` those of similar length."""
     if name == PEER:
         places = range(len(values))
         return [list(places[start : start + sizes.batch]) for start in range(0, len(values), sizes.batch)]
@@ -59,7 +59,7 @@ def plan_of(name: str, model: MMEmbR1, values: Sequence[Any], sizes: Sizes) -> l
 
 
 def batches_of(name: str, model: MMEmbR1, subject: Subject, inputs: int, sizes: Sizes) -> Batches:
-    """What the model takes on one side, and budgets of the rows."""
+    """Make the batches of one side, with the budgets of their rows."""
     values, lengths = inputs_of(subject, inputs), skewed_lengths(inputs, subject.seed)
     places = plan_of(name, model, values, sizes)
     read = (model_inputs(model.preprocess([values[place] for place in part])) for part in places)
@@ -113,9 +113,9 @@ def require_same(peers: list[Written], outputs: list[MMEmbR1EmbedOutput], places
     How far vectors differ; a ValueError if they are not the same, or tokens aren't. `places` are those of our rows
     among the peer's.
     """
-    thought = [[token for token in row if token >= 0] for output in outputs for row in output.rationale_ids.tolist()]
+    drawn = [[token for token in row if token >= 0] for output in outputs for row in output.rationale_ids.tolist()]
     written = [row for peer in peers for row in peer.rationales]
-    if thought != [written[place] for place in places]:
+    if drawn != [written[place] for place in places]:
         raise ValueError("The two sides wrote different tokens.")
     vectors = (
         torch.cat([output.embeddings for output in outputs]),

@@ -2,13 +2,13 @@
 What the decision itself costs: `encode(reasoning="auto")`, where a share p of the inputs thinks, against what that
 share of never and always would take, never + p (always - never), in alternation in one run.
 
-    python benchmarks/auto_mixture.py [--model runs/quickstart/model | --random-100m] [--inputs 512] [--batch-size 32]
+    python -m benchmarks.auto_mixture [--model runs/quickstart/model | --random-100m] [--inputs 512] [--batch-size 32]
         [--decode-batch-size 128] [--repeats 5] [--output auto_mixture.json]
 
-Thresholds are quantiles of the gate's probabilities, and p is the share that really thinks. Whether inputs that the
-gate chooses have longer rationales than others is another matter: beside the share of inputs stands that of their
-rationale tokens. There have to be several times as many inputs as think at once: a step over few rows costs nearly as
-much as one over many, so the mixture can't be reached where the thinkers of a small p don't fill the decoder.
+Thresholds are quantiles of the gate's probabilities, and p is the share that really thinks. Inputs that the gate
+chooses may have longer rationales than others, so the share of rationale tokens stands beside the share of inputs.
+There have to be several times as many inputs as think at once: a step over few rows costs nearly as much as one over
+many, so the mixture can't be reached where the thinkers of a small p don't fill the decoder.
 
 Prints a table; writes JSON with `--output`.
 """
@@ -21,11 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from engine.report import save, show, verdict
-from engine.subject import Subject, add_arguments
-from engine.timing import alternating
-from engine.workload import inputs_of
 
+from benchmarks.engine.report import save, show, verdict
+from benchmarks.engine.subject import Subject, add_arguments
+from benchmarks.engine.timing import alternating
+from benchmarks.engine.workload import inputs_of
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.encoding import DECODED_PER_READ
 
@@ -64,9 +64,9 @@ def run(
     decoded = decode_batch_size or DECODED_PER_READ * batch_size
     options = {"batch_size": batch_size, "decode_batch_size": decoded, "show_progress_bar": False}
     options["max_reasoning_tokens"] = max_reasoning_tokens
-    said = model.encode(values, reasoning="always", output_value=None, **options)
-    gate_prob = np.array([float(row["gate_prob"]) for row in said])
-    tokens = np.array([int(row["num_reasoning_tokens"]) for row in said])
+    explained = model.encode(values, reasoning="always", output_value=None, **options)
+    gate_prob = np.array([float(row["gate_prob"]) for row in explained])
+    tokens = np.array([int(row["num_reasoning_tokens"]) for row in explained])
 
     def encode(**chosen: Any) -> Callable[[], Any]:
         return lambda: model.encode(values, **chosen, **options)
@@ -102,9 +102,9 @@ def run(
 
 
 def thinking(model: MMEmbR1, values: list[Any], threshold: float, options: dict[str, Any]) -> np.ndarray:
-    """Which inputs think at a threshold: `(N,)` bool."""
-    said = model.encode(values, reasoning="auto", gate_threshold=threshold, output_value=None, **options)
-    return np.array([bool(row["reasoned"]) for row in said])
+    """Find which inputs think at a threshold: `(N,)` bool."""
+    explained = model.encode(values, reasoning="auto", gate_threshold=threshold, output_value=None, **options)
+    return np.array([bool(row["reasoned"]) for row in explained])
 
 
 def show_results(results: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ in alternation in one run:
    sides, and the loss on the rationale;
 3. *naive*: the losses of the dual path from two passes, one over the prompt for its vector, one over the sequence.
 
-    python benchmarks/dual_path.py [--pairs 32] [--repeats 9] [--model DIR] [--output dual_path.json]
+    python -m benchmarks.dual_path [--pairs 32] [--repeats 9] [--model DIR] [--output dual_path.json]
 
 Dual path and naive have to give the same loss and gradients to 1e-3 of the greatest. Prints a table of times and of
 their ratios to the single path; writes JSON with `--output`.
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from facts import write_facts
-from random_pairs import Kind, joint_trainer, loaded, one_batch, random_pairs
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from benchmarks.facts import write_facts
+from benchmarks.random_pairs import Kind, joint_trainer, loaded, one_batch, random_pairs
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.training import JointTrainer
@@ -58,22 +59,25 @@ def last_vector(model: MMEmbR1Model, features: dict[str, Tensor]) -> tuple[Tenso
         **inputs, **media, position_ids=position_ids, use_cache=False, return_dict=True
     ).last_hidden_state
     vectors = model.embedding_head(model.embedding_head.pool(hidden, inputs["attention_mask"].bool()).mean)
-    return vectors, model._token_logps(hidden, features["labels"])[0]
+    labels = features["labels"][:, 1:]
+    wanted = labels != -100  # (b, S - 1): position i predicts token i + 1
+    logits = model.get_output_embeddings()(hidden[:, :-1][wanted]).float()  # (N, V)
+    return vectors, -cross_entropy(logits, labels[wanted], reduction="none")
 
 
 def from_sequences(trainer: JointTrainer, batch: JointBatch) -> tuple[dict[str, Vectors], Tensor]:
     """Last vectors of each side, as if they were its only ones, and the loss on the rationales."""
     totals = token_totals(batch, trainer.accelerator.device)
-    vectors, said = {}, []
+    vectors, losses = {}, []
     for name in SIDES:
         side, parts = batch[name], []
         for chunk in side["chunks"]:
             embeddings, logps = last_vector(trainer.model, chunk["features"])
             exists = torch.ones(len(embeddings), 1, dtype=torch.bool)
             parts.append(Vectors(embeddings[:, None], exists, embeddings.new_zeros(len(embeddings), 1)))
-            said.append(token_loss(side, chunk, logps, totals[name]))
+            losses.append(token_loss(side, chunk, logps, totals[name]))
         vectors[name] = in_order(side, parts)
-    return vectors, trainer.args.rationale_weight * torch.stack(said).sum()
+    return vectors, trainer.args.rationale_weight * torch.stack(losses).sum()
 
 
 def sides(trainer: JointTrainer, batch: JointBatch, prompts: JointBatch) -> dict[str, Callable[[], float]]:
@@ -86,21 +90,21 @@ def sides(trainer: JointTrainer, batch: JointBatch, prompts: JointBatch) -> dict
         return float(loss.detach())
 
     def single() -> float:
-        vectors, said = from_sequences(trainer, batch)
-        return backward(contrastive_loss(vectors, batch, only_last)[0] + said)
+        vectors, rationale_loss = from_sequences(trainer, batch)
+        return backward(contrastive_loss(vectors, batch, only_last)[0] + rationale_loss)
 
     def dual() -> float:
         return float(trainer.training_step(trainer.model, batch))
 
     def naive() -> float:
-        reasoned, said = from_sequences(trainer, batch)
+        reasoned, rationale_loss = from_sequences(trainer, batch)
         both = {}
         for name in SIDES:
             side = prompts[name]
             direct = in_order(side, [encode(trainer.model, chunk)[0] for chunk in side["chunks"]])
             pair = zip(direct, reasoned[name], strict=True)
             both[name] = Vectors(*(torch.cat(values, dim=1) for values in pair))
-        return backward(contrastive_loss(both, batch, trainer.args)[0] + said)
+        return backward(contrastive_loss(both, batch, trainer.args)[0] + rationale_loss)
 
     return {"single": single, "dual": dual, "naive": naive}
 
@@ -110,7 +114,7 @@ def gradients(model: MMEmbR1Model) -> Tensor:
 
 
 def agreement(model: MMEmbR1Model, calls: dict[str, Callable[[], float]]) -> str:
-    """Says how far dual path and naive agree; a ValueError if they don't."""
+    """Describe how far dual path and naive agree; a ValueError if they do not."""
     found = {}
     for name in ("dual", "naive"):
         model.zero_grad()

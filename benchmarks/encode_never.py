@@ -2,7 +2,7 @@
 What adaptivity costs an input that does not think: `encode(reasoning="never")` against a plain sentence-transformers
 Transformer + Pooling over the same backbone, the same prompts and the same inputs, in alternation in one run.
 
-    python benchmarks/encode_never.py [--model runs/quickstart/model | --random-100m] [--inputs 256] [--repeats 7]
+    python -m benchmarks.encode_never [--model runs/quickstart/model | --random-100m] [--inputs 256] [--repeats 7]
         [--output encode_never.json]
 
 Prints a table of both throughputs and their ratio, for text, pictures, and both in one input; writes JSON with
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine.report import save, show, verdict
-from engine.subject import Subject, add_arguments
-from engine.timing import alternating, ratio
-from engine.workload import random_inputs
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from benchmarks.engine.report import save, show, verdict
+from benchmarks.engine.subject import Subject, add_arguments
+from benchmarks.engine.timing import alternating, ratio
+from benchmarks.engine.workload import random_inputs
 from mmemb_r1 import MMEmbR1
 
 KINDS = ("text", "picture", "mixed")

@@ -1,4 +1,4 @@
-"""What a benchmark writes beside its figures, so that they can be compared."""
+"""Write a benchmark's figures with what they depend on, so that they can be compared."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """
 All benchmarks of the inference engine in one go, on a CUDA device unless another one is named.
 
-    python benchmarks/gpu.py [--model runs/quickstart/model | --random-100m] [--dtype bfloat16]
+    python -m benchmarks.gpu [--model runs/quickstart/model | --random-100m] [--dtype bfloat16]
         [--attn flash_attention_2] [--compile] [--output gpu.json]
-    python benchmarks/gpu.py --device cpu --quick
+    python -m benchmarks.gpu --device cpu --quick
 
 Attention is flash attention where that is installed and the dtype allows it, else PyTorch's own, unless `--attn` names
 another. `--quick` takes few inputs. Prints a table for each; writes one JSON file with `--output`, which grows with
-each benchmark. Without a CUDA device it says so and exits with 2.
+each benchmark. Without a CUDA device it prints an error and exits with 2.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ import time
 from types import ModuleType
 from typing import Any
 
-import against_peer
-import auto_mixture
-import encode_never
-import linear_cost
 import torch
-from engine.report import save
-from engine.subject import Subject, add_arguments
 from transformers.utils import is_flash_attn_2_available
 
+from benchmarks import against_peer, auto_mixture, encode_never, linear_cost
+from benchmarks.engine.report import save
+from benchmarks.engine.subject import Subject, add_arguments
+
 BENCHMARKS: dict[str, ModuleType] = {
-    module.__name__: module for module in (encode_never, against_peer, auto_mixture, linear_cost)
+    module.__name__.rpartition(".")[2]: module for module in (encode_never, against_peer, auto_mixture, linear_cost)
 }
 WITH_MEMORY = ("against_peer", "linear_cost")
 FULL: dict[str, dict[str, Any]] = {

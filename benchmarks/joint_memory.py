@@ -2,7 +2,7 @@
 What more negatives cost in memory: the peak of a step of the joint phase with gradient caching, above what the loaded
 model, its gradients and the batch take, at 256 and at 4096 candidates per query.
 
-    python benchmarks/joint_memory.py [--candidates 256 4096] [--mini-batch 64] [--output joint_memory.json]
+    python -m benchmarks.joint_memory [--candidates 256 4096] [--mini-batch 64] [--output joint_memory.json]
 
 Each size runs in a process of its own: one small step first, so that gradients and the allocator's pools are there,
 then the step that is measured. Linux only: peaks are read from /proc. Prints a table; writes JSON with `--output`.
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine.memory import MIB, resident
-from facts import write_facts
-from random_pairs import Kind, joint_trainer, loaded, one_batch, random_pairs
 
+from benchmarks.engine.memory import MIB, resident
+from benchmarks.facts import write_facts
+from benchmarks.random_pairs import Kind, joint_trainer, loaded, one_batch, random_pairs
 from mmemb_r1.training import JointConfig
 
 

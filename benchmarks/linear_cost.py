@@ -2,7 +2,7 @@
 Whether an input costs the same however many there are: throughput of `encode` at growing numbers of inputs, never and
 auto, in alternation in one run; and the memory of `encode_stream`, which has to stay flat.
 
-    python benchmarks/linear_cost.py [--model runs/quickstart/model] [--sizes 1000 4000 16000] [--repeats 3]
+    python -m benchmarks.linear_cost [--model runs/quickstart/model] [--sizes 1000 4000 16000] [--repeats 3]
         [--output linear_cost.json]
 
 Memory is that of a process of its own (Linux), model included, or of the CUDA device: the peak of each shard of the
@@ -21,12 +21,12 @@ from itertools import product
 from typing import Any
 
 import torch
-from engine.memory import MIB, Peaks, apart
-from engine.report import save, show, verdict
-from engine.subject import Subject, add_arguments
-from engine.timing import alternating
-from engine.workload import inputs_of, numbered
 
+from benchmarks.engine.memory import MIB, Peaks, apart
+from benchmarks.engine.report import save, show, verdict
+from benchmarks.engine.subject import Subject, add_arguments
+from benchmarks.engine.timing import alternating
+from benchmarks.engine.workload import inputs_of, numbered
 from mmemb_r1.stream import encode_stream
 
 MODES = ("never", "auto")

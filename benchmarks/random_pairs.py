@@ -1,4 +1,4 @@
-"""Pairs of random words and pictures, and a model that could be trained on them, for benchmarks of training."""
+"""Make pairs of random words and pictures, and a model to train on them, for benchmarks of training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def loaded(folder: str | None, seed: int, **backbone: Any) -> tuple[MMEmbR1Model
 
 
 def random_pairs(kind: Kind, count: int, seed: int, task: str = "random") -> Dataset:
-    """Pairs each side of which says and thinks something else."""
+    """Make pairs of different random inputs and rationales."""
     rng, known = np.random.default_rng(seed), words(seed)
 
     def text(number: int) -> str:

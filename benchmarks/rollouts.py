@@ -2,7 +2,7 @@
 What a group that shares one prefill saves when rollouts are drawn, against every rollout reading its prompt and its
 picture for itself, as TRL draws them, in alternation in one run.
 
-    python benchmarks/rollouts.py [--prompts 4] [--generations 8] [--tokens 24] [--repeats 5] [--output rollouts.json]
+    python -m benchmarks.rollouts [--prompts 4] [--generations 8] [--tokens 24] [--repeats 5] [--output rollouts.json]
 
 Both sides are given the same processed prompts and the same random numbers, and have to draw the same tokens and give
 them the same log-probabilities to 1e-4. Prints a table; writes JSON with `--output`.
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from facts import write_facts
-from random_pairs import Kind, loaded, random_pairs
 from torch import Tensor
 
+from benchmarks.facts import write_facts
+from benchmarks.random_pairs import Kind, loaded, random_pairs
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.content import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations

@@ -6,7 +6,7 @@ What reading a prompt once saves, against reading it anew for each of its K cont
 2. *scoring* K rationales and none about each input, as an evaluator does, against a forward pass over prompt and
    rationale for each of them.
 
-    python benchmarks/shared_prefix.py [--samples 8] [--repeats 3] [--output shared_prefix.json]
+    python -m benchmarks.shared_prefix [--samples 8] [--repeats 3] [--output shared_prefix.json]
 
 Both sides have to give the same tokens, and the same logits to 1e-4. Prints a table; writes JSON with `--output`.
 """
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from facts import write_facts
 from PIL import Image
 
+from benchmarks.facts import write_facts
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.tiny import build_tiny_vlm
@@ -102,13 +102,13 @@ def sampling_sides(vlm: Any, batch: dict[str, Any], args: argparse.Namespace) ->
 
 def scoring_sides(vlm: Any, batch: dict[str, Any], args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     size, question = vlm.config.text_config.vocab_size, [30, 31, 32]
-    thoughts = rationales(args.inputs * args.samples, size, args.seed)
+    drawn = rationales(args.inputs * args.samples, size, args.seed)
     suffixes = [
         suffix
         for row in range(args.inputs)
         for suffix in (
             question,  # without a rationale
-            *(thought + question for thought in thoughts[row * args.samples : (row + 1) * args.samples]),
+            *(rationale + question for rationale in drawn[row * args.samples : (row + 1) * args.samples]),
         )
     ]
     rows = [row for row in range(args.inputs) for _ in range(args.samples + 1)]
@@ -119,7 +119,7 @@ def scoring_sides(vlm: Any, batch: dict[str, Any], args: argparse.Namespace) -> 
 
 
 def same(one: Any, other: Any) -> str:
-    """Says how far the results of both sides agree; a ValueError if they don't."""
+    """Describe how far the results of both sides agree; a ValueError if they do not."""
     if isinstance(one, list):
         if one != other:
             raise ValueError("The two sides drew different tokens.")

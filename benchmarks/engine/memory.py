@@ -1,4 +1,4 @@
-"""The highest that memory rises, above what is taken before."""
+"""Measure the peak of memory above what was taken before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .subject import Subject
+from benchmarks.engine.subject import Subject
 
 MIB = 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -23,7 +23,7 @@ def resident(what: str) -> int:
     """Bytes of memory of this process now (`VmRSS`), or at most since the last reset (`VmHWM`). Linux only."""
     found = re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     if found is None:
-        raise ValueError(f"/proc/self/status does not tell {what}.")
+        raise ValueError(f"/proc/self/status has no line {what}.")
     return int(found[1]) * 1024
 
 
@@ -40,7 +40,7 @@ class Peaks:
         self.noted: list[int] = []
         if self.device.type != "cuda":
             libc = ctypes.CDLL("libc.so.6")
-            # what is freed is given back at once: otherwise the peak tells what the allocator likes to keep
+            # Freed memory is given back at once; otherwise the peak would show what the allocator keeps.
             libc.mallopt(M_MMAP_THRESHOLD, 2**16)
             libc.mallopt(M_TRIM_THRESHOLD, 2**16)
             libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Tables on the screen and JSON files."""
+"""Show results as tables, and write them as JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facts import write_facts
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .subject import device_facts
+from benchmarks.engine.subject import device_facts
+from benchmarks.facts import write_facts
 
 WIDTH = 119
 

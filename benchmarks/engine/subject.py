@@ -1,4 +1,4 @@
-"""Which model is measured, and where."""
+"""Choose the model to measure, and the device."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_pairs import loaded
 
+from benchmarks.random_pairs import loaded
 from mmemb_r1 import MMEmbR1
 
 QUICKSTART = "runs/quickstart/model"
@@ -45,10 +45,10 @@ class Subject:
 
     @classmethod
     def of(cls, args: Namespace) -> Subject:
-        """What the options of `add_arguments` say."""
+        """Read the options of `add_arguments`."""
         model = None if args.random_100m else args.model
         if model is not None and not Path(model).is_dir():
-            raise SystemExit(f"{model} is no folder; name a checkpoint, or make one: make quickstart.")
+            raise SystemExit(f"{model} is no folder. Name a checkpoint, or make one with `make quickstart`.")
         return cls(model, args.device, args.dtype, args.attn, args.compile, args.seed, args.clock)
 
     @property
@@ -71,7 +71,7 @@ class Subject:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options that every benchmark of the engine has."""
+    """Add the options that every benchmark of the engine has."""
     parser.add_argument("--model", default=QUICKSTART, help="a checkpoint")
     parser.add_argument("--random-100m", action="store_true", help="an untrained backbone instead of a checkpoint")
     parser.add_argument("--device", default="cpu")
@@ -84,6 +84,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def device_facts(device: str) -> dict[str, Any]:
-    """What a device is called."""
+    """Name a device."""
     is_cuda = torch.device(device).type == "cuda"
     return {"device": torch.cuda.get_device_name(device) if is_cuda else device}

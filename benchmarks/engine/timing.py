@@ -1,4 +1,4 @@
-"""Times of several ways to do the same, in alternation: a machine's moods then meet all of them."""
+"""Time several ways to do the same, in alternation, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .subject import Subject
+from benchmarks.engine.subject import Subject
 
 Times = dict[str, list[float]]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

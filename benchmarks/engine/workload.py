@@ -1,4 +1,4 @@
-"""What is embedded, and how long rationales are."""
+"""Make the inputs to embed, and the lengths of their rationales."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from random_pairs import Kind, random_pairs
 
+from benchmarks.engine.subject import RANDOM_100M, Subject
+from benchmarks.random_pairs import Kind, random_pairs
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.content import content_key, given_parts
-
-from .subject import RANDOM_100M, Subject
 
 ATLAS = "atlas"  # the folder beside a quickstart's model
 WORDS, PIXELS = 12, 64

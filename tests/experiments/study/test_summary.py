@@ -313,7 +313,7 @@ def test_claims_say_what_was_found_and_what_was_not_run(study):
     found = {claim.text: claim for claim in claims_of(summarise(study))}
     headline = found["71.2 on MMEB-V2 with a 4B backbone"]
     assert headline.verdict == UNTESTED and headline.published == "71.2, mean of 78 tasks"
-    selection = found["pair-aware selection is worth 5.8 points on the reasoned path"]
+    selection = found["pair-aware selection improves reasoned queries"]
     assert selection.verdict == HOLDS and "lose 40.0 [" in selection.ours
     assert found["errors of several kinds are better than as many of one kind"].verdict == NOT_RUN
     assert found["several different workers are better than one"].verdict == UNTESTED
@@ -369,7 +369,7 @@ def test_the_family_is_corrected_together(summary):
 def test_a_term_is_judged_where_there_is_something_to_join(summary):
     """Elsewhere no contrastive term is left for reasoned queries: that they get worse without it shows nothing."""
     found = {claim.text: claim for claim in claims_of(summary)}
-    general = found["terms between direct and reasoned vectors help reasoned queries"]
+    general = found["contrastive terms between direct and reasoned embeddings help reasoned queries"]
     assert general.verdict == UNTESTED and "7 of 8 tasks" in general.ours
     narrow = next(claim for text, claim in found.items() if text.endswith("(name-picture and fact-flag)"))
     assert narrow.verdict == loss_verdict(difference_of(summary, "mixed terms"))
@@ -437,9 +437,10 @@ def test_the_page_says_what_was_selected_and_what_is_drawn_of_it(study):
         pa.table({"worker": ["correct", "format"], "posterior": [0.25, 0.75]}), without / "selected.parquet"
     )
     claims = {claim.text: claim.ours for claim in claims_of(summarise(study))}
-    told = claims["pair-aware selection is worth 5.8 points on the reasoned path"]
+    told = claims["pair-aware selection improves reasoned queries"]
     assert (
-        "With it and without, 98% and 25% of what is drawn is right, and 75% and 75% of the inputs of several" in told
+        "With and without it, 98% and 25% of the drawn rationales are right, and 75% and 75% of the inputs of several"
+        in told
     )
     line = "| (1) full | 0.80 | 0.90 | 0.98 | 0.90 | 0.20 | 0.10 | 0.10 | 75% | 50% |"
     assert line in page(results_of(study)).splitlines()

@@ -1,0 +1,3 @@
+"""Benchmarks that compare two ways of doing the same in one run; each states its ratio."""
+
+from __future__ import annotations
