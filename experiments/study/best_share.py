@@ -1,4 +1,4 @@
-"""The share of inputs that should think: chosen on some countries, judged on the others."""
+"""Find the share of inputs that should think: chosen on some countries, evaluated on the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmemb_r1.evaluation.invocation import SHARES, Answers, Floats, chosen
+from mmemb_r1.evaluation.invocation import SHARES, Answers, Floats, choice_scores
 from mmemb_r1.evaluation.statistics import bootstrap_means
 
 NUM_SPLITS = 10
@@ -25,7 +25,7 @@ class BestShare(NamedTuple):
 
 def cross_fitted(answers: Answers, num_splits: int = NUM_SPLITS, seed: int = 0) -> BestShare:
     """
-    What the best share of queries that think is worth on queries that it was not chosen on.
+    Score the best share of queries that think, on queries that it was not chosen on.
 
     Whatever the queries are about is split into halves at random. On one half the share of `SHARES` is chosen whose
     mean score over tasks is highest, the lowest of equal ones; its threshold decides on the other half. Then the other
@@ -51,12 +51,12 @@ def cross_fitted(answers: Answers, num_splits: int = NUM_SPLITS, seed: int = 0) 
             seen, others = answers.where(some), answers.where(~some)
             share = best_of(seen)
             shares.append(share)
-            total[~some] += chosen(others, others.thinks(seen.threshold(share)))
+            total[~some] += choice_scores(others, others.thinks(seen.threshold(share)))
     return BestShare(total / num_splits, tuple(shares))
 
 
 def best_of(answers: Answers) -> float:
     """The share whose mean score over tasks is highest on these queries, the lowest of equal ones."""
-    decided = np.stack([chosen(answers, answers.thinks(answers.threshold(share))) for share in SHARES], axis=1)
+    decided = np.stack([choice_scores(answers, answers.thinks(answers.threshold(share))) for share in SHARES], axis=1)
     mean, _ = bootstrap_means(decided, answers.cluster.tolist(), answers.task.tolist(), num_samples=1)
     return SHARES[int(np.argmax(mean))]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -79,7 +80,7 @@ def test_a_vision_language_model_judges(select, vlm, tmp_path, capsys):
 
 
 def test_the_kind_is_that_of_the_model(vlm, tiny_checkpoint):
-    assert (evaluator_kind(str(vlm)), evaluator_kind(str(tiny_checkpoint))) == KINDS
+    assert (evaluator_kind(str(vlm)), evaluator_kind(str(tiny_checkpoint))) == tuple(KINDS)
 
 
 def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
@@ -125,3 +126,22 @@ def test_names_the_pair_that_is_wrong(select, pairs, tmp_path, capsys):
     )
     assert select(pairs=Dataset.from_list(rows[1:])) == 2
     assert "10 rationales are about 1 pairs that the pairs table lacks: 'capital/Peru'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same_as_one(select, tmp_path):
+    assert select("--selection", "none", "--shard-size", "2") == 0
+    alone = pq.read_table(tmp_path / "out" / "candidates.parquet")
+    shutil.rmtree(tmp_path / "out")
+    assert select("--selection", "none", "--shard-size", "2", "--jobs", "2") == 0
+    both = pq.read_table(tmp_path / "out" / "candidates.parquet")
+    floats = [name for name in alone.column_names if str(alone.schema.field(name).type) == "float"]
+    assert both.num_rows > 0 and both.drop_columns(floats).equals(alone.drop_columns(floats))
+    for name in floats:
+        assert both[name].to_pylist() == pytest.approx(alone[name].to_pylist(), abs=1e-4, nan_ok=True)
+    assert "this part is done" in (tmp_path / "out" / "jobs.log").read_text()
+
+
+def test_jobs_are_parts_of_their_own(select, capsys):
+    assert select("--jobs", "2", "--part", "1/2") == 2
+    assert "--jobs 2; allowed: 1 or more, and together with --part 1 alone" in capsys.readouterr().err

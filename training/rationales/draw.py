@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +13,8 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.runs import claim, claimed, progress_bar
+from mmemb_r1.content import content_key
+from mmemb_r1.runs import check_run, progress_bar, record_run
 from mmemb_r1.training.rationales.table import (
     ERROR,
     check_name,
@@ -29,7 +30,7 @@ from mmemb_r1.training.rationales.worker import (
     RationaleWorker,
     WorkerError,
 )
-from mmemb_r1.training.tables import StoredInputs, check_pairs, content_key, stored_column
+from mmemb_r1.training.tables import StoredInputs, check_pairs, stored_column, stored_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DistinctInput:
-    """An input that one or several pairs have on a side: its content key, first row, and the ids of these pairs."""
+    """An input that one or several pairs have on a side: its digest, first row, and the ids of these pairs."""
 
     side: str
-    key: bytes
+    digest: bytes  # of how the first row stores it
     row: int
     pair_ids: tuple[str, ...]
 
@@ -51,20 +52,23 @@ def distinct_inputs(pairs: Dataset, sides: Sequence[str] = SIDES) -> list[Distin
     ids = stored_column(pairs, "pair_id").to_pylist()
     found = []
     for side in sides:
-        rows_of: dict[bytes, list[int]] = {}
-        for row, value in enumerate(StoredInputs(pairs, side)):
-            rows_of.setdefault(content_key(value), []).append(row)
-        found += [DistinctInput(side, key, rows[0], tuple(ids[row] for row in rows)) for key, rows in rows_of.items()]
+        inputs, rows_of = StoredInputs(pairs, side), defaultdict[bytes, list[int]](list)
+        for row, value in enumerate(inputs):
+            rows_of[content_key(value)].append(row)
+        found += [
+            DistinctInput(side, stored_digest(inputs[rows[0]]), rows[0], tuple(ids[row] for row in rows))
+            for rows in rows_of.values()
+        ]
     return found
 
 
-def rationale_seed(seed: int, worker: str, side: str, key: bytes, sample: int) -> int:
+def rationale_seed(seed: int, worker: str, side: str, digest: bytes, sample: int) -> int:
     """Derive the seed (31 bits) of one rationale. It does not depend on the order of drawing.
 
     >>> rationale_seed(0, "oracle", "query", b"...", 1)
     1370487967
     """
-    text = json.dumps([seed, worker, side, key.hex(), sample])
+    text = json.dumps([seed, worker, side, digest.hex(), sample])
     return int.from_bytes(sha256(text.encode()).digest()[:4], "big") >> 1
 
 
@@ -72,7 +76,7 @@ def table_digests(inputs: Sequence[DistinctInput]) -> dict[str, str]:
     """Digest the content of a pairs table, side by side, whatever file or order of columns holds it."""
     content: dict[str, Any] = {}
     for one in inputs:
-        line = json.dumps([one.key.hex(), one.pair_ids])
+        line = json.dumps([one.digest.hex(), one.pair_ids])
         content.setdefault(one.side, blake2b(digest_size=16)).update(line.encode())
     return {side: value.hexdigest() for side, value in content.items()}
 
@@ -193,7 +197,7 @@ def draw_rationales(
         retry_failed=retry_failed,
     )
     for worker in workers:
-        run.check(worker, claimed)
+        run.check(worker, check_run)
     with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
         try:
             for worker in workers:
@@ -253,13 +257,13 @@ class _Run:
     failed: int = 0
 
     def check(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
-        """Check that the folder is this run's and this worker's: `claim` it, or only look whether it is `claimed`."""
+        """Record this run and this worker in the folder (`record_run`), or just look (`check_run`)."""
         how(self.output / "run.json", self.facts)
         how(
             self.output / "workers" / f"{worker.name}.json",
             {"definition": worker.definition, "num_samples": worker.num_samples},
             what=f"the worker {worker.name!r} in {self.output}",
-            mend="Give the changed worker another name, or undo the change.",
+            hint="Give the changed worker another name, or undo the change.",
         )
 
     def draw(self, worker: RationaleWorker, bar: Progress) -> None:
@@ -280,7 +284,7 @@ class _Run:
                 answers |= zip(batch, drawn, strict=True)
                 bar.advance(task, len(batch) * worker.num_samples)
             rows = list(self._rows(worker, index, answers))
-            self.check(worker, claim)  # not before: settings may be corrected until there are results
+            self.check(worker, record_run)  # not before: settings may be corrected until there are results
             write_rationale_shard(rationale_shard_path(self.output, worker.name, index), rows)
             summary.drawn += 1
             summary.rows += len(rows)
@@ -316,7 +320,7 @@ class _Run:
 
     def _seeds(self, worker: RationaleWorker, one: DistinctInput) -> tuple[int, ...]:
         samples = range(worker.num_samples)
-        return tuple(rationale_seed(self.seed, worker.name, one.side, one.key, sample) for sample in samples)
+        return tuple(rationale_seed(self.seed, worker.name, one.side, one.digest, sample) for sample in samples)
 
     def _count(self, summary: WorkerSummary, drawn: Iterable[Answers]) -> None:
         for answer in (answer for answers in drawn for answer in answers):

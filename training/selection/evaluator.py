@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mmemb_r1._lazy import import_object
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -59,7 +61,11 @@ class TrialError(ValueError):
         super().__init__(f"Trial {index} can't be answered: {reason}")
 
 
-KINDS = ("vlm", "embedding")
+# Imported when they are used: they need torch, and import this file.
+KINDS = {
+    "vlm": "mmemb_r1.training.selection.vlm_evaluator:VLMEvaluator",
+    "embedding": "mmemb_r1.training.selection.embedding_evaluator:EmbeddingEvaluator",
+}
 
 
 def load_evaluator(model: str, kind: str | None = None, **options: Any) -> PairEvaluator:
@@ -76,15 +82,9 @@ def load_evaluator(model: str, kind: str | None = None, **options: Any) -> PairE
         ValueError: if there is no such kind, or the model can't be loaded.
     """
     kind = kind or evaluator_kind(model)
-    if kind == "embedding":
-        from mmemb_r1.training.selection.embedding_evaluator import EmbeddingEvaluator
-
-        return EmbeddingEvaluator(model, **options)
-    if kind == "vlm":
-        from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
-
-        return VLMEvaluator(model, **options)
-    raise ValueError(f"kind={kind!r} is no kind of evaluator; allowed: {', '.join(map(repr, KINDS))}.")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is no kind of evaluator; allowed: {', '.join(map(repr, KINDS))}.")
+    return import_object(KINDS[kind])(model, **options)
 
 
 def evaluator_kind(model: str) -> str:

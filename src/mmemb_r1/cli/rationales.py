@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_shard_options, listed, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, listed, show_progress
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
@@ -34,6 +34,7 @@ ABORTED = 1
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    add_row_options(parser)
     parser.add_argument("--pool", required=True, type=Path, metavar="FILE", help="the workers, YAML")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the rationales go")
     parser.add_argument("--workers", type=listed, metavar="A,B", help="only these of the pool; default: all")
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     summary = draw_rationales(
-        read_pairs(args.pairs, PAIR_COLUMNS),
+        read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task),
         workers,
         args.output,
         sides=args.sides,

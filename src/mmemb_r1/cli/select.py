@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_shard_options, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, show_progress
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
@@ -24,10 +25,12 @@ in shards: a run that was stopped goes on with the same command, and --selection
 --margin and --temperature can be changed without asking the evaluator again."""
 
 KINDS = ("vlm", "embedding")
+LOG_FILE = "jobs.log"  # what the processes of `--jobs` print
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    add_row_options(parser)
     parser.add_argument(
         "--rationales", required=True, type=Path, metavar="DIR", help="what `mmemb-r1 rationales` wrote"
     )
@@ -79,6 +82,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=16, metavar="N", help="pairs that the evaluator reads at once; default: 16"
     )
     add_shard_options(work)
+    work.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes of one thread each, on a CPU; default: 1"
+    )
     work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
@@ -95,13 +101,18 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
+    if args.jobs < 1 or (args.jobs > 1 and args.part != (1, 1)):
+        raise ValueError(f"--jobs {args.jobs}; allowed: 1 or more, and together with --part 1 alone")
+    if args.jobs > 1:
+        score_in_processes(args)
 
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.selection.config import SelectionOptions
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
-    pairs, rationales = read_pairs(args.pairs, PAIR_COLUMNS), read_rationales(args.rationales)
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task)
+    rationales = read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text
     from mmemb_r1.training.selection.select import select_rationales
@@ -125,6 +136,31 @@ def run(args: argparse.Namespace) -> int:
     print(f"the selection is in {args.output}; train with it:")
     print(f"mmemb-r1 train joint --model DIR --pairs {args.pairs} --rationales {args.output / SELECTED} --output DIR")
     return 0
+
+
+def score_in_processes(args: argparse.Namespace) -> None:
+    """
+    Let several processes ask the evaluator, each for its part. The matrices of a small model are too small for several
+    threads to be faster than one.
+    """
+    from concurrent.futures import FIRST_EXCEPTION, wait
+
+    from mmemb_r1.processes import process_pool
+    from mmemb_r1.runs import progress_bar
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    parts = [
+        argparse.Namespace(**{**vars(args), "jobs": 1, "part": (number, args.jobs)})
+        for number in range(1, args.jobs + 1)
+    ]
+    with process_pool(args.jobs, 1, args.output / LOG_FILE) as pool, progress_bar(sys.stderr.isatty()) as bar:
+        waiting = {pool.submit(run, part) for part in parts}
+        shown = bar.add_task("shards of scores", total=None)
+        while waiting:
+            done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
+            for one in done:
+                one.result()
+            bar.update(shown, completed=len(list((args.output / "shards").glob("*.parquet"))))
 
 
 def load_evaluator_of(args: argparse.Namespace) -> PairEvaluator:
