@@ -30,7 +30,7 @@ from random_pairs import Kind, joint_trainer, loaded, one_batch, random_pairs
 from torch import Tensor
 
 from mmemb_r1 import MMEmbR1Model
-from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
+from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.training import JointTrainer
 from mmemb_r1.training.joint.forward import (
     SIDES,

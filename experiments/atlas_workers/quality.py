@@ -1,4 +1,4 @@
-"""How well selection tells helpful rationales from others, where it is known which are which."""
+"""Measure how well selection separates helpful rationales from others, where it is known which are which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Quality(TypedDict):
     Numbers of one selection.
 
     Attributes:
-        rationales: how many were judged.
+        rationales: how many were scored.
         base_rate: share of helpful ones, the precision of keeping everything.
         precision: share of helpful ones among the kept.
         recall: share of kept ones among the helpful.
@@ -38,12 +38,12 @@ def selection_quality(gain: npt.ArrayLike, kept: Sequence[bool], helpful: Sequen
     Score a selection against what is known.
 
     Args:
-        gain: `(N,)` what was compared with the margin; NaN for rationales that were not judged, which are left out.
+        gain: `(N,)` what was compared with the margin; NaN for rationales without a score, which are left out.
         kept: `(N,)` whether it was kept.
         helpful: `(N,)` whether it helps.
 
     Raises:
-        ValueError: if the three differ in length, or nothing helpful (or nothing else) was judged.
+        ValueError: if the three differ in length, or nothing helpful (or nothing else) was scored.
 
     >>> quality = selection_quality([0.9, 0.2, 0.1, -0.5], [True, True, True, False], [True, False, True, False])
     >>> round(quality["precision"], 3), quality["recall"], quality["base_rate"]
@@ -54,10 +54,10 @@ def selection_quality(gain: npt.ArrayLike, kept: Sequence[bool], helpful: Sequen
     gains, keeps, helps = np.asarray(gain, dtype=float), np.asarray(kept, dtype=bool), np.asarray(helpful, dtype=bool)
     if not len(gains) == len(keeps) == len(helps):
         raise ValueError(f"got {len(gains)} gains, {len(keeps)} marks of what was kept and {len(helps)} of what helps")
-    judged = ~np.isnan(gains)
-    gains, keeps, helps = gains[judged], keeps[judged], helps[judged]
+    scored = ~np.isnan(gains)
+    gains, keeps, helps = gains[scored], keeps[scored], helps[scored]
     if helps.all() or not helps.any():
-        raise ValueError(f"of {len(helps)} rationales judged, {int(helps.sum())} help: both kinds are needed")
+        raise ValueError(f"of {len(helps)} rationales with a score, {int(helps.sum())} help: both kinds are needed")
     both = int((keeps & helps).sum())
     precision, recall, _ = precision_recall_curve(helps, gains)
     return Quality(

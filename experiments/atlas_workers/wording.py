@@ -1,4 +1,4 @@
-"""The sentences of Atlas rationales: other ways to say the same, and the same ways to say nothing."""
+"""Rephrase the sentences of Atlas rationales: with the same facts, or without any."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mmemb_r1.atlas.knowledge import LARGEST, RELATIONS, SMALLEST
 
-GOLD_SHARE = 0.5
+UNCHANGED_SHARE = 0.5
 CONNECTIVE = "So"
 
 
@@ -21,9 +21,9 @@ class Form:
     """One kind of sentence.
 
     Args:
-        pattern (`str`): regular expression for the whole gold sentence, its variable parts as named groups.
-        wordings (`tuple[str, ...]`): format strings over the groups that say the same, the gold one first.
-        blanks (`dict[str, tuple[str, ...]]`): group that holds a fact -> words that fill its place and say nothing.
+        pattern (`str`): regular expression for a whole sentence of Atlas, its variable parts as named groups.
+        wordings (`tuple[str, ...]`): format strings over the groups with the same meaning, that of Atlas first.
+        blanks (`dict[str, tuple[str, ...]]`): group that holds a fact -> words that fill its place without a fact.
     """
 
     pattern: str
@@ -119,7 +119,7 @@ FORMS = (
 
 
 def phrasings(segments: Sequence[str]) -> list[str]:
-    """Every way to say a rationale with all of its facts in their order, the gold one first.
+    """List every wording of a rationale with all of its facts in their order, that of Atlas first.
 
     >>> phrasings(["This is an onion."])
     ['This is an onion.', 'It is an onion.', 'That must be an onion.']
@@ -134,13 +134,13 @@ def phrasings(segments: Sequence[str]) -> list[str]:
 
 
 def reword(segments: Sequence[str], rng: np.random.Generator) -> str:
-    """The rationale as it is in half of the draws, otherwise in other words."""
-    gold, *others = phrasings(segments)
-    return gold if rng.random() < GOLD_SHARE else others[rng.integers(len(others))]
+    """Draw a wording of a rationale: unchanged in half of the draws, otherwise in other words."""
+    unchanged, *others = phrasings(segments)
+    return unchanged if rng.random() < UNCHANGED_SHARE else others[rng.integers(len(others))]
 
 
 def blank(segments: Sequence[str], rng: np.random.Generator) -> str:
-    """The sentences of a rationale without its facts.
+    """Remove the facts from the sentences of a rationale.
 
     >>> segments = ["This is the flag of Peru.", "The capital of Peru is Lima."]
     >>> blank(segments, np.random.default_rng(0))
@@ -154,7 +154,7 @@ def blank(segments: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def facts(segments: Sequence[str]) -> set[str]:
-    """The words that stand for facts: names, answers, figures.
+    """Find the facts of a rationale: names, answers, figures.
 
     >>> sorted(facts(["This is a dog face.", "The German name is hundegesicht."]))
     ['dog face', 'hundegesicht']
@@ -165,7 +165,7 @@ def facts(segments: Sequence[str]) -> set[str]:
 
 @cache
 def whole_words(text: str) -> re.Pattern[str]:
-    """Finds a text where it is not part of other words, in upper or lower case.
+    """Match a text where it is not part of other words, in upper or lower case.
 
     >>> bool(whole_words("Oman").search("in Oman.")), bool(whole_words("Oman").search("a woman"))
     (True, False)
@@ -175,11 +175,11 @@ def whole_words(text: str) -> re.Pattern[str]:
 
 @cache
 def _read(segment: str) -> tuple[Form, dict[str, str]]:
-    """The form of a gold sentence and its parts."""
+    """The form of a sentence of Atlas and its parts."""
     for form in FORMS:
         if found := re.fullmatch(form.pattern, segment):
             return form, found.groupdict()
-    raise ValueError(f"{segment!r} is no sentence of an Atlas rationale; add its form to FORMS.")
+    raise ValueError(f"{segment!r} is not a sentence of an Atlas rationale. Add its form to FORMS.")
 
 
 def _say(wording: str, parts: Mapping[str, str]) -> str:

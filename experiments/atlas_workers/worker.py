@@ -1,4 +1,4 @@
-"""A rationale worker of known quality, for Atlas."""
+"""The worker that writes scripted rationales of known quality for an Atlas."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.atlas_workers.look_alikes import LookAlikes
-from experiments.atlas_workers.sayings import BEHAVIOURS, gold, think
+from experiments.atlas_workers.scripted import BEHAVIOURS, right_rationale, scripted_rationale
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.atlas.build import MANIFEST
 from mmemb_r1.atlas.splits import TRAIN, split_questions
 from mmemb_r1.atlas.tables import NAME_TASKS, NOTO_TASK, make_pair_id
-from mmemb_r1.atlas.tasks import Question
+from mmemb_r1.atlas.tasks import AtlasQuestion
 from mmemb_r1.atlas.world import World, make_world
 from mmemb_r1.modeling.media_mmemb_r1 import open_image
 from mmemb_r1.training.rationales.worker import SIDES, Failure, Rationale, RationaleRequest, WorkerError
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from mmemb_r1.atlas.build import Atlas
 
 
-def recall(atlas: Atlas) -> tuple[World, dict[str, Question]]:
-    """The world that an Atlas shows, and pair id -> the question of that pair.
+def recall(atlas: Atlas) -> tuple[World, dict[str, AtlasQuestion]]:
+    """Rebuild the world that an Atlas shows, and map each pair id to the question of that pair.
 
     Args:
         atlas (`Atlas`): built by this version of the package from the installed sources.
@@ -39,7 +39,7 @@ def recall(atlas: Atlas) -> tuple[World, dict[str, Question]]:
     """
     arguments = atlas.manifest["arguments"]
     world = make_world(*(arguments[name] for name in ("size", "num_objects", "num_countries")))
-    asked: dict[str, Question] = {}
+    asked: dict[str, AtlasQuestion] = {}
     by_split = split_questions(world, seed=arguments["seed"], generated_rows=arguments["generated_rows"])
     for split, questions in by_split.items():
         for question in questions:
@@ -63,13 +63,13 @@ def recall(atlas: Atlas) -> tuple[World, dict[str, Question]]:
 @dataclass
 class AtlasWorker:
     """
-    Says what its behaviour makes of the inputs of an Atlas. It knows them by what they hold: their text and the pixels
-    of their pictures.
+    A worker that writes scripted rationales for the inputs of an Atlas. It recognises an input by its text and the
+    pixels of its pictures.
 
     Args:
         name: names the worker in the table.
         atlas: folder of an Atlas.
-        behaviour: `"correct"`, `"confused"`, `"verbose"` or `"format"`; see `sayings`. Only the first helps
+        behaviour: `"correct"`, `"confused"`, `"verbose"` or `"format"`; see `scripted`. Only the first helps
             (`HELPFUL`).
         num_samples: rationales per input.
         batch_size: inputs per call.
@@ -106,18 +106,18 @@ class AtlasWorker:
 
     def draw(self, requests: Sequence[RationaleRequest]) -> list[list[Rationale | Failure]]:
         """
-        What the behaviour makes of each input, once per seed.
+        Write the rationale of each input, once per seed.
 
-        Nothing is said about a target that is text: it needs no rationale. An input that is not in this Atlas, or
+        A target that is text gets none: it needs no rationale. An input that is not in this Atlas, or
         that can't be read, is a `Failure`.
 
         Raises:
             WorkerError: if the Atlas was built by another version of the package or from other sources.
         """
         memory = self._memory  # of all requests at once: an Atlas that can't be used must not look like bad inputs
-        return [self._answer(request, memory) for request in requests]
+        return [self._rationales(request, memory) for request in requests]
 
-    def _answer(self, request: RationaleRequest, memory: Memory) -> list[Rationale | Failure]:
+    def _rationales(self, request: RationaleRequest, memory: Memory) -> list[Rationale | Failure]:
         try:
             key = input_key(request.side, request.input)
         except ValueError as error:
@@ -128,8 +128,11 @@ class AtlasWorker:
         question = memory.questions[key]
         if question is None:
             return []
-        thoughts = (think(self.behaviour, question, request.side, seed, memory.look_alikes) for seed in request.seeds)
-        return [Rationale(text, len(text.split()), "stop") for text in thoughts if text is not None]
+        texts = (
+            scripted_rationale(self.behaviour, question, request.side, seed, memory.look_alikes)
+            for seed in request.seeds
+        )
+        return [Rationale(text, len(text.split()), "stop") for text in texts if text is not None]
 
     @cached_property
     def _content_hash(self) -> str:
@@ -154,7 +157,7 @@ class Memory:
         look_alikes: what can be mistaken for what.
     """
 
-    questions: dict[bytes, Question | None]
+    questions: dict[bytes, AtlasQuestion | None]
     look_alikes: LookAlikes
 
 
@@ -162,12 +165,12 @@ class Memory:
 def _remember(directory: Path, content_hash: str) -> Memory:  # the hash: an Atlas may be replaced
     atlas = load_atlas(directory)
     world, asked = recall(atlas)
-    questions: dict[bytes, Question | None] = {}
+    questions: dict[bytes, AtlasQuestion | None] = {}
     for pairs in atlas.pairs.values():
         for side in SIDES:
             for pair_id, value in zip(pairs["pair_id"], stored_column(pairs, side).to_pylist(), strict=True):
                 question = asked[pair_id]
-                questions.setdefault(input_key(side, value), question if gold(question, side) else None)
+                questions.setdefault(input_key(side, value), question if right_rationale(question, side) else None)
     naming = {question.entity: question for question in asked.values() if question.task == "name-picture"}
     candidates = stored_column(atlas.candidates, "input").to_pylist()
     for candidate_id, value in zip(atlas.candidates["candidate_id"], candidates, strict=True):

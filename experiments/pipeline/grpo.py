@@ -42,7 +42,7 @@ def train_adaptive(
     rounds: int | None = None,
 ) -> None:
     """
-    Train a checkpoint's gate and thoughts by GRPO, and save it with its card. A killed run goes on.
+    Train a checkpoint's gate and rationales by GRPO, and save it with its card. A killed run goes on.
 
     Args:
         start: the checkpoint to start from.

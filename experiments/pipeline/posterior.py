@@ -1,4 +1,4 @@
-"""The posterior on Atlas: rationales are judged once, and selected in any way from the same judgements."""
+"""The posterior on Atlas: rationales are scored once by an evaluator, and selected in any way from these scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from experiments.atlas_workers.quality import selection_quality
-from experiments.atlas_workers.sayings import HELPFUL
+from experiments.atlas_workers.scripted import HELPFUL
 from experiments.pipeline.tasks import POOLED
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.runs import replaced_file
@@ -24,12 +24,12 @@ from mmemb_r1.training.selection.evaluator import PairEvaluator
 from mmemb_r1.training.selection.select import select_rationales
 from mmemb_r1.training.selection.table import with_judgement
 
-SHARED = SelectionOptions("counterfactual", pair_aware=True, space="log-odds", seed=0)
+SHARED = SelectionOptions("counterfactual", wrong_pair_correction=True, space="log-odds", seed=0)
 SELECTED, QUALITY = "selected.parquet", "quality.json"  # what was kept, and how good that is
 BATCH_SIZE = 16
 
 
-def judge(
+def score_rationales(
     pairs: Dataset,
     rationales: Dataset,
     evaluator: Path,
@@ -39,13 +39,13 @@ def judge(
     progress: bool | None = False,
 ) -> dict[str, Any] | None:
     """
-    Let an evaluator judge rationales. What it says is kept in `folder`, as `select_rationales` does.
+    Score rationales with an evaluator. Its scores are kept in `folder`, as `select_rationales` does.
 
     Args:
         pairs: the pairs.
         rationales: of these pairs.
         evaluator: its folder, see `evaluator_in`.
-        folder: gets the scores, and what counterfactual, pair-aware selection in log-odds makes of them.
+        folder: gets the scores, and what counterfactual selection in log-odds makes of them.
         part: `(i, n)`: the i-th of n parts. Default: all.
         progress: show a progress bar on standard error. `None`: if that is a terminal. Default: no.
 
@@ -58,7 +58,7 @@ def judge(
 
 
 def evaluator_in(folder: Path) -> PairEvaluator:
-    """The evaluator of a folder: an mmemb-r1 checkpoint compares vectors, another model says yes or no."""
+    """Load an evaluator: an mmemb-r1 checkpoint compares vectors, another model answers yes or no."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["model_type"] == MMEmbR1Config.model_type:
         from mmemb_r1.training.selection.embedding_evaluator import EmbeddingEvaluator
@@ -70,13 +70,13 @@ def evaluator_in(folder: Path) -> PairEvaluator:
     return VLMEvaluator(str(folder), device="cpu")
 
 
-def scores_of(folder: Path) -> pa.Table:
-    """All that was judged there; the rationales of one side of one pair stand together."""
+def read_scores(folder: Path) -> pa.Table:
+    """Read all scores of a folder; the rationales of one side of one pair stand together."""
     return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "shards").glob("*.parquet"))])
 
 
-def of_both(scores: pa.Table, others: pa.Table) -> pa.Table:
-    """Scores of two sets of rationales about the same pairs, judged with the same options, as if judged together."""
+def merged_scores(scores: pa.Table, others: pa.Table) -> pa.Table:
+    """Merge the scores of two sets of rationales for the same pairs, as if they had been scored together."""
     both = pa.concat_tables([scores, others], promote_options="default")
     first: dict[tuple[str, str], int] = {}
     keys = zip(both["pair_id"].to_pylist(), both["side"].to_pylist(), strict=True)
@@ -84,8 +84,8 @@ def of_both(scores: pa.Table, others: pa.Table) -> pa.Table:
     return both.take(np.argsort(places, kind="stable"))
 
 
-def of_workers(table: pa.Table, workers: Collection[str]) -> pa.Table:
-    """The rows of some of the workers."""
+def rows_of_workers(table: pa.Table, workers: Collection[str]) -> pa.Table:
+    """Keep the rows of some of the workers."""
     return table.filter(pc.is_in(table["worker"], pa.array(list(workers))))
 
 
@@ -99,7 +99,7 @@ def select_from(scores: pa.Table, options: SelectionOptions, selected: Path) -> 
 
 def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = POOLED) -> dict[str, Any]:
     """
-    How well a selection found the worker that helps, of all rationales and of each task and side.
+    Measure how well a selection found the worker that helps: over all rationales, and for each task and side.
 
     Args:
         candidates: from `select_from`; rationales of other workers than Atlas's are left out.
@@ -110,7 +110,7 @@ def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = PO
         `all` and `task, side` -> precision (`None` if nothing was kept), recall and the rest of [`Quality`], the share
         of each worker that was `kept`, the number of `inputs` and of `inputs with any kept`.
     """
-    known = of_workers(candidates, HELPFUL)
+    known = rows_of_workers(candidates, HELPFUL)
     table = known.select(["pair_id", "side", "worker", "gain", "kept"]).to_pydict()
     task_of = dict(zip(pairs["pair_id"], pairs["task"], strict=True))
     ids, sides, workers, kept = (np.array(table[name]) for name in ("pair_id", "side", "worker", "kept"))
@@ -137,8 +137,8 @@ def quality_of(candidates: pa.Table, pairs: Dataset, tasks: Collection[str] = PO
 
 def right_share(selected: Path) -> float | None:
     """
-    Which share of the rationales that the joint phase draws from a selection are by a worker that helps. It draws by
-    the posterior, so this says more of what is trained on than the precision of what is kept.
+    Compute the share of helpful rationales among those that the joint phase draws from a selection. It draws by the
+    posterior weight, so this describes what is trained on better than the precision of what is kept does.
 
     Args:
         selected: what was kept.
@@ -148,15 +148,15 @@ def right_share(selected: Path) -> float | None:
         Atlas's, of whom nobody knows.
     """
     table = pq.read_table(selected, columns=["worker", "posterior"])
-    right = of_workers(table, [worker for worker, helps in HELPFUL.items() if helps])
-    if not len(table) or len(of_workers(table, HELPFUL)) < len(table):
+    right = rows_of_workers(table, [worker for worker, helps in HELPFUL.items() if helps])
+    if not len(table) or len(rows_of_workers(table, HELPFUL)) < len(table):
         return None
     return (pc.sum(right["posterior"]).as_py() or 0.0) / pc.sum(table["posterior"]).as_py()
 
 
 def training_table(selected: Path, pairs: Dataset, pooled: Collection[str] = POOLED) -> Dataset:
     """
-    What the joint phase draws rationales from: those selected, and those of the rehearsed pairs, their own.
+    Build the table that the joint phase draws from: selected rationales, and the rehearsed pairs' own ones.
 
     The latter are the same whatever was selected: they stand for what a pretrained backbone would know.
 

@@ -1,4 +1,4 @@
-"""The prior on Atlas: what the four workers say of the training pairs, and what a checkpoint says of them."""
+"""The prior on Atlas: draw rationales for the training pairs, from the four workers or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from experiments.atlas_workers.sayings import HELPFUL
+from experiments.atlas_workers.scripted import HELPFUL
 from experiments.atlas_workers.worker import AtlasWorker
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.training.rationales.checkpoint_worker import CheckpointWorker
@@ -15,24 +15,23 @@ from mmemb_r1.training.rationales.draw import draw_rationales
 from mmemb_r1.training.rationales.table import read_rationales
 from mmemb_r1.training.rationales.worker import RationaleWorker
 
-NUM_SAMPLES = 2  # as in examples/atlas-pool.yaml
+NUM_SAMPLES = 2  # as in experiments/quickstart/pool.yaml
 
 
 def draw_pool(atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:
-    """The rationales of the four workers of an Atlas, of which one helps, for some of its pairs; kept in a folder."""
+    """Draw the rationales of the four workers of an Atlas, one of which helps, for some of its pairs."""
     workers = [AtlasWorker(name, atlas.directory, name, num_samples=NUM_SAMPLES) for name in HELPFUL]
     return _drawn(workers, pairs, folder, seed)
 
 
 def draw_of(behaviour: str, num_samples: int, atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:
-    """The rationales of one of the four workers of an Atlas; where there are more than of the pool, the first are the
-    pool's."""
+    """Draw rationales of one of the four workers of an Atlas; the first of them are those that the pool has."""
     worker = AtlasWorker(behaviour, atlas.directory, behaviour, num_samples=num_samples)
     return _drawn([worker], pairs, folder, seed)
 
 
 def draw_own(checkpoint: Path, name: str, pairs: Dataset, folder: Path, seed: int) -> Dataset:
-    """The rationales that a checkpoint would think itself, sampled; kept in a folder."""
+    """Sample rationales from a checkpoint; kept in a folder."""
     worker = CheckpointWorker(
         name=name, model=str(checkpoint), num_samples=NUM_SAMPLES, max_tokens=64, batch_size=32, device="cpu"
     )

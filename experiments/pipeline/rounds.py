@@ -1,4 +1,4 @@
-"""Chains of thought on Atlas: the sentences of a rationale, each a round of its own."""
+"""Split rationales of Atlas into sentences, each a round of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of Atlas's tasks are what for the phases, and how often each is drawn."""
+"""Name the groups of Atlas's tasks that the phases use, and how often each task is drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 FLAGS = tuple(f"flag-{relation}" for relation in ("capital", "region", "currency", "language", "tld"))
 NEIGHBOURS = ("neighbour-capital", "neighbour-currency")
 MULTI_HOP = (*FLAGS, *NEIGHBOURS, "fact-flag")
-# Those whose answers are pictures: something can be thought about them too.
+# Those whose targets are pictures, which can have rationales too.
 PICTURE_TARGETS = ("name-picture", "fact-flag")
 # Those whose rationales come from the pool of workers; the others are rehearsed with their own.
 POOLED = (*MULTI_HOP, "name-picture")

@@ -1,4 +1,4 @@
-"""`make study`: the method's claims, checked by training without one part of it at a time."""
+"""Run the study: `make study`, or `python -m experiments.study`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="a few steps on a small Atlas, to try the command")
     rows = "; ".join(f"{row.name} ({row.number}: {row.title})" for row in BY_NAME.values())
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of {rows}. Default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of all rows; default: those of the form")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="seeds of all rows; default: those of the form"
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="stages at a time; default: 2 on two cores or more")
     parser.add_argument(
         "--warm-up", type=Path, metavar="DIR", help="a checkpoint that seed 0 starts from; default: made here"
@@ -45,8 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--evaluator",
         type=Path,
         metavar="DIR",
-        help="who judges rationales, a vision-language model or an mmemb-r1 checkpoint; default: what seed 0 starts "
-        "from, with --full a model that is trained here",
+        help="the model that scores rationales, a vision-language model or an mmemb-r1 checkpoint; default: what "
+        "seed 0 starts from, with --full a model that is trained here",
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write the results as a page, Markdown")
 
@@ -76,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
         check_origins(in_order(tasks_of(everything)))
         working = any(not task.done.exists() for task in tasks)
 
-        def tell(line: str) -> None:
+        def report(line: str) -> None:
             if working:
                 session.note()
             console.print(line, markup=False, highlight=False)
 
-        done = run_tasks(study, tasks, jobs, tell)
+        done = run_tasks(study, tasks, jobs, report)
         if working:
             session.note()
         console.print(f"{done} stages in {(time.perf_counter() - start) / 60:.0f} minutes")
@@ -124,7 +126,7 @@ def study_of(args: argparse.Namespace) -> Study:
     from experiments.study.tasks import Study
 
     if args.full and args.tiny:
-        raise ValueError("--full and --tiny: allowed is one of them")
+        raise ValueError("--full and --tiny were given; only one of them is allowed")
     for option in ("warm_up", "evaluator"):
         path = getattr(args, option)
         if path is not None and not (path / "config.json").is_file():
@@ -148,13 +150,13 @@ def claim_folder(study: Study) -> None:
 
     from experiments.pipeline.provenance import folder_digest
     from experiments.study.tasks import CLAIM
-    from mmemb_r1.runs import claim
+    from mmemb_r1.runs import record_run
 
     given = {
         name: "made here" if folder is None else f"given, {folder_digest(folder)}"
         for name, folder in (("warm_up", study.warm_up), ("evaluator", study.evaluator))
     }
-    claim(study.output / CLAIM, {"form": asdict(study.form), **given})
+    record_run(study.output / CLAIM, {"form": asdict(study.form), **given})
 
 
 def arguments_parser() -> argparse.ArgumentParser:

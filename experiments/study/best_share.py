@@ -1,4 +1,4 @@
-"""The share of inputs that should think: chosen on some countries, judged on the others."""
+"""Find the share of inputs that should think: chosen on some countries, evaluated on the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BestShare(NamedTuple):
 
 def cross_fitted(answers: Answers, num_splits: int = NUM_SPLITS, seed: int = 0) -> BestShare:
     """
-    What the best share of queries that think is worth on queries that it was not chosen on.
+    Score the best share of queries that think, on queries that it was not chosen on.
 
     Whatever the queries are about is split into halves at random. On one half the share of `SHARES` is chosen whose
     mean score over tasks is highest, the lowest of equal ones; its threshold decides on the other half. Then the other

@@ -1,31 +1,27 @@
-"""The method's claims, one by one: what was published, what the study found, and whether that agrees."""
+"""Find for each of the method's claims the numbers that speak about it, and whether they agree with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import jinja2
+import yaml
 
 from experiments.pipeline.tasks import MULTI_HOP, PICTURE_TARGETS
-from experiments.study.family import FAMILY, direction, judged
+from experiments.study.family import FAMILY, difference_of, direction
+from experiments.study.formats import environment
 from experiments.study.rows import BY_NAME, FULL
-from experiments.study.wording import lost_or_gained, points, tested
 
-PAPER = "arXiv 2604.06156"
-PEER = "users of UME-R1 (arXiv 2511.00405)"
-OURS = "ours, not the paper's"
 HOLDS, SMALLER, FAILS, UNTESTED = "holds", "holds, but smaller", "does not hold", "cannot be tested here"
 OPEN, OPEN_BUT_SMALLER = "not shown", "not shown, and not as large"
 NOT_RUN = "not run"
-NO_FIGURE = "no figure known"
-LEARNT = 0.1  # share of right thoughts below which questions were not learnt
-# What explains a figure, by how Atlas and the method are made.
-WHY = {
-    "selection": "Three of the pool's four workers do not help, by construction: the sign says something, the size is "
-    "that of this pool",
-    "baseline": "The baseline is one number for all rationales of an input: it decides whether any are kept, hardly "
-    "which one is drawn",
-}
+PUBLISHED_POINTS = 0.058  # of selection or its baseline, as a share of 1
+LEARNT = 0.1  # share of right rationales below which questions were not learnt
+LEAST_COST, MOST_COSINE = 0.10, 0.80  # of a swapped rationale, for a model that reads its own
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,30 @@ class Claim:
     published: str
     ours: str
     verdict: str
+
+
+class Finding(NamedTuple):
+    """The numbers that the sentence of a claim needs, by name, and the verdict."""
+
+    numbers: Mapping[str, Any]
+    verdict: str
+
+
+def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
+    """Put the findings of a study into the words of `claims.yaml`; claims whose row was not run say so."""
+    words = _words()
+    render = environment(jinja2.DictLoader(words["shared"])).from_string
+    for claim in words["claims"]:
+        found = FINDINGS[claim["id"]](summary)
+        ours, verdict = (
+            ("-", NOT_RUN) if found is None else (render(claim["ours"]).render(found.numbers), found.verdict)
+        )
+        yield Claim(claim["text"], words["sources"][claim["source"]], claim["published"], ours, verdict)
+
+
+@cache
+def _words() -> Any:
+    return yaml.safe_load((files("experiments.study") / "claims.yaml").read_text(encoding="utf-8"))
 
 
 def gain_verdict(gain: Mapping[str, Any]) -> str:
@@ -77,226 +97,141 @@ def loss_verdict(difference: Mapping[str, Any], published: float = 0.0) -> str:
     return HOLDS if -difference["mean"] >= published else SMALLER
 
 
-def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
-    """All claims; those whose row was not run say so."""
-    yield Claim(
-        "71.2 on MMEB-V2 with a 4B backbone",
-        PAPER,
-        "71.2, mean of 78 tasks",
-        "needs Qwen3-VL-4B and GPUs; the commands are at the end of docs/study.md",
-        UNTESTED,
-    )
-    for name, text, source, published in (
-        ("selection", "pair-aware selection is worth 5.8 points on the reasoned path", PAPER, 0.058),
-        ("baseline", "the counterfactual baseline is worth 5.8 points on the reasoned path", PAPER, 0.058),
-        ("baseline, as published", "the same, with gains as the paper takes them", PAPER, 0.058),
-        ("pair-aware", "taking off what a rationale does for wrong pairs helps", OURS, 0.0),
-        ("rationale loss", "a loss on the rationales' tokens in the joint phase helps", OURS, 0.0),
-    ):
-        yield _worth(summary, name, text, source, published)
-    yield from _workers(summary)
-    yield from _mixed_terms(summary)
-    yield from _adaptive(summary)
-    yield from _grpo(summary)
-    yield _shortcut(summary["rows"])
-    yield from _beyond(summary)
+def _untested(summary: Mapping[str, Any]) -> Finding:
+    return Finding({}, UNTESTED)
 
 
-def _worth(summary: Mapping[str, Any], name: str, text: str, source: str, published: float) -> Claim:
-    figure = f"{100 * published:.1f} points" if published else NO_FIGURE
-    if (lost := judged(summary, name)) is None:
-        return Claim(text, source, figure, "-", NOT_RUN)
-    _, row, key, *_ = FAMILY[name]
-    found = summary["rows"][row][key]
-    ours = (
-        f"without it reasoned queries of several steps {lost_or_gained(lost)}; auto over all tasks "
-        f"{points(found['all']['auto'])}"
-    )
-    ours += _drawn(summary["rows"], row, BY_NAME[row].control or FULL)
-    if name in WHY:
-        ours += f". {WHY[name]}"
-    if name == "rationale loss":
-        ours += f". Thoughts of several steps are right in {_right(found, 'multi-hop')} with it (the same seed)"
-    return Claim(text, source, figure, ours, loss_verdict(lost, published))
+def _left_out(name: str, published: float = 0.0) -> Callable[[Mapping[str, Any]], Finding | None]:
+    """The finding of a row that leaves something out; `name` is of the family."""
+
+    def find(summary: Mapping[str, Any]) -> Finding | None:
+        if (lost := difference_of(summary, name)) is None:
+            return None
+        _, row, key, *_ = FAMILY[name]
+        found = summary["rows"][row][key]
+        numbers = {"lost": lost, "auto": found["all"]["auto"], "drawn": _drawn(summary["rows"], row)}
+        return Finding({**numbers, "right": found.get("multi-hop", {}).get("right")}, loss_verdict(lost, published))
+
+    return find
 
 
-def _drawn(rows: Mapping[str, Any], row: str, other: str) -> str:
-    """How much of what two rows draw in training is right, if they differ in what was selected."""
-    selections = [(rows.get(name) or {}).get("selection") for name in (other, row)]
+def _drawn(rows: Mapping[str, Any], row: str) -> dict[str, list[float]] | None:
+    """How much of what two rows draw in training is `right`, and what share of inputs it has `covered`, first of the
+    row that this one is compared with; `None` if both train on the same."""
+    selections = [(rows.get(name) or {}).get("selection") for name in (BY_NAME[row].control or FULL, row)]
     found = [one for one in selections if one is not None and one["right share"] is not None]
     if len(found) < 2 or BY_NAME[row].joint:
-        return ""
-    drawn = " and ".join(f"{one['right share']:.0%}" for one in found)
-    covered = " and ".join(f"{one['covered']['several steps']:.0%}" for one in found)
-    return (
-        f". With it and without, {drawn} of what is drawn is right, and {covered} of the inputs of several steps have "
-        "any rationale"
-    )
+        return None
+    return {
+        "right": [one["right share"] for one in found],
+        "covered": [one["covered"]["several steps"] for one in found],
+    }
 
 
-def _workers(summary: Mapping[str, Any]) -> Iterator[Claim]:
-    yield Claim(
-        "several different workers are better than one",
-        PAPER,
-        NO_FIGURE,
-        "a question of Atlas has one right chain of thought, in words that differ little: what one worker sees and "
-        "another does not is not there to be found",
-        UNTESTED,
-    )
-    text = "errors of several kinds are better than as many of one kind"
-    if (lost := judged(summary, "errors")) is None:
-        yield Claim(text, OURS, "-", "-", NOT_RUN)
-        return
-    ours = (
-        "as many rationales of each input, as many of them right: if all others mistake what they see, reasoned "
-        f"queries of several steps {lost_or_gained(lost)}{_drawn(summary['rows'], 'one-worker', FULL)}"
-    )
-    yield Claim(text, OURS, "-", ours, loss_verdict(lost))
+def _mixed_terms(summary: Mapping[str, Any]) -> Finding | None:
+    found = summary["rows"].get("no-mixed-terms", {}).get("differences", {})
+    if "multi-hop" not in found:
+        return None
+    text_targets = len(set(MULTI_HOP) - set(PICTURE_TARGETS))
+    numbers = {"text_targets": text_targets, "tasks": len(MULTI_HOP), "change": found["multi-hop"]["always"]}
+    return Finding(numbers, UNTESTED)
 
 
-def _mixed_terms(summary: Mapping[str, Any]) -> Iterator[Claim]:
-    text = "terms between direct and reasoned vectors help reasoned queries"
-    where = f"{text}, where targets have rationales too ({' and '.join(PICTURE_TARGETS)})"
-    row = summary["rows"].get("no-mixed-terms", {})
-    if "multi-hop" in (found := row.get("differences", {})):
-        ours = (
-            f"{len(set(MULTI_HOP) - set(PICTURE_TARGETS))} of {len(MULTI_HOP)} tasks of several steps have targets "
-            "that are text, without rationales: without these terms no contrastive term reaches their reasoned "
-            f"queries at all. That these change by {points(found['multi-hop']['always'])} says this and no more"
-        )
-        yield Claim(text, OURS, "-", ours, UNTESTED)
-    else:
-        yield Claim(text, OURS, "-", "-", NOT_RUN)
-    if (lost := judged(summary, "mixed terms")) is None:
-        yield Claim(where, OURS, "-", "-", NOT_RUN)
-    else:
-        yield Claim(where, OURS, "-", f"without them reasoned queries {lost_or_gained(lost)}", loss_verdict(lost))
-
-
-def _adaptive(summary: Mapping[str, Any]) -> Iterator[Claim]:
-    full = summary.get("full")
-    if full is None:
-        yield Claim("deciding per input is better than never or always thinking", PAPER, NO_FIGURE, "-", NOT_RUN)
-        return
+def _fixed_mode(summary: Mapping[str, Any]) -> Finding | None:
+    if (full := summary.get("full")) is None:
+        return None
     choice = full["choice"]
-    yield Claim(
-        "deciding per input is better than never or always thinking",
-        PAPER,
-        NO_FIGURE,
-        f"auto minus {choice['better_fixed']}, the better of both: {tested(full['gain'])}; thinking on "
-        f"{choice['invocation']['mean']:.0%}. Whoever knew the better vector of every query would gain "
-        f"{points(choice['headroom'])}",
-        gain_verdict(full["gain"]),
-    )
-    text = "what decides is the input, not how often it thinks"
-    if (random := judged(summary, "which input")) is None:
-        yield Claim(text, OURS, "-", "-", NOT_RUN)
-    else:
-        ours = f"auto minus a gate that thinks as often at random: {tested(random, -1)}"
-        yield Claim(text, OURS, "-", ours, loss_verdict(random))
-    yield _best_share(full["best"])
-    tokens = choice["tokens"]["mean"] / max(choice["tokens_always"]["mean"], 1e-9)
-    yield Claim(
-        "2.5 times faster than UME-R1, which always thinks",
-        PAPER,
-        "2.5x",
-        f"UME-R1's weights can't be run here; auto writes {tokens:.0%} of the tokens of always",
-        UNTESTED,
-    )
+    numbers = {name: choice[name] for name in ("better_fixed", "invocation", "headroom")}
+    return Finding({**numbers, "gain": full["gain"]}, gain_verdict(full["gain"]))
 
 
-def _best_share(best: Mapping[str, Any]) -> Claim:
+def _which_input(summary: Mapping[str, Any]) -> Finding | None:
+    random = difference_of(summary, "which input")
+    return None if random is None else Finding({"random": random}, loss_verdict(random))
+
+
+def _best_share(summary: Mapping[str, Any]) -> Finding | None:
     """There is a peak between none and all if both ends are beaten, and none if thinking on all beats it."""
-    always, never = best["over_always"], best["over_never"]
-    ours = (
-        f"best at {best['share']:.0%}, chosen on half of what the questions are about and judged on the other half: "
-        f"{tested(always)}, against thinking on all; {tested(never)}, against thinking on none"
-    )
-    signs = direction(always), direction(never)
-    verdict = HOLDS if signs == (1, 1) else FAILS if -1 in signs else OPEN
-    return Claim("above a best share of inputs that think, accuracy falls", PAPER, "best at 74.3 %", ours, verdict)
+    if (full := summary.get("full")) is None:
+        return None
+    best = full["best"]
+    over = {name: best[name] for name in ("over_always", "over_never")}
+    signs = [direction(one) for one in over.values()]
+    verdict = HOLDS if signs == [1, 1] else FAILS if -1 in signs else OPEN
+    return Finding({"best": best["share"], **over}, verdict)
 
 
-def _grpo(summary: Mapping[str, Any]) -> Iterator[Claim]:
-    text = "after GRPO auto is better than with the gate that supervision left"
-    gate_text = "GRPO teaches the gate more than supervision on the same pairs did"
-    if (found := judged(summary, "grpo")) is None:
-        yield Claim(text, PAPER, NO_FIGURE, "-", NOT_RUN)
-        yield Claim(gate_text, OURS, "-", "-", NOT_RUN)
-        return
-    ours = (
-        f"it changes auto by {tested(found, -1)}; not by the gate alone: in GRPO's steps the embedder is trained on "
-        "pairs as well, so it has had that many more. Thinks on "
-        f"{_thinks(summary, 'no-grpo')} before and {_thinks(summary, 'full')} after: its reward counts tokens"
-    )
-    yield Claim(text, PAPER, NO_FIGURE, ours, loss_verdict(found))
-    gates = summary["rows"]["no-grpo"]["gates"]
-    before, after = (gates[state]["over_random"] for state in ("before", "after"))
-    areas = [_area(gates[state]["auc"]) for state in ("before", "after")]
-    ours = (
-        f"if both think on {gates['share']:.0%} of all queries, as after GRPO, what they choose is {points(before)} "
-        f"better than chance before and {points(after)} after, a change of {tested(gates['gain'])}; area under the "
-        f"curve of gains and losses {areas[0]} and {areas[1]}"
-    )
-    yield Claim(gate_text, OURS, "-", ours, gain_verdict(gates["gain"]))
+def _speed(summary: Mapping[str, Any]) -> Finding | None:
+    if (full := summary.get("full")) is None:
+        return None
+    choice = full["choice"]
+    return Finding({"tokens": choice["tokens"]["mean"] / max(choice["tokens_always"]["mean"], 1e-9)}, UNTESTED)
 
 
-def _thinks(summary: Mapping[str, Any], row: str) -> str:
-    return f"{summary['rows'][row]['levels']['all']['invocation']['mean']:.0%}"
+def _grpo(summary: Mapping[str, Any]) -> Finding | None:
+    if (change := difference_of(summary, "grpo")) is None:
+        return None
+    rates = {
+        name: summary["rows"][row]["levels"]["all"]["invocation"]
+        for name, row in (("before", "no-grpo"), ("after", FULL))
+    }
+    return Finding({"change": change, **rates}, loss_verdict(change))
 
 
-def _right(difference: Mapping[str, Any], group: str) -> str:
-    """How often thoughts are right in a row and in the one that it is compared with."""
-    right = difference[group]["right"]
-    return f"{right['ours']:.0%}, and in {right['theirs']:.0%}"
+def _gate(summary: Mapping[str, Any]) -> Finding | None:
+    if (gain := difference_of(summary, "grpo's gate")) is None:
+        return None
+    return Finding(summary["rows"]["no-grpo"]["gates"], gain_verdict(gain))
 
 
-def _area(gate: Mapping[str, Any] | None) -> str:
-    return "unknown" if gate is None or gate["auc"] is None else f"{gate['auc']['mean']:.2f}"
+def _shortcut(summary: Mapping[str, Any]) -> Finding | None:
+    if (test := (summary["rows"].get(FULL) or {}).get("shortcut")) is None:
+        return None
+    if (swap := test["interventions"]["swap"]) is None:
+        return Finding({"swap": None}, OPEN)
+    cost = swap["cost"]
+    reads = cost["low"] > 0 and cost["mean"] >= LEAST_COST and swap["cosine"]["mean"] <= MOST_COSINE
+    return Finding({"swap": swap}, HOLDS if reads else FAILS)
 
 
-def _shortcut(rows: Mapping[str, Any]) -> Claim:
-    text = "the model reads its rationales: another one's costs 10 points or more, cosine at most 0.80"
-    published = "a peer that does not: cosine 0.95 to 0.98"
-    test = (rows.get("full") or {}).get("shortcut")
-    if test is None:
-        return Claim(text, PEER, published, "-", NOT_RUN)
-    swap = test["interventions"]["swap"]
-    if swap is None:
-        return Claim(text, PEER, published, "no thoughts to swap", OPEN)
-    ours = f"on questions of several steps swapping costs {points(swap['cost'])}, cosine {swap['cosine']['mean']:.2f}"
-    reads = swap["cost"]["low"] > 0 and swap["cost"]["mean"] >= 0.10 and swap["cosine"]["mean"] <= 0.80
-    return Claim(text, PEER, published, ours, HOLDS if reads else FAILS)
+def _model_joins(summary: Mapping[str, Any]) -> Finding | None:
+    if (gain := difference_of(summary, "model joins")) is None:
+        return None
+    row = summary["rows"]["model-joins"]
+    numbers = {"gain": gain, "several": row["control"].get("multi-hop")}
+    if numbers["several"] is not None:
+        numbers["after_one"] = row["differences"]["multi-hop"]["right"]["theirs"]
+    return Finding(numbers, gain_verdict(gain))
 
 
-def _beyond(summary: Mapping[str, Any]) -> Iterator[Claim]:
-    text = "a round in which the model joins the workers is better than one in which it does not"
-    if (gain := judged(summary, "model joins")) is None:
-        yield Claim(text, OURS, "the paper optimises no joint rounds", "-", NOT_RUN)
-    else:
-        row = summary["rows"]["model-joins"]
-        ours = f"auto over all tasks {tested(gain)}"
-        if (several := row["control"].get("multi-hop")) is not None:
-            ours += (
-                f"; reasoned queries of several steps {points(several['always'])}. Thoughts of several steps are "
-                f"right in {_right(row['control'], 'multi-hop')} without; after one round only, in "
-                f"{row['differences']['multi-hop']['right']['theirs']:.0%}"
-            )
-        yield Claim(text, OURS, "the paper optimises no joint rounds", ours, gain_verdict(gain))
-    text = "up to three rounds of reasoning help questions of three steps"
-    if (gain := judged(summary, "rounds")) is None:
-        yield Claim(text, OURS, "the paper's decision is binary", "-", NOT_RUN)
-    else:
-        found = summary["rows"]["three-thoughts"]["differences"]
-        ours = (
-            f"auto on facts of neighbours {tested(gain)}; over all tasks {points(found['all']['auto'])}. Thoughts "
-            f"about neighbours are right in {_right(found, 'neighbours')} in one round"
-        )
-        verdict = gain_verdict(gain)
-        if max(found["neighbours"]["right"].values()) < LEARNT:
-            verdict = UNTESTED
-            ours += (
-                ": neither has learnt these questions, so this says that three rounds are learnt more slowly, not "
-                "what they are worth once learnt"
-            )
-        yield Claim(text, OURS, "the paper's decision is binary", ours, verdict)
+def _rounds(summary: Mapping[str, Any]) -> Finding | None:
+    if (gain := difference_of(summary, "rounds")) is None:
+        return None
+    found = summary["rows"]["three-rounds"]["differences"]
+    right = found["neighbours"]["right"]
+    learnt = max(right.values()) >= LEARNT
+    numbers = {"gain": gain, "auto": found["all"]["auto"], "right": right, "learnt": learnt}
+    return Finding(numbers, gain_verdict(gain) if learnt else UNTESTED)
+
+
+FINDINGS: Mapping[str, Callable[[Mapping[str, Any]], Finding | None]] = {
+    "headline": _untested,
+    "selection": _left_out("selection", PUBLISHED_POINTS),
+    "baseline": _left_out("baseline", PUBLISHED_POINTS),
+    "baseline, as published": _left_out("baseline, as published", PUBLISHED_POINTS),
+    "wrong-pair correction": _left_out("wrong-pair correction"),
+    "rationale loss": _left_out("rationale loss"),
+    "workers": _untested,
+    "errors": _left_out("errors"),
+    "mixed terms, all": _mixed_terms,
+    "mixed terms": _left_out("mixed terms"),
+    "fixed mode": _fixed_mode,
+    "which input": _which_input,
+    "best share": _best_share,
+    "speed": _speed,
+    "grpo": _grpo,
+    "grpo's gate": _gate,
+    "shortcut": _shortcut,
+    "model joins": _model_joins,
+    "rounds": _rounds,
+}

@@ -1,4 +1,4 @@
-"""The differences that claims go by: one family, whose p values are corrected together, and what they say."""
+"""The differences that decide claims: one family, whose p values are corrected together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 from mmemb_r1.evaluation.statistics import bootstrap_means, holm, paired_difference
 
 CHANCE = 0.05  # what a corrected p has to be below
-# What a claim goes by -> where `summarise` puts it. All of these are corrected together, and nothing else is.
+# What decides a claim -> where `summarise` puts it. All of these are corrected together, and nothing else is.
 FAMILY: dict[str, tuple[str, ...]] = {
     "selection": ("rows", "no-selection", "differences", "multi-hop", "always"),
     "baseline": ("rows", "absolute", "differences", "multi-hop", "always"),
     "baseline, as published": ("rows", "absolute-probability", "control", "multi-hop", "always"),
-    "pair-aware": ("rows", "no-pair-aware", "differences", "multi-hop", "always"),
+    "wrong-pair correction": ("rows", "no-correction", "differences", "multi-hop", "always"),
     "errors": ("rows", "one-worker", "differences", "multi-hop", "always"),
     "rationale loss": ("rows", "no-rationale-loss", "differences", "multi-hop", "always"),
     "mixed terms": ("rows", "no-mixed-terms", "differences", "two-sided", "always"),
@@ -26,12 +26,12 @@ FAMILY: dict[str, tuple[str, ...]] = {
     "best share, always": ("full", "best", "over_always"),
     "best share, never": ("full", "best", "over_never"),
     "model joins": ("rows", "model-joins", "control", "all", "auto"),
-    "rounds": ("rows", "three-thoughts", "differences", "neighbours", "auto"),
+    "rounds": ("rows", "three-rounds", "differences", "neighbours", "auto"),
 }
 
 
-def judged(summary: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """The difference that one of `FAMILY` goes by; `None` if it was not measured."""
+def difference_of(summary: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Look up a difference of `FAMILY`; `None` if it was not measured."""
     found: Any = summary
     for key in FAMILY[name]:
         if found is None or key not in found:
@@ -45,7 +45,7 @@ def correct(summary: Mapping[str, Any]) -> int:
     Give every difference of the family that was measured a `p_corrected`: that of all of them together (Holm). Returns
     how many these are.
     """
-    measured = [found for name in FAMILY if (found := judged(summary, name)) is not None]
+    measured = [found for name in FAMILY if (found := difference_of(summary, name)) is not None]
     for one, value in zip(measured, holm([one["p"] for one in measured]) if measured else [], strict=True):
         one["p_corrected"] = value
     return len(measured)

@@ -10,7 +10,7 @@ from experiments.pipeline.recipe import Recipe
 from experiments.study.rows import BEFORE_GRPO, MORE_SEEDS, Row
 
 ATLAS_SEED = 0  # the Atlas, the evaluator and the selection are the same for all seeds
-WARM_UP, TRAINED = "warm-up", "trained"  # who judges rationales: what seed 0 starts from, or a model taught to
+WARM_UP, TRAINED = "warm-up", "trained"  # the evaluator: what seed 0 starts from, or a model that is trained for it
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Form:
         recipe: sizes of Atlas and the backbone, and what is the same in all phases.
         joint: further fields of `JointConfig`.
         grpo: further fields of `AdaptiveGRPOConfig`.
-        judged_by: `WARM_UP`, which compares vectors and costs no training, or `TRAINED`.
+        evaluator_from: `WARM_UP`, which compares vectors and costs no training, or `TRAINED`.
         evaluator: further fields of `EvaluatorConfig`, of both parts.
-        part_of_pairs: at most so many pairs of each task are judged. Default: all.
+        part_of_pairs: at most so many pairs of each task get rationales. Default: all.
         shortcut_queries: of each task at most, in the shortcut test. Default: all.
     """
 
@@ -38,7 +38,7 @@ class Form:
     recipe: Recipe = field(default_factory=Recipe)
     joint: Mapping[str, Any] = field(default_factory=dict)
     grpo: Mapping[str, Any] = field(default_factory=dict)
-    judged_by: str = TRAINED
+    evaluator_from: str = TRAINED
     evaluator: Mapping[str, Any] = field(default_factory=dict)
     part_of_pairs: int | None = None
     shortcut_queries: int | None = None
@@ -62,17 +62,17 @@ class Form:
         return f"{times * self.joint_steps} + {0 if row.name == BEFORE_GRPO else times * self.grpo_steps}"
 
 
-# In seconds on one of two cores: a step of the warm-up or the joint phase takes 0.75, one of GRPO 2.6; of a row, the
-# gate takes 10, the answers 17, the shortcut test 12; drawing and judging take 400 in all. Twelve rows that train, two
-# at a time, and the warm-up before them: an hour. (On a quicker machine, docs/study.md, ten of them took 42 minutes.)
-# Training an evaluator would take as long again.
+# Seconds on one of two cores: 0.75 for a step of the warm-up or the joint phase, 2.6 for one of GRPO; for each row 10
+# for the gate, 17 for the outcomes and 12 for the shortcut test; 400 for drawing and scoring rationales. Twelve rows
+# that train, two at a time, and the warm-up before them take an hour. (On a faster machine, docs/study.md, ten of them
+# took 42 minutes.) Training an evaluator would take as long again.
 QUICK = Form(
     "quick",
     joint_steps=250,
     grpo_steps=50,
     joint={"save_steps": 50},
     grpo={"save_steps": 25},
-    judged_by=WARM_UP,
+    evaluator_from=WARM_UP,
     shortcut_queries=32,
 )
 FULL_FORM = Form("full", joint_steps=500, grpo_steps=150, seeds=(0, 1, 2), joint={"save_steps": 50})

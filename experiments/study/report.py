@@ -1,4 +1,4 @@
-"""The study's results as one object, and as tables for the terminal."""
+"""Gather the study's results in one object, and show them as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from rich.text import Text
 from experiments.pipeline.evaluator import PARTS
 from experiments.pipeline.stage import STAGE_FILE, cost_of
 from experiments.study.claims import claims_of
+from experiments.study.formats import points, share
 from experiments.study.forms import ATLAS_SEED, TRAINED
 from experiments.study.sessions import read_sessions
 from experiments.study.summary import summarise
-from experiments.study.tasks import CLAIM, ERRORS_FOLDER, JUDGES, Study
-from experiments.study.wording import points, share
+from experiments.study.tasks import CLAIM, ERRORS_FOLDER, NUM_PARTS, Study
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.training.base_trainer import TRAINING_FILE
 
 
 def results_of(study: Study) -> dict[str, Any]:
-    """All that was found, and how: `form`, `given` (whether a warm-up and an evaluator were, and their digests),
-    `parameters` of the model, `commits` that stages were made at, `sessions`, `seconds` of the common stages,
-    `evaluator`, `claims`, and the rest of `summarise`. JSON can hold it."""
+    """
+    Gather all that was found, and how, as JSON can hold it.
+
+    Returns:
+        What `summarise` gives, and `form`, `given` (whether a warm-up and an evaluator were, and their digests),
+        `parameters` of the model, `commits` of the stages, `sessions`, `seconds` of the common stages, `evaluator`,
+        and `claims`.
+    """
     summary = summarise(study)
     return {
         "form": {**asdict(study.form), "seeds": {name: row["seeds"] for name, row in summary["rows"].items()}},
@@ -64,22 +69,22 @@ def common_seconds(study: Study) -> dict[str, Any]:
     """Stage -> what it took, of those that all rows share; `None` if it was not noted."""
     seeds = sorted({ATLAS_SEED, *(seed for row in study.rows for seed in study.seeds_of(row))})
     found: dict[str, Any] = {f"warm-up, seed {seed}": cost_of(study.warm_up_of(seed)) for seed in seeds}
-    if study.evaluator is None and study.form.judged_by == TRAINED:
+    if study.evaluator is None and study.form.evaluator_from == TRAINED:
         folders = [study.evaluator_folder.parent / part for part in PARTS]
         parts = [cost for folder in folders if (cost := cost_of(folder)) is not None]
         found["evaluator"] = {
             "seconds": sum(cost["seconds"] for cost in parts),
             "resumed": any(cost["resumed"] for cost in parts),
         }
-    for name, folder in (("judging", ""), ("judging of errors of one kind", ERRORS_FOLDER)):
-        for part in range(1, JUDGES + 1):
+    for name, folder in (("scoring", ""), ("scoring of errors of one kind", ERRORS_FOLDER)):
+        for part in range(1, NUM_PARTS + 1):
             if (cost := cost_of(study.output / folder / "scores" / f"part-{part}.json")) is not None:
                 found[f"{name}, part {part}"] = cost
     return found
 
 
 def evaluator_of(study: Study) -> dict[str, Any] | None:
-    """Its `kind`, and what it does without a rationale, `accuracy`, `chance`, ..., by the report of the judging."""
+    """Its `kind`, and what it does without a rationale, `accuracy`, `chance`, ..., by the report of the scoring."""
     path = study.output / "scores" / "report.json"
     if not path.is_file():
         return None
@@ -88,7 +93,7 @@ def evaluator_of(study: Study) -> dict[str, Any] | None:
 
 
 def as_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """Levels, differences, claims."""
+    """Tables of levels, differences and claims."""
     yield _levels(results)
     yield _differences(results)
     claims = Table(title="claims; published figures are on the page", title_justify="left", box=SIMPLE_HEAD)

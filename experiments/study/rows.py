@@ -1,4 +1,4 @@
-"""The rows of the study: what each trains differently from the full method."""
+"""The rows of the study: what each changes of the full method."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FULL, BEFORE_GRPO, RANDOM_GATE = "full", "no-grpo", "random-gate"
-POOL, ONE_WORKER, POOL_AND_MODEL = "pool", "one worker", "pool and model"  # whose rationales are selected from
-# What the single worker says besides what is right: its errors are all of this kind.
+POOL, ONE_WORKER, POOL_AND_MODEL = "pool", "one worker", "pool and model"  # whose rationales the selection starts from
+# The behaviour of all wrong rationales of the single worker.
 ERRORS = "confused"
-# As the paper takes gains: in probability, and without what a rationale does for wrong pairs, which is ours.
-PUBLISHED: Mapping[str, Any] = {"space": "probability", "pair_aware": False}
+# Gains as in the paper: in probability, and without the wrong-pair correction, which is ours.
+PUBLISHED: Mapping[str, Any] = {"space": "probability", "wrong_pair_correction": False}
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,17 @@ class Row:
     One way to train.
 
     Args:
-        name: on the command line and of its folder.
-        number: in the list of what was asked for.
+        name: on the command line, and of its folder.
+        number: on the page.
         title: what it is, in a few words.
         selection: fields of `SelectionOptions` instead of those of the full method.
-        workers: `POOL`, the four workers, each of which says two things of every input, and one of which is right;
-            `ONE_WORKER`, who says as many things of every input, as many of them right, and whose errors are all of
-            the kind `ERRORS`; `POOL_AND_MODEL`, a fifth worker is the model of the full method.
+        workers: `POOL`, four workers with two rationales each for every input, one worker of which is right;
+            `ONE_WORKER`, one worker with as many rationales for every input, as many of them right, and whose errors
+            are all of the kind `ERRORS`; `POOL_AND_MODEL`, a fifth worker is the model of the full method.
         joint: fields of `JointConfig` instead of those of the full method.
-        rounds: thoughts of one chain.
+        rounds: rationales of one chain.
         start: the row whose model it starts from. Default: the warm-up.
-        of: the row whose models and answers it is about, for rows that train nothing.
+        of: the row whose models it evaluates, for rows that train nothing.
         against: the row that it is compared with.
         control: another one, which differs from it in one thing only.
     """
@@ -56,18 +56,18 @@ class Row:
 
 ROWS = (
     Row(FULL, "1", "the full method"),
-    Row("no-selection", "2", "no selection: everything that the workers said", {"selection": "none"}),
-    Row("absolute", "3", "no counterfactual baseline: confidence less that of wrong pairs", {"selection": "absolute"}),
+    Row("no-selection", "2", "no selection: every rationale of the workers", {"selection": "none"}),
+    Row("absolute", "3", "no counterfactual baseline, with the wrong-pair correction", {"selection": "absolute"}),
     Row(
         "absolute-probability",
         "3, as published",
-        "absolute confidence, in probability, nothing taken off for wrong pairs",
+        "no counterfactual baseline, in probability, without the wrong-pair correction",
         {"selection": "absolute", **PUBLISHED},
         control="probability",
     ),
-    Row("probability", "3, control", "the gain over no rationale, in the same way", PUBLISHED),
-    Row("no-pair-aware", "4", "no pair-aware correction", {"pair_aware": False}),
-    Row("one-worker", "5", "a single worker, as often right, with errors of one kind", workers=ONE_WORKER),
+    Row("probability", "3, control", "with the counterfactual baseline, else the same", PUBLISHED),
+    Row("no-correction", "4", "no wrong-pair correction", {"wrong_pair_correction": False}),
+    Row("one-worker", "5", "one worker, as often right, with errors of one kind", workers=ONE_WORKER),
     Row("no-rationale-loss", "6", "no loss on rationale tokens in the joint phase", joint={"rationale_weight": 0.0}),
     Row(
         "no-mixed-terms",
@@ -75,7 +75,7 @@ ROWS = (
         "no contrastive term between direct and reasoned vectors",
         joint={"direct_reasoned_weight": 0.0, "reasoned_direct_weight": 0.0},
     ),
-    Row(BEFORE_GRPO, "8", "no GRPO: the gate as supervision left it", of=FULL),
+    Row(BEFORE_GRPO, "8", "no GRPO: the gate as supervision fitted it", of=FULL),
     Row(RANDOM_GATE, "9", "a random gate that thinks as often", of=FULL),
     Row(
         "model-joins",
@@ -86,7 +86,7 @@ ROWS = (
         control="second-round",
     ),
     Row("second-round", "10, control", "one more round, the same workers", start=FULL),
-    Row("three-thoughts", "11", "up to three rounds of reasoning", rounds=3),
+    Row("three-rounds", "11", "up to three rounds of reasoning", rounds=3),
 )
 BY_NAME = {row.name: row for row in ROWS}
 # Those that the full form gives more seeds to; the last costs nothing.

@@ -1,4 +1,4 @@
-"""Does tasks in an order that their needs allow, some at a time, each in a process of its own."""
+"""Run tasks in an order that their needs allow, some at a time, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from importlib import import_module
 from pathlib import Path
 
-from experiments.pipeline.processes import process_pool
 from experiments.pipeline.stage import cost_of, ids_of
 from experiments.study.tasks import Study, Task
+from mmemb_r1.processes import process_pool
 
 STAGES = "experiments.study.stages"
-LOG_FILE = "study.log"  # what processes say: logs of trainers, warnings
-Tell = Callable[[str], None]
+LOG_FILE = "study.log"  # output of the processes: logs of trainers, warnings
+Report = Callable[[str], None]
 
 
-def run_tasks(study: Study, tasks: Sequence[Task], jobs: int, tell: Tell, stages: str = STAGES) -> int:
+def run_tasks(study: Study, tasks: Sequence[Task], jobs: int, report: Report, stages: str = STAGES) -> int:
     """
-    Do what is not done yet.
+    Run the tasks that are not done yet.
 
     Args:
         study: the study.
         tasks: with their needs. Earlier ones go first where needs allow.
         jobs: processes at a time; with 1 everything is done in this one.
-        tell: is told of each start and end. What processes say besides goes into `study.log`.
+        report: called with a line at each start and end. Everything else that processes print goes into `study.log`.
         stages: module of the tasks' functions.
 
     Returns:
@@ -40,17 +40,17 @@ def run_tasks(study: Study, tasks: Sequence[Task], jobs: int, tell: Tell, stages
     names = {task.name for task in tasks}
     for task in tasks:
         if unknown := [need for need in task.needs if need not in names]:
-            raise ValueError(f"the task {task.name!r} needs {unknown[0]!r}, which is none")
+            raise ValueError(f"the task {task.name!r} needs {unknown[0]!r}, which is no task")
     ordered = in_order(tasks)
     check_origins(ordered)
     places = {task.name: task.done for task in tasks}
     left = [task for task in ordered if not task.done.exists()]
-    tell(f"{len(tasks) - len(left)} of {len(tasks)} stages are done, {len(left)} to do, {jobs} at a time")
-    progress = _Progress(len(tasks), len(tasks) - len(left), tell)
+    report(f"{len(tasks) - len(left)} of {len(tasks)} stages are done, {len(left)} to do, {jobs} at a time")
+    progress = _Progress(len(tasks), len(tasks) - len(left), report)
     if jobs == 1:
         for task in left:
             progress.begin(task)
-            _do(study, task, stages, origins_of(task, places))
+            _run(study, task, stages, origins_of(task, places))
             progress.end(task)
         return len(left)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -61,7 +61,7 @@ def run_tasks(study: Study, tasks: Sequence[Task], jobs: int, tell: Tell, stages
 
 def check_origins(ordered: Sequence[Task]) -> None:
     """
-    Refuse results that were made of others than those that are there: nothing would say so later.
+    Refuse results that were made of other results than those that are there now: nobody would notice later.
 
     Args:
         ordered: tasks, each after what it needs.
@@ -94,7 +94,7 @@ def origins_of(task: Task, places: Mapping[str, Path]) -> dict[str, str]:
 
 
 def notes_of(done: Path) -> list[Path]:
-    """What stands beside a result and says what it was begun with."""
+    """The files beside a result that note what it was begun with."""
     return [path for path in (done.with_name(f"{done.name}.json"), done.with_suffix(".begun.json")) if path.exists()]
 
 
@@ -113,7 +113,7 @@ def _drive(
         for task in [task for task in waiting if not undone & set(task.needs)][: jobs - len(running)]:
             waiting.remove(task)
             progress.begin(task)
-            running[pool.submit(_do, study, task, stages, origins_of(task, places))] = task
+            running[pool.submit(_run, study, task, stages, origins_of(task, places))] = task
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             task = running.pop(future)
@@ -136,27 +136,27 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
     return ordered
 
 
-def _do(study: Study, task: Task, stages: str, made_of: Mapping[str, str]) -> None:
+def _run(study: Study, task: Task, stages: str, made_of: Mapping[str, str]) -> None:
     getattr(import_module(stages), task.function)(study, **task.arguments, made_of=made_of)
 
 
 class _Progress:
-    """Tells what began and ended, how long it took, and how far everything is."""
+    """Report what began and ended, how long it took, and how many tasks are done."""
 
-    def __init__(self, total: int, done: int, tell: Tell) -> None:
-        self.total, self.done, self.tell = total, done, tell
+    def __init__(self, total: int, done: int, report: Report) -> None:
+        self.total, self.done, self.report = total, done, report
         self._began: dict[str, float] = {}
 
     def begin(self, task: Task) -> None:
         self._began[task.name] = time.monotonic()
-        self.tell(f"{time.strftime('%H:%M:%S')}  begins: {task.name}")
+        self.report(f"{time.strftime('%H:%M:%S')}  begins: {task.name}")
 
     def fail(self, task: Task, error: BaseException, others: Sequence[str]) -> None:
         """At once: what still runs may take long, and has to end before the error can be raised."""
         waits = f"; waits for: {', '.join(others)}" if others else ""
-        self.tell(f"{time.strftime('%H:%M:%S')}  failed: {task.name}: {type(error).__name__}: {error}{waits}")
+        self.report(f"{time.strftime('%H:%M:%S')}  failed: {task.name}: {type(error).__name__}: {error}{waits}")
 
     def end(self, task: Task) -> None:
         self.done += 1
         seconds = time.monotonic() - self._began.pop(task.name)
-        self.tell(f"{time.strftime('%H:%M:%S')}  done, {seconds:.0f} s: {task.name} ({self.done} of {self.total})")
+        self.report(f"{time.strftime('%H:%M:%S')}  done, {seconds:.0f} s: {task.name} ({self.done} of {self.total})")

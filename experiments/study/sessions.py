@@ -1,4 +1,4 @@
-"""When and on what the study was worked: it may take several runs."""
+"""Note when and on which machine the study ran: it may take several runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Session:
         }
 
     def note(self) -> None:
-        """Write down how long it has gone on."""
+        """Write down how long the run has taken so far."""
         facts = {**self._facts, "seconds": round(time.perf_counter() - self._start, 1)}
         write_json(self._path, [*self._before, facts])
 
@@ -49,7 +49,7 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def machine() -> str:
-    """The processor, as far as the system tells."""
+    """Name the processor, as far as the system knows it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

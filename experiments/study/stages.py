@@ -1,4 +1,4 @@
-"""What each task of the study does. Functions take the study and what the task says of itself."""
+"""Do what each task of the study asks for. Functions take the study and the arguments of the task."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from experiments.atlas_workers.sayings import HELPFUL
+from experiments.atlas_workers.scripted import HELPFUL
 from experiments.pipeline import evaluator as evaluators
-from experiments.pipeline.answers import measure_answers
-from experiments.pipeline.gate import GATE_FACTS, fit_gate_of
+from experiments.pipeline.gate import fit_gate_of
 from experiments.pipeline.grpo import GRPO_FIELDS, train_adaptive
 from experiments.pipeline.joint import joint_settings, train_from
+from experiments.pipeline.outcomes import measure_outcomes
 from experiments.pipeline.posterior import (
     QUALITY,
     SELECTED,
     SHARED,
-    judge,
-    of_both,
-    of_workers,
+    merged_scores,
     quality_of,
-    scores_of,
+    read_scores,
+    rows_of_workers,
+    score_rationales,
     select_from,
     training_table,
 )
@@ -36,13 +36,14 @@ from experiments.pipeline.tasks import JOINT_TASK_WEIGHTS, MULTI_HOP, POOLED, at
 from experiments.pipeline.warm_up import warm_up
 from experiments.study.forms import ATLAS_SEED, LEARNING_RATE
 from experiments.study.rows import BY_NAME, ERRORS, ONE_WORKER, POOL_AND_MODEL, Row
-from experiments.study.tasks import ERRORS_FOLDER, JUDGES, Study, own_folder
+from experiments.study.tasks import ERRORS_FOLDER, NUM_PARTS, Study, own_folder
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
-from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, diagnose
+from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, run_diagnosis
 from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
 from mmemb_r1.runs import write_json
+from mmemb_r1.training.gate_phase import GATE_FILE
 from mmemb_r1.training.rationales.table import read_rationales
 from mmemb_r1.training.selection.config import SelectionOptions
 
@@ -50,7 +51,7 @@ QUIET = {"disable_tqdm": True}
 
 
 def build(study: Study, *, made_of: MadeOf) -> None:
-    """The Atlas."""
+    """Build the Atlas."""
     arguments = {"seed": ATLAS_SEED, **study.form.recipe.atlas}
 
     def make(made: Path) -> None:
@@ -60,7 +61,7 @@ def build(study: Study, *, made_of: MadeOf) -> None:
 
 
 def train_warm_up(study: Study, seed: int, *, made_of: MadeOf) -> None:
-    """What all rows of a seed start from."""
+    """Train what all rows of a seed start from."""
     form, folder = study.form, study.warm_up_of(seed)
     recipe = dataclasses.replace(form.recipe, seed=seed, steps=form.warm_up_steps)
     recipe = dataclasses.replace(recipe, training={**recipe.training, **form.joint, **QUIET})
@@ -72,22 +73,22 @@ def train_warm_up(study: Study, seed: int, *, made_of: MadeOf) -> None:
     run_stage(folder, asdict(recipe), make, made_of=made_of, checkpoints=checkpoints)
 
 
-def train_judge(study: Study, *, made_of: MadeOf) -> None:
-    """Who judges the rationales."""
+def make_evaluator(study: Study, *, made_of: MadeOf) -> None:
+    """Train the model that scores the rationales."""
     parts = {name: {**fields, **study.form.evaluator, **QUIET} for name, fields in evaluators.PARTS.items()}
     atlas, start, folder = load_atlas(study.atlas), study.warm_up_of(ATLAS_SEED), study.evaluator_folder.parent
     evaluators.train_evaluator(atlas, start, folder, ATLAS_SEED, parts, made_of)
 
 
 def pooled_pairs(study: Study, atlas: Atlas) -> Dataset:
-    """The pairs of `train` that the workers are asked about."""
+    """The pairs of `train` for which workers write rationales."""
     pairs = of_tasks(atlas.pairs["train"], POOLED)
     most = study.form.part_of_pairs
     return pairs if most is None else at_most(pairs, most)
 
 
 def draw(study: Study, *, made_of: MadeOf) -> None:
-    """What the four workers say."""
+    """Draw the rationales of the four workers."""
 
     def work(folder: Path, atlas: Atlas, pairs: Dataset) -> Dataset:
         return draw_pool(atlas, pairs, folder, ATLAS_SEED)
@@ -96,7 +97,7 @@ def draw(study: Study, *, made_of: MadeOf) -> None:
 
 
 def draw_errors(study: Study, *, made_of: MadeOf) -> None:
-    """What the single worker says, apart from what is right: as many as the pool's that are not."""
+    """Draw the wrong rationales of the single worker: as many as those of the pool."""
     number = NUM_SAMPLES * (len(HELPFUL) - 1)
 
     def work(folder: Path, atlas: Atlas, pairs: Dataset) -> Dataset:
@@ -106,7 +107,7 @@ def draw_errors(study: Study, *, made_of: MadeOf) -> None:
 
 
 def draw_own_rationales(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
-    """What the model of the row that this one starts from would think."""
+    """Draw rationales from the model that a row starts from."""
     start = study.start_of(BY_NAME[row], seed)
 
     def work(folder: Path, atlas: Atlas, pairs: Dataset) -> Dataset:
@@ -129,22 +130,22 @@ def _draw(
     run_noted(folder / "done.json", facts, drawn, made_of=made_of)
 
 
-def judge_part(study: Study, folder: str, part: int, *, made_of: MadeOf) -> None:
-    """A part of the judging: of the pool's rationales, of more errors of one kind, or of those of a seed's model."""
+def score_part(study: Study, folder: str, part: int, *, made_of: MadeOf) -> None:
+    """Score a part of the rationales of the pool, of those with errors of one kind, or of those of a seed's model."""
     place = study.output / folder
 
     def work() -> None:
         rationales = read_rationales(place / "prior")
-        if folder == ERRORS_FOLDER:  # the first of them are the pool's, and judged with it
+        if folder == ERRORS_FOLDER:  # the first of them are the pool's, and scored with it
             rationales = rationales.filter(lambda sample: sample >= NUM_SAMPLES, input_columns="sample")
         pairs = pooled_pairs(study, load_atlas(study.atlas))
-        judge(pairs, rationales, study.evaluator_folder, place / "scores", (part, JUDGES))
+        score_rationales(pairs, rationales, study.evaluator_folder, place / "scores", (part, NUM_PARTS))
 
-    run_noted(place / "scores" / f"part-{part}.json", {"part": part, "of": JUDGES}, work, made_of=made_of)
+    run_noted(place / "scores" / f"part-{part}.json", {"part": part, "of": NUM_PARTS}, work, made_of=made_of)
 
 
 def select(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
-    """What is kept of the judged rationales in the way of a row, and how good that is."""
+    """Select from the scored rationales in the way of a row, and note how good the selection is."""
     chosen, folder = BY_NAME[row], study.selected(BY_NAME[row], seed)
 
     def make(made: Path) -> None:
@@ -158,13 +159,15 @@ def select(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
 
 
 def scores_for(study: Study, row: Row, seed: int) -> pa.Table:
-    """The judged rationales that a row selects from."""
-    scores = scores_of(study.output / "scores")
+    """Read the scored rationales that a row selects from."""
+    scores = read_scores(study.output / "scores")
     if row.workers == POOL_AND_MODEL:
-        return of_both(scores, scores_of(study.output / own_folder(seed) / "scores"))
+        return merged_scores(scores, read_scores(study.output / own_folder(seed) / "scores"))
     if row.workers == ONE_WORKER:
         right = [worker for worker, helps in HELPFUL.items() if helps]
-        return of_both(of_workers(scores, [*right, ERRORS]), scores_of(study.output / ERRORS_FOLDER / "scores"))
+        return merged_scores(
+            rows_of_workers(scores, [*right, ERRORS]), read_scores(study.output / ERRORS_FOLDER / "scores")
+        )
     return scores
 
 
@@ -174,7 +177,7 @@ def options_of(row: Row) -> SelectionOptions:
 
 
 def train_joint(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
-    """The joint phase of a row."""
+    """Train the joint phase of a row."""
     chosen, form, folder = BY_NAME[row], study.form, study.folder(row, seed)
     checkpoints = study.output / "checkpoints" / f"{row}-{seed}-joint"
     settings = joint_settings(
@@ -201,20 +204,20 @@ def train_joint(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
 
 
 def warm_start_gate(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
-    """The gate of a row, fitted by supervision on `policy`."""
+    """Fit the gate of a row by supervision on `policy`."""
     rounds, folder = BY_NAME[row].rounds, study.folder(row, seed)
 
     def make(made: Path) -> None:
         atlas = load_atlas(study.atlas)
         policy = of_tasks(atlas.pairs["policy"], set(JOINT_TASK_WEIGHTS))
         facts = fit_gate_of(folder / "joint", policy, atlas.candidates, made, rounds)
-        write_json(made / GATE_FACTS, facts)
+        write_json(made / GATE_FILE, facts)
 
     run_stage(folder / "gate", {"rounds": rounds}, make, made_of=made_of)
 
 
 def train_grpo(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
-    """The adaptive phase of a row."""
+    """Train the adaptive phase of a row."""
     form, folder = study.form, study.folder(row, seed)
     checkpoints = study.output / "checkpoints" / f"{row}-{seed}-grpo"
     settings = {**GRPO_FIELDS, "max_steps": form.grpo_steps, "seed": seed, **form.grpo, **QUIET}
@@ -227,28 +230,28 @@ def train_grpo(study: Study, row: str, seed: int, *, made_of: MadeOf) -> None:
     run_stage(folder / "grpo", settings, make, made_of=made_of, checkpoints=checkpoints)
 
 
-def answer(study: Study, row: str, seed: int, state: str, *, made_of: MadeOf) -> None:
-    """What a model of a row answers on the test split."""
+def measure(study: Study, row: str, seed: int, state: str, *, made_of: MadeOf) -> None:
+    """Evaluate a model of a row on the test split, query by query."""
     rounds, folder = BY_NAME[row].rounds, study.folder(row, seed)
 
     def make(made: Path) -> None:
         atlas = load_atlas(study.atlas)
         test = of_tasks(atlas.pairs["test"], set(JOINT_TASK_WEIGHTS))
-        measure_answers(folder / state, test, atlas.candidates, made, rounds)
+        measure_outcomes(folder / state, test, atlas.candidates, made, rounds)
 
     facts = {"state": state, "split": "test", "rounds": rounds}
-    run_stage(folder / f"answers-{state}", facts, make, made_of=made_of)
+    run_stage(folder / f"outcomes-{state}", facts, make, made_of=made_of)
 
 
 def check_shortcut(study: Study, row: str, seed: int, state: str, *, made_of: MadeOf) -> None:
-    """Whether a model of a row reads its thoughts, on questions of several steps of the test split."""
+    """Test whether a model of a row reads its rationales, on questions of several steps of the test split."""
     rounds, folder = BY_NAME[row].rounds, study.folder(row, seed)
     settings = ShortcutSettings(max_reasoning_rounds=rounds, max_queries=study.form.shortcut_queries)
 
     def make(made: Path) -> None:
         atlas = load_atlas(study.atlas)
         tasks = atlas_tasks(of_tasks(atlas.pairs["test"], MULTI_HOP), atlas.candidates)
-        found = diagnose(MMEmbR1(str(folder / state), device="cpu"), tasks, settings, progress=False)
+        found = run_diagnosis(MMEmbR1(str(folder / state), device="cpu"), tasks, settings, progress=False)
         write_json(made / RESULT_FILE, found)
 
     facts = {"state": state, "split": "test", **asdict(settings)}

@@ -1,4 +1,4 @@
-"""What the rows' answers say: levels by kind of task, differences query by query, selection, gate and curve."""
+"""Summarise the outcomes of the rows: levels by kind of task, differences query by query, selection, gate, curve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from experiments.pipeline.answers import ANSWERS_FILE, answers_of
+from experiments.pipeline.outcomes import OUTCOMES_FILE, answers_of
 from experiments.pipeline.posterior import QUALITY, SELECTED, right_share
 from experiments.pipeline.stage import cost_of
 from experiments.pipeline.tasks import FLAGS, MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, POOLED
@@ -25,7 +25,7 @@ from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics import Interval, clustered_means
 from mmemb_r1.evaluation.tasks import ALL
 
-# `two-sided`: tasks with rationales of both queries and targets. Other targets are text, of which nothing is thought.
+# `two-sided`: tasks with rationales of both queries and targets. Other targets are text, without rationales.
 GROUPS = ("all", "simple", "multi-hop", "flags", "neighbours", "two-sided")
 _NAMED = {"flags": FLAGS, "neighbours": NEIGHBOURS, "two-sided": PICTURE_TARGETS}
 COLUMNS = (*MODES, "invocation", "tokens", "tokens_always", "right")
@@ -35,7 +35,7 @@ Table = dict[str, npt.NDArray[Any]]
 
 def table_of(study: Study, row: Row, seeds: Sequence[int]) -> Table:
     """
-    The answers of a row's models on the test split, of one seed after another.
+    Read the outcomes of a row's models on the test split, of one seed after another.
 
     A random gate's are what is expected of it: every query thinks with the same probability, which is the share that
     the full method's gate thinks on. That is also in `random` of every row. `rank` is the share of a seed's queries
@@ -43,8 +43,8 @@ def table_of(study: Study, row: Row, seeds: Sequence[int]) -> Table:
     """
     parts = []
     for seed in seeds:
-        table = pq.read_table(_measured(study, row, seed, "answers") / ANSWERS_FILE)
-        columns = {name: np.array(table[name].to_pylist()) for name in table.column_names if name != "thought"}
+        table = pq.read_table(_measured(study, row, seed, "outcomes") / OUTCOMES_FILE)
+        columns = {name: np.array(table[name].to_pylist()) for name in table.column_names if name != "rationale"}
         columns["seed"] = np.full(table.num_rows, seed)
         columns["invocation"] = (columns["rounds_auto"] > 0).astype(float)
         share = _mean_over_tasks(columns["invocation"], columns["task"])
@@ -64,7 +64,7 @@ def _mean_over_tasks(values: npt.NDArray[Any], tasks: npt.NDArray[Any]) -> float
     return float(np.mean([values[tasks == task].mean() for task in sorted(set(tasks.tolist()))]))
 
 
-def where_of(table: Table, group: str) -> npt.NDArray[np.bool_]:
+def rows_in(table: Table, group: str) -> npt.NDArray[np.bool_]:
     """`(N,)` which queries belong to one of `GROUPS`."""
     if group == "all":
         return np.ones(len(table["task"]), dtype=bool)
@@ -80,7 +80,7 @@ def levels(table: Table) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for group in GROUPS:
-        where = where_of(table, group)
+        where = rows_in(table, group)
         if not where.any():
             continue
         entities, tasks = table["entity"][where].tolist(), table["task"][where].tolist()
@@ -101,7 +101,7 @@ def differences(ours: Table, theirs: Table, name: str) -> dict[str, dict[str, An
 
     Returns:
         Group -> mode -> what [`compared`] gives; the numbers of `queries` and `clusters`; and `right`, how often
-        thoughts are right, `ours` and `theirs`.
+        rationales are right, `ours` and `theirs`.
 
     Raises:
         ValueError: if the two were not asked the same questions.
@@ -109,7 +109,7 @@ def differences(ours: Table, theirs: Table, name: str) -> dict[str, dict[str, An
     _same_questions(ours, theirs, name)
     found: dict[str, dict[str, Any]] = {}
     for group in GROUPS:
-        where = where_of(ours, group)
+        where = rows_in(ours, group)
         if not where.any():
             continue
         entities = ours["entity"][where]
@@ -128,7 +128,7 @@ def differences(ours: Table, theirs: Table, name: str) -> dict[str, dict[str, An
 def _same_questions(ours: Table, theirs: Table, name: str) -> None:
     keys = [list(zip(table["pair_id"].tolist(), table["seed"].tolist(), strict=True)) for table in (ours, theirs)]
     if keys[0] != keys[1]:
-        raise ValueError(f"{name}: the rows were not asked the same questions; remove their answers")
+        raise ValueError(f"{name}: the rows were not asked the same questions; remove their outcomes")
 
 
 def gates(before: Table, after: Table) -> dict[str, Any]:
@@ -169,13 +169,13 @@ def _over_random(table: Table, share: float) -> npt.NDArray[np.float64]:
 
 def summarise(study: Study) -> dict[str, Any]:
     """
-    All rows that have answers.
+    Summarise all rows that have outcomes.
 
     Returns:
         `rows`: name -> `number`, `title`, `seeds`, `steps`, `levels`, `differences` to the row that it is compared
         with (and to its `control`), over the seeds that both have, `gates` of the row without GRPO, `selection`,
         `shortcut`, `seconds` per stage; `full`: what the full method's gate makes of its vectors, and `first`, the
-        levels of the first of several seeds; `missing`: rows without answers; `corrected`: how many p values were
+        levels of the first of several seeds; `missing`: rows without outcomes; `corrected`: how many p values were
         corrected together.
     """
     rows: dict[str, Any] = {}
@@ -218,17 +218,17 @@ def summarise(study: Study) -> dict[str, Any]:
 
 def answered(study: Study, row: Row) -> tuple[int, ...]:
     """The seeds of a row whose models were asked."""
-    return tuple(seed for seed in study.seeds_of(row) if _measured(study, row, seed, "answers").exists())
+    return tuple(seed for seed in study.seeds_of(row) if _measured(study, row, seed, "outcomes").exists())
 
 
 def _measured(study: Study, row: Row, seed: int, what: str) -> Path:
-    """The folder of the `answers` or the `shortcut` test of the model that a row is about."""
+    """The folder of the `outcomes` or the `shortcut` test of the model that a row is about."""
     state = "gate" if row.name == BEFORE_GRPO else "grpo"
     return study.folder(row.of or row.name, seed) / f"{what}-{state}"
 
 
 def _answers(table: Table) -> Answers:
-    """As `evaluation.adaptivity` takes them; ranks stand for the gate's probabilities."""
+    """Convert to what `evaluation.invocation` takes; ranks stand for the gate's probabilities."""
     return answers_of({**table, "tokens": table["tokens_always"], "gate_prob": table["rank"]})
 
 
@@ -237,7 +237,7 @@ def _full(table: Table) -> dict[str, Any]:
     What the full method's gate makes of its two vectors.
 
     Returns:
-        `choice`, `gate` and `curve` as `evaluation.adaptivity` has them, thresholds being ranks; `gain`, what auto is
+        `choice`, `gate` and `curve` as `evaluation.invocation` has them, thresholds being ranks; `gain`, what auto is
         better than the better fixed mode; `over`: fixed mode -> what auto is better; `best`: the `share` that should
         think, chosen on some countries, and what that is better than thinking on all or none of the others,
         `over_always` and `over_never`. Gains are as [`compared`] gives them.

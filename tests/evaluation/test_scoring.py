@@ -5,8 +5,9 @@ import pytest
 
 from mmemb_r1.evaluation import RetrievalTask, scoring
 from mmemb_r1.evaluation.metrics import per_query, ranks, unit_rows
-from mmemb_r1.evaluation.scoring import ABSENT, TEMPERATURE, score_queries
+from mmemb_r1.evaluation.scoring import ABSENT, score_queries
 from mmemb_r1.evaluation.tasks import first_queries
+from mmemb_r1.objective import TEMPERATURE
 
 NUM_QUERIES, NUM_CANDIDATES, DIM = 17, 23, 8
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mmemb_r1.rationale_tokens import INTERVENTIONS
 from mmemb_r1.training.selection.gain import SPACES
@@ -23,12 +24,12 @@ class SelectionOptions:
         selection: `"counterfactual"` keeps what gains more than `margin` over the intervention, `"absolute"` what
             makes the pair match by more than `margin` (the baseline is left out), `"none"` everything, with equal
             weights. Default: counterfactual.
-        pair_aware: whether what the rationale does for wrong pairs is taken off. Default: yes.
+        wrong_pair_correction: whether what the rationale does for wrong pairs is subtracted. Default: yes.
         intervention: what a rationale is compared with: `"drop"` no rationale, `"swap"` another input's of the same
             task, side and worker, `"shuffle"` its own words in random order. Default: drop.
         space: `"probability"` or `"log-odds"`, in which gains are taken. Default: probability.
-        margin: Default: 0; for absolute selection that is not pair-aware, what is as likely as not: 0.5 in
-            probability, 0 in log-odds.
+        margin: Default: 0; for absolute selection without the wrong-pair correction, what is as likely as not: 0.5
+            in probability, 0 in log-odds.
         temperature: of the posterior, a softmax over the gains that are kept. Default: 0.1 in probability, 1 in
             log-odds.
         num_negatives: wrong partners that every pair is tried on. Default: 4.
@@ -39,13 +40,18 @@ class SelectionOptions:
     """
 
     selection: str = "counterfactual"
-    pair_aware: bool = True
+    wrong_pair_correction: bool = True
     intervention: str = "drop"
     space: str = "probability"
     margin: float | None = None
     temperature: float | None = None
     num_negatives: int = 4
     seed: int = 0
+
+    def __new__(cls, *args: Any, **fields: Any) -> SelectionOptions:
+        if "pair_aware" in fields:
+            raise ValueError("`pair_aware` is called `wrong_pair_correction` now; its values mean the same.")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -55,21 +61,21 @@ class SelectionOptions:
             raise ValueError(f"margin={self.margin}; allowed: a finite number")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}; allowed: a finite number above 0")
-        if self.num_negatives < 0 or (self.pair_aware and self.num_negatives == 0):
+        if self.num_negatives < 0 or (self.wrong_pair_correction and self.num_negatives == 0):
             raise ValueError(
-                f"num_negatives={self.num_negatives}; allowed: 1 or more, and 0 where pair_aware is switched off"
+                f"num_negatives={self.num_negatives}; allowed: 1 or more, or 0 with wrong_pair_correction=False"
             )
 
     @property
     def margin_used(self) -> float:
         """The margin, or its default.
 
-        >>> SelectionOptions().margin_used, SelectionOptions("absolute", pair_aware=False).margin_used
+        >>> SelectionOptions().margin_used, SelectionOptions("absolute", wrong_pair_correction=False).margin_used
         (0.0, 0.5)
         """
         if self.margin is not None:
             return self.margin
-        is_confidence = self.selection == "absolute" and not self.pair_aware
+        is_confidence = self.selection == "absolute" and not self.wrong_pair_correction
         return 0.5 if is_confidence and self.space == "probability" else 0.0
 
     @property

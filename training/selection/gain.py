@@ -1,7 +1,7 @@
 """
 The formulas of selection: from match logits to gains, and from gains to the posterior.
 
-The gain over no rationale, measured on the match confidence of the pair, is the paper's. The pair-aware correction,
+The gain over no rationale, measured on the match confidence of the pair, is the paper's. The wrong-pair correction,
 the log-odds, the margin and the softmax over what was kept are ours.
 """
 
@@ -41,9 +41,9 @@ def marginal_gain(logit_with: Tensor, logit_without: Tensor, space: str = "proba
     return scaled(logit_with, space) - scaled(logit_without, space)
 
 
-def pair_aware_gain(gain: Tensor, negative_gains: Tensor) -> Tensor:
+def corrected_gain(gain: Tensor, negative_gains: Tensor) -> Tensor:
     """
-    Take off what the rationale adds to wrong pairs on average: a rationale has to help this pair, not every pair.
+    Subtract what a rationale adds to wrong pairs on average: it has to help this pair, not every pair.
 
     Only what it adds: one that makes every pair less credible would otherwise be credited for the wrong ones, and
     could be kept although it harms its own pair.
@@ -53,7 +53,7 @@ def pair_aware_gain(gain: Tensor, negative_gains: Tensor) -> Tensor:
         negative_gains: `(..., M, N)` gains of the same rationales on `M` wrong pairs. Without any (`M` = 0) nothing is
             taken off.
 
-    >>> pair_aware_gain(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [0.25, -0.25]])).tolist()
+    >>> corrected_gain(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [0.25, -0.25]])).tolist()
     [0.125, 0.5]
     """
     if negative_gains.shape[-2] == 0:

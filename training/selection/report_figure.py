@@ -44,9 +44,10 @@ def draw_report(report: Report, folder: Path, path: Path) -> None:
     _draw_nothing_kept(nothing, report["inputs"], tasks)
     options, rows = report["options"], report["rows"]
     figure.legend(loc="outside lower left", ncols=5, fontsize=9, frameon=False)
+    corrected = ", wrong-pair correction" if options["wrong_pair_correction"] else ""
     figure.suptitle(
-        f"{rows['kept']:,} of {rows['judged']:,} rationales kept: {options['selection']}"
-        f"{', pair-aware' if options['pair_aware'] else ''}, {options['intervention']}, {options['space']}",
+        f"{rows['kept']:,} of {rows['judged']:,} rationales kept: {options['selection']}{corrected}, "
+        f"{options['intervention']}, {options['space']}",
         fontsize=13,
         x=0.01,
         ha="left",

@@ -37,8 +37,8 @@ def select_rationales(
     Let an evaluator judge rationales, and keep those that help their pair.
 
     Judging is expensive: its scores are kept in shards below `output`, and the same call goes on where a killed one
-    stopped. Selecting is cheap and is done anew from the scores each time: `selection`, `pair_aware`, `space`,
-    `margin` and `temperature` can be changed without judging anything again.
+    stopped. Selecting is cheap and is done anew from the scores each time: `selection`,
+    `wrong_pair_correction`, `space`, `margin` and `temperature` can be changed without judging anything again.
 
     Args:
         pairs: the pairs table: `pair_id`, `query`, `target` and, optionally, `task` and `negatives`.
@@ -48,7 +48,7 @@ def select_rationales(
             `confidence_without`, `gain` and `posterior`), `candidates.parquet` (all of them, with `kept` and the
             `reason` of those that were not), `report.txt`, `report.json` and, where matplotlib is installed,
             `report.png`.
-        options: how to select. Default: counterfactual and pair-aware.
+        options: how to select. Default: counterfactual, with the wrong-pair correction.
         batch_size: trials (an input with all its rationales) that the evaluator gets at once.
         shard_size: trials per shard; a killed run loses no more than that.
         part: `(i, n)`: judge the i-th of n parts of the shards, for n machines on one shared folder. Default: all.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmemb_r1.runs import replaced_file
 from mmemb_r1.training.selection.config import SelectionOptions
-from mmemb_r1.training.selection.gain import confidence, marginal_gain, pair_aware_gain, posterior, scaled
+from mmemb_r1.training.selection.gain import confidence, corrected_gain, marginal_gain, posterior, scaled
 from mmemb_r1.training.selection.scores import SCHEMA
 
 NOT_KEPT = "gain"
@@ -43,7 +43,7 @@ def gains(scores: pa.Table, options: SelectionOptions) -> Tensor:
     else:
         gain = marginal_gain(given, without, options.space)
         wrong = marginal_gain(wrong_given, wrong_without, options.space)
-    return pair_aware_gain(gain, wrong) if options.pair_aware else gain
+    return corrected_gain(gain, wrong) if options.wrong_pair_correction else gain
 
 
 def with_judgement(scores: pa.Table, options: SelectionOptions) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they load."""
+"""Add the options that several commands share, and load what they name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_shard_options(parser: argparse._ActionsContainer) -> None:
 
 
 def show_progress(package: str) -> bool:
-    """Whether to show a bar: if standard error is a terminal. If it is none, `package` logs a line per shard."""
+    """Tell whether to show a bar: if standard error is a terminal. If it is none, `package` logs a line per shard."""
     bar = sys.stderr.isatty()
     logging.basicConfig(format="%(message)s")
     if not bar:
@@ -34,6 +34,8 @@ def show_progress(package: str) -> bool:
 
 def part(text: str) -> tuple[int, int]:
     """
+    Parse I/N, the I-th of N parts.
+
     >>> part("2/3")
     (2, 3)
     """
@@ -45,12 +47,20 @@ def part(text: str) -> tuple[int, int]:
 
 def listed(text: str) -> tuple[str, ...]:
     """
-    The names of a comma-separated list.
+    Split a comma-separated list.
 
     >>> listed("fact, flag")
     ('fact', 'flag')
     """
     return tuple(name.strip() for name in text.split(","))
+
+
+def add_row_options(parser: argparse._ActionsContainer) -> None:
+    """Add `--tasks` and `--per-task`: which rows of the table of `--pairs` are read, see [`read_pairs`]."""
+    parser.add_argument(
+        "--tasks", type=listed, metavar="A,B", help="only pairs of these tasks or groups of tasks; default: all"
+    )
+    parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
 
 
 MODULES_FILE = "modules.json"

@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1.cli._options import load_model, show_progress
-    from mmemb_r1.evaluation.diagnose.run import diagnose
+    from mmemb_r1.evaluation.diagnose.run import run_diagnosis
     from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
     from mmemb_r1.evaluation.diagnose.verdict import shortcut_table, verdict_line
     from mmemb_r1.evaluation.report.terminal import print_table
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     bar = show_progress("mmemb_r1.evaluation")
     source = read_source(args)
     name = Path(args.model).resolve().name
-    results = diagnose(
+    results = run_diagnosis(
         load_model(args.model, args.device),
         source,
         settings,

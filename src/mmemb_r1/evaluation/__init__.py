@@ -16,7 +16,7 @@ from mmemb_r1._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation.compare import compare_runs
-    from mmemb_r1.evaluation.diagnose.run import diagnose
+    from mmemb_r1.evaluation.diagnose.run import run_diagnosis
     from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
     from mmemb_r1.evaluation.readers import read_tasks
     from mmemb_r1.evaluation.report.terminal import results_table
@@ -32,7 +32,7 @@ __all__ = [
     "ShortcutSettings",
     "TaskSource",
     "compare_runs",
-    "diagnose",
+    "run_diagnosis",
     "load_results",
     "read_query_rows",
     "read_tasks",
@@ -50,7 +50,7 @@ __getattr__ = lazy_attributes(
         "ShortcutSettings": "mmemb_r1.evaluation.diagnose.tester",
         "TaskSource": "mmemb_r1.evaluation.tasks",
         "compare_runs": "mmemb_r1.evaluation.compare",
-        "diagnose": "mmemb_r1.evaluation.diagnose.run",
+        "run_diagnosis": "mmemb_r1.evaluation.diagnose.run",
         "load_results": "mmemb_r1.evaluation.run_folder",
         "read_query_rows": "mmemb_r1.evaluation.run_folder",
         "read_tasks": "mmemb_r1.evaluation.readers",

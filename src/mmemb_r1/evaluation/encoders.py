@@ -214,11 +214,12 @@ class AdaptiveEncoder:
         return {"checkpoint": checkpoint_fingerprint(*self.model), **settings_beside(self.model)}
 
     def reasoning_options(self) -> dict[str, Any]:
-        of_checkpoint: dict[str, Any] = {}
-        if hasattr(self.model, "embedding_cache"):
-            config = self.model[0].model.config
-            of_checkpoint = {name: getattr(config, name) for name in OPTIONS}
-        return of_checkpoint | self.given
+        if not hasattr(self.model, "embedding_cache"):
+            return self.given
+        from mmemb_r1.modeling.configuration_mmemb_r1 import resolve_reasoning
+
+        resolved = resolve_reasoning(self.model[0].model.config, self.given)
+        return {name: resolved[name] for name in OPTIONS}
 
     def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
         prompt = saved_prompts(self.model).get(side) if prompt is None else prompt

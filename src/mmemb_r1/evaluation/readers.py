@@ -27,7 +27,7 @@ def read_tasks(
     **options: Any,
 ) -> TaskSource:
     """
-    Read tasks, for `run_evaluation` and `diagnose`.
+    Read tasks, for `run_evaluation` and `run_diagnosis`.
 
     Args:
         reader: `"atlas"`, `"mmeb"`, `"pairs"`, or the import path of a function of one's own, `module:function`. It is

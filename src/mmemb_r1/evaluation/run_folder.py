@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from mmemb_r1.evaluation.tasks import RetrievalTask
-from mmemb_r1.runs import claim, replaced_file
+from mmemb_r1.runs import record_run, replaced_file
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -180,12 +180,12 @@ class RunFolder:
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        claim(self.folder / RUN_FILE, facts)
+        record_run(self.folder / RUN_FILE, facts)
 
     def begin(self, task: RetrievalTask, digest: str) -> None:
         """Note what a task asks, by its `task_digest`; an error if the task of this name was another one before."""
         facts = {"name": task.name, "metric": task.metric, "data": dict(task.data), "digest": digest}
-        claim(
+        record_run(
             rows_path(self.folder, task.name, TASK_FILE).with_name(TASK_FILE),
             facts,
             what=f"{task.name} in {self.folder}",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ def run_evaluation(
         "batch_size": settings.batch_size,
         "document_reasoning": settings.document_reasoning,
         **encoder.reasoning_options(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "queries": sum(entry["n"] for entry in runner.entries.values()),
         "versions": versions(),
         "checkpoint": facts["checkpoint"],

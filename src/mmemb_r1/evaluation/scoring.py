@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from mmemb_r1.evaluation.metrics import per_query_of, ranks, unit_rows
 from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.objective import target_probability
 
 TIE_TOLERANCE = 1e-6  # rounding of a float32 product of unit vectors
-TEMPERATURE = 0.02  # of the alignment; that of training
 SCORES_AT_ONCE = 4_000_000
 ABSENT = -2.0  # below any cosine: fills up the rows of queries with fewer candidates than others
 OF_RANK = re.compile(r"mrr|hit@(\d+)")
@@ -36,8 +36,8 @@ class Scored:
         rank: `(Q,)` int64, of the best positive, ties against it.
         margin: `(Q,)` float64, cosine of the best positive minus that of the best other candidate; NaN where there is
             no other.
-        alignment: `(Q,)` float64, softmax probability of the best positive among itself and all that are no positives,
-            at temperature 0.02.
+        alignment: `(Q,)` float64, target probability: of the best positive among itself and all that are no positives;
+            see [`~mmemb_r1.objective.target_probability`].
     """
 
     metrics: dict[str, Floats]
@@ -66,7 +66,7 @@ def score_queries(
     for scores, relevance in _parts(task, left, right):
         place = ranks(scores, relevance, tolerance=TIE_TOLERANCE)
         metrics = metrics_of(names, scores, relevance, place)
-        parts.append(Scored(metrics, place, *margin_and_alignment(scores, relevance)))
+        parts.append(Scored(metrics, place, *margin_and_target_probability(scores, relevance)))
     return Scored(
         metrics={name: np.concatenate([part.metrics[name] for part in parts]) for name in names},
         rank=np.concatenate([part.rank for part in parts]),
@@ -89,19 +89,21 @@ def metrics_of(
     return values
 
 
-def margin_and_alignment(scores: Floats, relevance: Floats) -> tuple[Floats, Floats]:
+def margin_and_target_probability(scores: Floats, relevance: Floats) -> tuple[Floats, Floats]:
     """
-    Compute margin and alignment `(Q,)` of [`Scored`] from cosines and grades `(Q, C)`.
+    Compute margin and target probability `(Q,)`, as [`Scored`] has them, from cosines and grades `(Q, C)`.
 
-    >>> margin, alignment = margin_and_alignment(np.array([[0.5, 0.48, 0.9]]), np.array([[1, 0, 2]]))
-    >>> margin.round(3).tolist(), alignment.round(3).tolist()
+    >>> margin, probability = margin_and_target_probability(np.array([[0.5, 0.48, 0.9]]), np.array([[1, 0, 2]]))
+    >>> margin.round(3).tolist(), probability.round(3).tolist()
     ([0.42], [1.0])
     """
-    best = np.where(relevance > 0, scores, -np.inf).max(axis=1)  # (Q,)
+    positives = np.where(relevance > 0, scores, -np.inf)  # (Q, C)
+    best = positives.argmax(axis=1)[:, None]  # (Q, 1)
     others = np.where((relevance > 0) | (scores == ABSENT), -np.inf, scores)  # (Q, C)
-    margin = best - others.max(axis=1)
-    alignment = 1 / (1 + np.exp((others - best[:, None]) / TEMPERATURE).sum(axis=1))
-    return np.where(np.isfinite(margin), margin, np.nan), alignment
+    target = np.take_along_axis(positives, best, axis=1)
+    margin = target[:, 0] - others.max(axis=1)
+    np.put_along_axis(others, best, target, axis=1)
+    return np.where(np.isfinite(margin), margin, np.nan), target_probability(others, best[:, 0])
 
 
 def _parts(

@@ -35,5 +35,5 @@ def test_nothing_kept_has_no_precision():
 def test_errors():
     with pytest.raises(ValueError, match="got 1 gains, 2 marks of what was kept and 1 of what helps"):
         selection_quality([0.1], [True, False], [True])
-    with pytest.raises(ValueError, match="of 2 rationales judged, 2 help: both kinds are needed"):
+    with pytest.raises(ValueError, match="of 2 rationales with a score, 2 help: both kinds are needed"):
         selection_quality([0.1, 0.2], [True, False], [True, True])

@@ -63,5 +63,5 @@ def test_blanks_keep_the_form_and_no_fact(rationales):
 
 
 def test_a_sentence_of_no_form_is_an_error():
-    with pytest.raises(ValueError, match="'Peru is nice.' is no sentence of an Atlas rationale; add its form"):
+    with pytest.raises(ValueError, match="'Peru is nice.' is not a sentence of an Atlas rationale. Add its form"):
         phrasings(["Peru is nice."])

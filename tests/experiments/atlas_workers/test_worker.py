@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments.atlas_workers import worker as atlas_worker
-from experiments.atlas_workers.sayings import BEHAVIOURS
+from experiments.atlas_workers.scripted import BEHAVIOURS
 from experiments.atlas_workers.wording import phrasings
 from experiments.atlas_workers.worker import AtlasWorker
 from mmemb_r1.atlas import build_atlas

@@ -9,11 +9,11 @@ import pytest
 from datasets import Dataset
 
 from experiments.pipeline.posterior import (
-    of_both,
-    of_workers,
+    merged_scores,
     quality_of,
+    read_scores,
     right_share,
-    scores_of,
+    rows_of_workers,
     select_from,
     training_table,
 )
@@ -37,23 +37,23 @@ def rationales(small_atlas, pairs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judged(guesses):
-    def judge(pairs, rationales, folder):
+def scored(guesses):
+    def score(pairs, rationales, folder):
         select_rationales(pairs, rationales, guesses, folder, OPTIONS, progress=False)
-        return scores_of(folder)
+        return read_scores(folder)
 
-    return judge
+    return score
 
 
-def test_scores_put_together_are_those_of_one_judging(judged, pairs, rationales, tmp_path):
+def test_merged_scores_are_those_of_one_scoring(scored, pairs, rationales, tmp_path):
     workers = np.array(rationales["worker"])
     some, others = (
         rationales.select(np.flatnonzero(rows)).flatten_indices()
         for rows in (workers != "verbose", workers == "verbose")
     )
-    parts = [judged(pairs, table, tmp_path / name) for name, table in (("some", some), ("others", others))]
-    together = select_from(of_both(*parts), OPTIONS, tmp_path / "together.parquet")
-    at_once = select_from(judged(pairs, rationales, tmp_path / "all"), OPTIONS, tmp_path / "at-once.parquet")
+    parts = [scored(pairs, table, tmp_path / name) for name, table in (("some", some), ("others", others))]
+    together = select_from(merged_scores(*parts), OPTIONS, tmp_path / "together.parquet")
+    at_once = select_from(scored(pairs, rationales, tmp_path / "all"), OPTIONS, tmp_path / "at-once.parquet")
     keys = ("pair_id", "side", "worker", "sample")
 
     def by_key(table):
@@ -68,9 +68,9 @@ def test_scores_put_together_are_those_of_one_judging(judged, pairs, rationales,
         assert row["posterior"] == pytest.approx(theirs[key]["posterior"])  # a softmax over all of an input's
 
 
-def test_scores_of_some_workers(judged, pairs, rationales, tmp_path):
-    scores = judged(pairs, rationales, tmp_path)
-    found = of_workers(scores, ("correct", "confused"))
+def test_scores_of_some_workers(scored, pairs, rationales, tmp_path):
+    scores = scored(pairs, rationales, tmp_path)
+    found = rows_of_workers(scores, ("correct", "confused"))
     assert set(found["worker"].to_pylist()) == {"correct", "confused"} and len(found) == len(scores) / 2
 
 
@@ -85,23 +85,23 @@ def test_more_of_a_worker_begins_with_what_the_pool_has(small_atlas, pairs, rati
     assert len(said(more, {2, 3, 4, 5})) == 2 * len(said(rationales, {0, 1}))
 
 
-def test_quality_counts_what_is_known_to_help(judged, pairs, rationales, tmp_path):
-    candidates = select_from(judged(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
+def test_quality_counts_what_is_known_to_help(scored, pairs, rationales, tmp_path):
+    candidates = select_from(scored(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
     found = quality_of(candidates, pairs)
     assert found["all"]["precision"] == pytest.approx(0.25) and found["all"]["recall"] == 1.0
     assert found["all"]["kept"] == {"correct": 1.0, "confused": 1.0, "verbose": 1.0, "format": 1.0}
     assert found["all"]["inputs"] == found["all"]["inputs with any kept"]
     assert {"flag-capital, query", "name-picture, target"} <= found.keys()
-    nothing = select_from(scores_of(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
+    nothing = select_from(read_scores(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
     assert quality_of(nothing, pairs)["all"]["precision"] is None
     json.dumps(quality_of(nothing, pairs), allow_nan=False)
 
 
-def test_the_right_share_is_what_training_draws(judged, pairs, rationales, tmp_path):
-    judged(pairs, rationales, tmp_path)
-    select_from(scores_of(tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
+def test_the_right_share_is_what_training_draws(scored, pairs, rationales, tmp_path):
+    scored(pairs, rationales, tmp_path)
+    select_from(read_scores(tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
     assert right_share(tmp_path / "all.parquet") == pytest.approx(0.25)  # all alike
-    select_from(scores_of(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
+    select_from(read_scores(tmp_path), SelectionOptions(margin=1e9), tmp_path / "nothing.parquet")
     assert right_share(tmp_path / "nothing.parquet") is None
     rows = pa.table({"worker": ["correct", "verbose", "correct"], "posterior": [0.9, 0.1, 1.0]})
     pq.write_table(rows, tmp_path / "some.parquet")
@@ -110,8 +110,8 @@ def test_the_right_share_is_what_training_draws(judged, pairs, rationales, tmp_p
     assert right_share(tmp_path / "model.parquet") is None
 
 
-def test_rehearsed_pairs_keep_their_own_rationales(judged, small_atlas, pairs, rationales, tmp_path):
-    select_from(judged(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
+def test_rehearsed_pairs_keep_their_own_rationales(scored, small_atlas, pairs, rationales, tmp_path):
+    select_from(scored(pairs, rationales, tmp_path), SelectionOptions("none"), tmp_path / "all.parquet")
     train = of_tasks(small_atlas.pairs["train"], set(JOINT_TASK_WEIGHTS))
     table = training_table(tmp_path / "all.parquet", train)
     assert isinstance(table, Dataset)

@@ -13,8 +13,8 @@ from experiments.pipeline.stage import run_noted
 from experiments.study.runner import _drive, _Progress, run_tasks
 from experiments.study.tasks import Task
 
-NAMES = ("data", "judge", "arm", "arm 2", "answers")
-NEEDS = {"judge": ("data",), "arm": ("judge",), "arm 2": ("judge",), "answers": ("arm", "arm 2")}
+NAMES = ("data", "evaluator", "arm", "arm 2", "outcomes")
+NEEDS = {"evaluator": ("data",), "arm": ("evaluator",), "arm 2": ("evaluator",), "outcomes": ("arm", "arm 2")}
 
 
 @pytest.fixture
@@ -63,8 +63,10 @@ def test_each_goes_after_what_it_needs(tmp_path, stages):
 def test_what_was_made_of_something_that_is_gone_is_refused_and_may_be_removed(tmp_path, stages):
     """Else old answers would stand beside a new model."""
     run(tmp_path, tasks(tmp_path))
-    (tmp_path / "judge").unlink()
-    with pytest.raises(ValueError, match=r"made anew since: 'arm' of 'judge'; 'arm 2' of 'judge'; 'answers' of 'arm'"):
+    (tmp_path / "evaluator").unlink()
+    with pytest.raises(
+        ValueError, match=r"made anew since: 'arm' of 'evaluator'; 'arm 2' of 'evaluator'; 'outcomes' of 'arm'"
+    ):
         run(tmp_path, tasks(tmp_path))
     assert len(stages.calls) == 5  # before anything is done
 
@@ -72,19 +74,19 @@ def test_what_was_made_of_something_that_is_gone_is_refused_and_may_be_removed(t
 def test_what_was_made_of_something_that_is_another_one_is_refused(tmp_path, stages):
     run(tmp_path, tasks(tmp_path))
     (tmp_path / "arm").unlink()
-    (tmp_path / "answers").unlink()
-    (tmp_path / "answers.begun.json").unlink()
-    stages.stop_at = "answers"
+    (tmp_path / "outcomes").unlink()
+    (tmp_path / "outcomes.begun.json").unlink()
+    stages.stop_at = "outcomes"
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, tasks(tmp_path))
     stages.stop_at = None
     run(tmp_path, tasks(tmp_path))
     made = json.loads((tmp_path / "arm").read_text())
     (tmp_path / "arm").write_text(json.dumps({**made, "id": "another"}))
-    with pytest.raises(ValueError, match="made anew since: 'answers' of 'arm'") as caught:
+    with pytest.raises(ValueError, match="made anew since: 'outcomes' of 'arm'") as caught:
         run(tmp_path, tasks(tmp_path))
     _, _, *paths = shlex.split(str(caught.value).split("remove them: ")[1])
-    assert [Path(path).name for path in paths] == ["answers", "answers.begun.json"]
+    assert [Path(path).name for path in paths] == ["outcomes", "outcomes.begun.json"]
     for path in paths:
         Path(path).unlink()
     assert run(tmp_path, tasks(tmp_path)) == 1
@@ -106,7 +108,7 @@ def test_a_failure_is_told_before_the_others_have_ended(tmp_path):
     progress = _Progress(2, 0, told.append)
     with pytest.raises(OSError, match="no space left"):
         _drive(SimpleNamespace(output=tmp_path), todo, {t.name: t.done for t in todo}, 2, pool, progress, "")
-    assert told[-1].endswith("failed: data: OSError: no space left; waits for: judge") and not slow.done()
+    assert told[-1].endswith("failed: data: OSError: no space left; waits for: evaluator") and not slow.done()
 
 
 def test_progress_is_told(tmp_path, stages):
@@ -114,15 +116,15 @@ def test_progress_is_told(tmp_path, stages):
     run_noted(tmp_path / "data", {}, lambda: None)
     run(tmp_path, tasks(tmp_path), told)
     assert told[0] == "1 of 5 stages are done, 4 to do, 1 at a time"
-    assert told[1].endswith("begins: judge") and told[-1].endswith("answers (5 of 5)")
+    assert told[1].endswith("begins: evaluator") and told[-1].endswith("outcomes (5 of 5)")
 
 
 def test_a_need_that_is_no_task_is_refused(tmp_path, stages):
-    with pytest.raises(ValueError, match="the task 'judge' needs 'dta', which is none"):
-        run(tmp_path, tasks(tmp_path, {"judge": ("dta",)}))
+    with pytest.raises(ValueError, match="the task 'evaluator' needs 'dta', which is no task"):
+        run(tmp_path, tasks(tmp_path, {"evaluator": ("dta",)}))
 
 
 def test_tasks_that_wait_for_one_another_are_refused(tmp_path, stages):
-    with pytest.raises(ValueError, match="these tasks wait for one another: arm, judge"):
-        run(tmp_path, tasks(tmp_path, {"judge": ("arm",), "arm": ("judge",)}))
+    with pytest.raises(ValueError, match="these tasks wait for one another: arm, evaluator"):
+        run(tmp_path, tasks(tmp_path, {"evaluator": ("arm",), "arm": ("evaluator",)}))
     assert stages.calls == []

@@ -18,7 +18,7 @@ from experiments.study.forms import FULL_FORM
 from experiments.study.rows import ROWS
 from experiments.study.tasks import Study
 
-CHOSEN = ["full", "model-joins", "three-thoughts", "one-worker"]
+CHOSEN = ["full", "model-joins", "three-rounds", "one-worker"]
 
 
 def stamps(folder):
@@ -30,7 +30,7 @@ def stamps(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--full", "--tiny"], "--full and --tiny: allowed is one of them"),
+        (["--full", "--tiny"], "--full and --tiny were given; only one of them is allowed"),
         (["--rows", "fulll"], "there is no row 'fulll'; allowed: full"),
         (["--jobs", "0"], "--jobs 0: at least 1 is needed"),
         (["--warm-up", "nowhere"], "--warm-up nowhere: there is no checkpoint; leave it out to have it made"),
@@ -116,7 +116,7 @@ def test_a_killed_study_goes_on_and_ends_with_a_page(root, tmp_path, capsys):
     assert {path: after[path] for path in before} == before
     results = json.loads((output / "results.json").read_text())
     assert set(results["rows"]) == {*CHOSEN, "second-round", "no-grpo", "random-gate"}  # the last two train nothing
-    assert results["rows"]["three-thoughts"]["levels"]["all"]["queries"] > 0
+    assert results["rows"]["three-rounds"]["levels"]["all"]["queries"] > 0
     assert len(results["sessions"]) == 2 and results["sessions"][0]["jobs"] == 2
     assert results["rows"]["full"]["shortcut"]["interventions"]["swap"] is not None
     assert "## Claim by claim" in page.read_text()

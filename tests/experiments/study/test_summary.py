@@ -9,15 +9,17 @@ import json
 import shlex
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from experiments.pipeline.answers import ANSWERS_FILE
+from experiments.pipeline.outcomes import OUTCOMES_FILE
 from experiments.study.claims import (
     FAILS,
+    FINDINGS,
     HOLDS,
     NOT_RUN,
     OPEN,
@@ -27,14 +29,14 @@ from experiments.study.claims import (
     claims_of,
     loss_verdict,
 )
-from experiments.study.family import FAMILY, judged
+from experiments.study.family import FAMILY, difference_of
+from experiments.study.formats import points
 from experiments.study.forms import QUICK
-from experiments.study.page import RUN_IT, page
+from experiments.study.page import TEMPLATE, page
 from experiments.study.report import as_tables, results_of
 from experiments.study.rows import BY_NAME, ROWS
 from experiments.study.summary import differences, levels, summarise, table_of
 from experiments.study.tasks import Study, whole
-from experiments.study.wording import points
 from mmemb_r1.evaluation.statistics import holm
 
 TASKS = {
@@ -72,7 +74,7 @@ def answers(always: float, never: float = 0.3, thinks: float = 0.5, seed: int = 
                     "tokens": 10,
                     "tokens_auto": 10 if reasoned else 0,
                     "rounds_auto": int(reasoned),
-                    "thought": "",
+                    "rationale": "",
                     "right": hit["always"],
                 }
             )
@@ -80,9 +82,9 @@ def answers(always: float, never: float = 0.3, thinks: float = 0.5, seed: int = 
 
 
 def write(study: Study, row: str, rows, seed: int = 0, state: str = "grpo") -> None:
-    folder = study.folder(row, seed) / f"answers-{state}"
+    folder = study.folder(row, seed) / f"outcomes-{state}"
     folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / ANSWERS_FILE)
+    pq.write_table(pa.Table.from_pylist(rows), folder / OUTCOMES_FILE)
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_differences_are_taken_query_by_query(study):
     assert same["mean"] == same["low"] == same["high"] == 0  # no interval: the queries are the same ones
     assert same["p"] == 1 and same["theirs"] == pytest.approx(full["auto"].mean())
     shorter = {name: values[:-1] for name, values in other.items()}
-    with pytest.raises(ValueError, match="x: the rows were not asked the same questions; remove their answers"):
+    with pytest.raises(ValueError, match="x: the rows were not asked the same questions; remove their outcomes"):
         differences(shorter, full, "x")
 
 
@@ -196,12 +198,16 @@ def test_only_seeds_that_both_have_are_compared(study):
     assert list(found["seeds"]) == ["0"] and found["theirs"] == pytest.approx(0.8)
 
 
-def commands():
-    """Of the page, as a shell would see them: without what comes before `mmemb-r1`'s arguments."""
-    from experiments.study.at_full_size import AT_FULL_SIZE
+def commands(root: Path, heading: str) -> list[list[str]]:
+    """Of a part of the page, as a shell would see them."""
+    text = (root / "experiments" / "study" / TEMPLATE).read_text(encoding="utf-8")
+    lines = text.split(f"## {heading}\n")[1].split("\n## ")[0].replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("    ")]
 
-    lines = AT_FULL_SIZE.replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.startswith("    ")]
+
+def published(root: Path) -> list[list[str]]:
+    """The commands that would test the published figure."""
+    return commands(root, "The published figure")
 
 
 def test_the_commands_of_the_page_are_known(root):
@@ -209,7 +215,7 @@ def test_the_commands_of_the_page_are_known(root):
     from mmemb_r1.cli import _parser
 
     ours = []
-    for words in commands():
+    for words in published(root):
         missing = [word for word in words if word.startswith("examples/") and not (root / word).is_file()]
         assert not missing
         if words[0] == "python":
@@ -220,11 +226,10 @@ def test_the_commands_of_the_page_are_known(root):
     assert ours[-1].download  # nothing before it gets MMEB-V2
 
 
-def test_the_commands_that_make_the_page_are_known():
+def test_the_commands_that_make_the_page_are_known(root):
     from experiments.study.__main__ import arguments_parser
 
-    lines = [shlex.split(line, comments=True) for line in RUN_IT.splitlines() if line.startswith("    ")]
-    studies = [make_study(words) for words in lines]
+    studies = [make_study(words) for words in commands(root, "Run it")]
     assert [arguments_parser().parse_args(words).full for words in studies] == [False, False, False, True]
 
 
@@ -235,9 +240,9 @@ def make_study(words: list[str]) -> list[str]:
     return ["--output", "runs/study", *(part for text in arguments for part in text.split())]
 
 
-def test_what_a_command_of_the_page_needs_an_earlier_one_makes():
+def test_what_a_command_of_the_page_needs_an_earlier_one_makes(root):
     made = {"all.parquet"}
-    for words in commands():
+    for words in published(root):
         text = " ".join(words)
         needed = {"pairs.parquet", "policy.parquet"} & set(words)
         options = dict(zip(words, words[1:], strict=False))
@@ -247,8 +252,8 @@ def test_what_a_command_of_the_page_needs_an_earlier_one_makes():
         made |= {name for name in ("pairs.parquet", "policy.parquet") if f"'{name}'" in text}
 
 
-def test_the_python_lines_of_the_page_import_what_there_is():
-    scripts = [words[2] for words in commands() if words[0] == "python"]
+def test_the_python_lines_of_the_page_import_what_there_is(root):
+    scripts = [words[2] for words in published(root) if words[0] == "python"]
     assert len(scripts) == 1
     for script in scripts:
         for node in ast.walk(ast.parse(script)):
@@ -290,6 +295,20 @@ def test_verdicts(found, published, verdict):
     assert loss_verdict(found, published) == verdict
 
 
+def test_every_claim_has_words_and_a_finding(root):
+    import yaml
+
+    words = yaml.safe_load((root / "experiments" / "study" / "claims.yaml").read_text(encoding="utf-8"))["claims"]
+    assert [claim["id"] for claim in words] == list(FINDINGS)
+
+
+def test_a_number_that_the_page_lacks_is_an_error(study):
+    results = results_of(study)
+    del results["rows"]["full"]["levels"]["all"]["tokens"]
+    with pytest.raises(jinja2.UndefinedError, match="tokens"):
+        page(results)
+
+
 def test_claims_say_what_was_found_and_what_was_not_run(study):
     found = {claim.text: claim for claim in claims_of(summarise(study))}
     headline = found["71.2 on MMEB-V2 with a 4B backbone"]
@@ -318,19 +337,19 @@ def summary(measured):
 def test_verdicts_go_by_corrected_p_and_by_nothing_outside_of_the_family(summary):
     """Whatever a claim goes by is of the family, and all of the family is what some claim goes by."""
     for name in FAMILY:
-        found = judged(summary, name)
+        found = difference_of(summary, name)
         found |= {"mean": 0.2, "low": 0.1, "high": 0.3, "p_corrected": 0.001, "seeds": {"0": 0.2}}
     sure = {claim.text: claim.verdict for claim in claims_of(summary)}
     assert not {OPEN, OPEN_BUT_SMALLER} & {
         verdict for text, verdict in sure.items() if "reads its rationales" not in text
     }
     for name in FAMILY:
-        judged(summary, name)["p_corrected"] = 0.06
+        difference_of(summary, name)["p_corrected"] = 0.06
         changed = {text for text, verdict in sure.items() if _verdicts(summary)[text] != verdict}
         published = name in ("selection", "baseline", "baseline, as published")
         assert len(changed) == 1, name
         assert _verdicts(summary)[changed.pop()] == (OPEN_BUT_SMALLER if published else OPEN), name
-        judged(summary, name)["p_corrected"] = 0.001
+        difference_of(summary, name)["p_corrected"] = 0.001
 
 
 def _verdicts(summary):
@@ -338,13 +357,13 @@ def _verdicts(summary):
 
 
 def test_the_family_is_corrected_together(summary):
-    numbers = [judged(summary, name) for name in FAMILY]
+    numbers = [difference_of(summary, name) for name in FAMILY]
     assert None not in numbers
     assert [one["p_corrected"] for one in numbers] == holm([one["p"] for one in numbers])
     rows = summary["rows"]
     assert "p_corrected" not in rows["random-gate"]["differences"]["multi-hop"]["always"]  # nothing by construction
     assert "p_corrected" in rows["model-joins"]["control"]["all"]["auto"]
-    assert "p_corrected" in rows["three-thoughts"]["differences"]["neighbours"]["auto"]
+    assert "p_corrected" in rows["three-rounds"]["differences"]["neighbours"]["auto"]
 
 
 def test_a_term_is_judged_where_there_is_something_to_join(summary):
@@ -353,7 +372,7 @@ def test_a_term_is_judged_where_there_is_something_to_join(summary):
     general = found["terms between direct and reasoned vectors help reasoned queries"]
     assert general.verdict == UNTESTED and "7 of 8 tasks" in general.ours
     narrow = next(claim for text, claim in found.items() if text.endswith("(name-picture and fact-flag)"))
-    assert narrow.verdict == loss_verdict(judged(summary, "mixed terms"))
+    assert narrow.verdict == loss_verdict(difference_of(summary, "mixed terms"))
 
 
 def test_auto_is_compared_with_both_fixed_modes(study):

@@ -30,7 +30,7 @@ def test_no_two_tasks_write_the_same():
 
 
 def test_what_is_given_is_not_made():
-    made = {task.name for task in tasks_of(study(FULL_FORM, warm_up=Path("warm"), evaluator=Path("judge")))}
+    made = {task.name for task in tasks_of(study(FULL_FORM, warm_up=Path("warm"), evaluator=Path("scorer")))}
     assert "warm-up, seed 0" not in made and "evaluator" not in made
     assert {"warm-up, seed 1", "warm-up, seed 2"} <= made  # only that of seed 0 was given
     assert {"warm-up, seed 0", "evaluator"} <= {task.name for task in tasks_of(study(FULL_FORM))}
@@ -50,8 +50,8 @@ def test_three_seeds_where_that_matters_most():
 
 def test_rows_that_select_alike_share_a_table():
     tables = {row.name: row.table for row in ROWS if row.of is None}
-    assert tables["full"] == tables["no-rationale-loss"] == tables["three-thoughts"] == "pool"
-    assert len({tables[name] for name in ("full", "no-selection", "absolute", "no-pair-aware", "one-worker")}) == 5
+    assert tables["full"] == tables["no-rationale-loss"] == tables["three-rounds"] == "pool"
+    assert len({tables[name] for name in ("full", "no-selection", "absolute", "no-correction", "one-worker")}) == 5
     assert len({tables[name] for name in ("full", "absolute", "probability", "absolute-probability")}) == 4
     assert study().selected(BY_NAME["model-joins"], 0) != study().selected(BY_NAME["model-joins"], 1)
 
@@ -79,28 +79,28 @@ def test_a_given_warm_up_is_what_seed_0_starts_from_and_no_other_seed():
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_the_judge_is_the_same_whatever_seeds_are_asked_for(form):
-    judges = {study(form, seeds=seeds).evaluator_folder for seeds in ((0,), (3,), (3, 0))}
+def test_the_evaluator_is_the_same_whatever_seeds_are_asked_for(form):
+    evaluators = {study(form, seeds=seeds).evaluator_folder for seeds in ((0,), (3,), (3, 0))}
     made = [{task.name: task for task in tasks_of(study(form, seeds=seeds))} for seeds in ((0,), (3,))]
-    assert len(judges) == 1
-    assert made[0]["judging, part 1 of 2"].needs == made[1]["judging, part 1 of 2"].needs
+    assert len(evaluators) == 1
+    assert made[0]["scoring, part 1 of 2"].needs == made[1]["scoring, part 1 of 2"].needs
     assert all("warm-up, seed 0" in tasks for tasks in made)
 
 
-def test_the_quick_form_trains_no_judge():
+def test_the_quick_form_trains_no_evaluator():
     assert "evaluator" not in {task.name for task in tasks_of(study(QUICK))}
     assert study(QUICK).evaluator_folder == study(QUICK).warm_up_of(0)
-    assert study(QUICK, evaluator=Path("judge")).evaluator_folder == Path("judge")
+    assert study(QUICK, evaluator=Path("scorer")).evaluator_folder == Path("scorer")
 
 
 def test_the_quick_form_fits_an_hour_and_a_half():
     """By seconds per step that were measured on one core of two: see the comment at the form."""
-    step, grpo, gate, answers, shortcut, judging = 0.75, 2.6, 10, 17, 12, 400
+    step, grpo, gate, outcomes, shortcut, scoring = 0.75, 2.6, 10, 17, 12, 400
     tasks = [task.function for task in tasks_of(study(QUICK))]
     count = tasks.count
     trained = count("train_joint") * QUICK.joint_steps * step + count("train_grpo") * QUICK.grpo_steps * grpo
-    measured = count("warm_start_gate") * gate + count("answer") * answers + count("check_shortcut") * shortcut
-    seconds = QUICK.warm_up_steps * step + (trained + measured + judging) / 2
+    measured = count("warm_start_gate") * gate + count("measure") * outcomes + count("check_shortcut") * shortcut
+    seconds = QUICK.warm_up_steps * step + (trained + measured + scoring) / 2
     assert count("train_joint") == 12 and seconds < 0.85 * 90 * 60
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmemb_r1.training.selection.gain import confidence, marginal_gain, pair_aware_gain, posterior
+from mmemb_r1.training.selection.gain import confidence, corrected_gain, marginal_gain, posterior
 
 
 def test_gain_is_the_difference_of_confidences():
@@ -23,16 +23,16 @@ def test_log_odds_still_tell_apart_what_saturates():
     assert marginal_gain(surer, sure, "log-odds").item() == 5.0
 
 
-def test_what_helps_every_pair_alike_has_no_pair_aware_gain():
+def test_what_helps_every_pair_alike_gains_nothing_after_the_wrong_pair_correction():
     gain = torch.tensor([0.4, 0.4])
     negatives = torch.tensor([[0.4, -0.1], [0.4, -0.3]])
-    assert pair_aware_gain(gain, negatives).tolist() == pytest.approx([0.0, 0.4])
-    assert pair_aware_gain(gain, negatives[:0]).tolist() == pytest.approx([0.4, 0.4])
+    assert corrected_gain(gain, negatives).tolist() == pytest.approx([0.0, 0.4])
+    assert corrected_gain(gain, negatives[:0]).tolist() == pytest.approx([0.4, 0.4])
 
 
 def test_what_harms_every_pair_gets_no_credit_for_the_wrong_ones():
     gain, negatives = torch.tensor([-0.2]), torch.tensor([[-0.9], [-0.5]])
-    assert pair_aware_gain(gain, negatives).tolist() == pytest.approx([-0.2])
+    assert corrected_gain(gain, negatives).tolist() == pytest.approx([-0.2])
 
 
 def test_posterior_is_a_softmax_over_what_was_kept():

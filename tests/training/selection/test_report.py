@@ -99,7 +99,7 @@ class TestReport:
         assert extreme["pair_id"].endswith(extreme["query"])
 
     def test_options_are_written_with_their_defaults_filled_in(self, report_of, evaluator):
-        options = report_of(evaluator("knowing"), selection="absolute", pair_aware=False)["options"]
+        options = report_of(evaluator("knowing"), selection="absolute", wrong_pair_correction=False)["options"]
         assert (options["margin"], options["temperature"]) == (0.5, 0.1)
         options = report_of(evaluator("knowing"), space="log-odds")["options"]
         assert (options["margin"], options["temperature"]) == (0.0, 1.0)

@@ -76,18 +76,18 @@ class TestWhatIsKept:
 
     def test_an_evaluator_that_believes_any_rationale(self, run, evaluator, rationales):
         usable = sum(text is not None for text in rationales["text"])
-        assert len(table(run(evaluator("gullible"), pair_aware=False))) == usable
-        assert len(table(run(evaluator("gullible"), pair_aware=True))) == 0
-        assert len(table(run(evaluator("gullible"), pair_aware=True, selection="absolute"))) == 0
-        assert len(table(run(evaluator("gullible"), pair_aware=False, selection="absolute"))) == usable
+        assert len(table(run(evaluator("gullible"), wrong_pair_correction=False))) == usable
+        assert len(table(run(evaluator("gullible"), wrong_pair_correction=True))) == 0
+        assert len(table(run(evaluator("gullible"), wrong_pair_correction=True, selection="absolute"))) == 0
+        assert len(table(run(evaluator("gullible"), wrong_pair_correction=False, selection="absolute"))) == usable
 
-    @pytest.mark.parametrize("pair_aware", [True, False])
-    def test_if_it_is_undecided_without_rationales_counterfactual_is_absolute(self, run, evaluator, pair_aware):
+    @pytest.mark.parametrize("corrected", [True, False])
+    def test_if_it_is_undecided_without_rationales_counterfactual_is_absolute(self, run, evaluator, corrected):
         def undecided(query, target, rationale):
             return 0.0 if rationale is None else evaluator("guessing").answer(query, target, rationale)
 
         first, second = (
-            table(run(evaluator(undecided), selection=name, space="log-odds", pair_aware=pair_aware))
+            table(run(evaluator(undecided), selection=name, space="log-odds", wrong_pair_correction=corrected))
             for name in ("counterfactual", "absolute")
         )
         assert first == second
@@ -106,7 +106,7 @@ class TestWhatIsKept:
         assert sorted({row["gain"] for row in table(folder)}) == gains[1:]
 
     def test_absolute_without_pairs_compares_the_confidence_with_a_half(self, run, evaluator):
-        folder = run(evaluator("guessing"), selection="absolute", pair_aware=False)
+        folder = run(evaluator("guessing"), selection="absolute", wrong_pair_correction=False)
         for row in table(folder, "candidates"):
             if row["text"] is not None:
                 assert row["gain"] == row["confidence_with"]
@@ -350,7 +350,7 @@ class TestScores:
             {"selection": "none"},
             {"selection": "absolute"},
             {"space": "log-odds", "margin": 0.1},
-            {"temperature": 3.0, "pair_aware": False},
+            {"temperature": 3.0, "wrong_pair_correction": False},
         ):
             folder = run(fake, **options)
             fresh = run(evaluator("guessing"), f"fresh {options}", **options)
@@ -368,7 +368,7 @@ class TestScores:
     )
     def test_asking_otherwise_needs_another_folder(self, run, evaluator, options, what):
         run(evaluator("knowing"))
-        with pytest.raises(ValueError, match=rf"{what} .*another selection, margin, space or temperature"):
+        with pytest.raises(ValueError, match=rf"{what} .*another selection, margin, space, temperature or"):
             run(evaluator("knowing"), **options)
 
     def test_so_do_another_evaluator_and_other_tables(self, run, evaluator, pairs, rationales):
@@ -520,8 +520,9 @@ class TestErrors:
             ({"space": "logit"}, "space='logit'; allowed: 'probability', 'log-odds'"),
             ({"margin": math.nan}, "margin=nan; allowed: a finite number"),
             ({"temperature": 0}, "temperature=0; allowed: a finite number above 0"),
-            ({"num_negatives": 0}, "num_negatives=0; allowed: 1 or more, and 0 where pair_aware is switched off"),
-            ({"num_negatives": -1, "pair_aware": False}, "num_negatives=-1"),
+            ({"num_negatives": 0}, "num_negatives=0; allowed: 1 or more, or 0 with wrong_pair_correction=False"),
+            ({"num_negatives": -1, "wrong_pair_correction": False}, "num_negatives=-1"),
+            ({"pair_aware": False}, "`pair_aware` is called `wrong_pair_correction` now"),
         ],
     )
     def test_unknown_options(self, options, message):
@@ -529,7 +530,7 @@ class TestErrors:
             SelectionOptions(**options)
 
     def test_no_negatives_at_all(self, run, evaluator):
-        folder = run(evaluator("gullible"), pair_aware=False, num_negatives=0)
+        folder = run(evaluator("gullible"), wrong_pair_correction=False, num_negatives=0)
         gains = [row["gain"] for row in table(folder)]
         assert gains == pytest.approx([sigmoid(3) - sigmoid(-1)] * len(gains))
         assert json.loads((folder / "report.json").read_text())["evaluator"]["direct"]["accuracy"] is None

@@ -22,7 +22,7 @@ FORMAT = 1
 RESULT_FILE = "shortcut.json"
 
 
-def diagnose(
+def run_diagnosis(
     model: Any,
     tasks: Iterable[RetrievalTask] | TaskSource,
     settings: ShortcutSettings | None = None,

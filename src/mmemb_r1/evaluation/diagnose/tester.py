@@ -17,7 +17,7 @@ from mmemb_r1.evaluation.scoring import CandidateVectors, score_queries
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.statistics import number_names
 from mmemb_r1.evaluation.tasks import RetrievalTask, clusters_of, some_queries
-from mmemb_r1.rationale_tokens import as_thought, forced_embeddings, shuffled, swap_donors, thought_ids
+from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix, shuffled, suffix_of_ids, swap_donors
 from mmemb_r1.runs import step_of
 from mmemb_r1.seeding import seeded_random
 
@@ -131,13 +131,13 @@ class ShortcutTester:
         """Write, for each intervention, what each query is given instead; `None` where that is its own rationale."""
         seed = self.settings.seed
         orders = [shuffled_texts(rationale.texts, seed) for rationale in rationales]
-        empty = rationale_suffix(self.model, [""])
+        empty = suffix_of_texts(self.model, [""])
         return {
             "drop": [[] for _ in rationales],
             "empty": [empty if rationale.ids != empty else None for rationale in rationales],
             "swap": [rationales[row].ids if row >= 0 else None for row in donors],
             "shuffle": [
-                rationale_suffix(self.model, order) if order != tuple(map(_one_spaced, rationale.texts)) else None
+                suffix_of_texts(self.model, order) if order != tuple(map(_one_spaced, rationale.texts)) else None
                 for rationale, order in zip(rationales, orders, strict=True)
             ],
         }
@@ -247,17 +247,17 @@ def _own_rationale(model: Any, item: Mapping[str, Any]) -> OwnRationale:
         elif token not in (config.embed_token_id, config.think_token_id):  # they stand between rounds alone
             rounds[-1].append(token)
     return OwnRationale(
-        ids=as_thought(config, ids),
+        ids=suffix_of_ids(config, ids),
         texts=tuple(model.tokenizer.decode(one).strip() for one in rounds),
         num_tokens=int(item["num_reasoning_tokens"]),
         embedding=item["sentence_embedding"].float().cpu().numpy(),
     )
 
 
-def rationale_suffix(model: Any, texts: Sequence[str]) -> list[int]:
+def suffix_of_texts(model: Any, texts: Sequence[str]) -> list[int]:
     """Tokenise `<think> r </think> <|embed|>` for each text, one after another."""
     config = model[0].model.config
-    return list(chain.from_iterable(thought_ids(model.processor, config, text) for text in texts))
+    return list(chain.from_iterable(rationale_suffix(model.processor, config, text) for text in texts))
 
 
 def shuffled_texts(texts: Sequence[str], seed: int) -> tuple[str, ...]:

@@ -251,7 +251,7 @@ def shortcut_table(results: Mapping[str, Any], title: str = "What other rational
     of two queries, each after its own rationale (`queries`), and the verdict.
 
     Args:
-        results: what `diagnose` returned.
+        results: what `run_diagnosis` returned.
         title: above it.
     """
     names = ["n", "score"]

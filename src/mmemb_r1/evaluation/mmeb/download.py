@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, noted_revision, revision_note
 from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask, task_named
-from mmemb_r1.runs import claim, claimed
+from mmemb_r1.runs import check_run, record_run
 
 MEDIA_REPOSITORY = "TIGER-Lab/MMEB-V2"
 ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos beside them are not wanted
@@ -77,8 +77,8 @@ def download_task(
     if not place.is_dir():
         note.unlink(missing_ok=True)  # of a copy that was removed
     commit = _commit(task.dataset, revision or (noted_revision(task, root) if place.is_dir() else None))
-    hint = f"Remove {place}, or ask for the revision that is there."
-    claim(note, {"revision": commit}, what=str(place), mend=hint)
+    mend = f"Remove {place}, or ask for the revision that is there."
+    record_run(note, {"revision": commit}, what=str(place), hint=mend)
     with explained(task.dataset, revision):
         snapshot_download(
             task.dataset, repo_type="dataset", revision=commit, local_dir=place, allow_patterns=list(ANNOTATIONS)
@@ -108,7 +108,7 @@ def _download_archive(archive: Archive, root: Path) -> None:
 
     target = root / archive.folder
     note, facts = target / ".unpacked.json", {"archive": list(archive.parts)}
-    if claimed(note, facts):
+    if check_run(note, facts):
         return
     commit = _commit(MEDIA_REPOSITORY)
     with explained(MEDIA_REPOSITORY):
@@ -117,7 +117,7 @@ def _download_archive(archive: Archive, root: Path) -> None:
             for part in archive.parts
         ]
     unpack(files, target, archive.top)
-    claim(note, facts)
+    record_run(note, facts)
 
 
 def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:

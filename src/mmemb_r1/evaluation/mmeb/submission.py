@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def submission(results: Mapping[str, Any], mode: str, metadata: Mapping[str, Any
         }
     filled = {"data_source": "Self-Reported", **metadata}
     filled = {key: filled[key] for key in [*METADATA, *filled] if key in filled}  # in the usual order
-    made = {"metadata": {**filled, GENERATED: datetime.now(timezone.utc).isoformat()}, "metrics": metrics}
+    made = {"metadata": {**filled, GENERATED: datetime.now(UTC).isoformat()}, "metrics": metrics}
     validate_submission(made)
     return made
 
@@ -80,7 +80,7 @@ def check_tasks(names: Collection[str]) -> None:
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
     """Refuse metadata that are unknown or of the wrong type, before anything is run; some may be missing."""
-    now = datetime.now(timezone.utc).isoformat()
+    now = datetime.now(UTC).isoformat()
     whole = {**dict.fromkeys(METADATA), "model_name": "any", GENERATED: now, **metadata}
     if problems := _metadata_problems(whole):
         raise ValueError(_listed(problems))

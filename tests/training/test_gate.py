@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
+from mmemb_r1.training.gate import fit_gate, gate_loss
+
+
+@pytest.fixture(params=[0, 8], ids=["linear", "hidden layer"])
+def gate(request, tiny):
+    torch.manual_seed(0)
+    config = MMEmbR1Config(vlm_config=copy.deepcopy(tiny[0].config.vlm_config), gate_hidden_size=request.param)
+    gate = ReasoningGate(config)
+    gate.reset()
+    return gate
+
+
+def test_the_gate_learns_where_thinking_pays(gate):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(400, 32, generator=generator)
+    gap = 0.3 * hidden[:, 3] + 0.05 * torch.randn(400, generator=generator)
+    facts = fit_gate(gate, hidden, gap, cost=0.0, weight_decay=1e-3)
+    fresh = torch.randn(200, 32, generator=generator)
+    with torch.no_grad():
+        right = ((gate(fresh) > 0) == (fresh[:, 3] > 0)).float().mean()
+    assert right > 0.9
+    assert facts["thinks"] == pytest.approx(facts["pays"], abs=0.05)
+    assert all(parameter.grad is None for parameter in gate.parameters())
+
+
+def test_a_higher_cost_thinks_less(gate):
+    hidden = torch.randn(400, 32, generator=torch.Generator().manual_seed(0))
+    gap = 0.3 * hidden[:, 3]
+    cheap = fit_gate(gate, hidden, gap, cost=0.0, weight_decay=1e-3)["thinks"]
+    gate.reset()
+    assert fit_gate(gate, hidden, gap, cost=0.4, weight_decay=1e-3)["thinks"] < cheap / 2
+
+
+def test_inputs_with_nothing_at_stake_do_not_count():
+    logits, gap = torch.tensor([0.3, 5.0]), torch.tensor([0.5, 0.1])
+    assert gate_loss(logits, gap, cost=0.1).item() == pytest.approx(math.log1p(math.exp(-0.3)))
+
+
+def test_weights_count_inputs_several_times(gate):
+    logits, gap = torch.tensor([0.3, -1.0]), torch.tensor([0.5, 0.2])
+    twice = gate_loss(logits[[0, 0, 1]], gap[[0, 0, 1]], cost=0.1)
+    torch.testing.assert_close(gate_loss(logits, gap, 0.1, torch.tensor([2.0, 1.0])), twice)
+    hidden, gap = torch.tensor([[1.0] * 32, [1.0] * 32]), torch.tensor([0.5, -0.5])
+    for weights, thinks in ((torch.tensor([3.0, 1.0]), 1.0), (torch.tensor([1.0, 3.0]), 0.0)):
+        gate.reset()
+        assert fit_gate(gate, hidden, gap, cost=0.0, weights=weights)["thinks"] == thinks
+
+
+def test_nothing_to_fit_on_is_refused(gate):
+    with pytest.raises(ValueError, match="0 hidden states and 0 gaps"):
+        fit_gate(gate, torch.zeros(0, 32), torch.zeros(0))
+    with pytest.raises(ValueError, match="2 hidden states and 3 gaps"):
+        fit_gate(gate, torch.zeros(2, 32), torch.zeros(3))

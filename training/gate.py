@@ -1,0 +1,221 @@
+"""Fit, calibrate and watch the reasoning gate."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None = None) -> Tensor:
+    """
+    Cross-entropy of the gate against the sign of the net utility, each input weighted by how much is at stake.
+
+    Args:
+        logits: `(B,)` gate logits.
+        gap: `(B,)` utility gap, alignment after thinking minus alignment before.
+        cost: what a thought has to gain to be worth its time.
+        weights: `(B,)` further weights of the inputs. Default: none.
+
+    Returns:
+        Scalar. Source: utility gap of the paper; the weighting is ours.
+
+    >>> round(gate_loss(torch.zeros(2), torch.tensor([0.5, -0.5]), cost=0.0).item(), 4)  # log 2
+    0.6931
+    """
+    net = gap - cost
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, (net > 0).float(), reduction="none")
+    stake = net.abs() if weights is None else net.abs() * weights
+    return (losses * stake).sum() / stake.sum().clamp(min=1e-8)
+
+
+def fit_gate(
+    gate: nn.Module,
+    hidden: Tensor,
+    gap: Tensor,
+    cost: float = 0.02,
+    weight_decay: float = 0.1,
+    steps: int = 200,
+    weights: Tensor | None = None,
+) -> dict[str, float]:
+    """
+    Fit a gate to utility gaps that were measured; the rest of the model stays as it is.
+
+    Args:
+        gate: the [`ReasoningGate`], changed in place.
+        hidden: `(B, H)` hidden states at the first `<|embed|>`.
+        gap: `(B,)` utility gap of each input.
+        cost: what a thought has to gain to be worth its time, in units of the gap.
+        weight_decay: of the squared weights (not the bias).
+        steps: iterations of L-BFGS at most.
+        weights: `(B,)` of the inputs, besides what is at stake in each. Default: none.
+
+    Returns:
+        `loss`, `thinks` (share of inputs with gate probability of at least a half) and `pays` (share of inputs whose
+        gap is above the cost).
+
+    Raises:
+        ValueError: if there are no inputs, or the two differ in number.
+    """
+    if len(hidden) == 0 or len(hidden) != len(gap):
+        raise ValueError(f"{len(hidden)} hidden states and {len(gap)} gaps: as many of each are needed, at least one.")
+    dtype = next(gate.parameters()).dtype
+    hidden, gap = hidden.detach().to(dtype).clone(), gap.detach().clone()
+    matrices = [parameter for parameter in gate.parameters() if parameter.ndim > 1]
+    optimizer = torch.optim.LBFGS(gate.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = gate_loss(gate(hidden), gap, cost, weights)
+        loss = loss + weight_decay * sum(matrix.square().sum() for matrix in matrices)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(objective)
+    gate.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        logits = gate(hidden)
+        return {
+            "loss": float(gate_loss(logits, gap, cost, weights)),
+            "thinks": float((logits >= 0).float().mean()),
+            "pays": float((gap > cost).float().mean()),
+        }
+
+
+LEAST_SCALE = 1e-3  # of the largest deviation: a dimension that hardly varies is not blown up
+
+
+class StandardisedGate:
+    """
+    Lets an optimiser see a layer's weights as if its inputs had mean 0 and deviation 1.
+
+    Hidden states have a large part in common. A step of Adam along it moves the logits of all inputs together, by the
+    learning rate times the states' 1-norm, and drowns what tells inputs apart. With inputs (h - mean) / scale, weights
+    v = w * scale and the bias b + w mean, the layer computes the same, and what inputs have in common is the bias's.
+
+    Around each step of the optimiser, weights and gradients are changed to these coordinates and back; its moments are
+    of these coordinates. Between steps the layer is as it always is, also when it is saved.
+
+    Args:
+        weight: `(O, H)`.
+        bias: `(O,)`.
+        hidden: `(N, H)` inputs to standardise by.
+
+    Source: ours.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, hidden: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+        hidden = hidden.to(weight.device, torch.float32)
+        self.mean = hidden.mean(dim=0).to(weight.dtype)  # (H,)
+        scale = hidden.std(dim=0, correction=0)
+        self.scale = scale.clamp(min=max(LEAST_SCALE * float(scale.max()), 1e-8)).to(weight.dtype)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Do so around each step of this optimiser from now on."""
+        optimizer.register_step_pre_hook(self._enter)
+        optimizer.register_step_post_hook(self._leave)
+
+    @torch.no_grad()
+    def _enter(self, *_: Any) -> None:
+        self.bias.add_(self.weight @ self.mean)
+        self.weight.mul_(self.scale)
+        if self.weight.grad is not None and self.bias.grad is not None:
+            self.weight.grad.sub_(self.bias.grad[:, None] * self.mean).div_(self.scale)
+
+    @torch.no_grad()
+    def _leave(self, *_: Any) -> None:
+        self.weight.div_(self.scale)
+        self.bias.sub_(self.weight @ self.mean)
+
+
+logger = logging.getLogger(__name__)
+LEAST = 0.01
+
+
+class StopOnCollapse(TrainerCallback):
+    """
+    Stops training when the gate thinks on almost nothing, or on almost everything, in several logs in a row.
+
+    Args:
+        patience: how many.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.seen = patience, 0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        share = (logs or {}).get("gate/thinks")
+        if share is None:
+            return
+        self.seen = self.seen + 1 if min(share, 1 - share) < LEAST else 0
+        if self.seen >= self.patience:
+            logger.warning(
+                "The gate thinks on %.1f %% of the queries since %d logs: training stops. Change cost_weight, or "
+                "start from a gate that was warm-started.",
+                100 * share,
+                self.seen,
+            )
+            control.should_training_stop = True
+
+
+def calibrated_threshold(gate_probs: npt.ArrayLike, target: float, costs: npt.ArrayLike | None = None) -> float:
+    """
+    The lowest threshold at which thinking costs no more than wanted, on average over the inputs.
+
+    Inputs with the same probability think together or not at all. The threshold lies half-way between the last
+    probability that thinks and the next, so that rounding on another machine moves neither across.
+
+    Args:
+        gate_probs: `(N,)` probabilities of thinking.
+        target: mean cost of an input.
+        costs: `(N,)` what each costs if it thinks, for example its tokens. Default: 1 each, so that `target` is the
+            invocation ratio, 0 to 1.
+
+    Returns:
+        The threshold, in 0 ... 1. Source: ours.
+
+    Raises:
+        ValueError: if there are no inputs, a number is not finite or negative, or the threshold would have to be above
+            1 because the gate is certain.
+
+    >>> calibrated_threshold([0.1, 0.2, 0.6, 0.8], target=0.5)
+    0.4
+    >>> calibrated_threshold([0.1, 0.2, 0.6, 0.8], target=4.0, costs=[9, 9, 9, 16])
+    0.7
+    """
+    probs = np.asarray(gate_probs, dtype=np.float64)
+    prices = np.ones_like(probs) if costs is None else np.asarray(costs, dtype=np.float64)
+    if probs.ndim != 1 or not len(probs) or prices.shape != probs.shape:
+        raise ValueError(f"got {probs.shape} probabilities and {prices.shape} costs; both have to be (inputs,).")
+    for name, values in (("probability", probs), ("cost", prices), ("target", np.array([target]))):
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise ValueError(f"a {name} is negative or not finite; allowed: finite numbers from 0 on.")
+    order = np.argsort(-probs, kind="stable")
+    spent = np.cumsum(prices[order]) / len(probs)
+    ends = np.flatnonzero(np.append(np.diff(probs[order]) < 0, True))  # the last of each probability
+    fits = ends[spent[ends] <= target + 1e-12]
+    number = int(fits[-1]) + 1 if len(fits) else 0  # inputs that think
+    if number == len(probs):
+        return 0.0
+    highest = probs[order[number]]  # of those that don't
+    lowest = probs[order[number - 1]] if number else 1.0
+    threshold = float((highest + lowest) / 2)
+    if not highest < threshold:
+        raise ValueError(
+            f"the gate is certain ({highest:g}) of more inputs than may think; raise the target, or train the gate."
+        )
+    return threshold
