@@ -25,7 +25,7 @@ from mmemb_r1.training.adaptive.advantages import (
     utility_rewards,
 )
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
-from mmemb_r1.training.adaptive.forward import PolicyForward
+from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
 from mmemb_r1.training.adaptive.prompts import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
@@ -193,7 +193,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """Do as TRL, with an advantage of each token instead of each rollout."""
         self._rows = torch.tensor([row["row"] for row in inputs])
         self._embed_candidates()
-        output = super()._generate_and_score_completions(inputs)
+        with padded_left(self._tokenizer):
+            output = super()._generate_and_score_completions(inputs)
         output["advantages"] = self._token_advantages(output)
         output["rows"] = self._rows.to(output["advantages"].device)
         return output

@@ -33,6 +33,25 @@ def one_group(trainer_of, vivid, rows):
     return build
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_token_types_are_those_of_the_ids_whatever_the_tokenizer_was_set_to(
+    trainer_of, vivid, mixed, processor, side, monkeypatch
+):
+    """Prompts of different lengths with 0, 1 and 2 pictures: TRL pads ids itself, and types as the tokenizer does."""
+    monkeypatch.setattr(processor.tokenizer, "padding_side", side)
+    trainer = trainer_of(vivid, mixed, per_device_train_batch_size=32)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[row] for row in range(8) for _ in range(4)])
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    assert ((batch["mm_token_type_ids"] == 1) == (ids == vivid.config.vlm_config.image_token_id)).all()
+    assert trainer._compute_loss(trainer.model, batch).isfinite()
+    assert processor.tokenizer.padding_side == side
+    batch["mm_token_type_ids"] = batch["mm_token_type_ids"].roll(1, dims=1)
+    with pytest.raises(ValueError, match="marks other tokens as pictures"):
+        trainer._compute_loss(trainer.model, batch)
+
+
 def logged(trainer, name):
     return [log[name] for log in trainer.state.log_history if name in log]
 
