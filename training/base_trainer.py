@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import cached_file
 from trl.trainer.utils import RepeatSampler
 
+from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
+
 TRAINING_FILE = "training.json"
+ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -71,6 +76,7 @@ class PhaseTrainer:
         "id": "2604.06156",
     }
     args: Any
+    model: Any
     state: Any
     is_world_process_zero: Any
     facts: dict[str, Any]
@@ -82,6 +88,19 @@ class PhaseTrainer:
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
         if self.is_world_process_zero():
             self.save_facts(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save such that sentence-transformers loads the model, or adapters, with the prompts that it began with."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        folder, start = output_dir or self.args.output_dir, self.model.config.name_or_path
+        write_modules(folder)
+        found = start and cached_file(
+            start, ENCODING_FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        if found:
+            shutil.copy(found, folder)
 
     def save_facts(self, folder: Path) -> None:
         """Write what was trained, on which data, from which weights, beside a checkpoint."""

@@ -23,7 +23,7 @@ from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.encoding import adaptive_rows, media_options, spread
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.stream import StreamSummary, encode_stream
 
@@ -40,7 +40,6 @@ PROMPTS = {
     "moment-retrieval": "Find the part of the video that the text tells of.",
 }
 ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query` and `encode_document` is the same
-MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
 
 
@@ -94,6 +93,13 @@ class MMEmbR1(SentenceTransformer):
             return MMEmbR1Module
         return super()._load_module_class_from_ref(
             class_ref, model_name_or_path, trust_remote_code, revision, model_kwargs, **hub
+        )
+
+    def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        # sentence-transformers would take the mean of the backbone's states
+        raise ValueError(
+            f"{model_name_or_path} has no modules.json, so it is not known to be an mmemb-r1 checkpoint. Save one with "
+            "save_pretrained, or make one of a vision-language model with `mmemb-r1 init`."
         )
 
     def encode(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
