@@ -94,7 +94,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Save the model, see [`PreTrainedModel.save_pretrained`], such that sentence-transformers loads it as well."""
+        """Save the model, see [`PreTrainedModel.save_pretrained`], with what sentence-transformers loads it by."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             write_modules(save_directory)

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import DistributedType
 from transformers.utils import cached_file
 from trl.trainer.utils import RepeatSampler
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
+from mmemb_r1.training.distributed import average_gradients
 
 TRAINING_FILE = "training.json"
 ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
+_AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -75,6 +78,7 @@ class PhaseTrainer:
         "title": "MMEmb-R1: Reasoning-Enhanced Multimodal Embedding with Pair-Aware Selection and Adaptive Control",
         "id": "2604.06156",
     }
+    accelerator: Any
     args: Any
     model: Any
     state: Any
@@ -88,6 +92,11 @@ class PhaseTrainer:
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
         if self.is_world_process_zero():
             self.save_facts(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def average_gradients(self) -> None:
+        """Average gradients over the processes before a step of the optimiser, but of a model that FSDP2 shards."""
+        if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
+            average_gradients(self.model.parameters())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save such that sentence-transformers loads the model, or adapters, with the prompts that it began with."""

@@ -98,8 +98,8 @@ class MMEmbR1(SentenceTransformer):
     def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         # sentence-transformers would take the mean of the backbone's states
         raise ValueError(
-            f"{model_name_or_path} has no modules.json, so it is not known to be an mmemb-r1 checkpoint. Save one with "
-            "save_pretrained, or make one of a vision-language model with `mmemb-r1 init`."
+            f"{model_name_or_path} has no modules.json, so it is not known to be an mmemb-r1 checkpoint. Save one "
+            "with save_pretrained, or make one of a vision-language model with `mmemb-r1 init`."
         )
 
     def encode(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -30,7 +30,7 @@ from mmemb_r1.training.adaptive.prompts import check_rendering, gate_inputs, pol
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
-from mmemb_r1.training.distributed import summed
+from mmemb_r1.training.distributed import num_processes, summed, unwrapped
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
@@ -162,6 +162,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             rollout_func=lambda prompts, _: self._roll_out(prompts),
         )
         self._refuse_sharding()
+        if num_processes() > 1:  # TRL gathers pictures only in processes that have some, and waits for ever
+            self.log_multimodal = False
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._frozen.to(self.accelerator.device)
@@ -302,9 +304,15 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     # The loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a forward and a backward pass over a batch; gradients are the mean over all processes."""
+        loss = super().training_step(*args, **kwargs)
+        self.average_gradients()
+        return loss
+
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the gate's log-probabilities for decisions in the same pass as the tokens'."""
-        self._policy = PolicyForward(model, self._bare_model.config, self.temperature)
+        self._policy = PolicyForward(unwrapped(model), self._bare_model.config, self.temperature)
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
@@ -24,7 +22,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
 from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
-from mmemb_r1.training.distributed import average_gradients, expect_unused, num_processes, summed
+from mmemb_r1.training.distributed import expect_unused, keep_float32, num_processes, summed, unwrapped
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
@@ -40,10 +38,6 @@ from mmemb_r1.training.joint.forward import (
 )
 from mmemb_r1.training.joint.metrics import Means
 from mmemb_r1.training.vlm import weights_fingerprint
-
-# Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
-# only some see pictures: this trainer averages by itself.
-_AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
 
 def joint_facts(
@@ -180,6 +174,14 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed takes an optimiser step with every backward pass, of which a batch has several here. Shard "
+                "the model with FSDP2 (accelerate launch --use_fsdp --fsdp_version 2), or use accelerate launch "
+                "--multi_gpu, with adapters (lora) where memory is short."
+            )
+        if self.is_fsdp_enabled:
+            keep_float32(self.accelerator.state.fsdp_plugin)
         collator.fixed_num_chunks = self.is_fsdp_enabled  # its processes must make as many passes
         self._eval_collator = copy.copy(collator)
         self._eval_collator.augment = None
@@ -250,7 +252,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         for name in SIDES:
             side, parts = inputs[name], []
             for chunk in side["chunks"]:
-                part, logps = encode(_unwrapped(model), chunk)
+                part, logps = encode(unwrapped(model), chunk)
                 parts.append(part)
                 rationale_losses.append(self._rationale_loss(name, side, chunk, logps, totals[name]))
             vectors[name] = in_order(side, parts)
@@ -292,8 +294,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         except FloatingPointError as error:
             raise FloatingPointError(f"after {self.state.global_step} steps {error}") from error
         self._log_rationale_loss()
-        if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
-            average_gradients(self.model.parameters())
+        self.average_gradients()
         return loss
 
     def _cached_step(self, model: nn.Module, inputs: JointBatch) -> Tensor:
@@ -305,7 +306,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         (arXiv 2101.06983).
         """
         model.train()
-        encoder, device = _unwrapped(model), self.accelerator.device
+        encoder, device = unwrapped(model), self.accelerator.device
         scale = 1 / self.current_gradient_accumulation_steps
         totals = self._begin(inputs)
         runs, leaves = [], {}
@@ -412,10 +413,6 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
         facts = {"data": dataset_name} if dataset_name else {}
         write_model_card(folder, training=facts | self.facts | {"steps": self.state.global_step})
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel | nn.DataParallel) else model
 
 
 @contextlib.contextmanager

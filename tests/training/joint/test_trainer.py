@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from datasets import Dataset
 
 from mmemb_r1.atlas.pictures import augment
+from mmemb_r1.training import JointConfig, JointTrainer
 
 WHOLE = {"per_device_train_batch_size": 8, "sub_batch_size": 8, "temperature": 0.1}
 GATE = {"gate.output.weight", "gate.output.bias"}
@@ -381,6 +384,38 @@ class TestWhatIsNotFinite:
         with pytest.raises(FloatingPointError, match="after 0 steps"):
             trainer.train()
         assert trainer.state.global_step == 0
+
+
+class TestSharded:
+    def launched(self, model, table, processor, on_cpu, tmp_path, **plugins):
+        """A trainer where `accelerate launch` has set these plugins."""
+
+        class Launched(JointTrainer):
+            def create_accelerator_and_postprocess(self):
+                super().create_accelerator_and_postprocess()
+                self.is_deepspeed_enabled, self.is_fsdp_enabled = (
+                    "deepspeed_plugin" in plugins,
+                    "fsdp_plugin" in plugins,
+                )
+                vars(self.accelerator.state).update(plugins)
+
+        try:
+            args = JointConfig(**on_cpu, output_dir=str(tmp_path), per_device_train_batch_size=3, sub_batch_size=3)
+            return Launched(model, args, table, processor)
+        finally:
+            for name in plugins:
+                vars(AcceleratorState()).pop(name, None)
+
+    def test_deepspeed_is_refused(self, model, rows, processor, on_cpu, tmp_path):
+        """It made as many optimiser steps of a batch as the batch had chunks."""
+        with pytest.raises(ValueError, match="DeepSpeed takes an optimiser step with every backward pass"):
+            self.launched(model, rows, processor, on_cpu, tmp_path, deepspeed_plugin=object())
+
+    def test_fsdp2_is_told_to_return_float32(self, model, rows, processor, on_cpu, tmp_path):
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        plugin.set_mixed_precision("bf16", override=True)
+        self.launched(model, rows, processor, on_cpu, tmp_path, fsdp_plugin=plugin)
+        assert plugin.mixed_precision_policy.output_dtype is None
 
 
 def _poison(trainer, word):
