@@ -341,7 +341,13 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         optimizer.add_param_group(
             {"params": moved, "lr": self.args.gate_learning_rate, "weight_decay": 0.0, "is_gate": True}
         )
-        StandardisedGate(moved[0], moved[1], self._gate_inputs).attach(optimizer)  # the layer that reads the state
+        layer = "output" if self._bare_model.gate.hidden is None else "hidden"  # the one that reads the state
+        named = {name: weight for name, weight in self._bare_model.gate.named_parameters() if name.startswith(layer)}
+        weight, bias = (
+            next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
+            for kind in ("weight", "bias")
+        )
+        StandardisedGate(weight, bias, self._gate_inputs).attach(optimizer)
         return optimizer
 
     # Logs

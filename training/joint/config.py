@@ -72,6 +72,8 @@ class JointConfig(_BaseConfig):
             Whether the vision tower stays as it is.
         augment_pictures (`bool`, *optional*, defaults to `False`):
             Whether every training picture is shifted, turned and recoloured a little, anew each time it is drawn.
+        dataloader_persistent_workers (`bool`, *optional*, defaults to `True`):
+            Whether data workers are kept from one epoch to the next.
     """
 
     temperature: float = field(default=0.02, metadata={"help": "Divides the cosine similarities."})
@@ -100,6 +102,7 @@ class JointConfig(_BaseConfig):
     max_rationale_tokens: int = field(default=256, metadata={"help": "Longest allowed rationale."})
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
     augment_pictures: bool = field(default=False, metadata={"help": "Vary every training picture a little."})
+    dataloader_persistent_workers: bool = field(default=True, metadata={"help": "Keep data workers between epochs."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
 
     _argument_group_name: ClassVar[str] = "settings"
@@ -114,6 +117,16 @@ class JointConfig(_BaseConfig):
                 f"sub_batch_size={self.sub_batch_size} has to divide per_device_train_batch_size="
                 f"{self.per_device_train_batch_size}."
             )
+        # options of the Trainer's that would have no effect here have one value
+        fixed = {
+            "auto_find_batch_size": False,
+            "dataloader_drop_last": False,
+            "label_smoothing_factor": 0.0,
+            "train_sampling_strategy": "random",
+        }
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect in this phase; leave it out.")
         least = {
             "max_reasoning_rounds": 1,
             "num_length_chunks": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import time
 from collections import Counter
@@ -38,6 +39,8 @@ from mmemb_r1.training.joint.forward import (
 )
 from mmemb_r1.training.joint.metrics import Means
 from mmemb_r1.training.vlm import weights_fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 def joint_facts(
@@ -143,6 +146,13 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             self._pairs["eval"] = self._rows_of(eval_dataset, args, None)
         self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
         config = model.config
+        if args.use_rationales and args.max_rationale_tokens > config.max_reasoning_tokens:
+            logger.warning(
+                "Rationales of up to %d tokens are trained on (max_rationale_tokens), but the model writes at most %d "
+                "(max_reasoning_tokens of its config): longer ones will be cut when it embeds.",
+                args.max_rationale_tokens,
+                config.max_reasoning_tokens,
+            )
         if args.freeze_vision_tower or peft_config is not None:
             from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters
 
@@ -228,7 +238,9 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             batch_sampler=sampler,
             collate_fn=self.data_collator if mode == "train" else self._eval_collator,
             num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_num_workers > 0,
+            persistent_workers=self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
             generator=torch.Generator().manual_seed(self._seed),  # the global one is left to dropout
         )
         # not `accelerator.prepare`: the sampler has parted the batches, and chunks go to the device one at a time
@@ -385,8 +397,9 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         """Log, beside the rest, the means since the last log of each loss term and of [`batch_metrics`]."""
         mode = self._mode
         means, now = self._means[mode].take(), time.perf_counter()
-        if mode == "eval":
-            means = {f"eval_{name}": value for name, value in means.items()}
+        if mode == "eval":  # in place: `evaluate` returns what it logs, and the best checkpoint is found by that
+            logs.update({f"eval_{name}": value for name, value in means.items()})
+            means = {}
         elif means:
             means["tokens_per_second"] = self._tokens * num_processes() / max(now - self._since, 1e-9)
         self._tokens, self._since = 0, now  # also after an evaluation, whose time is not training's

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
 from mmemb_r1.training import AdaptiveGRPOTrainer
 from mmemb_r1.training.adaptive.prompts import with_pictures
 from mmemb_r1.training.base_trainer import last_checkpoint
@@ -150,6 +151,15 @@ def test_the_gate_has_its_own_learning_rate(trainer_of, vivid, rows):
         "gate.output.weight",
         "gate.output.bias",
     }
+
+
+def test_a_gate_with_a_hidden_layer_is_trained(trainer_of, vivid, rows):
+    """What is standardised are the inputs of the layer that reads the state, whatever the optimiser's order."""
+    vivid.config.gate_hidden_size = 8
+    vivid.gate = ReasoningGate(vivid.config)
+    before = copy.deepcopy(vivid.gate.state_dict())
+    trainer_of(vivid, rows, gate_learning_rate=0.1).train()
+    assert not any(torch.equal(before[name], after) for name, after in vivid.gate.state_dict().items())
 
 
 def test_the_gate_learns_what_pays(trainer_of, vivid, rows):

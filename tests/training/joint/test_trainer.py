@@ -295,6 +295,7 @@ class TestEvaluation:
         names = {"eval_nce_00", "eval_rationale_query", "eval_accuracy_direct", "eval_negatives", "eval_gate_prob"}
         assert names <= set(found[0]) and not any(name.startswith("nce") for name in found[0])
         assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+        assert names <= trainer.evaluate().keys()  # `metric_for_best_model` is looked for there
 
     def test_training_is_the_same_with_it_and_without(self, make_trainer, tiny, tables):
         train, other = tables
@@ -384,6 +385,19 @@ class TestWhatIsNotFinite:
         with pytest.raises(FloatingPointError, match="after 0 steps"):
             trainer.train()
         assert trainer.state.global_step == 0
+
+
+def test_options_of_the_data_loader_are_passed_on(make_trainer, model, rows):
+    options = {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 3, "dataloader_persistent_workers": False}
+    loader = make_trainer(model, rows, **options).get_train_dataloader()
+    assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (2, 3, False)
+    assert make_trainer(model, rows, dataloader_num_workers=1).get_train_dataloader().persistent_workers
+
+
+@pytest.mark.parametrize("largest", [128, 256])
+def test_a_budget_that_the_model_does_not_have_is_told(make_trainer, model, rows, largest, caplog):
+    make_trainer(model, rows, max_rationale_tokens=largest)
+    assert ("the model writes at most 128" in caplog.text) is (largest > model.config.max_reasoning_tokens)
 
 
 class TestSharded:
