@@ -22,7 +22,7 @@ setup: $(STAMP)
 # doubled. Compiling site-packages halves the time that imports take where Python may not write bytecode itself; some
 # packages carry files that no Python compiles, which is why only the result of that one call is not looked at.
 $(STAMP):
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 setup")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 setup")'
 	$(PYTHON) -m venv .venv
 	rm -f .venv/.stamp-*
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
@@ -35,7 +35,7 @@ $(STAMP):
 
 .PHONY: quickstart
 quickstart: setup
-	$(BIN)/python -m experiments.quickstart --output runs/quickstart
+	experiments/quickstart/quickstart.sh runs/quickstart
 
 # The quick form: on two cores ten of its twelve rows took 42 minutes. The full form:
 # make study STUDY_ARGS="--full --output runs/study-full"
@@ -62,9 +62,10 @@ doctest: wheel
 	$(ON_WHEEL) $(BIN)/pytest --doctest-modules --pyargs mmemb_r1 experiments
 
 .PHONY: lint
-lint: setup
+lint: wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=$(WHEEL) $(BIN)/lint-imports --no-cache --no-logo
 
 .PHONY: typecheck
 typecheck: wheel

@@ -30,9 +30,9 @@ from benchmarks.engine.timing import alternating, ratio
 from benchmarks.engine.workload import inputs_of, skewed_lengths
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1.encoding import DECODED_PER_READ, input_sizes, plan_batches
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.decoding_mmemb_r1 import DecodingStatistics
 from mmemb_r1.modeling.outputs_mmemb_r1 import MMEmbR1EmbedOutput
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 
 PEER, ACROSS, WITHIN = "peer", "ours, across batches", "ours, within a batch"
 SIDES = (PEER, ACROSS, WITHIN)

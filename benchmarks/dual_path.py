@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.facts import write_facts
 from benchmarks.random_pairs import Kind, joint_trainer, loaded, one_batch, random_pairs
 from mmemb_r1 import MMEmbR1Model
-from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
+from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.training import JointTrainer
 from mmemb_r1.training.joint.forward import (
     SIDES,

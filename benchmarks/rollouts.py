@@ -24,10 +24,11 @@ from benchmarks.facts import write_facts
 from benchmarks.random_pairs import Kind, loaded, random_pairs
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.content import given_parts
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.training.adaptive.forward import PolicyForward
-from mmemb_r1.training.adaptive.rollouts import Group, roll_out
+from mmemb_r1.training.adaptive.rollouts import RolloutGroup, roll_out
 
 KINDS = {"text": Kind(0, 12, 1), "small picture": Kind(64, 8, 1), "large picture": Kind(320, 8, 1)}
 TOLERANCE = 1e-4
@@ -42,9 +43,9 @@ def repeated(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     }
 
 
-def log_probs(model: MMEmbR1Model, batch: dict[str, Tensor], group: Group, pad: int) -> Tensor:
+def log_probs(model: MMEmbR1Model, batch: dict[str, Tensor], group: RolloutGroup, pad: int) -> Tensor:
     """Of what was drawn, one token after another."""
-    inputs = append_tokens(batch, group.thoughts, pad)
+    inputs = append_tokens(batch, group.rationales, pad)
     starts = batch["attention_mask"].sum(dim=1)
     places = torch.arange(inputs["input_ids"].shape[1])
     outside = (places < starts[:, None]) | ~inputs["attention_mask"].bool()
@@ -61,13 +62,13 @@ def measure(model: MMEmbR1Model, processor: Any, kind: Kind, args: argparse.Name
     batch = dict(render(processor, to_conversations(queries)))
     many = repeated(batch, args.generations)
 
-    def draw(name: str) -> Group:
+    def draw(name: str) -> RolloutGroup:
         given, number = (batch, args.generations) if name == "shared" else (many, 1)
         generator = torch.Generator().manual_seed(args.seed)
         return roll_out(model, given, number, max_tokens=args.tokens, generator=generator)
 
     groups = {name: draw(name) for name in ("stock", "shared")}
-    if groups["stock"].thoughts != groups["shared"].thoughts:
+    if groups["stock"].rationales != groups["shared"].rationales:
         raise ValueError("Both sides were given the same random numbers and drew other tokens.")
     stock, shared = (log_probs(model, many, group, processor.tokenizer.pad_token_id) for group in groups.values())
     vectors = float((groups["stock"].reasoned - groups["shared"].reasoned).abs().max())

@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 
 from benchmarks.facts import write_facts
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training.rationales.sampling import draw_continuations
 from mmemb_r1.training.shared_prefix import branch, read_prefix, suffix_logits

@@ -1,4 +1,4 @@
-"""The model card: a template, what fills it from files on disk, and what checks it offline."""
+"""Write the model card from files on disk, and check it offline."""
 
 from __future__ import annotations
 

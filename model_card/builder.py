@@ -1,14 +1,12 @@
-"""Fill the model card's template from a saved checkpoint and the files beside it.
-
-Nothing is made up: what no file says is left out.
-"""
+"""Fill the model card's template from a saved checkpoint and the files beside it; what no file says is left out."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -53,10 +51,10 @@ def build_model_card(
     repo_id: str | None = None,
     keep: bool = False,
 ) -> str:
-    """Render the README.md of a checkpoint.
+    """Render the README.md of a checkpoint: a YAML header with the Hub's metadata, and Markdown.
 
-    Files that lie in the checkpoint are found by their names and taken to be about this model; arguments override
-    them. A section without a file is left out.
+    Files in the checkpoint are found by their names and taken to be about this model; arguments override them. A
+    section without a file is left out.
 
     Args:
         directory: The saved checkpoint.
@@ -71,57 +69,78 @@ def build_model_card(
         emissions: Of the training: CodeCarbon's emissions.csv, or grams of CO2 equivalents. The file is not looked for
             in `directory`, because it holds coordinates, which should not be published by accident.
         repo_id: The model's id on the Hub, which the snippets then use. Default: the name of `directory`.
-        keep: Whether what no file holds (licence, language, base model, datasets, emissions, repository) is taken from
-            the README.md that is there, where no argument says otherwise. Defaults to `False`: after a training, the
-            card there may be that of the model it began with.
-
-    Returns:
-        The card: a YAML header with the Hub's metadata, and Markdown.
+        keep: Take what no file holds (licence, language, base model, datasets, emissions, repository) from the
+            README.md that is there, unless an argument gives it. Defaults to `False`: after a training, the card
+            there may be that of the model that training began with.
 
     Raises:
-        ValueError: If `directory` holds no checkpoint, a file is damaged, or an id or licence is not such as the Hub
-            knows.
+        ValueError: If `directory` holds no checkpoint, a file is damaged, or the Hub would refuse an id or licence.
     """
     folder = Path(directory).resolve()
     if not (folder / "config.json").is_file():
         raise ValueError(f"{directory} holds no checkpoint: there is no config.json in it; save the model there first")
-    kept = _kept(folder / CARD_FILE) if keep else {}
     if repo_id is not None and (repo_id.count("/") != 1 or not is_repo_id(repo_id)):
         raise ValueError(f"repo_id is {repo_id!r}; allowed: an id on the Hub, org/name")
-    name = repo_id or kept.pop("repo_id", None) or folder.name
+    header = _read_kept(folder / CARD_FILE) if keep else {}
+    name = repo_id or header.pop("repo_id", None) or folder.name
+    if license is not None:  # the name and the text of another licence go with it
+        header = {key: value for key, value in header.items() if key not in ("license_name", "license_link")}
     given = {
         "license": license,
         "base_model": base_model if base_model is None or isinstance(base_model, str) else list(base_model),
         "datasets": None if datasets is None else list(datasets),
         "co2_eq_emissions": None if emissions is None else read_emissions(emissions),
     }
-    if license is not None:  # the name and the text of another licence go with it
-        kept = {key: value for key, value in kept.items() if key not in ("license_name", "license_link")}
-    told = kept | {key: value for key, value in given.items() if value is not None}
-    measured = _found(results, folder / RESULTS_FILE, read_results)
-    facts = _found(None, folder / TRAINING_FILE, read_training) if training is None else training
+    header |= {key: value for key, value in given.items() if value is not None}
+    measured = _read_if_there(results, folder / RESULTS_FILE, read_results)
+    facts = training if training is not None else _read_if_there(None, folder / TRAINING_FILE, read_training) or {}
+    metadata = _metadata(name, header, measured)
+    body = _body(folder, name, header, facts, measured, curve)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body.rstrip()}\n"
+
+
+def _metadata(name: str, header: Mapping[str, Any], results: Results | None) -> ModelCardData:
     metadata = ModelCardData(
         model_name=name,
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
         tags=TAGS,
-        eval_results=None if measured is None else _eval_results(measured),
-        **told,
+        eval_results=None if results is None else _eval_results(results),
+        **header,
     )
     if faults := list(header_faults(metadata.to_dict())):
         raise ValueError(faults[0][1])
-    config = MMEmbR1Config.from_pretrained(folder)
-    videos = _takes_videos(folder)
-    template = Template(files(__package__).joinpath("template.md").read_text(encoding="utf-8"))
-    body = template.substitute(
+    return metadata
+
+
+def _body(
+    folder: Path,
+    name: str,
+    header: Mapping[str, Any],
+    training: Mapping[str, Any],
+    results: Results | None,
+    curve: str | os.PathLike[str] | None,
+) -> str:
+    """Fill the template with the sections for which there is a file."""
+    config, videos = MMEmbR1Config.from_pretrained(folder), _takes_videos(folder)
+    parts = [sections.training_section(training, header.get("datasets") or [])]
+    if results is not None:
+        parts += [sections.results_section(results), sections.cost_section(results)]
+    curve_file = Path(curve) if curve is not None else find_curve(folder)
+    if curve_file is not None:
+        picture = Path(curve_name(curve_file)).with_suffix(".png").name
+        has_picture = curve_file.with_suffix(".png").is_file()
+        parts.append(sections.curve_section(read_curve(curve_file), picture if has_picture else None))
+    if "co2_eq_emissions" in header:
+        parts.append(sections.carbon_section(header["co2_eq_emissions"]))
+    return Template(files(__package__).joinpath("template.md").read_text(encoding="utf-8")).substitute(
         name=name,
         media="text, images, videos" if videos else "text, images",
         keys="`text`, `image`, `video` and `instruction`" if videos else "`text`, `image` and `instruction`",
-        facts=_facts(folder, config, told.get("base_model")),
-        limits=sections.limits(config, measured, facts or {}),
-        sections="".join(_sections(folder, facts or {}, measured, curve, told)),
+        facts=_model_table(folder, config, header.get("base_model")),
+        limits=sections.limits(config, results, training),
+        sections="".join(parts),
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n{body.rstrip()}\n"
 
 
 def write_model_card(
@@ -132,17 +151,14 @@ def write_model_card(
     curve: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Path:
-    """Render, check and write the README.md of a checkpoint, whole or not at all.
+    """Render, check and write the README.md of a checkpoint, whole or not at all, and return its path.
 
-    What comes from elsewhere is put into the checkpoint, so that the card can be made again from it alone: `results`
-    as `results.json`, `training` as `training.json`, `curve` with the picture beside it under its own name.
+    What lies elsewhere is copied into the checkpoint, so that the card can be made again from it alone: `results` as
+    `results.json`, `training` as `training.json`, `curve` and the picture beside it under their own names.
 
     Args:
         directory, results, training, curve: As for [`build_model_card`].
         **options: Its other arguments.
-
-    Returns:
-        The README.md.
 
     Raises:
         ValueError: As [`build_model_card`] and [`validate_model_card`]; and if a curve of another name, or its
@@ -163,15 +179,15 @@ def write_model_card(
     return folder / CARD_FILE
 
 
-def _kept(card: Path) -> dict[str, Any]:
-    """What only the header of an earlier card knows, with the model's id under `repo_id`."""
+def _read_kept(card: Path) -> dict[str, Any]:
+    """Read what only the header of an earlier card holds, with the model's id under `repo_id`."""
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if not text.startswith("---"):
         return {}
     header, _ = read_header(text)
     for key, fault in header_faults(header):
         if key in ("model-index", *KEPT):
-            raise ValueError(f"{card}: {fault}; mend its header, or remove the file")
+            raise ValueError(f"{card}: {fault}; correct its header, or remove the file")
     kept = {key: header[key] for key in KEPT if header.get(key) is not None}
     if isinstance(kept.get("datasets"), str):  # the Hub takes one for a list of one, and a number for grams
         kept["datasets"] = [kept["datasets"]]
@@ -182,8 +198,8 @@ def _kept(card: Path) -> dict[str, Any]:
     return kept | ({"repo_id": name} if isinstance(name, str) and name.count("/") == 1 and is_repo_id(name) else {})
 
 
-def _found(given: Any, usual: Path, read: Any) -> Any:
-    path = given if given is not None else usual if usual.is_file() else None
+def _read_if_there(given: Any, default: Path, read: Callable[[Any], Any]) -> Any:
+    path = given if given is not None else default if default.is_file() else None
     return None if path is None else read(path)
 
 
@@ -206,35 +222,14 @@ def _copy_curve(source: Path, folder: Path) -> None:
         _copy(picture, shown)
 
 
-def _sections(
-    folder: Path,
-    training: Mapping[str, Any],
-    results: Results | None,
-    curve: str | os.PathLike[str] | None,
-    told: Mapping[str, Any],
-) -> list[str]:
-    found = [sections.training_section(training, told.get("datasets") or [])]
-    if results is not None:
-        found += [sections.results_section(results), sections.cost_section(results)]
-    table_file = Path(curve) if curve is not None else find_curve(folder)
-    if table_file is not None:
-        picture = Path(curve_name(table_file)).with_suffix(".png").name
-        has_picture = table_file.with_suffix(".png").is_file()
-        found.append(sections.curve_section(read_curve(table_file), picture if has_picture else None))
-    if "co2_eq_emissions" in told:
-        found.append(sections.carbon_section(told["co2_eq_emissions"]))
-    return found
-
-
-def _facts(folder: Path, config: MMEmbR1Config, base_model: str | list[str] | None) -> str:
-    dimensions = config.truncate_dim or config.embedding_dim or config.hidden_size
+def _model_table(folder: Path, config: MMEmbR1Config, base_model: str | list[str] | None) -> str:
     bases = [base_model] if isinstance(base_model, str) else base_model or [config.vlm_config.model_type]
     rounds = config.max_reasoning_rounds
     facts: dict[str, Any] = {"backbone": ", ".join(bases)}
     if parameters := _num_parameters(folder):
         facts["parameters"] = f"{parameters:,}"
     facts |= {
-        "embedding dimensions": dimensions,
+        "embedding dimensions": config.truncate_dim or config.embedding_dim or config.hidden_size,
         "Matryoshka dimensions": ", ".join(map(str, config.matryoshka_dims or [])) or None,
         "pooling": config.pooling,
         "reasoning by default": f"{config.reasoning}, documents {config.document_reasoning}",
@@ -245,26 +240,23 @@ def _facts(folder: Path, config: MMEmbR1Config, base_model: str | list[str] | No
 
 
 def _takes_videos(folder: Path) -> bool:
-    """Whether the checkpoint's processor has a part for videos; some backbones take pictures only."""
+    """Tell whether the checkpoint's processor has a part for videos; some backbones take only pictures."""
     path = folder / "processor_config.json"
     return path.is_file() and "video_processor" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def _num_parameters(folder: Path) -> int:
-    """Parameters in the checkpoint's safetensors files, read from their headers."""
+    """Count the parameters in the checkpoint's safetensors files, from their headers."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
+            names = tensors.keys()
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     return total
 
 
 def _eval_results(results: Results) -> list[EvalResult]:
-    """The means over tasks for the Hub's model index; the card's table holds the single tasks."""
+    """List the means over tasks for the Hub's model index; the card's own table has the single tasks."""
     dataset = results["config"].get("dataset", "Atlas")
     return [
         EvalResult(

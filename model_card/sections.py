@@ -1,4 +1,4 @@
-"""The card's sections, each from what its file says. A section without a file is empty."""
+"""Write the sections of a model card, each from the file that holds its numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mmemb_r1.formatting import score, share, significant, table
 from mmemb_r1.model_card.sources import Curve, Point
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 
-DATA_FACTS = ("data", "pairs", "tasks", "rationales")  # of a training: what it saw; the rest is how
-WEAK = 0.5  # a task is weak if no mode answers this share of its queries
+DATA_FACTS = ("data", "pairs", "tasks", "rationales")  # what a training saw; its other facts are settings
+WEAK = 0.5  # a task is weak if no mode scores this
 CURVE_ROWS = 11
 
 
 def limits(config: MMEmbR1Config, results: Results | None, training: Mapping[str, Any]) -> str:
-    """List items: what this checkpoint cuts off, and what it is bad at as far as its files say."""
+    """List what this checkpoint cuts off, and what it is bad at as far as its files say."""
     frames = f"a video file is seen as {config.num_video_frames} frames"
     if config.max_text_tokens is None:
         items = [f"Text is not cut; {frames}."]
@@ -61,8 +61,11 @@ def _baselines(result: Mapping[str, Any]) -> list[float]:
 
 
 def training_section(facts: Mapping[str, Any], datasets: Sequence[str]) -> str:
-    """Data and selection, then settings. Lists and objects among the facts (logs, say) are left out."""
-    told = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+    """
+    Data and selection, then settings, then the phases `before` this one. Other lists and objects among the facts (say
+    logs) are left out.
+    """
+    told = _told(facts)
     data = {name: told.pop(name) for name in DATA_FACTS if name in told}
     if datasets:
         data["datasets"] = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
@@ -71,11 +74,18 @@ def training_section(facts: Mapping[str, Any], datasets: Sequence[str]) -> str:
         text += f"\n## Training data and selection\n\n{table(['', ''], data.items())}\n"
     if told:
         text += f"\n## Training\n\n{table(['', ''], told.items())}\n"
+    for earlier in reversed(facts.get("before", [])):
+        told = _told(earlier)
+        text += f"\n### Before it: {told.pop('phase', 'training')}\n\n{table(['', ''], told.items())}\n"
     return text
 
 
+def _told(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    return {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+
+
 def measured_on(results: Results) -> str:
-    """Dataset and split. A file that names no dataset is one of Atlas, which `mmemb-r1 evaluate` measures."""
+    """Name the dataset and split. Results that name no dataset are of Atlas, the default of `mmemb-r1 evaluate`."""
     split = results["config"].get("split")
     return f"{results['config'].get('dataset', 'Atlas')}, " + (f"{split} split" if split else "split not recorded")
 
@@ -85,7 +95,7 @@ def _counted(results: Results) -> str:
 
 
 def results_section(results: Results) -> str:
-    """The score of each task and mode with its interval, and the baselines that were measured."""
+    """Write a table of the score of each task and mode with its interval, and of the baselines that were measured."""
     modes, tasks = results["config"]["modes"], results["tasks"]
     summaries = {f"**mean: {name}**": result for name, result in results["summary"].items()}
     optional = {
@@ -120,7 +130,7 @@ def results_section(results: Results) -> str:
 
 
 def metric_of(results: Results, group: str | None = None) -> str:
-    """The metric of all tasks, or of those of a group; `"score"` where they have several."""
+    """Name the metric of all tasks, or of those of a group; `"score"` where they have several."""
     metrics = {
         result["metric"]
         for result in results["tasks"].values()
@@ -154,7 +164,7 @@ def _scored(numbers: Mapping[str, Any]) -> str:
 
 
 def cost_section(results: Results) -> str:
-    """Tokens and time of a query in each mode, and what thinking brings for them."""
+    """Write a table of the tokens and time of a query in each mode, and of the score that they bring."""
     modes, means = results["config"]["modes"], results["summary"]["all"]["modes"]
     rows = [
         [
@@ -183,20 +193,20 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _price(means: Mapping[str, Mapping[str, Any]], metric: str) -> str:
-    direct, thought = means.get("never", {}), means.get("always", {})
-    if not direct.get("seconds_per_query") or thought.get("seconds_per_query") is None:
+    direct, reasoned = means.get("never", {}), means.get("always", {})
+    if not direct.get("seconds_per_query") or reasoned.get("seconds_per_query") is None:
         return ""
-    factor = significant(thought["seconds_per_query"] / direct["seconds_per_query"])
+    factor = significant(reasoned["seconds_per_query"] / direct["seconds_per_query"])
     return (
-        f"\nWith a thought a query takes {_milliseconds(thought['seconds_per_query'])} ms and "
-        f"{thought['mean_reasoning_tokens']:.1f} rationale tokens, without one "
+        f"\nWith a rationale a query takes {_milliseconds(reasoned['seconds_per_query'])} ms and "
+        f"{reasoned['mean_reasoning_tokens']:.1f} rationale tokens, without one "
         f"{_milliseconds(direct['seconds_per_query'])} ms: {factor} times as long, for a {metric} of "
-        f"{score(thought['score'])} instead of {score(direct['score'])}.\n"
+        f"{score(reasoned['score'])} instead of {score(direct['score'])}.\n"
     )
 
 
 def curve_section(curve: Curve, picture: str | None) -> str:
-    """The score over the share of queries that think: at most [`CURVE_ROWS`] points of each model of the file."""
+    """Write a table of the score over the invocation rate: at most [`CURVE_ROWS`] points of each model of the file."""
     chosen = {model: _spread(points) for model, points in curve.models.items()}
     length = max(map(len, chosen.values()))
     header = [
@@ -222,7 +232,7 @@ def curve_section(curve: Curve, picture: str | None) -> str:
 
 
 def _spread(points: Sequence[Point]) -> list[Point]:
-    """Of points in order, those whose shares are nearest to 0, 10, ..., 100 %."""
+    """Choose the points whose invocation rates are nearest to 0, 10, ..., 100 %."""
     targets = [step / (CURVE_ROWS - 1) for step in range(CURVE_ROWS)]
     nearest = [min(points, key=lambda point: abs(point.invocation - target)) for target in targets]
     return list(dict.fromkeys(nearest))
@@ -234,7 +244,7 @@ def _cells(point: Point) -> list[str]:
 
 
 def carbon_section(emissions: Mapping[str, Any]) -> str:
-    """What the Hub's `co2_eq_emissions` says, in words."""
+    """Say in words what the Hub's `co2_eq_emissions` holds."""
     source = emissions.get("source")
     facts = [emissions[name] for name in ("hardware_used", "geographical_location") if emissions.get(name)]
     return (

@@ -1,4 +1,4 @@
-"""The files that a card's numbers come from, each read and checked. A damaged one is an error that names it."""
+"""Read and check the files that a card's numbers come from. A damaged one is an error that names it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AGAIN = "write the file again, or leave it out"
 
 
 class Point(NamedTuple):
-    """A model at one threshold of its gate: the share of queries that think, R@1 and its 95 % interval."""
+    """A model at one threshold of its gate: the invocation rate, R@1 and its 95 % interval."""
 
     threshold: float
     invocation: float
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """What a curve's file holds. `None` is what it doesn't say."""
+    """What a curve's file holds; `None` is what it does not say."""
 
     file: str
     models: dict[str, list[Point]]
@@ -43,7 +43,7 @@ class Curve:
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
-    """What [`save_results`] wrote, with every number that the card shows.
+    """Read what [`save_results`] wrote, and check every number that the card shows.
 
     Raises:
         ValueError: if the file is damaged, or a number is missing or out of its range.
@@ -71,14 +71,14 @@ def read_results(path: str | os.PathLike[str]) -> Results:
                     _number(measured.get(key), path, f"{where}/modes/{mode}/{key}", highest)
                 if "interval" in measured:
                     _ends(measured["interval"], path, f"{where}/modes/{mode}/interval")
-                if (seconds := measured.get("seconds_per_query")) is not None:  # of what came from a cache: not known
+                if (seconds := measured.get("seconds_per_query")) is not None:  # unknown for vectors from a cache
                     _number(seconds, path, f"{where}/modes/{mode}/seconds_per_query", math.inf)
     _object(results["summary"].get("all"), path, "summary/all")
     return results
 
 
 def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The facts of a training, name -> value.
+    """Read the facts of a training, name -> value.
 
     Raises:
         ValueError: if the file holds something else.
@@ -91,7 +91,7 @@ def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_curve(path: str | os.PathLike[str]) -> Curve:
-    """A table of scores over the gate's threshold, CSV.
+    """Read a table of scores over the gate's threshold, CSV.
 
     Its columns are those of [`Point`], and where known `model` (several curves in one file), `dataset`, `split` and
     `queries`. A file `curve-test.csv` without a column `split` is of the test split.
@@ -117,22 +117,18 @@ def read_curve(path: str | os.PathLike[str]) -> Curve:
 
 
 def curve_name(path: str | os.PathLike[str]) -> str:
-    """What a curve's file is called inside a checkpoint: as it is, if it would be found there by its name."""
+    """Name a curve's file inside a checkpoint: its own name, if it would be found there by that."""
     name = Path(path).name
     return name if CURVE_NAME.fullmatch(name) else "curve.csv"
 
 
 def curves_in(folder: Path) -> list[Path]:
-    """The curves that lie in a checkpoint, by their names."""
+    """List the curves in a checkpoint, found by their names."""
     return sorted(path for path in folder.iterdir() if CURVE_NAME.fullmatch(path.name))
 
 
 def find_curve(folder: Path) -> Path | None:
-    """The curve that lies in a checkpoint, if one does.
-
-    Raises:
-        ValueError: if there are several.
-    """
+    """Find the curve in a checkpoint, if there is one. ValueError if there are several."""
     found = curves_in(folder)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
@@ -141,7 +137,7 @@ def find_curve(folder: Path) -> Path | None:
 
 
 def read_emissions(source: str | os.PathLike[str] | float) -> dict[str, Any]:
-    """What the Hub's `co2_eq_emissions` says of a training.
+    """Make the value of the Hub's `co2_eq_emissions` for a training.
 
     Args:
         source: CodeCarbon's emissions.csv, or grams of CO2 equivalents.

@@ -1,4 +1,4 @@
-"""Is a model card whole? Asked offline: the Hub's own check needs the Hub."""
+"""Check a model card offline: the Hub's own check needs the Hub."""
 
 from __future__ import annotations
 
@@ -60,12 +60,7 @@ def validate_model_card(text: str, folder: str | os.PathLike[str]) -> None:
 
 
 def read_header(text: str) -> tuple[dict[str, Any], int]:
-    """
-    A card's metadata, and how many lines the header takes.
-
-    Raises:
-        ValueError: if there is no header, or it is no YAML mapping.
-    """
+    """Read a card's metadata, and count the lines of the header. ValueError if it is no YAML mapping."""
     lines = text.splitlines()
     if not lines or lines[0].strip() != "---":
         raise ValueError("README.md, line 1: there is no header; a card begins with YAML between two lines of ---")
@@ -85,7 +80,7 @@ def read_header(text: str) -> tuple[dict[str, Any], int]:
 
 
 def header_faults(header: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """What is wrong in a card's metadata: the key, and a sentence that says what is allowed."""
+    """Find what is wrong in a card's metadata: the key, and a sentence that says what is allowed."""
     for key, allowed in (("library_name", LIBRARIES), ("pipeline_tag", PIPELINE_TAGS)):
         if header.get(key) not in allowed:
             yield key, f"{key} is {header.get(key)!r}; allowed: {', '.join(allowed)}"
@@ -108,7 +103,7 @@ def header_faults(header: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 def is_repo_id(value: Any) -> bool:
     """
-    Whether the Hub could know something by this name.
+    Tell whether a name has the form of an id on the Hub.
 
     >>> is_repo_id("org/name"), is_repo_id("gpt2"), is_repo_id("/models/mine"), is_repo_id("a/b/c")
     (True, True, False, False)
@@ -159,7 +154,7 @@ def _check_links(line: str, number: int, folder: Path) -> None:
 
 
 def _listed(value: Any) -> list[Any]:
-    """The Hub takes one value for a list of one."""
+    """Make a list of a value: the Hub takes one value for a list of one."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

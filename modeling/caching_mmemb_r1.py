@@ -1,6 +1,6 @@
 """
-Key-value caches of rows that think: tokens are written in place, rows leave without a copy of the rest, and rows of
-several prefills come together.
+Keep key-value caches of rows that think: tokens are written in place, rows leave without a copy of the rest, and rows
+of several prefills come together.
 
 transformers' `DynamicCache` copies everything with every token and with every row that leaves. Here the layers of full
 attention, which hold nearly all of it, have room to the right; other layers stay transformers' own.
@@ -21,14 +21,14 @@ LEAST_ROOM = 16  # columns: a growing buffer is copied at most once in so many t
 
 class RoomyLayer(DynamicLayer):
     """
-    Keys and values as the left part of buffers `(N, heads, columns, head_dim)` with room for more columns.
+    Hold keys and values as the left part of buffers `(N, heads, columns, head_dim)` with room for more columns.
 
     `keys` and `values`, which transformers reads, are views of the buffers.
     """
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], widths: Sequence[int]) -> None:
         """
-        Rows of one or several caches, aligned on the right.
+        Copy rows of one or several caches, aligned on the right.
 
         Args:
             keys, values: of each, `(N, heads, columns, head_dim)`; they are copied.
@@ -78,7 +78,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def branched(cache: Any, rows: Tensor) -> Any:
-    """A copy of the given rows `(N,)`, any of them left out or repeated, with room; `cache` stays as it is."""
+    """Copy the given rows `(N,)`, any of them left out or repeated, with room; `cache` stays as it is."""
     new = copy.copy(cache)
     new.layers = [_branched(layer, rows) for layer in cache.layers]
     return new
@@ -97,8 +97,8 @@ def _branched(layer: Any, rows: Tensor) -> Any:
 
 def places_kept(stay: list[int]) -> list[int]:
     """
-    Which row each place holds after only the rows `stay` are kept: rows whose place is still there stay in it, the
-    others fill the gaps.
+    List which row each place holds after only the rows `stay` are kept: rows whose place is still there stay in it,
+    the others fill the gaps.
 
     >>> places_kept([0, 2, 3])
     [0, 3, 2]
@@ -119,14 +119,9 @@ def keep(cache: Any, order: Tensor) -> None:
             layer.reorder_cache(order)
 
 
-def can_join(cache: Any) -> bool:
-    """Whether rows of this cache can stand beside those of another one: they can't with recurrent states."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer) for layer in cache.layers)
-
-
 def joined(first: Any, second: Any, widths: tuple[int, int]) -> Any:
     """
-    The rows of two caches as one, aligned on the right.
+    Join the rows of two caches, aligned on the right.
 
     Args:
         first, second: caches of the same model; used up.
@@ -149,7 +144,7 @@ def joined(first: Any, second: Any, widths: tuple[int, int]) -> Any:
 
 
 def _window(parts: Sequence[Tensor], widths: Sequence[int], columns: int) -> Tensor:
-    """The last `columns` of rows `(N, heads, columns, head_dim)` of which each part needs so many, or has fewer."""
+    """Cut rows `(N, heads, columns, head_dim)`, of which each part needs so many columns, to their last `columns`."""
     width = max(widths)
     needed = [states[:, :, max(states.shape[2] - own, 0) :] for states, own in zip(parts, widths, strict=True)]
     return torch.cat([nn.functional.pad(states, (0, 0, width - states.shape[2], 0)) for states in needed])[

@@ -1,31 +1,71 @@
-"""Configuration of the adaptive embedding model: every number the model needs, nothing else."""
+"""Configure the adaptive embedding model: every number that it needs, nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .heads_mmemb_r1 import pooling_class
+
 REPOSITORY_FORMAT = 1
-POOLINGS = ("last", "mean", "attention")
 REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
 REASONING_MODES = ("auto", "always", "never")
 
 
-def check_reasoning_options(
-    reasoning: str, gate_threshold: float, max_reasoning_tokens: int, max_reasoning_rounds: int
-) -> None:
-    """Raise a ValueError that says what is allowed if an option of thinking is out of its range."""
+def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None = None) -> dict[str, Any]:
+    """
+    Fill in the options of thinking that are not given, and check them: the one place where this is done.
+
+    Args:
+        config: the [`MMEmbR1Config`], whose values are the defaults.
+        options: those that are given; `None` counts as not given, and other names are passed over.
+        task: `"document"` makes the config's `document_reasoning` the default of `reasoning`.
+
+    Returns:
+        All of `REASONING_OPTIONS`; `max_reasoning_tokens` is one number, or a list of one per row.
+
+    Raises:
+        ValueError: if an option is out of its range.
+
+    >>> resolve_reasoning(MMEmbR1Config(), {"gate_threshold": 0.9, "batch_size": 8}, task="document")
+    {'reasoning': 'never', 'gate_threshold': 0.9, 'max_reasoning_tokens': 128, 'max_reasoning_rounds': 1}
+    """
+    defaults = {name: getattr(config, name) for name in REASONING_OPTIONS}
+    if task == "document":
+        defaults["reasoning"] = config.document_reasoning
+    given = {name: options[name] for name in REASONING_OPTIONS if options.get(name) is not None}
+    reasoning, threshold, tokens, rounds = (defaults | given).values()
     if reasoning not in REASONING_MODES:
         raise ValueError(f"reasoning={reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
-    if not 0 <= gate_threshold <= 1:
-        raise ValueError(f"gate_threshold={gate_threshold} has to be a probability, from 0 to 1.")
-    if max_reasoning_tokens < 1 or max_reasoning_rounds < 1:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"gate_threshold={threshold} has to be a probability, from 0 to 1.")
+    if not isinstance(rounds, Integral):
+        raise ValueError(f"max_reasoning_rounds={rounds!r:.80} has to be a whole number.")
+    budgets = listed_budgets(tokens)
+    if min(budgets, default=1) < 1 or rounds < 1:
         raise ValueError(
-            f"max_reasoning_tokens={max_reasoning_tokens} and max_reasoning_rounds={max_reasoning_rounds} have to be "
-            'at least 1; use reasoning="never" not to think.'
+            f"max_reasoning_tokens={tokens!r:.80} and max_reasoning_rounds={rounds} have to be at least 1; use "
+            'reasoning="never" not to think.'
         )
+    values = reasoning, float(threshold), int(tokens) if isinstance(tokens, Integral) else budgets, int(rounds)
+    return dict(zip(REASONING_OPTIONS, values, strict=True))
+
+
+def listed_budgets(budgets: Any) -> list[int]:
+    """
+    List the budgets of rationales: one for all rows, or one per row.
+
+    Raises:
+        ValueError: if they are no whole numbers.
+    """
+    given = budgets if isinstance(budgets, Sequence) else [budgets]
+    if isinstance(budgets, str) or not all(isinstance(budget, Integral) for budget in given):
+        raise ValueError(f"max_reasoning_tokens={budgets!r:.80} has to be one whole number, or a list of one per row.")
+    return [int(budget) for budget in given]
 
 
 class MMEmbR1Config(PreTrainedConfig):
@@ -48,7 +88,7 @@ class MMEmbR1Config(PreTrainedConfig):
             Ids from this one on are rows of the vocabulary without a token; they can't occur inside a rationale.
         pooling (`str`, *optional*, defaults to `"last"`):
             How the hidden states up to an `<|embed|>` become one vector: `"last"` (the state at `<|embed|>`), `"mean"`
-            or `"attention"` (learned weights).
+            or `"attention"` (learned weights); or a name that was registered with `register_pooling`.
         embedding_dim (`int`, *optional*):
             Output dimension of a linear projection after pooling. `None` means no projection: the backbone's hidden
             size.
@@ -69,7 +109,8 @@ class MMEmbR1Config(PreTrainedConfig):
         document_reasoning (`str`, *optional*, defaults to `"never"`):
             Default reasoning mode of `encode_document`: a corpus is embedded directly unless it is worth more.
         max_reasoning_tokens (`int`, *optional*, defaults to 128):
-            Budget of one rationale in tokens; a longer one is closed by force.
+            Budget of one rationale in tokens. A longer one is truncated: `</think>` is inserted, and the text so far
+            is embedded.
         max_reasoning_rounds (`int`, *optional*, defaults to 1):
             How often an input may think; the gate is asked again after every round.
         max_text_tokens (`int`, *optional*, defaults to 8192):
@@ -126,8 +167,7 @@ class MMEmbR1Config(PreTrainedConfig):
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r} is not known; allowed: {', '.join(POOLINGS)}.")
+        pooling_class(self.pooling)  # an unknown one is an error here, not when the model is built
         if self.document_reasoning not in REASONING_MODES:
             raise ValueError(
                 f"document_reasoning={self.document_reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}."
@@ -135,16 +175,14 @@ class MMEmbR1Config(PreTrainedConfig):
         for name in ("num_video_frames", "max_image_pixels", "max_video_frames", "max_video_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1.")
-        check_reasoning_options(
-            self.reasoning, self.gate_threshold, self.max_reasoning_tokens, self.max_reasoning_rounds
-        )
+        resolve_reasoning(self, {})
         width = self.embedding_dim or self.hidden_size
         for dim in [*self.matryoshka_dims, *([self.truncate_dim] if self.truncate_dim is not None else [])]:
             if not 0 < dim <= width:
                 raise ValueError(f"An embedding of {width} dimensions can't be truncated to {dim}.")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The language model's configuration, which caches, vocabulary and generation read."""
+        """Get the language model's configuration, which caches, vocabulary and generation read."""
         return self.vlm_config.get_text_config(*args, **kwargs)
 
     @property
@@ -154,7 +192,7 @@ class MMEmbR1Config(PreTrainedConfig):
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """What `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
+        """Name what `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
         return {"feature-extraction": {"impl": "pipeline_mmemb_r1.MMEmbR1Pipeline", "pt": ["AutoModel"]}}
 
     @property

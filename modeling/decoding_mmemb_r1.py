@@ -1,5 +1,5 @@
 """
-Adaptive decoding: from one prefill, think only for the rows that should, and embed again.
+Decode adaptively: from one prefill, think only for the rows that should, and embed again.
 
 Every row is a small state machine whose state is the token it feeds next:
 
@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .caching_mmemb_r1 import branched, can_join, joined, keep, places_kept
+from .backbones_mmemb_r1 import can_be_ragged, can_join, next_positions, rotary_positions
+from .caching_mmemb_r1 import branched, joined, keep, places_kept
 from .heads_mmemb_r1 import EmbeddingHead, Pooled
-from .ragged_mmemb_r1 import RaggedCache, attend_ragged, can_be_ragged
+from .ragged_mmemb_r1 import RaggedCache, attend_ragged
 
 
 @dataclass
 class Context:
     """
-    What decoding needs to know of a batch of rows.
+    Hold what decoding needs to know of a batch of rows.
 
     Attributes:
         cache: the key-value cache of the tokens so far: the backbone's, all rows padded on the left, or a
@@ -48,15 +49,15 @@ class Context:
     hidden: Tensor
 
     def branch(self, rows: Tensor) -> Context:
-        """A copy of the given rows `(N,)`, any of them left out or repeated; this one stays as it is."""
+        """Copy the given rows `(N,)`, any of them left out or repeated; this one stays as it is."""
         return self._of(branched(self.cache, rows), self.mask, rows)
 
     def branch_ragged(self, rows: Tensor) -> Context:
-        """The same without padding, where [`can_be_ragged`] says so."""
+        """Copy rows without padding, where [`can_be_ragged`] says so."""
         return self._of(RaggedCache.of(self.cache, rows.tolist(), self.lengths[rows].tolist()), None, rows)
 
     def keep(self, order: Tensor) -> Context:
-        """The rows `order` `(n,)`, from [`places_kept`]; the cache is changed in place."""
+        """Keep the rows `order` `(n,)`, from [`places_kept`]; the cache is changed in place."""
         if isinstance(self.cache, RaggedCache):
             self.cache.keep(order.tolist())
         else:
@@ -68,7 +69,7 @@ class Context:
         return Context(cache, mask, self.lengths[rows], self.offset[rows], self.pooled.select(rows), self.hidden[rows])
 
     def join(self, other: Context) -> Context:
-        """The rows of both, without the padding that all of them have; both are used up."""
+        """Join the rows of both, without the padding that all of them have; both are used up."""
         lengths, mask = torch.cat([self.lengths, other.lengths]), None
         if self.mask is None or other.mask is None:
             self.cache.join(other.cache)
@@ -94,7 +95,7 @@ class Context:
 @dataclass
 class Sampling:
     """
-    How the tokens of a rationale are chosen.
+    Choose the tokens of a rationale.
 
     Args:
         do_sample: draw from the distribution; otherwise the likeliest token (greedy).
@@ -107,44 +108,16 @@ class Sampling:
     generator: torch.Generator | None = None
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Next token ids `(B,)` from `logits` `(B, V)`."""
+        """Choose the next token ids `(B,)` from `logits` `(B, V)`."""
         if not self.do_sample:
             return logits.argmax(dim=-1)
         probabilities = nn.functional.softmax(logits.float() / self.temperature, dim=-1)
         return torch.multinomial(probabilities, num_samples=1, generator=self.generator).squeeze(-1)
 
 
-def uses_multimodal_rope(vlm: Any) -> bool:
-    """Whether the backbone keeps three rotary positions per token (Qwen-VL), which have to be passed to it."""
-    return hasattr(vlm.base_model, "get_rope_index")
-
-
-def rotary_positions(
-    vlm: Any, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """
-    Rotary positions of complete sequences, `(B, S)` or, for multimodal RoPE, `(3, B, S)`, and what a later token's
-    position has over its index in the row, `(B, 1)`.
-
-    They are always passed to the backbone: left to itself, a Qwen-VL counts padding as positions when there are no
-    media, and keeps the offsets as its own state, which two threads would share.
-    """
-    positions = token_positions(attention_mask)
-    if not uses_multimodal_rope(vlm):
-        return positions, positions.new_zeros(len(positions), 1)
-    if not any(key.endswith("grid_thw") for key in media):
-        return positions.expand(3, -1, -1), positions.new_zeros(len(positions), 1)
-    return vlm.base_model.get_rope_index(input_ids=input_ids, attention_mask=attention_mask, **media)
-
-
-def token_positions(mask: Tensor) -> Tensor:
-    """Index of each token in its row, `(B, S)`; padding counts as 0."""
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
 def left_padded(mask: Tensor) -> Tensor | None:
     """
-    Column order `(B, S)` that moves all padding to the left, or `None` if it is there already.
+    Find the order of columns `(B, S)` that moves all padding to the left; `None` if it is there already.
 
     >>> left_padded(torch.tensor([[1, 1, 0], [1, 1, 1]])).tolist()
     [[2, 0, 1], [0, 1, 2]]
@@ -199,22 +172,19 @@ def advance(
     compile_options: Mapping[str, Any] | None = None,
 ) -> Context:
     """Feed one token per row, `token_ids` `(B,)`, and read the hidden state there; compiled, if there are options."""
-    position_ids = context.lengths[:, None] + context.offset  # (B, 1)
-    order, mask = None, None
+    numbers, offset, order, mask = context.lengths[:, None], context.offset, None, None  # (B, 1)
     if context.mask is None:  # a ragged cache has its own masks, and an order of its own
         order = context.cache.begin_step(token_ids.device)
-        token_ids, position_ids = token_ids[order], position_ids[order]
+        token_ids, numbers, offset = token_ids[order], numbers[order], offset[order]
     else:
         mask = torch.cat([context.mask, context.mask.new_ones(len(token_ids), 1)], dim=1)  # (B, S) -> (B, S + 1)
-    if uses_multimodal_rope(vlm):
-        position_ids = position_ids.expand(3, -1, -1)  # (3, B, 1)
     run = vlm.base_model
     if compile_options is not None:
         run = partial(_compiled(type(run).forward, compile_options), run)
     output = run(
         input_ids=token_ids[:, None],
         attention_mask=mask,
-        position_ids=position_ids,
+        position_ids=next_positions(vlm, numbers, offset),
         past_key_values=context.cache,
         use_cache=True,
         return_dict=True,
@@ -230,7 +200,7 @@ _COMPILED: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
 
 
 def _compiled(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """A class's forward, compiled once for all its models: they stay free of what can't be copied or pickled."""
+    """Compile a class's forward once for all its models: they stay free of what can't be copied or pickled."""
     key = forward, repr(sorted(options.items()))
     if key not in _COMPILED:
         _COMPILED[key] = torch.compile(forward, **options)
@@ -238,9 +208,9 @@ def _compiled(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callab
 
 
 @dataclass
-class Thought:
+class RationaleState:
     """
-    What one row thinks, and where it is.
+    Track the rationales of one row, and where it is in them.
 
     Attributes:
         max_tokens: budget of one rationale.
@@ -248,7 +218,7 @@ class Thought:
         token_ids: everything the row was fed: `<think> r </think> <|embed|>`, once per round.
         embeddings: `(D,)` after each rationale.
         num_tokens: rationale tokens, control tokens not counted.
-        num_forced: rationales that were closed by force because their budget was spent.
+        num_truncated: rationales that were longer than the budget: `</think>` was inserted.
         feed: the token that it feeds next; `None` when it is done.
     """
 
@@ -257,18 +227,18 @@ class Thought:
     token_ids: list[int] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
     num_tokens: int = 0
-    num_forced: int = 0
+    num_truncated: int = 0
     feed: int | None = None
     spent: int = 0  # tokens of the current rationale
 
     @property
     def done(self) -> bool:
-        """Whether its last embedding is there."""
+        """Tell whether the last embedding is there."""
         return self.feed is None and bool(self.embeddings)
 
     @property
     def rationale_ids(self) -> list[int]:
-        """Ids of the rationales, with the control tokens between rounds but not those around the whole."""
+        """List the ids of the rationales, with the control tokens between rounds but not those around the whole."""
         return self.token_ids[1:-2]
 
     def begin(self, think_id: int) -> None:
@@ -276,9 +246,9 @@ class Thought:
         self.feed, self.spent = think_id, 0
 
     def follow(self, chosen: int, end_id: int) -> None:
-        """Go on inside a rationale: with the `chosen` token, or with its end, by force if the budget is spent."""
+        """Go on inside a rationale with the `chosen` token, or end it if the budget is spent."""
         if self.spent >= self.max_tokens:
-            self.num_forced += chosen != end_id
+            self.num_truncated += chosen != end_id
             chosen = end_id
         self.spent += chosen != end_id
         self.num_tokens += chosen != end_id
@@ -295,7 +265,7 @@ class Thought:
 @dataclass
 class DecodingStatistics:
     """
-    What decoding cost.
+    Count what decoding cost.
 
     Attributes:
         steps: forward passes.
@@ -308,7 +278,7 @@ class DecodingStatistics:
 
 class Decoder:
     """
-    Rows that think, of any number of prefills, one token per step.
+    Decode rows that think, of any number of prefills, one token per step.
 
     Args:
         model: the [`MMEmbR1Model`].
@@ -333,16 +303,16 @@ class Decoder:
         self.decide = decide
         self.sampling = sampling or Sampling()
         self.statistics = statistics or DecodingStatistics()
-        self.thoughts: list[Thought] = []
+        self.states: list[RationaleState] = []
         self.context: Context | None = None
 
     def __len__(self) -> int:
-        """Rows that are still thinking."""
-        return len(self.thoughts)
+        """Count the rows that are still thinking."""
+        return len(self.states)
 
-    def add(self, context: Context, rows: Tensor, thoughts: Sequence[Thought]) -> None:
+    def add(self, context: Context, rows: Tensor, states: Sequence[RationaleState]) -> None:
         """
-        Let more rows think: `rows` `(N,)` of a batch that was read, any of them left out or repeated, one per thought.
+        Let more rows think: `rows` `(N,)` of a batch that was read, any of them left out or repeated, one per state.
         Those of a backbone with a recurrent state can't stand beside others: what is at work is finished first.
         """
         if self._is_ragged(context):
@@ -352,10 +322,10 @@ class Decoder:
             if not can_join(context.cache):
                 self.run()
             branch = context.branch(rows)
-        for thought in thoughts:
-            thought.begin(self.model.config.think_token_id)
+        for state in states:
+            state.begin(self.model.config.think_token_id)
         self.context = branch if self.context is None else self.context.join(branch)
-        self.thoughts += thoughts
+        self.states += states
 
     def _is_ragged(self, context: Context) -> bool:
         compiled = self.model.decode_compile_options is not None
@@ -372,7 +342,7 @@ class Decoder:
         config, context = self.model.config, self.context
         if context is None:
             return
-        fed = [thought.feed for thought in self.thoughts if thought.feed is not None]  # all are at work
+        fed = [state.feed for state in self.states if state.feed is not None]  # all are at work
         ids = torch.tensor(fed, device=context.hidden.device)  # (N,)
         self.context = context = advance(
             self.model.vlm, self.model.embedding_head, context, ids, self.model.decode_compile_options
@@ -380,12 +350,12 @@ class Decoder:
         self.statistics.steps += 1
         self.statistics.row_steps += len(fed)
         inside, markers = [], []
-        for place, (thought, token) in enumerate(zip(self.thoughts, fed, strict=True)):
-            thought.token_ids.append(token)
+        for place, (state, token) in enumerate(zip(self.states, fed, strict=True)):
+            state.token_ids.append(token)
             if token == config.embed_token_id:
                 markers.append(place)
             elif token == config.end_think_token_id:
-                thought.feed = config.embed_token_id
+                state.feed = config.embed_token_id
             else:
                 inside.append(place)
         if inside:
@@ -398,7 +368,7 @@ class Decoder:
         if len(places) < len(self):
             hidden = hidden[torch.tensor(places, device=hidden.device)]
         for place, token in zip(places, _next_tokens(self.model, hidden, self.sampling).tolist(), strict=True):
-            self.thoughts[place].follow(token, self.model.config.end_think_token_id)
+            self.states[place].follow(token, self.model.config.end_think_token_id)
 
     def _embed(self, context: Context, places: list[int]) -> None:
         """Read the embeddings of the rows at an `<|embed|>`, and let go of those that are done."""
@@ -409,22 +379,22 @@ class Decoder:
         if self.decide is not None:
             again = self.decide(model.gate(context.hidden[at])).tolist()
         for place, embedding, more in zip(places, embeddings, again, strict=True):
-            self.thoughts[place].embed(embedding, more, model.config.think_token_id)
-        stay = [place for place, thought in enumerate(self.thoughts) if thought.feed is not None]
+            self.states[place].embed(embedding, more, model.config.think_token_id)
+        stay = [place for place, state in enumerate(self.states) if state.feed is not None]
         if len(stay) < len(self):
             order = places_kept(stay)
-            self.thoughts = [self.thoughts[place] for place in order]
+            self.states = [self.states[place] for place in order]
             self.context = context.keep(torch.tensor(order, device=at.device)) if order else None
 
 
 def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:
-    """Rationale tokens `(N,)` after the hidden states `(N, H)`; ids that can't occur in a rationale are left out."""
+    """Choose tokens `(N,)` after the hidden states `(N, H)`, without ids that can't occur in a rationale."""
     logits = model.vlm.get_output_embeddings()(hidden)  # (N, H) -> (N, V)
     return sampling.choose(without_suppressed(logits, model.config))
 
 
 def without_suppressed(logits: Tensor, config: Any) -> Tensor:
-    """Logits `(N, V)`, changed in place: minus infinity at the ids that can't occur in a rationale."""
+    """Set logits `(N, V)`, in place, to minus infinity at the ids that can't occur in a rationale."""
     logits[:, config.suppressed_token_ids] = -torch.inf
     if config.rationale_vocab_size is not None:
         logits[:, config.rationale_vocab_size :] = -torch.inf

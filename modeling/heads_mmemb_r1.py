@@ -1,8 +1,9 @@
-"""The two small heads on top of the backbone: the reasoning gate and the embedding head."""
+"""Put two small heads on the backbone: the reasoning gate, and the embedding head with its poolings."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig
 
 class ReasoningGate(nn.Module):
     """
-    Decides at an `<|embed|>` whether to think: hidden state `(..., H)` -> logit `(...)`.
+    Decide at an `<|embed|>` whether to think: hidden state `(..., H)` -> logit `(...)`.
 
     `sigmoid(logit)` is the probability of `<think>` against stopping. A fresh gate is constant: its weights are zero
     and its bias is `config.gate_init_bias`.
@@ -39,7 +40,7 @@ class ReasoningGate(nn.Module):
 
 class Pooled(NamedTuple):
     """
-    A weighted mean of hidden states that can be extended token by token.
+    Hold a weighted mean of hidden states that can be extended token by token.
 
     Attributes:
         log_weight: `(B,)` logarithm of the summed weights so far, in float32.
@@ -50,67 +51,141 @@ class Pooled(NamedTuple):
     mean: Tensor
 
     def select(self, rows: Tensor) -> Pooled:
-        """The given rows only."""
+        """Keep the given rows only."""
         return Pooled(self.log_weight[rows], self.mean[rows])
 
     def beside(self, other: Pooled) -> Pooled:
-        """The rows of both."""
+        """Join the rows of both."""
         return Pooled(torch.cat([self.log_weight, other.log_weight]), torch.cat([self.mean, other.mean]))
 
 
 class EmbeddingHead(nn.Module):
     """
-    Turns the hidden states up to an `<|embed|>` into an embedding: pooling, projection, truncation, normalisation.
+    Turn the hidden states up to an `<|embed|>` into an embedding: pooling, projection, truncation, normalisation.
 
     `pool` reads a whole sequence at once; `extend` adds one token, so decoding never keeps old hidden states. Both
-    give the same vector.
+    give the same vector. A pooling is a subclass that says how much each state weighs, see [`register_pooling`].
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.pooling = config.pooling
         self.truncate_dim = config.truncate_dim
         self.normalize = config.normalize
-        self.score = nn.Linear(config.hidden_size, 1, bias=False) if config.pooling == "attention" else None
+        self.add_weights(config)
         self.projection = (
             nn.Linear(config.hidden_size, config.embedding_dim, bias=False) if config.embedding_dim else None
         )
 
-    def _log_weights(self, hidden: Tensor) -> Tensor:
-        if self.score is None:
-            return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
-        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()  # (..., H) -> (...)
+    def add_weights(self, config: PreTrainedConfig) -> None:
+        """Make the layers that the pooling learns. Default: none."""
+
+    def log_weights(self, hidden: Tensor) -> Tensor:
+        """Compute the logarithm of each state's weight in the mean: `(..., H)` -> `(...)` in float32."""
+        raise NotImplementedError(f"{type(self).__name__} has to define log_weights.")
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Pooled:
-        """
-        Pool the positions of `hidden` `(B, S, H)` where `mask` `(B, S)` is true.
-
-        With `pooling="last"` that is the last such position, whatever side the padding is on.
-        """
-        if self.pooling == "last":
-            positions = torch.arange(mask.shape[1], device=mask.device)
-            last = (mask * positions).argmax(dim=1)  # (B, S) -> (B,)
-            mean = hidden[torch.arange(len(last), device=last.device), last]  # (B, S, H) -> (B, H)
-            return Pooled(torch.zeros(len(last), device=hidden.device), mean.float())
-        log_weights = self._log_weights(hidden).masked_fill(~mask.bool(), -torch.inf)  # (B, S)
+        """Pool the positions of `hidden` `(B, S, H)` where `mask` `(B, S)` is true."""
+        log_weights = self.log_weights(hidden).masked_fill(~mask.bool(), -torch.inf)  # (B, S)
         log_weight = log_weights.logsumexp(dim=1)  # (B,)
         weights = (log_weights - log_weight[:, None]).exp()
         return Pooled(log_weight, torch.einsum("bs,bsh->bh", weights, hidden.float()))
 
     def extend(self, pooled: Pooled, hidden: Tensor) -> Pooled:
         """Add one token per row, with hidden states `hidden` `(B, H)`."""
-        return self.join(pooled, Pooled(self._log_weights(hidden), hidden.float()))
+        return self.join(pooled, Pooled(self.log_weights(hidden), hidden.float()))
 
     def join(self, pooled: Pooled, later: Pooled) -> Pooled:
-        """What was pooled of a row's first tokens and of its later ones -> of all."""
-        if self.pooling == "last":
-            return later
+        """Join what was pooled of a row's first tokens with what was pooled of its later ones."""
         total = torch.logaddexp(pooled.log_weight, later.log_weight)
         share = (later.log_weight - total).exp()[:, None]  # (B, 1)
         return Pooled(total, pooled.mean + share * (later.mean - pooled.mean))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled states `(..., H)` -> embeddings `(..., D)`, in float32."""
+        """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32."""
         embedding = pooled if self.projection is None else self.projection(pooled.to(self.projection.weight.dtype))
         embedding = embedding[..., : self.truncate_dim].float()
         return nn.functional.normalize(embedding, dim=-1) if self.normalize else embedding
+
+
+_POOLINGS: dict[str, type[EmbeddingHead]] = {}
+_Head = TypeVar("_Head", bound=type[EmbeddingHead])
+
+
+def register_pooling(name: str) -> Callable[[_Head], _Head]:
+    """
+    Register a pooling under the name that `MMEmbR1Config.pooling` takes: decorate a subclass of [`EmbeddingHead`].
+
+    A pooling of your own needs no change to this package: import the module that registers it before a checkpoint with
+    it is made or loaded. Such a checkpoint needs the package and that module; with `trust_remote_code` alone it does
+    not load.
+
+    Raises:
+        ValueError: if another pooling has this name.
+
+    >>> @register_pooling("norm")
+    ... class NormPooling(EmbeddingHead):
+    ...     def log_weights(self, hidden):
+    ...         return hidden.float().norm(dim=-1).log()  # long states count for more
+    >>> pooling_class("norm").__name__
+    'NormPooling'
+    """
+
+    def register(head: _Head) -> _Head:
+        known = _POOLINGS.setdefault(name, head)
+        if (known.__module__, known.__qualname__) != (head.__module__, head.__qualname__):
+            raise ValueError(f"The pooling {name!r} is {known.__qualname__} already; choose another name.")
+        _POOLINGS[name] = head  # the same anew: of a module that was loaded again
+        return head
+
+    return register
+
+
+def pooling_class(name: str) -> type[EmbeddingHead]:
+    """
+    Look up the head of a pooling.
+
+    Raises:
+        ValueError: if no pooling has this name.
+    """
+    if name not in _POOLINGS:
+        raise ValueError(
+            f"pooling={name!r} is not known; allowed: {', '.join(_POOLINGS)}. If it is one of your own, import the "
+            "module that registers it (register_pooling of heads_mmemb_r1) first."
+        )
+    return _POOLINGS[name]
+
+
+@register_pooling("last")
+class LastPooling(EmbeddingHead):
+    """Take the state at `<|embed|>`: the last position, whatever side the padding is on."""
+
+    def log_weights(self, hidden: Tensor) -> Tensor:
+        return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Pooled:
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * positions).argmax(dim=1)  # (B, S) -> (B,)
+        mean = hidden[torch.arange(len(last), device=last.device), last]  # (B, S, H) -> (B, H)
+        return Pooled(torch.zeros(len(last), device=hidden.device), mean.float())
+
+    def join(self, pooled: Pooled, later: Pooled) -> Pooled:
+        return later
+
+
+@register_pooling("mean")
+class MeanPooling(EmbeddingHead):
+    """Take the mean of all states."""
+
+    def log_weights(self, hidden: Tensor) -> Tensor:
+        return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
+
+
+@register_pooling("attention")
+class AttentionPooling(EmbeddingHead):
+    """Take a mean with learned weights: the softmax of a linear score of each state."""
+
+    def add_weights(self, config: PreTrainedConfig) -> None:
+        self.score = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def log_weights(self, hidden: Tensor) -> Tensor:
+        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()  # (..., H) -> (...)

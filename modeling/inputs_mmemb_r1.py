@@ -1,4 +1,4 @@
-"""What users pass (text, pictures, videos, any mix) -> the tensors of a batch. Bad input is an error, not a guess."""
+"""Read what users pass (text, pictures, videos, any mix) as chat messages. Bad input is an error, not a guess."""
 
 from __future__ import annotations
 
@@ -9,29 +9,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
 
-from .media_mmemb_r1 import (
-    DEFAULTS,
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    WEB,
-    MediaOptions,
-    is_file,
-    open_image,
-    open_video,
-)
-from .tokens_mmemb_r1 import as_plain_text, control_strings
+from .media_mmemb_r1 import DEFAULTS, MediaOptions, is_file, open_image, open_video, parse_address
 
-RENDERING_ERRORS: tuple[type[Exception], ...] = (ValueError,)
-try:  # transformers renders chat templates with it, and asks for it only then
-    from jinja2 import TemplateError
-
-    RENDERING_ERRORS += (TemplateError,)
-except ImportError:
-    pass
-
-KEYS = ("text", "image", "video", "instruction")
+PARTS = ("text", "image", "video", "instruction")
 ROLES = ("system", "user", "assistant")
 _ALLOWED = (
     "a string, a PIL image, a dict with any of the keys 'text', 'image', 'video' and 'instruction', or a list of chat "
@@ -41,7 +22,7 @@ _ALLOWED = (
 
 class InputError(ValueError):
     """
-    An input that can't be embedded.
+    Report an input that can't be embedded.
 
     Attributes:
         index: position of the input among those passed.
@@ -61,19 +42,57 @@ class InputError(ValueError):
         return type(self), (self.index, self.reason)
 
     def at(self, index: int) -> InputError:
-        """The same error for another position."""
+        """Make the same error for another position."""
         return type(self)(index, self.reason)
+
+
+def parse_input(value: Any, media: MediaOptions = DEFAULTS, instruction: str | None = None) -> list[dict[str, Any]]:
+    """
+    Read one input as chat messages, whose pictures and videos are not opened yet.
+
+    This is the one place that knows what an input looks like: its content key, its length and its conversation are
+    made of what it returns. Messages that it returned are an input, too, which it returns as it is.
+
+    Args:
+        value: a string, a PIL image, a dict with any of `text`, `image`, `video`, `instruction` (lists for several),
+            or chat messages.
+        media: whether a string may be a web address.
+        instruction: the system turn, if the input brings none itself.
+
+    Returns:
+        Messages `{"role", "content"}`, each content a list of `{"type": kind, kind: source}` with the kinds `"text"`,
+        `"image"` and `"video"`.
+
+    Raises:
+        ValueError: saying what is wrong with the input.
+    """
+    if isinstance(value, Mapping) and "role" in value:
+        value = [value]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        messages = _parsed_messages(value)
+        _require_content([part for message in messages if message["role"] != "system" for part in message["content"]])
+    else:
+        fields = _fields(value, media)
+        content = [_part("image", image) for image in _as_list(fields.get("image"))]
+        content += [_part("video", video) for video in _as_videos(fields.get("video"))]
+        if text := "\n".join(text for text in map(_text, _as_list(fields.get("text"))) if text.strip()):
+            content.append(_part("text", text))
+        _require_content(content)
+        messages = [{"role": "user", "content": content}]
+        instruction = fields.get("instruction") or instruction
+    if not instruction or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": [_part("text", _text(instruction))]}, *messages]
 
 
 def to_conversations(
     inputs: Sequence[Any], instruction: str | None = None, media: MediaOptions = DEFAULTS
 ) -> list[list[dict[str, Any]]]:
     """
-    Inputs -> chat conversations with opened media, one per input and in the same order.
+    Make inputs chat conversations with opened media, one per input and in the same order.
 
     Args:
-        inputs: strings, PIL images, dicts with any of `text`, `image`, `video`, `instruction` (lists for several), or
-            chat messages.
+        inputs: see [`parse_input`].
         instruction: the system turn of every input that brings none itself.
         media: how pictures and videos are opened.
 
@@ -83,30 +102,26 @@ def to_conversations(
     conversations = []
     for index, value in enumerate(inputs):
         try:
-            conversations.append(_conversation(value, instruction, media))
+            messages = parse_input(value, media, instruction)
+            conversations.append(
+                [{**turn, "content": [_opened(part, media) for part in turn["content"]]} for turn in messages]
+            )
         except (ValueError, OSError) as error:  # OSError: a file that may not be read
             raise InputError(index, str(error), value) from error
     return conversations
 
 
-def _conversation(value: Any, instruction: str | None, media: MediaOptions) -> list[dict[str, Any]]:
-    if isinstance(value, Mapping) and "role" in value:
-        value = [value]
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return _opened_messages(value, instruction, media)
-    fields = _fields(value, media)
-    content: list[dict[str, Any]] = [{"type": "image", "image": open_image(image, media)} for image in fields["image"]]
-    content += [_video_part(video, media) for video in fields["video"]]
-    if text := "\n".join(text for text in map(_text, fields["text"]) if text.strip()):
-        content.append({"type": "text", "text": text})
-    _require_content(content)
-    return _with_system([{"role": "user", "content": content}], fields["instruction"] or instruction)
+def _opened(part: dict[str, Any], media: MediaOptions) -> dict[str, Any]:
+    if part["type"] == "image":
+        return _part("image", open_image(part["image"], media))
+    if part["type"] == "video":
+        frames, metadata = open_video(part["video"], media)
+        return {**_part("video", frames), "metadata": metadata}
+    return part
 
 
-def _with_system(messages: list[dict[str, Any]], instruction: str | None) -> list[dict[str, Any]]:
-    if not instruction or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": [{"type": "text", "text": _text(instruction)}]}, *messages]
+def _part(kind: str, source: Any) -> dict[str, Any]:
+    return {"type": kind, kind: source}
 
 
 def _require_content(parts: list[dict[str, Any]]) -> None:
@@ -121,35 +136,32 @@ def _text(value: Any) -> str:
     return value
 
 
-def _fields(value: Any, media: MediaOptions) -> dict[str, Any]:
-    """One input as lists of its parts."""
+def _fields(value: Any, media: MediaOptions) -> Mapping[str, Any]:
+    """Read one input that is no chat as a dict."""
     if isinstance(value, str):
-        value = _string_field(value, media)
-    elif isinstance(value, Image.Image | bytes | np.ndarray):
-        value = {"image": value}
-    elif not isinstance(value, Mapping):
+        return _string_field(value, media)
+    if isinstance(value, Image.Image | bytes | np.ndarray):
+        return {"image": value}
+    if not isinstance(value, Mapping):
         raise ValueError(f"it is of type {type(value).__name__}; allowed: {_ALLOWED}.")
-    unknown = [key for key in value if key not in KEYS]
-    if unknown:
-        raise ValueError(f"it has the unknown key {unknown[0]!r}; allowed keys: {', '.join(KEYS)}.")
-    fields = {key: _as_list(value.get(key)) for key in ("text", "image")}
-    return {**fields, "video": _as_videos(value.get("video")), "instruction": value.get("instruction")}
+    if unknown := [key for key in value if key not in PARTS]:
+        raise ValueError(f"it has the unknown key {unknown[0]!r}; allowed keys: {', '.join(PARTS)}.")
+    return value
 
 
 def _string_field(value: str, media: MediaOptions) -> dict[str, Any]:
-    """A bare string is text, unless it plainly names a picture or a video."""
-    for kind, suffixes in (("image", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)):
-        if value.startswith(f"data:{kind}/"):
-            return {kind: value}
-        if value.lower().endswith(suffixes):
-            if is_file(value) or (media.allow_remote and value.lower().startswith(WEB)):
-                return {kind: value}
-            if re.fullmatch(r"\S+", value) or re.match(r"~?/|\.\.?/|[A-Za-z]:\\", value):
-                raise ValueError(
-                    f"{value!r:.200} looks like the path of a file ({kind}), but there is no such file, and nothing "
-                    "is downloaded unless allow_remote_media=True. Correct the path, or pass "
-                    '{"text": ...} to embed the string itself.'
-                )
+    """Read a bare string as text, unless it plainly names a picture or a video."""
+    place, kind = parse_address(value)
+    if kind is None:
+        return {"text": value}
+    if place == "data" or is_file(value) or (place == "web" and media.allow_remote):
+        return {kind: value}
+    if re.fullmatch(r"\S+", value) or re.match(r"~?/|\.\.?/|[A-Za-z]:\\", value):
+        raise ValueError(
+            f"{value!r:.200} looks like the path of a file ({kind}), but there is no such file, and nothing "
+            'is downloaded unless allow_remote_media=True. Correct the path, or pass {"text": ...} to embed the '
+            "string itself."
+        )
     return {"text": value}
 
 
@@ -160,27 +172,24 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _as_videos(value: Any) -> list[Any]:
-    """A list of frames is one video; a list of anything else is several."""
-    if value is None:
-        return []
-    if isinstance(value, list | tuple):
-        return [value] if value and all(map(_is_frame, value)) else list(value)
-    return [value]
+    """List videos: a list of frames is one, a list of anything else is several."""
+    if isinstance(value, list | tuple) and value and all(map(_is_frame, value)):
+        return [value]
+    return _as_list(value)
 
 
 def _is_frame(value: Any) -> bool:
     if isinstance(value, str | Path):
-        return str(value).lower().endswith(IMAGE_SUFFIXES)
+        return parse_address(str(value)).kind == "image"
     if isinstance(value, Mapping):  # an undecoded picture of `datasets`
         return set(value) == {"bytes", "path"}
     return isinstance(value, Image.Image) or getattr(value, "ndim", 0) in (2, 3)
 
 
-def _opened_messages(messages: Sequence[Any], instruction: str | None, media: MediaOptions) -> list[dict[str, Any]]:
-    """Chat messages with their media opened."""
+def _parsed_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
     if not messages:
         raise ValueError(f"it is an empty list; allowed: {_ALLOWED}.")
-    opened = []
+    parsed = []
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ValueError(
@@ -190,166 +199,20 @@ def _opened_messages(messages: Sequence[Any], instruction: str | None, media: Me
         role, content = message["role"], message["content"]
         if role not in ROLES:  # templates write it into the prompt as it is
             raise ValueError(f"a message has the role {role!r:.80}; allowed: {', '.join(ROLES)}.")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = [_part("text", content)] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
             raise ValueError(
                 f"a message's content is of type {type(parts).__name__}; allowed: a string or a list of parts."
             )
-        opened.append({"role": role, "content": [_opened_part(part, media) for part in parts]})
-    _require_content([part for message in opened if message["role"] != "system" for part in message["content"]])
-    return _with_system(opened, instruction)
+        parsed.append({"role": role, "content": [_parsed_part(part) for part in parts]})
+    return parsed
 
 
-def _opened_part(part: Any, media: MediaOptions) -> dict[str, Any]:
+def _parsed_part(part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in ("text", "image", "video") or kind not in part:
         raise ValueError(
             f"a message holds {part!r:.80}; allowed: {{'type': 'text', 'text': ...}} and likewise for 'image' and "
             "'video'."
         )
-    if kind == "text":
-        return {"type": "text", "text": _text(part["text"])}
-    return (
-        _video_part(part["video"], media)
-        if kind == "video"
-        else {"type": "image", "image": open_image(part[kind], media)}
-    )
-
-
-def _video_part(source: Any, media: MediaOptions) -> dict[str, Any]:
-    frames, metadata = open_video(source, media)
-    return {"type": "video", "video": frames, "metadata": metadata}
-
-
-def truncate_text(tokenizer: Any, text: str, max_tokens: int) -> str:
-    """The longest beginning of `text` that has at most `max_tokens` tokens."""
-    if len(text.encode()) <= max_tokens:  # a token is at least one byte
-        return text
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    # a character may take several tokens: it is kept whole or not at all
-    return text if len(offsets) <= max_tokens else text[: min(offsets[max_tokens - 1][1], offsets[max_tokens][0])]
-
-
-def truncate_conversation(tokenizer: Any, conversation: list[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
-    """
-    Cut the text of all turns but the system's to `max_tokens` tokens in all, before anything is rendered: markers and
-    media are never cut.
-    """
-    left = max_tokens
-    messages = []
-    for message in conversation:
-        content = []
-        for part in message["content"]:
-            if part["type"] == "text" and message["role"] != "system":
-                text = truncate_text(tokenizer, part["text"], left) if left > 0 else ""
-                left -= len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
-                part = {"type": "text", "text": text}
-            content.append(part)
-        messages.append({"role": message["role"], "content": content})
-    return messages
-
-
-def render(
-    processor: ProcessorMixin,
-    conversations: list[list[dict[str, Any]]],
-    max_text_tokens: int | None = None,
-    chat_template: str | None = None,
-) -> BatchFeature:
-    """
-    Conversations -> the tensors of a batch, padded on the left, each prompt ending in `<|embed|>`.
-
-    Control tokens inside the users' text are encoded as plain text. Encoding, training and reinforcement learning all
-    come through here.
-
-    Args:
-        processor: the processor.
-        conversations: from [`to_conversations`].
-        max_text_tokens: the text of a conversation is cut to so many tokens. Default: never.
-        chat_template: takes the place of the processor's, for prompts that are not to be embedded.
-
-    Raises:
-        InputError: naming the index of the conversation that the processor can't take.
-        ValueError: if it takes each of them alone but not all together.
-    """
-    try:
-        return _render(processor, conversations, max_text_tokens, chat_template)
-    except RENDERING_ERRORS as error:
-        for index, chat in enumerate(conversations):
-            try:
-                _render(processor, [chat], max_text_tokens, chat_template)
-            except RENDERING_ERRORS as alone:
-                raise InputError(index, str(alone)) from error
-        raise
-
-
-def _render(
-    processor: ProcessorMixin,
-    conversations: list[list[dict[str, Any]]],
-    max_text_tokens: int | None,
-    chat_template: str | None,
-) -> BatchFeature:
-    conversations = plain_conversations(processor, conversations, max_text_tokens)
-    parts = [part for chat in conversations for message in chat for part in message["content"]]
-    options: dict[str, Any] = {"padding": True, "padding_side": "left"}
-    videos = [part["metadata"] for part in parts if part["type"] == "video"]
-    if videos:
-        _check_videos(processor, parts)
-        options |= {"do_sample_frames": False, "video_metadata": videos}
-    return processor.apply_chat_template(
-        conversations,
-        # unless it is given, SmolVLM's processor replaces it beside videos
-        chat_template=chat_template or processor.chat_template,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        processor_kwargs=options,
-    )
-
-
-def plain_conversations(
-    processor: ProcessorMixin, conversations: list[list[dict[str, Any]]], max_text_tokens: int | None = None
-) -> list[list[dict[str, Any]]]:
-    """
-    The conversations as [`render`] writes them: without control strings in their text, and cut to so many tokens.
-    Those that went through here once stay as they are.
-    """
-    controls = control_strings(processor)
-    conversations = [_with_plain_text(chat, controls) for chat in conversations]
-    if max_text_tokens is None:
-        return conversations
-    return [truncate_conversation(processor.tokenizer, chat, max_text_tokens) for chat in conversations]
-
-
-def _with_plain_text(conversation: list[dict[str, Any]], controls: tuple[str, ...]) -> list[dict[str, Any]]:
-    """No text holds a control string. Neighbours become one: templates join them, and halves would make a whole."""
-    messages = []
-    for message in conversation:
-        content: list[dict[str, Any]] = []
-        for part in message["content"]:
-            if part["type"] == "text" and content and content[-1]["type"] == "text":
-                part = {"type": "text", "text": content.pop()["text"] + part["text"]}
-            content.append(part)
-        content = [
-            {**part, "text": as_plain_text(part["text"], controls)} if part["type"] == "text" else part
-            for part in content
-        ]
-        messages.append({"role": message["role"], "content": content})
-    return messages
-
-
-def _check_videos(processor: ProcessorMixin, parts: list[dict[str, Any]]) -> None:
-    """Refuse the batches of which some processors make nonsense."""
-    name = type(processor).__name__
-    if getattr(processor, "video_processor", None) is None:
-        raise ValueError("this model's backbone takes no videos; pass frames as images.")
-    # both kinds would go to `pixel_values`, where the model loses the images
-    if name == "SmolVLMProcessor" and any(part["type"] == "image" for part in parts):
-        raise ValueError("SmolVLM takes either images or videos in one batch; encode them in separate calls.")
-    # SmolVLM's would write the longest video's number of frames into every prompt, InternVL's fails
-    lengths = {len(part["video"]) for part in parts if part["type"] == "video"}
-    if name in ("SmolVLMProcessor", "InternVLProcessor") and len(lengths) > 1:
-        raise ValueError(
-            f"this model's backbone takes videos of equally many frames in one batch, these have {sorted(lengths)}; "
-            "sample as many of each, or encode them in separate calls."
-        )
+    return _part(kind, _text(part["text"]) if kind == "text" else part[kind])

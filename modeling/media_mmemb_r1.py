@@ -1,4 +1,4 @@
-"""Opening pictures and videos: from whatever holds them to upright RGB pixels, or an error that says what is wrong."""
+"""Open pictures and videos: whatever holds them becomes upright RGB pixels, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -18,9 +18,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .remote_mmemb_r1 import download
 
-WEB = ("http://", "https://")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+_WEB = ("http://", "https://")
+_SUFFIXES = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    "video": (".mp4", ".mov", ".mkv", ".webm", ".avi"),
+}
+_LONGEST = len("https://")  # of these: only the ends of a text are looked at
 # What is decoded. Other formats can name further files and addresses (playlists, SDP), or run programs (EPS).
 IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif"  # FFmpeg's names of containers
@@ -29,7 +32,7 @@ VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,g
 @dataclass(frozen=True)
 class MediaOptions:
     """
-    How pictures and videos are opened, and what is too large to be.
+    Say how pictures and videos are opened, and what is too large.
 
     Args:
         num_video_frames: frames that are sampled evenly from a video file.
@@ -48,7 +51,7 @@ class MediaOptions:
 
     @classmethod
     def of(cls, config: Any, allow_remote: bool = False) -> MediaOptions:
-        """Those of an `MMEmbR1Config`. Downloading is never the config's to allow: it comes with a checkpoint."""
+        """Take those of an `MMEmbR1Config`. It can't allow downloads, because it comes with a checkpoint."""
         names = ("num_video_frames", "max_image_pixels", "max_video_frames", "max_video_pixels")
         return cls(**{name: getattr(config, name) for name in names}, allow_remote=allow_remote)
 
@@ -56,8 +59,44 @@ class MediaOptions:
 DEFAULTS = MediaOptions()
 
 
+class Address(NamedTuple):
+    """Say where a picture or video is: see `parse_address`."""
+
+    place: str
+    kind: str | None
+
+
+def parse_address(text: str) -> Address:
+    """
+    Read a text as the address of a picture or video: the one rule for what is a path, a web address and a data URL.
+
+    Returns:
+        The place, `"data"` (a data URL), `"web"` or `"path"`; and the kind, `"image"` or `"video"`, if the text
+        plainly names one, else `None`.
+
+    >>> parse_address("HTTPS://example.org/a.PNG")
+    Address(place='web', kind='image')
+    >>> parse_address("data:video/mp4;base64,AAAA")
+    Address(place='data', kind='video')
+    >>> parse_address("Lima")
+    Address(place='path', kind=None)
+    """
+    if text.startswith("data:"):
+        return Address("data", next((kind for kind in _SUFFIXES if text.startswith(f"data:{kind}/")), None))
+    end = text[-_LONGEST:].lower()
+    kind = next((kind for kind, suffixes in _SUFFIXES.items() if end.endswith(suffixes)), None)
+    return Address("web" if text[:_LONGEST].lower().startswith(_WEB) else "path", kind)
+
+
+def stored_source(source: Any) -> Any:
+    """Take an undecoded picture of `datasets`, `{"bytes", "path"}`, as its bytes or its path; all else as it is."""
+    if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
+        return source.get("bytes") or source.get("path")
+    return source
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is such a file; `~` is the home folder."""
+    """Tell whether there is such a file; `~` is the home folder."""
     return os.path.isfile(os.path.expanduser(path))  # unlike Path.is_file, False for names no file system takes
 
 
@@ -73,11 +112,10 @@ def open_image(source: Any, options: MediaOptions = DEFAULTS) -> Image.Image:
     Raises:
         ValueError: if there is no such file, it is no picture, it is too large, or its pixels have no range (32-bit).
     """
-    if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
-        source = source.get("bytes") or source.get("path")
+    source = stored_source(source)
     if isinstance(source, np.ndarray):
         source = _from_array(source)
-    data = None if isinstance(source, Image.Image) else _read(source, "image", options)
+    data = None if isinstance(source, Image.Image) else read_source(source, "image", options)
     try:
         image = source if data is None else Image.open(io.BytesIO(data), formats=image_formats())
         _check_size(f"image {_name(source)}", image.size, options)  # nothing is decoded yet
@@ -94,7 +132,7 @@ def open_image(source: Any, options: MediaOptions = DEFAULTS) -> Image.Image:
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Those of `IMAGE_FORMATS` that this installation of PIL reads."""
+    """List those of `IMAGE_FORMATS` that this installation of PIL reads."""
     Image.init()
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
@@ -145,11 +183,22 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _read(source: Any, kind: str, options: MediaOptions) -> bytes:
-    """The bytes of a file, of a `data:` URL, of a web address, or just bytes."""
+def read_source(source: Any, kind: str, options: MediaOptions = DEFAULTS) -> bytes:
+    """
+    Read the bytes of a picture's or video's file.
+
+    Args:
+        source: a path, a data URL, a web address where that is allowed, or bytes.
+        kind: `"image"` or `"video"`, for messages.
+        options: whether web addresses are downloaded.
+
+    Raises:
+        ValueError: if there is no such file, or it is not allowed.
+    """
     if isinstance(source, bytes | bytearray):
         return bytes(source)
-    if isinstance(source, str) and source.startswith("data:"):
+    place = parse_address(source).place if isinstance(source, str) else None
+    if place == "data":
         header, _, payload = source.partition(",")
         try:
             return (
@@ -157,7 +206,7 @@ def _read(source: Any, kind: str, options: MediaOptions) -> bytes:
             )
         except binascii.Error as error:
             raise ValueError(f"its data URL {_name(source)} is not valid base64 ({error}).") from error
-    if isinstance(source, str) and source.lower().startswith(WEB):
+    if place == "web":
         if options.allow_remote:
             return download(source)
         raise ValueError(
@@ -180,7 +229,7 @@ def _name(source: Any) -> str:
     name = str(source)
     if len(name) <= 60:
         return repr(name)
-    return repr(f"{name[:57]}..." if name.startswith("data:") else f"...{name[-57:]}")  # a path by its file
+    return repr(f"{name[:57]}..." if parse_address(name).place == "data" else f"...{name[-57:]}")  # a path by its file
 
 
 def open_video(source: Any, options: MediaOptions = DEFAULTS) -> tuple[np.ndarray, dict[str, Any]]:
@@ -218,7 +267,7 @@ def _decode_video(source: Any, options: MediaOptions) -> tuple[np.ndarray, dict[
     except ImportError as error:
         raise ValueError("videos need PyAV: pip install av, or pass the frames as a list of pictures.") from error
 
-    data = _read(source, "video", options)
+    data = read_source(source, "video", options)
     num_frames = options.num_video_frames
     try:
         with av.open(io.BytesIO(data), "r", container_options={"format_whitelist": VIDEO_FORMATS}) as container:

@@ -1,4 +1,4 @@
-"""The adaptive embedding model: embed, decide, think, embed again."""
+"""Run the adaptive embedding model: embed, ask the gate, think, embed again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
+from .backbones_mmemb_r1 import rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
-from .decoding_mmemb_r1 import DecodingStatistics, Sampling, rotary_positions, without_suppressed
-from .heads_mmemb_r1 import EmbeddingHead, ReasoningGate
+from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
+from .heads_mmemb_r1 import ReasoningGate, pooling_class
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
@@ -30,10 +31,10 @@ OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1
 
 class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     """
-    A vision-language model that embeds, and thinks first when its reasoning gate says so.
+    Embed with a vision-language model, which thinks first when its reasoning gate says so.
 
-    Thinking only where it pays is the paper's; one prefill for both, and the decision as a token at `<|embed|>`, are
-    ours.
+    Thinking only where it pays is the paper's idea; one prefill for both embeddings, and a gate that reads the state
+    at `<|embed|>`, are this project's.
 
     The backbone `vlm` is any `AutoModelForImageTextToText`; `gate` and `head` are small. Prompts come from the
     processor that is saved beside the model: its chat template ends each of them in `<|embed|>`.
@@ -54,7 +55,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.gate = ReasoningGate(config)
-        self.embedding_head = EmbeddingHead(config)
+        self.embedding_head = pooling_class(config.pooling)(config)
         self.post_init()
 
     @torch.no_grad()
@@ -122,7 +123,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):  # a second backbone is neither built nor initialised
             model = cls(configuration)
         model.vlm = vlm
-        model.gate, model.embedding_head = ReasoningGate(configuration), EmbeddingHead(configuration)
+        model.gate = ReasoningGate(configuration)
+        model.embedding_head = pooling_class(configuration.pooling)(configuration)
         for head in (model.gate, model.embedding_head):
             head.apply(model._init_weights).to(device=vlm.device, dtype=vlm.dtype)
         model.generation_config = vlm.generation_config
@@ -130,7 +132,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
 
     @property
     def base_model(self) -> nn.Module:
-        """The backbone without its language-model head."""
+        """Get the backbone without its language-model head."""
         return self.vlm.base_model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -146,7 +148,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         self.vlm.set_output_embeddings(new_embeddings)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Plain text generation of the backbone, without gate and embeddings."""
+        """Generate plain text with the backbone, without gate and embeddings."""
         # the saved one was loaded for the whole, not for this part
         self.vlm.generation_config = self.generation_config
         return self.vlm.generate(*args, **kwargs)
@@ -214,7 +216,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     def _token_logps(
         self, hidden: Tensor, labels: Tensor, temperature: float | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and entropies `(N,)` of the labelled tokens; the vocabulary's head sees only these."""
+        """Compute log-probabilities and entropies `(N,)` of the labelled tokens; only these get logits."""
         wanted = labels[:, 1:] != -100  # (B, S - 1): position i predicts token i + 1
         logits = self.vlm.get_output_embeddings()(hidden[:, :-1][wanted]).float()  # (N, V)
         entropies = None
@@ -260,7 +262,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, **media}
         options = ReasoningOptions.of(
-            self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
+            self.config, sampling, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds
         )
         return next(embed_batches(self, [batch], options, decode_batch_size, output_all_embeddings, several=False))
 
@@ -278,8 +280,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         statistics: DecodingStatistics | None = None,
     ) -> Iterator[MMEmbR1EmbedOutput]:
         """
-        [`embed`] for many batches: rows of several of them think together, so that decoding has full batches however
-        few rows of each think. A row's result is the same as alone, up to rounding.
+        Embed many batches as [`embed`] does: rows of several of them think together, so that decoding has full batches
+        however few rows of each think. A row's result is the same as alone, up to rounding.
 
         Args:
             batches: what the processor gave for each, and `max_reasoning_tokens` where a batch, or each row of it, has
@@ -295,7 +297,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             ValueError: as [`embed`].
         """
         options = ReasoningOptions.of(
-            self.config, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, sampling
+            self.config, sampling, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds
         )
         return embed_batches(self, batches, options, decode_batch_size, output_all_embeddings, statistics)
 

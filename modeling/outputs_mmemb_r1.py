@@ -1,4 +1,4 @@
-"""What the model's methods return."""
+"""Define what the model's methods return."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class MMEmbR1EmbedOutput(ModelOutput):
         reasoned: `(B,)` bool, whether the row thought.
         num_reasoning_rounds: `(B,)` number of rationales.
         num_reasoning_tokens: `(B,)` rationale tokens of all rounds.
-        num_forced_closings: `(B,)` rationales that were closed by force because their budget was spent.
+        num_forced_closings: `(B,)` rationales that were truncated because their budget was spent.
         rationale_ids: `(B, T)` ids of the rationales, filled up with -1. Rounds are separated by the control tokens
             between them.
         all_embeddings: `(B, max_reasoning_rounds + 1, D)` (with `reasoning="never"`: `(B, 1, D)`), the vector after k

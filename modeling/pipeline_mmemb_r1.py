@@ -1,4 +1,4 @@
-"""`pipeline("feature-extraction", repository, trust_remote_code=True)`: one input in, its embedding out."""
+"""Embed with `pipeline("feature-extraction", repository, trust_remote_code=True)`: one input in, its embedding out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .configuration_mmemb_r1 import REASONING_OPTIONS
-from .inputs_mmemb_r1 import render, to_conversations
+from .inputs_mmemb_r1 import to_conversations
 from .media_mmemb_r1 import MediaOptions
+from .rendering_mmemb_r1 import render
 
 
 class MMEmbR1Pipeline(Pipeline):

@@ -1,5 +1,5 @@
 """
-Key-value caches of rows of different lengths, without padding to the longest of them.
+Keep key-value caches of rows of different lengths, without padding to the longest of them.
 
 Rows that think together come from different prompts and are at different places of their rationales: in one buffer,
 most of what is stored and read at every step would be padding. Here rows of like length share a buffer, and attention
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -28,7 +28,7 @@ PLAIN = "sdpa"  # which it computes, buffer by buffer
 
 def columns_for(length: int) -> int:
     """
-    Columns of the buffer that rows of so many tokens share: two sizes from each power of two to the next.
+    Round a row's length up to the columns of its buffer: two sizes from each power of two to the next.
 
     >>> [columns_for(length) for length in (1, 16, 17, 40, 48, 49, 65, 97, 129)]
     [16, 16, 24, 48, 48, 64, 96, 128, 192]
@@ -40,7 +40,7 @@ def columns_for(length: int) -> int:
 @dataclass(frozen=True)
 class Step:
     """
-    Where all layers put the tokens of one step, and what they read; rows are in the order of their buffers.
+    Say where all layers put the tokens of one step, and what they read; rows are in the order of their buffers.
 
     Attributes:
         columns: of each buffer.
@@ -60,7 +60,7 @@ class Step:
 
     @classmethod
     def of(cls, groups: dict[int, list[int]], lengths: Sequence[int], device: torch.device) -> Step:
-        """For the groups of rows of so many tokens each, the new one not counted."""
+        """Plan a step for groups of rows of so many tokens each, the new one not counted."""
         sizes = [len(rows) for rows in groups.values()]
         after = [[lengths[row] + 1 for row in rows] for rows in groups.values()]
         ends = torch.tensor([length for group in after for length in group], device=device).split(sizes)
@@ -72,7 +72,7 @@ class Step:
         return cls(list(groups), sizes, [max(group) for group in after], slots, [own - 1 for own in ends], masks)
 
     def to(self, device: torch.device) -> Step:
-        """The same on another device: a model may be spread over several."""
+        """Copy the step to another device: a model may be spread over several."""
         masks = [None if mask is None else mask.to(device) for mask in self.masks]
         slots, places = ([part.to(device) for part in parts] for parts in (self.slots, self.places))
         return Step(self.columns, self.sizes, self.widths, slots, places, masks)
@@ -80,7 +80,7 @@ class Step:
 
 class RaggedLayer(CacheLayerMixin):
     """
-    One layer's keys and values: number of columns -> a buffer of both, `(2, slots, heads, columns, head_dim)`.
+    Hold one layer's keys and values: number of columns -> a buffer of both, `(2, slots, heads, columns, head_dim)`.
 
     `update` returns the new keys, by which [`ragged_attention`] finds the layer.
     """
@@ -97,11 +97,11 @@ class RaggedLayer(CacheLayerMixin):
         """Nothing: rows come by `put`."""
 
     def get_seq_length(self) -> int:
-        """Columns of the largest buffer."""
+        """Get the columns of the largest buffer."""
         return max(self.buffers, default=0)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Of a mask for all rows, which nothing here reads."""
+        """Get the sizes of a mask for all rows, which nothing here reads."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
@@ -154,7 +154,7 @@ class RaggedLayer(CacheLayerMixin):
         return key_states, value_states
 
     def attend(self, module: nn.Module, query: Tensor, **kwargs: Any) -> Tensor:
-        """Attention of the step's queries `(N, heads, 1, head_dim)` -> `(N, 1, heads, head_dim)`."""
+        """Attend with the step's queries `(N, heads, 1, head_dim)` -> `(N, 1, heads, head_dim)`."""
         step, outputs = self.step, []
         if step is None:
             raise RuntimeError("The step of this layer was attended to already.")
@@ -169,7 +169,7 @@ class RaggedLayer(CacheLayerMixin):
 def ragged_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' `sdpa`; over a [`RaggedLayer`], buffer by buffer."""
+    """Compute transformers' `sdpa`; over a [`RaggedLayer`], buffer by buffer."""
     layer = getattr(key, "ragged_layer", None)
     if layer is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -182,7 +182,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 class RaggedCache(Cache):
     """
-    The keys and values of N rows.
+    Hold the keys and values of N rows.
 
     Attributes:
         lengths: tokens of each row.
@@ -196,7 +196,7 @@ class RaggedCache(Cache):
 
     @classmethod
     def of(cls, cache: Any, rows: Sequence[int], lengths: Sequence[int]) -> RaggedCache:
-        """Copies of some rows of a cache that is padded on the left; of each, its last tokens."""
+        """Copy some rows of a cache that is padded on the left; of each, its last tokens."""
         new = cls(len(cache.layers))
         new.lengths = list(lengths)
         for place, length in enumerate(lengths):
@@ -271,7 +271,7 @@ class RaggedCache(Cache):
         return torch.tensor([row for rows in self.groups.values() for row in rows], device=device)
 
     def _move(self, columns: int, full: list[int]) -> None:
-        """Rows that fill their buffer go to the next larger one."""
+        """Move rows that fill their buffer to the next larger one."""
         larger, rows = columns_for(columns + 1), self.groups[columns]
         group = self.groups.setdefault(larger, [])
         for layer in self.layers:
@@ -281,16 +281,6 @@ class RaggedCache(Cache):
         group += [rows[slot] for slot in full]
         leaving = set(full)
         self._keep_slots(columns, [slot for slot in range(len(rows)) if slot not in leaving])
-
-
-def can_be_ragged(decoder: Any, cache: Any) -> bool:
-    """
-    Whether rows of this cache can stand in a [`RaggedCache`]: with full attention in all layers, by `sdpa`, and with
-    keys and values of one shape.
-    """
-    if decoder.config._attn_implementation not in (PLAIN, ATTENTION):
-        return False
-    return all(type(layer) is DynamicLayer and layer.keys.shape == layer.values.shape for layer in cache.layers)
 
 
 def attend_ragged(decoder: Any) -> None:

@@ -1,4 +1,4 @@
-"""Downloading a picture or video, for callers who allowed it: from public servers only, limited in size and time.
+"""Download a picture or video, for callers who allowed it: from public servers only, limited in size and time.
 
 A link comes from whoever wrote the input, and the request leaves from the machine that embeds. It must not reach what
 only that machine can reach: its own services, its network, the metadata of its cloud.
@@ -25,7 +25,7 @@ _KEPT = "%/:?#[]@!$&'()*+,;=~"  # what a path or a query may hold as it is
 
 def download(url: str, max_bytes: int = MAX_BYTES, max_seconds: float = MAX_SECONDS) -> bytes:
     """
-    What a web address holds. Proxies and credentials of the environment are not used.
+    Download what a web address holds. Proxies and credentials of the environment are not used.
 
     Args:
         url: `http://` or `https://`.
@@ -67,7 +67,7 @@ def _checked(url: str) -> SplitResult:
 
 
 def _get(parts: SplitResult, max_bytes: int, deadline: float) -> tuple[str | None, bytes]:
-    """Where the address leads (or `None`), and what it holds."""
+    """Request an address: where it leads (or `None`), and what it holds."""
     connection = _PublicConnection(parts, deadline)
     # timeouts of a socket begin anew with every byte: a server that trickles would be waited for without end
     watchdog = threading.Timer(seconds_left(deadline), connection.abort)
@@ -94,7 +94,7 @@ def _get(parts: SplitResult, max_bytes: int, deadline: float) -> tuple[str | Non
 
 
 class _PublicConnection(http.client.HTTPConnection):
-    """A connection to an address that was checked; the name is not looked up a second time."""
+    """Connect to an address that was checked; the name is not looked up a second time."""
 
     def __init__(self, parts: SplitResult, deadline: float) -> None:
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -118,14 +118,14 @@ class _PublicConnection(http.client.HTTPConnection):
         seconds_left(self._deadline)  # where `abort` came too early to find a socket
 
     def abort(self) -> None:
-        """End it from another thread, whatever it waits for. The deadline has passed."""
+        """End the connection from another thread, whatever it waits for: the deadline has passed."""
         if self._opened is not None:
             with contextlib.suppress(OSError):  # it has ended already
                 self._opened.shutdown(socket.SHUT_RDWR)
 
 
 def seconds_left(deadline: float) -> float:
-    """Until a time of `time.monotonic`; a `TimeoutError` if it has passed."""
+    """Count the seconds until a time of `time.monotonic`; a `TimeoutError` if it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -133,7 +133,7 @@ def seconds_left(deadline: float) -> float:
 
 
 def _public_address(host: str, port: int) -> tuple[int, Any]:
-    """Family and socket address of a host's first address, if all of its addresses are public."""
+    """Look up a host's first address (family, socket address), if all of its addresses are public."""
     found = [(entry[0], entry[4]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for _, address in found:
         if not is_public(str(address[0])):
@@ -143,7 +143,7 @@ def _public_address(host: str, port: int) -> tuple[int, Any]:
 
 def is_public(address: str) -> bool:
     """
-    Whether an IP address belongs to the public internet.
+    Tell whether an IP address belongs to the public internet.
 
     >>> [is_public(a) for a in ("9.9.9.9", "127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1")]
     [True, False, False, False, False, False]

@@ -1,4 +1,4 @@
-"""Scheduling: prompts are read batch by batch, and the rows of several batches that think are decoded together."""
+"""Schedule prompts: they are read batch by batch, and the rows of several batches that think are decoded together."""
 
 from __future__ import annotations
 
@@ -11,53 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .caching_mmemb_r1 import can_join
-from .configuration_mmemb_r1 import check_reasoning_options
-from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, Thought, left_padded, prefill
+from .backbones_mmemb_r1 import can_join, is_per_token
+from .configuration_mmemb_r1 import REASONING_OPTIONS, listed_budgets, resolve_reasoning
+from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, RationaleState, Sampling, left_padded, prefill
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
 
-JOINING = 8  # as many parts of a full decoder as rows join it in
+REFILL_FRACTION = 1 / 8  # of a full decoder: its cache is copied only when so many new rows can join
 
 
 @dataclass(frozen=True)
 class ReasoningOptions:
-    """How to think, with the config's defaults filled in; see [`MMEmbR1Model.embed`]."""
+    """Say how to think, with the config's defaults filled in; see [`MMEmbR1Model.embed`]."""
 
     reasoning: str
-    threshold: float
-    max_tokens: int | Sequence[int]
-    max_rounds: int
+    gate_threshold: float
+    max_reasoning_tokens: int | Sequence[int]
+    max_reasoning_rounds: int
     sampling: Sampling
 
     @classmethod
-    def of(
-        cls,
-        config: Any,
-        reasoning: str | None,
-        gate_threshold: float | None,
-        max_reasoning_tokens: int | Sequence[int] | None,
-        max_reasoning_rounds: int | None,
-        sampling: Sampling | None,
-    ) -> ReasoningOptions:
-        """
-        Raises:
-            ValueError: if an option is out of its range.
-        """
-        options = cls(
-            reasoning=config.reasoning if reasoning is None else reasoning,
-            threshold=config.gate_threshold if gate_threshold is None else gate_threshold,
-            max_tokens=config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
-            max_rounds=config.max_reasoning_rounds if max_reasoning_rounds is None else max_reasoning_rounds,
-            sampling=sampling or Sampling(),
-        )
-        least = min(_listed(options.max_tokens), default=1)
-        check_reasoning_options(options.reasoning, options.threshold, least, options.max_rounds)
-        return options
+    def of(cls, config: Any, sampling: Sampling | None, *given: Any) -> ReasoningOptions:
+        """Resolve the values that are `given`, in the order of `REASONING_OPTIONS`, see [`resolve_reasoning`]."""
+        options = dict(zip(REASONING_OPTIONS, given, strict=True))
+        return cls(**resolve_reasoning(config, options), sampling=sampling or Sampling())
 
     def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:
-        """Tokens of one rationale, for each of so many rows; those that are `given` go before the options'."""
-        budgets = self.max_tokens if given is None else given
-        budgets = _listed(budgets) * (rows if isinstance(budgets, Integral) else 1)
+        """List each row's budget of one rationale; `given` ones go before the options'."""
+        budgets = self.max_reasoning_tokens if given is None else given
+        budgets = listed_budgets(budgets) * (rows if isinstance(budgets, Integral) else 1)
         if len(budgets) != rows or min(budgets, default=1) < 1:
             raise ValueError(
                 f"max_reasoning_tokens={str(list(budgets)):.80} are the budgets of {rows} rows; pass one number of at "
@@ -66,67 +47,67 @@ class ReasoningOptions:
         return budgets
 
     def thinks(self, gate_prob: Tensor) -> list[int]:
-        """Which rows think, by their gate probabilities `(B,)`."""
+        """List the rows that think, by their gate probabilities `(B,)`."""
         if self.reasoning == "always":
             return list(range(len(gate_prob)))
         if self.reasoning == "never":
             return []
-        return (gate_prob >= self.threshold).nonzero().squeeze(-1).tolist()
+        return (gate_prob >= self.gate_threshold).nonzero().squeeze(-1).tolist()
 
     def again(self, gate_logits: Tensor) -> Tensor:
-        """Which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
+        """Tell which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
         if self.reasoning == "always":
             return torch.ones_like(gate_logits, dtype=torch.bool)
-        return gate_logits.sigmoid() >= self.threshold
+        return gate_logits.sigmoid() >= self.gate_threshold
 
 
 @dataclass
 class ReadBatch:
     """
-    A batch whose prompts were read.
+    Hold a batch whose prompts were read.
 
     Attributes:
         direct: `(B, D)` direct embeddings.
         gate_prob: `(B,)`.
-        thoughts: of the rows that think, by row.
+        states: of the rows that think, by row.
     """
 
     direct: Tensor
     gate_prob: Tensor
-    thoughts: dict[int, Thought]
+    states: dict[int, RationaleState]
 
     @property
     def done(self) -> bool:
-        """Whether nothing of it is thinking any more."""
-        return all(thought.done for thought in self.thoughts.values())
+        """Tell whether no row is thinking any more."""
+        return all(state.done for state in self.states.values())
 
     def output(self, slots: int, output_all_embeddings: bool) -> MMEmbR1EmbedOutput:
-        """What `embed` returns, with `slots` vectors per row."""
+        """Make what `embed` returns, with `slots` vectors per row."""
         rows, device = len(self.direct), self.direct.device
         embeddings = self.direct
-        if self.thoughts:
-            places = torch.tensor(list(self.thoughts), device=device)
-            last = torch.stack([thought.embeddings[-1] for thought in self.thoughts.values()])
+        if self.states:
+            places = torch.tensor(list(self.states), device=device)
+            last = torch.stack([state.embeddings[-1] for state in self.states.values()])
             embeddings = self.direct.index_copy(0, places, last.to(self.direct.dtype))
-        none = Thought(0, 0)
-        thoughts = [self.thoughts.get(row, none) for row in range(rows)]
-        rounds = torch.tensor([len(thought.embeddings) for thought in thoughts], device=device)
+        none = RationaleState(0, 0)
+        states = [self.states.get(row, none) for row in range(rows)]
+        rounds = torch.tensor([len(state.embeddings) for state in states], device=device)
         return MMEmbR1EmbedOutput(
             embeddings=embeddings,
             gate_prob=self.gate_prob,
             reasoned=rounds > 0,
             num_reasoning_rounds=rounds,
-            num_reasoning_tokens=torch.tensor([thought.num_tokens for thought in thoughts], device=device),
-            num_forced_closings=torch.tensor([thought.num_forced for thought in thoughts], device=device),
-            rationale_ids=_filled_up([thought.rationale_ids for thought in thoughts], device),
+            num_reasoning_tokens=torch.tensor([state.num_tokens for state in states], device=device),
+            num_forced_closings=torch.tensor([state.num_truncated for state in states], device=device),
+            rationale_ids=_filled_up([state.rationale_ids for state in states], device),
             all_embeddings=self._every(slots) if output_all_embeddings else None,
         )
 
     def _every(self, slots: int) -> Tensor:
-        """`(B, slots, D)`, the vector after k rationales in slot k, or the last one there is."""
+        """Stack `(B, slots, D)`: the vector after k rationales in slot k, or the last one there is."""
         every = self.direct[:, None].repeat(1, slots, 1)
-        for row, thought in self.thoughts.items():
-            for slot, embedding in enumerate(thought.embeddings, start=1):
+        for row, state in self.states.items():
+            for slot, embedding in enumerate(state.embeddings, start=1):
                 every[row, slot:] = embedding
         return every
 
@@ -140,10 +121,10 @@ def embed_batches(
     statistics: DecodingStatistics | None = None,
     several: bool = True,
 ) -> Iterator[MMEmbR1EmbedOutput]:
-    """See [`MMEmbR1Model.embed_batches`]; `several` is whether there can be more than one batch."""
+    """Embed batches, see [`MMEmbR1Model.embed_batches`]; `several` is whether there can be more than one."""
     if decode_batch_size is not None and decode_batch_size < 1:
         raise ValueError(f"decode_batch_size={decode_batch_size} has to be at least 1, or None for all rows at once.")
-    slots = 1 if options.reasoning == "never" else options.max_rounds + 1
+    slots = 1 if options.reasoning == "never" else options.max_reasoning_rounds + 1
     decoder = Decoder(
         model,
         decide=options.again,
@@ -155,7 +136,7 @@ def embed_batches(
     for batch in batches:
         read, context = read_prompts(model, batch, options)
         waiting.append(read)
-        _let_think(decoder, read.thoughts, context, decode_batch_size)
+        _start_thinking(decoder, read.states, context, decode_batch_size)
         del context
         while waiting and waiting[0].done:
             yield waiting.popleft().output(slots, output_all_embeddings)
@@ -166,7 +147,7 @@ def embed_batches(
 
 def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions) -> tuple[ReadBatch, Context]:
     """
-    Read prompts once, pictures included: direct embeddings, decisions, and what decoding goes on from.
+    Read prompts once, pictures included: direct embeddings, the gate's answers, and what decoding goes on from.
 
     Args:
         model: the [`MMEmbR1Model`].
@@ -184,7 +165,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
     order = left_padded(attention_mask)
     if order is not None:
         # everything of the prompts' shape is per token and moves along; media is stored flat, in reading order
-        media = {key: value.gather(1, order) if _per_token(value, order) else value for key, value in media.items()}
+        media = {key: value.gather(1, order) if is_per_token(value, order) else value for key, value in media.items()}
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
     model.require_markers((input_ids[:, -1] == model.config.embed_token_id) & attention_mask[:, -1].bool())
     never = options.reasoning == "never"
@@ -193,44 +174,32 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, **media)
         direct = model.embedding_head(context.pooled.mean)
         gate_prob = model.gate(context.hidden).sigmoid()
-    thoughts = {row: Thought(budgets[row], options.max_rounds) for row in options.thinks(gate_prob)}
-    return ReadBatch(direct, gate_prob, thoughts), context
+    states = {row: RationaleState(budgets[row], options.max_reasoning_rounds) for row in options.thinks(gate_prob)}
+    return ReadBatch(direct, gate_prob, states), context
 
 
 @torch.no_grad()
-def _let_think(
-    decoder: Decoder, thoughts: Mapping[int, Thought], context: Context, decode_batch_size: int | None
+def _start_thinking(
+    decoder: Decoder, states: Mapping[int, RationaleState], context: Context, decode_batch_size: int | None
 ) -> None:
     """
     Hand rows to the decoder, which makes room for them first: for an eighth of what it may hold, so that it is nearly
     full all the time, and its cache is copied for them only now and then.
     """
-    if not thoughts:
+    if not states:
         return
-    rows = torch.tensor(list(thoughts), device=context.hidden.device)
+    rows = torch.tensor(list(states), device=context.hidden.device)
     size = decode_batch_size or len(rows)
     if decode_batch_size is not None and can_join(context.cache):
-        size = max(decode_batch_size // JOINING, 1)
+        size = max(int(decode_batch_size * REFILL_FRACTION), 1)
     for part in rows.split(size):
         if decode_batch_size is not None:
             decoder.run(until=max(decode_batch_size - len(part), 0))
-        decoder.add(context, part, [thoughts[row] for row in part.tolist()])
-
-
-def _listed(budgets: Any) -> list[int]:
-    """One budget, or one per row, as a list."""
-    given = budgets if isinstance(budgets, Sequence) else [budgets]
-    if isinstance(budgets, str) or not all(isinstance(budget, Integral) for budget in given):
-        raise ValueError(f"max_reasoning_tokens={budgets!r:.80} has to be a whole number, or a list of one per row.")
-    return [int(budget) for budget in given]
-
-
-def _per_token(value: Any, order: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == order.shape and not value.is_floating_point()
+        decoder.add(context, part, [states[row] for row in part.tolist()])
 
 
 def _filled_up(rows: list[list[int]], device: torch.device) -> Tensor:
-    """Lists of ids -> `(B, T)`, filled up with -1."""
+    """Stack lists of ids as `(B, T)`, filled up with -1."""
     width = max(map(len, rows), default=0)
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long, device=device).reshape(
         len(rows), width

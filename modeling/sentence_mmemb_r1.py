@@ -1,4 +1,4 @@
-"""The sentence-transformers module: `encode` runs the adaptive model."""
+"""Make the adaptive model a module of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config
-from .inputs_mmemb_r1 import InputError, render, to_conversations
+from .backbones_mmemb_r1 import MEDIA_COUNTS, model_inputs, takes_videos
+from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, resolve_reasoning
+from .inputs_mmemb_r1 import InputError, to_conversations
 from .media_mmemb_r1 import MediaOptions
 from .modeling_mmemb_r1 import MMEmbR1Model
+from .rendering_mmemb_r1 import render
 
-# How many pictures and videos each row has: losses that split a batch go by them.
-MEDIA_COUNTS = {"image": "num_images_per_sample", "video": "num_videos_per_sample"}
 INPUT_OPTIONS = ("task", "allow_remote_media")
 DECODING_OPTIONS = (*REASONING_OPTIONS, "decode_batch_size")
 OUTPUTS = (  # besides the embeddings
@@ -33,23 +33,9 @@ OUTPUTS = (  # besides the embeddings
 )
 
 
-def model_inputs(features: dict[str, Any]) -> dict[str, Any]:
-    """
-    Of what `preprocess` returned, the part that the model takes. In a part of a batch that has neither pictures nor
-    videos, the blank ones go with which some processors fill up rows.
-    """
-    counts = [features[name] for name in MEDIA_COUNTS.values() if name in features]
-    blank = bool(counts) and not any(bool(count.any()) for count in counts)
-    return {
-        name: value
-        for name, value in features.items()
-        if name not in MEDIA_COUNTS.values() and not (blank and name.startswith("pixel_"))
-    }
-
-
 class MMEmbR1Module(InputModule):
     """
-    The only module of an mmemb-r1 [`SentenceTransformer`]: inputs in, embeddings (and what was thought) out.
+    Embed inputs as the only module of an mmemb-r1 [`SentenceTransformer`]; rationales come out beside embeddings.
 
     Args:
         model ([`MMEmbR1Model`]): the adaptive model.
@@ -69,12 +55,12 @@ class MMEmbR1Module(InputModule):
 
     @property
     def modalities(self) -> list[str]:
-        videos = ["video"] if getattr(self.processor, "video_processor", None) is not None else []
+        videos = ["video"] if takes_videos(self.processor) else []
         return ["text", "image", *videos, "message"]
 
     @property
     def max_seq_length(self) -> int | None:
-        """Longest text of one input in tokens; media and template are not counted."""
+        """Limit the text of one input in tokens; media and template are not counted."""
         return self.model.config.max_text_tokens
 
     @max_seq_length.setter
@@ -89,7 +75,7 @@ class MMEmbR1Module(InputModule):
         self, inputs: Sequence[Any], prompt: str | None = None, allow_remote_media: bool = False, **kwargs: Any
     ) -> dict[str, Tensor]:
         """
-        Inputs -> tensors of a batch.
+        Turn inputs into the tensors of a batch.
 
         Args:
             inputs: strings, pictures, dicts or chat messages, see `to_conversations`.
@@ -135,7 +121,7 @@ class MMEmbR1Module(InputModule):
 
     def embed_batches(self, batches: Iterable[dict[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
         """
-        [`forward`] for many batches, whose rows think together: see [`MMEmbR1Model.embed_batches`].
+        Embed many batches, whose rows think together: see [`MMEmbR1Model.embed_batches`].
 
         Args:
             batches: of each what `preprocess` returned.
@@ -146,7 +132,7 @@ class MMEmbR1Module(InputModule):
             yield {"sentence_embedding": output.embeddings, **{name: output[name] for name in OUTPUTS}}
 
     def reasoning_options(self, **options: Any) -> dict[str, Any]:
-        """Those of the options that the model takes, with the defaults that depend on the task and on gradients."""
+        """Resolve the options that the model takes, by the config, the task and whether there are gradients."""
         task = options.get("task")
         options = {name: options[name] for name in DECODING_OPTIONS if options.get(name) is not None}
         if torch.is_grad_enabled():
@@ -158,9 +144,7 @@ class MMEmbR1Module(InputModule):
             options["reasoning"] = "never"
         elif not torch.is_inference_mode_enabled():  # not `encode`, but a loss: of evaluation, or one that caches
             options.setdefault("reasoning", "never")
-        elif task == "document":
-            options.setdefault("reasoning", self.model.config.document_reasoning)
-        return options
+        return options | resolve_reasoning(self.model.config, options, task)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Save model (safetensors only) and processor."""

@@ -1,4 +1,4 @@
-"""Control tokens: adding them to a tokenizer, a backbone and a chat template."""
+"""Add control tokens to a tokenizer, a backbone and a chat template."""
 
 from __future__ import annotations
 
@@ -9,46 +9,23 @@ from functools import lru_cache
 import torch
 from transformers import AddedToken, PreTrainedModel, ProcessorMixin
 
+from .backbones_mmemb_r1 import embedding_template, media_placeholders
+
 EMBED = "<|embed|>"
 THINK = "<think>"
 END_THINK = "</think>"
 WORD_JOINER = "\u2060"  # invisible, and no normalisation takes it away
 
-# A thinking backbone's template opens (or opens and closes) `<think>` in its generation prompt. Before `<|embed|>`
-# that would be a rationale which nobody decided to write, so it is taken off.
-_TEMPLATE = (
-    "{% set mmemb_r1_prompt %}BACKBONE{%+ endset %}"
-    "{% if embed is defined and not embed %}{{ mmemb_r1_prompt }}{% else %}"
-    "{% set mmemb_r1_end = mmemb_r1_prompt.rstrip() %}"
-    "{% if mmemb_r1_end.endswith('<think>') %}{{ mmemb_r1_end[:-7] }}"
-    "{% elif mmemb_r1_end.endswith('</think>') and mmemb_r1_end[:-8].rstrip().endswith('<think>') %}"
-    "{{ mmemb_r1_end[:-8].rstrip()[:-7] }}"
-    "{% else %}{{ mmemb_r1_prompt }}{% endif %}EMBED{% endif %}"
-)
-
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """Ids of the control tokens; `new_ids` were added, `suppressed` must not occur in a rationale."""
+    """Hold the ids of the control tokens; `new_ids` were added, `suppressed` must not occur in a rationale."""
 
     embed: int
     think: int
     end_think: int
     new_ids: list[int]
     suppressed: list[int]
-
-
-def embedding_template(template: str) -> str:
-    """
-    A chat template that ends every prompt in `<|embed|>`; rendered with `embed=false` it is the backbone's own.
-
-    Raises:
-        ValueError: if the template does so already.
-    """
-    if "mmemb_r1_prompt" in template:
-        raise ValueError("This chat template ends in <|embed|> already: the processor belongs to an mmemb-r1 model.")
-    # jinja drops one newline at the end of a template, but not at the end of a block
-    return _TEMPLATE.replace("EMBED", EMBED).replace("BACKBONE", template.removesuffix("\n"))
 
 
 def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
@@ -88,15 +65,14 @@ def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
 
 
 def control_strings(processor: ProcessorMixin) -> tuple[str, ...]:
-    """What must not be written by a user: the special tokens, those of media, and this model's own."""
+    """List what a user must not write: the special tokens, those of media, and this model's own."""
     special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
-    media = {getattr(processor, name, None) or EMBED for name in ("image_token", "video_token")}
-    return tuple(sorted(special | media | {EMBED, THINK, END_THINK}))
+    return tuple(sorted(special | media_placeholders(processor) | {EMBED, THINK, END_THINK}))
 
 
 def as_plain_text(text: str, controls: tuple[str, ...]) -> str:
     """
-    Text in which no control string occurs: a word joiner after its first character breaks each of them.
+    Break each control string in a text by a word joiner after its first character.
 
     This works with every processor. `apply_chat_template(sanitize_control_tokens=True)` does not: Idefics3's, Gemma
     3's and InternVL's count what it wrote, and older releases ignore it.
@@ -109,7 +85,7 @@ def as_plain_text(text: str, controls: tuple[str, ...]) -> str:
 
 @lru_cache
 def _control_pattern(controls: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches the first character of every control string, also of those that overlap."""
+    """Match the first character of every control string, also of those that overlap."""
     return re.compile(f"(?=(?:{'|'.join(map(re.escape, controls))})).", re.DOTALL)
 
 

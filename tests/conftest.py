@@ -110,7 +110,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     """
     import numpy as np
 
-    from mmemb_r1.evaluation.run_folder import COLUMNS, RESULTS_FILE, rows_path, save_results, write_rows
+    from mmemb_r1.evaluation.run_folder import COLUMNS, RESULTS_FILE, rows_path, save_results, write_columns
 
     def write(
         name: str,
@@ -129,7 +129,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 columns["cluster"] = np.array(clusters or [f"c{row // 2}" for row in range(size)], dtype=object)
                 columns["score"] = np.array(values, dtype=float)
                 rows = {column: entries[order or slice(None)] for column, entries in columns.items()}
-                write_rows(rows_path(folder, task, mode), rows)
+                write_columns(rows_path(folder, task, mode), rows, COLUMNS)
             facts = {"digest": task} if data is None else data
             tasks[task] = {"metric": "hit@1", "groups": groups, "n": size, "data": facts, "modes": {}}
         config = {"modes": list(next(iter(scores.values()))), "model": f"model {name}"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
+from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix
 
 BATCH = {
     "input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]),
@@ -39,7 +39,7 @@ def test_nothing_appended():
 def test_a_thought_is_written_as_the_model_would_think_it(tiny):
     model, processor = tiny
     config = model.config
-    ids = thought_ids(processor, config, "It is </think> red.")
+    ids = rationale_suffix(processor, config, "It is </think> red.")
     assert (ids[0], *ids[-2:]) == (config.think_token_id, config.end_think_token_id, config.embed_token_id)
     assert len(ids) > NUM_CONTROL_TOKENS and config.end_think_token_id not in ids[1:-2]
     assert processor.tokenizer.decode(ids[1:-2]).replace("\u2060", "") == "It is </think> red."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 import mmemb_r1.content
+import mmemb_r1.modeling
+import mmemb_r1.training
 from mmemb_r1.content import content_key, distinct
-from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, parse_input, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS
 
 REMOTE = replace(DEFAULTS, allow_remote=True)
@@ -168,10 +171,9 @@ REFUSED: list[Any] = [
 def test_what_encode_refuses_is_equal_to_nothing(value):
     with pytest.raises(InputError):
         to_conversations([value])
-    if value not in ([], {}):  # empty ones have the digest of nothing, which no input has
-        assert content_key(value) != content_key(value)
-        assert len(content_key(value)) > 32
-        assert distinct([value, value])[0][0] is value
+    assert content_key(value) != content_key(value)
+    assert len(content_key(value)) > 32
+    assert distinct([value, value])[0][0] is value
 
 
 def test_what_encode_takes_has_a_digest(files):
@@ -233,3 +235,24 @@ def test_inputs_that_are_made_while_they_are_read_are_told_apart():
 
     letters = "abc" + "abacbcbacabbcaacb" * 3  # equal ones are not kept, and the next may take their place in memory
     assert distinct(Column(letters))[1].tolist() == ["abc".index(letter) for letter in letters]
+
+
+def test_parsed_input_is_an_input(files):
+    values = [
+        "a",
+        picture(),
+        {"text": ["a", "b"], "image": files["first"], "instruction": "c"},
+        {"video": [picture()]},
+    ]
+    for value in values:
+        assert parse_input(parse_input(value)) == parse_input(value)
+        assert content_key(parse_input(value)) == content_key(value)
+
+
+def test_one_file_knows_what_an_address_looks_like():
+    """Whoever asks whether a text is a path, a web address or a data URL asks `parse_address`."""
+    folders = [Path(package.__file__).parent for package in (mmemb_r1.content, mmemb_r1.modeling, mmemb_r1.training)]
+    pattern = re.compile(r"""\.startswith\(\(?["'](data:|https?:)""")
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    found = {path.name for path in files if pattern.search(path.read_text("utf-8"))}
+    assert found == {"media_mmemb_r1.py"}

@@ -42,6 +42,7 @@ WITH_EXAMPLES = (
     "docs/diagnose.md",
     "docs/evaluation.md",
     "docs/metrics.md",
+    "docs/rationales.md",
     "docs/speed.md",
     "docs/training.md",
 )

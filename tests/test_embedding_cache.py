@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmemb_r1.embedding_cache import FILE, EmbeddingCache
-from mmemb_r1.encoding import batched, resolved_options, row_keys, unbatched
+from mmemb_r1.encoding import batched, row_keys, row_options, unbatched
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS
 
@@ -306,7 +306,7 @@ def test_it_may_be_sent_to_a_spawned_process(cache):
 
 
 def keys(values=("a",), prompt=None, fingerprint="f", media=DEFAULTS, **options) -> list[bytes]:
-    return row_keys(list(values), prompt, resolved_options(MMEmbR1Config(), options), fingerprint, media)
+    return row_keys(list(values), prompt, row_options(MMEmbR1Config(), options), fingerprint, media)
 
 
 def test_all_that_changes_a_row_changes_its_key():
@@ -340,7 +340,7 @@ def test_options_out_of_range_are_refused_also_where_they_change_nothing():
         ({"max_reasoning_tokens": [3, 4]}, "has to be one whole number for all inputs"),
     ]:
         with pytest.raises(ValueError, match=message):
-            resolved_options(MMEmbR1Config(), options)
+            row_options(MMEmbR1Config(), options)
 
 
 def test_rows_make_their_batch_again():

@@ -199,7 +199,7 @@ def test_larger_pictures_are_longer(family, tmp_path):
     (tmp_path / "none.png").write_bytes(b"no picture")
     undecoded = {"image": {"bytes": content, "path": None}}
     values = [
-        large, str(tmp_path / "large.png"), tmp_path / "large.png", content, undecoded,
+        large, str(tmp_path / "large.png"), {"image": tmp_path / "large.png"}, content, undecoded,
         np.asarray(large), {"image": large}, [{"role": "user", "content": [{"type": "image", "image": large}]}],
     ]  # fmt: skip
     first, *others, little, more = input_sizes(
@@ -212,9 +212,11 @@ def test_larger_pictures_are_longer(family, tmp_path):
     assert min(size.tokens for size in input_sizes(broken, processor, MMEmbR1Config())) > 0
 
 
-def test_what_is_not_looked_into_counts_as_media(model, tmp_path):
+def test_what_is_not_looked_into_counts_as_media(model, tmp_path, monkeypatch):
     """By what a part is and not by what its name ends in; of text that is cut only what is left counts."""
     config = model[0].model.config
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"")
     (tmp_path / "picture").write_bytes(b"")
     values = [
         {"video": "clip"}, "clip.mp4", [{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}]}],

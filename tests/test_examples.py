@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,10 +15,10 @@ from experiments.pipeline.recipe import Recipe
 from experiments.pipeline.stage import ON_CPU
 from mmemb_r1.atlas import build_atlas
 from mmemb_r1.cli import _parser
-from mmemb_r1.cli._training import as_number, read_recipe
-from mmemb_r1.cli.train import AUGMENT, MODEL_OPTIONS, SECTIONS
-from mmemb_r1.training import AdaptiveGRPOConfig, JointConfig
+from mmemb_r1.training.adaptive.run import AdaptiveRun
+from mmemb_r1.training.joint.run import JointRun
 from mmemb_r1.training.rationales.pool import load_pool
+from mmemb_r1.training.run import as_number, read_recipe
 from mmemb_r1.training.selection.evaluator_trainer import EvaluatorConfig
 
 
@@ -33,8 +34,8 @@ def test_pool(root, monkeypatch):
 
 def test_atlas_pool(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    build_atlas("runs/quickstart/atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
-    workers = load_pool(root / "examples" / "atlas-pool.yaml")
+    build_atlas("atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
+    workers = load_pool(root / "experiments" / "quickstart" / "pool.yaml")
     assert [worker.behaviour for worker in workers] == ["correct", "confused", "verbose", "format"]
 
 
@@ -49,11 +50,11 @@ JOINT = ("joint-atlas", "joint-qwen3-vl-2b-lora", "joint-qwen3-vl-4b-lora", "joi
 
 
 def joint_recipe(root, name):
-    """Sections and, as on a machine without a GPU, the config of a recipe."""
-    fields, sections = read_recipe(root / "examples" / f"{name}.yaml", SECTIONS)
-    fields.pop(AUGMENT, None)
-    fields |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
-    return sections, JointConfig(output_dir="unused", **fields)
+    """The run and, as on a machine without a GPU, the config of a recipe."""
+    recipe = read_recipe(root / "examples" / f"{name}.yaml", JointRun)
+    recipe["settings"] |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    run = JointRun(model="none", pairs=Path("none"), output=Path("unused"), **recipe)
+    return run, run.config()
 
 
 def commands(root, name):
@@ -72,12 +73,11 @@ def test_joint_recipes(root, name):
     from mmemb_r1.tiny import build_tiny_vlm
     from mmemb_r1.training.adapters import lora_config
 
-    sections, config = joint_recipe(root, name)
-    assert set(sections.get("model", {})) <= set(MODEL_OPTIONS)
+    run, config = joint_recipe(root, name)
     assert (config.score_mask_margin is None) == (name == "joint-atlas")
-    if "lora" in sections:
+    if run.lora is not None:
         model, _ = MMEmbR1Model.from_vlm(*build_tiny_vlm("qwen3_vl"))
-        assert lora_config(model, **sections["lora"]).r == 16
+        assert lora_config(model, **run.lora).r == 16
 
 
 def test_the_atlas_recipe_is_the_packages(root):
@@ -109,7 +109,8 @@ def test_commands_of_the_joint_recipes(root, name):
     files, phases = [], []
     for program, *arguments in commands(root, f"{name}.yaml"):
         if program == "python":
-            files.append(arguments[0])
+            assert arguments[0] == "-m"
+            files.append(f"{arguments[1].replace('.', '/')}.py")
             continue
         if program == "accelerate":
             launched = launch_command_parser().parse_args(arguments[1:])
@@ -130,17 +131,18 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
 
     atlas, output = tmp_path / "atlas", tmp_path / "untrained"
     build_atlas(atlas, num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
-    script = root / "examples" / "untrained_atlas_model.py"
-    subprocess.run([sys.executable, script, "--atlas", atlas, "--output", output], check=True, capture_output=True)
+    command = [sys.executable, "-m", "experiments.quickstart.untrained", "--atlas", atlas, "--output", output]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)
 
 
 def test_the_adaptive_recipe(root):
-    fields, sections = read_recipe(root / "examples" / "adaptive-atlas.yaml")
-    fields = {name: as_number(name, value, 0.0) for name, value in fields.items()}
-    on_cpu = {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
-    config = AdaptiveGRPOConfig(output_dir="unused", **fields, **on_cpu)
-    assert not sections and config.num_direct_rollouts == 1
+    recipe = read_recipe(root / "examples" / "adaptive-atlas.yaml", AdaptiveRun)
+    assert list(recipe) == ["settings"]
+    fields = {name: as_number(name, value, 0.0) for name, value in recipe["settings"].items()}
+    recipe["settings"] |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    config = AdaptiveRun(model="none", pairs=Path("none"), output=Path("unused"), **recipe).config()
+    assert config.num_direct_rollouts == 1
     limit = {"save_total_limit": ON_CPU["save_total_limit"]}
     assert fields == {**GRPO_FIELDS, "max_steps": GRPO_STEPS, **limit}  # those of the benchmarks and the quickstart
     ((program, *arguments),) = commands(root, "adaptive-atlas.yaml")

@@ -1,4 +1,4 @@
-"""The package is whole, and importing it is cheap. (`make lint` checks which part may import which.)"""
+"""The package is whole, and importing it is cheap. Which part may import which is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_data_files_are_found():
 def test_metadata():
     about = metadata("mmemb-r1")
     assert about["License-Expression"] == "Apache-2.0"
-    assert about["Requires-Python"] == ">=3.10"
+    assert about["Requires-Python"] == ">=3.11"
     assert about["Version"] == mmemb_r1.__version__
     assert {"atlas", "peft", "smolvlm", "dev"} <= set(about.get_all("Provides-Extra"))
     (command,) = entry_points(group="console_scripts", name="mmemb-r1")
@@ -100,6 +100,30 @@ def test_modeling_is_remote_code(root):
             if isinstance(node, ast.Import):
                 names = {alias.name.split(".")[0] for alias in node.names}
                 assert "mmemb_r1" not in names, f"{where} imports the package"
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("runs.py", "", None),
+        ("runs.py", "from mmemb_r1.evaluation.metrics import per_query", "package"),
+        ("evaluation/metrics.py", "def later():\n    import mmemb_r1.evaluation.runner", "evaluation"),
+        ("training/tables.py", "if TYPE_CHECKING:\n    from mmemb_r1.training.joint import data", "training"),
+        ("atlas/hashing.py", "from mmemb_r1.atlas import build", "circles"),
+    ],
+)
+def test_parts_import_only_what_is_below_them(root, tmp_path, file, line, contract):
+    """The contracts of pyproject.toml are kept, and each is broken by what it forbids."""
+    for name, source in sources(root, "*.py").items():
+        copy = tmp_path / "mmemb_r1" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes() + (line.encode() if name == file else b""))
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", root / "pyproject.toml"]
+    contracts = ["--contract", contract] if contract else []
+    paths = os.environ | {"PYTHONPATH": str(tmp_path)}
+    child = subprocess.run(command + contracts, env=paths, cwd=tmp_path, capture_output=True, text=True)
+    assert ("0 broken" if contract is None else "1 broken") in child.stdout, child.stdout + child.stderr
+    assert child.returncode == (contract is not None)
 
 
 def test_modeling_imports_little(root):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.rationale_tokens import forced_embeddings, thought_ids
+from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix
 
 INPUTS = [
     {"text": "a rather long question about nothing in particular?"},
@@ -24,7 +24,7 @@ def model(thinking, request):
 
 
 def ids(model, text):
-    return thought_ids(model.processor, model[0].model.config, text)
+    return rationale_suffix(model.processor, model[0].model.config, text)
 
 
 def test_without_a_thought_it_is_the_direct_vector(model):

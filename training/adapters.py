@@ -1,4 +1,4 @@
-"""LoRA for the adaptive model: small adapters in the language model, heads and control tokens trained in full."""
+"""Train with LoRA: small adapters in the language model; heads and control tokens in full."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 ALL_LINEAR = "all-linear"
-# Fields of peft's LoraConfig that `lora_config` fills in itself -> what to say to a user who sets one.
+# Fields of peft's LoraConfig that `lora_config` fills in itself -> the hint for a user who sets one.
 _OWN_FIELDS = {
-    "lora_alpha": "it is called alpha here",
-    "lora_dropout": "it is called dropout here",
+    "lora_alpha": "here it is called alpha",
+    "lora_dropout": "here it is called dropout",
     "modules_to_save": "gate and head are trained in full already",
     "trainable_token_indices": "the rows of the control tokens are trained already",
-    "task_type": "there is only one here",
+    "task_type": "it is always the same here",
     "inference_mode": "load_adapters(trainable=False) does that",
 }
 _ALLOWED = "allowed: r, alpha, dropout, target_modules, adapt_vision_tower and the fields of peft's LoraConfig"
@@ -46,9 +46,9 @@ def lora_config(
     **options: Any,
 ) -> LoraConfig:
     """
-    What to train of a model with LoRA: adapters on the linear layers of its language model; the reasoning gate and the
-    embedding head in full; and, of the token embeddings, the rows of `<|embed|>`, `<think>` and `</think>`, of which
-    at least one is new to the backbone.
+    Configure what LoRA trains of a model: adapters on the linear layers of its language model; the reasoning gate and
+    the embedding head in full; and, of the token embeddings, the rows of `<|embed|>`, `<think>` and `</think>`, of
+    which at least one is new to the backbone.
 
     Args:
         model: the model to be adapted; nothing is done to it.
@@ -98,11 +98,11 @@ def with_adapters(model: MMEmbR1Model, peft_config: LoraConfig, seed: int = 0) -
     """
     Put adapters into a model, in place.
 
-    What is trained is in float32 whatever the model is in, for small steps vanish in bfloat16; train under autocast
+    Trained weights are float32 whatever the model's dtype, for small steps vanish in bfloat16: train under autocast
     (`bf16=True`) then.
 
     Args:
-        model: the model. Everything in it is frozen but what the configuration names.
+        model: the model; all that the configuration does not name is frozen.
         peft_config: best from [`lora_config`].
         seed: of the adapters' first weights. All processes of a run have to start from the same.
 
@@ -161,7 +161,7 @@ def load_adapters(model: MMEmbR1Model, folder: str | os.PathLike[str], trainable
 
 def merged(model: PeftModel) -> MMEmbR1Model:
     """
-    The plain model with its adapters added to its weights. Done in place: `model` is not to be used any more.
+    Add adapters to the weights of their model and return it. Done in place: `model` is not to be used any more.
 
     Raises:
         ImportError: without peft.
@@ -197,7 +197,7 @@ def freeze_vision_tower(model: MMEmbR1Model) -> None:
 
 def quantization_config(**options: Any) -> BitsAndBytesConfig:
     """
-    How to load a checkpoint quantised, for QLoRA: `MMEmbR1(folder, model_kwargs={"quantization_config": ...})`.
+    Configure how a checkpoint is quantised, for QLoRA: `MMEmbR1(folder, model_kwargs={"quantization_config": ...})`.
 
     Gate, embedding head, output embeddings and whatever only pictures pass through stay as they are.
 
@@ -217,7 +217,9 @@ def quantization_config(**options: Any) -> BitsAndBytesConfig:
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"Quantisation has no option {unknown[0]!r}; allowed: {', '.join(allowed)}.")
     if not (options.get("load_in_4bit") or options.get("load_in_8bit")):
-        raise ValueError("Quantisation to what? Set load_in_4bit or load_in_8bit to true, or ask for none.")
+        raise ValueError(
+            "Quantisation is set, but neither load_in_4bit nor load_in_8bit is true. Set one, or leave it out."
+        )
     model_config = ModelConfig(**{"dtype": "bfloat16", **options})
     if not is_bitsandbytes_available():
         raise ImportError(
@@ -260,13 +262,13 @@ def _name(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def _linear_names(model: nn.Module, parts: Iterable[nn.Module]) -> list[str]:
-    """Full names of the linear layers in some parts of a model."""
+    """List full names of the linear layers in some parts of a model."""
     layers = {id(module) for part in parts for module in part.modules() if isinstance(module, nn.Linear)}
     return [name for name, module in model.named_modules() if id(module) in layers]
 
 
 def _wanted(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Those of the full names whose last part is wanted."""
+    """Keep the full names whose last part is wanted."""
     last = {name.rpartition(".")[2] for name in names}
     if missing := [name for name in wanted if name not in last]:
         raise ValueError(f"target_modules: there is no linear layer {missing[0]!r}; there are {sorted(last)}.")
@@ -275,8 +277,8 @@ def _wanted(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 def _pattern(names: Sequence[str], others: Iterable[str]) -> str:
     """
-    A regular expression for names of modules. Layers that differ in their number share an alternative, unless one of
-    the others would match it.
+    Write a regular expression for names of modules. Layers that differ in their number share an alternative, unless it
+    would match one of the others.
 
     >>> print(_pattern(["text.0.q", "text.1.q", "mlp.0", "mlp.2"], ["text", "mlp.1"]))
     text\\.\\d+\\.q|mlp\\.0|mlp\\.2

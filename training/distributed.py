@@ -1,4 +1,4 @@
-"""What the processes of one run exchange: rows of a batch, and gradients."""
+"""Exchange rows of a batch and gradients between the processes of a run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from torch import Tensor, nn
 
 
 def num_processes() -> int:
-    """Processes of this run; 1 where nothing is distributed."""
+    """Count the processes of this run; 1 where nothing is distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
     """
-    The rows of all processes, one process after another.
+    Gather the rows of all processes, one process after another.
 
     Gradients flow into the own rows only. Every process computes the same loss from the same rows, so the sum of the
     processes' gradients is that of the whole batch.
 
     Args:
-        tensor: `(B, ...)`. Processes may differ in B and in every other size, not in the number of dimensions: what
-            is missing is filled up with zeros.
+        tensor: `(B, ...)`. Processes may differ in every size, not in the number of dimensions; zeros fill it up.
 
     Returns:
         `(sum of B, ...)`.
@@ -33,7 +32,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
     shapes = [torch.empty(tensor.ndim, dtype=torch.long, device=tensor.device) for _ in range(num_processes())]
     dist.all_gather(shapes, torch.tensor(tensor.shape, device=tensor.device))
     sizes = torch.stack(shapes)
-    own = padded(tensor, sizes.amax(dim=0).tolist())
+    own = pad_to(tensor, sizes.amax(dim=0).tolist())
     sent = own.detach().contiguous()
     sent = sent.byte() if sent.dtype == torch.bool else sent
     parts = [torch.empty_like(sent) for _ in range(num_processes())]
@@ -43,11 +42,11 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat([part[:rows] for part, rows in zip(parts, sizes[:, 0].tolist(), strict=True)])
 
 
-def padded(tensor: Tensor, shape: Iterable[int]) -> Tensor:
+def pad_to(tensor: Tensor, shape: Iterable[int]) -> Tensor:
     """
-    The tensor with zeros at the end of each dimension up to `shape`.
+    Pad each dimension of a tensor with zeros at its end, up to `shape`.
 
-    >>> padded(torch.ones(1, 2), (2, 3)).tolist()
+    >>> pad_to(torch.ones(1, 2), (2, 3)).tolist()
     [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
     missing = [wanted - size for wanted, size in zip(shape, tensor.shape, strict=True)]
@@ -55,7 +54,7 @@ def padded(tensor: Tensor, shape: Iterable[int]) -> Tensor:
 
 
 def summed(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, without gradient."""
+    """Sum a tensor over all processes, without gradient."""
     value = value.detach().clone()
     if num_processes() > 1:
         dist.all_reduce(value)

@@ -1,4 +1,4 @@
-"""A prompt that is read once, pictures included, and continued many times: sampled from, or scored with suffixes."""
+"""Read a prompt once, pictures included, and continue it many times: sample from it, or score suffixes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, rotary_positions, token_positions
 from mmemb_r1.modeling.caching_mmemb_r1 import RoomyLayer, branched
-from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded, rotary_positions, token_positions, uses_multimodal_rope
+from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded
 
 
 @dataclass
 class Prefix:
     """
-    What the backbone keeps of the tokens it has read. Padding may lie between them: the mask says where.
+    Hold what the backbone keeps of the tokens that it has read. Padding may lie between them, where the mask is 0.
 
     Attributes:
         cache: the key-value cache.
@@ -41,7 +42,7 @@ class Prefix:
         return self.of(self.cache, rows)
 
     def of(self, cache: Any, rows: Tensor) -> Prefix:
-        """The given rows, with a `cache` that holds them already."""
+        """Take the given rows, with a `cache` that holds them already."""
         return Prefix(cache, self.mask[rows], self.offset[rows], self.logits[rows])
 
 
@@ -76,7 +77,7 @@ def read_prefix(vlm: Any, batch: Mapping[str, Any]) -> Prefix:
 
 def branch(prefix: Prefix, rows: Tensor) -> Prefix:
     """
-    Copies of rows, each to be continued in its own way; `prefix` stays as it is.
+    Copy rows, to continue each in its own way; `prefix` stays as it is.
 
     Args:
         prefix: prompts that were read.
@@ -118,13 +119,11 @@ def extend(vlm: Any, prefix: Prefix, token_ids: Tensor, token_mask: Tensor | Non
             f"of tokens in its window of {_reach(prefix.cache)}, or in its recurrent state. Extend suffixes of one "
             "length at a time, or call suffix_logits, which does."
         )
-    position_ids = token_positions(mask)[:, -token_ids.shape[1] :] + prefix.offset  # (B, T)
-    if uses_multimodal_rope(vlm):
-        position_ids = position_ids.expand(3, -1, -1)  # (3, B, T)
+    numbers = token_positions(mask)[:, -token_ids.shape[1] :]  # (B, T)
     output = vlm(
         input_ids=token_ids.to(device),
         attention_mask=mask,
-        position_ids=position_ids,
+        position_ids=next_positions(vlm, numbers, prefix.offset),
         past_key_values=prefix.cache,
         use_cache=True,
         logits_to_keep=1,
@@ -141,7 +140,7 @@ def suffix_logits(
     batch_size: int = 64,
 ) -> Tensor:
     """
-    Logits `(N, V)` float32 of the token after each suffix; the prefix is read by none of them again.
+    Compute the logits `(N, V)` float32 of the token after each suffix; the prefix is not read again.
 
     Args:
         vlm: the model that read the prefix.
@@ -183,7 +182,7 @@ def _require_last_column(mask: Tensor, what: str) -> None:
 
 
 def _reach(cache: Any) -> float:
-    """Up to how many columns, padding included, every token attends to all before it."""
+    """Count the columns, padding included, up to which every token attends to all before it."""
     return min(map(_layer_reach, cache.layers), default=math.inf)
 
 

@@ -1,4 +1,4 @@
-"""Reading the tables that the stages exchange."""
+"""Read and check the tables that the stages exchange."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from mmemb_r1.content import PARTS, given_parts
+from mmemb_r1.content import given_parts
+from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -19,17 +18,21 @@ if TYPE_CHECKING:
 PAIR_COLUMNS = ("pair_id", "query", "target")
 
 
-def read_pairs(path: Path, required: Sequence[str] = ()) -> Dataset:
+def read_pairs(
+    path: Path, required: Sequence[str] = (), *, tasks: Sequence[str] | None = None, per_task: int | None = None
+) -> Dataset:
     """
-    A pairs table from a Parquet file, in memory.
+    Read a pairs table from a Parquet file into memory.
 
     Args:
         path: the file. Columns that `datasets` wrote as pictures are decoded when a row is read; others (paths, bytes)
             are opened by the collator, with the same rules as in `encode`.
         required: columns to check as `check_pairs` does, for example `PAIR_COLUMNS`. Default: nothing is checked.
+        tasks: only pairs of these tasks (column `task`) or groups of tasks (column `complexity`). Default: all.
+        per_task: only the first so many pairs of each task. Default: all.
 
     Raises:
-        ValueError: if the file holds no table, or a check fails.
+        ValueError: if the file holds no table, a check fails, or there is no such task.
     """
     import pyarrow.lib
     import pyarrow.parquet
@@ -41,7 +44,24 @@ def read_pairs(path: Path, required: Sequence[str] = ()) -> Dataset:
         raise ValueError(f"{path} is no Parquet file ({error}).") from error
     if required:
         check_pairs(pairs, required, str(path))
-    return pairs
+    return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))
+
+
+def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | None, name: str) -> Dataset:
+    from mmemb_r1.evaluation.tasks import rows_by, task_names
+
+    if per_task is not None and per_task < 1:
+        raise ValueError(f"per_task is {per_task}; allowed: 1 or more.")
+    if "task" not in pairs.column_names:
+        raise ValueError(f"{name} has no column 'task' by which pairs could be chosen; read all of them.")
+    rows = rows_by(pairs["task"])
+    if tasks is not None:
+        groups = pairs["complexity"] if "complexity" in pairs.column_names else pairs["task"]
+        rows = {
+            task: rows[task] for task in task_names({task: {"": groups[own[0]]} for task, own in rows.items()}, tasks)
+        }
+    kept = sorted(row for own in rows.values() for row in own[:per_task])
+    return pairs.select(kept).flatten_indices()
 
 
 def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs table") -> None:
@@ -111,7 +131,7 @@ def _check_inputs(values: pyarrow.ChunkedArray, ids: Sequence[Any], column: str,
 
 
 def _is_given(part: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """Where one part of an input `(N,)` holds something."""
+    """Find where one part of an input `(N,)` holds something."""
     import pyarrow
     import pyarrow.compute as compute
 
@@ -126,16 +146,16 @@ def _is_given(part: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
 
 
 def stored_column(table: Dataset, column: str) -> pyarrow.ChunkedArray:
-    """A column as it is stored: pictures stay undecoded."""
+    """Return a column as it is stored: pictures stay undecoded."""
     return table.select_columns([column]).with_format("arrow")[:][column]
 
 
 class StoredInputs(Sequence[dict[str, Any]]):
     """
-    The inputs of one column, each as a dict of the parts that are there. Rows are read when they are asked for.
+    Read the inputs of one column, each as a dict of the parts that are there, when they are asked for.
 
-    Pictures stay as they are stored: a path, or `{"bytes", "path"}`, without the path where there are bytes. It plays
-    no part in what the input is, and file names tend to tell the label.
+    Pictures stay as they are stored: a path, or `{"bytes", "path"}`, without the path where there are bytes: a name is
+    no part of the input, and may give away the label.
 
     Args:
         table: a table that `check_pairs` passed for that column.
@@ -167,12 +187,25 @@ def _nameless(value: Any) -> Any:
     return value
 
 
-def content_key(value: Any) -> bytes:
-    """A digest of an input's content: equal for equal inputs.
+def number_distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Number keys, equal ones alike; also return where each number came first.
 
-    Stored pictures count by their bytes, or by their path where there are none.
+    >>> number_distinct(["x", "y", "x"])
+    ([0, 1, 0], [0, 1])
+    """
+    first: dict[Any, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    number = {key: code for code, key in enumerate(first)}
+    return [number[key] for key in keys], list(first.values())
 
-    >>> content_key({"text": "a", "image": []}) == content_key({"text": "a"})
+
+def stored_digest(value: Any) -> bytes:
+    """Digest an input as a table stores it, for seeds and to tell whether a table changed; no file is read.
+
+    It is not for comparing inputs: that is [`mmemb_r1.content.content_key`].
+
+    >>> stored_digest({"text": "a", "image": []}) == stored_digest({"text": "a"})
     True
     """
     digest = blake2b(digest_size=16)
@@ -190,7 +223,5 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _feed(digest, item)
-    elif isinstance(value, Image.Image):
-        digest.update(f"{value.size}{value.mode}".encode() + value.tobytes())
     else:
         digest.update(value if isinstance(value, bytes) else repr(value).encode())

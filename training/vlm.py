@@ -1,4 +1,4 @@
-"""Loading a vision-language model as a chat model, from its own repository or out of an mmemb-r1 checkpoint."""
+"""Load a vision-language model as a chat model, from its own repository or out of an mmemb-r1 checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_SAMPLED = 16  # values of a parameter that its fingerprint reads
+_SAMPLED = 16  # values of each parameter that are read
 
 
 def load_vlm(
@@ -50,11 +50,11 @@ def load_vlm(
             vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub)
         processor = AutoProcessor.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = "" if local else "There is no such folder here, so it was taken for an ID on the Hugging Face Hub. "
         raise ValueError(
             f"{str(model)!r} can't be loaded as a vision-language model. {where}Pass the folder or the Hub ID of a "
-            f"model for image-text-to-text or of an mmemb-r1 checkpoint. ({said})"
+            f"model for image-text-to-text or of an mmemb-r1 checkpoint. ({reason})"
         ) from error
     chat_template(processor)
     processor.tokenizer.padding_side = "left"
@@ -63,11 +63,10 @@ def load_vlm(
 
 def weights_fingerprint(module: nn.Module) -> str:
     """
-    A digest that tells one set of weights from another, at once even for billions of them.
+    Digest a set of weights, at once even for billions of them.
 
-    It is made of the name, shape, dtype and a few values, spread over its length, of every parameter, and does not
-    depend on the device. Training changes it, for that moves nearly all values; a change of a few values that are not
-    among those read goes unnoticed.
+    Of every parameter the name, shape, dtype and a few values spread over its length count, wherever it lies. Training
+    changes nearly all values, and so the digest; a change of a few values that are not read goes unnoticed.
 
     >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> weights_fingerprint(first) == weights_fingerprint(second)
@@ -88,7 +87,7 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def default_device() -> str:
-    """A GPU if there is one."""
+    """Choose a GPU if there is one."""
     from sentence_transformers.util import get_device_name
 
     return get_device_name()
@@ -96,8 +95,8 @@ def default_device() -> str:
 
 def chat_template(processor: ProcessorMixin) -> str:
     """
-    The template that prompts a vision-language model as the chat model it is, to be passed to `render`: its own, also
-    where the processor is that of an mmemb-r1 checkpoint and would end prompts in `<|embed|>`.
+    Find the template that prompts a vision-language model as the chat model it is, to be passed to `render`: its own,
+    also where the processor is that of an mmemb-r1 checkpoint and would end prompts in `<|embed|>`.
 
     Raises:
         ValueError: if the processor has no tokenizer or no single template.

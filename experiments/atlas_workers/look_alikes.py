@@ -12,7 +12,7 @@ from experiments.atlas_workers.wording import facts, whole_words
 from mmemb_r1.atlas.knowledge import Country
 from mmemb_r1.atlas.pictures import as_vector
 from mmemb_r1.atlas.splits import digit_indices
-from mmemb_r1.atlas.tasks import ORDINALS, Question, comparison, digit_question
+from mmemb_r1.atlas.tasks import ORDINALS, AtlasQuestion, comparison, digit_question
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,10 +35,10 @@ class LookAlikes:
 
     Args:
         world (`World`): what is asked about.
-        questions (`Iterable[Question]`): those of the training split.
+        questions (`Iterable[AtlasQuestion]`): those of the training split.
     """
 
-    def __init__(self, world: World, questions: Iterable[Question]) -> None:
+    def __init__(self, world: World, questions: Iterable[AtlasQuestion]) -> None:
         self._digits = world.digits
         self._countries = {country.code: country for country in world.countries}
         self._asked = {(question.task, question.variant, question.entity): question for question in questions}
@@ -47,13 +47,13 @@ class LookAlikes:
         things = {code: picture for code, picture in world.pictures.items() if code in objects}
         self._seen_as = nearest_pictures(flags) | nearest_pictures(things)
         self._taken_for = nearest_countries(self._countries) | nearest_names(objects)
-        self._found: dict[tuple[Question, str], list[tuple[str, ...]]] = {}
+        self._found: dict[tuple[AtlasQuestion, str], list[tuple[str, ...]]] = {}
 
-    def mistakes(self, question: Question, side: str) -> list[tuple[str, ...]]:
+    def mistakes(self, question: AtlasQuestion, side: str) -> list[tuple[str, ...]]:
         """The rationales of some mistakes about the input of one side, the likeliest first.
 
         Args:
-            question (`Question`): what is asked.
+            question (`AtlasQuestion`): what is asked.
             side (`str`): "query" or "target", the latter for answers that are pictures only.
 
         Returns:
@@ -63,7 +63,7 @@ class LookAlikes:
             self._found[question, side] = self._find(question, side)
         return self._found[question, side]
 
-    def _find(self, question: Question, side: str) -> list[tuple[str, ...]]:
+    def _find(self, question: AtlasQuestion, side: str) -> list[tuple[str, ...]]:
         if side == "target":
             others = self._others("name-picture", "", self._seen_as[question.entity])
             return unlike(question.answer_rationale, (other.answer_rationale for other in others))
@@ -78,17 +78,17 @@ class LookAlikes:
             question.rationale, self._with_answers_like(question, order)
         )
 
-    def _others(self, task: str, variant: str, order: Iterable[str]) -> Iterator[Question]:
+    def _others(self, task: str, variant: str, order: Iterable[str]) -> Iterator[AtlasQuestion]:
         return (self._asked[task, variant, code] for code in order if (task, variant, code) in self._asked)
 
-    def _with_answers_like(self, question: Question, order: Iterable[str]) -> list[tuple[str, ...]]:
+    def _with_answers_like(self, question: AtlasQuestion, order: Iterable[str]) -> list[tuple[str, ...]]:
         place = {code: rank for rank, code in enumerate(order)}
         kind = (question.candidate_set, bool(question.pictures))
         alike = [other for other in self._asked.values() if (other.candidate_set, bool(other.pictures)) == kind]
         known = sorted((other for other in alike if other.entity in place), key=lambda other: place[other.entity])
         return [other.rationale for other in known]
 
-    def _mistaken_comparisons(self, question: Question) -> list[tuple[str, ...]]:
+    def _mistaken_comparisons(self, question: AtlasQuestion) -> list[tuple[str, ...]]:
         """One of the two flags is taken for another, or both are right and the verdict is not."""
         codes = question.entity.split("+")
         mistakes: list[tuple[str, ...]] = []
@@ -102,7 +102,7 @@ class LookAlikes:
         *right, verdict = question.rationale
         return [*mistakes, (*right, loser + verdict.removeprefix(question.answer))]
 
-    def _compare(self, task: str, first: str, second: str) -> Question | None:
+    def _compare(self, task: str, first: str, second: str) -> AtlasQuestion | None:
         return comparison(task.removeprefix("compare-"), self._countries[first], self._countries[second])
 
 
@@ -117,7 +117,7 @@ def unlike(right: Sequence[str], rationales: Iterable[tuple[str, ...]]) -> list[
     return list(islice(wrong, NEAREST))
 
 
-def misread_digits(question: Question, digits: list[int]) -> list[tuple[str, ...]]:
+def misread_digits(question: AtlasQuestion, digits: list[int]) -> list[tuple[str, ...]]:
     """The rationales that follow from reading as few digits wrongly as it takes to get a wrong answer.
 
     >>> misread_digits(digit_question("digits-largest", "digits-0-1", [9, 2]), [9, 2])[0]

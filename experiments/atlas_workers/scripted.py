@@ -9,7 +9,7 @@ import numpy as np
 from experiments.atlas_workers.look_alikes import LookAlikes
 from experiments.atlas_workers.wording import blank, facts, reword, whole_words
 from mmemb_r1.atlas.hashing import seeded_rng
-from mmemb_r1.atlas.tasks import Question
+from mmemb_r1.atlas.tasks import AtlasQuestion
 
 # Behaviour -> whether its rationales help to find the target.
 HELPFUL = {"correct": True, "confused": False, "verbose": False, "format": False}
@@ -55,13 +55,13 @@ ABOUT_TEXTS = (
 )
 
 
-def right_rationale(question: Question, side: str) -> tuple[str, ...]:
+def right_rationale(question: AtlasQuestion, side: str) -> tuple[str, ...]:
     """The right rationale of one side; empty for a target that is text."""
     return question.rationale if side == "query" else question.answer_rationale
 
 
 def scripted_rationale(
-    behaviour: str, question: Question, side: str, seed: int, look_alikes: LookAlikes
+    behaviour: str, question: AtlasQuestion, side: str, seed: int, look_alikes: LookAlikes
 ) -> str | None:
     """Write the rationale of a worker for one side of a question, a pure function of its arguments.
 
@@ -69,7 +69,7 @@ def scripted_rationale(
         behaviour (`str`): one of `BEHAVIOURS`. "correct" gives the right rationale; "confused" mistakes what is
             seen for a look-alike and reasons on from there; "verbose" talks at length of something else; "format" has
             the sentences of a right one, without the facts.
-        question (`Question`): what is asked.
+        question (`AtlasQuestion`): what is asked.
         side (`str`): "query" or "target": which input the worker was shown.
         seed (`int`): other seeds give other words, other mistakes, other chatter.
         look_alikes (`LookAlikes`): what can be mistaken for what.

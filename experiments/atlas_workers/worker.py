@@ -17,7 +17,7 @@ from mmemb_r1.atlas import load_atlas
 from mmemb_r1.atlas.build import MANIFEST
 from mmemb_r1.atlas.splits import TRAIN, split_questions
 from mmemb_r1.atlas.tables import NAME_TASKS, NOTO_TASK, make_pair_id
-from mmemb_r1.atlas.tasks import Question
+from mmemb_r1.atlas.tasks import AtlasQuestion
 from mmemb_r1.atlas.world import World, make_world
 from mmemb_r1.modeling.media_mmemb_r1 import open_image
 from mmemb_r1.training.rationales.worker import SIDES, Failure, Rationale, RationaleRequest, WorkerError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmemb_r1.atlas.build import Atlas
 
 
-def recall(atlas: Atlas) -> tuple[World, dict[str, Question]]:
+def recall(atlas: Atlas) -> tuple[World, dict[str, AtlasQuestion]]:
     """Rebuild the world that an Atlas shows, and map each pair id to the question of that pair.
 
     Args:
@@ -39,7 +39,7 @@ def recall(atlas: Atlas) -> tuple[World, dict[str, Question]]:
     """
     arguments = atlas.manifest["arguments"]
     world = make_world(*(arguments[name] for name in ("size", "num_objects", "num_countries")))
-    asked: dict[str, Question] = {}
+    asked: dict[str, AtlasQuestion] = {}
     by_split = split_questions(world, seed=arguments["seed"], generated_rows=arguments["generated_rows"])
     for split, questions in by_split.items():
         for question in questions:
@@ -157,7 +157,7 @@ class Memory:
         look_alikes: what can be mistaken for what.
     """
 
-    questions: dict[bytes, Question | None]
+    questions: dict[bytes, AtlasQuestion | None]
     look_alikes: LookAlikes
 
 
@@ -165,7 +165,7 @@ class Memory:
 def _remember(directory: Path, content_hash: str) -> Memory:  # the hash: an Atlas may be replaced
     atlas = load_atlas(directory)
     world, asked = recall(atlas)
-    questions: dict[bytes, Question | None] = {}
+    questions: dict[bytes, AtlasQuestion | None] = {}
     for pairs in atlas.pairs.values():
         for side in SIDES:
             for pair_id, value in zip(pairs["pair_id"], stored_column(pairs, side).to_pylist(), strict=True):

@@ -45,7 +45,7 @@ from experiments.pipeline.joint import train_from_nothing
 from experiments.pipeline.recipe import Recipe
 from experiments.pipeline.tasks import at_most
 from mmemb_r1.atlas import build_atlas, load_atlas
-from mmemb_r1.runs import claim, made_whole, replaced_file, write_json
+from mmemb_r1.runs import made_whole, record_run, replaced_file, write_json
 
 STAGES = ("start", "grpo", "evaluation", "report")
 GATES = {"fresh": "trained", "warm": "model"}  # the folder of a start that holds such a model
@@ -90,7 +90,7 @@ def train_seed(
         The folder.
     """
     folder, checkpoints = output / f"grpo-{seed}", output / "checkpoints" / f"grpo-{seed}"
-    claim(output / f"grpo-{seed}.json", {**fields, "steps": steps, **facts})
+    record_run(output / f"grpo-{seed}.json", {**fields, "steps": steps, **facts})
     settings = {**fields, "max_steps": steps, "seed": seed}
     made_whole(
         folder, lambda made: train_adaptive(start, pairs, joint_pairs, settings, made, checkpoints, rounds=rounds)

@@ -18,7 +18,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import embed_candidates
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.runs import replaced_file
 
 # What of the warm-up is still there: names of pictures, and facts as text.

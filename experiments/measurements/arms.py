@@ -24,7 +24,7 @@ from experiments.pipeline.recipe import Recipe
 from experiments.pipeline.tasks import FLAGS, JOINT_TASK_WEIGHTS, NEIGHBOURS, POOLED, of_tasks
 from experiments.pipeline.warm_up import WARM_UP_STEPS, warm_up
 from mmemb_r1.atlas import Atlas, build_atlas
-from mmemb_r1.runs import claim, made_whole, write_json
+from mmemb_r1.runs import made_whole, record_run, write_json
 from mmemb_r1.training.selection.config import SelectionOptions
 
 # Chains of three steps need the neighbours by heart. The warm-up has shown each about twice, other facts 15 times.
@@ -176,11 +176,11 @@ def train_arm(
         },
     )
     facts = {**settings, "atlas": atlas.manifest["fingerprint"], "rationales": _digest(rationales)}
-    claim(
+    record_run(
         run / "arms" / f"{name}-{seed}.json",
         facts,
         what=f"the arm {name}-{seed}",
-        mend="Other numbers go into another --variant.",
+        hint="Other numbers go into another --variant.",
     )
     checkpoints = run / "checkpoints" / f"{name}-{seed}"
     return made_whole(

@@ -30,12 +30,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from experiments.measurements.outcome_summary import joined, outcomes_in
-from experiments.pipeline.gate import gate_inputs
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
-from mmemb_r1.training.adaptive.gate import fit_gate
+from mmemb_r1.training.gate import fit_gate
+from mmemb_r1.training.gate_decisions import gate_inputs
 
 Rows = npt.NDArray[np.float64]
 SPLITS = ("policy", "test")
@@ -51,7 +51,7 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
             rows = answers(start, atlas, split, output)
             queries = inputs_of(atlas.pairs[split]["query"])
             columns |= {f"{split}/{name}": values for name, values in rows.items()}
-            columns[f"{split}/state"] = gate_inputs(model, queries).numpy()
+            columns[f"{split}/state"] = gate_inputs(model, queries, 128).numpy()
             columns[f"{split}/wording"] = wordings(model, queries)
         np.savez(path, **columns)
     return dict(np.load(path))

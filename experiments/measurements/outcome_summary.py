@@ -89,7 +89,7 @@ def by_task(rows: dict[str, npt.NDArray[Any]], threshold: float) -> dict[str, di
             "queries": len(thinks),
             "never": float(answers.never.mean()),
             "always": float(answers.always.mean()),
-            "auto": float(adaptivity.chosen(answers, thinks).mean()),
+            "auto": float(adaptivity.choice_scores(answers, thinks).mean()),
             "oracle": float(adaptivity.oracle(answers).mean()),
             "invocation": float(thinks.mean()),
             "tokens": float(np.where(thinks, answers.tokens, 0).mean()),
@@ -122,7 +122,7 @@ def curve(rows: dict[str, npt.NDArray[Any]], points: int = 21) -> list[dict[str,
 def interior(rows: dict[str, npt.NDArray[Any]], points: list[dict[str, float]]) -> dict[str, Any]:
     """The best point of a curve, and by how much it beats both ends (chosen on these rows: optimistic)."""
     best, answers = max(points, key=lambda point: point["r1"]), answers_of(rows)
-    auto = adaptivity.chosen(answers, answers.thinks(best["threshold"]))
+    auto = adaptivity.choice_scores(answers, answers.thinks(best["threshold"]))
     against = {}
     for mode in ("never", "always"):
         difference = auto - rows[mode]

@@ -4,8 +4,8 @@ Does selection find the rationales that help? On Atlas it is known which ones do
     python -m experiments.measurements.selection_quality --quickstart runs/quickstart [--output runs/selection]
 
 Trains an evaluator from the quickstart's joint checkpoint (`examples/atlas-evaluator*.yaml`), draws rationales for
-pairs that it learnt from and for pairs that it did not (`experiments/atlas-pool.yaml`), lets it score them once, and
-prints what each way of selecting makes of the same scores. What is done already is not done again.
+pairs that it learnt from and for pairs that it did not (`experiments/quickstart/pool.yaml`), lets it score them once,
+and prints what each way of selecting makes of the same scores. What is done already is not done again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from datasets import Dataset
 
 from experiments.atlas_workers.wording import facts, whole_words
-from experiments.pipeline.gate import aligned, by_set
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.atlas_tasks import CandidateSet, embed_candidates
 from mmemb_r1.evaluation.invocation import Answers
+from mmemb_r1.objective import target_probability
 
 OUTCOMES_FILE = "outcomes.parquet"
 MODES = ("never", "always")
@@ -91,6 +91,25 @@ def whose(pairs: Dataset) -> Columns:
 def vectors_of(rows: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float32]:
     """`(Q, D)` of what `explain` returned."""
     return np.stack([one["embedding"] for one in rows])
+
+
+def aligned(pairs: Dataset, queries: torch.Tensor, sets: Mapping[str, CandidateSet]) -> torch.Tensor:
+    """`(N,)` probability of each query's target among the candidates of its set; `queries` `(N, D)`."""
+    found = torch.zeros(len(queries))
+    for rows, answers, targets in by_set(pairs, sets):
+        positives = torch.from_numpy(answers.places(targets))
+        found[rows] = target_probability(queries[rows] @ torch.from_numpy(answers.embeddings).T, positives)
+    return found
+
+
+def by_set(
+    pairs: Dataset, sets: Mapping[str, CandidateSet]
+) -> Iterator[tuple[npt.NDArray[np.int64], CandidateSet, list[str]]]:
+    """The rows of the queries that compete for the same candidates, those candidates, and the rows' targets."""
+    names, targets = np.array(pairs["candidate_set"]), np.array(pairs["target_id"])
+    for name in sorted(set(names.tolist())):
+        rows = np.flatnonzero(names == name)
+        yield rows, sets[name], targets[rows].tolist()
 
 
 def hits(pairs: Dataset, vectors: npt.NDArray[np.float32], sets: Mapping[str, CandidateSet]) -> list[int]:

@@ -15,7 +15,7 @@ from mmemb_r1.training.rationales.draw import draw_rationales
 from mmemb_r1.training.rationales.table import read_rationales
 from mmemb_r1.training.rationales.worker import RationaleWorker
 
-NUM_SAMPLES = 2  # as in experiments/atlas-pool.yaml
+NUM_SAMPLES = 2  # as in experiments/quickstart/pool.yaml
 
 
 def draw_pool(atlas: Atlas, pairs: Dataset, folder: Path, seed: int) -> Dataset:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pipeline.provenance import commit
-from mmemb_r1.runs import claim, made_whole, write_json
+from mmemb_r1.runs import made_whole, record_run, write_json
 
 STAGE_FILE = "stage.json"
 # Fields of every trainer's config for a model that is small enough for a CPU.
@@ -54,9 +54,9 @@ def run_stage(
     """
     note = folder.with_name(f"{folder.name}.json")
     noted = _noted(facts, made_of)
-    resumed = claim(note, noted, what=str(folder), mend=f"Remove {folder} and {note} to have it made anew.")
+    resumed = record_run(note, noted, what=str(folder), hint=f"Remove {folder} and {note} to have it made anew.")
     if checkpoints is not None and not folder.exists():
-        claim(checkpoints / STAGE_FILE, noted, what=str(checkpoints), mend=f"Remove {checkpoints}.")
+        record_run(checkpoints / STAGE_FILE, noted, what=str(checkpoints), hint=f"Remove {checkpoints}.")
 
     def timed(made: Path) -> None:
         start = time.perf_counter()
@@ -95,7 +95,7 @@ def run_noted(
         ValueError: if it was begun with other facts, or of other results.
     """
     mend = f"Remove {path.parent} to have it made anew."
-    resumed = claim(path.with_suffix(".begun.json"), _noted(facts, made_of), what=str(path), mend=mend)
+    resumed = record_run(path.with_suffix(".begun.json"), _noted(facts, made_of), what=str(path), hint=mend)
     if path.exists():
         return False
     start = time.perf_counter()

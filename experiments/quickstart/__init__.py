@@ -1,3 +1,3 @@
-"""From nothing to a trained checkpoint on one machine: Atlas, a tiny backbone, the joint phase, a gate, a report."""
+"""What `quickstart.sh` needs beside the product's commands: an untrained model, rationales to rehearse, a showcase."""
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What the trained model does, as a picture and as lines to paste."""
+"""Show what the quickstart's model does: a picture, where everything is, and lines to paste."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1.atlas import Atlas
+from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import given_parts
 from mmemb_r1.evaluation.atlas_tasks import embed_candidates
+from mmemb_r1.evaluation.report import HTML_FILE
 
 TASKS = ("flag-capital", "flag-currency", "picture-name-object", "neighbour-capital", "compare-area", "digits-sum")
 TOP = 5
@@ -20,7 +22,7 @@ RIGHT, WRONG = "#1a7f37", "#57606a"
 
 def draw_showcase(model: MMEmbR1, atlas: Atlas, path: Path, tasks: Sequence[str] = TASKS, per_task: int = 1) -> None:
     """
-    Draw queries of the test split with their best answers, before and after thinking, and what was thought.
+    Draw queries of the test split with their best answers, before and after thinking, with the rationales.
 
     Args:
         model: the model.
@@ -102,3 +104,28 @@ def lines_to_paste(checkpoint: Path, picture: Path) -> str:
         f'model = MMEmbR1("{checkpoint}")\n'
         f'print(model.explain({query}, reasoning="always")["rationale"])'
     )
+
+
+def main() -> None:
+    """Draw the picture of a finished quickstart, and say where everything is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+    folder = parser.parse_args().quickstart
+    atlas, checkpoint = load_atlas(folder / "atlas"), folder / "model"
+    picture, example = folder / "showcase.png", folder / "flag.png"
+    draw_showcase(MMEmbR1(str(checkpoint), device="cpu"), atlas, picture)
+    save_example(atlas, example)
+    shown = {
+        "queries, answers and rationales": picture,
+        "report": folder / "evaluation" / HTML_FILE,
+        "results": folder / "evaluation" / "results.json",
+        "card": checkpoint / "README.md",
+    }
+    for what, path in shown.items():
+        if path.exists():  # without what draws there is no report
+            print(f"{what}: {path}")
+    print(f"\nTry it:\n\n{lines_to_paste(checkpoint, example)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -150,13 +150,13 @@ def claim_folder(study: Study) -> None:
 
     from experiments.pipeline.provenance import folder_digest
     from experiments.study.tasks import CLAIM
-    from mmemb_r1.runs import claim
+    from mmemb_r1.runs import record_run
 
     given = {
         name: "made here" if folder is None else f"given, {folder_digest(folder)}"
         for name, folder in (("warm_up", study.warm_up), ("evaluator", study.evaluator))
     }
-    claim(study.output / CLAIM, {"form": asdict(study.form), **given})
+    record_run(study.output / CLAIM, {"form": asdict(study.form), **given})
 
 
 def arguments_parser() -> argparse.ArgumentParser:

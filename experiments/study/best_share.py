@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmemb_r1.evaluation.invocation import SHARES, Answers, Floats, chosen
+from mmemb_r1.evaluation.invocation import SHARES, Answers, Floats, choice_scores
 from mmemb_r1.evaluation.statistics import bootstrap_means
 
 NUM_SPLITS = 10
@@ -51,12 +51,12 @@ def cross_fitted(answers: Answers, num_splits: int = NUM_SPLITS, seed: int = 0) 
             seen, others = answers.where(some), answers.where(~some)
             share = best_of(seen)
             shares.append(share)
-            total[~some] += chosen(others, others.thinks(seen.threshold(share)))
+            total[~some] += choice_scores(others, others.thinks(seen.threshold(share)))
     return BestShare(total / num_splits, tuple(shares))
 
 
 def best_of(answers: Answers) -> float:
     """The share whose mean score over tasks is highest on these queries, the lowest of equal ones."""
-    decided = np.stack([chosen(answers, answers.thinks(answers.threshold(share))) for share in SHARES], axis=1)
+    decided = np.stack([choice_scores(answers, answers.thinks(answers.threshold(share))) for share in SHARES], axis=1)
     mean, _ = bootstrap_means(decided, answers.cluster.tolist(), answers.task.tolist(), num_samples=1)
     return SHARES[int(np.argmax(mean))]

@@ -10,9 +10,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from importlib import import_module
 from pathlib import Path
 
-from experiments.pipeline.processes import process_pool
 from experiments.pipeline.stage import cost_of, ids_of
 from experiments.study.tasks import Study, Task
+from mmemb_r1.processes import process_pool
 
 STAGES = "experiments.study.stages"
 LOG_FILE = "study.log"  # output of the processes: logs of trainers, warnings

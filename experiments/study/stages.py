@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from experiments.atlas_workers.scripted import HELPFUL
 from experiments.pipeline import evaluator as evaluators
-from experiments.pipeline.gate import GATE_FACTS, fit_gate_of
+from experiments.pipeline.gate import fit_gate_of
 from experiments.pipeline.grpo import GRPO_FIELDS, train_adaptive
 from experiments.pipeline.joint import joint_settings, train_from
 from experiments.pipeline.outcomes import measure_outcomes
@@ -40,9 +40,10 @@ from experiments.study.tasks import ERRORS_FOLDER, NUM_PARTS, Study, own_folder
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
-from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, diagnose
+from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, run_diagnosis
 from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
 from mmemb_r1.runs import write_json
+from mmemb_r1.training.gate_phase import GATE_FILE
 from mmemb_r1.training.rationales.table import read_rationales
 from mmemb_r1.training.selection.config import SelectionOptions
 
@@ -210,7 +211,7 @@ def warm_start_gate(study: Study, row: str, seed: int, *, made_of: MadeOf) -> No
         atlas = load_atlas(study.atlas)
         policy = of_tasks(atlas.pairs["policy"], set(JOINT_TASK_WEIGHTS))
         facts = fit_gate_of(folder / "joint", policy, atlas.candidates, made, rounds)
-        write_json(made / GATE_FACTS, facts)
+        write_json(made / GATE_FILE, facts)
 
     run_stage(folder / "gate", {"rounds": rounds}, make, made_of=made_of)
 
@@ -250,7 +251,7 @@ def check_shortcut(study: Study, row: str, seed: int, state: str, *, made_of: Ma
     def make(made: Path) -> None:
         atlas = load_atlas(study.atlas)
         tasks = atlas_tasks(of_tasks(atlas.pairs["test"], MULTI_HOP), atlas.candidates)
-        found = diagnose(MMEmbR1(str(folder / state), device="cpu"), tasks, settings, progress=False)
+        found = run_diagnosis(MMEmbR1(str(folder / state), device="cpu"), tasks, settings, progress=False)
         write_json(made / RESULT_FILE, found)
 
     facts = {"state": state, "split": "test", **asdict(settings)}

@@ -23,7 +23,7 @@ from mmemb_r1.evaluation.diagnose.run import RESULT_FILE
 from mmemb_r1.evaluation.invocation import Answers, gate_quality, invocation_curve, judge_choice
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics import Interval, clustered_means
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.tasks import ALL
 
 # `two-sided`: tasks with rationales of both queries and targets. Other targets are text, without rationales.
 GROUPS = ("all", "simple", "multi-hop", "flags", "neighbours", "two-sided")

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import _fields
+from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.media_mmemb_r1 import (
     DEFAULTS,
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    WEB,
     MediaOptions,
-    is_file,
     open_image,
+    parse_address,
+    read_source,
+    stored_source,
 )
 
 DIGEST_SIZE = 32
-_MEDIA_SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-_LONGEST_SUFFIX = max(map(len, _MEDIA_SUFFIXES))
 _Piece = tuple[str, bytes]  # what it is, and its content
 
 
 def content_key(value: Any, media: MediaOptions = DEFAULTS) -> bytes:
     """
-    A digest of one input of `encode`.
+    Digest one input by what the model gets to see: the one key by which inputs are compared, everywhere.
 
     Inputs that hold the same in the same places have the same digest, whichever way they are written: `"Lima"`,
     `{"text": "Lima"}` and a chat of that one turn; a file's path and its bytes, whatever its name is. Pictures in
-    memory and arrays count by their upright RGB pixels, and are told from files that hold the same pixels. Web
-    addresses and data URLs count by their text: what is behind an address may change.
+    memory and arrays count by their upright RGB pixels (never by palette indices, hidden colours or pixels that EXIF
+    turns). Files count by their bytes, so that a corpus is not decoded for its keys: they are told from pictures in
+    memory that hold the same pixels. Web addresses and data URLs count by their text: what is behind an address may
+    change.
 
     Args:
-        value: an input, see `to_conversations`.
+        value: an input, see `parse_input`.
         media: its limits, and whether it may name web addresses.
 
     Returns:
@@ -53,7 +48,7 @@ def content_key(value: Any, media: MediaOptions = DEFAULTS) -> bytes:
     """
     digest = blake2b(digest_size=DIGEST_SIZE)
     try:
-        for kind, content in _pieces(value, media):
+        for kind, content in _pieces(parse_input(value, media), media):
             digest.update(f"{kind}:{len(content)}\n".encode())  # no kind holds a newline: no piece runs into the next
             digest.update(content)
     except (ValueError, OSError):
@@ -62,13 +57,13 @@ def content_key(value: Any, media: MediaOptions = DEFAULTS) -> bytes:
 
 
 def as_input(value: Any) -> Any:
-    """One of several inputs: a single message is one, too, but in a list it would be taken for a turn of a chat."""
+    """Wrap a single chat message: in a list of inputs it would be taken for a turn of a chat."""
     return [value] if isinstance(value, Mapping) and "role" in value else value
 
 
 def distinct(values: Sequence[Any], media: MediaOptions = DEFAULTS) -> tuple[list[Any], np.ndarray]:
     """
-    The inputs of one call without those that are there already.
+    Drop the inputs of a call that are equal to earlier ones.
 
     Texts are compared as they are, which costs nearly nothing; all else by its content, see `content_key`.
 
@@ -89,7 +84,7 @@ def distinct(values: Sequence[Any], media: MediaOptions = DEFAULTS) -> tuple[lis
     known: dict[int, int] = {}  # objects that were looked into already
     index = np.empty(len(values), dtype=np.intp)
     for row, value in enumerate(values):
-        text = value.get("text") if type(value) is dict and len(value) == 1 else _no_path(value)
+        text = value.get("text") if type(value) is dict and len(value) == 1 else _plain_text(value)
         if type(text) is str:
             place = seen.setdefault(text, len(unique))
         elif (place := known.get(id(value), -1)) < 0:
@@ -100,81 +95,25 @@ def distinct(values: Sequence[Any], media: MediaOptions = DEFAULTS) -> tuple[lis
     return unique, index
 
 
-def _no_path(value: Any) -> str | None:
-    """The value if it is text, and can't be the path or the data URL of a picture or video."""
-    if type(value) is not str or value.startswith("data:"):
-        return None
-    return None if value[-_LONGEST_SUFFIX:].lower().endswith(_MEDIA_SUFFIXES) else value
+def _plain_text(value: Any) -> str | None:
+    """Return the value if it is text, and can't be the address of a picture or video."""
+    return value if type(value) is str and parse_address(value).kind is None else None
 
 
-def spread(outputs: Any, index: np.ndarray) -> Any:
-    """
-    What came out for distinct inputs, for all of them: by the index that `distinct` gave.
-
-    >>> spread(np.array([[1.0], [2.0]]), np.array([1, 0, 1])).tolist()
-    [[2.0], [1.0], [2.0]]
-    """
-    if isinstance(outputs, np.ndarray):
-        return outputs[index]
-    if isinstance(outputs, Tensor):
-        return outputs[torch.from_numpy(index).to(outputs.device)]
-    return [copy.deepcopy(outputs[row]) for row in index.tolist()]  # nobody changes a neighbour's
-
-
-def _pieces(value: Any, media: MediaOptions) -> Iterator[_Piece]:
-    """The pieces of an input in their order: turns, and what they hold."""
-    if isinstance(value, Mapping) and "role" in value:
-        value = [value]
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        for message in value:
-            yield from _message(message, media)
-        return
-    fields = _fields(value, media)
-    if fields["instruction"]:
-        yield "turn", b"system"
-        yield _text(fields["instruction"])
-    yield "turn", b"user"
-    for image in fields["image"]:
-        yield _image(image, media)
-    for video in fields["video"]:
-        yield from _video(video, media)
-    texts = [_text(text)[1] for text in fields["text"]]
-    if joined := b"\n".join(text for text in texts if text.strip()):
-        yield "text", joined
-
-
-def _message(message: Any, media: MediaOptions) -> Iterator[_Piece]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise ValueError("it is no chat message.")
-    content = message.get("content")
-    yield "turn", message["role"].encode()
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else _listed(content):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text":
-            yield _text(part.get("text"))
-        elif kind == "image":
-            yield _image(part.get("image"), media)
-        elif kind == "video":
-            yield from _video(part.get("video"), media)
-        else:
-            raise ValueError("it is no part of a chat message.")
-
-
-def _listed(content: Any) -> Sequence[Any]:
-    if not isinstance(content, list | tuple):
-        raise ValueError("it is no content of a chat message.")
-    return content
-
-
-def _text(value: Any) -> _Piece:
-    if not isinstance(value, str):
-        raise ValueError("it is no text.")
-    return "text", value.encode()
+def _pieces(messages: list[dict[str, Any]], media: MediaOptions) -> Iterator[_Piece]:
+    for message in messages:
+        yield "turn", message["role"].encode()
+        for part in message["content"]:
+            if part["type"] == "text":
+                yield "text", part["text"].encode()
+            elif part["type"] == "image":
+                yield _image(part["image"], media)
+            else:
+                yield from _video(part["video"], media)
 
 
 def _image(source: Any, media: MediaOptions) -> _Piece:
-    if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
-        source = source.get("bytes") or source.get("path")
+    source = stored_source(source)
     if isinstance(source, Image.Image | np.ndarray):
         picture = open_image(source, media)
         return f"pixels {picture.width}x{picture.height}", picture.tobytes()
@@ -193,26 +132,16 @@ def _video(source: Any, media: MediaOptions) -> Iterator[_Piece]:
 
 
 def _file(kind: str, source: Any, media: MediaOptions) -> _Piece:
-    if isinstance(source, bytes | bytearray):
-        return kind, bytes(source)
-    if isinstance(source, str) and source.startswith("data:"):
+    place = parse_address(source).place if isinstance(source, str) else "path"
+    if place == "data":
         return f"{kind} in a URL", source.encode()
-    if isinstance(source, str) and source.lower().startswith(WEB):
-        if not media.allow_remote:  # an error, also where it was embedded with permission once
-            raise ValueError("it is a web address.")
+    if place == "web" and media.allow_remote:  # without: an error, also where it was embedded with permission once
         return f"{kind} on the web", source.encode()
-    if not isinstance(source, str | Path):
-        raise ValueError(f"it is no {kind}.")
-    if not is_file(source):  # a pipe would be waited for
-        raise ValueError(f"it is no file: {source}.")
-    return kind, Path(os.path.expanduser(source)).read_bytes()
-
-
-PARTS = ("text", "image", "video", "instruction")
+    return kind, read_source(source, kind, media)
 
 
 def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
-    """One input of a table without the parts that are empty there.
+    """Drop the empty parts of a table's input.
 
     >>> given_parts({"text": "capital?", "image": [], "instruction": None})
     {'text': 'capital?'}
@@ -221,5 +150,5 @@ def given_parts(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inputs_of(column: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The inputs of a column of a table as the model takes them."""
+    """List the inputs of a table's column as the model takes them."""
     return [given_parts(value) for value in column]

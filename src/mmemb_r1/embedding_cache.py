@@ -1,4 +1,4 @@
-"""Embeddings that were computed before, on disk: for several processes at once."""
+"""Keep computed embeddings on disk, for several processes at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT
 
 class EmbeddingCache:
     """
-    A folder that keeps what was computed for one input each: a key -> named tensors.
+    Keep what was computed for each input in a folder: a key -> named tensors.
 
     Several processes and threads may read and write it at once, and any of them may be killed: what one `put` writes
     is there whole or not at all. An entry that is damaged counts as missing. Nothing is ever thrown out; remove the
@@ -61,7 +61,7 @@ class EmbeddingCache:
 
     def get(self, keys: Sequence[bytes]) -> list[dict[str, Tensor] | None]:
         """
-        What was put for each key, on the CPU; `None` where there is nothing, or nothing that is whole.
+        Look up what was put for each key, on the CPU; `None` where there is nothing, or nothing that is whole.
 
         Raises:
             ValueError: if the file is damaged.
@@ -96,7 +96,7 @@ class EmbeddingCache:
             connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", entries)
 
     def __len__(self) -> int:
-        """How many entries there are, whole or not."""
+        """Count the entries, damaged ones included."""
         with self._readable():
             return int(self._connection().execute("SELECT count(*) FROM rows").fetchone()[0])
 
@@ -118,7 +118,7 @@ class EmbeddingCache:
         return type(self), (str(self.folder),)
 
     def _connection(self) -> sqlite3.Connection:
-        """That of this thread of this process. A parent's is kept and left alone: closing it would be using it."""
+        """Get this thread's own. That of a parent process is kept and left alone: closing it would be using it."""
         owner = (os.getpid(), threading.get_ident())
         if owner not in self._connections:
             self._connections[owner] = self._opened()
@@ -170,7 +170,7 @@ def _set_up(connection: sqlite3.Connection) -> None:
 
 
 def _header(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Whose file it is, and in which layout; two zeros in a new one."""
+    """Read which program's file it is, and in which layout; two zeros in a new one."""
     application, layout = (
         int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version")
     )
@@ -202,7 +202,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
 
 
 def _checksum(key: bytes, value: bytes) -> bytes:
-    """Of both: an entry that got under another key is found too."""
+    """Checksum key and value together, so that a value stored under the wrong key is detected."""
     return blake2b(value, digest_size=16, key=key[:64]).digest()
 
 

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.content import DIGEST_SIZE, content_key
+from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.fingerprint import checkpoint_fingerprint
-from mmemb_r1.modeling.configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, check_reasoning_options
-from mmemb_r1.modeling.media_mmemb_r1 import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaOptions, is_file
-
-if TYPE_CHECKING:
-    from mmemb_r1.sentence_transformer import MMEmbR1
-
+from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config, resolve_reasoning
+from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, is_file, stored_source
 
 CHARACTERS_PER_TOKEN = 4
-PIXELS_PER_TOKEN = 28 * 28  # of a Qwen-VL; where the processor does not say
-LABELS = ("role", "type")  # of messages and their parts
-SUFFIXES = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
 
 
 class InputSize(NamedTuple):
-    """How large an input is, about."""
+    """Estimate how large an input is."""
 
     media: bool  # whether it has pictures or videos
     tokens: float
@@ -75,90 +71,48 @@ def plan_batches(sizes: Sequence[InputSize], batch_size: int, max_batch_tokens: 
     return batches
 
 
-def input_sizes(inputs: Sequence[Any], processor: Any, config: Any) -> list[InputSize]:
+def input_sizes(
+    inputs: Sequence[Any], processor: Any, config: Any, media: MediaOptions | None = None
+) -> list[InputSize]:
     """
-    How large each input is: text by its characters, as far as it is read, pictures by what the processor makes of
-    their size. Nothing is decoded or downloaded, so videos and what is on the web are of a size that many have.
+    Estimate how large each input is: text by its characters, as far as it is read, pictures by what the processor
+    makes of their size. Nothing is decoded or downloaded: videos and what is on the web get a common size.
     """
-    measure = Measure(_image_tokens(processor), config.num_video_frames)
-    sizes = []
-    for value in inputs:
-        text, media = measure.tokens(value)
-        text = text if config.max_text_tokens is None else min(text, config.max_text_tokens)
-        sizes.append(InputSize(media > 0, text + media))
-    return sizes
+    media, count = media or MediaOptions.of(config), image_token_counter(processor)
+    return [_input_size(value, media, config.max_text_tokens, count) for value in inputs]
 
 
-def _image_tokens(processor: Any) -> Callable[[int, int], int]:
-    """Width and height -> tokens."""
-
-    @cache
-    def tokens(width: int, height: int) -> int:
-        try:
-            if hasattr(processor, "_get_num_multimodal_tokens"):
-                return int(processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0])
-        except ValueError:  # a shape that the processor refuses, which it says when it is given the picture
-            pass
-        return 1 + width * height // PIXELS_PER_TOKEN
-
-    return tokens
-
-
-@dataclass(frozen=True)
-class Measure:
-    """
-    Tokens of inputs.
-
-    Args:
-        of_picture: width and height -> tokens.
-        num_video_frames: frames that are taken of a video file.
-    """
-
-    of_picture: Callable[[int, int], int]
-    num_video_frames: int
-
-    def tokens(self, value: Any, kind: str | None = None) -> tuple[float, int]:
-        """Of text and of media, of an input or of what it holds as a `kind`: text, image or video."""
-        if isinstance(value, str) and kind is None:
-            kind = next((kind for kind, suffixes in SUFFIXES.items() if value.lower().endswith(suffixes)), "text")
-        if isinstance(value, Mapping) and not set(value) <= {"bytes", "path"}:
-            parts = [(part, key if key in SUFFIXES else "text") for key, part in value.items() if key not in LABELS]
-            if "content" in value:  # a message
-                parts = [(value["content"], "text" if isinstance(value["content"], str) else None)]
-        elif isinstance(value, list | tuple) and kind != "video":
-            parts = [(part, kind) for part in value]
-        elif isinstance(value, str) and kind == "text":
-            return 1 + len(value) / CHARACTERS_PER_TOKEN, 0  # no whole number: neighbours are of like length, too
-        else:
-            return 0, self.of_video(value) if kind == "video" else self.of_image(value)
-        counted = [self.tokens(part, kind) for part, kind in parts if part is not None]
-        return sum(text for text, _ in counted), sum(media for _, media in counted)
-
-    def of_image(self, value: Any) -> int:
-        if isinstance(value, Mapping):  # undecoded, of `datasets`
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, Image.Image):
-            return self.of_picture(*value.size)
-        shape = tuple(getattr(value, "shape", ()))
-        return self.of_picture(*(_plane(shape) if len(shape) in (2, 3) else _size(value)))
-
-    def of_video(self, value: Any) -> int:
-        if isinstance(value, list | tuple) and value:  # of frames
-            return sum(map(self.of_image, value))
-        shape = tuple(getattr(value, "shape", ()))
-        if len(shape) == 4:
-            return int(shape[0]) * self.of_picture(*_plane(shape[1:]))
-        return self.num_video_frames * self.of_picture(*UNKNOWN_SIZE)
+def _input_size(
+    value: Any, media: MediaOptions, max_text_tokens: int | None, count: Callable[[int, int], int]
+) -> InputSize:
+    try:
+        parts = [part for message in parse_input(value, media) for part in message["content"]]
+    except (ValueError, OSError):
+        return InputSize(False, 1)  # whoever embeds it says what is wrong with it
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    # no whole number: neighbours are of like length, too
+    text = sum(1 + len(text) / CHARACTERS_PER_TOKEN for text in texts)
+    pictures = [size for part in parts if part["type"] != "text" for size in _picture_sizes(part, media)]
+    text = text if max_text_tokens is None else min(text, max_text_tokens)
+    return InputSize(bool(pictures), text + sum(count(*size) for size in pictures))
 
 
-def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height of an array `(height, width)` or with channels, which come first or last."""
-    height, width = shape[1:] if len(shape) == 3 and shape[0] in (1, 3, 4) else shape[:2]
-    return int(width), int(height)
+def _picture_sizes(part: Mapping[str, Any], media: MediaOptions) -> list[tuple[int, int]]:
+    """Get width and height of a picture, or of each of a video's frames."""
+    source = part[part["type"]]
+    if part["type"] == "image":
+        return [_size(source)]
+    if isinstance(source, list | tuple) or getattr(source, "ndim", 0) == 4:
+        return [_size(frame) for frame in source]
+    return [UNKNOWN_SIZE] * media.num_video_frames
 
 
 def _size(source: Any) -> tuple[int, int]:
-    """Width and height of a picture that lies in a file or in bytes."""
+    source = stored_source(source)
+    if isinstance(source, Image.Image):
+        return source.size
+    if getattr(source, "ndim", 0) > 1:
+        return int(source.shape[1]), int(source.shape[0])
     is_bytes = isinstance(source, bytes | bytearray)
     if not is_bytes and not (isinstance(source, str | os.PathLike) and is_file(source)):
         return UNKNOWN_SIZE
@@ -173,43 +127,36 @@ _ROWS = 1  # goes up when the same checkpoint gives other vectors, or rows hold 
 _FILLER = -1  # of rationale_ids
 
 
-def resolved_options(config: MMEmbR1Config, options: Mapping[str, Any]) -> dict[str, Any]:
+def row_options(config: MMEmbR1Config, options: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Those of `encode`'s options that change a row, each with the value that it gets where it is not given.
+    Resolve those of `encode`'s options that change a row, see `resolve_reasoning`.
 
     Where nothing thinks, the options of thinking change nothing, and are left out.
 
     Raises:
         ValueError: if an option is out of its range.
 
-    >>> resolved_options(MMEmbR1Config(), {"task": "document", "gate_threshold": 0.9, "batch_size": 8})
+    >>> row_options(MMEmbR1Config(), {"task": "document", "gate_threshold": 0.9, "batch_size": 8})
     {'reasoning': 'never'}
-    >>> resolved_options(MMEmbR1Config(), {"reasoning": "always", "gate_threshold": None})["gate_threshold"]
-    0.5
     """
-    given = {name: getattr(config, name) if options.get(name) is None else options[name] for name in REASONING_OPTIONS}
-    if options.get("task") == "document" and options.get("reasoning") is None:
-        given["reasoning"] = config.document_reasoning
-    for name in ("max_reasoning_tokens", "max_reasoning_rounds"):
-        if not isinstance(given[name], Integral):
-            raise ValueError(f"{name}={given[name]!r:.80} has to be one whole number for all inputs.")
-        given[name] = int(given[name])
-    check_reasoning_options(**given)
-    if given["reasoning"] == "never":
-        return {"reasoning": "never"}
-    return {**given, "gate_threshold": float(given["gate_threshold"])}
+    resolved = resolve_reasoning(config, options, options.get("task"))
+    if not isinstance(resolved["max_reasoning_tokens"], int):
+        raise ValueError(
+            f"max_reasoning_tokens={resolved['max_reasoning_tokens']!r:.80} has to be one whole number for all inputs."
+        )
+    return {"reasoning": "never"} if resolved["reasoning"] == "never" else resolved
 
 
 def row_keys(
     values: Sequence[Any], prompt: str | None, options: Mapping[str, Any], fingerprint: str, media: MediaOptions
 ) -> list[bytes]:
     """
-    Keys of what `encode` makes of inputs, before truncation and normalisation.
+    Make the cache's keys of inputs; rows are kept before truncation and normalisation.
 
     Args:
         values: inputs of `encode`.
         prompt: the system turn of those that bring none.
-        options: from `resolved_options`.
+        options: from `row_options`.
         fingerprint: the checkpoint's, from `checkpoint_fingerprint`.
         media: limits, and whether inputs may be web addresses.
 
@@ -222,7 +169,7 @@ def row_keys(
 
 
 def unbatched(features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The rows of a batch, each without what only fills it up; every tensor has the batch first."""
+    """Split a batch into its rows, each without padding; every tensor has the batch first."""
     rows = []
     for row in range(len(features["sentence_embedding"])):
         tensors = {name: value[row] for name, value in features.items()}
@@ -232,7 +179,7 @@ def unbatched(features: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def batched(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The opposite of `unbatched`."""
+    """Join rows to a batch: the opposite of `unbatched`."""
     features = {name: [row[name] for row in rows] for name in rows[0]}
     return {
         name: pad_sequence(values, batch_first=True, padding_value=_FILLER)  # (B, T)
@@ -242,42 +189,58 @@ def batched(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
+def spread(outputs: Any, index: np.ndarray) -> Any:
+    """
+    Repeat what came out for distinct inputs for all of them, by the index that `distinct` gave.
+
+    >>> spread(np.array([[1.0], [2.0]]), np.array([1, 0, 1])).tolist()
+    [[2.0], [1.0], [2.0]]
+    """
+    if isinstance(outputs, np.ndarray):
+        return outputs[index]
+    if isinstance(outputs, Tensor):
+        return outputs[torch.from_numpy(index).to(outputs.device)]
+    return [copy.deepcopy(outputs[row]) for row in index.tolist()]  # nobody changes a neighbour's
+
+
 MAX_BATCH_TOKENS = 16_384  # of one prefill, padding included
 DECODED_PER_READ = 4  # rows that think at the same time, in batches that are read
 READ_AT_ONCE = 1024  # rows of the cache
 
 
-def media_options(model: MMEmbR1, options: Mapping[str, Any]) -> MediaOptions:
-    """How pictures and videos are opened, by the model's config and the options of `encode`."""
+def media_options(model: SentenceTransformer, options: Mapping[str, Any]) -> MediaOptions:
+    """Read from the model's config and the options of `encode` how pictures and videos are opened."""
     return MediaOptions.of(model[0].model.config, options.get("allow_remote_media", False))
 
 
 def adaptive_rows(
-    model: MMEmbR1,
+    model: SentenceTransformer,
     inputs: Sequence[Any],
     device: torch.device,
     prompt: str | None,
     batch_size: int,
     options: dict[str, Any],
+    cache: EmbeddingCache | None = None,
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """
     Embed inputs, in any order, before what other modules, truncation and normalisation do.
 
     Args:
-        model: whose first module is the adaptive model; with its `embedding_cache`, if it has one.
+        model: whose first module is the adaptive model.
         inputs: as for `encode`.
         device: where the model is.
         prompt: the system turn of inputs that bring none.
         batch_size: inputs that are read at once.
         options: of `encode`.
+        cache: where rows are looked up, and what is computed is stored.
 
     Yields:
         Places of some inputs, and what the adaptive model makes of them, or made of them before.
     """
-    resolved = resolved_options(model[0].model.config, options)
+    resolved = row_options(model[0].model.config, options)
+    options = options | resolved
     if options.get("max_batch_tokens", 1) < 1:
         raise ValueError(f"max_batch_tokens={options['max_batch_tokens']} has to be at least 1.")
-    cache = model.embedding_cache
     if cache is None:
         yield from _embedded(model, inputs, range(len(inputs)), device, prompt, batch_size, options)
         return
@@ -295,7 +258,7 @@ def adaptive_rows(
 
 
 def _embedded(
-    model: MMEmbR1,
+    model: SentenceTransformer,
     inputs: Sequence[Any],
     wanted: Sequence[int],
     device: torch.device,
@@ -303,10 +266,11 @@ def _embedded(
     batch_size: int,
     options: dict[str, Any],
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """The inputs at the places `wanted`: those of several batches think together."""
+    """Embed the inputs at the places `wanted`: those of several batches think together."""
     options = {"decode_batch_size": DECODED_PER_READ * batch_size, "max_batch_tokens": MAX_BATCH_TOKENS, **options}
     max_batch_tokens = options.pop("max_batch_tokens")
-    sizes = input_sizes([inputs[place] for place in wanted], model.processor, model[0].model.config)
+    media = media_options(model, options)
+    sizes = input_sizes([inputs[place] for place in wanted], model.processor, model[0].model.config, media)
     plan = [[wanted[row] for row in rows] for rows in plan_batches(sizes, batch_size, max_batch_tokens)]
     read = (
         batch_to_device(model.preprocess([inputs[place] for place in places], prompt=prompt, **options), device)

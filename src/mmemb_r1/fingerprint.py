@@ -1,4 +1,4 @@
-"""What an embedding depends on besides its input and the options: one checkpoint told from another."""
+"""Fingerprint a checkpoint: all that an embedding depends on besides its input and the options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _tokenizers: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDi
 
 def checkpoint_fingerprint(module: MMEmbR1Module, *others: nn.Module) -> str:
     """
-    A digest of all that turns an input into a vector: weights, configuration, tokenizer, chat template, processors.
+    Digest all that turns an input into a vector: weights, configuration, tokenizer, chat template, processors.
 
     It is the same after saving and loading, and on any device. All values of all weights count: unlike
     `training.vlm.weights_fingerprint`, which reads a few of each because training moves nearly all of them, it stands
@@ -58,7 +58,7 @@ def checkpoint_fingerprint(module: MMEmbR1Module, *others: nn.Module) -> str:
 
 def weights_digest(module: nn.Module) -> str:
     """
-    A digest of the names, dtypes, shapes and values of all parameters and saved buffers; of tied ones once.
+    Digest the names, dtypes, shapes and values of all parameters and saved buffers; of tied ones once.
 
     Remembered for as long as the same tensors are there and none was written to.
     """
@@ -98,7 +98,7 @@ def _is_unchanged(state: _State, tensors: list[tuple[str, Tensor]]) -> bool:
 
 
 def _settings(module: nn.Module) -> list[Any]:
-    """What a module is that its weights don't say: its class and settings; of adapters, which are switched on."""
+    """List what a module's weights don't say: its class and settings, and which adapters are switched on."""
     adapters = [
         [name, part.active_adapters, part.scaling, part.disable_adapters, part.merged_adapters]
         for name, part in module.named_modules()
@@ -120,7 +120,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _lasting(value: Any) -> Any:
-    """Settings without what saving and loading change."""
+    """Drop from settings what saving and loading change."""
     if isinstance(value, dict):
         return {str(name): _lasting(part) for name, part in value.items() if name not in _TRANSIENT}
     return [_lasting(part) for part in value] if isinstance(value, list | tuple) else value

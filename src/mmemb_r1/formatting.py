@@ -1,4 +1,4 @@
-"""How reports and cards write tables and numbers: to no more digits than they carry."""
+"""Write tables and numbers of reports and cards, to no more digits than they carry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """
-    A Markdown table; what would end a cell or a line in it is escaped.
+    Write a Markdown table; what would end a cell or a line in it is escaped.
 
     >>> print(table(["mode", "hit@1"], [["a|b", 0.5]]))
     | mode | hit@1 |
@@ -27,7 +27,7 @@ def _cell(value: Any) -> str:
 
 def significant(value: float) -> str:
     """
-    Three significant digits, without an exponent.
+    Write three significant digits, without an exponent.
 
     >>> significant(4.80555), significant(10.0), significant(1234.5)
     ('4.81', '10.0', '1230')
@@ -37,7 +37,7 @@ def significant(value: float) -> str:
 
 def share(value: float) -> str:
     """
-    A share as a percentage, of which only a whole one is 100%.
+    Write a share as a percentage, of which only a whole one is 100%.
 
     >>> share(0.25), share(0.83777), share(0.9999), share(1.0)
     ('25%', '83.8%', '>99.9%', '100%')
@@ -47,5 +47,5 @@ def share(value: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """A score from 0 to 1; one that was not measured is an empty cell."""
+    """Write a score from 0 to 1; one that was not measured is an empty cell."""
     return "" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Rationales as token ids: append them to prompts, replace them by others, embed inputs after given ones."""
+"""Handle rationales as token ids: append them to prompts, replace them by others, embed inputs after given ones."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from mmemb_r1.encoding import MAX_BATCH_TOKENS, input_sizes, plan_batches
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.seeding import random_order, seeded_random
-from mmemb_r1.sentence_transformer import MMEmbR1
 
-NUM_CONTROL_TOKENS = 3  # of a thought, beside those of the rationale itself
+NUM_CONTROL_TOKENS = 3  # around the ids of one rationale
 
 
-def thought_ids(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str) -> list[int]:
-    """`<think> r </think> <|embed|>`, as if the model had thought it; control strings in r become plain text."""
+def rationale_suffix(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str) -> list[int]:
+    """Encode a rationale r as `<think> r </think> <|embed|>`; control strings in r become plain text."""
     text = as_plain_text(rationale, control_strings(processor))
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return as_thought(config, ids)
+    return suffix_of_ids(config, ids)
 
 
-def as_thought(config: Any, ids: Iterable[int]) -> list[int]:
-    """`<think> ids </think> <|embed|>`."""
+def suffix_of_ids(config: Any, ids: Iterable[int]) -> list[int]:
+    """Put the ids of a rationale between control tokens: `<think> ids </think> <|embed|>`."""
     return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
 
 
@@ -67,13 +67,13 @@ def append_tokens(
     return result
 
 
-class Forced(NamedTuple):
+class ForcedEmbeddings(NamedTuple):
     """
-    What N inputs are embedded as; float32 on the CPU, of unit norm.
+    Hold what N inputs are embedded as; float32 on the CPU, of unit norm.
 
     Attributes:
-        direct: `(N, D)` vectors before any thought.
-        last: `(N, D)` vectors after the whole of it; the direct ones where there is none.
+        direct: `(N, D)` vectors before any rationale.
+        last: `(N, D)` vectors after the last rationale; the direct ones where there is none.
     """
 
     direct: Tensor
@@ -82,22 +82,22 @@ class Forced(NamedTuple):
 
 @torch.inference_mode()
 def forced_embeddings(
-    encoder: MMEmbR1,
+    encoder: SentenceTransformer,
     inputs: Sequence[Any],
     suffixes: Sequence[Sequence[int]],
     *,
     prompt: str | None = None,
     batch_size: int = 32,
     advance: Callable[[int], object] | None = None,
-) -> Forced:
+) -> ForcedEmbeddings:
     """
     Embed inputs in one pass each over `prompt <|embed|>` and the ids that are to follow.
 
     Args:
         encoder: whose first module is the adaptive model.
         inputs: N inputs as for `encode`.
-        suffixes: N lists of token ids: none, or whole thoughts `<think> r </think> <|embed|>` one after another, see
-            `thought_ids`.
+        suffixes: N lists of token ids: none, or whole rationales `<think> r </think> <|embed|>` one after another, see
+            `rationale_suffix`.
         prompt: the system turn of inputs that bring none.
         batch_size: inputs at once; fewer if they are long.
         advance: is told of every batch how many inputs it had.
@@ -127,7 +127,7 @@ def forced_embeddings(
         if advance is not None:
             advance(len(rows))
     order = torch.tensor([row for rows in plan for row in rows]).argsort()
-    return Forced(*(normalize(torch.cat(vectors)[order], dim=-1) for vectors in (direct, last)))
+    return ForcedEmbeddings(*(normalize(torch.cat(vectors)[order], dim=-1) for vectors in (direct, last)))
 
 
 INTERVENTIONS = ("drop", "swap", "shuffle")
@@ -135,7 +135,7 @@ INTERVENTIONS = ("drop", "swap", "shuffle")
 
 def shuffled(text: str, seed: int = 0) -> str:
     """
-    The words of a rationale in random order, which differs from theirs wherever two words do.
+    Put the words of a rationale in random order, which differs from theirs wherever two words do.
 
     A pure function of its arguments.
 
@@ -156,7 +156,7 @@ def swap_donors(
     strata: npt.NDArray[np.int64], anchors: npt.NDArray[np.int64], names: Sequence[object], seed: int = 0
 ) -> npt.NDArray[np.int64]:
     """
-    For each rationale another one that takes its place: of the same stratum, about another input.
+    Draw for each rationale another one that takes its place: of the same stratum, about another input.
 
     Args:
         strata: `(N,)` numbers, equal for the same task, side and worker; negative: no rationale, which neither gets

@@ -1,4 +1,4 @@
-"""Folders that belong to one run and can be resumed: files written whole or not at all, and progress."""
+"""Keep folders of runs that can be resumed: files written whole or not at all, and progress."""
 
 from __future__ import annotations
 
@@ -40,57 +40,59 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def claim(
+def record_run(
     path: Path,
-    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     what: str | None = None,
-    mend: str = "Choose another folder, or remove it.",
+    hint: str = "Choose another folder, or remove it.",
 ) -> bool:
-    """Note in a file what a run is made of, so that only the same run goes on in its folder.
+    """Record the settings of a run in a file, so that only the same run goes on in its folder.
 
     Args:
-        path: the note.
-        facts: what makes the run the same; what JSON does not know is noted as text.
-        what: whose note it is, for the message. Default: the folder's.
-        mend: the end of the message.
+        path: the file.
+        settings: what makes the run the same; what JSON does not know is written as text.
+        what: whose run it is, for the message. Default: the folder's.
+        hint: what to do about it, the end of the message.
 
     Returns:
-        Whether the same run noted itself before.
+        Whether the same run was recorded before.
 
     Raises:
         ValueError: if another run was begun there; it says what differs.
     """
-    if claimed(path, facts, what=what, mend=mend):
+    if check_run(path, settings, what=what, hint=hint):
         return True
     with replaced_file(path) as temporary:
-        temporary.write_text(_noted(facts), encoding="utf-8")
+        temporary.write_text(_as_json(settings), encoding="utf-8")
     return False
 
 
-def claimed(
+def check_run(
     path: Path,
-    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     what: str | None = None,
-    mend: str = "Choose another folder, or remove it.",
+    hint: str = "Choose another folder, or remove it.",
 ) -> bool:
-    """Whether the same run noted itself before; an error if another one did. Arguments and errors as in `claim`."""
+    """Tell whether the same run was recorded before; an error if another one was, as in `record_run`."""
     if not path.exists():
         return False
-    there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(_noted(facts))
+    there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(_as_json(settings))
     if differences := list(_differences(there, here)):
         shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
-        raise ValueError(f"{what or path.parent} was begun with other settings or data: {shown} (see {path}). {mend}")
+        raise ValueError(f"{what or path.parent} was begun with other settings or data: {shown} (see {path}). {hint}")
     return True
 
 
-def _noted(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, indent=2, sort_keys=True, default=str) + "\n"
+def _as_json(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n"
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], within: str = "") -> Iterator[str]:
     """
+    List what differs between two runs.
+
     >>> list(_differences({"seed": 0, "fields": {"a": 1}}, {"seed": 1, "fields": {"a": 1, "b": 2}}))
     ['fields.b was not set, is now 2', 'seed was 0, is now 1']
     """
@@ -118,7 +120,7 @@ def made_whole(folder: Path, make: Callable[[Path], None]) -> bool:
 
 
 def progress_bar(shown: bool) -> Progress:
-    """A bar on standard error per task that is added to it: how much is done of how much, the rate, the time left."""
+    """Make a bar on standard error per task that is added: how much is done of how much, the rate, the time left."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -149,7 +151,7 @@ def progress_bar(shown: bool) -> Progress:
 
 @contextmanager
 def step_of(bar: Progress, name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A line of a bar for as long as a step takes; what comes is told how many more are done."""
+    """Show a line of a bar for as long as a step takes; yield a function to tell how many more are done."""
     step = bar.add_task(name, total=total)
     try:
         yield lambda count: bar.advance(step, count)

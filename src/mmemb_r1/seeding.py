@@ -1,4 +1,4 @@
-"""Random choices that depend on a seed and names only: not on what was drawn before, nor on the process."""
+"""Draw at random by a seed and names only: not by what was drawn before, nor by the process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 def seeded_random(*names: object) -> random.Random:
     """
-    A random stream of its own for `names`.
+    Make a random stream of its own for `names`.
 
     >>> seeded_random(0, "a").random() == seeded_random(0, "a").random() != seeded_random(0, "b").random()
     True
@@ -18,8 +18,8 @@ def seeded_random(*names: object) -> random.Random:
 
 def random_order(size: int, stream: random.Random) -> Iterator[int]:
     """
-    The numbers below `size` in random order, each worked out when it is asked for: the first few of a million cost
-    no more than those of ten.
+    Yield the numbers below `size` in random order, each worked out when it is asked for: the first few of a million
+    cost no more than those of ten.
 
     >>> sorted(random_order(5, seeded_random(0)))
     [0, 1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""The model as users of sentence-transformers know it."""
+"""Use the adaptive model as a model of sentence-transformers: what users import."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch.nn.functional import normalize
 from tqdm.autonotebook import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmemb_r1.content import as_input, distinct, spread
+from mmemb_r1.content import as_input, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
-from mmemb_r1.encoding import adaptive_rows, media_options
+from mmemb_r1.encoding import adaptive_rows, media_options, spread
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
@@ -134,7 +134,7 @@ class MMEmbR1(SentenceTransformer):
         return outputs if len(unique) == len(values) else spread(outputs, index)
 
     def get_model_kwargs(self) -> list[str]:
-        """Options of `encode` besides those of sentence-transformers."""
+        """List the options of `encode` besides those of sentence-transformers."""
         return [*super().get_model_kwargs(), "max_batch_tokens"]
 
     @torch.inference_mode()
@@ -153,7 +153,7 @@ class MMEmbR1(SentenceTransformer):
         **options: Any,
     ) -> Any:
         """
-        What `encode` does on one device. sentence-transformers embeds batch by batch; here the inputs of several
+        Embed inputs on one device. sentence-transformers embeds batch by batch; here the inputs of several
         batches think together.
         """
         device = torch.device(self._resolve_inference_device(device))
@@ -161,7 +161,8 @@ class MMEmbR1(SentenceTransformer):
         later = {other: self._options_of(name, other, options) for name, other in list(self.named_children())[1:]}
         rows: list[Any] = [None] * len(inputs)
         with tqdm(desc="Inputs", total=len(inputs), disable=not show_progress_bar) as bar:
-            for places, features in adaptive_rows(self, inputs, device, prompt, batch_size, options):
+            rows_of_parts = adaptive_rows(self, inputs, device, prompt, batch_size, options, self.embedding_cache)
+            for places, features in rows_of_parts:
                 for other, taken in later.items():
                     features = other(features, **taken)
                 embeddings = features["sentence_embedding"]
@@ -181,7 +182,7 @@ class MMEmbR1(SentenceTransformer):
         return torch.stack(rows) if rows else torch.tensor([], device=device)
 
     def _options_of(self, name: str, module: Any, options: dict[str, Any]) -> dict[str, Any]:
-        """Those of the options that a module takes, as in sentence-transformers."""
+        """Pick the options that a module takes, as in sentence-transformers."""
         if isinstance(module, Router):
             return options
         known = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
@@ -189,7 +190,7 @@ class MMEmbR1(SentenceTransformer):
 
     @property
     def embedding_cache(self) -> EmbeddingCache | None:
-        """Where embeddings are kept and found again; set it to a folder's name. Default: none."""
+        """Get the cache of embeddings; set it to a folder's name. Default: none."""
         return self._embedding_cache
 
     @embedding_cache.setter
@@ -207,7 +208,7 @@ class MMEmbR1(SentenceTransformer):
         return super().encode_document(inputs, **options)
 
     def _arguments(self, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Inputs, and the other arguments by their names. Shortened vectors get unit norm, if nothing else is said."""
+        """Name the arguments besides the inputs. Shortened vectors get unit norm, if nothing else is said."""
         if inputs is None:
             inputs = kwargs.pop("sentences", None)  # its name in older versions of sentence-transformers
         named = ENCODE.bind(self, inputs, *args, **kwargs).arguments
@@ -219,7 +220,7 @@ class MMEmbR1(SentenceTransformer):
         return inputs, options
 
     def _place_of(self, error: InputError, values: list[Any], options: dict[str, Any]) -> int:
-        """Which of the inputs an error is about: sentence-transformers sorts them before it makes batches."""
+        """Find the input that an error is about: sentence-transformers sorts them before it makes batches."""
         if error.value is not None:
             return next((index for index, value in enumerate(values) if value is error.value), error.index)
         for index, value in enumerate(values):  # another process raised it, which knows its own part alone
@@ -243,7 +244,7 @@ class MMEmbR1(SentenceTransformer):
 
     def explain(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """
-        Embed inputs and say what was decided and thought.
+        Embed inputs, and say which of them were reasoned about and with which rationale.
 
         Args:
             inputs: as for `encode`.
@@ -251,8 +252,8 @@ class MMEmbR1(SentenceTransformer):
 
         Returns:
             One dict per input (a single dict for a single input): `embedding` `(D,)`, `gate_prob`, `reasoned`,
-            `num_reasoning_tokens`, `num_reasoning_rounds`, and `rationale`, the text that was thought (`""` if none;
-            rounds are separated by newlines).
+            `num_reasoning_tokens`, `num_reasoning_rounds`, and the text of the `rationale` (`""` if none; rounds are
+            separated by newlines).
         """
         outputs = self.encode(inputs, output_value=None, **kwargs)
         return [self._explained(item) for item in outputs] if isinstance(outputs, list) else self._explained(outputs)

@@ -1,4 +1,4 @@
-"""Embedding a corpus that is larger than memory: to a folder of shards, and on from where a killed run stopped."""
+"""Embed a corpus that is larger than memory into a folder of shards, which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ import numpy as np
 import torch
 
 from mmemb_r1.content import DIGEST_SIZE, as_input, content_key
-from mmemb_r1.encoding import resolved_options
+from mmemb_r1.encoding import row_options
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.runs import claim, claimed, progress_bar, replaced_file
-from mmemb_r1.stream_shards import COLUMNS, FORMATS, Ids, ShardFacts, read_facts, read_rows, shard_path, write_shard
+from mmemb_r1.runs import check_run, progress_bar, record_run, write_json
+from mmemb_r1.stream_shards import (
+    COLUMNS,
+    FORMATS,
+    Ids,
+    ShardInfo,
+    read_shard_info,
+    read_vectors,
+    vectors_path,
+    write_vectors,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -41,14 +50,14 @@ _MISSING = object()
 @dataclass
 class StreamSummary:
     """
-    What a folder of shards holds, and what the call did that returned this.
+    Sum up what a folder of shards holds, and what the call did.
 
     Attributes:
         output: the folder.
         rows: how many inputs were embedded in all.
         dim: length of a vector.
         shards: how many files there are.
-        reasoned: how many of the inputs thought.
+        reasoned: how many of the inputs have a rationale.
         skipped: shards that were there already.
     """
 
@@ -89,7 +98,7 @@ def encode_stream(
             `num_reasoning_tokens` `(N,)`; `ids` too if they are integers, else they are a JSON list in the header, as
             rationales are. `"parquet"`: columns `id`, `embedding`, `gate_prob`, `reasoned`, `num_reasoning_tokens`,
             and `rationale`.
-        rationales: whether to write what was thought, too.
+        rationales: whether to write the rationales, too.
         show_progress_bar: a bar on standard error; without it, a line per shard is logged. Default: if standard error
             is a terminal.
         **options: of `encode`, but for those that say what it returns; `task="document"` has the default of
@@ -112,7 +121,7 @@ def encode_stream(
 
 def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarray]]:
     """
-    Ids and embeddings `(N, D)` float32 of a finished `encode_stream`, shard by shard.
+    Read ids and embeddings `(N, D)` float32 of a finished `encode_stream`, shard by shard.
 
     Embeddings of safetensors files are mapped: they are read from the disk where they are used, and can't be changed.
 
@@ -121,12 +130,12 @@ def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarra
     """
     folder = Path(output).expanduser()
     for shard in _index(folder)["shards"]:
-        yield read_rows(folder / shard["file"])
+        yield read_vectors(folder / shard["file"])
 
 
 def load_shards(output: str | os.PathLike[str]) -> tuple[Ids, np.ndarray]:
     """
-    All ids and embeddings `(N, D)` float32 of a finished `encode_stream`, in memory and in the order of the inputs.
+    Load ids and embeddings `(N, D)` float32 of a finished `encode_stream`, in the order of the inputs.
 
     Raises:
         ValueError: as `read_shards`.
@@ -161,7 +170,7 @@ def _check(shard_size: int, file_format: str, options: Mapping[str, Any]) -> Non
 
 
 def _with_ids(inputs: Iterable[Any], ids: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:
-    """Ids and inputs, in pairs."""
+    """Pair ids and inputs."""
     if ids is None:
         yield from enumerate(inputs)
         return
@@ -173,7 +182,7 @@ def _with_ids(inputs: Iterable[Any], ids: Iterable[Any] | None) -> Iterator[tupl
 
 
 def _checked_ids(ids: list[Any], kind: type | None) -> Ids:
-    """Ids of a shard, each once and as Python's own strings or integers; `kind` is that of the shards before."""
+    """Check the ids of a shard: each once, and of the `kind` of the shards before."""
     checked: list[Any] = [_checked_id(name) for name in ids]
     kind = kind or type(checked[0])
     seen: set[Any] = set()
@@ -199,7 +208,7 @@ def _checked_id(name: Any) -> int | str:
 
 
 class _Run:
-    """One call of `encode_stream`."""
+    """Write the shards of one call of `encode_stream`."""
 
     def __init__(
         self,
@@ -221,8 +230,8 @@ class _Run:
         if task is not None and options.get("prompt") is None and options.get("prompt_name") is None:
             options = {**options, "prompt": model.prompts.get(task)}
         self.options = options
-        truncate_dim, thinking = options.get("truncate_dim"), resolved_options(config, options)
-        self.facts: dict[str, Any] = {
+        truncate_dim, thinking = options.get("truncate_dim"), row_options(config, options)
+        self.settings: dict[str, Any] = {
             "layout": _LAYOUT,
             "checkpoint": checkpoint_fingerprint(*model),
             "reasoning": thinking.pop("reasoning"),
@@ -236,33 +245,33 @@ class _Run:
             "file_format": file_format,
             "rationales": rationales,
         }
-        claimed(output / SETTINGS, self.facts)
+        check_run(output / SETTINGS, self.settings)
 
     def embed(self, pairs: Iterator[tuple[Any, Any]], bar: Progress, task: TaskID) -> StreamSummary:
-        shards: list[ShardFacts] = []
+        shards: list[ShardInfo] = []
         skipped = 0
         # a shard's inputs live in `_shard` alone, and are gone before those of the next are read
         while (shard := self._shard(pairs, len(shards))) is not None:
-            facts, is_new = shard
-            shards.append(facts)
+            info, is_new = shard
+            shards.append(info)
             skipped += not is_new
-            bar.advance(task, facts.rows)
-            logger.info("shard %d: %d rows%s", len(shards), facts.rows, "" if is_new else ", there already")
+            bar.advance(task, info.rows)
+            logger.info("shard %d: %d rows%s", len(shards), info.rows, "" if is_new else ", there already")
         self._check_end(len(shards))
         summary = StreamSummary(
             output=self.output,
-            rows=sum(facts.rows for facts in shards),
+            rows=sum(info.rows for info in shards),
             dim=shards[0].dim,
             shards=len(shards),
-            reasoned=sum(facts.reasoned for facts in shards),
+            reasoned=sum(info.reasoned for info in shards),
             skipped=skipped,
         )
         if skipped < len(shards) or not (self.output / INDEX).is_file():
             self._write_index(summary, shards)
         return summary
 
-    def _shard(self, pairs: Iterator[tuple[Any, Any]], index: int) -> tuple[ShardFacts, bool] | None:
-        """The next shard, and whether it was embedded now or was there already; nothing at the end of the inputs."""
+    def _shard(self, pairs: Iterator[tuple[Any, Any]], index: int) -> tuple[ShardInfo, bool] | None:
+        """Make the next shard, if there are inputs left, and tell whether it is new or was there already."""
         start = index * self.shard_size
         names, values = [], []
         for name, value in islice(pairs, self.shard_size):
@@ -273,20 +282,21 @@ class _Run:
         ids = _checked_ids(names, self.id_kind)
         self.id_kind = type(ids[0])
         digest = _digest(ids, values, self.media)
-        path = shard_path(self.output, index, self.file_format)
+        path = vectors_path(self.output, index, self.file_format)
         if path.exists():
-            facts = read_facts(path)
-            if facts.digest != digest:
+            info = read_shard_info(path)
+            if info.digest != digest:
                 raise ValueError(
-                    f"{path} holds other inputs or ids than those that come now: {facts.rows} of them, now there are "
+                    f"{path} holds other inputs or ids than those that come now: {info.rows} of them, now there are "
                     f"{len(values)}, from number {start} on. Pass the same ones in the same order, remove the file to "
                     "embed these instead, or choose another folder."
                 )
-            return facts, False
-        columns, thoughts = self._embedded(values, start)
-        claim(self.output / SETTINGS, self.facts)  # only now: until something came of them, settings may be corrected
+            return info, False
+        columns, rationales = self._embedded(values, start)
+        # only now: until something came of them, settings may be corrected
+        record_run(self.output / SETTINGS, self.settings)
         (self.output / INDEX).unlink(missing_ok=True)  # of a run that had fewer inputs, or lost this shard
-        return write_shard(path, digest, ids, columns, thoughts), True
+        return write_vectors(path, digest, ids, columns, rationales), True
 
     def _embedded(self, values: list[Any], start: int) -> tuple[dict[str, np.ndarray], list[str] | None]:
         try:
@@ -302,12 +312,11 @@ class _Run:
                 for name in COLUMNS
             },
         }
-        thoughts = [self.model._explained(row)["rationale"] for row in rows] if self.rationales else None
-        return columns, thoughts
+        return columns, [self.model._explained(row)["rationale"] for row in rows] if self.rationales else None
 
     def _check_end(self, count: int) -> None:
         """Refuse inputs that end before the shards do, or at once."""
-        if shard_path(self.output, count, self.file_format).exists():
+        if vectors_path(self.output, count, self.file_format).exists():
             raise ValueError(
                 f"{self.output} holds more than {count} shards, and the inputs end there. Pass the same inputs, or "
                 "choose another folder."
@@ -315,15 +324,14 @@ class _Run:
         if not count:
             raise ValueError("there are no inputs to embed.")
 
-    def _write_index(self, summary: StreamSummary, shards: list[ShardFacts]) -> None:
-        files = [shard_path(self.output, index, self.file_format).name for index in range(len(shards))]
+    def _write_index(self, summary: StreamSummary, shards: list[ShardInfo]) -> None:
+        files = [vectors_path(self.output, index, self.file_format).name for index in range(len(shards))]
         index = {
             **{name: value for name, value in asdict(summary).items() if name in ("rows", "dim", "reasoned")},
-            "shards": [{"file": file, "rows": facts.rows} for file, facts in zip(files, shards, strict=True)],
-            "settings": self.facts,
+            "shards": [{"file": file, "rows": info.rows} for file, info in zip(files, shards, strict=True)],
+            "settings": self.settings,
         }
-        with replaced_file(self.output / INDEX) as temporary:
-            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(self.output / INDEX, index)
 
 
 def _digest(ids: Ids, values: list[Any], media: MediaOptions) -> str:

@@ -1,4 +1,4 @@
-"""The files of a stream of embeddings, each of them written whole or not at all."""
+"""Write and read the files of a stream of embeddings, each of them whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from safetensors.numpy import save_file
 from mmemb_r1.runs import replaced_file
 
 FORMATS = ("safetensors", "parquet")
-_FACTS = "mmemb_r1"  # the name under which a file's metadata hold what it is
+_INFO = "mmemb_r1"  # the name of the description in a file's metadata
 COLUMNS = {"gate_prob": np.float32, "reasoned": np.bool_, "num_reasoning_tokens": np.int64}  # beside the embeddings
 Ids = list[int] | list[str]
 
 
 @dataclass(frozen=True)
-class ShardFacts:
+class ShardInfo:
     """
-    What a shard says of itself.
+    Describe a shard, in its own metadata.
 
     Attributes:
         digest: of its inputs and ids, in their order.
         rows: how many there are.
         dim: length of a vector.
-        reasoned: how many of the inputs thought.
+        reasoned: how many of the inputs have a rationale.
     """
 
     digest: str
@@ -38,17 +38,19 @@ class ShardFacts:
     reasoned: int
 
 
-def shard_path(folder: Path, index: int, file_format: str) -> Path:
+def vectors_path(folder: Path, index: int, file_format: str) -> Path:
     """
-    >>> shard_path(Path("vectors"), 7, "parquet").as_posix()
+    Name the file of a shard.
+
+    >>> vectors_path(Path("vectors"), 7, "parquet").as_posix()
     'vectors/shard-00007.parquet'
     """
     return folder / f"shard-{index:05d}.{file_format}"
 
 
-def write_shard(
+def write_vectors(
     path: Path, digest: str, ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None
-) -> ShardFacts:
+) -> ShardInfo:
     """
     Write a shard in the format that the path's suffix names.
 
@@ -57,50 +59,58 @@ def write_shard(
         digest: of its inputs and ids.
         ids: one per row.
         columns: `embeddings` `(N, D)`, `gate_prob`, `reasoned` and `num_reasoning_tokens` `(N,)`.
-        rationales: what was thought, or nothing.
+        rationales: one text per row, or nothing.
     """
     columns = {
         name: np.ascontiguousarray(columns[name], dtype=dtype)
         for name, dtype in {"embeddings": np.float32, **COLUMNS}.items()
     }
     rows, dim = columns["embeddings"].shape
-    facts = ShardFacts(digest, rows, dim, int(columns["reasoned"].sum()))
+    info = ShardInfo(digest, rows, dim, int(columns["reasoned"].sum()))
     write = _write_parquet if path.suffix == ".parquet" else _write_safetensors
     with replaced_file(path) as temporary:
-        write(temporary, {_FACTS: json.dumps(asdict(facts))}, ids, columns, rationales)
-    return facts
+        write(temporary, {_INFO: json.dumps(asdict(info))}, ids, columns, rationales)
+    return info
 
 
-def read_facts(path: Path) -> ShardFacts:
+def read_shard_info(path: Path) -> ShardInfo:
     """
-    Raises:
-        ValueError: if the file is damaged, or no shard.
-    """
-    with _mendable(path):
-        metadata = _parquet_metadata(path) if path.suffix == ".parquet" else _safetensors_metadata(path)
-        if _FACTS not in metadata:
-            raise _NoShardError("it is no shard of embeddings")
-        return ShardFacts(**json.loads(metadata[_FACTS]))
-
-
-def read_rows(path: Path) -> tuple[Ids, np.ndarray]:
-    """
-    Ids and embeddings `(N, D)` float32 of a shard; those of a safetensors file stay on the disk until they are used.
+    Read what a shard says of itself.
 
     Raises:
         ValueError: if the file is damaged, or no shard.
     """
-    with _mendable(path):
-        return _parquet_rows(path) if path.suffix == ".parquet" else _safetensors_rows(path)
+    with _errors_explained(path):
+        return ShardInfo(**json.loads(_metadata(path)[_INFO]))
+
+
+def read_vectors(path: Path) -> tuple[Ids, np.ndarray]:
+    """
+    Read ids and embeddings `(N, D)` float32 of a shard; those of a safetensors file stay on disk until they are used.
+
+    Raises:
+        ValueError: if the file is damaged, or no shard.
+    """
+    with _errors_explained(path):
+        read = _parquet_rows if path.suffix == ".parquet" else _safetensors_rows
+        return read(path, _metadata(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Read a file's metadata, which tell that it is a shard."""
+    metadata = _parquet_metadata(path) if path.suffix == ".parquet" else _safetensors_metadata(path)
+    if _INFO not in metadata:
+        raise _NoShardError("it is no shard of embeddings")
+    return metadata
 
 
 class _NoShardError(Exception):
-    """A file that is none of ours."""
+    """Raised for a file that `write_vectors` did not write."""
 
 
 @contextmanager
-def _mendable(path: Path) -> Iterator[None]:
-    """Say what to do about a file that can't be read."""
+def _errors_explained(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into one that says what to do."""
     unreadable: tuple[type[Exception], ...] = (_NoShardError, SafetensorError, OSError, *_parquet_errors(path))
     try:
         yield
@@ -135,11 +145,8 @@ def _safetensors_metadata(path: Path) -> dict[str, str]:
         return tensors.metadata() or {}
 
 
-def _safetensors_rows(path: Path) -> tuple[Ids, np.ndarray]:
+def _safetensors_rows(path: Path, metadata: dict[str, str]) -> tuple[Ids, np.ndarray]:
     with safe_open(path, framework="numpy") as tensors:
-        metadata = tensors.metadata() or {}
-        if _FACTS not in metadata:
-            raise _NoShardError("it is no shard of embeddings")
         ids = json.loads(metadata["ids"]) if "ids" in metadata else tensors.get_tensor("ids").tolist()
     with path.open("rb") as stream:  # 8 bytes say how long the header is; offsets count from its end
         length = int.from_bytes(stream.read(8), "little")
@@ -173,11 +180,9 @@ def _parquet_metadata(path: Path) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
-def _parquet_rows(path: Path) -> tuple[Ids, np.ndarray]:
+def _parquet_rows(path: Path, _: dict[str, str]) -> tuple[Ids, np.ndarray]:
     import pyarrow.parquet
 
-    if _FACTS not in _parquet_metadata(path):
-        raise _NoShardError("it is no shard of embeddings")
     table = pyarrow.parquet.read_table(path, columns=["id", "embedding"])
     embeddings = table["embedding"].combine_chunks()
     values = embeddings.flatten().to_numpy()  # (N * D,)

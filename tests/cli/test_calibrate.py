@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -70,6 +72,31 @@ def test_a_budget_of_tokens_needs_a_model_that_thinks_once(checkpoint, inputs, c
     assert "may think several times" in capsys.readouterr().err
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    """The same inputs as queries of a pairs table, of three tasks."""
+    path = tmp_path / "pairs.parquet"
+    rows = [
+        {"pair_id": str(row), "task": text.split()[0], "query": {"text": text}, "target": {"text": "a"}}
+        for row, text in enumerate(TEXTS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_the_queries_of_a_pairs_table_are_as_good_as_lines(checkpoint, inputs, pairs, capsys):
+    assert calibrate(checkpoint, inputs, "--target-ratio", "0.3", "--dry-run") == 0
+    said = capsys.readouterr().out
+    options = ["--model", str(checkpoint), "--pairs", str(pairs), "--device", "cpu", "--target-ratio", "0.3"]
+    assert main(["calibrate", *options, "--dry-run"]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["calibrate", *options, "--tasks", "red,say", "--per-task", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "of 10 inputs think" in said and "next, measure it: mmemb-r1 evaluate" in said
+    with pytest.raises(SystemExit):
+        main(["calibrate", *options, "--input", str(inputs)])
+
+
 def test_errors(checkpoint, inputs, tmp_path, capsys):
     assert calibrate(tmp_path / "nowhere", inputs, "--target-ratio", "0.3") == 2
     assert "there is no config.json in it" in capsys.readouterr().err
@@ -78,3 +105,5 @@ def test_errors(checkpoint, inputs, tmp_path, capsys):
     inputs.write_text('"red"\n{"image": "missing.png"}\n')
     assert calibrate(checkpoint, inputs, "--target-ratio", "0.3") == 2
     assert "line 2 can't be embedded" in capsys.readouterr().err
+    assert calibrate(checkpoint, inputs, "--target-ratio", "0.3", "--per-task", "1") == 2
+    assert "--tasks and --per-task are for --pairs" in capsys.readouterr().err

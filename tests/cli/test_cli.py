@@ -197,10 +197,11 @@ class TestEncode:
         assert "allowed: .safetensors, .npy, .jsonl" in capsys.readouterr().err
 
     def test_paths_that_are_no_relative_paths_stay(self, tmp_path):
-        line = json.dumps({"image": ["data:image/png;base64,AA==", "/far/a.png", "b.png"], "text": "c.png"})
+        kept = ["data:image/png;base64,AA==", "/far/a.png", "HTTPS://example.org/d.png"]
+        line = json.dumps({"image": [*kept, "b.png", {"path": "e.png"}], "text": "c.png"})
         _, (value,) = parse_lines([line], tmp_path)
         assert value == {
-            "image": ["data:image/png;base64,AA==", "/far/a.png", str(tmp_path / "b.png")],
+            "image": [*kept, str(tmp_path / "b.png"), {"path": str(tmp_path / "e.png")}],
             "text": "c.png",
         }
 

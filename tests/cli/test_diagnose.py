@@ -10,10 +10,9 @@ from datasets import Dataset, Features, Value
 
 from mmemb_r1.atlas import build_atlas, load_atlas
 from mmemb_r1.cli import main
-from mmemb_r1.cli.diagnose import STATUS, chosen_tasks
+from mmemb_r1.cli.diagnose import STATUS
 from mmemb_r1.evaluation.diagnose.verdict import judge
 from mmemb_r1.evaluation.statistics import Interval
-from mmemb_r1.evaluation.tasks import RetrievalTask
 
 TEXT = {"text": Value("string")}
 
@@ -89,19 +88,6 @@ def test_exit_status(tiny_checkpoint, pairs, monkeypatch, capsys, cost, cosine, 
     assert f"{tiny_checkpoint.name}: {statement}: swapping rationales costs" in capsys.readouterr().out
 
 
-def test_tasks_are_chosen_by_name_or_group():
-    def task(name, group):
-        return RetrievalTask(name, "hit@1", {"complexity": group}, ["q"], ["?"], ["c"], ["!"], [{"c": 1.0}])
-
-    tasks = [task("a", "simple"), task("b", "multi-hop"), task("c", "simple")]
-    names = {
-        wanted: [one.name for one in chosen_tasks(tasks, wanted)] for wanted in (None, "b", "simple", "c,multi-hop")
-    }
-    assert names == {None: ["a", "b", "c"], "b": ["b"], "simple": ["a", "c"], "c,multi-hop": ["b", "c"]}
-    with pytest.raises(ValueError, match="there is no task or group 'd'; allowed: a, b, c, multi-hop, simple"):
-        chosen_tasks(tasks, "d")
-
-
 def test_errors_are_one_line(tiny_checkpoint, pairs, capsys, tmp_path):
     assert diagnose(tiny_checkpoint, tmp_path / "none.parquet") == 2
     assert "none.parquet: there is no such file" in capsys.readouterr().err
@@ -114,7 +100,7 @@ def test_errors_are_one_line(tiny_checkpoint, pairs, capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(["diagnose", "--model", str(tiny_checkpoint)])
     assert end.value.code == 2
-    assert "one of the arguments --atlas --mmeb --pairs is required" in capsys.readouterr().err
+    assert "one of the arguments --atlas --mmeb --pairs --reader is required" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_changed_does_not_go_on_in_the_folder(tiny_checkpoint, pairs, tmp_path, capsys):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, List, Value
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
-from mmemb_r1.evaluation import load_results
+from mmemb_r1.evaluation import load_results, read_query_rows, rows_path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TASKS = "fact-capital,flag-capital"
@@ -31,7 +32,8 @@ def atlas(tmp_path_factory):
 @pytest.fixture
 def evaluate(tiny_checkpoint, atlas):
     def run(*arguments, model=tiny_checkpoint):
-        options = [] if "--mmeb" in arguments else ["--atlas", str(atlas)]
+        others = {"--mmeb", "--pairs", "--reader"}
+        options = [] if others.intersection(arguments) else ["--atlas", str(atlas)]
         return main(["evaluate", "--model", str(model), *options, "--device", "cpu", *map(str, arguments)])
 
     return run
@@ -43,6 +45,7 @@ def test_a_file_holds_the_results(evaluate, tmp_path, capsys):
     results = load_results(output)
     assert results["config"]["model"] == "tiny-checkpoint"
     assert (results["config"]["dataset"], results["config"]["split"]) == ("Atlas", "validation")
+    assert results["config"]["candidates"]["country"] == 12
     assert len(results["tasks"]) > 10
     assert all("majority" in task for task in results["tasks"].values())
     assert any("no_image" in task for task in results["tasks"].values())
@@ -101,6 +104,66 @@ def test_tasks_are_chosen_by_their_groups(evaluate, tmp_path):
     assert len(groups) > 1 and set(groups.values()) == {"multi-hop"}
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    """Questions of two tasks with their answers; those of one have negatives."""
+    text = {"text": Value("string")}
+    rows = [
+        {
+            "pair_id": f"{task}/{number}",
+            "task": task,
+            "query": {"text": f"{task} number {number}?"},
+            "target": {"text": f"{number}"},
+            "negatives": [{"text": f"not {number}"}] if task == "few" else [],
+        }
+        for task in ("few", "many")
+        for number in range(6)
+    ]
+    strings = dict.fromkeys(("pair_id", "task"), Value("string"))
+    path = tmp_path / "pairs.parquet"
+    features = Features({**strings, "query": text, "target": text, "negatives": List(text)})
+    Dataset.from_list(rows, features=features).to_parquet(path)
+    return path
+
+
+def test_a_table_of_ones_own_gets_all_files(evaluate, pairs, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert evaluate("--pairs", pairs, "--output", run) == 0
+    assert {file.name for file in run.iterdir()} == {
+        "run.json", "tasks", "cache", "results.json", "results.md", "report.html",
+    }  # fmt: skip
+    results = load_results(run / "results.json")
+    assert {name: (task["n"], task["candidates"]) for name, task in results["tasks"].items()} == {
+        "few": (6, 12), "many": (6, 6),
+    }  # fmt: skip
+    assert results["config"]["dataset"] == "pairs.parquet" and results["summary"]["all"]["tasks"] == 2
+    assert read_query_rows(rows_path(run, "few", "auto"))["rank"].max() <= 2, "a query has its negatives alone"
+    assert "Score over the share of queries that think" in (run / "report.html").read_text()
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"mmemb-r1 compare {run} OTHER_RUN" in told and "mmemb-r1 card" in told
+    assert main(["compare", str(run), str(run), "--mode-a", "never", "--mode-b", "always", "--num-samples", "20"]) == 0
+    assert evaluate("--pairs", pairs, "--tasks", "many", "--limit", "2", "--output", tmp_path / "few.json") == 0
+    assert {name: task["n"] for name, task in load_results(tmp_path / "few.json")["tasks"].items()} == {"many": 2}
+
+
+def test_a_reader_of_ones_own(evaluate, tmp_path, monkeypatch):
+    (tmp_path / "my_readers.py").write_text(
+        "from mmemb_r1.evaluation import RetrievalTask\n\n\n"
+        "def read_capitals(source):\n"
+        "    lines = [line.split(',') for line in open(source)]\n"
+        "    countries, cities = ([line[side].strip() for line in lines] for side in (0, 1))\n"
+        "    right = [{city: 1.0} for city in cities]\n"
+        "    yield RetrievalTask('capitals', 'hit@1', {}, countries, countries, cities, cities, right)\n"
+    )
+    (tmp_path / "capitals.csv").write_text("Peru, Lima\nFrance, Paris\n")
+    monkeypatch.chdir(tmp_path)
+    reader = ("--reader", "my_readers:read_capitals", "--source", "capitals.csv")
+    assert evaluate(*reader, "--modes", "never", "--output", "run") == 0
+    results = load_results("run/results.json")
+    assert results["tasks"]["capitals"]["n"] == 2
+    assert (results["config"]["dataset"], results["config"]["reader"]) == ("capitals.csv", "my_readers:read_capitals")
+
+
 @pytest.mark.parametrize("names", ["", "flag-capitol"])
 def test_names_of_no_task_are_refused(evaluate, tmp_path, capsys, names):
     assert evaluate("--tasks", names, "--output", tmp_path / "none.json") == 2
@@ -151,6 +214,14 @@ def test_any_model_of_sentence_transformers_can_be_measured(evaluate, tmp_path, 
         ),
         (["--mmeb", "x", "--split", "test"], "--split is for --atlas"),
         (["--mmeb", "missing"], "there is no folder"),
+        (
+            ["--pairs", "missing.parquet"],
+            "missing.parquet: there is no such file; give a Parquet file with the columns",
+        ),
+        (["--pairs", "x", "--split", "test"], "--split is for --atlas"),
+        (["--pairs", "x", "--source", "y"], "--source is for --reader"),
+        (["--reader", "my:reader"], "--reader my:reader needs to be told what to read: --source X"),
+        (["--reader", "reader", "--source", "y"], "there is no reader 'reader'; allowed: atlas, mmeb, pairs, or"),
     ],
 )
 def test_refuses(arguments, message, evaluate, capsys):

@@ -56,7 +56,9 @@ def test_draws(command, tmp_path, capsys):
         "polly: 12 rows; shards: 1 drawn",
         "mute: 12 rows; shards: 1 drawn; 12 of 12 answers failed",
         "    12 x no voice",
-        f"the rationales are in {tmp_path / 'out'}",
+        f"the rationales are in {tmp_path / 'out'}; keep those that help:",
+        f"mmemb-r1 select --pairs {tmp_path / 'pairs.parquet'} --rationales {tmp_path / 'out'} --evaluator MODEL "
+        "--output DIR",
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,8 +9,8 @@ from datasets import Dataset
 from tests.training.selection.conftest import make_pairs, make_rationales
 
 from mmemb_r1.cli import main
-from mmemb_r1.cli.select import KINDS, kind_of
 from mmemb_r1.tiny import build_tiny_vlm
+from mmemb_r1.training.selection.evaluator import KINDS, evaluator_kind
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,8 @@ def test_an_embedding_model_judges(select, tmp_path, capsys, caplog):
     said = capsys.readouterr().out
     assert "Kept 18 of 18 rationales judged (100.0%)" in said
     assert f"the selection is in {tmp_path / 'out'}" in said
+    assert f"mmemb-r1 train joint --model DIR --pairs {tmp_path / 'pairs.parquet'}" in said.splitlines()[-1]
+    assert f"--rationales {tmp_path / 'out' / 'selected.parquet'} " in said.splitlines()[-1]
     assert "scoring: shard 1 of 1, 4 trials" in caplog.messages
     assert pq.read_table(tmp_path / "out" / "selected.parquet").num_rows == 18
     assert (tmp_path / "out" / "report.png").exists()
@@ -77,7 +80,7 @@ def test_a_vision_language_model_judges(select, vlm, tmp_path, capsys):
 
 
 def test_the_kind_is_that_of_the_model(vlm, tiny_checkpoint):
-    assert (kind_of(str(vlm)), kind_of(str(tiny_checkpoint))) == KINDS
+    assert (evaluator_kind(str(vlm)), evaluator_kind(str(tiny_checkpoint))) == tuple(KINDS)
 
 
 def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
@@ -108,7 +111,7 @@ def test_refuses_what_is_not_there(select, tmp_path, capsys):
     assert select("--rationales", str(tmp_path / "none")) == 2
     assert "there is no such folder or file. `mmemb-r1 rationales` writes one" in capsys.readouterr().err
     assert select(evaluator=tmp_path / "nobody") == 2
-    assert re.search(r"error: --evaluator \S+nobody: no model could be loaded from there", capsys.readouterr().err)
+    assert re.search(r"error: the evaluator '\S+nobody' can't be loaded: there is no model", capsys.readouterr().err)
 
 
 def test_names_the_pair_that_is_wrong(select, pairs, tmp_path, capsys):
@@ -123,3 +126,22 @@ def test_names_the_pair_that_is_wrong(select, pairs, tmp_path, capsys):
     )
     assert select(pairs=Dataset.from_list(rows[1:])) == 2
     assert "10 rationales are about 1 pairs that the pairs table lacks: 'capital/Peru'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same_as_one(select, tmp_path):
+    assert select("--selection", "none", "--shard-size", "2") == 0
+    alone = pq.read_table(tmp_path / "out" / "candidates.parquet")
+    shutil.rmtree(tmp_path / "out")
+    assert select("--selection", "none", "--shard-size", "2", "--jobs", "2") == 0
+    both = pq.read_table(tmp_path / "out" / "candidates.parquet")
+    floats = [name for name in alone.column_names if str(alone.schema.field(name).type) == "float"]
+    assert both.num_rows > 0 and both.drop_columns(floats).equals(alone.drop_columns(floats))
+    for name in floats:
+        assert both[name].to_pylist() == pytest.approx(alone[name].to_pylist(), abs=1e-4, nan_ok=True)
+    assert "this part is done" in (tmp_path / "out" / "jobs.log").read_text()
+
+
+def test_jobs_are_parts_of_their_own(select, capsys):
+    assert select("--jobs", "2", "--part", "1/2") == 2
+    assert "--jobs 2; allowed: 1 or more, and together with --part 1 alone" in capsys.readouterr().err

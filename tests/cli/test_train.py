@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -149,7 +150,7 @@ class TestJoint:
     @pytest.mark.parametrize(
         ("recipe", "message"),
         [
-            ({"temprature": 0.1}, "JointConfig has no field 'temprature'"),
+            ({"temprature": 0.1}, "JointConfig has no field 'temprature'; did you mean 'temperature'?"),
             ("- 1\n", "holds a list; it has to map fields to values"),
             ("a: [\n", "is no YAML"),
             ({"lora": None}, "lora holds a NoneType; it has to map options to values"),
@@ -164,6 +165,50 @@ class TestJoint:
         assert train(recipe) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+    def test_every_field_is_a_flag_with_its_help(self, capsys):
+        from mmemb_r1.training import JointConfig
+
+        with pytest.raises(SystemExit) as end:
+            main(["train", "joint", "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0 and "--max-steps" in shown and "--pairs FILE" in shown
+        text = " ".join(shown.split())
+        for field in dataclasses.fields(JointConfig):
+            assert f"--{field.name}" in shown or field.name == "output_dir"
+            if field.name in JointConfig.__annotations__:
+                assert field.metadata["help"] in text, field.name
+        assert "Divides the cosine similarities. Default: 0.02" in text
+        assert shown.index("--sub_batch_size") < shown.index("--learning_rate")
+
+    def test_flags_win_over_the_recipe(self, train, tmp_path, monkeypatch, capsys):
+        from mmemb_r1.training import JointTrainer
+
+        made = []
+        monkeypatch.setattr(JointTrainer, "train", lambda self, **kwargs: made.append(self.args) or 1 / 0)
+        flags = ["--temperature", "0.5", "--task-weights", '{"": 2}', "--no-use-rationales", "--matryoshka-dims", "8"]
+        with pytest.raises(ZeroDivisionError):
+            train({"temperature": 0.1, "learning_rate": "5e-4"}, *flags, "--debug", "underflow_overflow")
+        (config,) = made
+        assert (config.temperature, config.learning_rate) == (0.5, 5e-4)
+        assert config.task_weights == {"": 2} and not config.use_rationales and config.matryoshka_dims == [8]
+        begun = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert begun["fields"]["temperature"] == 0.5 and "weight_decay" not in begun["fields"]
+        with pytest.raises(SystemExit):
+            train({}, "--temprature", "0.5")
+        assert "unrecognized arguments: --temprature 0.5" in capsys.readouterr().err
+
+    def test_the_same_run_in_python(self, train, tiny_checkpoint, pairs, tmp_path):
+        from mmemb_r1.training import JointRun, train_joint
+
+        assert train({}, max_steps=1) == 0
+        settings = {**RECIPE, "max_steps": 1, "use_cpu": True, "bf16": False, "activation_checkpointing": False}
+        run = JointRun(model=str(tiny_checkpoint), pairs=pairs, output=tmp_path / "python", settings=settings)
+        assert train_joint(run) == {}
+        ours, theirs = weights(tmp_path / "run" / "model"), weights(tmp_path / "python" / "model")
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        with pytest.raises(ValueError, match="JointConfig has no field 'temprature'; did you mean 'temperature'"):
+            JointRun(model="m", pairs=pairs, output=tmp_path, settings={"temprature": 1})
 
     def test_quantisation_without_bitsandbytes(self, train, monkeypatch, capsys):
         monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda *args: False)
@@ -255,6 +300,41 @@ class TestLora:
         assert train({"lora": LORA}, max_steps=1) == 0
         assert train({"lora": {**LORA, "r": 4}}, max_steps=2) == 2
         assert "lora.r was 2, is now 4" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_done_again_but_goes_on_if_more_is_wanted(train, tmp_path, capsys):
+    assert train({"max_steps": 1}) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train({"max_steps": 1}) == 0
+    assert "the phase is finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert train({"max_steps": 2}) == 0
+    assert json.loads((tmp_path / "run" / "model" / "training.json").read_text())["steps"] == 2
+
+
+def test_a_run_does_not_go_on_from_another_model_in_the_same_place(train, tiny_checkpoint, tmp_path, capsys):
+    start = tmp_path / "start"
+    MMEmbR1(str(tiny_checkpoint), device="cpu").save_pretrained(str(start))
+    assert train({"max_steps": 1}, model=start) == 0
+    model = MMEmbR1(str(start), device="cpu")
+    with torch.no_grad():
+        model[0].model.gate.output.bias.add_(1)
+    model.save_pretrained(str(start))
+    assert train({"max_steps": 1}, model=start) == 2
+    assert "was begun with other settings or data: weights was" in capsys.readouterr().err
+
+
+def test_some_rows_of_the_pairs_are_trained_on(train, pairs, tmp_path, capsys):
+    from datasets import Dataset
+
+    table = Dataset.from_parquet(str(pairs)).add_column("task", ["a", "a", "b", "c"])
+    table.to_parquet(str(pairs))
+    assert train({"max_steps": 1, "per_device_train_batch_size": 2}, tasks="a,b", per_task=1) == 0
+    assert json.loads((tmp_path / "run" / "model" / "training.json").read_text())["pairs"] == 2
+    assert train({"max_steps": 1, "per_device_train_batch_size": 2}, tasks="a,b") == 2
+    assert "per_task was 1, is now not set" in capsys.readouterr().err
+    assert train({"max_steps": 1}, tasks="d") == 2
+    assert "there is no task or group 'd'" in capsys.readouterr().err
 
 
 def launch(processes, *options):

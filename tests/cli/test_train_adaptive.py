@@ -95,6 +95,10 @@ def test_errors(tiny_checkpoint, files, tmp_path, capsys):
     bad.write_text(yaml.safe_dump({"sub_batch_size": 2}))
     assert main(arguments(tiny_checkpoint, tmp_path / "run", {**files, "--config": bad}, 1)) == 2
     assert "AdaptiveGRPOConfig has no field 'sub_batch_size'" in capsys.readouterr().err
+    bad.write_text(yaml.safe_dump({"alignment_weight": 2}))
+    assert main(arguments(tiny_checkpoint, tmp_path / "run", {**files, "--config": bad}, 1)) == 2
+    error = capsys.readouterr().err
+    assert "has no field 'alignment_weight'; it is called 'target_probability_weight' now" in error
 
 
 @pytest.mark.slow

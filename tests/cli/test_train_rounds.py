@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import _train_rounds as rounds
 from mmemb_r1.cli import main
 from mmemb_r1.training.rationales.table import read_rationales
-from mmemb_r1.training.validation import validation_score
+from mmemb_r1.training.targets import validation_score
 
 WORDS = ("red", "green", "blue", "white", "black", "grey")
 JOINT = {"max_steps": 1, "per_device_train_batch_size": 4, "sub_batch_size": 2, "disable_tqdm": True}
@@ -60,7 +59,7 @@ def arguments(tiny_checkpoint, tmp_path) -> list[str]:
 def test_two_rounds(arguments, tiny_checkpoint, tmp_path, capsys, monkeypatch):
     """The second has one more worker, starts from the better checkpoint, and an ended run does nothing again."""
     output, scores = tmp_path / "out", iter([0.1, 0.3, 0.2])
-    monkeypatch.setattr(rounds, "measure", lambda model, args: next(scores))
+    monkeypatch.setattr(rounds, "measure", lambda model, plan: next(scores))
     assert main([*arguments, "--n", "1"]) == 0
     assert set(read_rationales(output / "rationales")["worker"]) == {"first"}
     assert main([*arguments, "--n", "2"]) == 0
@@ -82,8 +81,8 @@ def test_two_rounds(arguments, tiny_checkpoint, tmp_path, capsys, monkeypatch):
 def test_a_round_that_was_not_kept(arguments, tmp_path, capsys, monkeypatch):
     """The checkpoint that stays proposes in the next round; a round in which nothing is new is not run."""
     scores, drawn, ran = iter([0.3, 0.2, 0.1]), [], []
-    monkeypatch.setattr(rounds, "measure", lambda model, args: next(scores))
-    monkeypatch.setattr(rounds, "draw", lambda args, notes: drawn.append(rounds.proposers(notes)))
+    monkeypatch.setattr(rounds, "measure", lambda model, plan: next(scores))
+    monkeypatch.setattr(rounds, "draw", lambda plan, records: drawn.append(rounds.proposers(records)))
     monkeypatch.setattr(rounds, "run_command", lambda command: ran.append(command))
     monkeypatch.setattr(rounds, "replace_model", lambda output, model: None)
     assert main([*arguments, "--n", "5"]) == 0
@@ -93,11 +92,11 @@ def test_a_round_that_was_not_kept(arguments, tmp_path, capsys, monkeypatch):
 
 
 def test_the_stages_of_a_round(arguments, tmp_path):
-    args = argparse.Namespace(
-        output=tmp_path, pairs=Path("p"), policy_pairs=Path("o"), evaluator="judge", seed=3, cpu=True,
-        selection=None, margin=0.5, joint_config=Path("j.yaml"), adaptive_config=None,
+    plan = rounds.Rounds(
+        model="start", pairs=Path("p"), policy_pairs=Path("o"), eval_pairs=Path("e"), pool=Path("pool.yaml"),
+        evaluator="judge", output=tmp_path, seed=3, cpu=True, margin=0.5, joint_config=Path("j.yaml"),
     )  # fmt: skip
-    select, joint, adaptive = rounds.stages(args, 2, Path("best"))
+    select, joint, adaptive = rounds.stages(plan, 2, Path("best"))
     folder = tmp_path / "round-2"
     assert select[:1] == ["select"] and str(folder / "selection") in select and "judge" in select
     assert select[select.index("--margin") + 1] == "0.5" and "--selection" not in select
@@ -120,8 +119,8 @@ def test_the_best_is_the_last_that_was_kept():
         (["--model", "nowhere"], "--model nowhere: there is no checkpoint"),
         (["--pool", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--policy-pairs", "nowhere.parquet"], "--policy-pairs nowhere.parquet: there is no such file"),
-        (["--evaluator", "nowhere"], "--evaluator nowhere: no model could be loaded"),
-        (["--adaptive-config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file"),
+        (["--evaluator", "nowhere"], "the evaluator 'nowhere' can't be loaded: there is no model"),
+        (["--adaptive-config", "nowhere.yaml"], "--adaptive-config nowhere.yaml: there is no such file"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_first_stage(change, message, arguments, tmp_path, capsys):
@@ -137,7 +136,7 @@ def test_pairs_to_compare_on_have_to_be_others(arguments, tmp_path, capsys):
 
 def test_a_config_that_is_refused(arguments, tmp_path, capsys):
     for text, message in (
-        ("lerning_rate: 1", "JointConfig has no field 'lerning_rate'"),
+        ("lerning_rate: 1", "JointConfig has no field 'lerning_rate'; did you mean 'learning_rate'?"),
         ("{per_device_train_batch_size: 4, sub_batch_size: 3}", "sub_batch_size=3 has to divide"),
     ):
         (tmp_path / "joint-config.yaml").write_text(text, encoding="utf-8")
@@ -147,8 +146,8 @@ def test_a_config_that_is_refused(arguments, tmp_path, capsys):
 
 
 def test_another_run_is_kept_out(arguments, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(rounds, "measure", lambda model, args: 0.5)
-    monkeypatch.setattr(rounds, "draw", lambda args, notes: None)
+    monkeypatch.setattr(rounds, "measure", lambda model, plan: 0.5)
+    monkeypatch.setattr(rounds, "draw", lambda plan, records: None)
     monkeypatch.setattr(rounds, "stages", lambda *args: [])
     monkeypatch.setattr(rounds, "replace_model", lambda *args: None)
     assert main([*arguments, "--n", "1"]) == 0
@@ -168,12 +167,12 @@ class TestScore:
     def test_tasks_have_the_same_weight(self, tiny_checkpoint, tmp_path, monkeypatch):
         import torch
 
-        from mmemb_r1.training.adaptive.rewards import AlignmentScorer
+        from mmemb_r1.training.targets import TargetScorer
 
         pairs = Dataset.from_parquet(str(write_pairs(tmp_path / "pairs.parquet", "pairs")), cache_dir=str(tmp_path))
         pairs = pairs.add_column("task", ["a", "a", "a", "a", "b", "b"])
         told = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0]).log()
-        monkeypatch.setattr(AlignmentScorer, "log_alignment", lambda self, rows, vectors: told[rows])
+        monkeypatch.setattr(TargetScorer, "log_probability", lambda self, rows, vectors: told[rows])
         assert validation_score(MMEmbR1(str(tiny_checkpoint), device="cpu"), pairs) == pytest.approx((1 + 0.25) / 2)
 
     def test_the_gate_decides(self, thinking, tmp_path):

@@ -7,6 +7,9 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from mmemb_r1.evaluation import Settings, run_evaluation
+from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
+
 ANSWERS = ["Lima", "Paris", "Rome", "Cairo"]
 INPUT = {"text": Value("string"), "image": List(Image()), "instruction": Value("string")}
 PAIRS = Features(
@@ -44,6 +47,12 @@ class Oracle:
             known = ANSWERS[value["image"][0].getpixel((0, 0))[0]]
         embedding[len(ANSWERS) if known is None else ANSWERS.index(known)] = 1.0
         return {"embedding": embedding, "reasoned": thinks, "num_reasoning_tokens": 5 * thinks, "gate_prob": 0.5}
+
+
+def evaluate(model, pairs, candidates, *, modes=("never", "always"), progress=False, **options):
+    """Measure a model on tables as Atlas has them, also without the queries' pictures."""
+    settings = Settings(modes=modes, no_image=True)
+    return run_evaluation(model, atlas_tasks(pairs, candidates), settings, progress=progress, **options)
 
 
 @pytest.fixture

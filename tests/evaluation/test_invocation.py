@@ -9,13 +9,12 @@ from sklearn.metrics import roc_auc_score
 from mmemb_r1.evaluation.invocation import (
     Answers,
     auc,
-    chosen,
+    choice_scores,
     efficient,
     gate_quality,
     invocation_curve,
     judge_choice,
     oracle,
-    random_gate,
 )
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
 
@@ -78,7 +77,7 @@ class TestChoice:
         answers = drawn()
         thinks = answers.thinks(0.5)
         choice = judge_choice(answers, thinks)
-        auto = chosen(answers, thinks)
+        auto = choice_scores(answers, thinks)
         clusters, tasks = answers.cluster.tolist(), answers.task.tolist()
         assert choice.auto == pytest.approx(clustered_bootstrap(auto, clusters, tasks))
         difference = auto - getattr(answers, choice.better_fixed)
@@ -98,17 +97,19 @@ class TestChoice:
         assert (choice.headroom.mean, choice.captured, choice.better_fixed) == (0, None, "never")
 
 
-class TestRandomGate:
+class TestRandom:
     def test_is_the_mean_of_coins(self):
         answers, rng = drawn(), np.random.default_rng(5)
-        thrown = [over_tasks(answers, chosen(answers, rng.random(600) < 0.3)) for _ in range(2000)]
-        assert random_gate(answers, 0.3).mean == pytest.approx(np.mean(thrown), abs=0.002)
+        choice = judge_choice(answers, answers.thinks(answers.threshold(0.3)))
+        ratio = choice.invocation.mean
+        thrown = [over_tasks(answers, choice_scores(answers, rng.random(600) < ratio)) for _ in range(2000)]
+        assert choice.random.mean == pytest.approx(np.mean(thrown), abs=0.002)
 
     def test_ends_are_the_fixed_modes(self):
         answers = drawn()
-        choice = judge_choice(answers, answers.thinks(0.5))
-        assert random_gate(answers, 0) == pytest.approx(choice.never)
-        assert random_gate(answers, 1) == pytest.approx(choice.always)
+        choices = {share: judge_choice(answers, answers.thinks(answers.threshold(share))) for share in (0, 1)}
+        assert choices[0].random == pytest.approx(choices[0].never)
+        assert choices[1].random == pytest.approx(choices[1].always)
 
 
 class TestCurve:
@@ -249,8 +250,6 @@ class TestErrors:
             invocation_curve(drawn(), [1.5])
         with pytest.raises(ValueError, match="there are no shares"):
             invocation_curve(drawn(), [])
-        with pytest.raises(ValueError, match="ratio=-1; allowed: 0 to 1"):
-            random_gate(drawn(), -1)
         with pytest.raises(ValueError, match=r"got scores \(2,\), signs \(3,\)"):
             auc([0.1, 0.2], [True, True, False])
         with pytest.raises(ValueError, match=r"got costs \(2,\) and scores \(3,\)"):

@@ -14,7 +14,7 @@ import pytest
 import pytrec_eval
 import sklearn.metrics as sklearn_metrics
 
-from mmemb_r1.evaluation.metrics import hit_at_k, per_query, per_query_of, ranks, score_run
+from mmemb_r1.evaluation.metrics import per_query, per_query_of, ranks, score_run
 
 NUM_CASES = 1000
 CUTS = (1, 3, 5, 10)
@@ -179,20 +179,20 @@ def test_a_sort_gives_a_collapsed_encoder_full_marks():
     """The image tasks of MMEB have the truth as candidate 0, and are ranked by an argsort."""
     collapsed, truth = np.full((100, 16), 0.8), np.zeros(100, dtype=int)
     assert (np.argsort(-collapsed, axis=1, kind="stable")[:, 0] == truth).mean() == 1.0
-    assert hit_at_k(ranks(collapsed, truth)) == 0.0
     one = np.eye(1, 16).repeat(100, axis=0)
+    assert (ranks(collapsed, one) == 16).all()
     assert per_query("hit@1", collapsed, one).mean() == 0.0
     assert per_query("hit@1", collapsed, one, ties="expected").mean() == pytest.approx(1 / 16)
     # scikit-learn sorts the other way round, so there the last candidate has to be the truth
     assert sklearn_metrics.top_k_accuracy_score(truth + 15, collapsed, k=1, labels=np.arange(16)) == 1.0
-    assert hit_at_k(ranks(collapsed, truth + 15)) == 0.0
+    assert (ranks(collapsed, one[:, ::-1]) == 16).all()
 
 
 def test_a_sort_gives_nan_full_marks():
     broken = np.full((100, 16), NAN)
     assert (np.argsort(-broken, axis=1, kind="stable")[:, 0] == 0).mean() == 1.0
     with pytest.raises(ValueError, match="query 0 and candidate 0 is nan"):
-        ranks(broken, np.zeros(100, dtype=int))
+        ranks(broken, np.eye(1, 16).repeat(100, axis=0))
     with pytest.raises(ValueError, match="query 0 and candidate 0 is nan"):
         per_query("hit@1", broken, np.eye(1, 16).repeat(100, axis=0))
 

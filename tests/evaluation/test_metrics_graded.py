@@ -191,7 +191,7 @@ def test_the_best_order_scores_exactly_one():
 def test_metrics_of_the_best_positive_agree_with_its_rank(tolerance):
     rng = np.random.default_rng(8)
     scores, grades = zip(*(draw(rng, 25, levels=9) for _ in range(200)), strict=True)
-    place = ranks(scores, [grade > 0 for grade in grades], tolerance=tolerance)
+    place = ranks(scores, grades, tolerance=tolerance)
     assert len(set(place.tolist())) > 5
     np.testing.assert_allclose(per_query("mrr", scores, grades, tolerance=tolerance), 1 / place)
     for k in (1, 4):

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from mmemb_r1.evaluation import read_tasks
 from mmemb_r1.evaluation.pair_tasks import pair_tasks
 
 INPUT = {"text": Value("string"), "image": List(Image()), "instruction": Value("string")}
@@ -71,3 +72,47 @@ def test_a_task_of_several_complexities_is_in_no_group():
 def test_an_empty_table():
     with pytest.raises(ValueError, match="there are no pairs"):
         pair_tasks(table([pair(0, text("a"), text("b"))]).select([]))
+
+
+def test_a_query_with_negatives_competes_with_these_alone():
+    rows = [
+        pair(0, text("Peru?"), text("Lima"), negatives=[text("Cuzco"), text("Paris"), text("Lima")]),
+        pair(1, text("France?"), text("Paris"), negatives=[text("Lyon"), text("Cuzco")]),
+        pair(2, text("Italy?"), text("Rome"), negatives=None),
+    ]
+    (task,) = pair_tasks(table(rows, negatives=List(INPUT)))
+    inputs = dict(zip(task.candidate_ids, (value["text"] for value in task.candidates), strict=True))
+    assert inputs == {
+        "p0": "Lima", "p1": "Paris", "p2": "Rome", "p0/negative-0": "Cuzco", "p1/negative-0": "Lyon",
+    }  # fmt: skip
+    assert [[inputs[one] for one in pool] for pool in task.pools] == [
+        ["Lima", "Cuzco", "Paris"],
+        ["Paris", "Lyon", "Cuzco"],
+        ["Lima", "Paris", "Rome"],
+    ]
+    assert task.relevance == [{"p0": 1.0}, {"p1": 1.0}, {"p2": 1.0}]
+
+
+def test_no_negatives_are_no_pools():
+    (task,) = pair_tasks(table([pair(0, text("Peru?"), text("Lima"), negatives=[])], negatives=List(INPUT)))
+    assert task.pools is None and list(task.candidate_ids) == ["p0"]
+
+
+def test_an_input_without_content_is_named():
+    rows = [pair(0, text("Peru?"), text("Lima")), pair(1, text("France?"), text(None))]
+    with pytest.raises(ValueError, match="the pair 'p1' has no target; give it a text"):
+        pair_tasks(table(rows))
+
+
+def test_a_file_is_read_by_the_reader_of_pairs(tmp_path):
+    strings = dict.fromkeys(("task",), Value("string"))
+    rows = [pair(number, text(f"{number}?"), text(f"{number}"), task=f"t{number % 2}") for number in range(4)]
+    table(rows, **strings).to_parquet(tmp_path / "pairs.parquet")
+    source = read_tasks("pairs", tmp_path / "pairs.parquet", names=["t1"])
+    assert [task.name for task in source.tasks] == ["t1"] and source.noted == {"dataset": "pairs.parquet"}
+    table(rows, **strings).remove_columns("target").to_parquet(tmp_path / "half.parquet")
+    with pytest.raises(ValueError, match="half.parquet has no column 'target'; it has pair_id, query, task"):
+        read_tasks("pairs", tmp_path / "half.parquet")
+    (tmp_path / "text.parquet").write_text("pairs")
+    with pytest.raises(ValueError, match="text.parquet can't be read"):
+        read_tasks("pairs", tmp_path / "text.parquet")

@@ -12,16 +12,23 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from tests.evaluation.conftest import evaluate
 
-from mmemb_r1.evaluation import RetrievalTask, Settings, evaluate, load_results, run_evaluation
+from mmemb_r1.evaluation import RetrievalTask, Settings, load_results, run_evaluation
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.evaluation.encoders import BATCHES_AT_ONCE
-from mmemb_r1.evaluation.run_folder import COLUMNS, read_rows, rows_path
+from mmemb_r1.evaluation.run_folder import COLUMNS, read_query_rows, rows_path
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = Settings(modes=("never", "always", "auto"), batch_size=1)
 CITIES = [f"city {number}" for number in range(BATCHES_AT_ONCE + 4)]
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch):
+    """Drawing takes a second for each run; report/test_html.py and the command's tests look at the page."""
+    monkeypatch.setattr("mmemb_r1.evaluation.report.write_html", lambda run, path: None)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +118,7 @@ def test_rows_are_what_the_means_are_of(model, tasks, tmp_path):
     results = run(model, tasks, tmp_path, replace(SETTINGS, rationales=True))
     for task in tasks:
         for mode, numbers in results["tasks"][task.name]["modes"].items():
-            rows = read_rows(rows_path(tmp_path, task.name, mode))
+            rows = read_query_rows(rows_path(tmp_path, task.name, mode))
             assert list(rows) == list(COLUMNS)
             assert rows["query_id"].tolist() == list(task.query_ids)
             assert rows["score"].mean() == pytest.approx(numbers["score"])
@@ -124,9 +131,13 @@ def test_rows_are_what_the_means_are_of(model, tasks, tmp_path):
             assert [bool(text) for text in rows["rationale"]] == (rows["num_reasoning_tokens"] > 0).tolist()
             said = model.explain(list(task.queries), reasoning=mode)
             np.testing.assert_allclose(rows["gate_prob"], [one["gate_prob"] for one in said], atol=1e-5)
-    own = read_rows(rows_path(tmp_path, "color", "never"))["cluster"].tolist()
+    own = read_query_rows(rows_path(tmp_path, "color", "never"))["cluster"].tolist()
     assert own == ["color/red", "color/green", "color/blue"], "queries of other tasks may have the same ids"
-    assert set(read_rows(rows_path(tmp_path, "where", "never"))["cluster"]) == {"country 0", "country 1", "country 2"}
+    assert set(read_query_rows(rows_path(tmp_path, "where", "never"))["cluster"]) == {
+        "country 0",
+        "country 1",
+        "country 2",
+    }
 
 
 def test_without_being_asked_no_thoughts_are_kept(model, tasks, tmp_path):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from mmemb_r1.evaluation import RetrievalTask, scoring
-from mmemb_r1.evaluation.metrics import cosine_scores, per_query, ranks
-from mmemb_r1.evaluation.scoring import ABSENT, TEMPERATURE, score_queries
+from mmemb_r1.evaluation.metrics import per_query, ranks, unit_rows
+from mmemb_r1.evaluation.scoring import ABSENT, score_queries
 from mmemb_r1.evaluation.tasks import first_queries
+from mmemb_r1.objective import TEMPERATURE
 
 NUM_QUERIES, NUM_CANDIDATES, DIM = 17, 23, 8
 
@@ -43,6 +44,10 @@ def graded():
     ]
 
 
+def cosines(queries, candidates):
+    return unit_rows("queries", queries) @ unit_rows("candidates", candidates).T
+
+
 def table(relevance):
     grades = np.zeros((NUM_QUERIES, NUM_CANDIDATES))
     for row, of_candidate in enumerate(relevance):
@@ -52,7 +57,7 @@ def table(relevance):
 
 
 def test_agrees_with_the_metrics_on_the_whole_matrix(vectors, graded):
-    scores, grades = cosine_scores(*vectors), table(graded)
+    scores, grades = cosines(*vectors), table(graded)
     scored = score_queries(make_task("ndcg_linear@5", graded), *vectors)
     assert set(scored.metrics) >= {"ndcg_linear@5", "hit@1", "mrr", "map", "recall@5", "ndcg_exponential@5"}
     for name, values in scored.metrics.items():
@@ -61,7 +66,7 @@ def test_agrees_with_the_metrics_on_the_whole_matrix(vectors, graded):
 
 
 def test_margin_and_alignment_against_all_that_are_not_relevant(vectors, graded):
-    scores, grades = cosine_scores(*vectors).astype(float), table(graded)
+    scores, grades = cosines(*vectors).astype(float), table(graded)
     scored = score_queries(make_task("ndcg_linear@5", graded), *vectors)
     for row in range(NUM_QUERIES):
         best, others = scores[row][grades[row] > 0].max(), scores[row][grades[row] == 0]
@@ -96,7 +101,7 @@ def test_pools_of_all_candidates_in_any_order_are_no_pools(vectors, graded):
 @pytest.mark.parametrize("at_once", [1, 50, 10_000])
 def test_a_query_competes_in_its_own_pool(at_once, vectors, graded, monkeypatch):
     monkeypatch.setattr(scoring, "SCORES_AT_ONCE", at_once)
-    rng, scores, grades = np.random.default_rng(2), cosine_scores(*vectors), table(graded)
+    rng, scores, grades = np.random.default_rng(2), cosines(*vectors), table(graded)
     pools = []
     for row in range(NUM_QUERIES):  # of 1 to 8 candidates beside the relevant ones
         others = rng.choice(np.flatnonzero(grades[row] == 0), rng.integers(1, 9), replace=False)

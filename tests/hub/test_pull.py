@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import os
 import pickle
-import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 
+from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
 from mmemb_r1.hub import HubError, pull_checkpoint
 
@@ -142,36 +145,58 @@ def test_pickles_stay_where_they_are(hub, pushed, contents, tmp_path, capsys):
     assert set(pulled.left_out) == set(pickles)
     assert read(pulled.folder) == contents
     assert main(["pull", REPO, "--output", str(tmp_path / "model")]) == 0
-    assert "left out optimizer.pt, which is a pickle or may hide one\n" in capsys.readouterr().out
+    assert "left out optimizer.pt, which is not a file of a checkpoint\n" in capsys.readouterr().out
     assert read(tmp_path / "model") == contents
     assert not hub.downloads.keys() & pickles.keys()
 
 
 @pytest.mark.parametrize("where", ["cache", "folder"])
-def test_pickles_under_other_names_are_removed(hub, pushed, contents, tmp_path, where):
-    """What they are shows only when they are here. A link of the cache goes with what it leads to."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("archive/data.pkl", b"code")
-    pickles = {
-        "notes.txt": pickle.dumps([1]),
-        "deep/notes.dat": pickle.dumps({"a": 2}),
-        "packed.dat": packed.getvalue(),
-        "broken.zip": packed.getvalue().replace(b"PK\1\2", b"PK\1\3"),
-    }
-    hub.change(REPO, **pickles)
-    checked = hub.change(REPO, **{"code.py": pickle.dumps([2])})
+def test_nothing_comes_that_is_not_of_a_checkpoint(hub, pushed, contents, tmp_path, where):
+    """Nor as code of another commit. It is not even downloaded."""
+    others = {"notes.dat": pickle.dumps([1]), "deep/packed.zip": b"PK", "run.sh": b"code", "train.py": b"code"}
+    hub.change(REPO, **others)
     for number in range(2):
         options = {"output": tmp_path / f"model{number}"} if where == "folder" else {}
-        pulled = pull_checkpoint(REPO, revision=pushed, code_revision=checked, **options)
-        assert pulled.left_out == ("code.py",)
-        assert "code.py" not in read(pulled.folder)
+        pulled = pull_checkpoint(REPO, revision=pushed, code_revision="main", **options)
+        assert pulled.left_out == ("train.py",)
+        assert read(pulled.folder) == contents
         options = {"output": tmp_path / f"other{number}"} if where == "folder" else {}
         pulled = pull_checkpoint(REPO, **options)
-        assert set(pulled.left_out) == {*pickles, "code.py"}
+        assert set(pulled.left_out) == set(others)
         assert read(pulled.folder) == contents
-    files = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
-    assert not {file.read_bytes() for file in files} & {*pickles.values(), pickle.dumps([2])}
+    assert not hub.downloads.keys() & others.keys()
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+NOT_CODE = [
+    "chat_template.jinja", "config.json", "config_sentence_transformers.json", "generation_config.json",
+    "model.safetensors", "modules.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [0, pickle.HIGHEST_PROTOCOL])
+@pytest.mark.parametrize("name", NOT_CODE)
+def test_a_pickle_under_an_allowed_name_runs_no_code(hub, contents, tmp_path, name, protocol):
+    """It may come along, but whatever loads a file of this name does not unpickle it."""
+    data = pickle.dumps(Malicious(tmp_path / "escaped"), protocol=protocol)
+    hub.create(REPO, **contents | {name: data})
+    pulled = pull_checkpoint(REPO)
+    assert (pulled.folder / name).read_bytes() == data
+    with suppress(OSError, ValueError, RuntimeError, TypeError, AttributeError, TemplateError, SafetensorError):
+        MMEmbR1(str(pulled.folder), device="cpu").encode("a", reasoning="always", max_reasoning_tokens=1)
+    assert not (tmp_path / "escaped").exists()
+    pickle.loads(data)
+    assert (tmp_path / "escaped").exists(), "the file would have run code"
 
 
 def test_code_of_another_commit(hub, pushed, contents, tmp_path, capsys):

@@ -250,7 +250,7 @@ def test_what_the_hub_holds_is_compared_with_the_folder(hub, checkpoint):
 def test_a_bad_folder_never_reaches_the_hub(hub, checkpoint, capsys):
     (checkpoint / "optimizer.pt").touch()
     assert main(["push", str(checkpoint), REPO]) == 2
-    assert "optimizer.pt is a pickle" in capsys.readouterr().err
+    assert "optimizer.pt is not a file of a checkpoint; allowed are *.json" in capsys.readouterr().err
     assert not hub.repositories
     assert not hub.stored
 

@@ -200,11 +200,11 @@ class TestSections:
         assert "Mine, split not recorded, 1,616 queries" in text
         assert "| task | queries | auto | auto thinks on |" in text
         assert cells(text, "picture-name") == ["16", "0.750", ">99.9%"]
-        assert "Majority" not in text and "With a thought" not in text
+        assert "Majority" not in text and "With a rationale a query" not in text
         assert ModelCard(text).data.eval_results[0].dataset_type == "mine"
         validate_model_card(text, tiny_checkpoint)
 
-    def test_cost_with_and_without_thought(self, tiny_checkpoint, results):
+    def test_cost_with_and_without_a_rationale(self, tiny_checkpoint, results):
         section = build_model_card(tiny_checkpoint, results).split("## Cost of a query")[1].split("\n## ")[0]
         assert "Atlas, test split, 1,616 queries of 2 tasks" in section
         assert "batches of 4, torch 9.9" in section
@@ -352,7 +352,7 @@ class TestWriting:
         with pytest.raises(ValueError, match="README.md, line 2: the header is not YAML"):
             build_model_card(checkpoint, keep=True)
         (checkpoint / "README.md").write_text("---\nbase_model: ./here\n---\n")
-        with pytest.raises(ValueError, match=r"base_model is './here'.*mend its header, or remove the file"):
+        with pytest.raises(ValueError, match=r"base_model is './here'.*correct its header, or remove the file"):
             build_model_card(checkpoint, keep=True)
 
     def test_a_damaged_source_leaves_everything_as_it_was(self, checkpoint, results):

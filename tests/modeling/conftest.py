@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmemb_r1 import MMEmbR1Model
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 
 TOLERANCE = 1e-4

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from mmemb_r1.modeling.caching_mmemb_r1 import LEAST_ROOM, RoomyLayer, branched, can_join, joined, keep, places_kept
+from mmemb_r1.modeling.backbones_mmemb_r1 import can_join
+from mmemb_r1.modeling.caching_mmemb_r1 import LEAST_ROOM, RoomyLayer, branched, joined, keep, places_kept
 
 HEADS, WIDTH = 2, 3
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmemb_r1.modeling.decoding_mmemb_r1 import Sampling, left_padded, token_positions, uses_multimodal_rope
+from mmemb_r1.modeling.backbones_mmemb_r1 import token_positions, uses_multimodal_rope
+from mmemb_r1.modeling.decoding_mmemb_r1 import Sampling, left_padded
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 BUDGET = 4

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from mmemb_r1.modeling.heads_mmemb_r1 import EmbeddingHead, ReasoningGate
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.modeling.heads_mmemb_r1 import EmbeddingHead, ReasoningGate, pooling_class, register_pooling
 
 B, S, H = 3, 7, 4
 
@@ -15,7 +19,7 @@ B, S, H = 3, 7, 4
 def head(pooling: str = "last", **config: object) -> EmbeddingHead:
     defaults = {"hidden_size": H, "truncate_dim": None, "embedding_dim": None, "normalize": True}
     torch.manual_seed(0)
-    return EmbeddingHead(SimpleNamespace(pooling=pooling, **(defaults | config)))
+    return pooling_class(pooling)(SimpleNamespace(pooling=pooling, **(defaults | config)))
 
 
 def gate(width: int) -> ReasoningGate:
@@ -104,3 +108,40 @@ def test_the_gate_is_a_small_network(width, hidden):
     inner = torch.nn.functional.silu(layer.hidden(hidden)) if width else hidden
     torch.testing.assert_close(layer(hidden), (inner @ layer.output.weight.T + layer.output.bias)[..., 0])
     assert layer.to(torch.bfloat16)(hidden.bfloat16()).dtype == torch.float32
+
+
+@register_pooling("length")
+class NormPooling(EmbeddingHead):
+    """Long states count for more."""
+
+    def log_weights(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.float().norm(dim=-1).log()
+
+
+def test_a_pooling_of_ones_own_needs_no_change_to_the_package(make_tiny, tmp_path):
+    tiny = make_tiny("qwen3_vl", pooling="length")
+    model = MMEmbR1.from_model(tiny.model, tiny.processor)
+    vectors = model.encode(["Lima", "the capital of Peru"], reasoning="always", max_reasoning_tokens=3)
+    model.save_pretrained(str(tmp_path / "model"))
+    again = MMEmbR1(str(tmp_path / "model"), device="cpu")
+    assert type(again[0].model.embedding_head) is NormPooling
+    encoded = again.encode(["Lima", "the capital of Peru"], reasoning="always", max_reasoning_tokens=3)
+    np.testing.assert_allclose(encoded, vectors, atol=1e-5)
+    hidden, mask = torch.randn(1, S, H), torch.ones(1, S)
+    expected = torch.nn.functional.normalize(hidden[0].norm(dim=-1) @ hidden[0], dim=0)
+    layer = head("length")
+    torch.testing.assert_close(layer(layer.pool(hidden, mask).mean)[0], expected)
+
+
+def test_loading_a_pooling_that_nobody_registered_says_what_to_import(make_tiny, tmp_path):
+    tiny = make_tiny("qwen3_vl", pooling="length")
+    MMEmbR1.from_model(tiny.model, tiny.processor).save_pretrained(str(tmp_path))
+    code = "import sys; from mmemb_r1 import MMEmbR1; MMEmbR1(sys.argv[1])"
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode and "pooling='length' is not known" in run.stderr
+    assert "import the module that registers it" in run.stderr
+
+
+def test_names_of_poolings_are_taken_once():
+    with pytest.raises(ValueError, match="'mean' is MeanPooling already; choose another name"):
+        register_pooling("mean")(NormPooling)

@@ -16,14 +16,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import (
-    InputError,
-    render,
-    to_conversations,
-    truncate_conversation,
-    truncate_text,
-)
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, open_image, open_video
+from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation, truncate_text
 from mmemb_r1.tiny import build_tiny_vlm
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -12,8 +12,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
 from mmemb_r1 import MMEmbR1Config, MMEmbR1Model
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
-from mmemb_r1.modeling.tokens_mmemb_r1 import WORD_JOINER, as_plain_text, embedding_template
+from mmemb_r1.modeling.backbones_mmemb_r1 import embedding_template
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
+from mmemb_r1.modeling.tokens_mmemb_r1 import WORD_JOINER, as_plain_text
 from mmemb_r1.tiny import build_tiny_vlm
 
 EMBED, THINK, END_THINK = "<|embed|>", "<think>", "</think>"

@@ -127,12 +127,12 @@ def vivid(model):
 @pytest.fixture(scope="session")
 def visit():
     """`visit(table, places, seed, epoch, **options)`: examples, as the trainer takes them."""
-    from mmemb_r1.training.joint.data import JointPairs, Visit
+    from mmemb_r1.training.joint.data import DrawnRow, JointPairs
 
     def examples(table, places=None, seed=0, epoch=0, **options):
         pairs = JointPairs(table, seed, **options)
         places = range(len(table)) if places is None else places
-        return [pairs[Visit(row, epoch, position)] for position, row in enumerate(places)]
+        return [pairs[DrawnRow(row, epoch, position)] for position, row in enumerate(places)]
 
     return examples
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
-from mmemb_r1.modeling.sentence_mmemb_r1 import model_inputs
-from mmemb_r1.rationale_tokens import append_tokens, thought_ids
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
+from mmemb_r1.rationale_tokens import append_tokens, rationale_suffix
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adapters import (
     freeze_vision_tower,
@@ -79,7 +79,7 @@ def test_only_adapters_rows_of_control_tokens_and_heads_change(tied, rows):
     wrapped = with_adapters(model, lora_config(model, r=4)).train()
     optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=1.0)
     batch = model_inputs(MMEmbR1.from_model(model, processor)[0].preprocess([rows[0]["query"], "say red"]))
-    thought = thought_ids(processor, model.config, "It is red.")
+    thought = rationale_suffix(processor, model.config, "It is red.")
     batch = append_tokens(batch, [thought, thought], processor.tokenizer.pad_token_id)
     labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
     for _ in range(2):  # the gradient of an adapter's first matrix is zero while its second one is
@@ -370,7 +370,7 @@ class TestQuantisation:
         ("options", "message"),
         [
             ({"load_in_2bit": True}, "no option 'load_in_2bit'; allowed: dtype, load_in_8bit, load_in_4bit"),
-            ({}, "Quantisation to what"),
+            ({}, "neither load_in_4bit nor load_in_8bit is true"),
             ({"load_in_4bit": True, "load_in_8bit": True}, "can't use 8 bit and 4 bit"),
         ],
     )

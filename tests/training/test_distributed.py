@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
-from mmemb_r1.training.distributed import average_gradients, expect_unused, gather_rows, num_processes, padded, summed
+from mmemb_r1.training.distributed import average_gradients, expect_unused, gather_rows, num_processes, pad_to, summed
 
 COLORS = ("red", "green", "blue", "white", "black", "gray")
 GLOBAL_BATCH, STEPS, LEARNING_RATE = 8, 2, 0.02
@@ -314,7 +314,7 @@ class TestOneProcess:
 
     def test_padding_has_no_gradient(self):
         rows = torch.ones(1, 2, 1, requires_grad=True)
-        wide = padded(rows, (3, 2, 2))
+        wide = pad_to(rows, (3, 2, 2))
         assert wide.shape == (3, 2, 2) and wide.sum() == 2
         (2 * wide).sum().backward()
         assert rows.grad.tolist() == [[[2], [2]]]

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.shared_prefix import Prefix, branch, extend, read_prefix, suffix_logits

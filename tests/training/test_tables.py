@@ -7,8 +7,8 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from mmemb_r1.content import PARTS
-from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, content_key, read_pairs
+from mmemb_r1.content import content_key
+from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, read_pairs, stored_digest
 
 PART = {"text": Value("string"), "image": List(ImageFeature()), "instruction": Value("string")}
 FEATURES = Features({"pair_id": Value("string"), "query": PART, "target": PART})
@@ -98,11 +98,6 @@ class TestCheckPairs:
         ):
             check_pairs(Dataset.from_list([{"query": {"text": "x", "label": "y"}}]), ["query"])
 
-    def test_the_parts_are_those_of_the_model(self):
-        from mmemb_r1.modeling.inputs_mmemb_r1 import KEYS
-
-        assert PARTS == KEYS
-
 
 class TestStoredInputs:
     def test_pictures_are_not_decoded(self):
@@ -122,7 +117,7 @@ class TestStoredInputs:
         assert inputs[:1] == [{"text": "c"}]
 
 
-class TestContentKey:
+class TestDigests:
     def test_tells_inputs_apart(self):
         red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
         inputs = [{"text": "a"}, {"text": "b"}, {"image": [red]}, {"image": [blue]}, {"image": [red], "text": "a"}]
@@ -132,7 +127,7 @@ class TestContentKey:
 
     def test_stored_pictures_count_by_their_bytes(self):
         def key(data, path):
-            return content_key({"image": [{"bytes": data, "path": path}]})
+            return stored_digest({"image": [{"bytes": data, "path": path}]})
 
         assert key(b"1", "a.png") == key(b"1", "b.png") == key(b"1", None)
         assert len({key(b"1", None), key(b"2", None), key(None, "a.png"), key(None, "b.png")}) == 4

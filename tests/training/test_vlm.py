@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmemb_r1 import MMEmbR1Model
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.vlm import chat_template, load_vlm, weights_fingerprint
 

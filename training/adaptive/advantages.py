@@ -1,4 +1,4 @@
-"""Advantages of the adaptive phase, as functions of tensors: of the decision, and of the rationale."""
+"""Compute the advantages of decisions and of rationales, as functions of tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 def decision_advantages(rewards: Tensor, reasoned: Tensor, gate_probs: Tensor, floor: float = 0.0) -> Tensor:
     """
-    Advantages of the decision in groups whose decisions are stratified: set, not sampled.
+    Compute advantages of the decision in groups whose decisions are stratified: set, not sampled.
 
     With p the gate's probability, Q_d and Q_r the mean rewards of direct and of reasoned rollouts and
     V = p Q_r + (1 - p) Q_d, a decision a has (Q_a - V) G pi(a) / n_a. The mean over a group of
@@ -36,7 +36,7 @@ def decision_advantages(rewards: Tensor, reasoned: Tensor, gate_probs: Tensor, f
 
 def strata(values: Tensor, reasoned: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Number and mean of `values` `(N, G)` of the direct and of the reasoned rollouts, `(N, 2)` each.
+    Count and average `values` `(N, G)` of the direct and of the reasoned rollouts, `(N, 2)` each.
 
     >>> strata(torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([[False, True, True]]))[1].tolist()
     [[0.0, 0.75]]
@@ -48,9 +48,10 @@ def strata(values: Tensor, reasoned: Tensor) -> tuple[Tensor, Tensor]:
 
 def leave_one_out(rewards: Tensor, chosen: Tensor) -> Tensor:
     """
-    Each chosen reward minus the mean of the others that are chosen in its group; 0 for the rest, and for one alone.
+    Subtract from each chosen reward the mean of the others that are chosen in its group; 0 for the rest, and for one
+    alone.
 
-    Good rationales are told from bad ones this way, and thinking is not unlearnt where it does not pay.
+    This tells good rationales from bad ones, and does not punish reasoning where it does not pay.
 
     Args:
         rewards: `(N, G)`.
@@ -70,12 +71,12 @@ def leave_one_out(rewards: Tensor, chosen: Tensor) -> Tensor:
 
 def utility_rewards(utility: Tensor, reasoned: Tensor, clip: float, tolerance: float) -> Tensor:
     """
-    Rewards of the decision by the sign of the net utility of thinking.
+    Reward the decision by the sign of the net utility of reasoning.
 
     Args:
-        utility: `(N,)` what thinking gained, minus what it cost.
+        utility: `(N,)` what reasoning gained, minus what it cost.
         reasoned: `(N, G)` bool.
-        clip: the reward is at most so much.
+        clip: largest reward.
         tolerance: a smaller utility counts as one for the direct embedding.
 
     Returns:
@@ -91,14 +92,14 @@ def utility_rewards(utility: Tensor, reasoned: Tensor, clip: float, tolerance: f
 
 
 def token_advantages(
-    decided: Tensor, said: Tensor, markers: Tensor, counts: Tensor, decision_weight: float, rationale_weight: float
+    decided: Tensor, later: Tensor, markers: Tensor, counts: Tensor, decision_weight: float, rationale_weight: float
 ) -> Tensor:
     """
-    Advantages of every token, scaled so that a mean over all tokens gives each kind of loss its own mean and weight.
+    Give every token its advantage, scaled so that a mean over all tokens gives each kind of loss its mean and weight.
 
     Args:
         decided: `(B,)` of the first decision, [`decision_advantages`].
-        said: `(B,)` of everything after it, [`leave_one_out`].
+        later: `(B,)` of everything after it, [`leave_one_out`].
         markers: `(B, C)` bool, where completions hold `<|embed|>`: decisions follow them.
         counts: `(3,)` over all processes: rollouts, chosen tokens after the first, all chosen tokens.
         decision_weight: of the mean over rollouts.
@@ -111,10 +112,10 @@ def token_advantages(
     >>> token_advantages(torch.tensor([2.0]), torch.tensor([3.0]), nowhere, counts, 1.0, 1.0).tolist()
     [[6.0, 4.5, 4.5]]
     """
-    rollouts, later, total = counts
+    rollouts, after_first, total = counts
     of_decisions = decision_weight * total / rollouts
-    of_rationales = rationale_weight * total / later.clamp(min=1)
+    of_rationales = rationale_weight * total / after_first.clamp(min=1)
     after_marker = torch.nn.functional.pad(markers[:, :-1], (1, 0))
-    advantages = said[:, None] * torch.where(after_marker, of_decisions, of_rationales)  # (B, C)
+    advantages = later[:, None] * torch.where(after_marker, of_decisions, of_rationales)  # (B, C)
     advantages[:, 0] = decided * of_decisions
     return advantages

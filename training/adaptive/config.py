@@ -1,10 +1,14 @@
-"""Arguments of the adaptive phase."""
+"""Configure the adaptive phase."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl import GRPOConfig
+
+from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, find_reward
 
 SCORERS = ("frozen", "live")
 DECISION_REWARDS = ("reward", "utility")
@@ -16,14 +20,14 @@ class AdaptiveGRPOConfig(GRPOConfig):
     Configuration of [`AdaptiveGRPOTrainer`]: those of [`~trl.GRPOConfig`] and the following.
 
     `per_device_train_batch_size` counts rollouts. A group is `num_generations` rollouts of one query:
-    `num_direct_rollouts` direct embeddings, and the others think. `temperature` divides the logits of the gate as well
-    as those of tokens. `max_completion_length` follows from the budget.
+    `num_direct_rollouts` direct embeddings, and the others reason. `temperature` divides the logits of the gate as
+    well as those of tokens. `max_completion_length` follows from the budget.
 
     Args:
         num_generations (`int`, *optional*, defaults to `4`):
             Rollouts of a group.
         num_direct_rollouts (`int`, *optional*, defaults to `1`):
-            Of them direct. One is enough: it is the same every time.
+            How many of them embed directly. One is enough: it is the same every time.
         max_reasoning_tokens (`int`, *optional*):
             Budget of one rationale. `None` takes the model's.
         max_reasoning_rounds (`int`, *optional*):
@@ -31,17 +35,20 @@ class AdaptiveGRPOConfig(GRPOConfig):
             later ones are drawn from the gate.
         format_weight (`float`, *optional*, defaults to `0.1`):
             Weight of the reward for being well-formed.
-        alignment_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the reward for meeting the target.
+        target_probability_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the reward for the target's probability.
         cost_weight (`float`, *optional*, defaults to `0.05`):
-            Weight of what thinking costs: so much alignment is worth a whole budget.
-        alignment_temperature (`float`, *optional*, defaults to `0.02`):
-            Divides cosine similarities where alignment is measured.
+            Weight of the cost of rationales: by so much has a whole budget to raise the target's probability.
+        rewards (`dict[str, float]`, *optional*):
+            Further rewards and their weights, by name (see `REWARDS`) or, for your own, by import path
+            `module:function`.
+        target_probability_temperature (`float`, *optional*, defaults to `0.02`):
+            Divides cosine similarities where the target's probability is measured.
         decision_reward (`str`, *optional*, defaults to `"reward"`):
-            What decides whether thinking pays: `"reward"` of each rollout, or the sign of the net `"utility"` of the
-            group, clipped; alignment then trains the rationales only.
+            What decides whether reasoning pays: the `"reward"` of each rollout, or the sign of the net `"utility"` of
+            the group, clipped; rewards then train the rationales only.
         utility_clip (`float`, *optional*, defaults to `0.5`):
-            The utility's reward is at most so much.
+            Largest reward by utility.
         utility_tolerance (`float`, *optional*, defaults to `0.01`):
             A utility below this counts as one for the direct embedding.
         decision_weight (`float`, *optional*, defaults to `1.0`):
@@ -52,39 +59,51 @@ class AdaptiveGRPOConfig(GRPOConfig):
             Weight of the contrastive term on the live direct and last embeddings, against targets as the scorer embeds
             them.
         min_decision_prob (`float`, *optional*, defaults to `0.02`):
-            In the decision's weight its probability counts as at least so much, so that a collapsed gate can recover.
+            Least probability that a decision is weighted with, so that a collapsed gate can recover.
         gate_learning_rate (`float`, *optional*, defaults to `0.001`):
             Learning rate of the gate, for hidden states that are standardised (see [`StandardisedGate`]);
             `learning_rate` is that of everything else.
         scorer (`str`, *optional*, defaults to `"frozen"`):
-            Who measures alignment: a `"frozen"` copy of the first model, or the `"live"` one.
+            Which model measures the target's probability: a `"frozen"` copy of the first one, or the `"live"` one.
         refresh_steps (`int`, *optional*, defaults to `16`):
-            With `scorer="live"`, candidates are embedded again after so many generations.
+            Generations after which a `"live"` scorer embeds the candidates again.
         stop_on_collapse (`int`, *optional*):
-            Stop after so many logs in a row in which the gate thinks on fewer than 1 % or more than 99 % of the
-            queries. `None` goes on.
+            Logs in a row with an invocation rate below 1 % or above 99 % after which training stops. `None` never
+            stops it.
     """
 
     num_generations: int | None = field(default=4, metadata={"help": "Rollouts of a group."})
-    num_direct_rollouts: int = field(default=1, metadata={"help": "Of them direct."})
+    num_direct_rollouts: int = field(default=1, metadata={"help": "Direct rollouts of a group."})
     max_reasoning_tokens: int | None = field(default=None, metadata={"help": "Budget of one rationale."})
     max_reasoning_rounds: int | None = field(default=None, metadata={"help": "Rationales of a rollout at most."})
     format_weight: float = field(default=0.1, metadata={"help": "Weight of being well-formed."})
-    alignment_weight: float = field(default=1.0, metadata={"help": "Weight of meeting the target."})
-    cost_weight: float = field(default=0.05, metadata={"help": "Weight of what thinking costs."})
-    alignment_temperature: float = field(default=0.02, metadata={"help": "Divides cosine similarities."})
-    decision_reward: str = field(default="reward", metadata={"help": "What decides: reward or utility."})
+    target_probability_weight: float = field(default=1.0, metadata={"help": "Weight of the target's probability."})
+    cost_weight: float = field(default=0.05, metadata={"help": "Weight of the cost of rationales."})
+    rewards: dict | str | None = field(default=None, metadata={"help": "JSON: further rewards and their weights."})
+    target_probability_temperature: float = field(default=0.02, metadata={"help": "Divides cosine similarities."})
+    decision_reward: str = field(
+        default="reward", metadata={"help": "What decides whether reasoning pays: reward or utility."}
+    )
     utility_clip: float = field(default=0.5, metadata={"help": "Largest reward by utility."})
-    utility_tolerance: float = field(default=0.01, metadata={"help": "Utility that counts as none."})
+    utility_tolerance: float = field(default=0.01, metadata={"help": "A smaller utility counts as none."})
     decision_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on decisions."})
     rationale_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on rationale tokens."})
     contrastive_weight: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
     min_decision_prob: float = field(default=0.02, metadata={"help": "Floor of a decision's weight."})
     gate_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the gate."})
-    scorer: str = field(default="frozen", metadata={"help": "Who measures alignment: frozen or live."})
-    refresh_steps: int = field(default=16, metadata={"help": "Generations between embeddings of candidates."})
+    scorer: str = field(default="frozen", metadata={"help": "Which model measures: frozen or live."})
+    refresh_steps: int = field(default=16, metadata={"help": "Generations after which a live scorer embeds again."})
     stop_on_collapse: int | None = field(default=None, metadata={"help": "Logs of a collapsed gate before a stop."})
-    scale_rewards: str = field(default="none", metadata={"help": "Dividing by a deviation hides the gap's size."})
+    scale_rewards: str = field(
+        default="none", metadata={"help": "Has to be none: dividing by a deviation hides the gap."}
+    )
+
+    _argument_group_name: ClassVar[str] = "settings"
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "rewards"]
+    renamed_fields: ClassVar[dict[str, str]] = {
+        "alignment_weight": "target_probability_weight",
+        "alignment_temperature": "target_probability_temperature",
+    }
 
     def __post_init__(self) -> None:
         direct, size = self.num_direct_rollouts, self.num_generations
@@ -95,6 +114,7 @@ class AdaptiveGRPOConfig(GRPOConfig):
             )
         self._check_choices()
         super().__post_init__()
+        self._check_rewards()
         local = self.per_device_train_batch_size * self.steps_per_generation
         if local % size:
             raise ValueError(
@@ -116,6 +136,16 @@ class AdaptiveGRPOConfig(GRPOConfig):
                 "rollouts: a checkpoint does not hold these, and a run that goes on from between would differ."
             )
 
+    def _check_rewards(self) -> None:
+        if not isinstance(self.rewards, dict | None):
+            raise ValueError(f"rewards={self.rewards!r}; allowed: a mapping of names or import paths to weights.")
+        for name, weight in (self.rewards or {}).items():
+            if name in ALWAYS_USED:
+                raise ValueError(f"rewards: {name!r} is always used; set its weight with {name}_weight.")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise ValueError(f"rewards: the weight of {name!r} is {weight!r}; allowed: a finite number.")
+            find_reward(name)
+
     def _check_choices(self) -> None:
         if self.use_vllm:
             raise ValueError(
@@ -123,7 +153,7 @@ class AdaptiveGRPOConfig(GRPOConfig):
                 "head, and gives back no embeddings. Set use_vllm=False. To draw rationales with vLLM, use "
                 "`mmemb-r1 rationales` with its server as a worker."
             )
-        # those of TRL's that would be without effect here, or would bend the decision's gradient, have one value
+        # options of TRL's that would have no effect here, or would bend the decision's gradient, have one value
         allowed: dict[str, tuple[object, ...]] = {
             "scorer": SCORERS,
             "decision_reward": DECISION_REWARDS,
@@ -147,7 +177,7 @@ class AdaptiveGRPOConfig(GRPOConfig):
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}.")
-        for name in ("alignment_temperature", "gate_learning_rate", "refresh_steps", "utility_clip"):
+        for name in ("target_probability_temperature", "gate_learning_rate", "refresh_steps", "utility_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be positive.")
         for name in ("format_weight", "cost_weight", "decision_weight", "rationale_weight", "contrastive_weight"):

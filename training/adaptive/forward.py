@@ -1,4 +1,4 @@
-"""The policy's log-probabilities of completions: the gate's for decisions, the language model's for rationales."""
+"""Compute log-probabilities of completions: the gate's for decisions, the language model's for rationales."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Output
 
 class PolicyForward:
     """
-    Takes the model's place in TRL's pass over completions, which asks for fused log-probabilities.
+    Take the model's place in TRL's pass over completions, which asks for fused log-probabilities.
 
     The model is called as it is, wrapped or not, and once: what it embeds on the way is kept.
 
@@ -43,10 +43,10 @@ class PolicyForward:
         """
         markers = input_ids == self.config.embed_token_id  # (B, S)
         decisions = nn.functional.pad(markers[:, :-1], (1, 0)) & (labels != -100)
-        said = (labels != -100) & ~decisions & ~markers
+        in_rationale = (labels != -100) & ~decisions & ~markers
         output = self.model(
             input_ids=input_ids,
-            labels=input_ids.masked_fill(~said, -100),
+            labels=input_ids.masked_fill(~in_rationale, -100),
             detach_gate=True,
             sampling_temperature=self.temperature,
             **inputs,
@@ -58,14 +58,14 @@ class PolicyForward:
         entropy = nn.functional.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none").detach()
         zeros = torch.zeros_like(chosen)
         return SimpleNamespace(
-            log_probs=torch.where(decisions, chosen, zeros.masked_scatter(said, output.rationale_logps)),
-            entropy=torch.where(decisions, entropy, zeros.masked_scatter(said, output.rationale_entropies)),
+            log_probs=torch.where(decisions, chosen, zeros.masked_scatter(in_rationale, output.rationale_logps)),
+            entropy=torch.where(decisions, entropy, zeros.masked_scatter(in_rationale, output.rationale_entropies)),
         )
 
 
 def decision_logps(logits: Tensor, thinks: Tensor) -> Tensor:
     """
-    Log-probabilities of decisions: softmax([0, logit]) over stopping and thinking.
+    Compute log-probabilities of decisions: softmax([0, logit]) over stopping and reasoning.
 
     Args:
         logits: `(...)` of the gate.

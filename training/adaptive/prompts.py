@@ -1,4 +1,4 @@
-"""A pairs table as the prompts of a policy, in the form that TRL's trainers read."""
+"""Make the prompts of a policy of a pairs table, in the form that TRL's trainers read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from mmemb_r1.content import given_parts
-from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, plain_conversations, render, to_conversations
-from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, content_key
+from mmemb_r1.content import content_key, given_parts
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import plain_conversations, render
+from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs
 
 BATCH_SIZE = 32
 Messages = list[dict[str, Any]]
@@ -21,12 +22,12 @@ Messages = list[dict[str, Any]]
 
 def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: int | None = None) -> Dataset:
     """
-    The queries of a pairs table as prompts. Pictures are opened when a row is read.
+    Make prompts of the queries of a pairs table. Pictures are opened when a row is read.
 
     Args:
         pairs: with `pair_id`, `query` and `target`.
         processor: saved beside the model.
-        max_text_tokens: text of a query is cut to so many tokens.
+        max_text_tokens: longest text of a query; what is longer is cut.
 
     Returns:
         Rows of `prompt` (chat messages with a place for each picture), `images` (a list, `[]` where there are none),
@@ -63,13 +64,13 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
 @torch.no_grad()
 def gate_inputs(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
     """
-    `(N, H)` hidden states at the `<|embed|>` of prompts from all over a table.
+    Compute the hidden states `(N, H)` at the `<|embed|>` of prompts from all over a table.
 
     Args:
         model: the [`MMEmbR1Model`], with or without adapters; left in the mode it is in.
         processor: saved beside the model.
         prompts: of [`policy_prompts`].
-        number: N at most.
+        number: largest N.
     """
     training, states = model.training, []
     model.eval()
@@ -84,7 +85,7 @@ def gate_inputs(model: Any, processor: ProcessorMixin, prompts: Dataset, number:
 
 
 def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
-    """Warn of queries that the joint phase was trained on: there the gate would learn that thinking never pays."""
+    """Warn of queries that the joint phase was trained on: there the gate would learn that reasoning never pays."""
     if joint_pairs is None or "query" not in joint_pairs.column_names:
         return
     seen = {content_key(query) for query in StoredInputs(joint_pairs, "query")}
@@ -92,13 +93,13 @@ def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
     if number:
         warnings.warn(
             f"{number} of {len(pairs)} queries are among those of the joint phase. What a model knows by heart it "
-            "finds with and without thinking, and its gate learns not to think about the like; leave these pairs out.",
+            "finds with and without a rationale, and its gate learns to skip such inputs; leave these pairs out.",
             stacklevel=3,
         )
 
 
 def without_pictures(conversation: Sequence[dict[str, Any]]) -> tuple[Messages, list[Any]]:
-    """A conversation with a place for each picture, and the pictures in their order."""
+    """Take the pictures, in their order, out of a conversation, and leave a place for each."""
     images = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
     prompt = [
         {**message, "content": [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]}
@@ -109,16 +110,11 @@ def without_pictures(conversation: Sequence[dict[str, Any]]) -> tuple[Messages, 
 
 def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id: int | None) -> None:
     """
-    Check that rollouts and log-probabilities will be of the same ids: on the first prompt with a picture, and on the
-    first without.
-
-    Args:
-        prompts: of [`policy_prompts`].
-        processor: whose chat template is looked at.
-        embed_token_id: what a prompt has to end in.
+    Check that rollouts and log-probabilities will be of the same ids, on the first prompt with a picture and the first
+    without.
 
     Raises:
-        ValueError: if it does not, or if TRL, which writes the text first, would render other ids.
+        ValueError: if one does not end in `embed_token_id`, or TRL, which renders text first, would give other ids.
     """
     first: dict[bool, int] = {}
     for place, query in enumerate(StoredInputs(prompts, "query")):  # no picture is opened for it
@@ -147,7 +143,7 @@ def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id
 
 
 def with_pictures(prompt: Messages, images: Sequence[Any]) -> Messages:
-    """A prompt with its pictures in their places."""
+    """Put pictures into their places in a prompt."""
     left = iter(images)
     return [
         {

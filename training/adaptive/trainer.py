@@ -1,9 +1,9 @@
-"""Train the adaptive phase: GRPO teaches when to think."""
+"""Teach a model when to think, with GRPO."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch.utils.data import Sampler
 from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training.adaptive.advantages import (
     decision_advantages,
     leave_one_out,
@@ -25,12 +26,14 @@ from mmemb_r1.training.adaptive.advantages import (
 )
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.forward import PolicyForward
-from mmemb_r1.training.adaptive.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.adaptive.prompts import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
-from mmemb_r1.training.adaptive.rewards import AlignmentScorer, alignment_reward, cost_reward, format_reward
+from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
-from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer, adaptive_facts
+from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
 from mmemb_r1.training.distributed import summed
+from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
+from mmemb_r1.training.targets import TargetScorer
+from mmemb_r1.training.vlm import weights_fingerprint
 
 LEAST_SPREAD = 1e-4  # of rewards within a group, to learn from
 
@@ -39,22 +42,22 @@ def rollout_metrics(
     fields: Mapping[str, Tensor], rewards: Tensor, reasoned: Tensor, gap: Tensor, probs: Tensor, threshold: float
 ) -> dict[str, Tensor]:
     """
-    Numbers that tell how training goes, and whether the gate or the rationales degenerate.
+    Compute numbers that show how training goes, and whether the gate or the rationales degenerate.
 
     Args:
         fields: `(N * G,)` of the rollouts: `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated`.
         rewards: `(N, G)`.
         reasoned: `(N, G)` bool.
-        gap: `(N,)` mean alignment after thinking minus before.
-        probs: `(N,)` the gate's probability of thinking.
-        threshold: from which it thinks when it is used.
+        gap: `(N,)` mean target probability after reasoning minus before.
+        probs: `(N,)` the gate's probability of reasoning.
+        threshold: the gate's threshold.
 
     Returns:
         `gate/prob`, `gate/thinks` (share of queries) and `gate/right` (how often that is the sign of the gap);
-        `utility_gap`; `rationale/tokens`, `rationale/rounds`, `rationale/truncated` of the rollouts that thought;
+        `utility_gap`; `rationale/tokens`, `rationale/rounds`, `rationale/truncated` of reasoned rollouts;
         `rationale/groups_without_spread`, the share of groups whose rationales all got the same reward.
     """
-    thought, thinks = reasoned.flatten(), probs >= threshold
+    rows, thinks = reasoned.flatten(), probs >= threshold
     within = torch.stack(
         [row[chosen].max() - row[chosen].min() for row, chosen in zip(rewards, reasoned, strict=True)]
     )
@@ -63,32 +66,45 @@ def rollout_metrics(
         "gate/thinks": thinks.float().mean(),
         "gate/right": (thinks == (gap > 0)).float().mean(),
         "utility_gap": gap.mean(),
-        "rationale/tokens": fields["num_reasoning_tokens"][thought].mean(),
-        "rationale/rounds": fields["num_reasoning_rounds"][thought].mean(),
-        "rationale/truncated": fields["truncated"][thought].mean(),
+        "rationale/tokens": fields["num_reasoning_tokens"][rows].mean(),
+        "rationale/rounds": fields["num_reasoning_rounds"][rows].mean(),
+        "rationale/truncated": fields["truncated"][rows].mean(),
         "rationale/groups_without_spread": (within < LEAST_SPREAD).float().mean(),
     }
 
 
-RewardFunction = Callable[..., list[float]]
+def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset) -> dict[str, Any]:
+    """Record what an adaptive phase was run with, name -> value, for the model card."""
+    weights = {name.replace("_", " "): getattr(args, f"{name}_weight") for name in ALWAYS_USED} | (args.rewards or {})
+    return {
+        "phase": "adaptive (GRPO)",
+        "started from weights": weights_fingerprint(model),
+        "pairs": len(pairs),
+        "rollouts per query": f"{args.num_generations}, of them direct {args.num_direct_rollouts}",
+        "reward weights": ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
+        "rollouts per step": args.generation_batch_size,
+        "learning rate": f"{args.learning_rate:g}, of the gate {args.gate_learning_rate:g}",
+        "seed": args.seed,
+    }
 
 
 class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     """
-    Teaches a model that thinks well when to think at all.
+    Teach a model that reasons well when to reason at all.
 
     A rollout is a direct embedding, or a rationale and the embedding after it. Groups share one prefill and hold both
-    kinds; see [`decision_advantages`] and [`leave_one_out`] for what each token is given.
+    kinds; for the advantage of each token see [`decision_advantages`] and [`leave_one_out`].
 
     Args:
         model ([`MMEmbR1Model`] or a `PeftModel` of one): after the joint phase.
         args ([`AdaptiveGRPOConfig`]): arguments.
         train_dataset (`datasets.Dataset`): a pairs table with `pair_id`, `query`, `target`, and optionally `task` and
-            `negatives`. Use pairs that the joint phase has not seen: on those it knows by heart thinking never pays.
+            `negatives`. Use pairs that the joint phase has not seen: on those it knows by heart reasoning never pays.
         processing_class (`ProcessorMixin`): the processor saved beside the model.
         joint_pairs (`datasets.Dataset`, *optional*): what the joint phase was trained on. Its targets are negatives
-            too, task by task, and a warning tells how many pairs are in both tables.
-        reward_funcs (`list[Callable]`, *optional*): further rewards in TRL's form; `args.reward_weights` are theirs.
+            too, task by task, and it warns of pairs that are in both tables.
+        reward_funcs (`list[Callable]`, *optional*): further rewards in TRL's form, beside those that `args.rewards`
+            names; `args.reward_weights` are their weights.
         callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
 
@@ -114,7 +130,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         config = model.config
         prompts = policy_prompts(train_dataset, processing_class, config.max_text_tokens)
         check_rendering(prompts, processing_class, config.embed_token_id)
-        self._scorer = AlignmentScorer(train_dataset, joint_pairs, args.alignment_temperature)
+        self._scorer = TargetScorer(train_dataset, joint_pairs, args.target_probability_temperature)
         warn_of_overlap(train_dataset, joint_pairs)
         self.facts = adaptive_facts(model, args, train_dataset)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
@@ -122,10 +138,10 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         args = copy.copy(args)
         args.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
         args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
+        named = args.rewards or {}
         args.reward_weights = [
-            args.format_weight,
-            args.alignment_weight,
-            args.cost_weight,
+            *(getattr(args, f"{name}_weight") for name in ALWAYS_USED),
+            *named.values(),
             *(args.reward_weights or [1.0] * len(reward_funcs)),
         ]
         beta, args.beta = args.beta, 0.0  # TRL would load the reference from the Hub by the model's name
@@ -139,7 +155,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._gate_logits = torch.empty(0)
         super().__init__(
             model=model,
-            reward_funcs=[format_reward, alignment_reward, cost_reward, *reward_funcs],
+            reward_funcs=[*map(find_reward, (*ALWAYS_USED, *named)), *reward_funcs],
             args=args,
             train_dataset=prompts,
             processing_class=processing_class,
@@ -164,7 +180,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
-        """TRL's, but an epoch's order follows from its number: a run that was killed goes on with the right one."""
+        """Sample as TRL, but by the number of the epoch: a run that was killed goes on with the right order."""
         size = self.num_generations
         return EpochSampler(
             data_source=self.train_dataset if dataset is None else dataset,
@@ -179,7 +195,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     # Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """As TRL's, with advantages of each token instead of each rollout."""
+        """Do as TRL, with an advantage of each token instead of each rollout."""
         self._rows = torch.tensor([row["row"] for row in inputs])
         self._embed_candidates()
         output = super()._generate_and_score_completions(inputs)
@@ -210,7 +226,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return model.get_base_model() if hasattr(model, "peft_config") else model
 
     def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
-        """Completions of prompts that stand in groups, what was chosen in them, and how they did."""
+        """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""
         size = self.num_generations if self.model.training else self.num_generations_eval
         model, scorer, direct = self._bare_model, self._scoring_model, self.args.num_direct_rollouts
         batch, training = self._rendered(prompts[::size]), model.training
@@ -233,19 +249,19 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
             "logprobs": None,
-            "alignment": self._scorer.log_alignment(self._rows, vectors).exp().tolist(),
+            "target_probability": self._scorer.log_probability(self._rows, vectors).exp().tolist(),
             **as_columns(group, direct, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
         }
 
     def _rendered(self, prompts: list[Any]) -> dict[str, Tensor]:
-        """Prompts as `encode` renders them."""
+        """Render prompts as `encode` does."""
         conversations = to_conversations(prompts, media=MediaOptions.of(self._bare_model.config))
         return dict(render(self.processing_class, conversations).to(self.accelerator.device))
 
     # Advantages
 
     def _calculate_rewards(self, inputs: Any, *args: Any) -> Tensor:
-        """As TRL's; a reward that is not finite is an error."""
+        """Compute rewards as TRL does; one that is not finite is an error."""
         rewards = super()._calculate_rewards(inputs, *args)  # (B of all processes, number of rewards)
         bad = (~rewards.isfinite()).nonzero()
         if len(bad):
@@ -260,25 +276,25 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._rewards = (rewards[start : start + len(inputs)] * self.reward_weights.to(rewards)).sum(dim=1)
         self._fields = {
             name: torch.tensor([float(row[name]) for row in inputs], device=rewards.device)
-            for name in ("reasoned", "alignment", "num_reasoning_tokens", "num_reasoning_rounds", "truncated")
+            for name in ("reasoned", "target_probability", "num_reasoning_tokens", "num_reasoning_rounds", "truncated")
         }
-        self._fields["cost"] = rewards[start : start + len(inputs), 2]
+        self._fields["cost"] = rewards[start : start + len(inputs), ALWAYS_USED.index("cost")]
         return rewards
 
     def _token_advantages(self, output: dict[str, Any]) -> Tensor:
-        """`(B, C)` advantages of the rollouts that were just scored; see [`token_advantages`]."""
+        """Compute the advantages `(B, C)` of the rollouts that were just scored; see [`token_advantages`]."""
         args, size = self.args, self.num_generations if self.model.training else self.num_generations_eval
         rewards, reasoned = self._rewards.view(-1, size), self._fields["reasoned"].view(-1, size).bool()
         probs = (self._gate_logits / self.temperature).sigmoid()  # (N,)
-        alignment = self._fields["alignment"].view(-1, size)
-        gap = strata(alignment, reasoned)[1].diff(dim=1).squeeze(1)  # (N,)
+        probabilities = self._fields["target_probability"].view(-1, size)
+        gap = strata(probabilities, reasoned)[1].diff(dim=1).squeeze(1)  # (N,)
         for_decision = rewards
         if args.decision_reward == "utility":
             costs = strata(self._fields["cost"].view(-1, size), reasoned)[1][:, 1]
-            utility = args.alignment_weight * gap + args.cost_weight * costs
+            utility = args.target_probability_weight * gap + args.cost_weight * costs
             for_decision = utility_rewards(utility, reasoned, args.utility_clip, args.utility_tolerance)
         decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
-        said = leave_one_out(rewards, reasoned).flatten()
+        later = leave_one_out(rewards, reasoned).flatten()
         threshold = self._bare_model.config.gate_threshold
         used = self._gate_logits.sigmoid()  # as `encode` takes it
         for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, used, threshold).items():
@@ -286,31 +302,31 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         mask = output["completion_mask"] * output["tool_mask"]  # (B, C)
         markers = output["completion_ids"] == self._bare_model.config.embed_token_id
         counts = torch.stack([mask.new_tensor(len(mask)), mask[:, 1:].sum(), mask.sum()]).float()
-        return token_advantages(decided, said, markers, summed(counts), args.decision_weight, args.rationale_weight)
+        return token_advantages(decided, later, markers, summed(counts), args.decision_weight, args.rationale_weight)
 
     # The loss
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gate's log-probabilities for decisions, in the same pass as the tokens'."""
+        """Compute the gate's log-probabilities for decisions in the same pass as the tokens'."""
         self._policy = PolicyForward(model, self._bare_model.config, self.temperature)
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's, and a contrastive term on the live embeddings of the same pass."""
+        """Add a contrastive term on the live embeddings of the same pass to TRL's loss."""
         loss = super()._compute_loss(model, inputs)
         if not self.args.contrastive_weight:
             return loss
         (output,) = self._policy.outputs
         vectors, last = output["embeddings"], output["path_mask"].sum(dim=1) - 1  # (B, K, D), (B,)
         final = vectors[torch.arange(len(last), device=last.device), last]  # (B, D)
-        losses = [-self._scorer.log_alignment(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
+        losses = [-self._scorer.log_probability(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
         term = torch.stack(losses).mean()
         self._log("contrastive", term)
         scale = self.current_gradient_accumulation_steps if self.model.training else 1
         return loss + self.args.contrastive_weight * term / scale
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The gate's parameters form a group of their own, in coordinates of their own."""
+        """Put the gate's parameters into a group of their own, in coordinates of their own."""
         optimizer = super().create_optimizer(*args, **kwargs)
         gate = {id(weight) for weight in self._bare_model.gate.parameters()}
         if any(group.get("is_gate") for group in optimizer.param_groups):
@@ -324,7 +340,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         StandardisedGate(moved[0], moved[1], self._gate_inputs).attach(optimizer)  # the layer that reads the state
         return optimizer
 
-    # What is told
+    # Logs
 
     def _log(self, name: str, value: Tensor) -> None:
         mode = "train" if self.model.training else "eval"

@@ -1,3 +1,3 @@
-"""The joint phase: train thinking and embedding together, contrastively, on selected rationales."""
+"""Train reasoning and embedding together, contrastively, on selected rationales: the joint phase."""
 
 from __future__ import annotations

@@ -1,36 +1,37 @@
-"""Examples -> the tensors of one joint step."""
+"""Make the tensors of one joint step of examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from mmemb_r1.content import content_key
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, open_image
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, thought_ids
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
+from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix
+from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.joint.data import Example
-from mmemb_r1.training.tables import content_key
+from mmemb_r1.training.tables import number_distinct
 
 IGNORED = -100
-Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 class Chunk(TypedDict):
     """
-    Inputs that run through the model at once, b of them.
+    Hold b inputs that run through the model at once.
 
     Attributes:
         features: keyword arguments of the model's `forward`, `labels` among them.
         token_weights: `(N,)` weight of each labelled token, row by row.
-        token_rows: `(N,)` whose token it is: place of the input among those of its side.
+        token_rows: `(N,)` the place of each token's input among those of its side.
     """
 
     features: dict[str, Tensor]
@@ -40,14 +41,14 @@ class Chunk(TypedDict):
 
 class SideBatch(TypedDict):
     """
-    One side of a batch: U inputs in chunks.
+    Hold one side of a batch: U inputs in chunks.
 
     Attributes:
         chunks: the chunks, each of similar lengths.
-        order: `(U,)` where in the chunks, one after another, each input is.
+        order: `(U,)` the place of each input in the chunks, one after another.
         index: `(R,)` the input of each row.
         keys: `(R,)` integers, equal where rows hold the same.
-        names: whose inputs these are, for messages.
+        names: U descriptions of the inputs, for messages.
     """
 
     chunks: list[Chunk]
@@ -62,7 +63,7 @@ JointBatch = dict[str, SideBatch]  # "query", B rows; "target", B rows and behin
 
 class _Row(TypedDict):
     value: dict[str, Any]
-    thoughts: list[list[int]]
+    rationale: list[list[int]]
     weight: float
     seed: int
     name: str
@@ -70,11 +71,10 @@ class _Row(TypedDict):
 
 class JointCollator:
     """
-    Makes `prompt <|embed|> <think> r </think> <|embed|>` of both sides of every pair (without a rationale: just the
-    prompt).
+    Make `prompt <|embed|> <think> r </think> <|embed|>` of both sides of every pair; without a rationale, the prompt.
 
-    A rationale's tokens and its `</think>` are labelled. `<think>` is the gate's decision and the last `<|embed|>` is
-    forced: neither is.
+    The tokens of a rationale and its `</think>` are labelled; `<think>`, which the gate decides, and the last
+    `<|embed|>`, which always follows, are not.
 
     Args:
         processor: the processor saved beside the model.
@@ -84,10 +84,10 @@ class JointCollator:
             goes into the last one.
         max_rationale_tokens: longer rationales are refused.
         augment: applied to every picture, with the random stream of its example. Default: none.
-        num_chunks: a side is split by length into so many batches, each padded to its own length.
+        num_chunks: number of chunks of a side, by length, each padded to its own length.
         chunk_size: inputs per chunk instead.
-        fixed_num_chunks: whether a chunk is run for nothing rather than left out where equal inputs left too few, so
-            that all processes make as many passes.
+        fixed_num_chunks: whether a chunk is repeated, without weight, where equal inputs leave too few of them: all
+            processes then make as many passes.
     """
 
     def __init__(
@@ -122,14 +122,8 @@ class JointCollator:
             are the hard negatives. Inputs that occur several times with the same rationale run once.
         """
         queries, targets = ([self._row(example, side) for example in examples] for side in ("query", "target"))
-        negatives: list[_Row] = [
-            {
-                "value": value,
-                "thoughts": [],
-                "weight": 1.0,
-                "seed": example["seed"],
-                "name": _name(example, "negative"),
-            }
+        negatives = [
+            _Row(value=value, rationale=[], weight=1.0, seed=example["seed"], name=_name(example, "negative"))
             for example in examples
             for value in example["negatives"]
         ]
@@ -138,34 +132,34 @@ class JointCollator:
     def _row(self, example: Example, side: str) -> _Row:
         return {
             "value": example[side],  # type: ignore[literal-required]
-            "thoughts": self._thoughts(example[f"{side}_rationale"]),  # type: ignore[literal-required]
+            "rationale": self._rationale_ids(example[f"{side}_rationale"]),  # type: ignore[literal-required]
             "weight": example[f"{side}_weight"],  # type: ignore[literal-required]
             "seed": example["seed"],
             "name": _name(example, side),
         }
 
-    def _thoughts(self, segments: Sequence[str]) -> list[list[int]]:
-        """Per round `<think> r </think> <|embed|>`."""
+    def _rationale_ids(self, segments: Sequence[str]) -> list[list[int]]:
+        """`<think> r </think> <|embed|>` of each round."""
         if not segments or not self.use_rationales:
             return []
         last = self.max_reasoning_rounds - 1
         rounds = [*segments[:last], " ".join(segments[last:])] if len(segments) > last else list(segments)
-        thoughts = [thought_ids(self.processor, self.config, text) for text in rounds]
-        for text, thought in zip(rounds, thoughts, strict=True):
-            if (length := len(thought) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
+        ids = [rationale_suffix(self.processor, self.config, text) for text in rounds]
+        for text, own in zip(rounds, ids, strict=True):
+            if (length := len(own) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
                 raise ValueError(
                     f"A rationale has {length} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. "
                     f"Raise the limit or drop the row. It begins: {text[:80]!r}"
                 )
-        return thoughts
+        return ids
 
     def _side(self, rows: list[_Row]) -> SideBatch:
-        contents = [content_key(row["value"]) for row in rows]
-        index, first = numbered([(key, str(row["thoughts"])) for key, row in zip(contents, rows, strict=True)])
+        contents = [content_key(row["value"], MediaOptions.of(self.config)) for row in rows]
+        index, first = number_distinct([(key, str(row["rationale"])) for key, row in zip(contents, rows, strict=True)])
         inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
         for row, place in zip(rows, index, strict=True):
-            inputs[place]["weight"] += row["weight"]  # however the rows are spread over processes: each counts
-        lengths = [_rough_length(row["value"]) + sum(map(len, row["thoughts"])) for row in inputs]
+            inputs[place]["weight"] += row["weight"]  # every row counts, however rows are spread over processes
+        lengths = [_rough_length(row["value"]) + sum(map(len, row["rationale"])) for row in inputs]
         by_length = sorted(range(len(inputs)), key=lengths.__getitem__)
         number = self.num_chunks if self.chunk_size is None else -(-len(rows) // self.chunk_size)
         parts = [part.tolist() for part in np.array_split(by_length, number)]
@@ -186,10 +180,10 @@ class JointCollator:
         rows = [inputs[place] for place in places]
         values, media = [row["value"] for row in rows], MediaOptions.of(self.config)
         if (augment := self.augment) is not None:
-            values = [_augmented(row, augment, media) for row in rows]
+            values = [augmented(row["value"], augment, np.random.default_rng(row["seed"]), media) for row in rows]
         conversations = to_conversations(values, media=media)
         batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
-        features = append_thoughts(batch, [row["thoughts"] for row in rows], self.processor.tokenizer.pad_token_id)
+        features = append_rationales(batch, [row["rationale"] for row in rows], self.processor.tokenizer.pad_token_id)
         counts = (features["labels"] != IGNORED).sum(dim=1)  # (b,)
         weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return {
@@ -199,58 +193,29 @@ class JointCollator:
         }
 
 
-def append_thoughts(
-    batch: dict[str, Tensor], thoughts: Sequence[Sequence[Sequence[int]]], pad_token_id: int
+def append_rationales(
+    batch: dict[str, Tensor], rationales: Sequence[Sequence[Sequence[int]]], pad_token_id: int
 ) -> dict[str, Tensor]:
     """
     Append rationales to the prompts of a batch and label them.
 
     Args:
         batch: what the processor returned.
-        thoughts: per row and round `<think> r </think> <|embed|>`; `[]` for the prompt alone.
+        rationales: per row and round `<think> r </think> <|embed|>`; `[]` for the prompt alone.
         pad_token_id: fills up rows on the right.
 
     Returns:
         The batch with rows one after another without gaps, padded on the right, and `labels` `(B, S')`.
     """
-    suffixes = [list(chain.from_iterable(rounds)) for rounds in thoughts]
+    suffixes = [list(chain.from_iterable(rounds)) for rounds in rationales]
     result = append_tokens(batch, suffixes, pad_token_id)
     labels = torch.full_like(result["input_ids"], IGNORED)
-    for row, (rounds, start) in enumerate(zip(thoughts, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
-        for thought in rounds:
-            labels[row, start + 1 : start + len(thought) - 1] = torch.tensor(thought[1:-1])  # r </think>
-            start += len(thought)
+    for row, (rounds, start) in enumerate(zip(rationales, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
+        for ids in rounds:
+            labels[row, start + 1 : start + len(ids) - 1] = torch.tensor(ids[1:-1])  # r </think>
+            start += len(ids)
     result["labels"] = labels
     return result
-
-
-def augmented(
-    value: dict[str, Any], augment: Callable[[Image.Image], Image.Image], media: MediaOptions = DEFAULTS
-) -> dict[str, Any]:
-    """The input with `augment` applied to each of its pictures."""
-    images = value.get("image")
-    if not images:
-        return value
-    several = images if isinstance(images, list) else [images]
-    return {**value, "image": [augment(open_image(image, media)) for image in several]}
-
-
-def _augmented(row: _Row, augment: Augment, media: MediaOptions) -> dict[str, Any]:
-    rng = np.random.default_rng(row["seed"])
-    return augmented(row["value"], lambda image: augment(image, rng), media)
-
-
-def numbered(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Keys -> a number for each, equal where keys are, and where each number came first.
-
-    >>> numbered(["x", "y", "x"])
-    ([0, 1, 0], [0, 1])
-    """
-    first: dict[Any, int] = {}
-    for place, key in enumerate(keys):
-        first.setdefault(key, place)
-    number = {key: code for code, key in enumerate(first)}
-    return [number[key] for key in keys], list(first.values())
 
 
 def _name(example: Example, side: str) -> str:
@@ -258,6 +223,6 @@ def _name(example: Example, side: str) -> str:
 
 
 def _rough_length(value: dict[str, Any]) -> int:
-    """Order of magnitude of a prompt's length in tokens; only good for sorting."""
+    """Estimate a prompt's length in tokens; only good for sorting."""
     media = sum(len(value[key]) if isinstance(value[key], list) else 1 for key in ("image", "video") if value.get(key))
     return len(str(value.get("text") or "")) // 4 + 6 * media

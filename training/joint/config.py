@@ -1,8 +1,9 @@
-"""Arguments of the joint phase."""
+"""Configure the joint phase."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl.trainer.base_config import _BaseConfig
 
@@ -38,7 +39,7 @@ class JointConfig(_BaseConfig):
             Weight of the gate's warm start: cross-entropy against whether thinking pays within the batch. It means
             something only on pairs that the embedder is not fitted to; at 0 the gate is left as it is.
         gate_cost (`float`, *optional*, defaults to `0.02`):
-            What a thought has to gain to pay, as probability of the target within the batch.
+            What a rationale has to gain to pay, as probability of the target within the batch.
         use_rationales (`bool`, *optional*, defaults to `True`):
             Whether rationales are trained on; `False` trains the direct path alone (the ablation and baseline).
         max_reasoning_rounds (`int`, *optional*, defaults to `1`):
@@ -53,16 +54,15 @@ class JointConfig(_BaseConfig):
             How often each task is drawn, relative to the others. `None` draws tasks by their number of pairs. Tasks
             that are not named are not drawn.
         mini_batch_size (`int`, *optional*):
-            Turns gradient caching on: so many inputs are run at once, whatever the batch size, for the price of one
-            more forward pass. `None` runs a batch at once.
+            Inputs that are run at once, whatever the batch size, for the price of one more forward pass (gradient
+            caching). `None` runs a batch at once.
         num_length_chunks (`int`, *optional*, defaults to `2`):
-            Without gradient caching: each side of a batch is split by length into so many forward passes, which saves
-            padding.
+            Without gradient caching: forward passes of each side of a batch, which is split by length to save padding.
         num_hard_negatives (`int`, *optional*, defaults to `0`):
-            Of the column `negatives`, so many are drawn for each pair at each visit. They are negatives of all
+            Hard negatives of each pair, drawn anew from the column `negatives` each time. They are negatives of all
             queries in the batch.
         score_mask_margin (`float`, *optional*):
-            A negative whose direct cosine similarity is above the positive's by more than this is taken for a false
+            A negative whose direct cosine similarity is above the target's by more than this is taken for a false
             one and left out. `None`, the default, is right from scratch; 0.1 for pretrained backbones.
         similarity_chunk_size (`int`, *optional*, defaults to `64`):
             Rows of the similarity matrix that are held in memory at once.
@@ -70,6 +70,8 @@ class JointConfig(_BaseConfig):
             Longer rationales are refused, not cut: a cut rationale teaches to stop in the middle.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Whether the vision tower stays as it is.
+        augment_pictures (`bool`, *optional*, defaults to `False`):
+            Whether every training picture is shifted, turned and recoloured a little, anew each time it is drawn.
     """
 
     temperature: float = field(default=0.02, metadata={"help": "Divides the cosine similarities."})
@@ -82,20 +84,26 @@ class JointConfig(_BaseConfig):
     rationale_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on rationale tokens."})
     weight_by_posterior: bool = field(default=False, metadata={"help": "Weigh that loss by the posterior as well."})
     gate_weight: float = field(default=0.0, metadata={"help": "Weight of the gate's warm start; 0: gate untouched."})
-    gate_cost: float = field(default=0.02, metadata={"help": "What a thought has to gain to pay."})
+    gate_cost: float = field(default=0.02, metadata={"help": "What a rationale has to gain to pay."})
     use_rationales: bool = field(default=True, metadata={"help": "Train on rationales; False: direct path only."})
     max_reasoning_rounds: int = field(default=1, metadata={"help": "Segments trained as rounds of their own."})
     matryoshka_dims: list[int] | None = field(default=None, metadata={"help": "Further dimensions of the loss."})
     sub_batch_size: int = field(default=8, metadata={"help": "Pairs of one task that stand together."})
-    task_weights: dict | None = field(default=None, metadata={"help": "How often each task is drawn."})
+    task_weights: dict | str | None = field(default=None, metadata={"help": "JSON: how often each task is drawn."})
     mini_batch_size: int | None = field(default=None, metadata={"help": "Inputs per pass, with gradient caching."})
     num_length_chunks: int = field(default=2, metadata={"help": "Forward passes per side, each of similar lengths."})
     num_hard_negatives: int = field(default=0, metadata={"help": "Hard negatives drawn for each pair."})
-    score_mask_margin: float | None = field(default=None, metadata={"help": "Margin that tells false negatives."})
+    score_mask_margin: float | None = field(
+        default=None, metadata={"help": "Lead over the target of false negatives."}
+    )
     similarity_chunk_size: int = field(default=64, metadata={"help": "Rows of the similarity matrix at once."})
     max_rationale_tokens: int = field(default=256, metadata={"help": "Longest allowed rationale."})
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
+    augment_pictures: bool = field(default=False, metadata={"help": "Vary every training picture a little."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
+
+    _argument_group_name: ClassVar[str] = "settings"
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*_BaseConfig._VALID_DICT_FIELDS, "task_weights"]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ COLUMNS = ("pair_id", "side", "text")
 
 
 class Drawn(NamedTuple):
-    """A rationale, its posterior, and the parts of it that may become rounds; without any, the whole is one."""
+    """Hold a rationale, its posterior, and the segments of it that may become rounds."""
 
     text: str
     posterior: float
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 class SelectedRationales:
     """
-    The rationales that were kept of each pair and side, with their posterior.
+    Draw from the selected rationales of each pair and side, by their posterior.
 
     Args:
         table: what `mmemb-r1 select` wrote: the columns `pair_id`, `side`, `text` and, optionally, `posterior`
@@ -75,15 +75,9 @@ class SelectedRationales:
 
     def draw(self, pair_id: str, side: str, rng: np.random.Generator) -> Drawn | None:
         """
-        One rationale of a pair's side, from the posterior.
+        Draw a rationale of a pair's `"query"` or `"target"`; `None` if it has none.
 
-        Args:
-            pair_id: of the pair.
-            side: `"query"` or `"target"`.
-            rng: one number is drawn from it, also where there is nothing to draw.
-
-        Returns:
-            The rationale and its posterior (1 is the whole side's); `None` if nothing was kept.
+        One number is drawn from `rng` in any case. Posteriors of a side add up to 1.
         """
         number = rng.random()
         candidates = self._kept.get((pair_id, side))
@@ -113,11 +107,11 @@ def _check_row(row: int, side: Any, text: Any, posterior: Any, segments: Any) ->
         raise ValueError(f"The selected table has in row {row}, counted from 0, {found}.")
 
 
-class Visit(NamedTuple):
+class DrawnRow(NamedTuple):
     """
-    One use of a row: which row, in which epoch, as the how-manieth of that epoch.
+    Name a row of the table at its position in an epoch.
 
-    Everything random about it follows from these and the run's seed, so that a run that was killed goes on as if it
+    All randomness of that use follows from these and the run's seed, so that a run that was killed goes on as if it
     had not been, whatever the number of processes and data workers.
     """
 
@@ -128,12 +122,11 @@ class Visit(NamedTuple):
 
 class Example(TypedDict):
     """
-    A pair as the collator takes it.
+    Hold a pair as the collator takes it.
 
     Attributes:
         pair_id: of the pair, or its row.
-        query, target: inputs.
-        negatives: inputs.
+        query, target, negatives: inputs.
         query_rationale, target_rationale: segments; empty for the direct path alone.
         query_weight, target_weight: of the rationale's tokens in the loss.
         seed: of the augmentation.
@@ -152,7 +145,7 @@ class Example(TypedDict):
 
 class JointPairs(Dataset[Example]):
     """
-    A pairs table of which each visit shows something else.
+    Turn rows of a pairs table into examples, with other draws each time.
 
     Args:
         table: the pairs, with `query`, `target` and, optionally, `pair_id`, `negatives`, `query_rationale` and
@@ -203,11 +196,11 @@ class JointPairs(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, visit: Visit) -> Example:
-        row = self.table[visit.row]
-        rng = np.random.default_rng((self.seed, visit.epoch, visit.position))
-        pair_id = row.get("pair_id") or f"row {visit.row}"
-        said = {side: self._rationale(row, pair_id, side, rng) for side in ("query", "target")}
+    def __getitem__(self, drawn: DrawnRow) -> Example:
+        row = self.table[drawn.row]
+        rng = np.random.default_rng((self.seed, drawn.epoch, drawn.position))
+        pair_id = row.get("pair_id") or f"row {drawn.row}"
+        rationales = {side: self._rationale(row, pair_id, side, rng) for side in ("query", "target")}
         negatives = [given_parts(value) for value in row.get("negatives") or []] if self.num_hard_negatives else []
         chosen = rng.permutation(len(negatives))[: self.num_hard_negatives]
         return {
@@ -215,10 +208,10 @@ class JointPairs(Dataset[Example]):
             "query": given_parts(row["query"]),
             "target": given_parts(row["target"]),
             "negatives": [negatives[place] for place in sorted(chosen.tolist())],
-            "query_rationale": said["query"][0],
-            "target_rationale": said["target"][0],
-            "query_weight": said["query"][1],
-            "target_weight": said["target"][1],
+            "query_rationale": rationales["query"][0],
+            "target_rationale": rationales["target"][0],
+            "query_weight": rationales["query"][1],
+            "target_weight": rationales["target"][1],
             "seed": int(rng.integers(2**63)),
         }
 
@@ -228,19 +221,15 @@ class JointPairs(Dataset[Example]):
         if self.rationales is None:
             segments: Sequence[str] = row.get(f"{side}_rationale") or []
             return list(segments), 1.0
-        drawn = self.rationales.draw(pair_id, side, rng)
-        if drawn is None:
+        rationale = self.rationales.draw(pair_id, side, rng)
+        if rationale is None:
             return [], 1.0
-        return list(drawn.segments), drawn.posterior if self.weight_by_posterior else 1.0
+        return list(rationale.segments), rationale.posterior if self.weight_by_posterior else 1.0
 
 
 def check_tables(train: Any, other: Any) -> None:
     """
-    Check the tables of a training.
-
-    Args:
-        train: the pairs table.
-        other: the table that is evaluated on, if any.
+    Check the table that is trained on and the one, if any, that is evaluated on.
 
     Raises:
         ValueError: if one is no table, lacks columns, has no rows, an empty input or a `pair_id` twice; or if they
@@ -265,12 +254,12 @@ def check_tables(train: Any, other: Any) -> None:
             )
 
 
-class TaskBatchSampler(Sampler[list[Visit]]):
+class TaskBatchSampler(Sampler[list[DrawnRow]]):
     """
-    Endless variety in a fixed number of batches: each consists of sub-batches of one task, drawn without replacement
-    until a task's pairs are used up, then shuffled anew.
+    Draw a fixed number of batches, each made of sub-batches of one task: without replacement until a task's pairs are
+    used up, then shuffled anew.
 
-    Every process draws the same batches and yields its own part of each: a batch is the same whatever the number of
+    Every process draws the same batches and yields its own part of each: a batch does not depend on the number of
     processes.
 
     Args:
@@ -315,13 +304,13 @@ class TaskBatchSampler(Sampler[list[Visit]]):
         self.own = slice(index * batch_size // number, (index + 1) * batch_size // number)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch, so that its order differs from the last one's."""
+        """Give the next epoch another order; `accelerate` calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[list[Visit]]:
+    def __iter__(self) -> Iterator[list[DrawnRow]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         queues: list[list[int]] = [[] for _ in self.rows]
         for start in range(0, self.num_batches * self.batch_size, self.batch_size):
@@ -331,4 +320,4 @@ class TaskBatchSampler(Sampler[list[Visit]]):
                     queues[task].extend(rng.permutation(self.rows[task]).tolist())
                 batch += queues[task][: self.sub_batch_size]
                 del queues[task][: self.sub_batch_size]
-            yield [Visit(row, self.epoch, start + place) for place, row in enumerate(batch)][self.own]
+            yield [DrawnRow(row, self.epoch, start + place) for place, row in enumerate(batch)][self.own]

@@ -1,4 +1,4 @@
-"""Run the sides of a batch through the model, with or without gradient caching, and compute the batch's loss."""
+"""Run the sides of a batch through the model, and compute the loss of the batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmemb_r1.training.adaptive.gate import gate_loss
 from mmemb_r1.training.distributed import gather_rows, num_processes, summed
+from mmemb_r1.training.gate import gate_loss
 from mmemb_r1.training.joint.collator import IGNORED, Chunk, JointBatch, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.losses import PathBatch, PathTerms, path_terms, rationale_loss
@@ -22,12 +22,12 @@ from mmemb_r1.training.joint.metrics import batch_metrics, blame, utility_gap
 
 class Vectors(NamedTuple):
     """
-    What the contrastive terms and the gate's are made of, for U inputs.
+    Hold what the contrastive terms and the gate's are made of, for U inputs.
 
     Attributes:
         embeddings: `(U, K, D)`, per path.
         path_mask: `(U, K)` bool, which of them exist.
-        gate_logits: `(U, K)` of thinking (again) after each.
+        gate_logits: `(U, K)` of the decision after each.
     """
 
     embeddings: Tensor
@@ -37,7 +37,7 @@ class Vectors(NamedTuple):
 
 def encode(model: nn.Module, chunk: Chunk, with_tokens: bool = True) -> tuple[Vectors, Tensor]:
     """
-    One forward pass. The gate's loss leaves everything but the gate alone.
+    Run one forward pass, in which the gate's loss reaches nothing but the gate.
 
     Args:
         model: the model, or the model with adapters.
@@ -56,7 +56,7 @@ def encode(model: nn.Module, chunk: Chunk, with_tokens: bool = True) -> tuple[Ve
 
 
 def in_order(side: SideBatch, parts: list[Vectors]) -> Vectors:
-    """The vectors of a side's chunks as those of its inputs, in their order."""
+    """Put the vectors of a side's chunks into the order of its inputs."""
     paths = max(part.path_mask.shape[1] for part in parts)
     order = side["order"].to(parts[0].embeddings.device)
 
@@ -72,7 +72,7 @@ def in_order(side: SideBatch, parts: list[Vectors]) -> Vectors:
 
 
 class RandomState(NamedTuple):
-    """The state of the random generators that dropout reads, on the CPU and on one device."""
+    """Hold the state of the random generators that dropout reads, on the CPU and on one device."""
 
     cpu: Tensor
     devices: list[int]
@@ -80,12 +80,12 @@ class RandomState(NamedTuple):
 
     @classmethod
     def now(cls, device: torch.device) -> RandomState:
-        """What it is at this moment."""
+        """Read the present state."""
         return cls(torch.get_rng_state(), *get_device_states(torch.empty(0, device=device)))
 
     @contextmanager
     def restored(self, device: torch.device) -> Iterator[None]:
-        """Be in that state for a while."""
+        """Return to that state for the length of a block."""
         with torch.random.fork_rng(self.devices, device_type=device.type if self.devices else "cuda"):
             torch.set_rng_state(self.cpu)
             set_device_states(self.devices, self.states, device_type=device.type)
@@ -99,7 +99,7 @@ def contrastive_loss(
     vectors: Mapping[str, Vectors], batch: JointBatch, args: JointConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """
-    The contrastive terms over the pairs of paths, and the gate's.
+    Compute the contrastive terms over the pairs of paths, and the gate's.
 
     Args:
         vectors: of the inputs of each side, of this process.
@@ -143,7 +143,7 @@ def contrastive_loss(
 
 
 def token_totals(batch: JointBatch, device: torch.device) -> dict[str, float]:
-    """Per side, the sum of the weights of all rationale tokens of all processes; 1 where there is none."""
+    """Sum the weights of the rationale tokens of all processes, for each side; 1 where there is none."""
     sums = [sum(float(chunk["token_weights"].sum()) for chunk in batch[name]["chunks"]) for name in SIDES]
     totals = summed(torch.tensor(sums, device=device)).tolist()
     return {name: total or 1.0 for name, total in zip(SIDES, totals, strict=True)}
@@ -151,13 +151,7 @@ def token_totals(batch: JointBatch, device: torch.device) -> dict[str, float]:
 
 def token_loss(side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
     """
-    A chunk's share in the loss on the rationale tokens of one side.
-
-    Args:
-        side: whose chunk it is.
-        chunk: that was run.
-        logps: `(N,)` log-probabilities of its labelled tokens.
-        total: see [`token_totals`].
+    Compute a chunk's share of the loss on the rationale tokens of its side, whose weights sum to `total`.
 
     Raises:
         FloatingPointError: if it is not finite; it names the rows.
@@ -193,7 +187,7 @@ def _gathered(query: Vectors, target: Vectors, batch: JointBatch, hard_negatives
 
 
 def _not_finite(vectors: Mapping[str, Vectors], batch: JointBatch, terms: PathTerms) -> FloatingPointError:
-    """Which embedding or, where all of these are finite, which term is not finite, and whose it is."""
+    """Find the embedding or, where all of these are finite, the term that is not finite, and the rows it is of."""
     for name in SIDES:
         bad = ~vectors[name].embeddings.isfinite().all(dim=-1).all(dim=-1)  # (U,)
         if bool(bad.any()):

@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from mmemb_r1.objective import target_probability
+
 PathPair = tuple[int, int]
 PathWeights = Mapping[PathPair, float]
 
 
 class PathBatch(NamedTuple):
     """
-    Everything that the contrastive terms of one batch are made of.
+    Hold everything that the contrastive terms of one batch are made of.
 
     Attributes:
         queries: `(B, K, D)` embeddings per path, unit norm.
@@ -49,7 +51,7 @@ class PathBatch(NamedTuple):
 
 class PathTerm(NamedTuple):
     """
-    What one pair of paths gives, row by row.
+    Hold the loss of one pair of paths, row by row.
 
     Attributes:
         query_to_target: `(B,)` cross-entropy of the target among all candidates.
@@ -72,7 +74,7 @@ class PathTerm(NamedTuple):
 
 class PathTerms(NamedTuple):
     """
-    The contrastive terms of a batch.
+    Hold the contrastive terms of a batch.
 
     Attributes:
         at: (dimensions, query path, target path) -> term.
@@ -94,7 +96,7 @@ def path_terms(
     chunk_size: int = 64,
 ) -> PathTerms:
     """
-    InfoNCE per pair of paths (a, b): query after a rationales against target after b.
+    Compute InfoNCE per pair of paths (a, b): query after a rationales against target after b.
 
     Negatives of a query are all candidates but those of the same query or the same target, and, with a margin, those
     whose direct score is above the positive's by more than that. Similarities are held `chunk_size` rows at a time:
@@ -148,7 +150,7 @@ def path_terms(
 
 def ignored(batch: PathBatch, rows: slice, score_mask_margin: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """
-    What is neither positive nor negative for some rows, from keys and direct scores, without gradient.
+    Find what is neither positive nor negative for some rows, from keys and direct scores, without gradient.
 
     Args:
         batch: the embeddings; of them only the direct ones are read.
@@ -157,7 +159,7 @@ def ignored(batch: PathBatch, rows: slice, score_mask_margin: float | None = Non
 
     Returns:
         `(c, B + N)` bool, candidates that the queries ignore; `(c, B)` bool, queries that the targets ignore;
-        `(c,)` number of candidates that only the score rules out. A row's own partner is never ignored.
+        `(c,)` number of candidates that only the score rules out. A row's own query and target are never ignored.
     """
     same_query = batch.query_keys[rows, None] == batch.query_keys  # (c, B)
     same_target = batch.target_keys[rows, None] == torch.cat([batch.target_keys, batch.negative_keys])  # (c, B + N)
@@ -182,32 +184,32 @@ def cross_entropy(
     anchors: Tensor, candidates: Tensor, ignored: Tensor, rows: slice, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """
-    Cross-entropy of each anchor's partner among the candidates.
+    Compute the cross-entropy of each anchor's counterpart (a query's target, a target's query) among the candidates.
 
     Args:
         anchors: `(c, D)` unit vectors.
         candidates: `(C, D)` unit vectors.
-        ignored: `(c, C)` bool, candidates that do not compete; never the partner.
-        rows: the partners' places among the candidates, one after another.
+        ignored: `(c, C)` bool, candidates that do not compete; never the counterpart.
+        rows: the counterparts' places among the candidates, one after another.
         temperature: divides the cosine similarities.
 
     Returns:
-        `(c,)` losses, and `(c,)` bool, whether the partner beats all others.
+        `(c,)` losses, and `(c,)` bool, whether the counterpart beats all others.
 
     >>> cross_entropy(torch.eye(2), torch.eye(2), torch.zeros(2, 2, dtype=torch.bool), slice(0, 2), 1.0)[0]
     tensor([0.3133, 0.3133])
     """
     scores = (anchors @ candidates.T / temperature).masked_fill(ignored, -torch.inf)  # (c, C)
-    own = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
-    partner = scores.gather(1, own)  # (c, 1)
+    own = torch.arange(rows.start, rows.stop, device=scores.device)
     with torch.no_grad():
-        hit = partner.squeeze(1) > scores.scatter(1, own, -torch.inf).amax(dim=1)
-    return scores.logsumexp(dim=1) - partner.squeeze(1), hit
+        target = scores.gather(1, own[:, None]).squeeze(1)  # (c,)
+        hit = target > scores.scatter(1, own[:, None], -torch.inf).amax(dim=1)
+    return -target_probability(scores, own, temperature=1, log=True, fused=False), hit
 
 
 def mean_where(values: Tensor, valid: Tensor) -> Tensor:
     """
-    Mean of `values` `(B,)` where `valid` `(B,)` is true; 0, with a gradient of 0, if it is nowhere.
+    Average `values` `(B,)` where `valid` `(B,)` is true; 0, with a gradient of 0, if it is nowhere.
 
     >>> mean_where(torch.tensor([1.0, 5.0]), torch.tensor([True, False]))
     tensor(1.)
@@ -216,21 +218,17 @@ def mean_where(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def matryoshka(embeddings: Tensor, dim: int) -> Tensor:
-    """The first `dim` dimensions of `(..., D)`, with unit norm again."""
+    """Cut `(..., D)` to its first `dim` dimensions, with unit norm again."""
     return functional.normalize(embeddings[..., :dim], dim=-1)
 
 
 def rationale_loss(logps: Tensor, weights: Tensor, total: Tensor | float) -> Tensor:
     """
-    Cross-entropy of rationale tokens.
+    Compute the share that rationale tokens have in the weighted mean cross-entropy of a batch.
 
     Args:
-        logps: `(N,)` log-probabilities of the gold tokens.
-        weights: `(N,)` weight of each token.
+        logps, weights: `(N,)` log-probabilities of the gold tokens, and their weights.
         total: sum of the weights of the whole batch, of which these tokens may be a part.
-
-    Returns:
-        Scalar: this part's share of the weighted mean over the batch.
 
     >>> round(rationale_loss(torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 0.0]), 1.0).item(), 4)
     1.0

@@ -1,4 +1,4 @@
-"""What the joint phase logs of a batch, and what it says of one whose loss is not finite."""
+"""Log numbers of a batch of the joint phase, and blame rows for a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmemb_r1.training.joint.losses import PathTerm, PathTerms, mean_where
 
 
 class Means:
-    """Means of named numbers since they were last taken. They stay on their device until then."""
+    """Average named numbers since the means were last taken. They stay on their device until then."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -24,7 +24,7 @@ class Means:
             self._counts[name] += 1
 
     def take(self) -> dict[str, float]:
-        """The means; nothing is left.
+        """Return the means and start anew.
 
         >>> import torch
         >>> means = Means()
@@ -41,26 +41,26 @@ class Means:
 
 def utility_gap(direct: PathTerm, reasoned: PathTerm) -> Tensor:
     """
-    How much thinking improves each query's alignment with its target within the batch.
+    Compute how much a rationale raises the probability of each query's target within the batch.
 
     Args:
         direct, reasoned: terms of direct and reasoned queries against direct targets.
 
     Returns:
-        `(B,)` probability of the target after thinking minus before, without gradient. Source: utility gap of the
-        paper; probability of the target among the candidates as its measure is ours.
+        `(B,)` probability of the target after the rationale minus before, without gradient. Source: utility gap of the
+        paper; the probability of the target as its measure is ours.
     """
     return (-reasoned.query_to_target.detach()).exp() - (-direct.query_to_target.detach()).exp()
 
 
 def batch_metrics(terms: PathTerms, gate_logits: Tensor, gate_cost: float) -> dict[str, Tensor]:
     """
-    Numbers that tell how training goes.
+    Compute numbers that show how training goes.
 
     Args:
         terms: with the pair (0, 0) at some width, and (1, 0) if any query has a rationale.
         gate_logits: `(B,)` of the direct queries.
-        gate_cost: what a thought has to gain to pay.
+        gate_cost: what a rationale has to gain to pay.
 
     Returns:
         `nce_ab` per pair of paths at full width; `negatives` per query and, of those by keys, the share `masked` by
@@ -81,27 +81,27 @@ def batch_metrics(terms: PathTerms, gate_logits: Tensor, gate_cost: float) -> di
     direct, reasoned = found[0, 0], found.get((1, 0))
     if reasoned is None:
         return {**metrics, "accuracy_direct": direct.hit.float().mean()}
-    thought = reasoned.valid
-    accuracy = [mean_where(term.hit.float(), thought) for term in (direct, reasoned)]
+    rows = reasoned.valid
+    accuracy = [mean_where(term.hit.float(), rows) for term in (direct, reasoned)]
     gap = utility_gap(direct, reasoned)
     pays = gap > gate_cost
     return metrics | {
         "accuracy_direct": accuracy[0],
         "accuracy_reasoned": accuracy[1],
         "accuracy_gap": accuracy[1] - accuracy[0],
-        "utility_gap": mean_where(gap, thought),
-        "pays": mean_where(pays.float(), thought),
-        "gate_right": mean_where((pays == (probability >= 0.5)).float(), thought),
+        "utility_gap": mean_where(gap, rows),
+        "pays": mean_where(pays.float(), rows),
+        "gate_right": mean_where((pays == (probability >= 0.5)).float(), rows),
     }
 
 
 def blame(what: str, names: Sequence[str]) -> FloatingPointError:
     """
-    The error for numbers that are not finite.
+    Make the error for numbers that are not finite.
 
     Args:
         what: what is not finite.
-        names: whose it is; none where it is another process's.
+        names: the rows it is of; none where they are another process's.
     """
     whose = f" for {', '.join(names[:8])}" if names else " for rows of another process"
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""

@@ -1,4 +1,4 @@
-"""The joint phase: one trainer for thinking and embedding."""
+"""Train reasoning and embedding together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
-from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, training_facts
+from mmemb_r1.training.augment import Augment
+from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
 from mmemb_r1.training.distributed import average_gradients, expect_unused, num_processes, summed
-from mmemb_r1.training.joint.collator import Augment, Chunk, JointBatch, JointCollator, SideBatch
+from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
 from mmemb_r1.training.joint.forward import (
@@ -37,15 +39,65 @@ from mmemb_r1.training.joint.forward import (
     token_totals,
 )
 from mmemb_r1.training.joint.metrics import Means
+from mmemb_r1.training.vlm import weights_fingerprint
 
 # Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
 # only some see pictures: this trainer averages by itself.
 _AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
 
+def joint_facts(
+    model: MMEmbR1Model,
+    args: JointConfig,
+    pairs: Dataset,
+    selected: SelectedRationales | None,
+    peft_config: Any | None = None,
+) -> dict[str, Any]:
+    """
+    Record what a joint phase was run with, name -> value, for the model card. No path of this machine is among them.
+    """
+    tasks = Counter(pairs["task"]) if "task" in pairs.column_names else {}
+    facts: dict[str, Any] = {
+        "phase": "joint",
+        "started from weights": weights_fingerprint(model),
+        "pairs": len(pairs),
+    }
+    if tasks:
+        drawn = args.task_weights or tasks
+        facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
+    facts["rationales"] = _describe_rationales(args, pairs, selected)
+    in_batch = args.train_batch_size * args.world_size - 1
+    facts |= {
+        "loss weights": ", ".join(f"({a},{b}) {weight:g}" for (a, b), weight in args.path_weights.items())
+        + f"; rationale {args.rationale_weight:g}; gate {args.gate_weight:g}",
+        "temperature": args.temperature,
+        "pairs per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "negatives": f"{in_batch} in batch, {args.num_hard_negatives} hard ones per pair",
+        "learning rate": args.learning_rate,
+        "seed": args.seed,
+    }
+    if args.freeze_vision_tower:
+        facts["vision tower"] = "not trained"
+    if peft_config is not None:
+        facts["adapters"] = f"LoRA, rank {peft_config.r}, alpha {peft_config.lora_alpha}"
+    return facts
+
+
+def _describe_rationales(args: JointConfig, pairs: Dataset, selected: SelectedRationales | None) -> str:
+    if not args.use_rationales:
+        return "none: the direct path alone"
+    if selected is None:
+        own = [name for name in ("query_rationale", "target_rationale") if name in pairs.column_names]
+        return "those of the pairs table" if own else "none: the pairs table has none"
+    found = len(selected.pair_ids.intersection(pairs["pair_id"]))
+    workers = ", ".join(f"{worker} {number}" for worker, number in selected.workers.items())
+    text = f"{selected.num_rationales} selected ones, for {found} of the {len(pairs)} pairs"
+    return f"{text}; by worker: {workers}" if workers else text
+
+
 class JointTrainer(PhaseTrainer, _BaseTrainer):
     """
-    Trains thinking and embedding together on pairs with rationales.
+    Train reasoning and embedding together on pairs with rationales.
 
     One forward pass per side over `prompt <|embed|> <think> r </think> <|embed|>` gives the direct embedding, the
     gate's logit, the language-model loss on the rationale and the reasoned embedding.
@@ -58,9 +110,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         processing_class (`ProcessorMixin`): the processor saved beside the model.
         eval_dataset (`datasets.Dataset`, *optional*): another such table; the loss and its terms are measured on it.
         rationales (`datasets.Dataset`, *optional*): what `mmemb-r1 select` kept of these pairs, in place of the pairs'
-            own rationales. At each visit one is drawn from the posterior; pairs of which nothing was kept train the
-            direct path alone.
-        augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own.
+            own rationales. With each pair one of them is drawn from the posterior; pairs of which nothing was kept
+            train the direct path alone.
+        augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own. Default:
+            nothing, or with `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
         peft_config (`peft.LoraConfig`, *optional*): train adapters instead of the whole model.
         callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
@@ -91,10 +144,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         check_tables(train_dataset, eval_dataset)
         self._seed = args.seed if args.data_seed is None else args.data_seed
         selected = None if rationales is None else SelectedRationales(rationales)
-        self._pairs = {"train": self._visited(train_dataset, args, selected)}
+        self._pairs = {"train": self._rows_of(train_dataset, args, selected)}
         if eval_dataset is not None:  # selected rationales are of the training pairs
-            self._pairs["eval"] = self._visited(eval_dataset, args, None)
-        self.facts = training_facts(model, args, train_dataset, selected, peft_config)
+            self._pairs["eval"] = self._rows_of(eval_dataset, args, None)
+        self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
         config = model.config
         if args.freeze_vision_tower or peft_config is not None:
             from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters
@@ -103,6 +156,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 freeze_vision_tower(model)
             if peft_config is not None:
                 model = with_adapters(model, peft_config, seed=args.seed)
+        if augment is None and args.augment_pictures:
+            from mmemb_r1 import atlas
+
+            augment = atlas.augment
         collator = JointCollator(
             processing_class,
             config,
@@ -134,17 +191,17 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     # Data
 
-    def _visited(self, table: Dataset, args: JointConfig, selected: SelectedRationales | None) -> JointPairs:
+    def _rows_of(self, table: Dataset, args: JointConfig, selected: SelectedRationales | None) -> JointPairs:
         return JointPairs(table, self._seed, selected, args.weight_by_posterior, args.num_hard_negatives)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of sub-batches of one task each; this process's part of them."""
+        """Load this process's part of batches that are made of sub-batches of one task each."""
         args = self.args
         steps = args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else None
         return self._loader("train", self.train_dataset, args.train_batch_size, args.task_weights, steps)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Batches of the same make, tasks by their number of pairs; they are the same each time."""
+        """Load batches of the same make, tasks by their number of pairs; they are the same each time."""
         if eval_dataset is not None and eval_dataset is not self.eval_dataset:
             raise ValueError(
                 "JointTrainer evaluates on the eval_dataset that it was made with; leave the argument out."
@@ -186,24 +243,24 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         self, model: nn.Module, inputs: JointBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """
-        Contrastive terms over the paths, the language-model loss on the rationales and, if wanted, the gate's loss.
+        Add up the contrastive terms over the paths, the loss on the rationales and, if wanted, the gate's loss.
 
         With several processes its mean over them is the loss of the whole batch, and so are the gradients.
         """
         totals = self._begin(inputs)
-        vectors, said = {}, []
+        vectors, rationale_losses = {}, []
         for name in SIDES:
             side, parts = inputs[name], []
             for chunk in side["chunks"]:
                 part, logps = encode(_unwrapped(model), chunk)
                 parts.append(part)
-                said.append(self._said(name, side, chunk, logps, totals[name]))
+                rationale_losses.append(self._rationale_loss(name, side, chunk, logps, totals[name]))
             vectors[name] = in_order(side, parts)
-        loss = self._contrast(vectors, inputs) + torch.stack(said).sum()
+        loss = self._contrast(vectors, inputs) + torch.stack(rationale_losses).sum()
         return (loss, vectors) if return_outputs else loss
 
     def _begin(self, inputs: JointBatch) -> dict[str, float]:
-        """Count a batch's tokens."""
+        """Start a batch: count its tokens, and sum the weights of its rationale tokens."""
         if self._mode == "train":
             self._tokens += sum(
                 int(chunk["features"]["attention_mask"].sum()) for name in SIDES for chunk in inputs[name]["chunks"]
@@ -216,8 +273,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         self._add(metrics)
         return loss
 
-    def _said(self, name: str, side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
-        """A chunk's share in the weighted loss on rationale tokens."""
+    def _rationale_loss(self, name: str, side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
+        """Weigh a chunk's share of the loss on rationale tokens, and keep it for the log."""
         share = token_loss(side, chunk, logps, total)
         self._shares[name] = self._shares[name] + share.detach()
         return num_processes() * self.args.rationale_weight * share  # the mean over the processes has to be the sum
@@ -227,7 +284,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def training_step(
         self, model: nn.Module, inputs: JointBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One forward and backward pass over a batch, of which gradients are the mean over all processes."""
+        """Run a forward and a backward pass over a batch; gradients are the mean over all processes."""
         expect_unused(model)
         try:
             if self.args.mini_batch_size is None:
@@ -236,14 +293,14 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 loss = self._cached_step(model, inputs)
         except FloatingPointError as error:
             raise FloatingPointError(f"after {self.state.global_step} steps {error}") from error
-        self._add_said()
+        self._log_rationale_loss()
         if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
             average_gradients(self.model.parameters())
         return loss
 
     def _cached_step(self, model: nn.Module, inputs: JointBatch) -> Tensor:
         """
-        A step with gradient caching.
+        Run a step with gradient caching.
 
         Vectors are made without gradient, the loss is taken of them, and then they are made again chunk by chunk, with
         gradient, to pass the loss's gradient on. Memory depends on the chunk, not on the batch. Source: GradCache
@@ -274,28 +331,28 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with state.restored(device), self.compute_loss_context_manager():
                     part, logps = encode(encoder, chunk)
-                    said = self._said(name, inputs[name], chunk, logps, totals[name])
-                    passed = said
+                    own = self._rationale_loss(name, inputs[name], chunk, logps, totals[name])
+                    passed = own
                     for made, kept in ((part.embeddings, leaf.embeddings), (part.gate_logits, leaf.gate_logits)):
                         if kept.grad is not None:
                             passed = passed + (made * kept.grad).sum()
                 self.accelerator.backward(passed * scale)
-            total = total + said.detach()
+            total = total + own.detach()
         return total * scale
 
     def prediction_step(
         self, model: nn.Module, inputs: JointBatch, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """The loss of a batch of the evaluation table; its terms are logged."""
+        """Compute the loss of a batch of the evaluation table; its terms are logged."""
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
-        self._add_said()
+        self._log_rationale_loss()
         return loss.detach(), None, None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """
-        As [`~transformers.Trainer`], but `True` stands for the last complete checkpoint: a process that was killed may
-        have left a part of one. The gate stays as it is unless `gate_weight` is set.
+        Train as [`~transformers.Trainer`] does, but `True` stands for the last complete checkpoint: a process that was
+        killed may have left a part of one. The gate stays as it is unless `gate_weight` is set.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir))
@@ -309,7 +366,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         with contextlib.nullcontext() if self.args.gate_weight else _frozen(self.model.gate):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    # What is told
+    # Logs and files
 
     @property
     def _mode(self) -> str:
@@ -318,15 +375,15 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def _add(self, metrics: dict[str, Tensor]) -> None:
         self._means[self._mode].add(metrics)
 
-    def _add_said(self) -> None:
-        """Log the loss on rationale tokens of the batch that was just run."""
+    def _log_rationale_loss(self) -> None:
+        """Log the loss on the rationale tokens of the batch that was just run."""
         for name, share in self._shares.items():
             total = summed(share)
             if bool(total > 0):
                 self._add({f"rationale_{name}": total})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means since the last log of each loss term and of [`batch_metrics`], and tokens per second."""
+        """Log, beside the rest, the means since the last log of each loss term and of [`batch_metrics`]."""
         mode = self._mode
         means, now = self._means[mode].take(), time.perf_counter()
         if mode == "eval":

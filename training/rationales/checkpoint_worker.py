@@ -13,8 +13,9 @@ from transformers import AutoConfig, BatchFeature
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.decoding_mmemb_r1 import without_suppressed
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.training.rationales.sampling import Continuation
 from mmemb_r1.training.rationales.transformers_worker import TransformersWorker

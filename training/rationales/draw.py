@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +13,8 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.runs import claim, claimed, progress_bar
+from mmemb_r1.content import content_key
+from mmemb_r1.runs import check_run, progress_bar, record_run
 from mmemb_r1.training.rationales.table import ERROR, check_name, has_failures, read_shard, shard_path, write_shard
 from mmemb_r1.training.rationales.worker import (
     SIDES,
@@ -23,7 +24,7 @@ from mmemb_r1.training.rationales.worker import (
     RationaleWorker,
     WorkerError,
 )
-from mmemb_r1.training.tables import StoredInputs, check_pairs, content_key, stored_column
+from mmemb_r1.training.tables import StoredInputs, check_pairs, stored_column, stored_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """One distinct input of one side: its content key, the first row that has it and the ids of all pairs that do."""
+    """One distinct input of one side: its digest, the first row that has it and the ids of all pairs that do."""
 
     side: str
-    key: bytes
+    digest: bytes  # of how the first row stores it
     row: int
     pair_ids: tuple[str, ...]
 
@@ -45,20 +46,23 @@ def plan(pairs: Dataset, sides: Sequence[str] = SIDES) -> list[Subject]:
     ids = stored_column(pairs, "pair_id").to_pylist()
     subjects = []
     for side in sides:
-        rows_of: dict[bytes, list[int]] = {}
-        for row, value in enumerate(StoredInputs(pairs, side)):
-            rows_of.setdefault(content_key(value), []).append(row)
-        subjects += [Subject(side, key, rows[0], tuple(ids[row] for row in rows)) for key, rows in rows_of.items()]
+        inputs, rows_of = StoredInputs(pairs, side), defaultdict[bytes, list[int]](list)
+        for row, value in enumerate(inputs):
+            rows_of[content_key(value)].append(row)
+        subjects += [
+            Subject(side, stored_digest(inputs[rows[0]]), rows[0], tuple(ids[row] for row in rows))
+            for rows in rows_of.values()
+        ]
     return subjects
 
 
-def seed_of(seed: int, worker: str, side: str, key: bytes, sample: int) -> int:
+def seed_of(seed: int, worker: str, side: str, digest: bytes, sample: int) -> int:
     """The seed (31 bits) of one rationale: it depends on nothing else, so neither do the rationales.
 
     >>> seed_of(0, "oracle", "query", b"...", 1)
     1370487967
     """
-    text = json.dumps([seed, worker, side, key.hex(), sample])
+    text = json.dumps([seed, worker, side, digest.hex(), sample])
     return int.from_bytes(sha256(text.encode()).digest()[:4], "big") >> 1
 
 
@@ -66,7 +70,7 @@ def digests(subjects: Sequence[Subject]) -> dict[str, str]:
     """What table this is, side by side, whatever file or order of columns holds it."""
     content: dict[str, Any] = {}
     for subject in subjects:
-        line = json.dumps([subject.key.hex(), subject.pair_ids])
+        line = json.dumps([subject.digest.hex(), subject.pair_ids])
         content.setdefault(subject.side, blake2b(digest_size=16)).update(line.encode())
     return {side: value.hexdigest() for side, value in content.items()}
 
@@ -187,7 +191,7 @@ def draw_rationales(
         retry_failed=retry_failed,
     )
     for worker in workers:
-        run.note(worker, claimed)
+        run.note(worker, check_run)
     with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
         try:
             for worker in workers:
@@ -247,13 +251,13 @@ class _Run:
     failed: int = 0
 
     def note(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
-        """`claim` the folder for this run and for this worker, or just look whether it is `claimed`."""
+        """Record this run and this worker in the folder (`record_run`), or just look (`check_run`)."""
         how(self.output / "run.json", self.facts)
         how(
             self.output / "workers" / f"{worker.name}.json",
             {"definition": worker.definition, "num_samples": worker.num_samples},
             what=f"the worker {worker.name!r} in {self.output}",
-            mend="Give the changed worker another name, or undo the change.",
+            hint="Give the changed worker another name, or undo the change.",
         )
 
     def draw(self, worker: RationaleWorker, bar: Progress) -> None:
@@ -275,7 +279,7 @@ class _Run:
                 bar.advance(task, len(batch) * worker.num_samples)
             rows = list(self._rows(worker, index, answers))
             # only now: until something came of them, settings may be corrected
-            self.note(worker, claim)
+            self.note(worker, record_run)
             write_shard(shard_path(self.output, worker.name, index), rows)
             summary.drawn += 1
             summary.rows += len(rows)
@@ -313,7 +317,8 @@ class _Run:
 
     def _seeds(self, worker: RationaleWorker, subject: Subject) -> tuple[int, ...]:
         return tuple(
-            seed_of(self.seed, worker.name, subject.side, subject.key, sample) for sample in range(worker.num_samples)
+            seed_of(self.seed, worker.name, subject.side, subject.digest, sample)
+            for sample in range(worker.num_samples)
         )
 
     def _count(self, summary: WorkerSummary, drawn: Iterable[Answers]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmemb_r1.modeling.media_mmemb_r1 import parse_address, stored_source
 from mmemb_r1.training.rationales.prompting import Style, parse_rationale, request_conversation
 from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest
 
@@ -94,9 +95,8 @@ def _verbatim_url(source: Any) -> str | None:
 
 
 def _file_bytes(source: Any) -> bytes | None:
-    if isinstance(source, Mapping):
-        source = source.get("bytes") or source.get("path")
-    if isinstance(source, str | Path) and not str(source).startswith("data:"):
+    source = stored_source(source)
+    if isinstance(source, str | Path) and parse_address(str(source)).place == "path":
         try:
             return Path(os.path.expanduser(source)).read_bytes()
         except OSError:  # it was opened a moment ago, so there is something to encode

@@ -126,7 +126,10 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
             f"{worker}: the key 'api_key' is not allowed: pool files get shared. Put the key into an environment "
             "variable, and that variable's name here under 'api_key_env'."
         )
-    worker_class = import_object(KINDS.get(kind, kind))
+    try:
+        worker_class = import_object(KINDS.get(kind, kind))
+    except ValueError as error:
+        raise ValueError(f"{worker}: its kind {error}") from error
     if not dataclasses.is_dataclass(worker_class):
         raise ValueError(f"{worker}: {kind} is no dataclass; its fields are the keys that a pool file may give.")
     # in the file, `num_samples` is called `samples`, as it is at the top

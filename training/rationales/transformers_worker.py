@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.modeling.tokens_mmemb_r1 import THINK
 from mmemb_r1.training.rationales.prompting import (
     Style,

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmemb_r1.content import content_key
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
-from mmemb_r1.rationale_tokens import forced_embeddings, thought_ids
+from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix
 from mmemb_r1.sentence_transformer import MMEmbR1
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
 from mmemb_r1.training.selection.pairs import other_side
-from mmemb_r1.training.tables import content_key
 from mmemb_r1.training.vlm import weights_fingerprint
 
 _Key = tuple[bytes, "str | None"]
@@ -104,7 +104,7 @@ class EmbeddingEvaluator:
         """`<think> r </think> <|embed|>`, or nothing."""
         if rationale is None:
             return []
-        return thought_ids(self._encoder.processor, self._encoder[0].model.config, rationale)
+        return rationale_suffix(self._encoder.processor, self._encoder[0].model.config, rationale)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""What an evaluator is asked and what it answers."""
+"""What an evaluator is asked and what it answers, and the two kinds of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from mmemb_r1._lazy import import_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,3 +59,43 @@ class TrialError(ValueError):
     def __init__(self, index: int, reason: str) -> None:
         self.index, self.reason = index, reason
         super().__init__(f"Trial {index} can't be judged: {reason}")
+
+
+# Imported when they are used: they need torch, and import this file.
+KINDS = {
+    "vlm": "mmemb_r1.training.selection.vlm_evaluator:VLMEvaluator",
+    "embedding": "mmemb_r1.training.selection.embedding_evaluator:EmbeddingEvaluator",
+}
+
+
+def load_evaluator(model: str, kind: str | None = None, **options: Any) -> PairEvaluator:
+    """
+    Load an evaluator.
+
+    Args:
+        model: a vision-language model, which answers yes or no, or an mmemb-r1 checkpoint, which compares vectors: a
+            folder or a Hub id.
+        kind: `"vlm"` or `"embedding"`. Default: see `evaluator_kind`.
+        options: further arguments of [`VLMEvaluator`] or [`EmbeddingEvaluator`].
+
+    Raises:
+        ValueError: if there is no such kind, or the model can't be loaded.
+    """
+    kind = kind or evaluator_kind(model)
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is no kind of evaluator; allowed: {', '.join(map(repr, KINDS))}.")
+    return import_object(KINDS[kind])(model, **options)
+
+
+def evaluator_kind(model: str) -> str:
+    """Return `"embedding"` for an mmemb-r1 checkpoint, `"vlm"` for another model; a `ValueError` if there is none."""
+    from transformers import AutoConfig
+
+    from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Config  # this module registers it with AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir(), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the evaluator {model!r} can't be loaded: there is no model ({reason}).") from error
+    return "embedding" if isinstance(config, MMEmbR1Config) else "vlm"

@@ -8,15 +8,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
 
-from mmemb_r1.training.joint.collator import augmented
+from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.pairs import PairIndex, Partners, index_pairs, other_side
 from mmemb_r1.training.selection.trials import index_candidates
 from mmemb_r1.training.tables import StoredInputs
 
-Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 KINDS = ("none", "right", "wrong")
 
 
@@ -121,8 +119,8 @@ class Judgements:
         inputs = {side: self._inputs[side][row], other: self._inputs[other][partner]}
         if kind == "right" and inputs[side].get("text") and rng.random() < self.blind_share:
             inputs[side] = {name: value for name, value in inputs[side].items() if name not in ("image", "video")}
-        if augment := self.augment:
-            inputs = {name: augmented(value, lambda image: augment(image, rng)) for name, value in inputs.items()}
+        if (augment := self.augment) is not None:
+            inputs = {name: augmented(value, augment, rng) for name, value in inputs.items()}
         return Judgement(
             query=inputs["query"], target=inputs["target"], side=side, rationale=rationale, kind=kind, label=label
         )

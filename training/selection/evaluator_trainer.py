@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -17,8 +17,9 @@ from trl.trainer.base_config import _BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer
 
 from mmemb_r1.atlas import augment
-from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
+from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.rationale_tokens import append_tokens
+from mmemb_r1.training.run import TrainingRun
 from mmemb_r1.training.selection.evaluator_data import KINDS, Judgement, Judgements
 from mmemb_r1.training.selection.vlm_evaluator import (
     PROMPT_FILE,
@@ -82,6 +83,13 @@ class EvaluatorConfig(_BaseConfig):
             raise ValueError("none_share=0: an evaluator has to know what it thinks without a rationale.")
         if self.draws_per_pair < 1:
             raise ValueError(f"draws_per_pair={self.draws_per_pair} has to be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorRun(TrainingRun):
+    """Describe the training of an evaluator."""
+
+    config_class: ClassVar[type] = EvaluatorConfig
 
 
 class EvaluatorTrainer(_BaseTrainer):

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 
-from mmemb_r1.content import PARTS
+from mmemb_r1.content import content_key
+from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.training.rationales.worker import SIDES
-from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, content_key, stored_column
+from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, stored_column, stored_digest
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,8 @@ def index_pairs(pairs: Dataset) -> PairIndex:
     digest = blake2b(digest_size=16)
 
     def number(value: Any) -> int:
-        key = content_key(value)
-        digest.update(key)
-        return numbers.setdefault(key, len(numbers))
+        digest.update(stored_digest(value))
+        return numbers.setdefault(content_key(value), len(numbers))
 
     ids = stored_column(pairs, "pair_id").to_pylist()
     tasks = [""] * len(ids)

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from mmemb_r1.runs import claim, claimed, progress_bar, replaced_file
+from mmemb_r1.runs import check_run, progress_bar, record_run, replaced_file
 from mmemb_r1.training.selection.evaluator import PairEvaluator, TrialError
 from mmemb_r1.training.selection.trials import Posed, Trials
 
@@ -71,7 +71,7 @@ def score(
             "parts from 1/n to n/n"
         )
     identity = _identity(trials, evaluator, shard_size)
-    claimed(folder / "run.json", identity, **_messages(folder))
+    check_run(folder / "run.json", identity, **_messages(folder))
     paths = shard_paths(folder, len(trials), shard_size)
     mine = range(part[0] - 1, len(paths), part[1])
     missing = {
@@ -87,7 +87,7 @@ def score(
             batches = _scored(trials, evaluator, numbers, batch_size, partial(bar.advance, task))
             table = _with_rationales(trials.candidates.table, *batches)
             # only now: until something came of them, settings may be corrected
-            claim(folder / "run.json", identity, **_messages(folder))
+            record_run(folder / "run.json", identity, **_messages(folder))
             with replaced_file(paths[number]) as temporary:
                 pq.write_table(table, temporary)
             logger.info("scoring: shard %d of %d, %d trials", done, len(missing), len(numbers))
@@ -116,7 +116,7 @@ def _identity(trials: Trials, evaluator: PairEvaluator, shard_size: int) -> dict
 def _messages(folder: Path) -> dict[str, str]:
     return {
         "what": f"the folder of scores {folder}",
-        "mend": "Scores can be used again with another selection, margin, space, temperature or wrong-pair "
+        "hint": "Scores can be used again with another selection, margin, space, temperature or wrong-pair "
         "correction; for anything else choose another folder, or remove this one.",
     }
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, render, to_conversations, truncate_conversation
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
 from mmemb_r1.training.shared_prefix import read_prefix, suffix_logits

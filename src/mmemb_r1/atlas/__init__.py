@@ -1,4 +1,4 @@
-"""Atlas: a small real benchmark, built from installed packages without a download."""
+"""Build Atlas, a small benchmark of real pictures and facts, from installed packages without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build Atlas from installed packages and write it as Parquet with a card; load it again; summarise it."""
+"""Build Atlas from installed packages, write it as Parquet with a card, and load it again."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ MANIFEST = "atlas.json"
 
 @dataclass(frozen=True)
 class Atlas:
-    """The benchmark, loaded.
+    """The benchmark Atlas, loaded.
 
     Args:
         pairs (`datasets.DatasetDict`): splits train, policy, validation, test with the columns of `pair_features`.
         candidates (`datasets.Dataset`): every candidate of every set, columns of `candidate_features`.
-        directory (`pathlib.Path`): where it lies.
+        directory (`pathlib.Path`): its folder.
         manifest (`dict`): arguments, versions of the sources, counts, hashes.
     """
 
@@ -64,7 +64,7 @@ def build_atlas(
 
     Args:
         directory (`str` or path): written as a whole or not at all; an older Atlas in it is replaced.
-        seed (`int`, *optional*, defaults to 0): of the splits, the generated questions and the renderings.
+        seed (`int`, *optional*, defaults to 0): seed of the splits, the generated questions and the renderings.
         size (`int`, *optional*, defaults to 64): side of every picture in pixels, at least 16.
         num_objects (`int`, *optional*, defaults to 400): objects beside the flags, at least 10.
         num_countries (`int`, *optional*): the most populous ones with a flag like no other's, at least 12; by default
@@ -173,7 +173,7 @@ def _check_at_least(**bounds: tuple[int, int]) -> None:
 
 
 def atlas_texts(atlas: Atlas) -> list[str]:
-    """All text a model meets in training: questions, answers and rationales of train, and every candidate."""
+    """List all text a model sees in training: questions, answers and rationales of train, and every candidate."""
     texts: set[str] = set()
     columns = ["query_text", "target_text", "query_rationale", "target_rationale"]
     flat = atlas.pairs[TRAIN].flatten().rename_columns({"query.text": "query_text", "target.text": "target_text"})
@@ -186,7 +186,7 @@ def atlas_texts(atlas: Atlas) -> list[str]:
 
 
 def majority_baseline(pairs_train: Dataset, pairs_eval: Dataset) -> dict[str, float]:
-    """hit@1 per task of always giving the task's most frequent answer in training (0 for a task not trained)."""
+    """Compute hit@1 per task of always giving the task's most frequent training answer (0 for a task not trained)."""
     trained: dict[str, Counter[str]] = {}
     for task, answer in _tasks_and_answers(pairs_train):
         trained.setdefault(task, Counter())[answer] += 1

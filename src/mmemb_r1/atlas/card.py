@@ -23,7 +23,7 @@ SOURCES = {
 
 
 def package_folder(name: str) -> Path:
-    """Folder of an installed package, found without importing it. ImportError when it is not installed."""
+    """Find the folder of an installed package without importing it. ImportError when it is not installed."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"Atlas is built from the package {name!r}, which is missing: pip install 'mmemb-r1[atlas]'")
@@ -31,7 +31,7 @@ def package_folder(name: str) -> Path:
 
 
 def source_versions() -> dict[str, str]:
-    """Installed version of each source. ImportError when one is not installed."""
+    """Look up the installed version of each source. ImportError when one is not installed."""
     versions = {}
     for name in SOURCES:
         try:
@@ -68,17 +68,25 @@ configs:
 # Atlas
 
 A small benchmark of multimodal retrieval with simple and multi-hop tasks, built by `mmemb-r1 atlas build` from
-packages on PyPI. Each pair has a query, a target in a candidate set, and the chain of thought from one to the other.
+packages on PyPI. Each pair has a query, a target in a candidate set, and the rationale that leads to it.
 
 * `train`: facts of all countries as text, names of all pictures, multi-hop questions of the training countries only.
 * `policy`, `validation`, `test`: countries and digit images of their own, in renderings of their own. Their multi-hop
   questions join facts and perception that were trained apart. Their text-only questions repeat questions of `train`.
 * Facts are those of the source packages, rounded, with a few corrections; they are no statement on any territory.
 """
+SOURCES_TEXT = """\
+## Sources and licences
+
+The tables hold pictures from OpenMoji (all emojis designed by OpenMoji, the open-source emoji and icon
+project; licence CC BY-SA 4.0; scaled, and moved and recoloured in the evaluation splits), so they are
+under CC BY-SA 4.0 as a whole. The digits are from Alpaydin and Kaynak, Optical Recognition of
+Handwritten Digits, UCI Machine Learning Repository (CC BY 4.0; arranged and scaled).
+"""
 
 
 def build_card(manifest: dict[str, Any]) -> str:
-    """Markdown with licences, arguments, counts and hashes.
+    """Write the README.md: licences, arguments, counts and hashes.
 
     Args:
         manifest (`dict`): `arguments`, `versions`, `counts` (table -> task or candidate set -> rows), `fingerprint`,
@@ -94,38 +102,15 @@ def build_card(manifest: dict[str, Any]) -> str:
     totals = " | ".join(str(sum(table.values())) for table in counts.values())
     sets = [f"| {name} | {number} |" for name, number in candidates.items()]
     settings = [f"* {name}: {value}" for name, value in manifest["arguments"].items()]
-    return "\n".join(
-        [
-            HEADER,
-            "## Sources and licences",
-            "",
-            "The tables hold pictures from OpenMoji (all emojis designed by OpenMoji, the open-source emoji and icon",
-            "project; licence CC BY-SA 4.0; scaled, and moved and recoloured in the evaluation splits), so they are",
-            "under CC BY-SA 4.0 as a whole. The digits are from Alpaydin and Kaynak, Optical Recognition of",
-            "Handwritten Digits, UCI Machine Learning Repository (CC BY 4.0; arranged and scaled).",
-            "",
-            "| package | used for | licence |",
-            "|---|---|---|",
-            *sources,
-            "",
-            "## Pairs",
-            "",
-            f"| task | {' | '.join(counts)} |",
-            f"|---|{'---|' * len(counts)}",
-            *rows,
-            f"| all | {totals} |",
-            "",
-            "## Candidates",
-            "",
-            "| set | candidates |",
-            "|---|---|",
-            *sets,
-            "",
-            "## Built with",
-            "",
+    header, rule = f"| task | {' | '.join(counts)} |", f"|---|{'---|' * len(counts)}"
+    parts = {
+        f"{HEADER}\n{SOURCES_TEXT}": ["| package | used for | licence |", "|---|---|---|", *sources],
+        "## Pairs\n": [header, rule, *rows, f"| all | {totals} |"],
+        "## Candidates\n": ["| set | candidates |", "|---|---|", *sets],
+        "## Built with\n": [
             *settings,
             f"* fingerprint of the inputs: `{manifest['fingerprint']}`",
             f"* content hash: `{manifest['content_hash']}`",
-            "",
-        ]
-    )
+        ],
+    }
+    return "\n\n".join("\n".join([title, *lines]) for title, lines in parts.items()) + "\n"

@@ -1,4 +1,4 @@
-"""Choices that depend on a seed and a name only: not on order, platform or library version."""
+"""Make choices that depend on a seed and a name alone: not on order, platform or library version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def unit_hash(*parts: object) -> float:
-    """A number in [0, 1) that is a pure function of `parts`.
+    """Hash `parts` to a number in [0, 1).
 
     >>> unit_hash("a", 1) == unit_hash("a", 1) != unit_hash("a", 2)
     True
@@ -18,7 +18,7 @@ def unit_hash(*parts: object) -> float:
 
 
 def seeded_rng(*parts: object) -> np.random.Generator:
-    """A random stream of its own for `parts`."""
+    """Make a random generator that is seeded with `parts`."""
     return np.random.default_rng(_digest(parts))
 
 

@@ -1,4 +1,4 @@
-"""Countries and their facts: places and figures from countryinfo; names, currencies, languages from CLDR (Babel)."""
+"""Load countries and their facts: places and figures from countryinfo, names, currencies, languages from Babel."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ class Country:
     neighbours: dict[str, str] = field(default_factory=dict)
 
     def state(self, relation: str) -> str:
-        """The one sentence that states a fact, the same wherever the fact is used."""
+        """State a fact, in the sentence used everywhere."""
         rule = RELATIONS[relation]
         return rule.sentence.format(noun=rule.noun, name=self.name, answer=self.facts[relation])
 
 
 def load_countries() -> list[Country]:
-    """All countries with a capital, a language, an area and at least 500 people, most populous first."""
+    """Load all countries with a capital, a language, an area and at least 500 people, most populous first."""
     records: dict[str, dict[str, Any]] = {}
     for record in _read_records():
         code = record["ISO"]["alpha2"]
@@ -116,7 +116,7 @@ def restrict_neighbours(countries: list[Country]) -> list[Country]:
 
 
 def round_in_words(number: float) -> str:
-    """Two significant digits in words.
+    """Write a number with two significant digits and the word for its size.
 
     >>> round_in_words(1285216), round_in_words(28748), round_in_words(0.49), round_in_words(999_999)
     ('1.3 million', '29 thousand', '0.49', '1 million')
@@ -177,7 +177,7 @@ def _currency(code: str) -> str:
 
 
 def _language(record: dict[str, Any]) -> str:
-    """The first language of countryinfo's list that CLDR calls official, else the most spoken official one."""
+    """Choose the first language of countryinfo's list that is official in CLDR, else the most spoken official one."""
     from babel import Locale
     from babel.languages import get_official_languages
 

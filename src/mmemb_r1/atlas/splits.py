@@ -1,4 +1,4 @@
-"""Which questions belong to which split: disjoint by country, by digit image and, for evaluation, by object."""
+"""Assign questions to splits: disjoint by country, by digit image and, for evaluation, by object."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmemb_r1.atlas.tasks import (
     COMPARISONS,
     LOOKUP_RELATIONS,
     MAX_DIGITS,
-    Question,
+    AtlasQuestion,
     comparison,
     country_facts,
     country_lookups,
@@ -29,17 +29,17 @@ FRACTIONS = {TRAIN: 0.55, "policy": 0.13, "validation": 0.07, "test": 0.25}
 SPLITS = tuple(FRACTIONS)
 # Every object is trained; the other splits show disjoint subsets in other renderings.
 OBJECT_FRACTIONS = {"policy": 0.3, "validation": 0.15, "test": 0.55}
-# Comparisons and digits can be made without end: rows of each such task, as a share of the number for training.
+# Comparisons and digits can be generated without end: rows of each such task, as a share of `generated_rows`.
 GENERATED = {TRAIN: 1.0, "policy": 0.2, "validation": 0.05, "test": 0.08}
 DIGIT_TASKS = ("digits-sum", "digits-largest", "digits-nth")
 
 
-def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str, list[Question]]:
-    """The questions of every split, in a fixed order.
+def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str, list[AtlasQuestion]]:
+    """Ask the questions of every split, in a fixed order.
 
     Args:
         world (`World`): what to ask about.
-        seed (`int`): of every choice.
+        seed (`int`): seed of every choice.
         generated_rows (`int`): training rows of each comparison and digit task.
     """
     by_code = {country.code: country for country in world.countries}
@@ -48,13 +48,13 @@ def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str
     object_split = split_keys((thing.hexcode for thing in world.objects), OBJECT_FRACTIONS, seed, "object")
     digit_split = split_keys(map(str, range(len(world.digits))), FRACTIONS, seed, "digit")
 
-    questions: dict[str, list[Question]] = {}
+    questions: dict[str, list[AtlasQuestion]] = {}
     for split, share in GENERATED.items():
         own = [flag for flag in world.flags if country_split[flag.code] == split]
         named, things, known = own, [t for t in world.objects if object_split[t.hexcode] == split], own
         if split == TRAIN:
             named, things, known = world.flags, world.objects, world.countries
-        rows: list[Question] = []
+        rows: list[AtlasQuestion] = []
         for flag in named:
             rows.extend(flag_naming(flag))
         for thing in things:
@@ -74,13 +74,13 @@ def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str
 
 
 def unique_answers(countries: Collection[Country]) -> Mapping[str, set[str]]:
-    """Relation -> the answers that belong to one country only (Kingston is the capital of two)."""
+    """Find the answers that belong to one country only, by relation (Kingston is the capital of two)."""
     counts = {relation: Counter(country.facts[relation] for country in countries) for relation in LOOKUP_RELATIONS}
     return {relation: {answer for answer, n in count.items() if n == 1} for relation, count in counts.items()}
 
 
 def digit_indices(key: str) -> list[int]:
-    """The digit images of a digit picture's key.
+    """Read the digit images out of a digit picture's key.
 
     >>> digit_indices("digits-12-845")
     [12, 845]
@@ -88,7 +88,7 @@ def digit_indices(key: str) -> list[int]:
     return [int(index) for index in key.split("-")[1:]]
 
 
-def _comparisons(flags: list[Country], number: int, seed: int) -> Iterator[Question]:
+def _comparisons(flags: list[Country], number: int, seed: int) -> Iterator[AtlasQuestion]:
     by_code = {flag.code: flag for flag in flags}
     for relation in COMPARISONS:
         ordered = sorted(permutations(by_code, 2), key=lambda pair: unit_hash(seed, "compare", relation, *pair))
@@ -99,10 +99,10 @@ def _comparisons(flags: list[Country], number: int, seed: int) -> Iterator[Quest
 
 def _digit_questions(
     indices: list[int], labels: Sequence[int], number: int, seed: int, split: str
-) -> Iterator[Question]:
+) -> Iterator[AtlasQuestion]:
     for task in DIGIT_TASKS:
         rng = seeded_rng(seed, "digits", split, task)
-        asked: dict[str, Question] = {}
+        asked: dict[str, AtlasQuestion] = {}
         while len(asked) < number:
             count = int(rng.integers(2, MAX_DIGITS + 1))
             chosen = [indices[i] for i in rng.choice(len(indices), size=count, replace=False)]

@@ -1,4 +1,4 @@
-"""Make the rows of Atlas's tables: questions and candidates with their pictures rendered."""
+"""Make the rows of Atlas's tables: questions and candidates, with their pictures rendered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmemb_r1.atlas.hashing import seeded_rng
 from mmemb_r1.atlas.knowledge import RELATIONS
 from mmemb_r1.atlas.pictures import augment, encode_png, render_digits, render_emoji
 from mmemb_r1.atlas.splits import TRAIN, digit_indices
-from mmemb_r1.atlas.tasks import MAX_DIGITS, Question
+from mmemb_r1.atlas.tasks import MAX_DIGITS, AtlasQuestion
 from mmemb_r1.atlas.world import LANGUAGES
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def input_feature() -> dict[str, Any]:
-    """Feature of one input: text or None, a list of pictures (empty for none), instruction or None."""
+    """Describe the column of an input: text or None, a list of pictures (empty for none), instruction or None."""
     from datasets import Image, List, Value
 
     return {"text": Value("string"), "image": List(Image()), "instruction": Value("string")}
 
 
 def pair_features() -> Features:
-    """`datasets.Features` of a split of pairs."""
+    """Describe the columns of a table of pairs."""
     from datasets import Features, List, Value
 
     text, segments = Value("string"), List(Value("string"))
@@ -50,7 +50,7 @@ def pair_features() -> Features:
 
 
 def candidate_features() -> Features:
-    """`datasets.Features` of the candidates."""
+    """Describe the columns of the table of candidates."""
     from datasets import Features, Value
 
     return Features({"candidate_set": Value("string"), "candidate_id": Value("string"), "input": input_feature()})
@@ -62,20 +62,20 @@ Row = dict[str, Any]
 
 
 class Studio:
-    """Renders pictures by key: canonical ones once, other renderings each from a random stream of its own."""
+    """Render pictures by key: canonical ones once, other renderings each from its own random generator."""
 
     def __init__(self, world: World, size: int, seed: int) -> None:
         self.world, self.size, self.seed = world, size, seed
         self.encoded: dict[str, bytes] = {}
 
     def canonical(self, key: str) -> bytes:
-        """PNG of the picture `key`."""
+        """Render the picture `key` as PNG."""
         if key not in self.encoded:
             self.encoded[key] = encode_png(self._picture(key))
         return self.encoded[key]
 
     def varied(self, key: str, *stream: object) -> bytes:
-        """PNG of another rendering of the picture `key`, a function of the seed and `stream`."""
+        """Render the picture `key` in another way, as PNG; the seed and `stream` determine which."""
         return encode_png(augment(self._picture(key), seeded_rng(self.seed, "rendering", *stream)))
 
     def _picture(self, key: str) -> Image.Image:
@@ -84,13 +84,13 @@ class Studio:
         return render_digits([self.world.digit_images[index] for index in digit_indices(key)], self.size)
 
 
-def make_pair_id(split: str, question: Question, task: str | None = None) -> str:
-    """The id of the pair that asks a question in a split, as `task` where that is not the question's own."""
+def make_pair_id(split: str, question: AtlasQuestion, task: str | None = None) -> str:
+    """Make the id of the pair that asks a question in a split, as `task` where that is not the question's own."""
     return "/".join(part for part in (split, task or question.task, question.entity, question.variant) if part)
 
 
-def pair_rows(split: str, questions: Iterable[Question], studio: Studio) -> list[Row]:
-    """One row per question; training shows canonical pictures, the other splits renderings it never shows."""
+def pair_rows(split: str, questions: Iterable[AtlasQuestion], studio: Studio) -> list[Row]:
+    """Make one row per question; training shows canonical pictures, the other splits renderings it never shows."""
     rows = []
     for question in questions:
         pair_id = make_pair_id(split, question)
@@ -102,8 +102,8 @@ def pair_rows(split: str, questions: Iterable[Question], studio: Studio) -> list
     return rows
 
 
-def second_font_rows(split: str, questions: Iterable[Question], font: Path, studio: Studio) -> list[Row]:
-    """The naming questions once more, as `picture-name-noto`, with the pictures of another vendor's font."""
+def second_font_rows(split: str, questions: Iterable[AtlasQuestion], font: Path, studio: Studio) -> list[Row]:
+    """Ask the naming questions again, as `picture-name-noto`, with the pictures of another vendor's font."""
     rows = []
     for question in questions:
         picture = render_emoji(question.entity, font, studio.size) if question.task in NAME_TASKS else None
@@ -114,7 +114,7 @@ def second_font_rows(split: str, questions: Iterable[Question], font: Path, stud
 
 
 def candidate_rows(world: World, studio: Studio) -> list[Row]:
-    """Every candidate of every set once, texts in alphabetical order."""
+    """List every candidate of every set once, texts in alphabetical order."""
     texts: dict[str, Iterable[str]] = {
         "name": [*(flag.name for flag in world.flags), *(thing.name for thing in world.objects)],
         "country": [country.name for country in world.countries],
@@ -139,8 +139,8 @@ def candidate_rows(world: World, studio: Studio) -> list[Row]:
     return rows
 
 
-def _answer(split: str, question: Question, studio: Studio) -> Row:
-    """The target; outside of training a picture is the candidate's rendering, which training never shows."""
+def _answer(split: str, question: AtlasQuestion, studio: Studio) -> Row:
+    """Make the target; outside training a picture is the candidate's rendering, which training never shows."""
     if question.candidate_set != "picture":
         return _input(question.answer)
     if split == TRAIN:
@@ -152,7 +152,7 @@ def _candidate_picture(key: str, studio: Studio) -> Row:
     return _input(pictures=[studio.varied(key, "candidate", key)])
 
 
-def _pair_row(pair_id: str, task: str, question: Question, shown: list[bytes], target: Row) -> Row:
+def _pair_row(pair_id: str, task: str, question: AtlasQuestion, shown: list[bytes], target: Row) -> Row:
     return {
         "pair_id": pair_id,
         "task": task,

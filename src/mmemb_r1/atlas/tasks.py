@@ -1,4 +1,4 @@
-"""The questions of every task and their gold rationales, as pure functions of what the knowledge holds."""
+"""Ask the questions of every task, with their gold rationales, from the facts of countries and objects."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ FLAG_RELATIONS = ("capital", "region", "currency", "language", "tld")
 NEIGHBOUR_RELATIONS = ("capital", "currency")
 LOOKUP_RELATIONS = ("capital", "tld")
 COMPARISONS = {"area": "Which is larger?", "population": "Which is more populous?"}
-MIN_RATIO = 1.25  # two countries are compared only when the answer is plain
+MIN_RATIO = 1.25  # two countries are compared only where one is larger by this factor
 ORDINALS = ("1st", "2nd", "3rd", "4th")
 MAX_DIGITS = len(ORDINALS)
 
 
 @dataclass(frozen=True)
-class Question:
-    """One pair before its pictures are rendered.
+class AtlasQuestion:
+    """A pair of Atlas before its pictures are rendered.
 
     Args:
         task (`str`): kebab-case name.
         complexity (`str`): "simple" or "multi-hop".
         entity (`str`): country code, object hexcode or digit key; two compared countries are joined by "+".
-        candidate_set (`str`): where the answer is looked for.
+        candidate_set (`str`): the set that the answer is searched in.
         answer (`str`): candidate id: the answer's text, or the key of the picture that is the answer.
         rationale (`tuple[str, ...]`): query side, 1 to 3 segments.
         text (`str`, *optional*): the question.
         pictures (`tuple[str, ...]`): keys of the query's pictures.
         answer_rationale (`tuple[str, ...]`): target side, for answers that are pictures.
-        variant (`str`): tells apart questions of one task and entity.
+        variant (`str`): distinguishes questions of the same task and entity.
     """
 
     task: str
@@ -48,27 +48,27 @@ class Question:
 
 
 def flag_sentence(country: Country) -> str:
-    """The one sentence that says whose flag a picture shows."""
+    """Say whose flag a picture shows, in the sentence used everywhere."""
     return f"This is the flag of {country.name}."
 
 
-def flag_naming(country: Country) -> Iterator[Question]:
-    """picture-name-flag and name-picture of one flag."""
+def flag_naming(country: Country) -> Iterator[AtlasQuestion]:
+    """Ask picture-name-flag and name-picture of a flag."""
     code, seen = country.code, (flag_sentence(country),)
-    yield Question("picture-name-flag", SIMPLE, code, "name", country.name, seen, "What is this?", (code,))
-    yield Question(
+    yield AtlasQuestion("picture-name-flag", SIMPLE, code, "name", country.name, seen, "What is this?", (code,))
+    yield AtlasQuestion(
         "name-picture", SIMPLE, code, "picture", code, seen, f"flag of {country.name}", answer_rationale=seen
     )
 
 
-def object_naming(thing: PictureObject, languages: Collection[str] = ()) -> Iterator[Question]:
-    """picture-name-object, name-picture, and picture-name-<language> for `languages` of one object."""
+def object_naming(thing: PictureObject, languages: Collection[str] = ()) -> Iterator[AtlasQuestion]:
+    """Ask picture-name-object, name-picture and, for each of `languages`, picture-name-<language> of an object."""
     code, seen = thing.hexcode, (thing.state(),)
-    yield Question("picture-name-object", SIMPLE, code, "name", thing.name, seen, "What is this?", (code,))
-    yield Question("name-picture", SIMPLE, code, "picture", code, seen, thing.name, answer_rationale=seen)
+    yield AtlasQuestion("picture-name-object", SIMPLE, code, "name", thing.name, seen, "What is this?", (code,))
+    yield AtlasQuestion("name-picture", SIMPLE, code, "picture", code, seen, thing.name, answer_rationale=seen)
     for language in languages:
         answer = thing.translations[language]
-        yield Question(
+        yield AtlasQuestion(
             f"picture-name-{language}",
             SIMPLE,
             code,
@@ -80,11 +80,11 @@ def object_naming(thing: PictureObject, languages: Collection[str] = ()) -> Iter
         )
 
 
-def country_facts(country: Country) -> Iterator[Question]:
-    """fact-<relation>: everything known of one country, as text."""
+def country_facts(country: Country) -> Iterator[AtlasQuestion]:
+    """Ask fact-<relation>: everything known of a country, as text."""
     for relation, answer in country.facts.items():
         rule = RELATIONS[relation]
-        yield Question(
+        yield AtlasQuestion(
             f"fact-{relation}",
             SIMPLE,
             country.code,
@@ -95,12 +95,12 @@ def country_facts(country: Country) -> Iterator[Question]:
         )
 
 
-def country_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Iterator[Question]:
-    """fact-country: from a fact back to the country, where the fact is its alone (`unique`: relation -> answers)."""
+def country_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Iterator[AtlasQuestion]:
+    """Ask fact-country: which country a fact belongs to, where only one has it (`unique`: relation -> answers)."""
     for relation in LOOKUP_RELATIONS:
         answer = country.facts[relation]
         if answer in unique[relation]:
-            yield Question(
+            yield AtlasQuestion(
                 "fact-country",
                 SIMPLE,
                 country.code,
@@ -112,11 +112,11 @@ def country_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> 
             )
 
 
-def flag_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Iterator[Question]:
-    """fact-flag: from a fact to the flag."""
+def flag_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Iterator[AtlasQuestion]:
+    """Ask fact-flag: the flag of the country that a fact belongs to."""
     seen = flag_sentence(country)
     for question in country_lookups(country, unique):
-        yield Question(
+        yield AtlasQuestion(
             "fact-flag",
             MULTI_HOP,
             country.code,
@@ -129,12 +129,12 @@ def flag_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Ite
         )
 
 
-def flag_facts(country: Country, countries: Mapping[str, Country]) -> Iterator[Question]:
-    """flag-<relation> and neighbour-<relation> of one flag. `countries`: code -> country, neighbours included."""
+def flag_facts(country: Country, countries: Mapping[str, Country]) -> Iterator[AtlasQuestion]:
+    """Ask flag-<relation> and neighbour-<relation> of a flag. `countries`: code -> country, neighbours included."""
     code, seen = country.code, flag_sentence(country)
     for relation in FLAG_RELATIONS:
         rule = RELATIONS[relation]
-        yield Question(
+        yield AtlasQuestion(
             f"flag-{relation}",
             MULTI_HOP,
             code,
@@ -150,7 +150,7 @@ def flag_facts(country: Country, countries: Mapping[str, Country]) -> Iterator[Q
         neighbour = countries[country.neighbours[which]]
         for relation in NEIGHBOUR_RELATIONS:
             rule = RELATIONS[relation]
-            yield Question(
+            yield AtlasQuestion(
                 f"neighbour-{relation}",
                 MULTI_HOP,
                 code,
@@ -163,14 +163,14 @@ def flag_facts(country: Country, countries: Mapping[str, Country]) -> Iterator[Q
             )
 
 
-def comparison(relation: str, first: Country, second: Country) -> Question | None:
-    """compare-<relation> of two flags in this order, or None where the two are too close to tell."""
+def comparison(relation: str, first: Country, second: Country) -> AtlasQuestion | None:
+    """Ask compare-<relation> of two flags in this order, or None where the two countries are too similar."""
     sizes = {"area": (first.area, second.area), "population": (first.population, second.population)}[relation]
     if max(sizes) < MIN_RATIO * min(sizes) or first.facts[relation] == second.facts[relation]:
         return None
     winner = first if sizes[0] > sizes[1] else second
     verdict = "larger" if relation == "area" else "more populous"
-    return Question(
+    return AtlasQuestion(
         f"compare-{relation}",
         MULTI_HOP,
         f"{first.code}+{second.code}",
@@ -186,12 +186,12 @@ def comparison(relation: str, first: Country, second: Country) -> Question | Non
     )
 
 
-def digit_question(task: str, key: str, digits: Sequence[int], place: int = 0) -> Question:
-    """digits-sum, digits-largest or digits-nth of one picture of 2 to 4 digits.
+def digit_question(task: str, key: str, digits: Sequence[int], place: int = 0) -> AtlasQuestion:
+    """Ask digits-sum, digits-largest or digits-nth of a picture of 2 to 4 digits.
 
     Args:
         task (`str`): one of the three.
-        key (`str`): of the picture.
+        key (`str`): key of the picture.
         digits (`Sequence[int]`): in reading order.
         place (`int`, *optional*, defaults to 0): which digit digits-nth asks for, from 0.
     """
@@ -201,7 +201,7 @@ def digit_question(task: str, key: str, digits: Sequence[int], place: int = 0) -
         "digits-nth": (f"{ORDINALS[place]} digit?", f"The {ORDINALS[place]}", digits[place]),
     }[task]
     listed = f"The digits are {', '.join(map(str, digits))}."
-    return Question(
+    return AtlasQuestion(
         task,
         MULTI_HOP,
         key,

@@ -54,7 +54,7 @@ SHORT_NAME = re.compile(r"(?=.{3,18}$)[a-z]+(?:[ -][a-z]+){0,2}")
 
 @dataclass(frozen=True)
 class PictureObject:
-    """One object.
+    """An object that Atlas shows.
 
     Args:
         hexcode (`str`): code point, OpenMoji's file name ("1F436").
@@ -67,12 +67,12 @@ class PictureObject:
     translations: dict[str, str]
 
     def state(self) -> str:
-        """The one sentence that says what the picture shows."""
+        """Say what the picture shows, in the sentence used everywhere."""
         return f"This is {with_article(self.name)}."
 
 
 def load_objects() -> list[PictureObject]:
-    """All eligible objects in a fixed mixed order, so that the first n are a fair sample. Names are unique."""
+    """Load all eligible objects in a fixed mixed order, so that the first n are a fair sample. Names are unique."""
     import emoji
 
     emoji.config.load_language(list(LANGUAGES))
@@ -92,7 +92,8 @@ def load_objects() -> list[PictureObject]:
 
 
 def with_article(name: str) -> str:
-    """
+    """Put the indefinite article before a noun, unless it is a plural.
+
     >>> with_article("dog face"), with_article("onion"), with_article("grapes"), with_article("compass")
     ('a dog face', 'an onion', 'grapes', 'a compass')
     """
@@ -112,7 +113,7 @@ def _is_eligible(code_point: int, name: str) -> bool:
 
 FLAG_DISTANCE = 0.0125
 OBJECT_DISTANCE = 0.03
-SPARE_OBJECTS = 30  # rendered beside those asked for, because look-alikes fall away
+SPARE_OBJECTS = 30  # rendered in addition, because look-alikes are dropped
 NUM_TRANSLATED = 150
 
 
@@ -140,7 +141,7 @@ class World:
 
 
 def make_world(size: int, num_objects: int, num_countries: int | None) -> World:
-    """Load, render at `size` pixels, and drop look-alikes. ValueError when more is asked for than there is."""
+    """Load and render countries, objects and digits without look-alikes. ValueError if there are too few."""
     countries, flags, flag_pictures = _choose_countries(size, num_countries)
     objects, object_pictures = _choose_objects(size, num_objects)
     digits, digit_images = _load_digits()
@@ -173,7 +174,7 @@ def _choose_objects(size: int, num_objects: int) -> tuple[list[PictureObject], d
 
 
 def _translated(objects: Iterable[PictureObject]) -> set[str]:
-    """The first objects whose name is theirs alone in every language."""
+    """Choose the first objects whose name in every language is theirs alone."""
     chosen: set[str] = set()
     used: set[tuple[str, str]] = set()
     for thing in objects:

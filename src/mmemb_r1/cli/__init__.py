@@ -1,7 +1,8 @@
-"""The `mmemb-r1` command: one module of this package per sub-command, imported only when that sub-command is used.
+"""Run the `mmemb-r1` command: each sub-command is one module of this package and one line of `COMMANDS`.
 
-A sub-command's module offers `HELP` (what it does, shown above its options), `configure(parser)` and
-`run(args) -> int`, and imports nothing but the standard library at its top, so that every `--help` answers at once.
+The module of `train-evaluator` is `train_evaluator`. It has `HELP` (what the command does, shown above its options),
+`configure(parser)` and `run(args) -> int`. It is imported only when the command is used, and imports only the standard
+library at its top, so that every `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ COMMANDS = {
     "init": "turn a vision-language model into an untrained mmemb-r1 checkpoint",
     "encode": "embed the inputs of a JSON lines file",
     "rationales": "draw rationales from a pool of workers (the prior)",
-    "train-evaluator": "train a model that judges whether a query and a target match",
-    "select": "keep the rationales that help a query meet its target (the posterior)",
+    "train-evaluator": "train the evaluator, which tells whether a query and a document match",
+    "select": "keep the rationales that bring a query closer to its document (the posterior)",
     "train": "train a checkpoint",
-    "calibrate": "set the gate's threshold for a wanted share of inputs that think",
+    "calibrate": "set the gate's threshold for a wanted invocation rate",
     "evaluate": "measure a model on Atlas or MMEB-V2",
-    "compare": "tell whether two evaluations differ by more than chance",
+    "compare": "test whether two evaluations differ by more than chance",
     "diagnose": "test whether a checkpoint reads its rationales",
     "card": "write a checkpoint's model card, or check it",
-    "push": "put a checkpoint on the Hub",
-    "pull": "get a checkpoint from the Hub, verified",
+    "push": "upload a checkpoint to the Hub",
+    "pull": "download a checkpoint from the Hub and verify it",
     "atlas": "build the Atlas benchmark",
 }
 USER_ERROR = 2
@@ -34,7 +35,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `mmemb-r1` and return its exit status: 0, 2 for an error of the user's, 130 when interrupted.
+    """Run `mmemb-r1` and return its exit status: 0, 2 for an error that the user can correct, 130 when interrupted.
 
     Args:
         argv: The arguments; defaults to those of the process.
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_status(args: argparse.Namespace) -> int:
-    """Run what `args.run` is, and report an error of the user's in one line, or with its traceback after `--debug`."""
+    """Call `args.run`; report an error that the user can correct in one line, or with a traceback after `--debug`."""
     try:
         return args.run(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -68,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of all sub-commands, with the options of the one that `arguments` ask for."""
+    """Make the parser of all sub-commands, with the options of the one that `arguments` ask for."""
     parser = argparse.ArgumentParser(prog="mmemb-r1", description="Multimodal embeddings that decide when to reason.")
     parser.add_argument("--version", action="version", version=f"mmemb-r1 {mmemb_r1.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

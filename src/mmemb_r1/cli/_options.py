@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they load."""
+"""Add the options that several commands share, and load what they name."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from mmemb_r1.atlas import Atlas
 
 
 def add_shard_options(parser: argparse._ActionsContainer) -> None:
@@ -26,7 +24,7 @@ def add_shard_options(parser: argparse._ActionsContainer) -> None:
 
 
 def show_progress(package: str) -> bool:
-    """Whether to show a bar: if standard error is a terminal. If it is none, `package` logs a line per shard."""
+    """Tell whether to show a bar: if standard error is a terminal. If it is none, `package` logs a line per shard."""
     bar = sys.stderr.isatty()
     logging.basicConfig(format="%(message)s")
     if not bar:
@@ -36,6 +34,8 @@ def show_progress(package: str) -> bool:
 
 def part(text: str) -> tuple[int, int]:
     """
+    Parse I/N, the I-th of N parts.
+
     >>> part("2/3")
     (2, 3)
     """
@@ -45,31 +45,22 @@ def part(text: str) -> tuple[int, int]:
     return int(first), int(count)
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """Add `--atlas` or `--mmeb`, of which one is required, and `--split`; what is returned takes other sources."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--atlas", metavar="DIR", help="what `mmemb-r1 atlas build` wrote")
-    source.add_argument("--mmeb", metavar="DIR", help="a local copy of MMEB-V2")
-    parser.add_argument("--split", choices=("policy", "validation", "test"), help="of Atlas; default: test")
-    return source
-
-
-def atlas_split(args: argparse.Namespace) -> tuple[Atlas, str, dict[str, Any]]:
-    """The Atlas that was asked for, the split, and what makes its tasks other tasks than those of another Atlas."""
-    from mmemb_r1.atlas import load_atlas
-
-    atlas, split = load_atlas(args.atlas), args.split or "test"
-    return atlas, split, {"dataset": "Atlas", "split": split, "content": atlas.manifest["content_hash"]}
-
-
 def listed(text: str) -> tuple[str, ...]:
     """
-    The names of a comma-separated list.
+    Split a comma-separated list.
 
     >>> listed("fact, flag")
     ('fact', 'flag')
     """
     return tuple(name.strip() for name in text.split(","))
+
+
+def add_row_options(parser: argparse._ActionsContainer) -> None:
+    """Add `--tasks` and `--per-task`: which rows of the table of `--pairs` are read, see [`read_pairs`]."""
+    parser.add_argument(
+        "--tasks", type=listed, metavar="A,B", help="only pairs of these tasks or groups of tasks; default: all"
+    )
+    parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
 
 
 MODULES_FILE = "modules.json"

@@ -1,25 +1,60 @@
-"""`mmemb-r1 train rounds`: the whole method again and again, each time with the last model among the workers."""
+"""`mmemb-r1 train rounds`: the whole method again and again, each time with the best model among the workers."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.cli._training import on_cpu, require_file
+
 HELP = """\
 Run the stages one after another, --n times: rationales from a pool, selection, joint phase, adaptive phase. From the
-second round on, the checkpoint that is the best so far is a worker too, and proposes what it would think.
+second round on, the checkpoint that is the best so far is a worker too, and proposes its own rationales.
 
 After each round the new checkpoint is measured on --eval-pairs. It takes the place of the one before only if it is
 better; otherwise the next round starts from that one again. A round that would only repeat the last one ends the run.
-OUTPUT/model is the best of all; OUTPUT/rounds.json tells the scores. A run that was stopped goes on with the same
+OUTPUT/model is the best of all; OUTPUT/rounds.json has the scores. A run that was stopped goes on with the same
 command, and with a larger --n it goes on from its end."""
 
 SETTINGS = ("model", "evaluator", "selection", "margin", "samples", "seed")  # that make a run another one
-NOTES, BEST = "rounds.json", "model"
+TABLES = ("pairs", "policy_pairs", "eval_pairs")
+RECORDS, BEST = "rounds.json", "model"
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Describe a run of `train rounds`; for each field see the option of its name."""
+
+    model: str
+    pairs: Path
+    policy_pairs: Path
+    eval_pairs: Path
+    pool: Path
+    evaluator: str
+    output: Path
+    n: int = 2
+    joint_config: Path | None = None
+    adaptive_config: Path | None = None
+    selection: str | None = None
+    margin: float | None = None
+    samples: int | None = None
+    seed: int = 0
+    cpu: bool = False
+
+    @property
+    def device(self) -> str | None:
+        return "cpu" if self.cpu else None
+
+    @property
+    def rationales(self) -> Path:
+        """The folder of the rationales of all rounds."""
+        return self.output / "rationales"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--eval-pairs", required=True, type=Path, metavar="FILE", help="pairs that checkpoints are compared on, others"
     )
     parser.add_argument("--pool", required=True, type=Path, metavar="FILE", help="the workers, YAML")
-    parser.add_argument("--evaluator", required=True, metavar="DIR", help="who judges, as for `mmemb-r1 select`")
+    parser.add_argument("--evaluator", required=True, metavar="DIR", help="the evaluator, as for `mmemb-r1 select`")
     parser.add_argument("--n", type=int, default=2, metavar="N", help="rounds; default: 2")
     parser.add_argument("--joint-config", type=Path, metavar="FILE", help="YAML, as for `mmemb-r1 train joint`")
     parser.add_argument("--adaptive-config", type=Path, metavar="FILE", help="YAML, as for `mmemb-r1 train adaptive`")
@@ -45,128 +80,119 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check(args)
-    output, notes = args.output, read_notes(args.output)
-    claim_folder(args)
-    start = Path(args.model)
-    if not notes:
-        notes = [{"round": 0, "model": str(start), "score": measure(start, args), "kept": True}]
-        write_notes(output, notes)
-        tell(notes[-1])
-    while len(notes) <= args.n:
-        number, best = len(notes), best_of(notes)
-        if number > 1 and proposers(notes) == proposers(notes[:-1]) and best == best_of(notes[:-1]):
-            print(
-                f"round {number} would repeat round {number - 1}: nothing better came of it, and nobody new proposes"
-            )
+    plan = Rounds(**{one.name: getattr(args, one.name) for one in dataclasses.fields(Rounds)})
+    check(plan)
+    output, records = plan.output, read_records(plan.output)
+    claim_folder(plan)
+    start = Path(plan.model)
+    if not records:
+        records = [{"round": 0, "model": str(start), "score": measure(start, plan), "kept": True}]
+        write_records(output, records)
+        print_record(records[-1])
+    while len(records) <= plan.n:
+        number, best = len(records), best_of(records)
+        if number > 1 and proposers(records) == proposers(records[:-1]) and best == best_of(records[:-1]):
+            print(f"round {number} would repeat round {number - 1}, which made nothing better: there is no new worker")
             break
-        draw(args, notes)
-        for command in stages(args, number, Path(best["model"])):
+        draw(plan, records)
+        for command in stages(plan, number, Path(best["model"])):
             run_command(command)
         made = output / f"round-{number}" / "adaptive" / "model"
-        score = measure(made, args)
-        notes.append({"round": number, "model": str(made), "score": score, "kept": score > best["score"]})
-        write_notes(output, notes)
-        tell(notes[-1])
-    replace_model(output, Path(best_of(notes)["model"]))
-    best = best_of(notes)
+        score = measure(made, plan)
+        records.append({"round": number, "model": str(made), "score": score, "kept": score > best["score"]})
+        write_records(output, records)
+        print_record(records[-1])
+    best = best_of(records)
+    replace_model(output, Path(best["model"]))
     print(f"the best is that of round {best['round']} ({best['score']:.4f}); it is in {output / BEST}")
+    print(f"next: mmemb-r1 evaluate --model {output / BEST} ...")
     return 0
 
 
-def check(args: argparse.Namespace) -> None:
-    """Everything that can be found wrong before the first stage, which may be hours before the last."""
-    from mmemb_r1.cli._training import read_recipe, training_fields
-    from mmemb_r1.cli.select import kind_of
-    from mmemb_r1.training import AdaptiveGRPOConfig, JointConfig
+def check(plan: Rounds) -> None:
+    """Find all that can be found wrong before the first stage, which may be hours before the last."""
+    from mmemb_r1.training.adaptive.run import AdaptiveRun
+    from mmemb_r1.training.joint.run import JointRun
     from mmemb_r1.training.rationales.pool import load_pool
+    from mmemb_r1.training.run import read_recipe
+    from mmemb_r1.training.selection.evaluator import evaluator_kind
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    if args.n < 1:
-        raise ValueError(f"--n {args.n}; allowed: 1 or more")
-    if not (Path(args.model) / "config.json").is_file():
-        raise ValueError(f"--model {args.model}: there is no checkpoint; pull one of the Hub first")
-    tables = {}
-    for option in ("pairs", "policy_pairs", "eval_pairs"):
-        tables[f"--{option.replace('_', '-')}"] = set(read_pairs(getattr(args, option), PAIR_COLUMNS)["pair_id"])
-    for name in ("--pairs", "--policy-pairs"):
-        if shared := sorted(tables[name] & tables["--eval-pairs"]):
+    if plan.n < 1:
+        raise ValueError(f"--n {plan.n}; allowed: 1 or more")
+    if not (Path(plan.model) / "config.json").is_file():
+        raise ValueError(f"--model {plan.model}: there is no checkpoint; pull one of the Hub first")
+    ids = {}
+    for name in TABLES:
+        ids[f"--{name.replace('_', '-')}"] = set(read_pairs(getattr(plan, name), PAIR_COLUMNS)["pair_id"])
+    for option in ("--pairs", "--policy-pairs"):
+        if shared := sorted(ids[option] & ids["--eval-pairs"]):
             raise ValueError(
-                f"{len(shared)} pairs of --eval-pairs are in {name} too, {shared[0]!r} for example; checkpoints have "
-                "to be compared on others"
+                f"{len(shared)} pairs of --eval-pairs are in {option} too, {shared[0]!r} for example; checkpoints "
+                "have to be compared on others"
             )
-    load_pool(args.pool, samples=args.samples)
-    kind_of(args.evaluator)
-    from mmemb_r1.cli import _train_adaptive, train
-
-    for path, config, sections in (
-        (args.joint_config, JointConfig, (*train.SECTIONS, train.AUGMENT)),
-        (args.adaptive_config, AdaptiveGRPOConfig, _train_adaptive.SECTIONS),
+    load_pool(plan.pool, samples=plan.samples)
+    evaluator_kind(plan.evaluator)
+    for option, path, run_class in (
+        ("--joint-config", plan.joint_config, JointRun),
+        ("--adaptive-config", plan.adaptive_config, AdaptiveRun),
     ):
-        fields = read_recipe(path)[0]
-        for section in sections:
-            fields.pop(section, None)
-        told = argparse.Namespace(config=path, output=args.output, max_steps=None, cpu=args.cpu)
-        config(**training_fields(told, config, fields))
+        require_file(option, path)
+        recipe = read_recipe(path, run_class)
+        recipe["settings"] |= on_cpu() if plan.cpu else {}
+        run_class(model=plan.model, pairs=plan.pairs, output=plan.output, **recipe).config()
 
 
-def claim_folder(args: argparse.Namespace) -> None:
-    """Another run must not go on in this one's folder; a larger --n may."""
-    from mmemb_r1.runs import claim
+def claim_folder(plan: Rounds) -> None:
+    """Keep another run out of this one's folder; one with a larger `--n` may go on there."""
+    from mmemb_r1.runs import record_run
 
-    files = ("pairs", "policy_pairs", "eval_pairs", "pool", "joint_config", "adaptive_config")
-    digests = {
-        name: sha256(getattr(args, name).read_bytes()).hexdigest() for name in files if getattr(args, name) is not None
-    }
-    facts = {name: getattr(args, name) for name in SETTINGS}
-    claim(args.output / "run.json", {**facts, **digests})
+    files = {name: getattr(plan, name) for name in (*TABLES, "pool", "joint_config", "adaptive_config")}
+    digests = {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}
+    record_run(plan.output / "run.json", {**{name: getattr(plan, name) for name in SETTINGS}, **digests})
 
 
-def draw(args: argparse.Namespace, notes: list[dict[str, Any]]) -> None:
-    """The prior of a round, in one folder for all rounds: of a pool that grew only the new worker draws."""
+def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:
+    """Draw the rationales of a round, in one folder for all rounds: of a pool that grew only the new worker draws."""
     from mmemb_r1.training.rationales.checkpoint_worker import CheckpointWorker
     from mmemb_r1.training.rationales.draw import draw_rationales
     from mmemb_r1.training.rationales.pool import load_pool
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    options: dict[str, Any] = {"device": "cpu" if args.cpu else None}
-    if args.samples is not None:
-        options["num_samples"] = args.samples
+    options: dict[str, Any] = {"device": plan.device}
+    if plan.samples is not None:
+        options["num_samples"] = plan.samples
     workers = [
-        *load_pool(args.pool, samples=args.samples),
+        *load_pool(plan.pool, samples=plan.samples),
         *(
-            CheckpointWorker(name=f"round-{note['round']}", model=note["model"], **options)
-            for note in proposers(notes)
+            CheckpointWorker(name=f"round-{record['round']}", model=record["model"], **options)
+            for record in proposers(records)
         ),
     ]
-    summary = draw_rationales(read_pairs(args.pairs, PAIR_COLUMNS), workers, rationales_of(args), seed=args.seed)
+    summary = draw_rationales(read_pairs(plan.pairs, PAIR_COLUMNS), workers, plan.rationales, seed=plan.seed)
     print(*summary.lines(), sep="\n")
 
 
-def rationales_of(args: argparse.Namespace) -> Path:
-    return args.output / "rationales"
-
-
-def stages(args: argparse.Namespace, number: int, model: Path) -> list[list[str]]:
-    """The commands of a round after its rationales were drawn: selection, joint phase, adaptive phase."""
-    folder = args.output / f"round-{number}"
-    cpu = ["--cpu"] if args.cpu else []
-    joint = ["train", "joint", "--model", str(model), "--pairs", str(args.pairs), *cpu]
+def stages(plan: Rounds, number: int, model: Path) -> list[list[str]]:
+    """List the commands of a round after its rationales were drawn: selection, joint phase, adaptive phase."""
+    folder = plan.output / f"round-{number}"
+    cpu = ["--cpu"] if plan.cpu else []
+    joint = ["train", "joint", "--model", str(model), "--pairs", str(plan.pairs), *cpu]
     joint += ["--rationales", str(folder / "selection" / "selected.parquet"), "--output", str(folder / "joint")]
     adaptive = ["train", "adaptive", "--model", str(folder / "joint" / "model"), *cpu]
-    adaptive += ["--pairs", str(args.policy_pairs)]
-    adaptive += ["--joint-pairs", str(args.pairs), "--output", str(folder / "adaptive")]
-    select = ["select", "--pairs", str(args.pairs), "--rationales", str(rationales_of(args))]
-    select += ["--evaluator", args.evaluator, "--seed", str(args.seed), "--output", str(folder / "selection")]
-    given = {"--selection": args.selection, "--margin": args.margin, "--device": "cpu" if args.cpu else None}
+    adaptive += ["--pairs", str(plan.policy_pairs)]
+    adaptive += ["--joint-pairs", str(plan.pairs), "--output", str(folder / "adaptive")]
+    select = ["select", "--pairs", str(plan.pairs), "--rationales", str(plan.rationales)]
+    select += ["--evaluator", plan.evaluator, "--seed", str(plan.seed), "--output", str(folder / "selection")]
+    given = {"--selection": plan.selection, "--margin": plan.margin, "--device": plan.device}
     select += [str(part) for option in given.items() if option[1] is not None for part in option]
-    for command, config in ((joint, args.joint_config), (adaptive, args.adaptive_config)):
+    for command, config in ((joint, plan.joint_config), (adaptive, plan.adaptive_config)):
         command += ["--config", str(config)] if config is not None else []
     return [select, joint, adaptive]
 
 
 def run_command(arguments: list[str]) -> None:
-    """One stage, with the errors it raises. Those of a run that was stopped skip what is done."""
+    """Run one stage, with the errors it raises. A stage that was stopped skips what is done."""
     from mmemb_r1.cli import run as run_arguments
 
     print(f"mmemb-r1 {' '.join(arguments)}", flush=True)
@@ -174,59 +200,58 @@ def run_command(arguments: list[str]) -> None:
         raise ValueError(f"mmemb-r1 {arguments[0]} ended with the status {status}; see above")
 
 
-def measure(model: Path, args: argparse.Namespace) -> float:
+def measure(model: Path, plan: Rounds) -> float:
+    """Score a checkpoint on the pairs that checkpoints are compared on."""
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
-    from mmemb_r1.training.validation import validation_score
+    from mmemb_r1.training.targets import validation_score
 
-    device = "cpu" if args.cpu else None
-    return validation_score(MMEmbR1(str(model), device=device), read_pairs(args.eval_pairs, PAIR_COLUMNS))
+    return validation_score(MMEmbR1(str(model), device=plan.device), read_pairs(plan.eval_pairs, PAIR_COLUMNS))
 
 
-def best_of(notes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The checkpoint that took the place of the others: the last that was kept.
+def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Find the checkpoint that took the place of the others: the last that was kept.
 
     >>> best_of([{"round": 0, "kept": True}, {"round": 1, "kept": True}, {"round": 2, "kept": False}])["round"]
     1
     """
-    return [note for note in notes if note["kept"]][-1]
+    return [record for record in records if record["kept"]][-1]
 
 
-def proposers(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def proposers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    Whose checkpoints are workers in the round after these: those that were the best when the second round began, the
-    third, and so on.
+    Find the rounds whose checkpoints are workers in the next one: those that were the best when the second round
+    began, the third, and so on.
 
-    >>> notes = [{"round": 0, "kept": True}, {"round": 1, "kept": False}, {"round": 2, "kept": True}]
-    >>> [[note["round"] for note in proposers(notes[:rounds])] for rounds in (1, 2, 3)]
+    >>> records = [{"round": 0, "kept": True}, {"round": 1, "kept": False}, {"round": 2, "kept": True}]
+    >>> [[record["round"] for record in proposers(records[:rounds])] for rounds in (1, 2, 3)]
     [[], [0], [0, 2]]
     """
-    best = [best_of(notes[:rounds]) for rounds in range(2, len(notes) + 1)]
-    return [note for place, note in enumerate(best) if note not in best[:place]]
+    best = [best_of(records[:rounds]) for rounds in range(2, len(records) + 1)]
+    return [record for place, record in enumerate(best) if record not in best[:place]]
 
 
-def read_notes(output: Path) -> list[dict[str, Any]]:
-    path = output / NOTES
+def read_records(output: Path) -> list[dict[str, Any]]:
+    path = output / RECORDS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def write_notes(output: Path, notes: list[dict[str, Any]]) -> None:
-    from mmemb_r1.runs import replaced_file
+def write_records(output: Path, records: list[dict[str, Any]]) -> None:
+    from mmemb_r1.runs import write_json
 
-    with replaced_file(output / NOTES) as temporary:
-        temporary.write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+    write_json(output / RECORDS, records)
 
 
-def tell(note: dict[str, Any]) -> None:
-    if note["round"] == 0:
-        print(f"before: validation {note['score']:.4f}", flush=True)
+def print_record(record: dict[str, Any]) -> None:
+    if record["round"] == 0:
+        print(f"before: validation {record['score']:.4f}", flush=True)
         return
-    verdict = "kept" if note["kept"] else "not kept"
-    print(f"round {note['round']}: validation {note['score']:.4f}, {verdict}", flush=True)
+    verdict = "kept" if record["kept"] else "not kept"
+    print(f"round {record['round']}: validation {record['score']:.4f}, {verdict}", flush=True)
 
 
 def replace_model(output: Path, model: Path) -> None:
-    """A copy of the best in `OUTPUT/model`, made beside it first."""
+    """Copy the best to `OUTPUT/model`, beside its place first."""
     new = output / f"{BEST}.new"
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(model, new)

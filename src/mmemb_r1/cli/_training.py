@@ -1,25 +1,75 @@
-"""Options that every training command has, the config fields that they make, and saving what was trained."""
+"""Share between the training commands: options, the fields of a config as flags, and the run that they describe."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mmemb_r1.cli._options import add_row_options
 
 if TYPE_CHECKING:
-    from mmemb_r1.training.joint.trainer import JointTrainer
+    from mmemb_r1.training.run import TrainingRun
+
+    Run = TypeVar("Run", bound=TrainingRun)
+
+FIELD = "field:"  # before a config's field in the parsed arguments: some have the names of other options
+SET_BY_OUTPUT = "output_dir"
 
 
-LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
+class PhaseParser(argparse.ArgumentParser):
+    """
+    Parse the options of a training phase, and every field of its config as a flag.
+
+    The fields are added when this phase is parsed, not before: to import a config takes seconds.
+
+    Args:
+        config: import path of the config's class. Default: there are no fields.
+    """
+
+    def __init__(self, *args: Any, config: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config = config
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as `argparse` does; abbreviated options are not taken, for a config has many fields."""
+        if self.config is None:
+            return super().parse_known_args(args, namespace)
+        usage = self.format_usage().removeprefix("usage: ").strip().replace("%", "%%")
+        whole = argparse.ArgumentParser(
+            prog=self.prog,
+            usage=f"{usage} [--SETTING VALUE ...]",
+            description=self.description,
+            formatter_class=self.formatter_class,
+            parents=[self, _field_flags(self.config)],
+            add_help=False,
+            allow_abbrev=False,
+        )
+        return whole.parse_known_args(args, namespace)
+
+
+def _field_flags(config: str) -> argparse.ArgumentParser:
+    """The fields of a config as flags that leave nothing where they are not given."""
+    from trl import TrlParser
+
+    from mmemb_r1._lazy import import_object
+
+    config_class = import_object(config)
+    parser = TrlParser([config_class], add_help=False)
+    parser._actions.sort(key=lambda action: action.dest not in config_class.__annotations__)  # the phase's own first
+    for action in parser._actions:
+        if action.default not in (None, "", [], argparse.SUPPRESS) and action.help and action.nargs != 0:
+            action.help += f" Default: {action.default}".replace("%", "%%")
+        if action.dest == SET_BY_OUTPUT:
+            action.help = argparse.SUPPRESS
+        action.metavar = action.metavar or ("VALUE" if action.choices is None else None)
+        action.default, action.dest = argparse.SUPPRESS, FIELD + action.dest
+    return parser
 
 
 def add_training_options(parser: argparse.ArgumentParser, config: str) -> None:
-    """Add `--config`, `--max-steps` and `--cpu`; `config` names the class of the config."""
+    """Add `--config` and `--cpu`; `config` names the class of the config."""
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML: fields of {config} and their values")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="optimiser steps; default: the config's")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
 
 
@@ -33,149 +83,45 @@ def add_phase_options(parser: argparse.ArgumentParser, config: str, model: str) 
     """
     parser.add_argument("--model", required=True, metavar="DIR", help=f"{model}: a folder or a Hub id")
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    add_row_options(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
     add_training_options(parser, config)
 
 
-def read_recipe(path: Path | None, sections: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def run_of(args: argparse.Namespace, run_class: type[Run], **tables: Any) -> Run:
     """
-    What a YAML file says.
+    Make the run that parsed options describe: `--config`, and over it flags, and over these `--cpu`.
 
     Args:
-        path: the file. Default: nothing is said.
-        sections: keys under which there is no field of the trainer's config, but a mapping of its own.
-
-    Returns:
-        The fields, and those sections that are there.
-
-    Raises:
-        ValueError: if the file is missing, no YAML or no mapping, or a section is none.
+        args: with `model`, `pairs`, `output`, `config` and `cpu`.
+        run_class: what to make.
+        tables: further arguments of the run.
     """
-    import yaml
+    from mmemb_r1.training.run import read_recipe
 
-    if path is None:
-        return {}, {}
-    if not path.is_file():
-        raise ValueError(f"--config {path}: there is no such file")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is no YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"--config {path} holds a {type(fields).__name__}; it has to map fields to values")
-    found = {name: fields.pop(name) for name in sections if name in fields}
-    for name, section in found.items():
-        if not isinstance(section, dict):
-            raise ValueError(
-                f"--config {path}: {name} holds a {type(section).__name__}; it has to map options to values, "
-                "{} for the defaults"
-            )
-    return fields, found
+    require_file("--config", args.config)
+    recipe = read_recipe(args.config, run_class)
+    flags = {name.removeprefix(FIELD): value for name, value in vars(args).items() if name.startswith(FIELD)}
+    recipe["settings"] |= flags | (on_cpu() if args.cpu else {})
+    return run_class(model=args.model, pairs=args.pairs, output=args.output, **recipe, **tables)
 
 
-def training_fields(args: argparse.Namespace, config: type, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """
-    The fields of a trainer's config: those of the YAML file, those of the command line, checkpoints below `--output`.
-
-    Args:
-        args: the options of `add_training_options`, and `output`.
-        config: the class of the config.
-        fields: what `read_recipe` found. Default: all that is in `args.config`.
-
-    Raises:
-        ValueError: if the file is no mapping, or holds a field that the config lacks.
-    """
-    fields = read_recipe(args.config)[0] if fields is None else fields
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    if unknown := sorted(set(fields) - set(defaults)):
-        raise ValueError(
-            f"--config {args.config}: {config.__name__} has no field {unknown[0]!r}; see its documentation"
-        )
-    fields = {name: as_number(name, value, defaults[name]) for name, value in fields.items()}
-    fields = {"report_to": [], **fields, "output_dir": str(args.output / "checkpoints")}
-    if args.max_steps is not None:
-        fields["max_steps"] = args.max_steps
-    if args.cpu:
-        fields |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
-    return fields
+def on_cpu() -> dict[str, bool]:
+    """The fields of a config that `--cpu` sets."""
+    return {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
 
 
-def train_in_folder(trainer: Any, args: argparse.Namespace, fields: Mapping[str, Any], **facts: Any) -> None:
-    """
-    Train, from the last complete checkpoint below `--output` if there is one.
-
-    The last of the checks is here: settings that were refused must not keep the folder from those that are right.
-
-    Args:
-        trainer: ready to train.
-        args: its `model`, `pairs` and `output`.
-        fields: of the trainer's config.
-        facts: what else makes this run another one.
-
-    Raises:
-        ValueError: if the folder was begun with another model, table or other settings.
-    """
-    from mmemb_r1.runs import claim
-    from mmemb_r1.training.base_trainer import last_checkpoint
-
-    claim(
-        args.output / "run.json",
-        {
-            "model": args.model,
-            "pairs": sha256(args.pairs.read_bytes()).hexdigest(),
-            "fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN},
-            **facts,
-        },
-    )
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output / "checkpoints"))
-
-
-def as_number(name: str, value: Any, default: Any) -> Any:
-    """A number that YAML took for text (it reads 5e-4 as a string), where the field is a number.
-
-    >>> as_number("learning_rate", "5e-4", 5e-5)
-    0.0005
-    >>> as_number("lr_scheduler_type", "cosine", "linear")
-    'cosine'
-    """
-    if not isinstance(value, str) or not isinstance(default, float):
-        return value
-    try:
-        return float(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: {value!r} is no number") from error
-
-
-def save_trained(trainer: JointTrainer, checkpoint: str, output: Path) -> None:
-    """
-    Save a trained model in `output/model`, complete and with its card, and adapters, if it has any, in
-    `output/adapter` as well.
-
-    All processes of a run have to call it; the main one saves. Sharded weights are gathered. The model is put together
-    anew from the checkpoint that training began with, and is saved in that one's dtype: adapters are merged into its
-    weights as they are stored, also where training saw them quantised.
-
-    Args:
-        trainer: after training.
-        checkpoint: what was trained on: a folder or a Hub id.
-        output: the folder.
-    """
-    from accelerate.utils import is_peft_model
-
-    from mmemb_r1 import MMEmbR1
-    from mmemb_r1.model_card import write_model_card
-    from mmemb_r1.training.adapters import load_adapters, merged
-
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if not trainer.is_world_process_zero():
+def require_file(option: str, path: Path | None) -> None:
+    """Refuse the path of an option that is no file, with a hint where it is the folder of a selection."""
+    if path is None or path.is_file():
         return
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    folder = output / "model"
-    model = MMEmbR1(checkpoint, device="cpu")
-    if is_peft_model(trained):
-        trained.save_pretrained(str(output / "adapter"), state_dict=state)
-        model[0].model = merged(load_adapters(model[0].model, output / "adapter"))
-    else:
-        model[0].model.load_state_dict(state)
-    model.save_pretrained(str(folder), create_model_card=False)
-    write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
+    inside = path / "selected.parquet"
+    hint = f"is a folder; say {inside}" if inside.is_file() else "there is no such file"
+    raise ValueError(f"{option} {path}: {hint}")
+
+
+def is_main_process() -> bool:
+    """Whether this process prints, of those of a run."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process

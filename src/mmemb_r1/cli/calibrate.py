@@ -8,16 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.cli._options import add_row_options
+
 HELP = """\
 Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
 the inputs (--target-ratio) or a number of rationale tokens per input (--target-tokens). No labels are needed.
 
-The threshold is saved in the checkpoint's config.json; nothing else is changed. Inputs are lines as for `encode`."""
+Inputs are lines as for `encode` (--input), or the queries of a pairs table (--pairs). The threshold is saved in the
+checkpoint's config.json; nothing else is changed."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the checkpoint, a folder")
-    parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines, or - for standard input")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", metavar="FILE", help="JSON lines, or - for standard input")
+    source.add_argument("--pairs", type=Path, metavar="FILE", help="a pairs table, Parquet: its queries are taken")
+    add_row_options(parser)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--target-ratio", type=float, metavar="R", help="share of inputs that think, 0 to 1")
     target.add_argument("--target-tokens", type=float, metavar="N", help="rationale tokens per input, on average")
@@ -27,21 +33,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmemb_r1.cli.encode import read_inputs
-
     path = args.model / "config.json"
     if not path.is_file():
         raise ValueError(f"--model {args.model}: there is no config.json in it; pull a checkpoint of the Hub first")
     if args.target_ratio is not None and not 0 <= args.target_ratio <= 1:
         raise ValueError(f"--target-ratio {args.target_ratio}; allowed: 0 to 1")
-    lines, inputs = read_inputs(args.input)
+    names, inputs = _inputs(args)
 
     import numpy as np
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
     from mmemb_r1.runs import replaced_file
-    from mmemb_r1.training.adaptive.gate import calibrated_threshold
+    from mmemb_r1.training.gate import calibrated_threshold
 
     model = MMEmbR1(str(args.model), device=args.device)
     by_tokens = args.target_tokens is not None
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             show_progress_bar=sys.stderr.isatty(),
         )
     except InputError as error:
-        raise ValueError(f"line {lines[error.index]} can't be embedded: {error.reason}") from error
+        raise ValueError(f"{names[error.index]} can't be embedded: {error.reason}") from error
     probs = np.array([float(row["gate_prob"]) for row in rows])
     tokens = np.array([int(row["num_reasoning_tokens"]) for row in rows]) if by_tokens else None
     target = args.target_tokens if by_tokens else args.target_ratio
@@ -68,11 +72,30 @@ def run(args: argparse.Namespace) -> int:
     if tokens is not None:
         print(f"{np.where(thinks, tokens, 0).mean():.2f} rationale tokens per input")
     if args.dry_run:
+        print("nothing was saved; to save it, leave --dry-run out")
         return 0
     config = json.loads(path.read_text(encoding="utf-8"))
     with replaced_file(path) as temporary:
         temporary.write_text(
             json.dumps({**config, "gate_threshold": threshold}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
-    print(f"saved in {path}")
+    print(f"saved in {path}; next, measure it: mmemb-r1 evaluate --model {args.model}")
     return 0
+
+
+def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
+    """What each input is called in messages, and the inputs."""
+    if args.pairs is None:
+        from mmemb_r1.cli.encode import read_inputs
+
+        if args.tasks or args.per_task:
+            raise ValueError("--tasks and --per-task are for --pairs; leave them out")
+        lines, inputs = read_inputs(args.input)
+        return [f"line {line}" for line in lines], inputs
+    if not args.pairs.is_file():
+        raise ValueError(f"--pairs {args.pairs}: there is no such file")
+    from mmemb_r1.content import inputs_of
+    from mmemb_r1.training.tables import read_pairs
+
+    pairs = read_pairs(args.pairs, ("pair_id", "query"), tasks=args.tasks, per_task=args.per_task)
+    return [f"the query of pair {pair_id!r}" for pair_id in pairs["pair_id"]], inputs_of(pairs["query"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 HELP = """\
-Write the model card (README.md) of a checkpoint from what lies in its folder:
+Write the model card (README.md) of a checkpoint from the files in its folder:
 
   training.json                   which data, selection and settings (the trainers write it)
   results.json                    results and cost per query (`mmemb-r1 evaluate --output` writes it)
@@ -24,13 +24,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--curve", type=Path, metavar="FILE", help="CSV with the columns threshold, invocation, r1, low and high"
     )
-    parser.add_argument("--license", metavar="NAME", help="of the weights, as the Hub writes it, say apache-2.0")
+    parser.add_argument(
+        "--license", metavar="NAME", help="licence of the weights, as the Hub writes it, say apache-2.0"
+    )
     parser.add_argument("--base-model", metavar="ID", help="Hub id of the backbone")
     parser.add_argument(
         "--dataset", action="append", metavar="ID", dest="datasets", help="Hub id of training data; may be repeated"
     )
     parser.add_argument(
-        "--emissions", metavar="FILE_OR_GRAMS", help="of the training: CodeCarbon's emissions.csv, or grams of CO2"
+        "--emissions",
+        metavar="FILE_OR_GRAMS",
+        help="emissions of the training: CodeCarbon's emissions.csv, or grams of CO2",
     )
     parser.add_argument("--repo-id", metavar="ORG/NAME", help="what the snippets load; default: the folder's name")
     what = parser.add_mutually_exclusive_group()

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.evaluation.report.terminal import print_table
     from mmemb_r1.evaluation.run_folder import save_results
     from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
-    from mmemb_r1.evaluation.summary import ALL
+    from mmemb_r1.evaluation.tasks import ALL
 
     found = compare_runs(
         args.a,
@@ -56,5 +56,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         save_results(found, args.json)
         print(f"figures in {args.json}", file=sys.stderr)
+    print("Next: `mmemb-r1 diagnose --model MODEL` tells whether a model reads its rationales", file=sys.stderr)
     worse = any(one["summary"][ALL]["difference"]["high"] < 0 for one in found["comparisons"])
     return WORSE if args.fail_if_worse and worse else 0

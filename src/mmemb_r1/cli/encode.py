@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-remote-media", action="store_true", help="download media that are given as web addresses"
     )
-    parser.add_argument("--rationales", action="store_true", help="also write what was thought")
+    parser.add_argument("--rationales", action="store_true", help="also write the rationales")
     parser.add_argument(
         "--cache", metavar="DIR", help="keep embeddings in this folder, and don't compute those again that it holds"
     )
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_folder(args: argparse.Namespace) -> bool:
-    """Whether the output is to be a folder of shards."""
+    """Tell whether the output is to be a folder of shards."""
     output = Path(args.output)
     if args.output.endswith("/") or output.is_dir():
         return True
@@ -104,7 +104,7 @@ def _encode_to_file(args: argparse.Namespace, output: Path) -> int:
         rows: Any = model.explain(inputs, show_progress_bar=sys.stderr.isatty(), **options)
     except InputError as error:
         raise ValueError(f"line {lines[error.index]} can't be embedded: {error.reason}") from error
-    write_rows(output, rows, rationales=args.rationales)
+    write_embeddings(output, rows, rationales=args.rationales)
     thought = sum(bool(row["reasoned"]) for row in rows)
     print(f"{len(rows)} embeddings in {output}, {thought} of them reasoned", file=sys.stderr)
     return 0
@@ -138,7 +138,7 @@ def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The model, and the options of `encode`."""
+    """Load the model, and read the options of `encode`."""
     from mmemb_r1 import MMEmbR1
 
     model = MMEmbR1(args.model, device=args.device)
@@ -153,7 +153,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 class _Inputs:
-    """The inputs of lines, read one by one; of the last `kept` ones, the numbers of their lines are known."""
+    """Read the inputs of lines one by one; of the last `kept` ones, the numbers of their lines are known."""
 
     def __init__(self, stream: Iterable[str], folder: Path, kept: int) -> None:
         self.lines = iterate_lines(stream, folder)
@@ -172,7 +172,7 @@ class _Inputs:
 
 @contextmanager
 def _opened(source: str) -> Iterator[tuple[Iterable[str], Path]]:
-    """The lines of a file, or of standard input for `-`, and the folder that paths in them start from."""
+    """Open the lines of a file, or of standard input for `-`; also yield the folder that paths in them start from."""
     if source == "-":
         yield sys.stdin, Path()
         return
@@ -194,7 +194,7 @@ def read_inputs(source: str) -> tuple[list[int], list[Any]]:
 
 
 def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[Any]]:
-    """`read_inputs` of any lines; the paths in them are relative to `folder`.
+    """Parse lines as `read_inputs` does; the paths in them are relative to `folder`.
 
     >>> parse_lines(['"a dog"', "", '{"image": "dog.png", "text": "Which breed?"}'], Path("pictures"))
     ([1, 3], ['a dog', {'image': 'pictures/dog.png', 'text': 'Which breed?'}])
@@ -206,7 +206,7 @@ def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[An
 
 
 def iterate_lines(stream: Iterable[str], folder: Path) -> Iterator[tuple[int, Any]]:
-    """`parse_lines` one by one, and without an error if there are none."""
+    """Parse lines one by one, without an error if there are none."""
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
@@ -234,13 +234,17 @@ def with_paths_from(folder: Path, value: Any) -> Any:
 
 
 def _path_from(folder: Path, media: Any) -> Any:
+    from mmemb_r1.modeling.media_mmemb_r1 import parse_address
+
     if isinstance(media, list):
         return [_path_from(folder, item) for item in media]
-    is_path = isinstance(media, str) and not media.startswith(("data:", "http://", "https://"))
+    if isinstance(media, dict) and "path" in media:
+        return {**media, "path": _path_from(folder, media["path"])}
+    is_path = isinstance(media, str) and parse_address(media).place == "path"
     return str(folder / Path(media).expanduser()) if is_path else media
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]], *, rationales: bool) -> None:
+def write_embeddings(path: Path, rows: list[dict[str, Any]], *, rationales: bool) -> None:
     """Write what `explain` returned, in the format that the suffix of `path` names."""
     import numpy as np
 

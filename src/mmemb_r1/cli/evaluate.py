@@ -1,15 +1,15 @@
-"""`mmemb-r1 evaluate`: measure a model on Atlas or on MMEB-V2."""
+"""`mmemb-r1 evaluate`: measure a model on Atlas, MMEB-V2, a pairs table or tasks of one's own."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mmemb_r1.cli._options import add_source_options, atlas_split, listed
+from mmemb_r1.cli._options import listed
+from mmemb_r1.cli._sources import add_source_options, listed_tasks, read_source
 from mmemb_r1.cli._submission import OPTIONS as OF_SUBMISSION
 from mmemb_r1.cli._submission import add_submission_options, check_options, metadata_of, submit, submitted_mode
 from mmemb_r1.evaluation.settings import MODES
@@ -17,13 +17,14 @@ from mmemb_r1.evaluation.settings import MODES
 if TYPE_CHECKING:
     from mmemb_r1.evaluation import Settings
     from mmemb_r1.evaluation.run_folder import Results
-    from mmemb_r1.evaluation.tasks import RetrievalTask
+    from mmemb_r1.evaluation.tasks import TaskSource
 
 
 HELP = """\
-Measure a model on Atlas or on a local copy of MMEB-V2: per task and reasoning mode the score with its interval, how
-many queries thought, tokens of their rationales and seconds per query. The model is an mmemb-r1 checkpoint or any
-sentence-transformers model, which can't think. Nothing is fetched from MMEB's datasets without --download.
+Measure a model on Atlas, on a local copy of MMEB-V2, on a pairs table or on what a reader of your own reads: per task
+and reasoning mode the score with its interval, how many queries thought, tokens of their rationales and seconds per
+query. The model is an mmemb-r1 checkpoint or any sentence-transformers model, which can't think. Nothing is fetched
+from MMEB's datasets without --download.
 
 --output RUN/ keeps all that is measured in a folder, and the same command goes on where a killed one stopped:
   results.json, results.md, report.html   everything together
@@ -38,11 +39,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder or a Hub id")
     add_source_options(parser)
     parser.add_argument(
-        "--tasks",
-        metavar="NAMES",
-        help="comma-separated, of tasks or groups, say multi-hop, video or image/qa; default: all that are there",
-    )
-    parser.add_argument(
         "--download",
         action="store_true",
         help="first fetch the tasks of MMEB from the Hub into its folder, without --tasks all 78; what is there stays",
@@ -54,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate-threshold", type=float, metavar="P", help="auto thinks from this gate probability on")
     parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="budget of one rationale")
     parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="how often one input may think")
-    parser.add_argument("--rationales", action="store_true", help="keep what was thought, in rows of --output RUN/")
+    parser.add_argument("--rationales", action="store_true", help="keep rationales, in rows of --output RUN/")
     parser.add_argument(
         "--cache",
         metavar="DIR",
@@ -79,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.evaluation import run_evaluation, save_results
 
     bar = show_progress("mmemb_r1.evaluation")
-    tasks, noted = _mmeb(args) if args.mmeb else _atlas(args)
+    source = _source(args)
     model = load_model(args.model, args.device, args.trust_remote_code)
     name = Path(args.model).resolve().name
     settings = _settings(args, modes or (MODES if hasattr(model, "explain") else ("never",)))
@@ -87,44 +83,31 @@ def run(args: argparse.Namespace) -> int:
         submitted = submitted_mode(args.submission_mode, settings.modes), metadata_of(model, name, told)
     folder = args.output if args.output and args.output.suffix != ".json" else None
     results = run_evaluation(
-        model,
-        tasks,
-        settings,
-        output=folder,
-        cache=args.cache,
-        extras=noted.pop("extras", None),
-        config={"model": name, **noted},
-        progress=bar,
+        model, source, settings, output=folder, cache=args.cache, config={"model": name}, progress=bar
     )
-    if args.mmeb:
-        results["overall"] = _overall(results)
-    if folder is not None:
-        from mmemb_r1.evaluation.report import write_reports
-
-        write_reports(results, folder)
-    elif args.output:
+    if args.output and folder is None:
         save_results(results, args.output)
     _show(results, args.format)
-    if args.output:
-        print(f"results in {args.output}", file=sys.stderr)
     if args.submission:
         submit(results, *submitted, args.submission)
+    print(_next_step(args, folder), file=sys.stderr)
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Options that would do nothing are refused."""
-    of_atlas = {"--split": args.split}
+    """Refuse options that would do nothing."""
     of_mmeb = {
         "--download": args.download or None,
         "--num-frames": args.num_frames,
         **{f"--{option.replace('_', '-')}": getattr(args, option) for option in OF_SUBMISSION},
     }
-    for option, value in (of_atlas if args.mmeb else of_mmeb).items():
-        if value is not None:
-            raise ValueError(f"{option} is for {'--atlas' if args.mmeb else '--mmeb'}; leave it out")
+    for option, value in of_mmeb.items():
+        if value is not None and not args.mmeb:
+            raise ValueError(f"{option} is for --mmeb; leave it out")
     if args.rationales and (args.output is None or args.output.suffix == ".json"):
         raise ValueError("--rationales are kept in the rows of a run's folder; name one: --output RUN/")
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit}: at least 1 is needed")
 
 
 def _settings(args: argparse.Namespace, modes: tuple[str, ...]) -> Settings:
@@ -142,74 +125,33 @@ def _settings(args: argparse.Namespace, modes: tuple[str, ...]) -> Settings:
     )
 
 
-def _atlas(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str, Any]]:
-    """Atlas's tasks, and what to note of them."""
-    from mmemb_r1.evaluation.atlas_tasks import atlas_tasks, majority, set_sizes
-    from mmemb_r1.evaluation.summary import chosen
+def _source(args: argparse.Namespace) -> TaskSource:
+    """Read the tasks, after a download where one is asked for; a submission needs all tasks of MMEB-V2."""
+    if not args.mmeb:
+        return read_source(args, limit=args.limit)
+    from mmemb_r1.evaluation.mmeb import check_tasks, download_task, select
 
-    atlas, split, data = atlas_split(args)
-    pairs = atlas.pairs[split]
-    if args.tasks is not None:
-        groups = {task: {"complexity": group} for task, group in zip(pairs["task"], pairs["complexity"], strict=True)}
-        wanted = set(chosen(groups, listed(args.tasks)))
-        pairs = pairs.select([row for row, task in enumerate(pairs["task"]) if task in wanted])
-    noted = {
-        "dataset": "Atlas",
-        "split": split,
-        "candidates": set_sizes(atlas.candidates, pairs["candidate_set"]),
-        "extras": majority(atlas.pairs["train"], pairs),
-    }
-    return _limited(atlas_tasks(pairs, atlas.candidates, data), args, noted), noted
-
-
-def _mmeb(args: argparse.Namespace) -> tuple[Iterable[RetrievalTask], dict[str, Any]]:
-    """MMEB-V2's tasks, each of them read when its turn comes, and what to note of them."""
-    from mmemb_r1.evaluation.mmeb import check_tasks, load_tasks, select
-
-    names = None if args.tasks is None else listed(args.tasks)
-    options = {} if args.num_frames is None else {"num_frames": args.num_frames}
-    noted = {"dataset": "MMEB-V2", **options}
-    if args.submission and names is not None:
-        check_tasks([task.name for task in select(names)])
-    if args.download:
-        _download(args.mmeb, names)
-    tasks = load_tasks(args.mmeb, names, **options)
+    tasks = select(listed_tasks(args))
+    if args.submission and args.tasks is not None:
+        check_tasks([task.name for task in tasks])
+    for number, task in enumerate(tasks if args.download else (), start=1):
+        print(f"downloading {task.name} ({number} of {len(tasks)}) into {args.mmeb}", file=sys.stderr)
+        download_task(task.name, args.mmeb)
+    source = read_source(args, limit=args.limit, num_frames=args.num_frames)
     if args.submission:
-        check_tasks(tasks.names)
-    return _limited(tasks, args, noted), noted
+        check_tasks(source.tasks.names)  # type: ignore[attr-defined]  # LocalTasks: --limit is refused before
+    return source
 
 
-def _download(folder: str, names: Sequence[str] | None) -> None:
-    """Fetch what is not there yet, task by task: the Hub's client shows how far each file is."""
-    from mmemb_r1.evaluation.mmeb import download_task, select
-
-    tasks = select(names)
-    for number, task in enumerate(tasks, start=1):
-        print(f"downloading {task.name} ({number} of {len(tasks)}) into {folder}", file=sys.stderr)
-        download_task(task.name, folder)
-
-
-def _limited(
-    tasks: Collection[RetrievalTask], args: argparse.Namespace, noted: dict[str, Any]
-) -> Iterable[RetrievalTask]:
-    from mmemb_r1.evaluation.tasks import first_queries
-
-    if args.limit is None:
-        return tasks
-    if args.limit < 1:
-        raise ValueError(f"--limit {args.limit}: at least 1 is needed")
-    noted["limit"] = args.limit
-    return (first_queries(task, args.limit) for task in tasks)
-
-
-def _overall(results: Results) -> dict[str, Any]:
-    """Mode -> the mean of all tasks of MMEB-V2; or why there is none."""
-    from mmemb_r1.evaluation.mmeb import overall, scores_of
-
-    try:
-        return {mode: overall(scores_of(results, mode)) for mode in results["config"]["modes"]}
-    except ValueError as error:  # of a run of some tasks or queries, which says so
-        return {"refused": str(error)}
+def _next_step(args: argparse.Namespace, folder: Path | None) -> str:
+    """Say where the results are, and which command goes on from there."""
+    if folder is None:
+        where = f"Results are in {args.output}. " if args.output else ""
+        return f"{where}Next: the same with --output RUN/ keeps rows, for a report and `mmemb-r1 compare`"
+    return (
+        f"Results are in {folder}. Next: `mmemb-r1 compare {folder} OTHER_RUN`, or for the model card "
+        f"`mmemb-r1 card {args.model} --results {folder / 'results.json'}`"
+    )
 
 
 def _show(results: Results, kind: str) -> None:

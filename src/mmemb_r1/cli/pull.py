@@ -1,4 +1,4 @@
-"""`mmemb-r1 pull`: a checkpoint from the Hub."""
+"""`mmemb-r1 pull`: download a checkpoint from the Hub."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 HELP = """\
 Download a checkpoint from the Hugging Face Hub at one commit, check every file against the hash that the repository
-lists, and print the lines that load just that commit. Nothing of it is run. Pickles are left out and named.
+lists, and print the lines that load just that commit. Nothing of it is run. Files that are not of a checkpoint,
+pickles among them, are left out and named.
 
-A private repository needs the token of `hf auth login`, or HF_TOKEN. A pull that was cut goes on with the same
-command."""
+A private repository needs the token of `hf auth login`, or HF_TOKEN. The same command resumes a pull that was cut
+short."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if pulled.code_commit:
         print(f"code at {pulled.code_commit}, verified")
     for name in pulled.left_out:
-        print(f"left out {name}, which is a pickle or may hide one")
+        print(f"left out {name}, which is not a file of a checkpoint")
     print(f"in {pulled.folder}")
     for line in load_lines(pulled):
         print(line)
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_lines(pulled: Pulled) -> list[str]:
-    """What to paste to load just this commit: with this package, which brings its own code, and without."""
+    """Write the calls that load just this commit: with this package, which brings its own code, and without."""
     code = f', model_kwargs={{"code_revision": "{pulled.code_commit}"}}' if pulled.code_commit else ""
     pinned = f'"{pulled.repo_id}", revision="{pulled.commit}"'
     return [f"MMEmbR1({pinned})", f"SentenceTransformer({pinned}, trust_remote_code=True{code})"]

@@ -1,4 +1,4 @@
-"""`mmemb-r1 push`: a checkpoint to the Hub."""
+"""`mmemb-r1 push`: upload a checkpoint to the Hub."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import argparse
 
 HELP = """\
 Push a checkpoint to a repository on the Hugging Face Hub, in one commit, so that the repository holds what the folder
-holds. The folder is checked first: complete, with its code and card, without pickles and secrets.
+holds. The folder is checked first: it has to be complete, with its code and card, and hold only files of a checkpoint,
+so no pickles, and no secrets.
 
-The token is that of `hf auth login`, or HF_TOKEN. A push that was cut goes on with the same command. Until then no
-branch of the repository has changed; a new repository is there already, without the checkpoint."""
+The token is that of `hf auth login`, or HF_TOKEN. The same command resumes a push that was cut short. Until then no
+branch of the repository has changed; a new repository exists already, without the checkpoint."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="the checkpoint, a folder")
     parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository; created if there is none")
-    parser.add_argument("--private", action="store_true", help="create it as a private repository")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, or pull request to add to; default: main")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument(
-        "--message", default="Push checkpoint", metavar="TEXT", help="of the commit; default: 'Push checkpoint'"
+        "--message",
+        default="Push checkpoint",
+        metavar="TEXT",
+        help="message of the commit; default: 'Push checkpoint'",
     )
 
 

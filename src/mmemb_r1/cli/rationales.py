@@ -1,15 +1,15 @@
-"""`mmemb-r1 rationales`: the prior, candidates for what the model will think."""
+"""`mmemb-r1 rationales`: draw rationales from a pool of workers (the prior)."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_shard_options, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, listed, show_progress
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
-workers. Each worker sees one input at a time, never its partner.
+workers. Each worker sees one input at a time, never the other side of its pair.
 
 The output is a folder. A run that was stopped goes on with the same command, and a worker that was added to the pool
 is the only one that draws then. The pool is a YAML file:
@@ -17,7 +17,7 @@ is the only one that draws then. The pool is a YAML file:
   samples: 4                     # rationales per input, unless a worker says otherwise
   workers:
     - name: local                # every worker has a name, a kind, and the keys of its kind
-      kind: transformers
+      kind: transformers         # transformers, openai, checkpoint, or a class of your own: module:Class
       model: Qwen/Qwen3-VL-2B-Instruct
       style: instruct
     - name: server
@@ -27,33 +27,25 @@ is the only one that draws then. The pool is a YAML file:
       style: thinking
       api_key_env: OPENAI_API_KEY   # the name of an environment variable
 
-The exit status is 1 if more answers failed than --max-failures."""
+The exit status is 1 if more rationales failed than --max-failures."""
 
 ABORTED = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    add_row_options(parser)
     parser.add_argument("--pool", required=True, type=Path, metavar="FILE", help="the workers, YAML")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the rationales go")
-    parser.add_argument("--workers", type=names, metavar="A,B", help="only these of the pool; default: all")
+    parser.add_argument("--workers", type=listed, metavar="A,B", help="only these of the pool; default: all")
     parser.add_argument(
-        "--sides", type=names, default=["query", "target"], metavar="A,B", help="default: query,target"
+        "--sides", type=listed, default=["query", "target"], metavar="A,B", help="default: query,target"
     )
     parser.add_argument("--samples", type=int, metavar="K", help="rationales per input, whatever the pool says")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--max-failures", type=int, metavar="N", help="stop when more answers failed; default: never")
+    parser.add_argument("--max-failures", type=int, metavar="N", help="stop when more failed; default: never")
     add_shard_options(parser)
-    parser.add_argument("--retry-failed", action="store_true", help="ask again for what failed before")
-
-
-def names(text: str) -> list[str]:
-    """A list from the command line.
-
-    >>> names("query, target")
-    ['query', 'target']
-    """
-    return [name.strip() for name in text.split(",") if name.strip()]
+    parser.add_argument("--retry-failed", action="store_true", help="draw again what failed before")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     summary = draw_rationales(
-        read_pairs(args.pairs, PAIR_COLUMNS),
+        read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task),
         workers,
         args.output,
         sides=args.sides,
@@ -84,5 +76,6 @@ def run(args: argparse.Namespace) -> int:
     print(*summary.lines(), sep="\n")
     if summary.aborted:
         return ABORTED
-    print(f"the rationales are in {args.output}")
+    print(f"the rationales are in {args.output}; keep those that help:")
+    print(f"mmemb-r1 select --pairs {args.pairs} --rationales {args.output} --evaluator MODEL --output DIR")
     return 0

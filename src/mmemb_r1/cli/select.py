@@ -1,21 +1,23 @@
-"""`mmemb-r1 select`: the posterior, of the candidates those that help."""
+"""`mmemb-r1 select`: keep the rationales that help (the posterior)."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_shard_options, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, show_progress
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
 
 
 HELP = """\
-Keep the rationales that help a query meet its target. An evaluator judges every pair, and some wrong ones, with and
-without each rationale; what a rationale gains there, and not on the wrong pairs, is its gain.
+Keep the rationales that help a query meet its target. An evaluator says how sure it is that a pair matches, and that
+some wrong pairs do, with and without each rationale; the gain of one is what it adds for the pair, less what it adds
+for wrong pairs.
 
 The output is a folder: selected.parquet (what was kept, with its posterior weight), candidates.parquet (everything,
 with its gain and why it was not kept), report.txt, report.json and report.png. The evaluator's answers are kept there
@@ -23,10 +25,12 @@ in shards: a run that was stopped goes on with the same command, and --selection
 --margin and --temperature can be changed without asking the evaluator again."""
 
 KINDS = ("vlm", "embedding")
+LOG_FILE = "jobs.log"  # what the processes of `--jobs` print
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    add_row_options(parser)
     parser.add_argument(
         "--rationales", required=True, type=Path, metavar="DIR", help="what `mmemb-r1 rationales` wrote"
     )
@@ -34,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--evaluator",
         required=True,
         metavar="DIR",
-        help="who judges: a vision-language model or an mmemb-r1 checkpoint",
+        help="the model that compares: a vision-language model or an mmemb-r1 checkpoint",
     )
     parser.add_argument(
         "--evaluator-kind",
@@ -78,6 +82,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=16, metavar="N", help="pairs that the evaluator reads at once; default: 16"
     )
     add_shard_options(work)
+    work.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes of one thread each, on a CPU; default: 1"
+    )
     work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
@@ -94,21 +101,27 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
+    if args.jobs < 1 or (args.jobs > 1 and args.part != (1, 1)):
+        raise ValueError(f"--jobs {args.jobs}; allowed: 1 or more, and together with --part 1 alone")
+    if args.jobs > 1:
+        score_in_processes(args)
 
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.selection.config import SelectionOptions
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
-    pairs, rationales = read_pairs(args.pairs, PAIR_COLUMNS), read_rationales(args.rationales)
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task)
+    rationales = read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text
     from mmemb_r1.training.selection.select import select_rationales
+    from mmemb_r1.training.selection.table import SELECTED
 
     report = select_rationales(
         pairs,
         rationales,
-        load_evaluator(args),
+        load_evaluator_of(args),
         args.output,
         options,
         batch_size=args.batch_size,
@@ -117,55 +130,60 @@ def run(args: argparse.Namespace) -> int:
         progress=show_progress("mmemb_r1.training.selection"),
     )
     if report is None:
-        print("this part is done; when all parts are, run the command once more, without --part, to select")
+        print("this part is done; when all parts are, run the same command once more, without --part, to select")
         return 0
     print(report_text(report))
-    print(f"the selection is in {args.output}")
+    print(f"the selection is in {args.output}; train with it:")
+    print(f"mmemb-r1 train joint --model DIR --pairs {args.pairs} --rationales {args.output / SELECTED} --output DIR")
     return 0
 
 
-def load_evaluator(args: argparse.Namespace) -> PairEvaluator:
+def score_in_processes(args: argparse.Namespace) -> None:
     """
-    The evaluator that the options ask for.
+    Let several processes ask the evaluator, each for its part. The matrices of a small model are too small for several
+    threads to be faster than one.
+    """
+    from concurrent.futures import FIRST_EXCEPTION, wait
+
+    from mmemb_r1.processes import process_pool
+    from mmemb_r1.runs import progress_bar
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    parts = [
+        argparse.Namespace(**{**vars(args), "jobs": 1, "part": (number, args.jobs)})
+        for number in range(1, args.jobs + 1)
+    ]
+    with process_pool(args.jobs, 1, args.output / LOG_FILE) as pool, progress_bar(sys.stderr.isatty()) as bar:
+        waiting = {pool.submit(run, part) for part in parts}
+        shown = bar.add_task("shards of scores", total=None)
+        while waiting:
+            done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
+            for one in done:
+                one.result()
+            bar.update(shown, completed=len(list((args.output / "shards").glob("*.parquet"))))
+
+
+def load_evaluator_of(args: argparse.Namespace) -> PairEvaluator:
+    """
+    Load the evaluator that the options ask for.
 
     Raises:
         ValueError: if it can't be loaded, or an option belongs to the other kind.
     """
-    kind = args.evaluator_kind or kind_of(args.evaluator)
+    from mmemb_r1.training.selection.evaluator import evaluator_kind, load_evaluator
+
+    kind = args.evaluator_kind or evaluator_kind(args.evaluator)
     own = {"vlm": {"prompt": "prompt"}, "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias"}}
-    strange = [
-        option for other in KINDS if other != kind for option in own[other] if getattr(args, option) is not None
-    ]
-    if strange:
-        raise ValueError(
-            f"--{strange[0].replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
-            "another --evaluator-kind"
-        )
+    for option in (option for other in KINDS if other != kind for option in own[other]):
+        if getattr(args, option) is not None:
+            raise ValueError(
+                f"--{option.replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
+                "another --evaluator-kind"
+            )
     options = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
-    if kind == "vlm":
-        from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
-
-        return VLMEvaluator(args.evaluator, **options)
-
-    from mmemb_r1.training.selection.embedding_evaluator import EmbeddingEvaluator
-
-    return EmbeddingEvaluator(args.evaluator, **options)
-
-
-def kind_of(model: str) -> str:
-    """`"embedding"` for an mmemb-r1 checkpoint, else `"vlm"`."""
-    from transformers import AutoConfig
-
-    from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Config
-
-    try:
-        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir(), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--evaluator {model}: no model could be loaded from there ({reason})") from error
-    return "embedding" if isinstance(config, MMEmbR1Config) else "vlm"
+    return load_evaluator(args.evaluator, kind, **options)
 
 
 def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
-    """Of these options (option -> field), the fields that the command line sets."""
+    """Map options (option -> field) to the fields that the command line sets."""
     return {field: getattr(args, option) for option, field in names.items() if getattr(args, option) is not None}

@@ -6,7 +6,7 @@ import argparse
 from hashlib import sha256
 from pathlib import Path
 
-from mmemb_r1.cli._training import add_training_options
+from mmemb_r1.cli._training import FIELD, add_training_options, require_file, run_of
 
 HELP = """\
 Train an evaluator for `mmemb-r1 select`, where no strong chat model is at hand. It learns to answer yes or no to "does
@@ -33,18 +33,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the evaluator goes")
     add_training_options(parser, "EvaluatorConfig")
+    parser.add_argument(
+        "--max-steps",
+        dest=f"{FIELD}max_steps",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="optimiser steps; default: the config's",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    for option in ("pairs", "eval_pairs"):
-        path = getattr(args, option)
-        if path is not None and not path.is_file():
-            raise ValueError(f"--{option.replace('_', '-')} {path}: there is no such file")
+    require_file("--pairs", args.pairs)
+    require_file("--eval-pairs", args.eval_pairs)
 
-    from mmemb_r1.cli._training import train_in_folder, training_fields
     from mmemb_r1.training.rationales.table import read_rationales
+    from mmemb_r1.training.run import train_in_folder
     from mmemb_r1.training.selection.evaluator_trainer import (
-        EvaluatorConfig,
+        EvaluatorRun,
         EvaluatorTrainer,
         judgements,
         save_evaluator,
@@ -52,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
     from mmemb_r1.training.vlm import load_vlm
 
-    fields = training_fields(args, EvaluatorConfig)
-    arguments = EvaluatorConfig(**fields)
+    training = run_of(args, EvaluatorRun)
+    arguments = training.config()
     # tables first: what is wrong with them should not wait for a model, let alone for the end of its training
     rationales = read_rationales(args.rationales) if args.rationales else None
     examples = judgements(read_pairs(args.pairs, PAIR_COLUMNS), arguments, rationales=rationales)
@@ -62,10 +68,12 @@ def run(args: argparse.Namespace) -> int:
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
     said = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
-    train_in_folder(trainer, args, fields, rationales=said)
+    train_in_folder(trainer, training, rationales=said)
     measured = trainer.measure(eval_pairs) if eval_pairs else {}
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():
         print(f"{name:28}{value:8.3f}" if isinstance(value, float) else f"{name:28}{value:8,}")
-    print(f"the evaluator is in {args.output / 'model'}; use it: mmemb-r1 select --evaluator {args.output / 'model'}")
+    model = args.output / "model"
+    print(f"the evaluator is in {model}; select with it:")
+    print(f"mmemb-r1 select --pairs {args.pairs} --rationales DIR --evaluator {model} --output DIR")
     return 0

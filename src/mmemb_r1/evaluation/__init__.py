@@ -2,7 +2,7 @@
 Measure a model on retrieval tasks, and report the results.
 
 What users call is here by its name; importing the package imports none of it: each name is looked up when it is first
-used. Tasks come from `atlas_tasks`, `pair_tasks` and `mmeb`; `runner` encodes them with an encoder of `encoders` in
+used. Tasks come from the table of `readers`; `runner` encodes them with an encoder of `encoders` in
 each mode and scores them with `scoring` and `metrics`; `run_folder` keeps what was measured; `report` shows it,
 `compare` compares two runs, `invocation` says what the gate's choice is worth, and `diagnose` tests whether the model
 reads its rationales. `mteb_model` runs a model under mteb.
@@ -15,26 +15,27 @@ from typing import TYPE_CHECKING
 from mmemb_r1._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from mmemb_r1.evaluation.atlas_tasks import evaluate
     from mmemb_r1.evaluation.compare import compare_runs
-    from mmemb_r1.evaluation.diagnose.run import diagnose
+    from mmemb_r1.evaluation.diagnose.run import run_diagnosis
     from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
+    from mmemb_r1.evaluation.readers import read_tasks
     from mmemb_r1.evaluation.report.terminal import results_table
-    from mmemb_r1.evaluation.run_folder import load_results, read_rows, rows_path, save_results
+    from mmemb_r1.evaluation.run_folder import load_results, read_query_rows, rows_path, save_results
     from mmemb_r1.evaluation.runner import run_evaluation
     from mmemb_r1.evaluation.settings import Settings
-    from mmemb_r1.evaluation.tasks import RetrievalTask
+    from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource
 
 
 __all__ = [
     "RetrievalTask",
     "Settings",
     "ShortcutSettings",
+    "TaskSource",
     "compare_runs",
-    "diagnose",
-    "evaluate",
+    "run_diagnosis",
     "load_results",
-    "read_rows",
+    "read_query_rows",
+    "read_tasks",
     "results_table",
     "rows_path",
     "run_evaluation",
@@ -47,11 +48,12 @@ __getattr__ = lazy_attributes(
         "RetrievalTask": "mmemb_r1.evaluation.tasks",
         "Settings": "mmemb_r1.evaluation.settings",
         "ShortcutSettings": "mmemb_r1.evaluation.diagnose.tester",
+        "TaskSource": "mmemb_r1.evaluation.tasks",
         "compare_runs": "mmemb_r1.evaluation.compare",
-        "diagnose": "mmemb_r1.evaluation.diagnose.run",
-        "evaluate": "mmemb_r1.evaluation.atlas_tasks",
+        "run_diagnosis": "mmemb_r1.evaluation.diagnose.run",
         "load_results": "mmemb_r1.evaluation.run_folder",
-        "read_rows": "mmemb_r1.evaluation.run_folder",
+        "read_query_rows": "mmemb_r1.evaluation.run_folder",
+        "read_tasks": "mmemb_r1.evaluation.readers",
         "results_table": "mmemb_r1.evaluation.report.terminal",
         "rows_path": "mmemb_r1.evaluation.run_folder",
         "run_evaluation": "mmemb_r1.evaluation.runner",

@@ -1,4 +1,4 @@
-"""Compare two evaluations of the same queries: what does one gain over the other?"""
+"""Compare two evaluations of the same queries."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmemb_r1.evaluation.report.layout import points, points_between
+from mmemb_r1.evaluation.report.layout import as_points, points_between
 from mmemb_r1.evaluation.report.terminal import Head, lined_table
-from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_rows, rows_path
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_query_rows, rows_path
 from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
 from mmemb_r1.evaluation.statistics import Floats, holm, paired_difference
-from mmemb_r1.evaluation.summary import chosen, members_of
+from mmemb_r1.evaluation.tasks import members_of, task_names
 from mmemb_r1.runs import progress_bar
 
 if TYPE_CHECKING:
@@ -27,17 +27,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation: its folder, and what its `results.json` holds."""
+    """Holds an evaluation: its folder, and what its `results.json` holds."""
 
     folder: Path
     results: Results
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Run:
-        """
-        Raises:
-            ValueError: if the folder holds no finished evaluation.
-        """
+        """Load a folder; an error if it holds no finished evaluation."""
         path = Path(folder) / RESULTS_FILE
         if not path.is_file():
             raise ValueError(
@@ -51,12 +48,12 @@ class Run:
         return list(self.results["config"]["modes"])
 
     def rows(self, task: str, mode: str) -> Columns:
-        """A row per query."""
-        return read_rows(rows_path(self.folder, task, mode))
+        """Read the rows of a task and mode, one per query."""
+        return read_query_rows(rows_path(self.folder, task, mode))
 
 
 class _PairedRows(NamedTuple):
-    """Scores `(N,)` of A and of B, and clusters of the queries."""
+    """Holds scores `(N,)` of A and of B, and clusters of the queries."""
 
     a: Floats
     b: Floats
@@ -75,7 +72,7 @@ def compare_runs(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    What the run B gains over the run A: per task, per group of tasks and over all, every task with the same weight.
+    Compare the runs A and B: what B gains per task, per group of tasks and over all, every task with the same weight.
 
     Args:
         first, second: folders of A and B that `mmemb-r1 evaluate --output` wrote; the same one to compare its modes.
@@ -128,7 +125,7 @@ def compare_runs(
 
 
 def _difference(rows: Mapping[str, _PairedRows], names: Sequence[str], num_samples: int, seed: int) -> dict[str, Any]:
-    """Over some tasks, each with the same weight."""
+    """Compare over some tasks, each with the same weight."""
     parts = [rows[name] for name in names]
     found = paired_difference(
         np.concatenate([part.a for part in parts]),
@@ -174,7 +171,7 @@ def _chosen_tasks(run: Run, wanted: Sequence[str] | None) -> list[str]:
     if wanted is None:
         return list(groups)
     try:
-        return chosen(groups, wanted)
+        return task_names(groups, wanted)
     except ValueError as error:
         raise ValueError(f"{run.folder}: {error}") from error
 
@@ -199,7 +196,7 @@ def _check_data(a: Run, b: Run, names: Sequence[str]) -> None:
 
 
 def _paired_rows(task: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> _PairedRows:
-    """The rows of a task in two runs, in the order of A's queries."""
+    """Pair the rows of a task in two runs, in the order of A's queries."""
     place = {query: row for row, query in enumerate(b["query_id"])}
     if different := sorted(set(a["query_id"]) ^ set(place)):
         raise ValueError(
@@ -221,11 +218,9 @@ ALPHA = 0.05  # p values below it are called significant
 
 def paired_table(comparison: Mapping[str, Any]) -> Table:
     """
-    A `rich` table: per task, group and over all both scores, what B gains over A in points with the 95 % interval, the
-    share of draws in which it gains, and p values, of tasks also corrected for their number.
-
-    Args:
-        comparison: one of `comparisons` of what `compare_runs` returned.
+    Lay out one of the `comparisons` as a `rich` table: per task, group and over all both scores, what B gains in
+    points with the 95 % interval, the share of draws in which it gains, and p values, of tasks also corrected for
+    their number.
     """
     modes = comparison["mode_a"], comparison["mode_b"]
     title = f"B - A, {modes[0]}" if modes[0] == modes[1] else f"{modes[1]} of B - {modes[0]} of A"
@@ -239,7 +234,7 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
         str(entry["n"]),
         f"{entry['a']:.3f}",
         f"{entry['b']:.3f}",
-        points(difference["mean"]),
+        as_points(difference["mean"]),
         points_between(difference),
         f"{entry['above']:.1%}",
         f"{entry['p']:.4f}",
@@ -249,7 +244,7 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
 
 def remark(comparison: Mapping[str, Any]) -> str:
     """
-    How many tasks differ, and what that is worth.
+    Say how many tasks differ, and what that is worth.
 
     >>> one = {"p": 0.01, "p_holm": 0.02}
     >>> remark({"tasks": {"fact": one, "flag": {"p": 0.04, "p_holm": 0.08}}})

@@ -30,7 +30,7 @@ QUERY, DOCUMENT = "query", "document"  # sides, and the names under which a mode
 @dataclass(frozen=True)
 class Embedded:
     """
-    What a model made of N inputs.
+    Holds what a model made of N inputs.
 
     Attributes:
         embeddings: `(N, D)` float32.
@@ -38,10 +38,9 @@ class Embedded:
         num_reasoning_tokens: `(N,)` int64, of its rationale.
         num_reasoning_rounds: `(N,)` int64, how often it thought.
         gate_prob: `(N,)` float64; `None` of a model without a gate.
-        rationales: what was thought, `""` if nothing; `None` of a model that can't.
+        rationales: of each input, `""` if none; `None` of a model that writes none.
         seconds: what embedding took, without what a cache took.
-        timed: how many inputs that was for: those that were computed. What came from a cache was not, and of equal
-            inputs, where the model computes them once, one was.
+        timed: how many inputs were computed in these; what came from a cache or equals another input was not.
     """
 
     embeddings: npt.NDArray[np.float32]
@@ -55,38 +54,30 @@ class Embedded:
 
     @property
     def seconds_per_input(self) -> float | None:
-        """`None` if nothing was timed."""
+        """Divide the time by the inputs; `None` if nothing was timed."""
         return self.seconds / self.timed if self.timed else None
 
 
 class Encoder(Protocol):
-    """A model as the evaluation asks it."""
+    """Embeds inputs for an evaluation, whatever the model is."""
 
     def facts(self) -> dict[str, Any]:
-        """What makes it another model: `checkpoint`, a digest or `None`, and its settings beside the checkpoint."""
+        """Tell what makes it another model: `checkpoint`, a digest or `None`, and its settings beside that."""
 
     def reasoning_options(self) -> dict[str, Any]:
-        """Those of `encode` that its queries are embedded with, as far as they are known."""
+        """Tell the options of `encode` that its queries are embedded with, as far as they are known."""
 
     def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
-        """
-        Embed inputs at once.
-
-        Args:
-            inputs: as `encode` takes them.
-            side: `"query"` or `"document"`.
-            reasoning: mode.
-            prompt: instruction of inputs that have none of their own. `None`: what the model saved for the side.
-        """
+        """Embed inputs at once; arguments as in [`embed_all`]."""
 
 
 def settings_beside(model: SentenceTransformer) -> dict[str, Any]:
-    """What a loaded model may be told beside its checkpoint."""
+    """Collect what a loaded model may be told beside its checkpoint."""
     return {"truncate_dim": model.truncate_dim, "prompts": saved_prompts(model)}
 
 
 def saved_prompts(model: Any) -> dict[str, str]:
-    """Side -> the prompt that the model saved for it, if it did."""
+    """Look up the prompts that a model saved: side -> prompt."""
     saved = getattr(model, "prompts", None) or {}
     return {side: saved[side] for side in (QUERY, DOCUMENT) if saved.get(side)}
 
@@ -103,18 +94,8 @@ Made = TypeVar("Made")
 
 def in_parts(inputs: Sequence[Any], batch_size: int, embed: Callable[[list[Any]], Made]) -> Iterator[tuple[int, Made]]:
     """
-    What a function makes of inputs, part by part.
-
-    Args:
-        inputs: N of them, read in order.
-        batch_size: inputs that are read at once; a part has 16 times as many.
-        embed: is given a part.
-
-    Yields:
-        The number of a part's first input, and what was made of it.
-
-    Raises:
-        InputError: what `embed` raises, with the number of the input among all of them.
+    Call a function with inputs part by part, 16 batches each, and yield the number of a part's first input and what
+    was made of it. An [`InputError`] of the function gets the number of the input among all of them.
     """
     from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 
@@ -189,12 +170,7 @@ def _joined(parts: list[Embedded]) -> Embedded:
 
 
 class WatchedCache:
-    """
-    A cache that tells how many were `asked` for, how many of these were `missing`, and the `seconds` it took itself.
-
-    Args:
-        cache: the one that is asked.
-    """
+    """Wraps a cache; counts the rows `asked` for, those of them that were `missing`, and the `seconds` it took."""
 
     def __init__(self, cache: EmbeddingCache | None) -> None:
         self.cache, self.seconds = cache, 0.0
@@ -217,13 +193,13 @@ class WatchedCache:
 
 
 class Explains(Protocol):
-    """What is asked of an adaptive model: [`MMEmbR1.explain`]."""
+    """Describes what is asked of an adaptive model: [`MMEmbR1.explain`]."""
 
     def explain(self, inputs: list[Any], *, reasoning: str, batch_size: int, show_progress_bar: bool) -> Any: ...
 
 
 class AdaptiveEncoder:
-    """A model with the `explain` of [`MMEmbR1`]."""
+    """Embeds with a model that has the `explain` of [`MMEmbR1`]."""
 
     def __init__(self, model: Any, settings: Settings, cache: EmbeddingCache | None = None) -> None:
         self.model, self.cache = model, cache
@@ -238,11 +214,12 @@ class AdaptiveEncoder:
         return {"checkpoint": checkpoint_fingerprint(*self.model), **settings_beside(self.model)}
 
     def reasoning_options(self) -> dict[str, Any]:
-        of_checkpoint: dict[str, Any] = {}
-        if hasattr(self.model, "embedding_cache"):
-            config = self.model[0].model.config
-            of_checkpoint = {name: getattr(config, name) for name in OPTIONS}
-        return of_checkpoint | self.given
+        if not hasattr(self.model, "embedding_cache"):
+            return self.given
+        from mmemb_r1.modeling.configuration_mmemb_r1 import resolve_reasoning
+
+        resolved = resolve_reasoning(self.model[0].model.config, self.given)
+        return {name: resolved[name] for name in OPTIONS}
 
     def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
         prompt = saved_prompts(self.model).get(side) if prompt is None else prompt
@@ -267,7 +244,7 @@ class AdaptiveEncoder:
         )
 
     def _computed(self, inputs: list[Any]) -> int:
-        """How many of the inputs the model embeds: mmemb-r1 models take equal ones for one."""
+        """Count the inputs that the model embeds: mmemb-r1 models take equal ones for one."""
         if not hasattr(self.model, "embedding_cache"):
             return len(inputs)
         from mmemb_r1.content import distinct
@@ -277,7 +254,7 @@ class AdaptiveEncoder:
 
     @contextmanager
     def _watched_cache(self) -> Iterator[WatchedCache]:
-        """The given cache, or the model's own, in the model's place for it."""
+        """Put the given cache, or the model's own, watched, in the model's place for it."""
         own = getattr(self.model, "embedding_cache", None)
         watched = WatchedCache(own if self.cache is None else self.cache)
         if watched.cache is None:
@@ -300,7 +277,7 @@ def check_cache(model: Any, cache: EmbeddingCache | None) -> None:
 
 class PlainEncoder:
     """
-    Any sentence-transformers model: it never thinks.
+    Embeds with any sentence-transformers model, which never thinks.
 
     The instruction of an input, else the prompt of its task, takes the place of the prompt that the model saved for
     the side.
@@ -348,8 +325,8 @@ class PlainEncoder:
 
 def plain_fingerprint(model: SentenceTransformer) -> str:
     """
-    A digest of what turns an input into a vector, as far as any sentence-transformers model tells: its weights, the
-    settings and configurations of its modules, and its tokenizer's vocabulary. 64 hexadecimal digits.
+    Compute a digest of what turns an input into a vector, as far as any sentence-transformers model tells: its
+    weights, the settings and configurations of its modules, and its tokenizer's vocabulary. 64 hexadecimal digits.
     """
     from mmemb_r1.fingerprint import weights_digest
 
@@ -365,7 +342,7 @@ def plain_fingerprint(model: SentenceTransformer) -> str:
 
 def separated(prompt: str) -> str:
     """
-    A prompt that may be put in front of a text, which sentence-transformers does without anything between them.
+    Prepare a prompt for the front of a text, where sentence-transformers puts it without anything between them.
 
     >>> separated("Answer the question:"), separated("query: ")
     ('Answer the question:\\n', 'query: ')
@@ -375,8 +352,8 @@ def separated(prompt: str) -> str:
 
 def _without_instruction(value: Any) -> tuple[str | None, Any]:
     """
-    An input's own instruction, and what else it has, as other models take it: text alone as a string, and pictures
-    opened that are bytes.
+    Split an input into its own instruction and what else it has, as other models take it: text alone as a string, and
+    pictures opened that are bytes.
 
     >>> _without_instruction({"text": "a dog", "instruction": "Name the breed."})
     ('Name the breed.', 'a dog')
@@ -405,12 +382,7 @@ def encoder_of(
     model: Explains | SentenceTransformer, settings: Settings, cache: EmbeddingCache | None = None
 ) -> Encoder:
     """
-    The model as the evaluation asks it.
-
-    Args:
-        model: an [`MMEmbR1`], or anything with its `explain`; or any sentence-transformers model.
-        settings: how it is evaluated.
-        cache: where embeddings are kept and found again; of mmemb-r1 models alone.
+    Choose the encoder of a model: an [`MMEmbR1`], anything with its `explain`, or any sentence-transformers model.
 
     Raises:
         ValueError: if a model that can't think is asked to, or one that can't use a cache is given one.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.statistics import Interval, bootstrap_means, cluster_draws, interval_of, numbered
+from mmemb_r1.evaluation.statistics import Interval, bootstrap_means, cluster_draws, interval_of, number_names
 
 Floats = npt.NDArray[np.float64]
 _NUMBERS = ("never", "always", "tokens", "gate_prob", "seconds_never", "seconds_always")
@@ -18,14 +18,14 @@ _NUMBERS = ("never", "always", "tokens", "gate_prob", "seconds_never", "seconds_
 @dataclass(frozen=True)
 class Answers:
     """
-    One entry per query, of one or several tasks.
+    Holds both answers to each query of one or several tasks, and what the gate said.
 
     Args:
         task: `(N,)` names.
         cluster: `(N,)` names of what the queries are about.
         never: `(N,)` scores of the direct vectors, say 1 where the right candidate came first.
         always: `(N,)` scores of the reasoned vectors.
-        tokens: `(N,)` of each query's thought.
+        tokens: `(N,)` of each query's rationale.
         gate_prob: `(N,)` probabilities that the gate thinks. `None` for models without a gate.
         seconds_never, seconds_always: `(N,)` that a query of its task takes in each mode. `None` if not measured.
         alignment_never, alignment_always: `(N,)` how close each vector comes to the right candidate, 0 to 1; NaN where
@@ -61,25 +61,17 @@ class Answers:
         return {name: value for name, value in values.items() if value is not None}
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Answers:
-        """The queries for which `mask` `(N,)` is true."""
+        """Keep the queries for which `mask` `(N,)` is true."""
         return Answers(**{name: values[mask] for name, values in self._columns().items()})
 
     def thinks(self, threshold: float) -> npt.NDArray[np.bool_]:
-        """
-        `(N,)`: for which queries the gate thinks at this threshold.
-
-        Raises:
-            ValueError: if the model has no gate.
-        """
+        """Decide for which queries `(N,)` the gate thinks at this threshold."""
         return self.gate() >= threshold
 
     def threshold(self, share: float) -> float:
         """
-        The highest threshold at which at least this share of all queries thinks, the nearest whole number of them;
-        infinite for none. Queries of equal probability think together.
-
-        Raises:
-            ValueError: if the model has no gate, or the share is not one.
+        Find the highest threshold at which at least this share of all queries thinks, the nearest whole number of
+        them; infinite for none. Queries of equal probability think together.
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share={share}; allowed: 0 to 1")
@@ -87,20 +79,13 @@ class Answers:
         return float(np.sort(self.gate())[-number]) if number else np.inf
 
     def gate(self) -> npt.NDArray[Any]:
-        """
-        `(N,)` probabilities that the gate thinks.
-
-        Raises:
-            ValueError: if the model has no gate.
-        """
+        """Return `(N,)` probabilities that the gate thinks, or raise a `ValueError` if there is no gate."""
         if self.gate_prob is None:
             raise ValueError("these answers have no gate_prob: the model has no gate, or none was recorded")
         return self.gate_prob
 
     def gap(self) -> Floats:
-        """
-        `(N,)` utility gap: alignment of the reasoned vector minus that of the direct one. NaN where it is not known.
-        """
+        """Compute the utility gap `(N,)`: alignment of the reasoned vector minus that of the direct one, or NaN."""
         if self.alignment_never is None or self.alignment_always is None:
             return np.full(len(self.task), np.nan)
         return self.alignment_always.astype(np.float64) - self.alignment_never.astype(np.float64)
@@ -111,7 +96,7 @@ LEAST_GAP = 0.1  # of the utility gap's size, for the gate to be judged by its s
 
 class GateQuality(NamedTuple):
     """
-    The gate against the sign of the true utility gap.
+    Judges the gate against the sign of the true utility gap.
 
     Attributes:
         auc: area under the ROC curve over the queries that count. `None` if these are all of one sign.
@@ -126,18 +111,9 @@ class GateQuality(NamedTuple):
 
 def gate_quality(answers: Answers, least_gap: float = LEAST_GAP, *, seed: int = 0) -> GateQuality | None:
     """
-    How well the gate's probability tells whether thinking pays, where that matters.
+    Judge how well the gate's probability tells whether thinking pays, where the gap is at least `least_gap` in size.
 
-    Args:
-        answers: N queries, with `gate_prob`.
-        least_gap: size from which a gap counts. Default: 0.1.
-        seed: of the bootstrap.
-
-    Returns:
-        `None` if no query's gap is known.
-
-    Raises:
-        ValueError: if the model has no gate.
+    Returns `None` if no query's gap is known.
     """
     gate, gap = answers.gate(), answers.gap()
     known = ~np.isnan(gap)
@@ -148,7 +124,7 @@ def gate_quality(answers: Answers, least_gap: float = LEAST_GAP, *, seed: int = 
     share, queries = float(counted.sum() / known.sum()), int(counted.sum())
     if not pays.any() or pays.all():
         return GateQuality(None, share, queries)
-    cluster = numbered(answers.cluster.tolist())
+    cluster = number_names(answers.cluster.tolist())
     draws = [
         auc(scores, pays, drawn[:, cluster[counted]])
         for drawn in cluster_draws(int(cluster.max()) + 1, seed=seed, columns=queries)
@@ -158,7 +134,7 @@ def gate_quality(answers: Answers, least_gap: float = LEAST_GAP, *, seed: int = 
 
 def auc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Floats:
     """
-    Area under the ROC curve: how often a positive scores above a negative, ties counting half.
+    Compute the area under the ROC curve: how often a positive scores above a negative, ties counting half.
 
     Args:
         scores: `(N,)`.
@@ -188,35 +164,35 @@ def auc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike |
 
 
 def drawn_means(columns: dict[str, npt.NDArray[Any]], answers: Answers, seed: int) -> dict[str, Floats]:
-    """Per column `(1 + S,)`: its mean over tasks, then that of every draw."""
+    """Average each column over tasks, then in every draw: `(1 + S,)` each."""
     values = np.stack([column.astype(np.float64) for column in columns.values()], axis=1)  # (N, K)
     mean, draws = bootstrap_means(values, answers.cluster.tolist(), answers.task.tolist(), seed=seed)
     return dict(zip(columns, np.concatenate([mean[None], draws]).T, strict=True))
 
 
-def interval(values: Floats) -> Interval:
-    """The mean `(1 + S,)` begins with, with the interval of the draws behind it."""
+def _interval(values: Floats) -> Interval:
+    """Take the mean that `(1 + S,)` begins with, and the interval of the draws behind it."""
     return interval_of(float(values[0]), values[1:])
 
 
 def coin(means: dict[str, Floats], ratio: float) -> Floats:
-    """Expected scores `(1 + S,)` if every query thought with the probability `ratio`."""
+    """Compute expected scores `(1 + S,)` if every query thought with the probability `ratio`."""
     return ratio * means["always"] + (1 - ratio) * means["never"]
 
 
-def chosen(answers: Answers, thinks: npt.NDArray[np.bool_]) -> Floats:
-    """`(N,)` scores if the queries with `thinks` `(N,)` think and the others do not."""
+def choice_scores(answers: Answers, thinks: npt.NDArray[np.bool_]) -> Floats:
+    """Take the scores `(N,)` if the queries with `thinks` `(N,)` think and the others do not."""
     return np.where(thinks, answers.always, answers.never).astype(np.float64)
 
 
 def oracle(answers: Answers) -> Floats:
-    """`(N,)` scores of a choice that is always right: the better of both."""
+    """Take the scores `(N,)` of a choice that is always right: the better of both."""
     return np.maximum(answers.always, answers.never).astype(np.float64)
 
 
 class Choice(NamedTuple):
     """
-    What a choice of the queries that think is worth: means over tasks, with intervals.
+    Says what a choice of the queries that think is worth: means over tasks, with intervals.
 
     Attributes:
         never, always: scores of the fixed modes.
@@ -224,7 +200,7 @@ class Choice(NamedTuple):
         oracle: score if every query got the better of its two vectors.
         random: expected score if every query thought with the probability `invocation`.
         invocation: share of the queries that think.
-        tokens: of a query's thought, 0 where it does not think.
+        tokens: of a query's rationale, 0 where it does not think.
         tokens_always: if all think.
         better_fixed: `"never"` or `"always"`, whichever scores higher.
         gain: auto minus the better fixed mode.
@@ -271,7 +247,7 @@ def judge_choice(answers: Answers, thinks: npt.NDArray[np.bool_], *, seed: int =
     columns = {
         "never": answers.never,
         "always": answers.always,
-        "auto": chosen(answers, thinks),
+        "auto": choice_scores(answers, thinks),
         "oracle": oracle(answers),
         "invocation": thinks,
         "tokens": np.where(thinks, answers.tokens, 0),
@@ -285,26 +261,14 @@ def judge_choice(answers: Answers, thinks: npt.NDArray[np.bool_], *, seed: int =
     with np.errstate(invalid="ignore", divide="ignore"):
         captured = np.where(headroom > 0, gain / headroom, np.nan)
     return Choice(
-        **{name: interval(values) for name, values in means.items()},
+        **{name: _interval(values) for name, values in means.items()},
         better_fixed=fixed,
-        gain=interval(gain),
-        headroom=interval(headroom),
-        captured=interval(captured) if headroom[0] > 0 else None,
-        over_random=interval(means["auto"] - means["random"]),
+        gain=_interval(gain),
+        headroom=_interval(headroom),
+        captured=_interval(captured) if headroom[0] > 0 else None,
+        over_random=_interval(means["auto"] - means["random"]),
         queries=len(thinks),
     )
-
-
-def random_gate(answers: Answers, ratio: float, *, seed: int = 0) -> Interval:
-    """
-    Expected score if every query thought with the probability `ratio`: `ratio * always + (1 - ratio) * never`.
-
-    Raises:
-        ValueError: if the ratio is not one.
-    """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio={ratio}; allowed: 0 to 1")
-    return interval(coin(drawn_means({"never": answers.never, "always": answers.always}, answers, seed), ratio))
 
 
 SHARES = tuple(np.linspace(0, 1, 21).tolist())  # of the queries that think, at the points of a curve
@@ -312,7 +276,7 @@ SHARES = tuple(np.linspace(0, 1, 21).tolist())  # of the queries that think, at 
 
 class CurvePoint(NamedTuple):
     """
-    What the gate gets at one threshold.
+    Says what the gate gets at one threshold.
 
     Attributes:
         threshold: queries whose probability is at least this think; infinite if none does.
@@ -321,7 +285,7 @@ class CurvePoint(NamedTuple):
         score: mean over tasks.
         random: expected score if every query thought with the probability `invocation`.
         over_random: score minus random.
-        tokens: of a query's thought, 0 where it does not think; mean over tasks.
+        tokens: of a query's rationale, 0 where it does not think; mean over tasks.
         seconds: expected per query, mean over tasks: those that think take what their task takes with `always`, the
             others what it takes with `never`. `None` if times are not known.
     """
@@ -338,12 +302,7 @@ class CurvePoint(NamedTuple):
 
 def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed: int = 0) -> list[CurvePoint]:
     """
-    Scores and costs as the gate's threshold sweeps.
-
-    Args:
-        answers: N queries, with `gate_prob`.
-        shares: of the queries that are to think, a point each. Default: 0, 0.05, ... 1.
-        seed: of the bootstrap.
+    Compute scores and costs as the gate's threshold sweeps, a point for each share of queries that are to think.
 
     Raises:
         ValueError: if the model has no gate, or there are no shares.
@@ -352,15 +311,15 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
         raise ValueError("there are no shares; give at least one")
     thresholds = [answers.threshold(share) for share in shares]
     decided = [answers.thinks(threshold) for threshold in thresholds]
-    direct, thought = answers.seconds_never, answers.seconds_always
-    timed = direct is not None and thought is not None
+    direct, reasoned = answers.seconds_never, answers.seconds_always
+    timed = direct is not None and reasoned is not None
     columns = {"never": answers.never, "always": answers.always}
     for place, thinks in enumerate(decided):
-        columns[f"score-{place}"] = chosen(answers, thinks)
+        columns[f"score-{place}"] = choice_scores(answers, thinks)
         columns[f"invocation-{place}"] = thinks
         columns[f"tokens-{place}"] = np.where(thinks, answers.tokens, 0)
-        if direct is not None and thought is not None:
-            columns[f"seconds-{place}"] = np.where(thinks, thought, direct)
+        if direct is not None and reasoned is not None:
+            columns[f"seconds-{place}"] = np.where(thinks, reasoned, direct)
     means = drawn_means(columns, answers, seed)
     points = []
     for place, (threshold, thinks) in enumerate(zip(thresholds, decided, strict=True)):
@@ -371,9 +330,9 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
                 threshold=threshold,
                 share=float(thinks.mean()),
                 invocation=invocation,
-                score=interval(score),
-                random=interval(random),
-                over_random=interval(score - random),
+                score=_interval(score),
+                random=_interval(random),
+                over_random=_interval(score - random),
                 tokens=float(means[f"tokens-{place}"][0]),
                 seconds=float(means[f"seconds-{place}"][0]) if timed else None,
             )
@@ -383,14 +342,8 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
 
 def efficient(costs: npt.ArrayLike, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """
-    Which points lie on the frontier of cost and score: no other one scores higher for as little or less.
-
-    Args:
-        costs: `(N,)`, say seconds per query.
-        scores: `(N,)`.
-
-    Returns:
-        `(N,)`. Of points alike in both, all or none.
+    Find the points `(N,)` on the frontier of cost and score: no other one scores higher for as little or less. Of
+    points alike in both, all or none.
 
     >>> efficient([1.0, 2.0, 3.0, 2.0], [0.5, 0.7, 0.6, 0.4]).tolist()
     [True, True, False, False]

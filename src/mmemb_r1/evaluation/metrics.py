@@ -8,48 +8,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Real
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-
-def cosine_scores(queries: npt.ArrayLike, candidates: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Cosine similarity of each query with each candidate.
-
-    Args:
-        queries: `(Q, D)` vectors.
-        candidates: `(C, D)` vectors.
-
-    Returns:
-        `(Q, C)` float32.
-
-    Raises:
-        ValueError: if the shapes do not fit each other, or a vector has no direction (zero, NaN or infinite).
-
-    >>> cosine_scores([[2.0, 0.0]], [[1.0, 0.0], [0.0, 3.0]]).tolist()
-    [[1.0, 0.0]]
-    """
-    left, right = unit_rows("queries", queries), unit_rows("candidates", candidates)
-    if left.shape[1] != right.shape[1]:
-        raise ValueError(f"queries have {left.shape[1]} dimensions, candidates {right.shape[1]}; they have to agree")
-    return left @ right.T  # (Q, C)
+Rows = npt.NDArray | Sequence[npt.ArrayLike]  # (Q, C), or Q rows (C_q,) where each query has its own candidates
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 def unit_rows(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """
-    Vectors `(N, D)` of length 1, so that their products are cosines.
-
-    Args:
-        name: what they are, for errors.
-        vectors: `(N, D)`.
-
-    Raises:
-        ValueError: if there is none, or one has no direction (zero, NaN or infinite).
-
-    >>> unit_rows("queries", [[0.0, 4.0]]).tolist()
-    [[0.0, 1.0]]
-    """
+    """Scale vectors `(N, D)` to length 1, so that their products are cosines; refuse zero, NaN and infinity."""
     values = np.asarray(vectors, dtype=np.float32)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"{name} have the shape {values.shape}; expected (vectors, dimensions), at least one of each")
@@ -63,23 +33,8 @@ def unit_rows(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return values / norms
 
 
-Rows = npt.NDArray | Sequence[npt.ArrayLike]  # (Q, C), or Q rows (C_q,)
-
-
-def rows_of(name: str, values: Rows) -> list[npt.NDArray]:
-    """
-    One row `(C_q,)` per query.
-
-    Args:
-        name: what the values are, for errors.
-        values: `(Q, C)`, or Q rows `(C_q,)` where each query has its own candidates.
-
-    Raises:
-        ValueError: if there is no query, or one has no row of candidates.
-
-    >>> [row.shape for row in rows_of("scores", [[0.5, 0.25], [0.75]])]
-    [(2,), (1,)]
-    """
+def _checked_rows(name: str, values: Rows) -> list[npt.NDArray]:
+    """Split values into one row `(C_q,)` per query; refuse what has no query, or a query without candidates."""
     shape = tuple(values.shape) if hasattr(values, "shape") else (len(values),)
     if 0 in shape or (hasattr(values, "shape") and len(shape) != 2):
         raise ValueError(f"{name}: the shape is {shape}; allowed: (queries, candidates), at least one of each")
@@ -92,36 +47,34 @@ def rows_of(name: str, values: Rows) -> list[npt.NDArray]:
     return rows
 
 
-def check_alike(name: str, rows: Sequence[npt.NDArray], scores: Sequence[npt.NDArray]) -> None:
+def ranks(scores: Rows, relevance: Rows, *, tolerance: float = 0.0) -> Ints:
     """
-    Refuses rows that are not as many, and each as long, as those of the scores.
+    Rank each query's best relevant candidate, 1 being the top, ties counted against it: `(Q,)`.
 
-    >>> check_alike("relevance", [np.zeros(2), np.zeros(3)], [np.zeros(2), np.zeros(2)])
-    Traceback (most recent call last):
-        ...
-    ValueError: relevance of query 1 is given for 3 candidates; expected as many as there are scores, 2
+    Other relevant candidates do not push it down. Arguments and errors as in [`per_query`].
+
+    >>> ranks([[0.9, 0.1, 0.5], [0.5, 0.5, 0.5]], [[0, 0, 1], [1, 0, 0]]).tolist()  # the second encoder is collapsed
+    [2, 3]
     """
-    if len(rows) != len(scores):
-        raise ValueError(
-            f"{name} is given for {len(rows)} queries; expected as many as there are scores of, {len(scores)}"
-        )
-    for query, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        if row.size != score.size:
-            raise ValueError(
-                f"{name} of query {query} is given for {row.size} candidates; expected as many as there are scores, "
-                f"{score.size}"
-            )
+    table, grades = _tables(*_rows_alike(scores, relevance), 0)  # (Q, C) each
+    best = np.where(grades > 0, table, -np.inf).max(axis=1, keepdims=True)  # (Q, 1)
+    return 1 + ((table >= best - tolerance) & (grades == 0)).sum(axis=1)
 
 
-def padded(rows: Sequence[npt.NDArray]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """
-    Rows as one table `(Q, C)`, C being the longest: zeros stand behind the end of the others. And where they do not.
+def _tables(scores: Sequence[npt.NDArray], grades: Sequence[npt.NDArray], first: int) -> tuple[Floats, Floats]:
+    """Lay out scores and grades as `(Q, C)` for [`_find_places`]; `first` other queries come before them."""
+    (score, there), (grade, _) = _padded_table(scores), _padded_table(grades)
+    _check_finite("score", score, first=first)
+    _check_finite("grade", grade, first=first, lowest=0)
+    empty = ~(grade > 0).any(axis=1)
+    if empty.any():
+        raise ValueError(f"query {first + int(np.argmax(empty))} has no relevant candidate; leave it out")
+    score[~there] = -np.inf
+    return score, grade
 
-    >>> padded([np.array([0.5, 0.25]), np.array([0.75])])
-    (array([[0.5 , 0.25],
-           [0.75, 0.  ]]), array([[ True,  True],
-           [ True, False]]))
-    """
+
+def _padded_table(rows: Sequence[npt.NDArray]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Join rows as a table `(Q, C)`, zeros behind the end of those that are shorter; and say where they are not."""
     lengths = np.array([row.size for row in rows])
     there = np.arange(lengths.max()) < lengths[:, None]
     table = np.zeros(there.shape)
@@ -129,15 +82,8 @@ def padded(rows: Sequence[npt.NDArray]) -> tuple[npt.NDArray[np.float64], npt.ND
     return table, there
 
 
-def check_finite(what: str, table: npt.NDArray[np.float64], *, first: int = 0, lowest: float = -np.inf) -> None:
-    """
-    Refuses what is NaN, infinite or below `lowest`, by the number of its query (that of row 0 being `first`).
-
-    >>> check_finite("grade", np.array([[0.0, 1.0], [0.0, -1.0]]), lowest=0)
-    Traceback (most recent call last):
-        ...
-    ValueError: the grade of query 1 and candidate 1 is -1.0; it has to be finite and at least 0
-    """
+def _check_finite(what: str, table: Floats, *, first: int = 0, lowest: float = -np.inf) -> None:
+    """Refuse what is NaN, infinite or below `lowest`, by the number of its query (that of row 0 being `first`)."""
     good = np.isfinite(table) & (table >= lowest)
     if not good.all():
         query, candidate = np.argwhere(~good)[0]
@@ -148,151 +94,53 @@ def check_finite(what: str, table: npt.NDArray[np.float64], *, first: int = 0, l
         )
 
 
-def ranks(scores: Rows, positives: Rows, *, tolerance: float = 0.0) -> npt.NDArray[np.int64]:
-    """Rank of each query's best positive among the candidates, 1 being the top, ties counted against it.
-
-    Args:
-        scores: `(Q, C)` floats, or Q rows `(C_q,)` where each query has its own candidates. Higher is better.
-        positives: `(Q,)` index of each query's positive, or booleans of the scores' shape where a query has several.
-        tolerance: scores that differ by no more than this are a tie; defaults to 0. Products of equal vectors can
-            differ in their last bits, so scores that come out of one need about 1e-6.
-
-    Returns:
-        `(Q,)` ranks from 1 to C. A query's other positives do not push its best one down.
-
-    Raises:
-        ValueError: if there is no query or no candidate, a score is NaN or infinite, the shapes do not fit each other,
-            an index is outside the candidates, or a query has no positive.
-
-    >>> ranks([[0.9, 0.1, 0.5], [0.9, 0.1, 0.5]], [0, 2]).tolist()
-    [1, 2]
-    >>> ranks([[0.5, 0.5, 0.5]], [0]).tolist()  # a collapsed encoder
-    [3]
-    >>> ranks([[0.9, 0.8, 0.7]], [[False, True, True]]).tolist()
-    [2]
-    """
-    rows = rows_of("scores", scores)
-    table, there = padded(rows)  # (Q, C)
-    check_finite("score", table)
-    mask = _positive_mask(positives, rows)
-    best = np.where(mask, table, -np.inf).max(axis=1, keepdims=True)  # (Q, 1)
-    return 1 + ((table >= best - tolerance) & there & ~mask).sum(axis=1)
-
-
-def _positive_mask(positives: Rows, scores: list[npt.NDArray]) -> npt.NDArray[np.bool_]:
-    """`(Q, C)` where the positives are, C being the number of candidates of the query that has most."""
-    if np.ndim(next(iter(positives), 0)):
-        rows = rows_of("positives", positives)
-        check_alike("the mask of positives", rows, scores)
-        if any(row.dtype != np.bool_ for row in rows):
-            raise ValueError(f"positives are {rows[0].dtype} rows; allowed: rows of booleans, or one index per query")
-        mask = padded(rows)[0] > 0
-        if not mask.any(axis=1).all():
-            raise ValueError(f"query {int(np.argmin(mask.any(axis=1)))} has no positive")
-        return mask
-    num_candidates = np.array([row.size for row in scores])
-    index = np.asarray(positives)
-    if index.shape != num_candidates.shape or not np.issubdtype(index.dtype, np.integer):
+def _rows_alike(scores: Rows, relevance: Rows) -> tuple[list[npt.NDArray], list[npt.NDArray]]:
+    """Split both into a row `(C_q,)` per query; refuse those that are not as many, and each as long, as the other."""
+    score_rows, grade_rows = _checked_rows("scores", scores), _checked_rows("relevance", relevance)
+    if len(grade_rows) != len(score_rows):
         raise ValueError(
-            f"positives are {index.dtype} of shape {index.shape}; expected one index per query, integers of shape "
-            f"{num_candidates.shape}"
+            f"relevance is given for {len(grade_rows)} queries; expected as many as there are scores of, "
+            f"{len(score_rows)}"
         )
-    outside = (index < 0) | (index >= num_candidates)
-    if outside.any():
-        query = int(np.argmax(outside))
-        raise ValueError(
-            f"the positive of query {query} is {index[query]}; allowed: 0 to {num_candidates[query] - 1}, candidates"
-        )
-    return np.arange(num_candidates.max()) == index[:, None]
-
-
-def hit_at_k(ranks: npt.ArrayLike, k: int = 1) -> float:
-    """Share of queries whose positive is among the first `k`.
-
-    Args:
-        ranks: `(Q,)` ranks from 1, at least one.
-        k: at least 1; defaults to 1.
-
-    >>> hit_at_k([1, 2, 5, 1])
-    0.5
-    >>> hit_at_k([1, 2, 5, 1], k=2)
-    0.75
-    """
-    if k < 1:
-        raise ValueError(f"k is {k}; it has to be at least 1")
-    return float((_checked(ranks) <= k).mean())
-
-
-def mrr(ranks: npt.ArrayLike) -> float:
-    """Mean reciprocal rank of `(Q,)` ranks from 1, at least one.
-
-    >>> mrr([1, 2, 4])
-    0.5833333333333334
-    """
-    return float((1 / _checked(ranks)).mean())
-
-
-def _checked(ranks: npt.ArrayLike) -> npt.NDArray:
-    values = np.asarray(ranks)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"ranks have the shape {values.shape}; expected (queries,), at least one query")
-    if not (values >= 1).all():  # also false for NaN
-        raise ValueError(f"the lowest rank is {values.min()}; ranks start at 1")
-    return values
-
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+    for query, (row, score) in enumerate(zip(grade_rows, score_rows, strict=True)):
+        if row.size != score.size:
+            raise ValueError(
+                f"relevance of query {query} is given for {row.size} candidates; expected as many as there are "
+                f"scores, {score.size}"
+            )
+    return score_rows, grade_rows
 
 
 @dataclass(frozen=True)
 class Places:
     """
-    Where the relevant candidates of Q queries stand: all that a metric needs to know, however many others there are.
-
-    One entry per relevant candidate, N in all, by query and then by rank.
-
-    Args:
-        query: `(N,)` from 0 to Q - 1, ascending; every query is there.
-        grade: `(N,)` above 0.
-        above: `(N,)` how many candidates, relevant or not, rank before the entry's tie group.
-        tied: `(N,)` how many are in its tie group, itself included.
-        relevant_above: `(N,)` how many of those above are relevant.
-        relevant_tied: `(N,)` how many of those tied are relevant.
-        num_candidates: of the query that has most.
+    Says where the relevant candidates of Q queries stand: all that a metric needs to know, however many others there
+    are. Each array has an entry per relevant candidate, `(N,)`, by query and then by rank.
     """
 
-    query: Ints
-    grade: Floats
-    above: Ints
-    tied: Ints
-    relevant_above: Ints
-    relevant_tied: Ints
-    num_candidates: int
+    query: Ints  # from 0 to Q - 1, ascending; every query is there
+    grade: Floats  # above 0
+    above: Ints  # how many candidates, relevant or not, rank before the entry's tie group
+    tied: Ints  # how many are in its tie group, itself included
+    relevant_above: Ints  # how many of those above are relevant
+    relevant_tied: Ints  # how many of those tied are relevant
+    num_candidates: int  # of the query that has most
 
     @property
     def order(self) -> Ints:
-        """`(N,)` number of the entry among those of its query, from 0."""
+        """Number the entries of each query from 0: `(N,)`."""
         return np.arange(len(self.query)) - np.searchsorted(self.query, self.query)
 
 
-def find_places(scores: Floats, relevance: Floats, tolerance: float = 0.0) -> Places:
+def _find_places(scores: Floats, relevance: Floats, tolerance: float) -> Places:
     """
-    The tie groups of relevant candidates, and how many candidates each of them holds.
+    Find the tie groups of relevant candidates, and how many candidates each of them holds.
 
     A group is led by the best relevant candidate that is in no group yet, and holds all that score within `tolerance`
     of it, less what the group before holds. So a group never spans more than twice the tolerance, whereas chains of
     neighbours closer than that can run through half of a large pool; and it does not depend on the order in which
     candidates are given. Those that are not relevant, and not tied with one that is, only count.
-
-    Args:
-        scores: `(Q, C)`, higher is better; `-inf` where a query has no candidate.
-        relevance: `(Q, C)` grades, 0 for what is not relevant; each query has one above.
-        tolerance: scores that differ by no more are a tie. Default: 0.
-
-    >>> places = find_places(np.array([[0.9, 0.5, 0.5, 0.5]]), np.array([[0.0, 1.0, 0.0, 2.0]]))
-    >>> places.grade.tolist(), places.above.tolist(), places.tied.tolist(), places.relevant_tied.tolist()
-    ([1.0, 2.0], [1, 1], [3, 3], [2, 2])
+    Scores `(Q, C)` are `-inf` where a query has no candidate.
     """
     relevant = relevance > 0
     query, column = np.nonzero(relevant)  # (N,) each
@@ -322,15 +170,8 @@ def find_places(scores: Floats, relevance: Floats, tolerance: float = 0.0) -> Pl
     )
 
 
-def worst_order(places: Places) -> Places:
-    """
-    The same candidates without ties: in each group the others come first, and then the relevant by ascending grade.
-
-    >>> tied = find_places(np.array([[0.5, 0.5, 0.5]]), np.array([[2.0, 0.0, 1.0]]))
-    >>> places = worst_order(tied)
-    >>> places.above.tolist(), places.grade.tolist()
-    ([1, 2], [1.0, 2.0])
-    """
+def _worst_order(places: Places) -> Places:
+    """Break the ties: in each group the others come first, and then the relevant by ascending grade."""
     within = places.order - places.relevant_above
     alone = np.ones_like(places.tied)
     return replace(
@@ -343,7 +184,7 @@ def worst_order(places: Places) -> Places:
 
 
 def _first_of_groups(query: Ints, score: Floats, tolerance: float) -> Ints:
-    """`(G,)` index of each group's leader, ascending, from `(N,)` scores that descend within each query."""
+    """Find each group's leader: `(G,)` indices, ascending, from `(N,)` scores that descend within each query."""
     # Where a score falls by more than the tolerance a group begins in any case; the stretches between are cut up
     # side by side, each from its top.
     falls = (query[1:] != query[:-1]) | (score[1:] < score[:-1] - tolerance)
@@ -358,12 +199,7 @@ def _first_of_groups(query: Ints, score: Floats, tolerance: float) -> Ints:
 
 
 def _count(values: Floats, start: Ints, end: Ints, bound: Floats, *, equal: bool) -> Ints:
-    """
-    How many of `values[start:end]`, which descend, are above `bound` or equal to it: a bisection per entry of `start`.
-
-    >>> _count(np.array([5.0, 3.0, 3.0, 1.0]), np.array([0, 1]), np.array([4, 4]), np.array([3.0, 2.0]), equal=False)
-    array([1, 2])
-    """
+    """Count those of `values[start:end]`, which descend, above `bound` or equal to it: a bisection per `start`."""
     low, high = start, end
     while (low < high).any():
         middle = np.minimum((low + high) // 2, len(values) - 1)  # past the end only where low == high already
@@ -380,33 +216,19 @@ _CELLS = 2**22  # of a table of scores that is worked on at a time, 32 MiB
 
 
 def per_query(
-    name: str,
-    scores: Rows,
-    relevance: Rows,
-    *,
-    tolerance: float = 0.0,
-    ties: str = "pessimistic",
+    name: str, scores: Rows, relevance: Rows, *, tolerance: float = 0.0, ties: str = "pessimistic"
 ) -> Floats:
     """
-    A metric of each query.
-
-    With R the number of relevant candidates (grade above 0), and sums over ranks 1 to k, or over all without `@k`:
-
-    * `hit@k`: 1 if a relevant candidate is among the first k, else 0.
-    * `recall@k`, `precision@k`: relevant candidates among the first k, divided by R, by k.
-    * `mrr`, `mrr@k`: 1 / rank of the best relevant candidate, 0 if that is beyond k.
-    * `map`, `map@k`: sum over relevant candidates of the precision at their rank, divided by R (not by `min(R, k)`).
-    * `ndcg_linear`, `ndcg_linear@k`: sum of grade / log2(rank + 1), divided by the same sum for the query's grades in
-      descending order, all candidates it has being looked at for that.
-    * `ndcg_exponential`, `ndcg_exponential@k`: the same with the gain 2^grade - 1.
+    Compute a metric of each query. docs/metrics.md defines them: `hit@k`, `recall@k`, `precision@k`, and with or
+    without `@k` `mrr`, `map`, `ndcg_linear` and `ndcg_exponential`.
 
     Args:
         name: of the metric.
         scores: `(Q, C)`, or Q rows `(C_q,)` where each query has its own candidates. Higher is better.
         relevance: grades of the same shape, 0 for what is not relevant.
-        tolerance: scores that differ by no more are a tie; defaults to 0. Products of equal vectors can differ in
-            their last bits, so scores that come out of one need about 1e-6. A tie group is led by its best relevant
-            candidate and holds what scores within the tolerance of that, less what the group before holds.
+        tolerance: scores that differ by no more are a tie; scores out of a product of vectors need about 1e-6. A tie
+            group is led by its best relevant candidate and holds what scores within the tolerance of that, less what
+            the group before holds. Default: 0.
         ties: `"pessimistic"` (default): in a tie group what is not relevant ranks first, then the lower grades.
             `"expected"`: the exact mean over all orders within tie groups.
 
@@ -414,44 +236,27 @@ def per_query(
         `(Q,)` float64 from 0 to 1.
 
     Raises:
-        ValueError: if the name or an option is not known; there is no query; scores and relevance differ in their
-            number of queries or of candidates; a score is NaN or infinite; a grade is negative, NaN or infinite; or a
-            query has no relevant candidate.
+        ValueError: if the name or an option is not known; there is no query; both differ in their number of queries or
+            candidates; a number is not finite, or a grade negative; or a query has no relevant candidate.
 
     >>> per_query("ndcg_linear@5", [[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]], [[2, 1, 0], [1, 2, 0]]).round(3).tolist()
     [1.0, 0.86]
-    >>> per_query("hit@1", [[0.5, 0.5, 0.5, 0.5]], [[1, 0, 0, 0]]).tolist()  # a collapsed encoder
-    [0.0]
     >>> per_query("hit@1", [[0.5, 0.5, 0.5, 0.5]], [[1, 0, 0, 0]], ties="expected").tolist()
     [0.25]
-    >>> per_query("mrr", [[0.9, 0.8], [0.9, 0.8, 0.7]], [[0, 1], [0, 0, 1]]).round(3).tolist()
-    [0.5, 0.333]
     """
     return per_query_of([name], scores, relevance, tolerance=tolerance, ties=ties)[name]
 
 
 def per_query_of(
-    names: Sequence[str],
-    scores: Rows,
-    relevance: Rows,
-    *,
-    tolerance: float = 0.0,
-    ties: str = "pessimistic",
+    names: Sequence[str], scores: Rows, relevance: Rows, *, tolerance: float = 0.0, ties: str = "pessimistic"
 ) -> dict[str, Floats]:
-    """
-    Several metrics of each query, the candidates being ranked once: `{name: (Q,)}`. All else as in [`per_query`].
-
-    >>> results = per_query_of(["hit@1", "mrr"], [[0.9, 0.8, 0.7]], [[0, 1, 1]])
-    >>> {name: values.tolist() for name, values in results.items()}
-    {'hit@1': [0.0], 'mrr': [0.5]}
-    """
+    """Compute several metrics of each query with one ranking of the candidates: name -> `(Q,)`, as [`per_query`]."""
     metrics = {name: _named(name) for name in names}
     if ties not in TIES:
         raise ValueError(f"ties={ties!r}; allowed: {', '.join(map(repr, TIES))}")
     if not 0 <= tolerance < np.inf:
         raise ValueError(f"tolerance is {tolerance}; allowed: a number from 0")
-    score_rows, grade_rows = rows_of("scores", scores), rows_of("relevance", relevance)
-    check_alike("relevance", grade_rows, score_rows)
+    score_rows, grade_rows = _rows_alike(scores, relevance)
     step = max(1, _CELLS // max(len(row) for row in score_rows))
     parts: dict[str, list[Floats]] = {name: [] for name in names}
     for start in range(0, len(score_rows), step):
@@ -459,53 +264,44 @@ def per_query_of(
         tables = _tables(score_rows[block], grade_rows[block], start)  # checked whatever is asked for
         if not metrics:
             continue
-        places = find_places(*tables, tolerance)
+        places = _find_places(*tables, tolerance)
         if ties == "pessimistic":
-            places = worst_order(places)
+            places = _worst_order(places)
         for name, (formula, k) in metrics.items():
             parts[name].append(formula(places, k or places.num_candidates))
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _tables(scores: Sequence[npt.NDArray], grades: Sequence[npt.NDArray], first: int) -> tuple[Floats, Floats]:
-    """Scores and grades `(Q, C)` as [`find_places`] takes them, of queries that `first` others come before."""
-    (score, there), (grade, _) = padded(scores), padded(grades)
-    check_finite("score", score, first=first)
-    check_finite("grade", grade, first=first, lowest=0)
-    empty = ~(grade > 0).any(axis=1)
-    if empty.any():
-        raise ValueError(f"query {first + int(np.argmax(empty))} has no relevant candidate; leave it out")
-    score[~there] = -np.inf
-    return score, grade
-
-
 def _hit(places: Places, k: int) -> Floats:
-    return _best(places, _cut(np.ones(places.num_candidates), k))
+    return _at_best(places, _cut(np.ones(places.num_candidates), k))
 
 
 def _mrr(places: Places, k: int) -> Floats:
-    return _best(places, _cut(1 / _ranks(places), k))
+    return _at_best(places, _cut(1 / _all_ranks(places), k))
 
 
 def _recall(places: Places, k: int) -> Floats:
-    found = np.bincount(places.query, _mean_at(places, _cut(np.ones(places.num_candidates), k)))
-    return found / np.bincount(places.query)
+    return _found_until(places, k) / np.bincount(places.query)
 
 
 def _precision(places: Places, k: int) -> Floats:
-    found = np.bincount(places.query, _mean_at(places, _cut(np.ones(places.num_candidates), k)))
-    return found / k
+    return _found_until(places, k) / k
+
+
+def _found_until(places: Places, k: int) -> Floats:
+    """Count `(Q,)` the relevant candidates among the first `k`; a mean over orders where they are tied."""
+    return np.bincount(places.query, _mean_at(places, _cut(np.ones(places.num_candidates), k)))
 
 
 def _map(places: Places, k: int) -> Floats:
     """
-    Mean over orders of the average precision.
+    Average the precision over orders.
 
     A relevant candidate is as likely at each place j = 1 ... n of its group. Of the r - 1 other relevant ones, a share
     (j - 1) / (n - 1) is then before it on average, so its precision there is on average
     (R + 1 + (j - 1) (r - 1) / (n - 1)) / (A + j), A candidates and R relevant ones being above the group.
     """
-    harmonic = np.append(0.0, np.cumsum(1 / _ranks(places)))
+    harmonic = np.append(0.0, np.cumsum(1 / _all_ranks(places)))
     above, tied = places.above, places.tied
     within = np.clip(k - above, 0, tied)  # (N,) places of the group that are not beyond k
     reciprocals = harmonic[above + within] - harmonic[above]  # sum of 1 / (A + j)
@@ -529,40 +325,36 @@ def _ndcg_exponential(places: Places, k: int) -> Floats:
 
 
 def _ndcg(places: Places, gain: Floats, k: int) -> Floats:
-    discount = _cut(1 / np.log2(_ranks(places) + 1), k)
+    discount = _cut(1 / np.log2(_all_ranks(places) + 1), k)
     ideal = gain[np.lexsort((-gain, places.query))] * discount[places.order]
     return np.bincount(places.query, gain * _mean_at(places, discount)) / np.bincount(places.query, ideal)
 
 
-def _ranks(places: Places) -> Ints:
+def _all_ranks(places: Places) -> Ints:
     return np.arange(1, places.num_candidates + 1)
 
 
 def _cut(weights: Floats, k: int) -> Floats:
-    """`(C,)` weights of the ranks, 0 beyond `k`."""
+    """Set `(C,)` weights of ranks beyond `k` to 0."""
     return np.where(np.arange(len(weights)) < k, weights, 0.0)
 
 
 def _mean_at(places: Places, weights: Floats) -> Floats:
-    """`(N,)` mean of the `(C,)` weights over the ranks that an entry's tie group takes."""
+    """Average the `(C,)` weights over the ranks that each entry's tie group takes: `(N,)`."""
     total = np.append(0.0, np.cumsum(weights))
     alone = weights[np.minimum(places.above, len(weights) - 1)]  # exactly, not as a difference of sums
     return np.where(places.tied == 1, alone, (total[places.above + places.tied] - total[places.above]) / places.tied)
 
 
-def _best(places: Places, weights: Floats) -> Floats:
+def _at_best(places: Places, weights: Floats) -> Floats:
     """
-    `(Q,)` mean of the `(C,)` weights at the rank of the best relevant candidate.
+    Average the `(C,)` weights at the rank of each query's best relevant candidate: `(Q,)`.
 
     It is in the first group. Given that none of the r relevant ones is at the places before j, the one at place j is
     relevant with the chance r / (n - j + 1).
     """
     best = places.order == 0
-    above, tied, relevant = (
-        places.above[best, None],
-        places.tied[best, None],
-        places.relevant_tied[best, None],
-    )  # (Q, 1)
+    above, tied, relevant = (part[best, None] for part in (places.above, places.tied, places.relevant_tied))  # (Q, 1)
     place = np.arange(tied.max())  # from 0
     left = np.maximum(tied - place, 1)
     miss = np.maximum(left - relevant, 0) / left  # (Q, P)
@@ -571,40 +363,25 @@ def _best(places: Places, weights: Floats) -> Floats:
     return (none_before * (1 - miss) * at_rank).sum(axis=1)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """
-    A kind of metric.
-
-    Args:
-        formula: of the places of relevant candidates and the cut-off, to `(Q,)`.
-        whole: whether it is defined without a cut-off.
-    """
-
-    formula: Callable[[Places, int], Floats]
-    whole: bool
-
-
-METRICS = {
-    "hit": Metric(_hit, whole=False),
-    "recall": Metric(_recall, whole=False),
-    "precision": Metric(_precision, whole=False),
-    "mrr": Metric(_mrr, whole=True),
-    "map": Metric(_map, whole=True),
-    "ndcg_linear": Metric(_ndcg_linear, whole=True),
-    "ndcg_exponential": Metric(_ndcg_exponential, whole=True),
+METRICS: Mapping[str, Callable[[Places, int], Floats]] = {
+    "hit": _hit,
+    "recall": _recall,
+    "precision": _precision,
+    "mrr": _mrr,
+    "map": _map,
+    "ndcg_linear": _ndcg_linear,
+    "ndcg_exponential": _ndcg_exponential,
 }
+NEED_CUTOFF = ("hit", "recall", "precision")  # have no meaning without @k
 
 
 def _named(name: str) -> tuple[Callable[[Places, int], Floats], int | None]:
+    """Look up a metric's formula and its cut-off."""
     parts = re.fullmatch(r"([a-z_]+)(?:@([1-9][0-9]*))?", name)
-    if parts is None or parts[1] not in METRICS or not (parts[2] or METRICS[parts[1]].whole):
-        known = [f"{kind}@k" + (f" or {kind}" if metric.whole else "") for kind, metric in METRICS.items()]
+    if parts is None or parts[1] not in METRICS or (parts[1] in NEED_CUTOFF and not parts[2]):
+        known = [f"{kind}@k" + ("" if kind in NEED_CUTOFF else f" or {kind}") for kind in METRICS]
         raise ValueError(f"the metric {name!r} is not known; allowed: {', '.join(known)}, with k from 1")
-    return METRICS[parts[1]].formula, None if parts[2] is None else int(parts[2])
-
-
-Value = TypeVar("Value")
+    return METRICS[parts[1]], None if parts[2] is None else int(parts[2])
 
 
 def score_run(
@@ -617,24 +394,19 @@ def score_run(
     ties: str = "pessimistic",
 ) -> dict[str, float]:
     """
-    A metric of each query, from scores by id. What a run lacks is an error, never a query less in the mean.
+    Compute a metric of each query from scores by id. What a run lacks is an error, never a query less in the mean.
 
     Args:
-        metric: its name, as in [`per_query`].
+        metric, tolerance, ties: as in [`per_query`].
         run: query id -> the score of each of its candidates, as `{candidate id: score}` or as pairs of the two.
         qrels: query id -> candidate id -> grade from 0. Those that are not named have grade 0.
-        candidates: ids of the candidates, for all queries alike or by query id. Default: all queries have the same
-            candidates, those that the run names anywhere.
-        tolerance, ties: as in [`per_query`].
+        candidates: ids of the candidates, for all queries alike or by query id. Default: those that the run names.
 
     Returns:
         Query id -> value, in the order of `qrels`.
 
     Raises:
-        ValueError: if there is no query; a query of the qrels is not in the run, or the other way round; a query's
-            scores are not those of its candidates, one each; an id stands twice; a judged candidate is none of the
-            query's; a query has no relevant candidate; a score or a grade is no finite number, or a grade is below 0;
-            or [`per_query`] refuses the metric or an option.
+        ValueError: if ids of both sides do not match one to one, or as in [`per_query`].
 
     >>> run = {"q1": {"a": 0.9, "b": 0.1}, "q2": [("a", 0.5), ("b", 0.5)]}
     >>> score_run("mrr", run, {"q1": {"a": 1}, "q2": {"a": 1}})
@@ -663,25 +435,22 @@ def score_run(
 def _pools(
     candidates: Sequence[str] | Mapping[str, Sequence[str]] | None, scored: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Mapping[str, None]]:
-    """Query id -> its candidates' ids, in order."""
-    shared: Mapping[str, None]
-    if isinstance(candidates, Mapping):
-        _check_ids("candidates", "queries", candidates.keys(), scored.keys())
-        return {
-            query: _by_id(f"the candidates of query {query!r}", ((one, None) for one in candidates[query]))
-            for query in scored
-        }
+    """Find each query's candidates: query id -> their ids, in order."""
     if candidates is None:
-        shared = dict.fromkeys(chain.from_iterable(scored.values()))
-    else:
-        shared = _by_id("the candidates", ((one, None) for one in candidates))
-    return dict.fromkeys(scored, shared)
+        return dict.fromkeys(scored, dict.fromkeys(chain.from_iterable(scored.values())))
+    if not isinstance(candidates, Mapping):
+        return dict.fromkeys(scored, _by_id("the candidates", ((one, None) for one in candidates)))
+    _check_ids("candidates", "queries", candidates.keys(), scored.keys())
+    return {
+        query: _by_id(f"the candidates of query {query!r}", ((one, None) for one in candidates[query]))
+        for query in scored
+    }
 
 
-def _by_id(where: str, entries: Mapping[str, Value] | Iterable[tuple[str, Value]]) -> Mapping[str, Value]:
+def _by_id(where: str, entries: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
     if isinstance(entries, Mapping):
         return entries
-    values: dict[str, Value] = {}
+    values: dict[str, Any] = {}
     for one, value in entries:
         if one in values:
             raise ValueError(f"{where}: {one!r} stands twice; ids have to be unique")
@@ -690,7 +459,7 @@ def _by_id(where: str, entries: Mapping[str, Value] | Iterable[tuple[str, Value]
 
 
 def _check_ids(where: str, things: str, found: Collection[str], expected: Collection[str]) -> None:
-    """Both are views of keys, which compare as sets do."""
+    """Refuse ids that are missing or not known; both are views of keys, which compare as sets do."""
     if found != expected:
         unknown = next((f"{one!r} is not known" for one in found if one not in expected), "")
         missing = next((f"{one!r} is missing" for one in expected if one not in found), "")

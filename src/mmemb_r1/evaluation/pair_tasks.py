@@ -1,13 +1,16 @@
-"""A table of pairs as retrieval tasks: every query among the targets of its task."""
+"""Read a table of pairs as retrieval tasks: every query among the targets of its task, or among its own negatives."""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key, given_parts
-from mmemb_r1.evaluation.tasks import RetrievalTask, rows_by
+from mmemb_r1.evaluation.run_folder import read_table
+from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, rows_by, select_tasks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,20 +18,38 @@ if TYPE_CHECKING:
 
 METRIC = "hit@1"
 ONE_TASK = "pairs"  # the name of the task of a table that names none
+COLUMNS = ("pair_id", "query", "target")
+
+
+def read_pair_tasks(path: str | os.PathLike[str], *, names: Sequence[str] | None = None) -> TaskSource:
+    """
+    Read the tasks of a Parquet file with the columns of [`pair_tasks`].
+
+    Raises:
+        ValueError: if there is no such file, or it holds no pairs, or no such task.
+    """
+    from datasets import Dataset
+
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: there is no such file; give a Parquet file with the columns {', '.join(COLUMNS)}")
+    tasks = pair_tasks(Dataset(read_table(file, COLUMNS, "give a table of pairs, see docs/evaluation.md")))
+    return TaskSource(tasks if names is None else select_tasks(tasks, names), {"dataset": file.name})
 
 
 def pair_tasks(pairs: Dataset, data: Mapping[str, Any] | None = None) -> list[RetrievalTask]:
     """
-    Pairs as tasks, sorted by name. Equal targets are one candidate, and the targets of equal queries are right for
-    each of them.
+    Turn pairs into tasks, sorted by name. Equal targets are one candidate, and the targets of equal queries are right
+    for each of them.
 
     Args:
-        pairs: columns `pair_id`, `query` and `target`; `task`, `complexity` (a group) and `entity` (what each query is
-            about) where they are there.
+        pairs: columns `pair_id`, `query` and `target`; where they are there `task`, `complexity` (a group), `entity`
+            (what each query is about) and `negatives` (a list of inputs). A query that has negatives competes among
+            these and its targets, any other one among all targets of its task.
         data: says which table this is, see [`RetrievalTask`]. Default: its content is looked into.
 
     Raises:
-        ValueError: if there are no pairs, or a pair id stands twice in a task.
+        ValueError: if there are no pairs, a query or a target is empty, or a pair id stands twice in a task.
     """
     if not len(pairs):
         raise ValueError("there are no pairs; at least one is needed")
@@ -38,14 +59,24 @@ def pair_tasks(pairs: Dataset, data: Mapping[str, Any] | None = None) -> list[Re
 
 def _task(name: str, pairs: Dataset, data: Mapping[str, Any]) -> RetrievalTask:
     ids = list(pairs["pair_id"])
-    queries, targets = ([given_parts(value) for value in pairs[side]] for side in ("query", "target"))
-    query_keys, target_keys = ([content_key(value) for value in values] for values in (queries, targets))
-    first: dict[bytes, int] = {}
-    for row, key in enumerate(target_keys):
-        first.setdefault(key, row)
-    right: dict[bytes, set[str]] = defaultdict(set)
-    for query, target in zip(query_keys, target_keys, strict=True):
-        right[query].add(ids[first[target]])
+    queries, targets = (_inputs(pairs, side) for side in ("query", "target"))
+    query_keys = [content_key(value) for value in queries]
+    candidates: dict[bytes, tuple[str, Any]] = {}  # content -> id, input
+    right: dict[bytes, dict[str, float]] = defaultdict(dict)
+    for pair_id, query, target in zip(ids, query_keys, targets, strict=True):
+        candidate, _ = candidates.setdefault(content_key(target), (pair_id, target))
+        right[query][candidate] = 1.0
+    relevance = [dict(sorted(right[key].items())) for key in query_keys]
+    of_targets = [candidate for candidate, _ in candidates.values()]
+    pools: list[list[str]] | None = None
+    if "negatives" in pairs.column_names and any(pairs["negatives"]):
+        pools = []
+        for pair_id, own, negatives in zip(ids, relevance, pairs["negatives"], strict=True):
+            pool = dict(own)
+            for number, value in enumerate(map(given_parts, negatives or [])):
+                unique = f"{pair_id}/negative-{number}"
+                pool.setdefault(candidates.setdefault(content_key(value), (unique, value))[0], 0.0)
+            pools.append(list(pool) if negatives else of_targets)
     complexities = set(pairs["complexity"]) if "complexity" in pairs.column_names else set()
     return RetrievalTask(
         name=name,
@@ -53,9 +84,20 @@ def _task(name: str, pairs: Dataset, data: Mapping[str, Any]) -> RetrievalTask:
         groups={"complexity": complexities.pop()} if len(complexities) == 1 else {},
         query_ids=ids,
         queries=queries,
-        candidate_ids=[ids[row] for row in first.values()],
-        candidates=[targets[row] for row in first.values()],
-        relevance=[dict.fromkeys(sorted(right[key]), 1.0) for key in query_keys],
+        candidate_ids=[candidate for candidate, _ in candidates.values()],
+        candidates=[value for _, value in candidates.values()],
+        relevance=relevance,
+        pools=pools,
         clusters=list(pairs["entity"]) if "entity" in pairs.column_names else None,
         data=data,
     )
+
+
+def _inputs(pairs: Dataset, side: str) -> list[Any]:
+    values = [given_parts(value or {}) for value in pairs[side]]
+    for pair_id, value in zip(pairs["pair_id"], values, strict=True):
+        if not value.keys() - {"instruction"}:
+            raise ValueError(
+                f"the pair {pair_id!r} has no {side}; give it a text, an image or a video, or leave the row out"
+            )
+    return values

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from mmemb_r1.evaluation.tasks import RetrievalTask
-from mmemb_r1.runs import claim, replaced_file
+from mmemb_r1.runs import record_run, replaced_file
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -23,7 +23,7 @@ Columns = dict[str, npt.NDArray[Any]]  # name -> (Q,)
 
 
 def write_columns(path: Path, columns: Columns, kinds: Mapping[str, str]) -> None:
-    """Write the columns that `kinds` names, each with its type in the words of Arrow; NaN becomes null."""
+    """Write the columns that `kinds` names as Parquet, each with its type in the words of Arrow; NaN becomes null."""
     import pyarrow
     import pyarrow.parquet
 
@@ -35,14 +35,9 @@ def write_columns(path: Path, columns: Columns, kinds: Mapping[str, str]) -> Non
         pyarrow.parquet.write_table(pyarrow.table(arrays), temporary)
 
 
-def read_table(path: str | os.PathLike[str], names: Iterable[str], mend: str) -> Table:
+def read_table(path: str | os.PathLike[str], names: Iterable[str], hint: str) -> Table:
     """
-    What [`write_columns`] wrote.
-
-    Args:
-        path: of the file.
-        names: columns that it has to have.
-        mend: what to do if it can't be used, for errors.
+    Read a Parquet file that has to hold these columns; `hint` is what to do if it does not, for errors.
 
     Raises:
         ValueError: if the file is missing or damaged, or lacks a column.
@@ -53,9 +48,9 @@ def read_table(path: str | os.PathLike[str], names: Iterable[str], mend: str) ->
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} can't be read: {error}; {mend}") from error
+        raise ValueError(f"{path} can't be read: {error}; {hint}") from error
     if missing := [name for name in names if name not in table.column_names]:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.column_names)}; {mend}")
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.column_names)}; {hint}")
     return table
 
 
@@ -78,12 +73,7 @@ WHOLE = ("query_id", "cluster", "score", "rank", "alignment", "reasoned", "num_r
 
 
 def rows_path(run: str | os.PathLike[str], task: str, mode: str) -> Path:
-    """
-    The file with a row per query.
-
-    Raises:
-        ValueError: if the names would lead out of the run's folder.
-    """
+    """Say where the rows of a task and mode are, one per query; refuse names that lead out of the run's folder."""
     for name in (task, mode):
         if Path(name).name != name or name == "..":
             raise ValueError(f"{name!r} can't be the name of a file or a folder; allowed: names without / and ..")
@@ -91,18 +81,13 @@ def rows_path(run: str | os.PathLike[str], task: str, mode: str) -> Path:
 
 
 def numbers_path(run: str | os.PathLike[str], task: str, mode: str) -> Path:
-    """The file with the means over a task's queries in a mode. If it is there, the task is measured in that mode."""
+    """Say where the means over a task's queries are. If the file is there, the task is measured in that mode."""
     return rows_path(run, task, mode).with_suffix(".json")
 
 
-def write_rows(path: Path, rows: Columns) -> None:
-    """Write columns `(Q,)` as Parquet; NaN becomes null."""
-    write_columns(path, rows, COLUMNS)
-
-
-def read_rows(path: str | os.PathLike[str]) -> Columns:
+def read_query_rows(path: str | os.PathLike[str]) -> Columns:
     """
-    What [`write_rows`] wrote: name -> column `(Q,)`. Null is NaN among numbers, `None` among texts.
+    Read the rows of a task and mode: name -> column `(Q,)`. Null is NaN among numbers, `None` among texts.
 
     Raises:
         ValueError: if the file is missing or damaged, has other columns, no rows or a query twice, or lacks what
@@ -125,22 +110,14 @@ Results = dict[str, Any]
 
 
 def save_results(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write `results` as JSON, whole or not at all.
-
-    Raises:
-        ValueError: if a number is NaN or infinite.
-    """
+    """Write `results` as JSON, whole or not at all; refuse numbers that are NaN or infinite."""
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def load_results(path: str | os.PathLike[str]) -> Results:
-    """Read what `save_results` wrote, also in an older format: what that one had not is left out.
-
-    Raises:
-        ValueError: if the file holds something else, or a format that is newer.
-    """
+    """Read what `save_results` wrote, also in an older format; refuse something else, and a format that is newer."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(results, dict) or not {"config", "tasks", "summary"} <= set(results):
         raise ValueError(
@@ -153,7 +130,7 @@ def load_results(path: str | os.PathLike[str]) -> Results:
 
 
 def _of_format_1(results: Results) -> Results:
-    """Results of before there were other metrics than hit@1 and other groups than complexities."""
+    """Upgrade results of before there were other metrics than hit@1 and other groups than complexities."""
     for part in ("tasks", "summary"):
         entries = results[part].values() if isinstance(results[part], dict) else ()
         for entry in entries:
@@ -168,7 +145,7 @@ def _of_format_1(results: Results) -> Results:
 
 
 def _objects(entry: Any) -> list[dict[str, Any]]:
-    """The objects under a task's or a group's modes; what is damaged has none, and readers say so."""
+    """List the objects under a task's or a group's modes; what is damaged has none, and readers say so."""
     modes = entry.get("modes") if isinstance(entry, dict) else None
     return [numbers for numbers in modes.values() if isinstance(numbers, dict)] if isinstance(modes, dict) else []
 
@@ -179,7 +156,7 @@ RUN_FILE, TASK_FILE, RESULTS_FILE = "run.json", "task.json", "results.json"
 @dataclass(frozen=True)
 class Measured:
     """
-    A task in one mode.
+    Holds what was measured of a task in one mode.
 
     Attributes:
         numbers: means over the queries, what JSON holds: `score`, its `interval`, the metrics, `invocation_ratio`,
@@ -197,48 +174,41 @@ class RunFolder:
     """
     Keeps what is measured, file by file, each written whole or not at all.
 
-    Args:
-        folder: made if it is missing.
-        facts: what makes this another run: the checkpoint, the settings.
-
-    Raises:
-        ValueError: if another run was begun there; it says what differs.
+    `facts` are what makes this another run: the checkpoint, the settings. If another one was begun in the folder, an
+    error says what differs.
     """
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        claim(self.folder / RUN_FILE, facts)
+        record_run(self.folder / RUN_FILE, facts)
 
     def begin(self, task: RetrievalTask, digest: str) -> None:
-        """
-        Note what a task asks; `digest` is its `task_digest`.
-
-        Raises:
-            ValueError: if the task of this name was another one before.
-        """
+        """Note what a task asks, by its `task_digest`; an error if the task of this name was another one before."""
         facts = {"name": task.name, "metric": task.metric, "data": dict(task.data), "digest": digest}
-        claim(
+        record_run(
             rows_path(self.folder, task.name, TASK_FILE).with_name(TASK_FILE),
             facts,
             what=f"{task.name} in {self.folder}",
         )
 
     def find(self, task: str, mode: str) -> Measured | None:
-        """What was measured before."""
+        """Read what was measured before, if anything was."""
         path = numbers_path(self.folder, task, mode)
         if not path.is_file():
             return None
-        return Measured(json.loads(path.read_text(encoding="utf-8")), read_rows(rows_path(self.folder, task, mode)))
+        return Measured(
+            json.loads(path.read_text(encoding="utf-8")), read_query_rows(rows_path(self.folder, task, mode))
+        )
 
     def keep(self, task: str, mode: str, measured: Measured) -> None:
         """Keep what is measured: the numbers come last, for they say that it is done."""
-        write_rows(rows_path(self.folder, task, mode), measured.rows)
+        write_columns(rows_path(self.folder, task, mode), measured.rows, COLUMNS)
         save_results(measured.numbers, numbers_path(self.folder, task, mode))
 
 
 def task_digest(task: RetrievalTask) -> str:
     """
-    A digest of all that a task asks: 32 hexadecimal digits.
+    Compute a digest of all that a task asks: 32 hexadecimal digits.
 
     Where `data` says what the inputs are, they are not read; where it is empty, their content counts.
     """

@@ -1,4 +1,4 @@
-"""Run an evaluation: tasks x modes -> encode -> score -> rows."""
+"""Run an evaluation: tasks x modes -> encode -> score -> rows -> means -> report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, Embedded, Encoder, Explains, embed_all, encoder_of
-from mmemb_r1.evaluation.run_folder import (
-    FORMAT,
-    RESULTS_FILE,
-    Columns,
-    Measured,
-    Results,
-    RunFolder,
-    save_results,
-    task_digest,
-)
+from mmemb_r1.evaluation.report import write_reports
+from mmemb_r1.evaluation.run_folder import FORMAT, Columns, Measured, Results, RunFolder, task_digest
 from mmemb_r1.evaluation.scoring import CandidateVectors, Scored, score_queries
 from mmemb_r1.evaluation.settings import Settings
-from mmemb_r1.evaluation.summary import interval, summarise
-from mmemb_r1.evaluation.tasks import RetrievalTask, clusters_of
+from mmemb_r1.evaluation.statistics import clustered_bootstrap
+from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, clusters_of, members_of
 from mmemb_r1.runs import progress_bar, step_of
 
 if TYPE_CHECKING:
@@ -40,15 +32,87 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+PACKAGES = ("mmemb-r1", "sentence-transformers", "torch", "transformers")
+CACHE_FOLDER = "cache"
+KEPT_ROWS = ("score", "cluster")  # for the means over tasks
+NO_MEANS = ("interval", "no_image")
+
+
+def run_evaluation(
+    model: Explains | SentenceTransformer,
+    tasks: Iterable[RetrievalTask] | TaskSource,
+    settings: Settings | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    cache: EmbeddingCache | str | os.PathLike[str] | None = None,
+    checkpoint: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Results:
+    """
+    Score a model on tasks, one by one, mode by mode.
+
+    Candidates are embedded once per task, or once for several tasks that hold the same sequence of them. With
+    `output`, every task and mode is written as soon as it is measured, and the same call goes on where a killed one
+    stopped: nothing that is there is embedded again. docs/evaluation.md says what the folder holds.
+
+    Args:
+        model: an [`MMEmbR1`], anything with its `explain`, or any sentence-transformers model, in the mode `"never"`.
+        tasks: what `read_tasks` returned, or tasks of one's own; names have to be unique.
+        settings: how. Default: `Settings()`.
+        output: the folder for rows, results and reports. Default: nothing is written.
+        cache: where vectors of mmemb-r1 models are kept, for other runs, too. Default: `cache` in `output`, so that
+            a killed run loses a batch and not a task; without `output`, what the model has as its `embedding_cache`.
+        checkpoint: what names the weights of a model with an `explain` of its own, another name for other weights;
+            needed there with `output`. Of models whose weights are known it is taken from these, and refused.
+        config: what else to note about this run, say the model's name and the seed.
+        progress: whether to show bars on standard error; defaults to `True`. A line per task and mode is logged.
+
+    Returns:
+        A dict that JSON can hold: `format`; `config`; `tasks`, per task `metric`, `groups`, `n`, `candidates`, `data`
+        with a `digest`, its baselines, and `modes`: per mode `score` with its `interval`, metrics, `invocation_ratio`,
+        `mean_reasoning_tokens` and `seconds_per_query` (`None` if all vectors came from a cache); `no_image`, where
+        measured, the scores of the modes without the queries' pictures; `summary`, means over the tasks of each group
+        and over all; and `overall`, of benchmarks that have one.
+
+    Raises:
+        ValueError: if there are no tasks, or two of one name; if `output` holds another checkpoint's run, one with
+            other settings or of other data, or nothing tells which checkpoint's it is to hold; if a model can't do
+            what the settings ask, or gives vectors that are not finite, too many or too few.
+    """
+    settings, source = settings or Settings(), TaskSource.of(tasks)
+    if output is not None and cache is None and hasattr(model, "embedding_cache"):
+        cache = Path(output) / CACHE_FOLDER
+    with _opened(cache) as opened, progress_bar(progress) as bar:
+        encoder = encoder_of(model, settings, opened)
+        facts = _with_checkpoint(encoder.facts(), checkpoint, output, model)
+        folder = None if output is None else RunFolder(output, {**facts, **asdict(settings)})
+        runner = TaskRunner(encoder, settings, folder, bar)
+        for task in in_turn(source.tasks, bar):
+            runner.measure(task)
+    config = {
+        "modes": list(settings.modes),
+        "batch_size": settings.batch_size,
+        "document_reasoning": settings.document_reasoning,
+        **encoder.reasoning_options(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "queries": sum(entry["n"] for entry in runner.entries.values()),
+        "versions": versions(),
+        "checkpoint": facts["checkpoint"],
+        **source.noted,
+        **(config or {}),
+    }
+    results = {"format": FORMAT, "config": config, "tasks": runner.entries}
+    results["summary"] = summarise_tasks(runner.entries, runner.rows)
+    if source.overall is not None:
+        results["overall"] = source.overall(results)
+    if output is not None:
+        write_reports(results, Path(output))
+    return results
 
 
 def in_turn(tasks: Iterable[RetrievalTask], bar: Progress) -> Iterator[RetrievalTask]:
-    """
-    The tasks, one after the other, with a line of a bar for all.
-
-    Raises:
-        ValueError: if two are of one name.
-    """
+    """Yield the tasks, with a line of a bar for all; refuse two of one name, and none at all."""
     step = bar.add_task("tasks", total=len(tasks) if isinstance(tasks, Sized) else None)
     names = set()
     for task in tasks:
@@ -57,6 +121,8 @@ def in_turn(tasks: Iterable[RetrievalTask], bar: Progress) -> Iterator[Retrieval
         names.add(task.name)
         yield task
         bar.advance(step)
+    if not names:
+        raise ValueError("there is nothing to evaluate: no task was given")
 
 
 class TaskRunner:
@@ -68,14 +134,21 @@ class TaskRunner:
         settings: how.
         folder: where what is measured is kept and found again. `None`: nowhere.
         bar: shows how far it is.
+
+    Attributes:
+        entries: task name -> what results tell of it.
+        rows: task name -> mode -> those columns that the means over tasks need.
     """
 
     def __init__(self, encoder: Encoder, settings: Settings, folder: RunFolder | None, bar: Progress) -> None:
         self.encoder, self.settings, self.folder, self.bar = encoder, settings, folder, bar
         self.candidates = CandidateVectors()
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, dict[str, Columns]] = {}
 
-    def measure(self, task: RetrievalTask, digest: str) -> dict[str, Measured]:
-        """A task in all modes: what is not in the folder is measured, and kept there."""
+    def measure(self, task: RetrievalTask) -> None:
+        """Measure a task in all modes, except what the folder holds already, and keep it there."""
+        digest = task_digest(task)
         if self.folder is not None:
             self.folder.begin(task, digest)
         measured = {}
@@ -87,32 +160,33 @@ class TaskRunner:
                     self.folder.keep(task.name, mode, found)
                 logger.info("%s, %s: %s %.3f", task.name, mode, task.metric, found.numbers["score"])
             measured[mode] = found
-        return measured
+        self.rows[task.name] = {mode: {key: one.rows[key] for key in KEPT_ROWS} for mode, one in measured.items()}
+        self.entries[task.name] = _entry(task, digest, measured)
 
     def _in_mode(self, task: RetrievalTask, mode: str) -> Measured:
-        answers = self.candidates.of(task, self._candidates)
+        candidates = self.candidates.of(task, self._candidates)
         embedded = self._embed(task, mode, task.queries, task.query_ids)
-        scored = score_queries(task, embedded.embeddings, answers)
-        rows = rows_of(task, embedded, scored, rationales=self.settings.rationales)
-        numbers = numbers_of(embedded, scored, rows)
+        scored = score_queries(task, embedded.embeddings, candidates)
+        rows = _task_rows(task, embedded, scored, rationales=self.settings.rationales)
+        numbers = _task_means(embedded, scored, rows)
         if self.settings.no_image and mode != "auto" and (blind := without_images(task.queries)):
-            numbers["no_image"] = self._blind_score(task, mode, blind, answers)
+            numbers["no_image"] = self._blind_score(task, mode, blind, candidates)
         return Measured(numbers, rows)
 
     def _blind_score(
-        self, task: RetrievalTask, mode: str, queries: Sequence[Any], answers: npt.NDArray[np.float32]
+        self, task: RetrievalTask, mode: str, queries: Sequence[Any], candidates: npt.NDArray[np.float32]
     ) -> float:
         from mmemb_r1.content import distinct
 
         unique, index = distinct(queries)  # many are the same question
         embedded = self._embed(task, mode, unique, None)
-        return float(score_queries(task, embedded.embeddings[index], answers).metrics[task.metric].mean())
+        return float(score_queries(task, embedded.embeddings[index], candidates).metrics[task.metric].mean())
 
     def _embed(self, task: RetrievalTask, mode: str, queries: Sequence[Any], ids: Sequence[str] | None) -> Embedded:
         return self._embed_side(QUERY, f"{task.name} {mode}", queries, mode, task.query_prompt, ids)
 
     def _candidates(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
-        """Vectors `(C, D)`."""
+        """Embed the candidates: `(C, D)`."""
         name, mode = f"{task.name} candidates", self.settings.document_reasoning
         return self._embed_side(
             DOCUMENT, name, task.candidates, mode, task.candidate_prompt, task.candidate_ids
@@ -134,11 +208,11 @@ class TaskRunner:
             )
 
 
-def rows_of(task: RetrievalTask, embedded: Embedded, scored: Scored, *, rationales: bool) -> Columns:
-    """The columns of a task's rows, see [`Measured`]."""
+def _task_rows(task: RetrievalTask, embedded: Embedded, scored: Scored, *, rationales: bool) -> Columns:
+    """Lay out the columns of a task's rows, see [`Measured`]."""
     count = len(task.query_ids)
     nothing = [None] * count
-    thoughts = embedded.rationales if rationales and embedded.rationales is not None else nothing
+    written = embedded.rationales if rationales and embedded.rationales is not None else nothing
     texts = [_text(task.queries[row]) for row in range(count)] if rationales else nothing
     return {
         "query_id": np.array(task.query_ids, dtype=object),
@@ -151,22 +225,22 @@ def rows_of(task: RetrievalTask, embedded: Embedded, scored: Scored, *, rational
         "reasoned": embedded.reasoned,
         "num_reasoning_tokens": embedded.num_reasoning_tokens,
         "num_reasoning_rounds": embedded.num_reasoning_rounds,
-        "rationale": np.array(thoughts, dtype=object),
+        "rationale": np.array(written, dtype=object),
         "query_text": np.array(texts, dtype=object),
     }
 
 
 def _text(query: Any) -> str | None:
-    """What a query asks in words."""
+    """Take the words of a query, if it has any."""
     text = query.get("text") if isinstance(query, Mapping) else query
     return text if isinstance(text, str) else None
 
 
-def numbers_of(embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
-    """Means over a task's queries."""
+def _task_means(embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
+    """Average over a task's queries."""
     return {
         "score": float(rows["score"].mean()),
-        "interval": interval(rows["score"], rows["cluster"]),
+        "interval": interval_ends(rows["score"], rows["cluster"]),
         **{name: float(values.mean()) for name, values in scored.metrics.items()},
         "invocation_ratio": float(embedded.reasoned.mean()),
         "mean_reasoning_tokens": float(embedded.num_reasoning_tokens.mean()),
@@ -176,7 +250,7 @@ def numbers_of(embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, A
 
 def without_images(queries: Sequence[Any]) -> list[Any] | None:
     """
-    Queries without their pictures; `None` if there are none, or one has no text that would remain.
+    Take the pictures out of queries; `None` if there are none, or one has no text that would remain.
 
     >>> without_images([{"text": "capital?", "image": ["flag.png"]}, {"text": "capital of Peru?"}])
     [{'text': 'capital?'}, {'text': 'capital of Peru?'}]
@@ -189,109 +263,13 @@ def without_images(queries: Sequence[Any]) -> list[Any] | None:
     return [{key: part for key, part in value.items() if key != "image"} for value in values]
 
 
-PACKAGES = ("mmemb-r1", "sentence-transformers", "torch", "transformers")
-CACHE_FOLDER = "cache"
-KEPT_ROWS = ("score", "cluster")
-
-
-def run_evaluation(
-    model: Explains | SentenceTransformer,
-    tasks: Iterable[RetrievalTask],
-    settings: Settings | None = None,
-    *,
-    output: str | os.PathLike[str] | None = None,
-    cache: EmbeddingCache | str | os.PathLike[str] | None = None,
-    checkpoint: str | None = None,
-    extras: Mapping[str, Mapping[str, Any]] | None = None,
-    config: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> Results:
-    """
-    Score a model on tasks, one by one, mode by mode.
-
-    Candidates are embedded once per task, or once for several tasks that hold the same sequence of them. With
-    `output`, every task and mode is written as soon as it is measured, and the same call goes on where a killed one
-    stopped: nothing that is there is embedded again. The folder then holds
-
-        run.json                         what makes it another run: checkpoint and settings
-        tasks/<task>/task.json           what makes it another task: a digest of its data
-        tasks/<task>/<mode>.json         means over the task's queries
-        tasks/<task>/<mode>.parquet      a row per query, see `run.rows.read_rows`
-        cache/                           vectors of mmemb-r1 models; may be removed when all is measured
-        results.json                     what is returned
-
-    Args:
-        model: an [`MMEmbR1`], anything with its `explain`, or any sentence-transformers model, in the mode `"never"`.
-        tasks: read one after the other; names have to be unique.
-        settings: how. Default: `Settings()`.
-        output: the folder. Default: nothing is written.
-        cache: where vectors of mmemb-r1 models are kept, for other runs, too. Default: `cache` in `output`, so that
-            a killed run loses a batch and not a task; without `output`, what the model has as its `embedding_cache`.
-        checkpoint: what names the weights of a model with an `explain` of its own, another name for other weights;
-            needed there with `output`. Of models whose weights are known it is taken from these, and refused.
-        extras: task name -> what else to tell of it, say `{"majority": 0.25}`.
-        config: what else to note about this run, say the model's name and the seed.
-        progress: whether to show bars on standard error; defaults to `True`. A line per task and mode is logged.
-
-    Returns:
-        A dict that JSON can hold: `format`; `config`; `tasks`, per task `metric`, `groups`, `n`, `candidates`, `data`
-        with a `digest`, and `modes`: per mode `score` with its `interval`, metrics, `invocation_ratio`,
-        `mean_reasoning_tokens` and `seconds_per_query` (`None` if all vectors came from a cache); `no_image`, where
-        measured, the scores of the modes without the queries' pictures; and `summary`, means over the tasks of each
-        group and over all.
-
-    Raises:
-        ValueError: if there are no tasks, or two of one name; if `output` holds another checkpoint's run, one with
-            other settings or of other data, or nothing tells which checkpoint's it is to hold; if a model can't do
-            what the settings ask, or gives vectors that are not finite, too many or too few.
-    """
-    settings = settings or Settings()
-    if output is not None and cache is None and hasattr(model, "embedding_cache"):
-        cache = Path(output) / CACHE_FOLDER
-    entries: dict[str, dict[str, Any]] = {}
-    rows: dict[str, dict[str, Columns]] = {}
-    with _opened(cache) as opened, progress_bar(progress) as bar:
-        encoder = encoder_of(model, settings, opened)
-        facts = identified(encoder.facts(), checkpoint, output, model)
-        folder = None if output is None else RunFolder(output, {**facts, **asdict(settings)})
-        runner = TaskRunner(encoder, settings, folder, bar)
-        for task in in_turn(tasks, bar):
-            digest = task_digest(task)
-            measured = runner.measure(task, digest)
-            rows[task.name] = {mode: {key: one.rows[key] for key in KEPT_ROWS} for mode, one in measured.items()}
-            entries[task.name] = entry_of(task, digest, measured) | dict((extras or {}).get(task.name, {}))
-    if not entries:
-        raise ValueError("there is nothing to evaluate: no task was given")
-    results = {
-        "format": FORMAT,
-        "config": {
-            "modes": list(settings.modes),
-            "batch_size": settings.batch_size,
-            "document_reasoning": settings.document_reasoning,
-            **encoder.reasoning_options(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "queries": sum(entry["n"] for entry in entries.values()),
-            "versions": versions(),
-            "checkpoint": facts["checkpoint"],
-            **(config or {}),
-        },
-        "tasks": entries,
-        "summary": summarise(entries, rows),
-    }
-    if output is not None:
-        save_results(results, Path(output) / RESULTS_FILE)
-    return results
-
-
-def identified(
+def _with_checkpoint(
     facts: dict[str, Any], checkpoint: str | None, output: str | os.PathLike[str] | None, model: object
 ) -> dict[str, Any]:
     """
-    The facts of a model with its checkpoint, named by the caller where the model does not tell.
+    Complete the facts of a model by its checkpoint, named by the caller where the model does not tell.
 
-    Raises:
-        ValueError: if both tell, or neither does and a folder would hold what is measured: another model's numbers
-            would be taken for this one's there.
+    It is an error if both tell, or if neither does and a folder would hold what is measured.
     """
     kind = type(model).__name__
     if facts["checkpoint"] is not None:
@@ -308,8 +286,8 @@ def identified(
     return {**facts, "checkpoint": checkpoint}
 
 
-def entry_of(task: RetrievalTask, digest: str, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """What results tell of a task."""
+def _entry(task: RetrievalTask, digest: str, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Lay out what results tell of a task."""
     modes = {mode: dict(one.numbers) for mode, one in measured.items()}
     no_image = {mode: numbers.pop("no_image") for mode, numbers in modes.items() if "no_image" in numbers}
     return {
@@ -321,17 +299,71 @@ def entry_of(task: RetrievalTask, digest: str, measured: Mapping[str, Measured])
         "data": {**task.data, "digest": digest},
         "modes": modes,
         **({"no_image": no_image} if no_image else {}),
+        **task.baselines,
     }
 
 
+def summarise_tasks(
+    tasks: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Mapping[str, Columns]]
+) -> dict[str, dict[str, Any]]:
+    """
+    Average over the tasks of each group, and over all of them under `all`, every task with the same weight.
+
+    Args:
+        tasks: name -> what results tell of it; a group is a value of its `groups`.
+        rows: name -> mode -> its rows, of which `score` and `cluster` are read.
+
+    Returns:
+        Group -> `tasks` and `n` (how many tasks and queries), `modes` (per mode the means of what all its tasks have,
+        and the `interval` of the score), and `majority` if all have it. With a `None` among them a mean is `None`.
+    """
+    members = members_of({name: result["groups"] for name, result in tasks.items()})
+    return {group: _summary(names, tasks, rows) for group, names in members.items()}
+
+
+def _summary(
+    names: Sequence[str], tasks: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Mapping[str, Columns]]
+) -> dict[str, Any]:
+    results = [tasks[name] for name in names]
+    summary: dict[str, Any] = {"tasks": len(names), "n": sum(result["n"] for result in results), "modes": {}}
+    for mode in results[0]["modes"]:
+        numbers = [result["modes"][mode] for result in results]
+        own = [rows[name][mode] for name in names]
+        summary["modes"][mode] = {
+            key: _mean([one[key] for one in numbers])
+            for key in numbers[0]
+            if key not in NO_MEANS and all(key in one for one in numbers)
+        } | {
+            "interval": interval_ends(
+                np.concatenate([part["score"] for part in own]),
+                np.concatenate([part["cluster"] for part in own]),
+                [name for name, part in zip(names, own, strict=True) for _ in part["score"]],
+            )
+        }
+    if all("majority" in result for result in results):
+        summary["majority"] = _mean([result["majority"] for result in results])
+    return summary
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def interval_ends(scores: Any, clusters: Any, tasks: Sequence[str] | None = None) -> list[float]:
+    """Find the 95 % interval of the mean of `(N,)` scores, or of the mean over tasks of their means."""
+    found = clustered_bootstrap(scores, list(clusters), tasks)
+    return [found.low, found.high]
+
+
 def versions() -> dict[str, str]:
-    """Those of the packages that decide what is measured."""
+    """List the versions of the packages that decide what is measured."""
     return {package: version(package) for package in PACKAGES}
 
 
 @contextmanager
 def _opened(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Iterator[EmbeddingCache | None]:
-    """A cache by its folder is closed again; one that was opened elsewhere stays open."""
+    """Open a cache by its folder, and close it again; one that was opened elsewhere stays open."""
     if not isinstance(cache, str | os.PathLike):
         yield cache
         return

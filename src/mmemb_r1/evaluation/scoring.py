@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from mmemb_r1.evaluation.metrics import per_query_of, ranks, unit_rows
 from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.objective import target_probability
 
 TIE_TOLERANCE = 1e-6  # rounding of a float32 product of unit vectors
-TEMPERATURE = 0.02  # of the alignment; that of training
 SCORES_AT_ONCE = 4_000_000
 ABSENT = -2.0  # below any cosine: fills up the rows of queries with fewer candidates than others
 OF_RANK = re.compile(r"mrr|hit@(\d+)")
@@ -29,15 +29,15 @@ Floats = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Scored:
     """
-    How Q queries did.
+    Says how Q queries did.
 
     Attributes:
         metrics: name -> `(Q,)` float64; the task's main metric, and others of its family.
         rank: `(Q,)` int64, of the best positive, ties against it.
         margin: `(Q,)` float64, cosine of the best positive minus that of the best other candidate; NaN where there is
             no other.
-        alignment: `(Q,)` float64, softmax probability of the best positive among itself and all that are no positives,
-            at temperature 0.02.
+        alignment: `(Q,)` float64, target probability: of the best positive among itself and all that are no positives;
+            see [`~mmemb_r1.objective.target_probability`].
     """
 
     metrics: dict[str, Floats]
@@ -50,12 +50,7 @@ def score_queries(
     task: RetrievalTask, queries: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32]
 ) -> Scored:
     """
-    Score every query of a task among its candidates, by cosine similarity.
-
-    Args:
-        task: says which candidates compete and which are right.
-        queries: `(Q, D)` vectors, in the order of the task.
-        candidates: `(C, D)` vectors, in the order of the task.
+    Score every query of a task `(Q, D)` among its candidates `(C, D)`, both in its order, by cosine similarity.
 
     Raises:
         ValueError: if there are not as many vectors as inputs, or one has no direction (zero, NaN or infinite).
@@ -69,9 +64,9 @@ def score_queries(
     names = dict.fromkeys((task.metric, *FAMILIES["rank" if OF_RANK.fullmatch(task.metric) else "graded"]))
     parts: list[Scored] = []
     for scores, relevance in _parts(task, left, right):
-        place = ranks(scores, relevance > 0, tolerance=TIE_TOLERANCE)
+        place = ranks(scores, relevance, tolerance=TIE_TOLERANCE)
         metrics = metrics_of(names, scores, relevance, place)
-        parts.append(Scored(metrics, place, *margin_and_alignment(scores, relevance)))
+        parts.append(Scored(metrics, place, *margin_and_target_probability(scores, relevance)))
     return Scored(
         metrics={name: np.concatenate([part.metrics[name] for part in parts]) for name in names},
         rank=np.concatenate([part.rank for part in parts]),
@@ -83,7 +78,7 @@ def score_queries(
 def metrics_of(
     names: Iterable[str], scores: Floats, relevance: Floats, rank: npt.NDArray[np.int64]
 ) -> dict[str, Floats]:
-    """Name -> `(Q,)` values; what follows from the rank is read off it, all else sorts `scores` `(Q, C)`."""
+    """Compute name -> `(Q,)` values; what follows from the rank is read off it, all else sorts `scores` `(Q, C)`."""
     found = {name: OF_RANK.fullmatch(name) for name in names}
     values = per_query_of(
         [name for name, match in found.items() if not match], scores, relevance, tolerance=TIE_TOLERANCE
@@ -94,25 +89,27 @@ def metrics_of(
     return values
 
 
-def margin_and_alignment(scores: Floats, relevance: Floats) -> tuple[Floats, Floats]:
+def margin_and_target_probability(scores: Floats, relevance: Floats) -> tuple[Floats, Floats]:
     """
-    Margin and alignment `(Q,)` of [`Scored`], of cosines and grades `(Q, C)`.
+    Compute margin and target probability `(Q,)`, as [`Scored`] has them, from cosines and grades `(Q, C)`.
 
-    >>> margin, alignment = margin_and_alignment(np.array([[0.5, 0.48, 0.9]]), np.array([[1, 0, 2]]))
-    >>> margin.round(3).tolist(), alignment.round(3).tolist()
+    >>> margin, probability = margin_and_target_probability(np.array([[0.5, 0.48, 0.9]]), np.array([[1, 0, 2]]))
+    >>> margin.round(3).tolist(), probability.round(3).tolist()
     ([0.42], [1.0])
     """
-    best = np.where(relevance > 0, scores, -np.inf).max(axis=1)  # (Q,)
+    positives = np.where(relevance > 0, scores, -np.inf)  # (Q, C)
+    best = positives.argmax(axis=1)[:, None]  # (Q, 1)
     others = np.where((relevance > 0) | (scores == ABSENT), -np.inf, scores)  # (Q, C)
-    margin = best - others.max(axis=1)
-    alignment = 1 / (1 + np.exp((others - best[:, None]) / TEMPERATURE).sum(axis=1))
-    return np.where(np.isfinite(margin), margin, np.nan), alignment
+    target = np.take_along_axis(positives, best, axis=1)
+    margin = target[:, 0] - others.max(axis=1)
+    np.put_along_axis(others, best, target, axis=1)
+    return np.where(np.isfinite(margin), margin, np.nan), target_probability(others, best[:, 0])
 
 
 def _parts(
     task: RetrievalTask, queries: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32]
 ) -> Iterator[tuple[Floats, Floats]]:
-    """Cosines and grades `(q, W)` of some queries after others; candidates that a query has not are `ABSENT`."""
+    """Yield cosines and grades `(q, W)` of some queries after others; candidates that a query lacks are `ABSENT`."""
     place = {candidate: row for row, candidate in enumerate(task.candidate_ids)}
     width = len(candidates) if task.pools is None else max(map(len, task.pools))
     step = max(1, SCORES_AT_ONCE // width)
@@ -132,7 +129,7 @@ def _parts(
 
 
 def _grades(place: Mapping[str, int], relevance: Sequence[Mapping[str, float]], width: int) -> Floats:
-    """`(q, width)` grades, by the column of each candidate."""
+    """Lay out grades `(q, width)` by the column of each candidate."""
     grades = np.zeros((len(relevance), width))
     for line, of_candidate in enumerate(relevance):
         grades[line, [place[candidate] for candidate in of_candidate]] = list(of_candidate.values())
@@ -143,12 +140,7 @@ MOST_BYTES = 2**30
 
 
 class CandidateVectors:
-    """
-    Vectors of candidates, those that were used last.
-
-    Args:
-        most_bytes: of all that are kept; those of the last task are kept whatever their size. Default: 1 GiB.
-    """
+    """Keeps the vectors of candidates that were used last, up to `most_bytes`; the last task's in any case."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
@@ -158,12 +150,8 @@ class CandidateVectors:
         self, task: RetrievalTask, embed: Callable[[RetrievalTask], npt.NDArray[np.float32]]
     ) -> npt.NDArray[np.float32]:
         """
-        Vectors `(C, D)` of a task's candidates.
-
-        Args:
-            task: one that holds the same sequence of candidates, and has the same prompt for them, as another shares
-                its vectors.
-            embed: asked if they are not there.
+        Look up the vectors `(C, D)` of a task's candidates, or ask `embed` for them. Tasks that hold the same sequence
+        of candidates, with the same prompt, share them.
         """
         held = self._held.pop(id(task.candidates), None)
         if held is None or held[1] != task.candidate_prompt:

@@ -1,4 +1,4 @@
-"""How a model is evaluated."""
+"""Say how a model is evaluated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPTIONS = ("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")  # 
 @dataclass(frozen=True)
 class Settings:
     """
-    How a model is evaluated: what makes two evaluations of it two.
+    Says how a model is evaluated: what makes two evaluations of it two.
 
     Args:
         modes: reasoning modes of the queries, at least one of `"never"`, `"always"` and `"auto"`.
@@ -21,7 +21,7 @@ class Settings:
         gate_threshold: `"auto"` thinks from this gate probability on. Default: the checkpoint's.
         max_reasoning_tokens: budget of one rationale. Default: the checkpoint's.
         max_reasoning_rounds: how often one input may think. Default: the checkpoint's.
-        rationales: whether the rows hold what was thought; defaults to `False`.
+        rationales: whether the rows hold the rationales; defaults to `False`.
         no_image: whether tasks whose queries have pictures are also asked without them, in the modes `"never"` and
             `"always"`; defaults to `False`.
 
@@ -48,5 +48,5 @@ class Settings:
             raise ValueError(f"batch_size is {self.batch_size}; at least 1 is needed")
 
     def reasoning_options(self) -> dict[str, Any]:
-        """Those options of `encode` that were given, without `reasoning`."""
+        """Collect the options of `encode` that were given, without `reasoning`."""
         return {name: value for name, value in asdict(self).items() if name in OPTIONS and value is not None}

@@ -14,14 +14,7 @@ _MANY = 10_000  # clusters from which on drawing them one by one is ten times fa
 
 
 class Interval(NamedTuple):
-    """
-    A mean and the interval around it.
-
-    Attributes:
-        mean: of the rows as they are.
-        low: lower end of the interval.
-        high: upper end.
-    """
+    """Holds a mean of rows as they are, and the ends of the interval around it."""
 
     mean: float
     low: float
@@ -38,7 +31,7 @@ def clustered_bootstrap(
     level: float = 0.95,
 ) -> Interval:
     """
-    Mean of rows that come in clusters, with a percentile interval from drawing whole clusters with replacement.
+    Average rows that come in clusters, with a percentile interval from drawing whole clusters with replacement.
 
     A cluster's rows (say, all questions about one country) are right or wrong together, so there is less to learn from
     them than from as many independent ones; intervals that draw rows are too narrow. For the difference of two models
@@ -70,8 +63,6 @@ def clustered_bootstrap(
     Interval(mean=0.75, low=0.5, high=1.0)
     >>> clustered_bootstrap([1.0, 1.0, 1.0, 0.0], ["fr", "fr", "fr", "fr"], ["capital", "capital", "tld", "region"])
     Interval(mean=0.6666666666666666, low=0.6666666666666666, high=0.6666666666666666)
-    >>> clustered_bootstrap([1.0, 0.0], ["fr", "pear"], ["capital", "fruit"])  # of one cluster each
-    Interval(mean=0.5, low=0.5, high=0.5)
     """
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 1 or rows.size == 0:
@@ -89,7 +80,7 @@ def clustered_means(
     seed: int = 0,
 ) -> dict[str, Interval]:
     """
-    [`clustered_bootstrap`] of several columns, the same clusters being drawn for all: name -> mean and interval.
+    Average several columns as [`clustered_bootstrap`] does, the same clusters being drawn for all: name -> interval.
 
     >>> found = clustered_means({"hit": [1.0, 0.0], "tokens": [5, 5]}, ["fr", "de"])
     >>> found["hit"].mean, found["tokens"]
@@ -110,22 +101,12 @@ def bootstrap_means(
     seed: int = 0,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """
-    Means of several columns, and those of every draw of [`clustered_bootstrap`]: the same clusters for all columns.
+    Average several columns `(N, K)`, and every draw of them; arguments and errors as in [`clustered_bootstrap`].
 
     What is computed from the means of a draw, say a ratio or a difference, is a draw of that.
 
-    Args:
-        values: `(N, K)` finite numbers.
-        clusters: `(N,)`.
-        tasks: `(N,)`. Default: one task.
-        num_samples: draws S. Default: 2000.
-        seed: of the draws.
-
     Returns:
-        `(K,)` means of the rows as they are, and `(S, K)` of the draws.
-
-    Raises:
-        ValueError: as [`clustered_bootstrap`].
+        `(K,)` means of the rows as they are, and `(S, K)` of the draws, with the same clusters for all columns.
 
     >>> mean, draws = bootstrap_means([[1.0, 2.0], [0.0, 2.0]], ["fr", "de"], num_samples=4)
     >>> mean.tolist(), draws.shape
@@ -140,7 +121,7 @@ def bootstrap_means(
     tasks = [""] * len(rows) if tasks is None else tasks
     if not len(rows) == len(clusters) == len(tasks):
         raise ValueError(f"got {len(rows)} values, {len(clusters)} clusters and {len(tasks)} tasks; each row has one")
-    cluster, task = numbered(clusters), numbered(tasks)
+    cluster, task = number_names(clusters), number_names(tasks)
     number = int(cluster.max()) + 1
     # a part is what a cluster has in a task; parts are in order of their tasks
     keys, part = np.unique(task * number + cluster, return_inverse=True)
@@ -152,7 +133,7 @@ def bootstrap_means(
     again = np.random.default_rng([seed, 1])  # a stream of its own
 
     def means(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """`(D, K)` means over tasks for how often each part is drawn, `(D, P)`."""
+        """Average over tasks `(D, K)`, given how often each part is drawn, `(D, P)`."""
         total = np.zeros((len(weights), rows.shape[1]))
         for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
             own = weights[:, start:end]
@@ -170,13 +151,10 @@ def bootstrap_means(
 
 def linked(clusters: npt.NDArray[np.int64], tasks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """
-    Which clusters belong together: those of one task do, and those of two tasks that share one.
+    Find which clusters belong together: those of one task do, and those of two tasks that share one.
 
-    Args:
-        clusters, tasks: `(P,)` numbers from 0: a cluster and a task that it is in, each pair once.
-
-    Returns:
-        `(C,)` per cluster the lowest one that it belongs together with.
+    Takes `(P,)` numbers from 0, a cluster and a task that it is in, each pair once. Returns `(C,)` per cluster the
+    lowest one that it belongs together with.
 
     >>> linked(np.array([0, 1, 1, 2, 3]), np.array([0, 0, 1, 1, 2])).tolist()
     [0, 0, 0, 3]
@@ -201,11 +179,11 @@ def cluster_draws(
     strata: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[npt.NDArray[np.float64]]:
     """
-    How often each cluster is drawn, as float64 `(D, num_clusters)`, some draws at a time, `num_samples` in all.
+    Draw clusters: yield how often each is drawn, float64 `(D, num_clusters)`, some draws at a time.
 
     Args:
         num_clusters: at least 1.
-        num_samples: at least 1. Default: 2000.
+        num_samples: draws in all, at least 1. Default: 2000.
         seed: of the draws, which don't depend on how many come at a time.
         columns: of the widest table that is made of a draw; fewer come at a time the wider it is.
             Default: `num_clusters`.
@@ -239,7 +217,7 @@ def cluster_draws(
 
 class _Strata(NamedTuple):
     """
-    Clusters, stratum by stratum.
+    Sorts clusters stratum by stratum.
 
     Attributes:
         order: `(C,)` clusters, those of a stratum side by side.
@@ -258,7 +236,7 @@ class _Strata(NamedTuple):
         return cls(order, low, np.searchsorted(ordered, ordered, "right") - low)
 
     def draws(self, rng: np.random.Generator, number: int) -> npt.NDArray[np.float64]:
-        """`(number, C)`: how often each cluster is drawn."""
+        """Count how often each cluster is drawn: `(number, C)`."""
         clusters = len(self.order)
         # twice as fast as integers between two bounds; a number below 1 times a size is never rounded up to that size
         places = (rng.random((number, clusters)) * self.size).astype(np.int64)
@@ -271,12 +249,7 @@ class _Strata(NamedTuple):
 
 def interval_of(mean: float, draws: npt.NDArray[np.float64], level: float = 0.95) -> Interval:
     """
-    The percentile interval of draws.
-
-    Args:
-        mean: what is estimated, of the rows as they are.
-        draws: `(S,)`; those that are NaN, where it could not be computed, are left out.
-        level: share of the draws that lie inside. Default: 0.95.
+    Find the percentile interval of draws `(S,)` around `mean`; draws that are NaN are left out.
 
     Raises:
         ValueError: if the level is not between 0 and 1, or every draw is NaN.
@@ -293,11 +266,11 @@ def interval_of(mean: float, draws: npt.NDArray[np.float64], level: float = 0.95
     return Interval(mean, float(low), float(high))
 
 
-def numbered(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+def number_names(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     """
-    `(N,)` numbers from 0, equal where names are.
+    Number names `(N,)` from 0; equal names get equal numbers.
 
-    >>> numbered(["fr", "de", "fr"]).tolist()
+    >>> number_names(["fr", "de", "fr"]).tolist()
     [0, 1, 0]
     """
     numbers: dict[Hashable, int] = {}
@@ -311,7 +284,7 @@ Floats = npt.NDArray[np.float64]
 
 class Difference(NamedTuple):
     """
-    What B gains over A.
+    Holds what B gains over A.
 
     Attributes:
         a, b: mean scores.
@@ -375,7 +348,7 @@ def paired_difference(
 
 def two_sided_p(draws: Floats) -> float:
     """
-    Twice the share of `(S,)` draws on the rarer side of zero, zero being on both; 1 at most. One more draw than there
+    Double the share of `(S,)` draws on the rarer side of zero, zero being on both; 1 at most. One more draw than there
     are is counted there, so that p is never 0.
 
     >>> two_sided_p(np.array([-0.1, 0.2, 0.3, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8]))
@@ -389,7 +362,7 @@ def two_sided_p(draws: Floats) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """
-    P values of several comparisons, corrected so that the chance of one false alarm among all is kept (Holm 1979).
+    Correct p values of several comparisons, so that the chance of one false alarm among all is kept (Holm 1979).
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]

@@ -1,16 +1,19 @@
-"""What is asked of an embedding model, wherever the questions come from: Atlas, MMEB-V2, a table of one's own."""
+"""Describe retrieval tasks, wherever they come from: Atlas, MMEB-V2, a table or a reader of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+ALL = "all"  # the group of all tasks
 
 
 @dataclass(frozen=True)
 class RetrievalTask:
     """
-    Queries, candidates, and which of these are right.
+    Holds queries, candidates, and which of these are right.
 
     Args:
         name: unique among the tasks of a run.
@@ -28,6 +31,7 @@ class RetrievalTask:
         clusters: `(Q,)` what each query is about: rows of a cluster are right or wrong together, so intervals draw
             whole clusters. `None`: every query is one of its own.
         data: what makes this another task, for cache keys and reports: dataset ids, revisions, a content hash.
+        baselines: what needs no model -> its score, say `{"majority": 0.25}`; reported beside the model's.
 
     Raises:
         ValueError: if lengths differ, an id stands twice, or a relevant candidate is not in a query's pool.
@@ -46,6 +50,7 @@ class RetrievalTask:
     candidate_prompt: str | None = None
     clusters: Sequence[str] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sides = {"query": (self.query_ids, self.queries), "candidate": (self.candidate_ids, self.candidates)}
@@ -73,49 +78,61 @@ class RetrievalTask:
                 raise ValueError(f"{self.name}: {min(missing)!r}, relevant to {query!r}, is not among its candidates")
 
 
-def first_queries(task: RetrievalTask, count: int) -> RetrievalTask:
+@dataclass(frozen=True)
+class TaskSource:
     """
-    The same task with its first queries alone: for a quick look. Candidates of which none of these has one in its
-    pool are left out.
+    Tasks, and what results tell of where they come from: what a reader returns.
 
-    Raises:
-        ValueError: if `count` is below 1.
+    Args:
+        tasks: read one after the other; names have to be unique.
+        noted: for the `config` of results, say `{"dataset": "Atlas", "split": "test"}`.
+        overall: computes what results hold under `overall`; of benchmarks that have a mean over all of their tasks.
     """
+
+    tasks: Iterable[RetrievalTask]
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    overall: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    @classmethod
+    def of(cls, tasks: Iterable[RetrievalTask] | TaskSource) -> TaskSource:
+        """Take tasks alone for a source of which nothing is noted."""
+        return tasks if isinstance(tasks, TaskSource) else cls(tasks)
+
+
+def first_queries(task: RetrievalTask, count: int) -> RetrievalTask:
+    """Keep the first queries of a task, for a quick look, and the candidates that one of these has in its pool."""
     if count < 1:
         raise ValueError(f"{count} queries of each task: at least 1 is needed")
     return some_queries(task, range(min(count, len(task.query_ids))))
 
 
 def some_queries(task: RetrievalTask, rows: Sequence[int]) -> RetrievalTask:
-    """
-    The same task with the queries at these places alone. Candidates of which none of these has one in its pool are
-    left out.
-    """
+    """Keep the queries of a task that stand at these places, and the candidates that one of these has in its pool."""
 
-    def chosen(values: Sequence[Any]) -> list[Any]:
+    def of_rows(values: Sequence[Any]) -> list[Any]:
         return [values[row] for row in rows]
 
     pools, ids, candidates = None, task.candidate_ids, task.candidates
     if task.pools is not None:
-        pools = chosen(task.pools)
+        pools = of_rows(task.pools)
         asked = {candidate for pool in pools for candidate in pool}
         kept = [row for row, candidate in enumerate(ids) if candidate in asked]
         ids, candidates = [ids[row] for row in kept], [candidates[row] for row in kept]
     return replace(
         task,
-        query_ids=chosen(task.query_ids),
-        queries=chosen(task.queries),
+        query_ids=of_rows(task.query_ids),
+        queries=of_rows(task.queries),
         candidate_ids=ids,
         candidates=candidates,
-        relevance=chosen(task.relevance),
+        relevance=of_rows(task.relevance),
         pools=pools,
-        clusters=None if task.clusters is None else chosen(task.clusters),
+        clusters=None if task.clusters is None else of_rows(task.clusters),
     )
 
 
 def rows_by(names: Iterable[str]) -> dict[str, list[int]]:
     """
-    The rows of each name of a column, names as they first come.
+    Group the rows of a column by its names, names as they first come.
 
     >>> rows_by(["fact", "flag", "fact"])
     {'fact': [0, 2], 'flag': [1]}
@@ -127,7 +144,7 @@ def rows_by(names: Iterable[str]) -> dict[str, list[int]]:
 
 
 def clusters_of(task: RetrievalTask) -> list[str]:
-    """`(Q,)` what each query is about; where the task does not say, each is a cluster of its own."""
+    """Name what each query is about: `(Q,)`. Where the task does not say, each is a cluster of its own."""
     if task.clusters is not None:
         return list(task.clusters)
     return [f"{task.name}/{query}" for query in task.query_ids]
@@ -140,3 +157,43 @@ def _twice(ids: Sequence[str]) -> str | None:
             return one
         seen.add(one)
     return None
+
+
+def members_of(groups: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """
+    List the tasks of every group, and all of them, from the `groups` of each task.
+
+    >>> members_of({"fact": {"complexity": "simple"}, "flag": {"complexity": "multi-hop"}})
+    {'simple': ['fact'], 'multi-hop': ['flag'], 'all': ['fact', 'flag']}
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for name, of_task in groups.items():
+        for group in of_task.values():
+            members[group].append(name)
+    return {**members, ALL: list(groups)}
+
+
+def task_names(groups: Mapping[str, Mapping[str, str]], wanted: Iterable[str]) -> list[str]:
+    """
+    Find the tasks that are wanted by their names or by those of their groups, from the `groups` of each task.
+
+    Raises:
+        ValueError: if a name is neither, or there are none.
+
+    >>> groups = {"fact": {"complexity": "simple"}, "flag": {"complexity": "multi-hop"}}
+    >>> task_names(groups, ["simple"]), task_names(groups, ["flag", "fact"])
+    (['fact'], ['fact', 'flag'])
+    """
+    asked = list(wanted)
+    known = {*groups, *(group for of_task in groups.values() for group in of_task.values())}
+    if not asked or (unknown := [name for name in asked if name not in known]):
+        what = f"there is no task or group {unknown[0]!r}" if asked else "no task was named"
+        raise ValueError(f"{what}; allowed: {', '.join(sorted(known))}")
+    return [name for name, of_task in groups.items() if {name, *of_task.values()}.intersection(asked)]
+
+
+def select_tasks(tasks: Iterable[RetrievalTask], wanted: Iterable[str]) -> list[RetrievalTask]:
+    """Keep the tasks that are wanted by their names or by those of their groups; errors as in [`task_names`]."""
+    there = list(tasks)
+    names = task_names({task.name: task.groups for task in there}, wanted)
+    return [task for task in there if task.name in names]

@@ -1,4 +1,4 @@
-"""What has to be true of a folder before it is pushed."""
+"""Check that a folder is a whole checkpoint, and nothing else, before it is pushed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,10 +16,10 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from mmemb_r1.hub.files import UNTOUCHED, has_pickle_name, pickle_problem
+from mmemb_r1.hub.files import ALLOWED, HUB_FILE, is_allowed
 
-# One of each line. Without it the checkpoint fails to load or to embed, or knows no instructions by name; README.md is
-# the card that the Hub shows.
+# One of each line has to be there. Without it the checkpoint fails to load or to embed, or knows no instructions by
+# name; README.md is the card that the Hub shows.
 REQUIRED = (
     ("config.json",),
     ("modules.json",),
@@ -29,19 +29,17 @@ REQUIRED = (
     ("tokenizer_config.json",),
     ("README.md",),
 )
-TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where a processor finds one; a tokenizer's it does not use
+TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where a processor looks; it does not ask the tokenizer
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+JSON_FILES = (*(name for names in REQUIRED for name in names if name.endswith(".json")), INDEX)
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 AUTO_CLASSES = ("AutoConfig", "AutoModel")
 CONFIGS_WITH_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 LEFT_OUT_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
-SECRET_NAMES = (
-    ".env", ".env.*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ecdsa*", "id_ed25519*", ".netrc", ".git-credentials",
-    ".npmrc", ".pypirc", "credentials*", "*secret*", "token", "*.token", "stored_tokens",
-)  # fmt: skip
-TEXT_SUFFIXES = frozenset({".cfg", ".jinja", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"})
-PARSER = threading.Lock()  # CPython 3.11 raises a SystemError where two threads parse at once
+SECRET_NAMES = (".env.*", "id_rsa*", "id_ecdsa*", "id_ed25519*", "credentials*", "*secret*")
+TEXT_SUFFIXES = frozenset({".csv", ".jinja", ".json", ".md", ".py", ".svg", ".txt"})
 HUB_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+PARSER = threading.Lock()  # CPython 3.11 raises a SystemError where two threads parse at once
 
 
 def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
@@ -49,10 +47,9 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
     Check that a folder is a whole checkpoint that loads where this package is not installed, and nothing else.
 
     It needs what `save_pretrained` of a whole model writes: configurations, tokenizer, chat template, README.md with
-    metadata, model.safetensors or an index with all its shards, and every code file that is named, with what those
-    import from beside them. It must hold no pickle by its name or what it starts with (see `pickle_problem`), no
-    archive that can't be searched for one, no adapters, no link to a folder, and nothing that looks like a secret.
-    Whether the weights fit the configuration is not checked.
+    metadata, model.safetensors or an index with all its shards, and every code file that these name or that another
+    one imports. It must hold no file of another name than those of `ALLOWED_NAMES` (so no pickle), no adapters, no
+    link to a folder, and nothing that looks like a secret. Whether the weights fit the configuration is not checked.
 
     Args:
         folder: the checkpoint, as `save_pretrained` writes it.
@@ -71,9 +68,12 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
     problems = [f"{' or '.join(names)} is missing" for names in REQUIRED if not set(names) & set(files)]
     problems += [f"{name} is a link to a folder; copy the folder" for name in linked]
     problems += [problem for name in files for problem in _file_problems(root, name)]
-    problems += _json_problems(root, files)
-    problems += _weight_problems(root, files)
-    problems += _code_problems(root)
+    contents, unread = _read_json_files(root)
+    problems += unread
+    if not set(TEMPLATES) & set(files) and not contents.get("processor_config.json", {}).get("chat_template"):
+        problems.append(f"{TEMPLATES[0]} is missing")
+    problems += _weight_problems(root, files, contents.get(INDEX))
+    problems += _code_problems(root, contents)
     problems += _card_problems(root / "README.md")
     if problems:
         raise ValueError(f"{folder} can't be pushed:" + "".join(f"\n- {problem}" for problem in problems))
@@ -81,46 +81,47 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _contents(root: Path) -> tuple[list[str], list[str]]:
-    """The files below a folder, and the links to folders, which are not followed."""
+    """List the files below a folder, and the links to folders, which are not followed."""
     files, linked = [], []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in LEFT_OUT_FOLDERS]
         inside = Path(parent).relative_to(root)
-        files += [(inside / name).as_posix() for name in names if name != UNTOUCHED]
+        files += [(inside / name).as_posix() for name in names if name != HUB_FILE]
         linked += [(inside / name).as_posix() for name in folders if (root / inside / name).is_symlink()]
     return sorted(files), sorted(linked)
 
 
 def _file_problems(root: Path, name: str) -> Iterator[str]:
     path = root / name
-    if not path.is_file():
+    if not is_allowed(name):
+        yield f"{name} is not a file of a checkpoint; allowed are {ALLOWED}. Move it elsewhere"
+    elif not path.is_file():
         yield f"{name} is no file, or a link that leads nowhere"
-    elif has_pickle_name(name):
-        yield f"{name} is a pickle, which runs code when it is loaded; save safetensors, or move it elsewhere"
-    elif problem := pickle_problem(path):
-        yield f"{name} {problem}"
     elif any(fnmatch(PurePosixPath(name).name.lower(), pattern) for pattern in SECRET_NAMES):
         yield f"{name} looks like a secret; move it elsewhere"
-    elif path.suffix in TEXT_SUFFIXES and HUB_TOKEN.search(path.read_bytes()):
+    elif path.suffix.lower() in TEXT_SUFFIXES and HUB_TOKEN.search(path.read_bytes()):
         yield f"{name} holds a token of the Hub; remove it, and revoke the token"
 
 
-def _json_problems(root: Path, files: list[str]) -> Iterator[str]:
-    """Of the files at the top that loading reads."""
-    for name in (*dict.fromkeys(name for names in REQUIRED for name in names), INDEX):
-        if not name.endswith(".json") or name not in files:
+def _read_json_files(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read the JSON files that loading needs: name -> content of the valid ones, and what is wrong with the others."""
+    contents, problems = {}, []
+    for name in JSON_FILES:
+        if not (root / name).is_file():
             continue
-        content, problem = _read_json(root / name)
-        if problem:
-            yield problem
-        elif not isinstance(content, list if name == "modules.json" else dict) or not content:
-            yield f"{name} holds nothing that can be loaded; save the model again"
-    processor, _ = _read_json(root / "processor_config.json")
-    if not set(TEMPLATES) & set(files) and not (isinstance(processor, dict) and processor.get("chat_template")):
-        yield f"{TEMPLATES[0]} is missing"
+        try:
+            content = json.loads((root / name).read_bytes())
+        except ValueError as error:
+            problems.append(f"{name} is no JSON ({error})")
+            continue
+        if isinstance(content, list if name == "modules.json" else dict) and content:
+            contents[name] = content
+        else:
+            problems.append(f"{name} holds nothing that can be loaded; save the model again")
+    return contents, problems
 
 
-def _weight_problems(root: Path, files: list[str]) -> Iterator[str]:
+def _weight_problems(root: Path, files: list[str], index: Mapping[str, Any] | None) -> Iterator[str]:
     yield from (
         f"{name} belongs to adapters, and loaders would look for their model elsewhere; merge them "
         "(mmemb_r1.training.adapters.merged) and push the whole model"
@@ -138,13 +139,13 @@ def _weight_problems(root: Path, files: list[str]) -> Iterator[str]:
                 tensors[name] = set(weights.keys())
         except (SafetensorError, OSError) as error:
             yield f"{name} can't be read ({error}); save the model again"
-    index, _ = _read_json(root / INDEX)
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if index and (not isinstance(places, dict) or not places):
+    if index is None:
+        return
+    if not isinstance(places := index.get("weight_map"), dict) or not places:
         yield f"{INDEX} names no weights; save the model again"
         return
     shards: dict[str, set[str]] = {}
-    for tensor, name in (places or {}).items():
+    for tensor, name in places.items():
         shards.setdefault(str(name), set()).add(tensor)
     for name, expected in sorted(shards.items()):
         if name not in files:
@@ -153,27 +154,24 @@ def _weight_problems(root: Path, files: list[str]) -> Iterator[str]:
             yield f"{INDEX} says that {name} holds {min(lacking)}, which it does not; save the model again"
 
 
-def _code_problems(root: Path) -> Iterator[str]:
-    """Of the code that loading the checkpoint would run: all of it has to be in the folder."""
+def _code_problems(root: Path, contents: Mapping[str, Any]) -> Iterator[str]:
+    """Check that all code that loading the checkpoint would run is in the folder."""
     named: dict[str, str] = {}  # code file -> who names it
     for config in CONFIGS_WITH_CODE:
-        content, _ = _read_json(root / config)
-        auto_map = content.get("auto_map") or {} if isinstance(content, dict) else {}
-        if config == "config.json" and content:
+        auto_map = contents.get(config, {}).get("auto_map") or {}
+        if config == "config.json" and config in contents:
             lacking = [name for name in AUTO_CLASSES if name not in auto_map]
             yield from (f"{config} names no code for {name}; save the model again" for name in lacking)
-        for reference in _flat(auto_map.values()):
-            if "--" in reference:
-                yield f"{config} takes code from another repository ({reference}); save the model again"
-            else:
-                named[reference.rpartition(".")[0] + ".py"] = config
-    modules, _ = _read_json(root / "modules.json")
-    references = [
-        str(module.get("type") if isinstance(module, dict) else module)
-        for module in (modules if isinstance(modules, list) else [])
-    ]
-    own = [reference for reference in references if not reference.startswith("sentence_transformers.")]
-    if references and not own:
+        for value in auto_map.values():
+            for reference in filter(None, value if isinstance(value, list) else [value]):
+                if "--" in reference:
+                    yield f"{config} takes code from another repository ({reference}); save the model again"
+                else:
+                    named[reference.rpartition(".")[0] + ".py"] = config
+    modules = contents.get("modules.json", [])
+    types = [str(module.get("type") if isinstance(module, dict) else module) for module in modules]
+    own = [name for name in types if not name.startswith("sentence_transformers.")]
+    if types and not own:
         yield "modules.json names no module of this model; save the model with MMEmbR1.save_pretrained"
     for reference in own:
         if reference.count(".") != 1:
@@ -196,7 +194,7 @@ def _code_problems(root: Path) -> Iterator[str]:
 
 
 def _imports(path: Path) -> tuple[list[str], list[str]]:
-    """The files beside `path` that it imports, and what is wrong with its imports."""
+    """List the files beside `path` that it imports, and what is wrong with its imports."""
     try:
         with PARSER:
             tree = ast.parse(path.read_bytes())
@@ -223,25 +221,3 @@ def _card_problems(path: Path) -> Iterator[str]:
     else:
         if not metadata:
             yield "README.md has no metadata: YAML between two lines of three dashes, at its top"
-
-
-def _read_json(path: Path) -> tuple[Any, str | None]:
-    """What a file holds, `None` if there is none, and what is wrong with it."""
-    if not path.is_file():
-        return None, None
-    try:
-        return json.loads(path.read_bytes()), None
-    except ValueError as error:
-        return None, f"{path.name} is no JSON ({error})"
-
-
-def _flat(values: Any) -> Iterator[str]:
-    """
-    >>> list(_flat(["a.B", ["c.D", None]]))
-    ['a.B', 'c.D']
-    """
-    for value in values:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _flat(value)

@@ -1,4 +1,4 @@
-"""A checkpoint's way from the Hub: of one commit, verified, and without pickles."""
+"""Pull a checkpoint from the Hub: the files of one commit, verified, and nothing that is not part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
 from mmemb_r1.hub.errors import HubError, check_repo_id, explained
-from mmemb_r1.hub.files import has_pickle_name, head, hub_api, list_files, matches, pickle_problem
+from mmemb_r1.hub.files import content_hashes, find_commit, hub_api, is_allowed
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,9 @@ class Pulled:
     Attributes:
         repo_id: the repository.
         commit: the commit that the revision stood for.
-        folder: where it is.
+        folder: where the files are.
         code_commit: the commit of the code, if that was asked for separately.
-        left_out: files of the repository that are not in the folder: pickles by their name, which were not downloaded,
-            and those that are pickles by what they hold, or may hide one, which were removed (see `pickle_problem`).
+        left_out: files of the repository that were not downloaded, because a checkpoint has no files of such names.
     """
 
     repo_id: str
@@ -47,17 +46,18 @@ def pull_checkpoint(
     """
     Download a repository at one commit and check every file against the hash that the repository lists.
 
-    Nothing that was downloaded is run. Pickles are left out, see `Pulled.left_out`. A pull that was cut goes on when
-    it is repeated, without the files that have arrived. Token and endpoint are those of the environment (`HF_TOKEN`,
-    `HF_ENDPOINT`) or of `hf auth login`.
+    Nothing that was downloaded is run. Files that are not of a checkpoint, pickles among them, are left out (see
+    `Pulled.left_out`). A pull that was cut short is resumed when it is repeated: files that have arrived are not
+    downloaded again. Token and endpoint are those of the environment (`HF_TOKEN`, `HF_ENDPOINT`) or of
+    `hf auth login`.
 
     Args:
         repo_id: `owner/name`.
         revision: a branch, tag, commit or pull request (`refs/pr/1`). Default: the main branch.
-        code_revision: where the code files (`*.py`) come from, if from elsewhere: into the folder with `output`, and
-            beside the snapshot in the cache without. Default: `revision`.
-        output: a folder: a new one, made when all is there, or an empty one, filled then. Default: the Hub's cache,
-            where loading by id finds it.
+        code_revision: where the code files (`*.py`) are taken from: into the same folder with `output`, into a
+            snapshot beside the other one in the cache without. Default: `revision`.
+        output: a new folder, made when everything is there, or an empty one, filled then. Default: the Hub's cache,
+            where loading by id finds the checkpoint.
         cache_dir: another cache. Default: that of the environment (`HF_HOME`).
 
     Returns:
@@ -65,7 +65,7 @@ def pull_checkpoint(
 
     Raises:
         ValueError: if an argument is wrong.
-        HubError: if the Hub refuses or can't be reached, or a file is not what the repository lists. That file is
+        HubError: if the Hub refuses or can't be reached, or if a file is not what the repository lists. That file is
             removed, and the next pull downloads it again.
     """
     check_repo_id(repo_id)
@@ -74,36 +74,37 @@ def pull_checkpoint(
         _check_free(target)
     api = hub_api()
     with explained(repo_id, revision):
-        commit = head(api, repo_id, revision)
+        commit = find_commit(api, repo_id, revision)
     with explained(repo_id, code_revision):
-        code_commit = None if code_revision is None else head(api, repo_id, code_revision)
-    cache = None if cache_dir is None else Path(cache_dir)
-    if target is None:
-        folder, left_out = _download(api, repo_id, commit, cache)
-        if code_commit is not None:
-            left_out += _download(api, repo_id, code_commit, cache, wanted=_is_code)[1]
-        return Pulled(repo_id, commit, folder, code_commit, left_out)
-    # a folder of these commits alone, so that what an earlier pull left there belongs to them
-    partial = target.with_name(f".{target.name}.{commit[:12]}{(code_commit or '')[:12]}.partial")
-    if code_commit is None:
-        _, left_out = _download(api, repo_id, commit, cache, partial)
-    else:
-        _, left_out = _download(api, repo_id, commit, cache, partial, wanted=lambda name: not _is_code(name))
-        left_out += _download(api, repo_id, code_commit, cache, partial, wanted=_is_code)[1]
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes on what has arrived
-    _check_free(target)
-    if target.exists():  # it stays, because a shell may be in it
-        for entry in list(partial.iterdir()):
-            entry.rename(target / entry.name)
-        partial.rmdir()
-    else:
-        partial.rename(target)
-    return Pulled(repo_id, commit, target, code_commit, left_out)
+        code_commit = None if code_revision is None else find_commit(api, repo_id, code_revision)
+    # the files arrive in a folder for just these commits, so that what an earlier pull left there is of use
+    partial = target and target.with_name(f".{target.name}.{commit[:12]}{(code_commit or '')[:12]}.partial")
+    places = (None if cache_dir is None else Path(cache_dir), partial)
+    left_out: list[str] = []
+    if code_commit is not None:
+        left_out += _download(api, repo_id, code_commit, *places, wanted=_is_code)[1]
+    with_code = code_commit is None or partial is None  # in the cache each commit has its own folder
+    folder, others = _download(api, repo_id, commit, *places, wanted=lambda name: with_code or not _is_code(name))
+    if target is not None:
+        _move(folder, target)
+    return Pulled(repo_id, commit, target or folder, code_commit, tuple(others + left_out))
 
 
 def _check_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"output {target} exists and is not an empty folder; name a new one")
+
+
+def _move(partial: Path, target: Path) -> None:
+    """Put a complete download in its place."""
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's record of what has arrived
+    _check_free(target)
+    if target.exists():  # kept, because it may be the current folder of a shell
+        for entry in list(partial.iterdir()):
+            entry.rename(target / entry.name)
+        partial.rmdir()
+    else:
+        partial.rename(target)
 
 
 def _is_code(name: str) -> bool:
@@ -115,19 +116,19 @@ def _download(
     repo_id: str,
     commit: str,
     cache_dir: Path | None,
-    local_dir: Path | None = None,
-    wanted: Callable[[str], bool] = lambda name: True,
-) -> tuple[Path, tuple[str, ...]]:
-    """The folder, and what was left out of it."""
+    local_dir: Path | None,
+    *,
+    wanted: Callable[[str], bool],
+) -> tuple[Path, list[str]]:
+    """Download and verify the wanted files of a commit. Return their folder, and the names that are not allowed."""
     with explained(repo_id, commit):
-        entries = list_files(api, repo_id, commit)
-        named = [name for name in entries if wanted(name) and has_pickle_name(name)]
-        chosen = {name: entry for name, entry in entries.items() if wanted(name) and name not in named}
+        listed = sorted(filter(wanted, content_hashes(api, repo_id, commit)))
+        chosen = set(filter(is_allowed, listed))
         folder = Path(
             snapshot_download(
                 repo_id,
                 revision=commit,
-                ignore_patterns=[escape(name) for name in entries if name not in chosen],
+                allow_patterns=[escape(name) for name in chosen],
                 cache_dir=cache_dir,
                 local_dir=local_dir,
                 endpoint=api.endpoint,
@@ -135,22 +136,23 @@ def _download(
                 library_version=api.library_version,
             )
         )
-    bad = sorted(name for name, entry in chosen.items() if not matches(folder / name, entry))
+        bad: list[str] = []
+        if chosen:
+            cache = cache_dir if local_dir is None else None  # it verifies one of them
+            found = api.verify_repo_checksums(repo_id, revision=commit, cache_dir=cache, local_dir=local_dir)
+            bad = sorted(chosen & {*found.missing_paths, *(mismatch["path"] for mismatch in found.mismatches)})
     for name in bad:
         _remove(folder / name)
-        # a folder is filled from the cache where that has the file: a bad one there would come back
-        cached = try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=commit)
-        if isinstance(cached, str) and not matches(Path(cached), chosen[name]):
+        # the client copies into a folder what the cache holds: a bad file there would come back
+        cached = local_dir and try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=commit)
+        if isinstance(cached, str):
             _remove(Path(cached))
-    hiding = [name for name in chosen if name not in bad and pickle_problem(folder / name)]
-    for name in hiding:
-        _remove(folder / name)
     if bad:
         raise HubError(
             f"{repo_id} at {commit}: {', '.join(bad)} is not what the repository lists: it was changed on the way or "
             "on this disk. It was removed; pull again"
         )
-    return folder, tuple(sorted(named + hiding))
+    return folder, [name for name in listed if name not in chosen]
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint's way to the Hub: one commit on top of what was there, or none."""
+"""Push a checkpoint to the Hub: in one commit on top of what was there, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from mmemb_r1.hub.checks import check_checkpoint
 from mmemb_r1.hub.errors import LOG_IN, HubError, RepositoryMovedError, check_repo_id, explained
-from mmemb_r1.hub.files import UNTOUCHED, content_hash, head, hub_api, list_files, matches
+from mmemb_r1.hub.files import HUB_FILE, content_hashes, find_commit, hub_api
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PULL_REQUESTS = "refs/pr/"
@@ -27,7 +27,7 @@ class Pushed:
     Attributes:
         repo_id: the repository.
         commit: the commit that holds the checkpoint now.
-        changed: the files that are new or other than before; none if the repository held the checkpoint already.
+        changed: the files that are new or differ from before; none if the repository held the checkpoint already.
         deleted: the files of the repository that the checkpoint does not have.
         pull_request: its address, if one was opened.
     """
@@ -49,18 +49,18 @@ def push_checkpoint(
     commit_message: str = "Push checkpoint",
 ) -> Pushed:
     """
-    Make a repository on the Hub hold what a folder holds, in one commit; what else was there is deleted by it.
+    Make a repository on the Hub hold what a folder holds, in one commit; the commit deletes what else was there.
 
-    Large files go first, and the commit comes last: until then every branch is as it was, and a push that was cut goes
-    on when it is repeated, without the large files that have arrived. A new repository has to be made before anything
-    can be sent, and is empty until the commit; a new branch is made right before it, as a copy of the main one. The
-    commit is refused if the repository moved since the push began. Token and endpoint are those of the environment
-    (`HF_TOKEN`, `HF_ENDPOINT`) or of `hf auth login`.
+    Large files go first and the commit comes last: until then every branch is as it was, and a push that was cut short
+    is resumed when it is repeated, without the large files that have arrived. A new repository has to be made before
+    anything can be sent, and is empty until the commit; a new branch is made right before it, as a copy of the main
+    one. The commit is refused if the repository moved since the push began. Token and endpoint are those of the
+    environment (`HF_TOKEN`, `HF_ENDPOINT`) or of `hf auth login`.
 
     Args:
-        folder: the checkpoint; see `check_checkpoint` for what is demanded of it.
+        folder: the checkpoint; `check_checkpoint` says what it has to hold.
         repo_id: `owner/name`; created if there is none.
-        private: create the repository as a private one. Default: as its owner's new repositories are.
+        private: create the repository as a private one. Default: the owner's setting for new repositories.
         revision: the branch, made from the main one if there is none, or a pull request (`refs/pr/1`) to add to.
             Default: the main branch.
         create_pr: open a pull request instead, to a repository that exists.
@@ -75,12 +75,7 @@ def push_checkpoint(
         HubError: if the Hub refuses or can't be reached.
     """
     check_repo_id(repo_id)
-    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
-        raise ValueError(
-            f"revision={revision!r} and create_pr=True: a pull request goes to the main branch; leave one out"
-        )
-    if revision is not None and COMMIT.fullmatch(revision):
-        raise ValueError(f"revision={revision!r} is a commit, which can't change; name a branch")
+    _check_revision(revision, create_pr)
     root = Path(folder)
     names = check_checkpoint(root)
     if (token := get_token()) is None:
@@ -89,20 +84,18 @@ def push_checkpoint(
     with explained(repo_id, revision):
         _make_repository(api, repo_id, private, create_pr)
         new_branch = revision if revision is not None and not _has_branch(api, repo_id, revision) else None
-        start = revision if new_branch is None else None  # what the push goes on from
-        parent = head(api, repo_id, start)
-        before = list_files(api, repo_id, parent)
-        deleted = sorted(set(before) - {*names, UNTOUCHED})
+        start = revision if new_branch is None else None  # the revision that the push builds on
+        parent = find_commit(api, repo_id, start)
+        before = content_hashes(api, repo_id, parent)
+        deleted = sorted(set(before) - {*names, HUB_FILE})
         additions = [CommitOperationAdd(name, root / name) for name in names]
         _send_large_files(api, repo_id, additions, start, create_pr)
-        # The client has just noted which files are the same as at the head, to leave them out of the commit. That has
-        # to be the head that the commit is made on: a pull request would be a mix of two checkpoints otherwise.
-        now = head(api, repo_id, start)
-        if new_branch is not None and now == parent:
+        # The client has just noted which files equal those of the branch, and leaves them out of the commit. So the
+        # branch has to be where it was: else a pull request would be a mix of two checkpoints.
+        _check_unmoved(api, repo_id, parent, start)
+        if new_branch is not None:
             api.create_branch(repo_id, branch=new_branch, revision=parent, exist_ok=True)
-            now = head(api, repo_id, new_branch)
-        if now != parent:
-            raise _moved(repo_id, parent, now)
+            _check_unmoved(api, repo_id, parent, new_branch)
         try:
             commit = api.create_commit(
                 repo_id,
@@ -115,20 +108,22 @@ def push_checkpoint(
         except HfHubHTTPError as error:
             if error.response.status_code != HAS_MOVED:
                 raise
-            raise _moved(repo_id, parent, head(api, repo_id, revision)) from error
+            raise _moved(repo_id, parent, find_commit(api, repo_id, revision)) from error
         if commit.oid == parent:
             return Pushed(repo_id, parent)
-        after = list_files(api, repo_id, commit.oid)
-    wrong = [name for name in names if name not in after or not matches(root / name, after[name])]
-    wrong += sorted(set(after) - {*names, UNTOUCHED})
-    if wrong:
-        raise HubError(
-            f"{repo_id} at {commit.oid} is not what {folder} holds: {', '.join(wrong[:5])} differ; was a file changed "
-            "meanwhile, or is it left out by a .gitignore? Push again"
-        )
-    hashes = {name: content_hash(entry) for name, entry in before.items()}
-    changed = tuple(name for name in names if hashes.get(name) != content_hash(after[name]))
+        after = content_hashes(api, repo_id, commit.oid)
+        _check_arrived(api, repo_id, commit.oid, root, names)
+    changed = tuple(name for name in names if before.get(name) != after[name])
     return Pushed(repo_id, commit.oid, changed, tuple(deleted), commit.pr_url)
+
+
+def _check_revision(revision: str | None, create_pr: bool) -> None:
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
+        raise ValueError(
+            f"revision={revision!r} and create_pr=True: a pull request goes to the main branch; leave one out"
+        )
+    if revision is not None and COMMIT.fullmatch(revision):
+        raise ValueError(f"revision={revision!r} is a commit, which can't change; name a branch")
 
 
 def _make_repository(api: HfApi, repo_id: str, private: bool | None, create_pr: bool) -> None:
@@ -146,20 +141,25 @@ def _make_repository(api: HfApi, repo_id: str, private: bool | None, create_pr: 
 
 
 def _has_branch(api: HfApi, repo_id: str, revision: str) -> bool:
-    """Whether there is something to add to. A pull request that isn't there can't be made: its commit is refused."""
+    """Tell whether there is a revision to add to. A pull request can't be made by its name: the Hub refuses then."""
     return revision.startswith(PULL_REQUESTS) or revision in {ref.name for ref in api.list_repo_refs(repo_id).branches}
 
 
 def _send_large_files(
     api: HfApi, repo_id: str, additions: list[CommitOperationAdd], revision: str | None, create_pr: bool
 ) -> None:
-    """Upload the blobs of large files that the Hub does not have. No revision holds them yet."""
+    """Upload the large files that the Hub does not have. No revision holds them yet."""
     try:
         api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
-    except RuntimeError as error:  # so the client wraps whatever cut an upload
+    except RuntimeError as error:  # the client wraps whatever cut an upload short in it
         raise HubError(
             f"{error} ({error.__cause__}) {repo_id} holds what it held; push again: what has arrived is not sent again"
         ) from error
+
+
+def _check_unmoved(api: HfApi, repo_id: str, parent: str, revision: str | None) -> None:
+    if (now := find_commit(api, repo_id, revision)) != parent:
+        raise _moved(repo_id, parent, now)
 
 
 def _moved(repo_id: str, parent: str, now: str) -> RepositoryMovedError:
@@ -167,3 +167,15 @@ def _moved(repo_id: str, parent: str, now: str) -> RepositoryMovedError:
         f"{repo_id} moved while this push was under way, from {parent} to {now}; nothing was changed. See what is "
         "there now, and push again"
     )
+
+
+def _check_arrived(api: HfApi, repo_id: str, commit: str, root: Path, names: list[str]) -> None:
+    """Raise a `HubError` unless the commit holds just the named files, with the content that the folder has."""
+    found = api.verify_repo_checksums(repo_id, revision=commit, local_dir=root)
+    wrong = {mismatch["path"] for mismatch in found.mismatches}
+    wrong |= set(found.missing_paths) | set(names) & set(found.extra_paths)
+    if wrong := wrong - {HUB_FILE}:
+        raise HubError(
+            f"{repo_id} at {commit} is not what {root} holds: {', '.join(sorted(wrong)[:5])} differ; was a file "
+            "changed meanwhile, or is it left out by a .gitignore? Push again"
+        )

@@ -1,4 +1,4 @@
-"""Tiny random VLMs of several families, built from configs without any download: for tests, docs and toy training."""
+"""Build tiny random VLMs of several families without any download: for tests, docs and toy training."""
 
 from __future__ import annotations
 

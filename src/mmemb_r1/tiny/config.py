@@ -1,4 +1,4 @@
-"""Sizes of a tiny VLM, and what the configs of all families have in common."""
+"""Describe the sizes of a tiny VLM, and make the parts that the configs of all families have in common."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 
+from mmemb_r1.tiny.text import MAX_LENGTH
+
 MERGE_SIZE = 2
+VISION_MLP_RATIO = 4  # width of the vision model's MLP over that of its states
 
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Sizes shared by all families.
+    """Sizes that all families have.
 
     A square picture becomes `image_size x image_size` pixels and then `(image_size / patch_size / 2) ** 2` tokens
     (LLaVA, which merges nothing: four times as many). Of other pictures the Qwen families keep the aspect, within that
@@ -23,16 +26,10 @@ class TinySizes:
         hidden_size (`int`, *optional*, defaults to `32`): Width of the language model.
         num_layers (`int`, *optional*, defaults to `2`): Layers of the language model.
         num_heads (`int`, *optional*, defaults to `4`): Attention heads, of the language model and of the vision model.
-        num_key_value_heads (`int`, *optional*, defaults to `0`): Key-value heads of the language model; 0 stands for
-            half of `num_heads`, or all of them if their number is odd.
-        intermediate_size (`int`, *optional*, defaults to `0`): Width of the language model's MLP; 0 stands for
-            `3 * hidden_size`.
         vision_hidden_size (`int`, *optional*, defaults to `16`): Width of the vision model.
         vision_layers (`int`, *optional*, defaults to `2`): Layers of the vision model.
-        vision_mlp_ratio (`int`, *optional*, defaults to `4`): Width of its MLP over `vision_hidden_size`.
         image_size (`int`, *optional*, defaults to `64`): Edge of a picture, in pixels.
         patch_size (`int`, *optional*, defaults to `16`): Edge of a patch, in pixels.
-        max_length (`int`, *optional*, defaults to `2048`): Longest sequence, in tokens.
 
     Raises:
         ValueError: If a size is not a positive integer or two sizes do not fit together.
@@ -41,31 +38,19 @@ class TinySizes:
     hidden_size: int = 32
     num_layers: int = 2
     num_heads: int = 4
-    num_key_value_heads: int = 0
-    intermediate_size: int = 0
     vision_hidden_size: int = 16
     vision_layers: int = 2
-    vision_mlp_ratio: int = 4
     image_size: int = 64
     patch_size: int = 16
-    max_length: int = 2048
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, lowest = getattr(self, field.name), 0 if field.default == 0 else 1
-            if not isinstance(value, int) or value < lowest:
-                raise ValueError(f"Got {field.name}={value!r}, which must be an integer of at least {lowest}.")
-        derived = {
-            "num_key_value_heads": self.num_heads if self.num_heads % 2 else self.num_heads // 2,
-            "intermediate_size": 3 * self.hidden_size,
-        }
-        for name, value in derived.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Got {field.name}={value!r}, which must be an integer of at least 1.")
         # Rotary embeddings pair the dimensions of a text head, and those of a vision head once per image axis.
         self._check_multiple("hidden_size", 2 * self.num_heads, "2 * num_heads")
         self._check_multiple("vision_hidden_size", 4 * self.num_heads, "4 * num_heads")
-        self._check_multiple("num_heads", self.num_key_value_heads, "num_key_value_heads")
         self._check_multiple("image_size", MERGE_SIZE * self.patch_size, f"{MERGE_SIZE} * patch_size")
 
     def _check_multiple(self, name: str, factor: int, rule: str) -> None:
@@ -74,12 +59,22 @@ class TinySizes:
 
     @classmethod
     def from_kwargs(cls, sizes: dict[str, Any]) -> TinySizes:
-        """Build from keyword arguments; an unknown name raises a ValueError that lists the known ones."""
+        """Make sizes from keyword arguments. ValueError, with the known names, for an unknown one."""
         allowed = [field.name for field in fields(cls)]
         unknown = sorted(set(sizes) - set(allowed))
         if unknown:
             raise ValueError(f"Got unknown size(s) {unknown}. Allowed: {allowed}.")
         return cls(**sizes)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key-value heads of the language model: half of its heads, or all of them if their number is odd."""
+        return self.num_heads if self.num_heads % 2 else self.num_heads // 2
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the language model's MLP."""
+        return 3 * self.hidden_size
 
     @property
     def head_dim(self) -> int:
@@ -89,7 +84,7 @@ class TinySizes:
     @property
     def vision_intermediate_size(self) -> int:
         """Width of the vision model's MLP."""
-        return self.vision_mlp_ratio * self.vision_hidden_size
+        return VISION_MLP_RATIO * self.vision_hidden_size
 
     @property
     def grid(self) -> int:
@@ -103,7 +98,7 @@ class TinySizes:
 
 
 def text_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast, **extra: Any) -> dict[str, Any]:
-    """Arguments of a language model's config; `extra` adds to them or replaces them."""
+    """Make the arguments of a language model's config; `extra` adds to them or replaces them."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": sizes.hidden_size,
@@ -111,7 +106,7 @@ def text_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast, **extra: A
         "num_hidden_layers": sizes.num_layers,
         "num_attention_heads": sizes.num_heads,
         "num_key_value_heads": sizes.num_key_value_heads,
-        "max_position_embeddings": sizes.max_length,
+        "max_position_embeddings": MAX_LENGTH,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
@@ -121,7 +116,7 @@ def text_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast, **extra: A
 
 
 def vision_config(sizes: TinySizes, **extra: Any) -> dict[str, Any]:
-    """Arguments of a CLIP-like vision model's config; `extra` adds to them or replaces them."""
+    """Make the arguments of a CLIP-like vision model's config; `extra` adds to them or replaces them."""
     return {
         "hidden_size": sizes.vision_hidden_size,
         "intermediate_size": sizes.vision_intermediate_size,
@@ -134,7 +129,7 @@ def vision_config(sizes: TinySizes, **extra: Any) -> dict[str, Any]:
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """Id of a control token."""
+    """Look up the id of a control token."""
     return tokenizer.get_vocab()[token]
 
 

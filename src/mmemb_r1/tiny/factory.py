@@ -1,4 +1,4 @@
-"""The offline factory of tiny random VLMs."""
+"""Build tiny random VLMs and their processors."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def build_tiny_vlm(
         raise ValueError(f"Got family={family!r}. Allowed: {list(FAMILIES)}.")
     parts = _REGISTRY[family]
     checked = TinySizes.from_kwargs(sizes)
-    tokenizer = train_tokenizer(
-        DEFAULT_TEXTS if texts is None else texts, vocab_size, parts.special_tokens, checked.max_length
-    )
+    tokenizer = train_tokenizer(DEFAULT_TEXTS if texts is None else texts, vocab_size, parts.special_tokens)
     config = parts.make_config(checked, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,7 +1,8 @@
-"""Tiny Gemma 3, Idefics3, SmolVLM, InternVL and LLaVA."""
+"""Configure tiny Gemma 3, Idefics3, SmolVLM, InternVL and LLaVA."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
     LlavaConfig,
     LlavaImageProcessor,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMImageProcessor,
@@ -26,7 +28,7 @@ from transformers import (
 )
 
 from mmemb_r1.tiny.config import MERGE_SIZE, Family, TinySizes, text_config, token_id, vision_config
-from mmemb_r1.tiny.text import chat_template
+from mmemb_r1.tiny.text import tiny_chat_template
 
 GEMMA_SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -64,7 +66,7 @@ def _gemma_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Ge
         image_processor=Gemma3ImageProcessor(size={"height": sizes.image_size, "width": sizes.image_size}),
         tokenizer=tokenizer,
         image_seq_length=sizes.tokens_per_image,
-        chat_template=chat_template(
+        chat_template=tiny_chat_template(
             GEMMA_SPECIAL_TOKENS["boi_token"],
             start=GEMMA_SPECIAL_TOKENS["turn_start_token"],
             end=GEMMA_SPECIAL_TOKENS["eos_token"],
@@ -86,23 +88,15 @@ IDEFICS3_TOKENS = {
 SMOLVLM_TOKENS = {**IDEFICS3_TOKENS, "video_token": "<video>"}
 
 
-def _config_parts(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    return {
-        "text_config": {"model_type": "llama", **text_config(sizes, tokenizer)},
-        "vision_config": vision_config(sizes),
-        "scale_factor": MERGE_SIZE,
-        "image_token_id": token_id(tokenizer, IDEFICS3_TOKENS["image_token"]),
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": True,
-    }
-
-
-def _idefics3_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
-    return Idefics3Config(**_config_parts(sizes, tokenizer))
-
-
-def _smolvlm_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> SmolVLMConfig:
-    return SmolVLMConfig(**_config_parts(sizes, tokenizer))
+def _idefics_config(kind: type[PreTrainedConfig]) -> Callable[[TinySizes, PreTrainedTokenizerFast], PreTrainedConfig]:
+    return lambda sizes, tokenizer: kind(
+        text_config={"model_type": "llama", **text_config(sizes, tokenizer)},
+        vision_config=vision_config(sizes),
+        scale_factor=MERGE_SIZE,
+        image_token_id=token_id(tokenizer, IDEFICS3_TOKENS["image_token"]),
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
 
 
 def _edges(sizes: TinySizes) -> dict[str, Any]:
@@ -111,7 +105,7 @@ def _edges(sizes: TinySizes) -> dict[str, Any]:
 
 
 def _template(video: str | None = None) -> str:
-    return chat_template(IDEFICS3_TOKENS["image_token"], video, end=IDEFICS3_TOKENS["eos_token"])
+    return tiny_chat_template(IDEFICS3_TOKENS["image_token"], video, end=IDEFICS3_TOKENS["eos_token"])
 
 
 def _idefics3_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
@@ -133,8 +127,8 @@ def _smolvlm_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> 
     )
 
 
-IDEFICS3 = Family(IDEFICS3_TOKENS, _idefics3_config, _idefics3_processor)
-SMOLVLM = Family(SMOLVLM_TOKENS, _smolvlm_config, _smolvlm_processor)
+IDEFICS3 = Family(IDEFICS3_TOKENS, _idefics_config(Idefics3Config), _idefics3_processor)
+SMOLVLM = Family(SMOLVLM_TOKENS, _idefics_config(SmolVLMConfig), _smolvlm_processor)
 
 
 INTERNVL_SPECIAL_TOKENS = {
@@ -167,7 +161,7 @@ def _internvl_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) ->
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(size=size),
         image_seq_length=sizes.tokens_per_image,
-        chat_template=chat_template(
+        chat_template=tiny_chat_template(
             INTERNVL_SPECIAL_TOKENS["context_image_token"], INTERNVL_SPECIAL_TOKENS["video_token"]
         ),
     )
@@ -212,7 +206,7 @@ def _llava_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Ll
         patch_size=sizes.patch_size,
         vision_feature_select_strategy=FEATURES,
         num_additional_image_tokens=1,
-        chat_template=chat_template(LLAVA_SPECIAL_TOKENS["image_token"]),
+        chat_template=tiny_chat_template(LLAVA_SPECIAL_TOKENS["image_token"]),
     )
 
 

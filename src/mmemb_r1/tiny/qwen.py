@@ -1,12 +1,14 @@
-"""Tiny Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+"""Configure tiny Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import Any
 
 from transformers import (
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
     Qwen2VLConfig,
@@ -18,8 +20,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from mmemb_r1.tiny.config import MERGE_SIZE, Family, TinySizes, text_config, token_id
-from mmemb_r1.tiny.text import chat_template
+from mmemb_r1.tiny.config import MERGE_SIZE, VISION_MLP_RATIO, Family, TinySizes, text_config, token_id
+from mmemb_r1.tiny.text import tiny_chat_template
 
 SPECIAL_TOKENS = {
     "pad_token": "<|endoftext|>",
@@ -38,7 +40,7 @@ MAX_DEEPSTACK_LAYERS = 3
 
 
 def _rope(sizes: TinySizes, **extra: Any) -> dict[str, Any]:
-    """Multimodal rotary embedding: the pairs of a head's dimensions are shared out to time, height and width."""
+    """Divide the pairs of a head's dimensions between time, height and width (multimodal rotary embedding)."""
     pairs = sizes.head_dim // 2
     section = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
     return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": section, **extra}
@@ -66,7 +68,7 @@ def _qwen2_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen2
         sizes,
         embed_dim=sizes.vision_hidden_size,
         hidden_size=sizes.hidden_size,
-        mlp_ratio=sizes.vision_mlp_ratio,
+        mlp_ratio=VISION_MLP_RATIO,
     )
     text = text_config(sizes, tokenizer, rope_parameters=_rope(sizes))
     return Qwen2VLConfig(text_config=text, vision_config=vision, **_top_level(tokenizer))
@@ -86,7 +88,7 @@ def _qwen2_5_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwe
 
 
 def deepstack_layers(vision_layers: int, num_layers: int) -> list[int]:
-    """Indexes of the vision layers whose states are added to the first language layers, one vision layer for each.
+    """Choose the vision layers whose states are added to the first language layers, one vision layer for each.
 
     They are evenly spread and lie before the last vision layer, whose state the model reads anyway. A vision model of
     one layer has no other to offer than that one.
@@ -114,7 +116,7 @@ def _patches(sizes: TinySizes) -> dict[str, Any]:
 
 
 def _pixels(sizes: TinySizes, fewest_frames: int = 1, most_frames: int = 1) -> dict[str, int]:
-    """Bounds on the number of pixels that make a square picture exactly `image_size x image_size`.
+    """Bound the number of pixels so that a square picture becomes exactly `image_size x image_size`.
 
     One row of slack keeps the rounding of the processor's square roots from moving a picture to the next size.
     """
@@ -127,21 +129,17 @@ def _processor_parts(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> di
         "image_processor": Qwen2VLImageProcessor(size=_pixels(sizes), **_patches(sizes)),
         "video_processor": Qwen2VLVideoProcessor(size=_pixels(sizes), cap_pixels_per_frame=False, **_patches(sizes)),
         "tokenizer": tokenizer,
-        "chat_template": chat_template(IMAGE, VIDEO),
+        "chat_template": tiny_chat_template(IMAGE, VIDEO),
     }
 
 
-def _qwen2_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
-    return Qwen2VLProcessor(**_processor_parts(sizes, tokenizer))
-
-
-def _qwen2_5_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    return Qwen2_5_VLProcessor(**_processor_parts(sizes, tokenizer))
+def _make_processor(kind: type[ProcessorMixin]) -> Callable[[TinySizes, PreTrainedTokenizerFast], ProcessorMixin]:
+    return lambda sizes, tokenizer: kind(**_processor_parts(sizes, tokenizer))
 
 
 def _qwen3_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
-    # Qwen3-VL bounds the pixels of a whole clip, its elders those of one frame; and it is Qwen3-VL's processor that
-    # writes the vision tokens around each frame of a video.
+    # Qwen3-VL bounds the pixels of a whole clip, its predecessors those of one frame; and its processor writes the
+    # vision tokens around each frame of a video itself.
     video_processor = Qwen3VLVideoProcessor(
         size=_pixels(sizes, fewest_frames=TEMPORAL_PATCH_SIZE, most_frames=MAX_FRAMES),
         do_sample_frames=False,
@@ -149,10 +147,10 @@ def _qwen3_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qw
         **_patches(sizes),
     )
     parts = _processor_parts(sizes, tokenizer)
-    template = chat_template(IMAGE, SPECIAL_TOKENS["video_token"])
+    template = tiny_chat_template(IMAGE, SPECIAL_TOKENS["video_token"])
     return Qwen3VLProcessor(**{**parts, "video_processor": video_processor, "chat_template": template})
 
 
-QWEN2_VL = Family(SPECIAL_TOKENS, _qwen2_config, _qwen2_processor)
-QWEN2_5_VL = Family(SPECIAL_TOKENS, _qwen2_5_config, _qwen2_5_processor)
+QWEN2_VL = Family(SPECIAL_TOKENS, _qwen2_config, _make_processor(Qwen2VLProcessor))
+QWEN2_5_VL = Family(SPECIAL_TOKENS, _qwen2_5_config, _make_processor(Qwen2_5_VLProcessor))
 QWEN3_VL = Family(SPECIAL_TOKENS, _qwen3_config, _qwen3_processor)

@@ -1,4 +1,4 @@
-"""Chat templates and tokenizers of the tiny VLMs."""
+"""Make the chat templates and tokenizers of the tiny VLMs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ _BODY = """
 """
 
 
-def chat_template(
+def tiny_chat_template(
     image: str, video: str | None = None, *, start: str = "<|im_start|>", end: str = "<|im_end|>"
 ) -> str:
-    """The Jinja chat template of a family.
+    """Write the Jinja chat template of a family.
 
-    Text follows a space, so that a word has the same token at the start of a text as inside of one.
-
-    It renders turns of any role; a content is a string or a list of parts `{"type": "text", "text": ...}`,
+    A space goes before each text, so that a word has the same token at the start of a text as inside it. The template
+    renders turns of any role; a content is a string or a list of parts `{"type": "text", "text": ...}`,
     `{"type": "image"}`, `{"type": "video"}`. A part that the family does not have raises an error.
 
     Args:
@@ -64,17 +63,15 @@ DEFAULT_TEXTS = (
     "The digits are 3, 5, 7. The sum is 15. The largest is 7.",
     "Describe the picture in one word. Which of the two is larger?",
 )
+MAX_LENGTH = 2048  # tokens of the longest sequence
 ROLE_WORDS = ("system", "user", "assistant")
 ROLE_WEIGHT = 1000
 BYTES = 256
-STANDARD_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+STANDARD_ROLES = ("bos_token", "eos_token", "pad_token")  # those that transformers has attributes for
 
 
 def train_tokenizer(
-    texts: Iterable[str],
-    vocab_size: int,
-    special_tokens: Mapping[str, str],
-    max_length: int = 2048,
+    texts: Iterable[str], vocab_size: int, special_tokens: Mapping[str, str]
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer; every string has an encoding, whatever the texts were.
 
@@ -84,10 +81,6 @@ def train_tokenizer(
         special_tokens (`Mapping[str, str]`): Role -> control token, in the order of their ids, e.g.
             `{"pad_token": "<pad>", "eos_token": "<eos>", "image_token": "<image>"}`. Each role becomes an attribute of
             the tokenizer (`tokenizer.image_token`, `tokenizer.image_token_id`).
-        max_length (`int`, *optional*, defaults to `2048`): `model_max_length` of the tokenizer, in tokens.
-
-    Returns:
-        `PreTrainedTokenizerFast`
 
     Raises:
         ValueError: If `vocab_size` does not hold the control tokens and the 256 bytes.
@@ -109,12 +102,10 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator([*texts, *ROLE_WORDS * ROLE_WEIGHT], trainer)
 
-    standard = {
-        role: special_tokens[role] for role in ("bos_token", "eos_token", "pad_token") if role in special_tokens
-    }
+    standard = {role: special_tokens[role] for role in STANDARD_ROLES if role in special_tokens}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=max_length,
+        model_max_length=MAX_LENGTH,
         extra_special_tokens={role: token for role, token in special_tokens.items() if role not in standard},
         **standard,
     )

@@ -10,10 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1.evaluation.diagnose.rationales import own_thoughts
-from mmemb_r1.evaluation.diagnose.run import diagnose
-from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings, check_forced, donors_of, drawn_queries
-from mmemb_r1.evaluation.diagnose.verdict import read_trials, shortcut_table, verdict_line
+from mmemb_r1.evaluation.diagnose.run import run_diagnosis
+from mmemb_r1.evaluation.diagnose.tester import (
+    ShortcutSettings,
+    check_forced,
+    donors_of,
+    drawn_queries,
+    own_rationales,
+)
+from mmemb_r1.evaluation.diagnose.verdict import read_outcomes, shortcut_table, verdict_line
 from mmemb_r1.evaluation.run_folder import rows_path
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -87,7 +92,7 @@ def deaf(thinking):
 def of_reader(reader, tmp_path_factory):
     """A test's folder and results."""
     folder = tmp_path_factory.mktemp("shortcut") / "reader"
-    return folder, diagnose(reader, [task_of()], SETTINGS, output=folder, config={"model": "m"}, progress=False)
+    return folder, run_diagnosis(reader, [task_of()], SETTINGS, output=folder, config={"model": "m"}, progress=False)
 
 
 def test_a_model_that_reads_its_rationales(of_reader):
@@ -102,7 +107,7 @@ def test_a_model_that_reads_its_rationales(of_reader):
 
 
 def test_a_model_that_ignores_its_rationales(deaf):
-    results = diagnose(deaf, [task_of()], SETTINGS, progress=False)
+    results = run_diagnosis(deaf, [task_of()], SETTINGS, progress=False)
     found = results["summary"]["all"]
     assert found["score"]["mean"] == 1
     for name in ("drop", "empty", "swap", "shuffle"):
@@ -116,7 +121,7 @@ def test_a_model_that_ignores_its_rationales(deaf):
 
 def test_vectors_that_move_alone_are_no_proof(thinking):
     """Answers of which the model knows nothing: it finds none, with whatever rationale."""
-    found = diagnose(thinking(max_reasoning_tokens=6), [task_of()], SETTINGS, progress=False)["summary"]["all"]
+    found = run_diagnosis(thinking(max_reasoning_tokens=6), [task_of()], SETTINGS, progress=False)["summary"]["all"]
     assert found["interventions"]["swap"]["cosine"]["mean"] < 0.8
     assert found["verdict"] == "undecided"
 
@@ -126,18 +131,18 @@ def test_the_own_rationale_forced_gives_the_vector_of_encode(thinking, options, 
     """Below the tolerance by far, so that it can't be met by chance; for thoughts of several rounds, too."""
     monkeypatch.setattr("mmemb_r1.evaluation.diagnose.tester.TOLERANCE", {"float32": 5e-5})
     model = thinking(max_reasoning_tokens=5, **options)
-    results = diagnose(model, [task_of(QUERIES[:9])], SETTINGS, progress=False)
+    results = run_diagnosis(model, [task_of(QUERIES[:9])], SETTINGS, progress=False)
     assert results["tasks"]["colors"]["mean_reasoning_tokens"] > 1
 
 
 def test_instructions_of_task_and_model_reach_forced_rationales(thinking):
     model = thinking()
     asked = task_of(QUERIES[:6], query_prompt="Name the colour.")
-    with_prompt = diagnose(model, [asked], SETTINGS, progress=False)["tasks"]["colors"]
-    plain = diagnose(model, [task_of(QUERIES[:6])], SETTINGS, progress=False)["tasks"]["colors"]
+    with_prompt = run_diagnosis(model, [asked], SETTINGS, progress=False)["tasks"]["colors"]
+    plain = run_diagnosis(model, [task_of(QUERIES[:6])], SETTINGS, progress=False)["tasks"]["colors"]
     assert with_prompt != plain
     model.prompts["query"] = "Name the colour."
-    assert diagnose(model, [task_of(QUERIES[:6])], SETTINGS, progress=False)["tasks"]["colors"] == with_prompt
+    assert run_diagnosis(model, [task_of(QUERIES[:6])], SETTINGS, progress=False)["tasks"]["colors"] == with_prompt
 
 
 def test_a_rationale_that_can_not_be_forced_is_an_error(thinking):
@@ -151,7 +156,7 @@ def test_a_rationale_that_can_not_be_forced_is_an_error(thinking):
 
     model[0].model.forward = other
     with pytest.raises(ValueError, match=r"colors: after its own rationale the query 'q\d' has another vector when"):
-        diagnose(model, [task_of(QUERIES[:4])], SETTINGS, progress=False)
+        run_diagnosis(model, [task_of(QUERIES[:4])], SETTINGS, progress=False)
 
 
 def test_the_check_names_the_query():
@@ -166,8 +171,8 @@ def test_the_check_names_the_query():
 
 def test_rows_say_what_was_done_to_every_query(of_reader, reader):
     folder, results = of_reader
-    rows = read_trials(rows_path(folder, "colors", "shortcut"))
-    thoughts = own_thoughts(reader, QUERIES)
+    rows = read_outcomes(rows_path(folder, "colors", "shortcut"))
+    thoughts = own_rationales(reader, QUERIES)
     assert rows["query_id"].tolist() == [f"q{row}" for row in range(36)]
     assert rows["cluster"][0] == "colors/q0"
     assert rows["rationale"].tolist() == ["\n".join(thought.texts) for thought in thoughts]
@@ -185,8 +190,8 @@ def test_rows_say_what_was_done_to_every_query(of_reader, reader):
 def test_swapped_vectors_are_those_after_the_donors_tokens(of_reader, reader):
     from mmemb_r1.rationale_tokens import forced_embeddings
 
-    rows = read_trials(rows_path(of_reader[0], "colors", "shortcut"))
-    thoughts = own_thoughts(reader, QUERIES)
+    rows = read_outcomes(rows_path(of_reader[0], "colors", "shortcut"))
+    thoughts = own_rationales(reader, QUERIES)
     row = int(np.flatnonzero([donor is not None for donor in rows["donor"]])[0])
     donor = rows["query_id"].tolist().index(rows["donor"][row])
     suffixes = [thoughts[row].ids, thoughts[donor].ids]
@@ -196,20 +201,20 @@ def test_swapped_vectors_are_those_after_the_donors_tokens(of_reader, reader):
 
 def test_goes_on_where_it_was_killed(reader, tmp_path, monkeypatch):
     tasks = [task_of(QUERIES[:6], name="first"), task_of(QUERIES[:6], name="second")]
-    whole = diagnose(reader, tasks, SETTINGS, progress=False)
+    whole = run_diagnosis(reader, tasks, SETTINGS, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        diagnose(reader, killed_after(tasks[:1]), SETTINGS, output=tmp_path, progress=False)
+        run_diagnosis(reader, killed_after(tasks[:1]), SETTINGS, output=tmp_path, progress=False)
     assert not (tmp_path / "shortcut.json").exists()
     asked = []
     encode = reader.encode
     monkeypatch.setattr(
         reader, "encode", lambda inputs, **options: asked.append(len(inputs)) or encode(inputs, **options)
     )
-    resumed = diagnose(reader, tasks, SETTINGS, output=tmp_path, progress=False)
+    resumed = run_diagnosis(reader, tasks, SETTINGS, output=tmp_path, progress=False)
     assert resumed == whole
     assert asked == [6, 6]  # candidates and queries of the second task
     asked.clear()
-    assert diagnose(reader, tasks, SETTINGS, output=tmp_path, progress=False) == whole
+    assert run_diagnosis(reader, tasks, SETTINGS, output=tmp_path, progress=False) == whole
     assert not asked
 
 
@@ -219,24 +224,24 @@ def killed_after(tasks):
 
 
 def test_another_test_in_the_folder_is_refused(reader, tmp_path):
-    diagnose(reader, [task_of(QUERIES[:4])], SETTINGS, output=tmp_path, progress=False)
+    run_diagnosis(reader, [task_of(QUERIES[:4])], SETTINGS, output=tmp_path, progress=False)
     with pytest.raises(ValueError, match="seed was 0, is now 1"):
-        diagnose(
+        run_diagnosis(
             reader, [task_of(QUERIES[:4])], ShortcutSettings(seed=1, batch_size=8), output=tmp_path, progress=False
         )
     with pytest.raises(ValueError, match="digest was"):
-        diagnose(reader, [task_of(QUERIES[:5])], SETTINGS, output=tmp_path, progress=False)
+        run_diagnosis(reader, [task_of(QUERIES[:5])], SETTINGS, output=tmp_path, progress=False)
     path = rows_path(tmp_path, "colors", "shortcut")
     pq.write_table(pq.read_table(path).drop_columns(["score_swap"]), path)
     with pytest.raises(ValueError, match="has no column 'score_swap'.*remove it and run the test again"):
-        diagnose(reader, [task_of(QUERIES[:4])], SETTINGS, output=tmp_path, progress=False)
+        run_diagnosis(reader, [task_of(QUERIES[:4])], SETTINGS, output=tmp_path, progress=False)
     path.write_text("no table")
     with pytest.raises(ValueError, match="can't be read"):
-        diagnose(reader, [task_of(QUERIES[:4])], SETTINGS, output=tmp_path, progress=False)
+        run_diagnosis(reader, [task_of(QUERIES[:4])], SETTINGS, output=tmp_path, progress=False)
 
 
 def test_a_donor_thinks_in_other_words_and_has_another_answer(reader):
-    thoughts = own_thoughts(reader, QUERIES)
+    thoughts = own_rationales(reader, QUERIES)
     right = [{f"answer {row % 3}": 1.0} for row in range(36)]
     task = task_of(relevance=right)
     for seed in range(5):
@@ -250,7 +255,7 @@ def test_a_donor_thinks_in_other_words_and_has_another_answer(reader):
 
 def test_thoughts_that_are_all_the_same_are_no_verdict(thinking):
     queries = [{"text": "the same question"}] * 25
-    found = diagnose(thinking(), [task_of(queries)], SETTINGS, progress=False)["summary"]["all"]
+    found = run_diagnosis(thinking(), [task_of(queries)], SETTINGS, progress=False)["summary"]["all"]
     assert found["interventions"]["swap"] is None and found["cosine_between_queries"] is None
     assert found["interventions"]["drop"]["n"] == 25
     assert found["verdict"] == "undecided" and "all the same" in found["reason"]
@@ -278,17 +283,17 @@ def test_candidates_of_several_tasks_are_embedded_once(reader, monkeypatch):
     monkeypatch.setattr(
         reader, "explain", lambda inputs, **options: asked.append(inputs) or explain(inputs, **options)
     )
-    diagnose(reader, tasks, SETTINGS, progress=False)
+    run_diagnosis(reader, tasks, SETTINGS, progress=False)
     assert len(asked) == 1
 
 
 def test_what_can_not_be_tested(thinking):
     with pytest.raises(ValueError, match="needs an mmemb-r1 checkpoint, which thinks; this is a Linear"):
-        diagnose(torch.nn.Linear(2, 2), [task_of()])
+        run_diagnosis(torch.nn.Linear(2, 2), [task_of()])
     with pytest.raises(ValueError, match="no task was given"):
-        diagnose(thinking(), [], progress=False)
+        run_diagnosis(thinking(), [], progress=False)
     with pytest.raises(ValueError, match="two of the tasks are called 'colors'"):
-        diagnose(thinking(), [task_of(QUERIES[:2])] * 2, SETTINGS, progress=False)
+        run_diagnosis(thinking(), [task_of(QUERIES[:2])] * 2, SETTINGS, progress=False)
     with pytest.raises(ValueError, match="max_queries is 0; at least 1 is needed"):
         ShortcutSettings(max_queries=0)
 
@@ -309,5 +314,5 @@ def test_table(of_reader):
 def test_a_query_that_cannot_be_embedded_is_named_by_its_number_among_all(reader):
     queries = [*(f"a dog, number {number}" for number in range(20)), {"image": "no-such-file.png"}]
     with pytest.raises(InputError) as raised:
-        own_thoughts(reader, queries, batch_size=1)  # the last one is in the second part
+        own_rationales(reader, queries, batch_size=1)  # the last one is in the second part
     assert raised.value.index == 20

@@ -7,8 +7,8 @@ import pytest
 from mmemb_r1.evaluation.mmeb import TASKS, VARIANTS, select, task_named
 from mmemb_r1.evaluation.mmeb.catalogue import GROUPS, OLD_PAGES
 from mmemb_r1.evaluation.mmeb.download import archive_of
-from mmemb_r1.evaluation.mmeb.labels import LABELS
 from mmemb_r1.evaluation.mmeb.loading import READERS
+from mmemb_r1.evaluation.mmeb.video import LABELS
 
 SIZES = {
     "image": 36,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmemb_r1.evaluation.mmeb.annotations import evenly_spread
-from mmemb_r1.evaluation.mmeb.labels import LABELS
+from mmemb_r1.evaluation.mmeb.video import LABELS
 
 
 def names(frames):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mmemb_r1.evaluation.report.html import render_html, write_html
-from mmemb_r1.evaluation.run_folder import RESULTS_FILE, rows_path, save_results, write_rows
-from mmemb_r1.evaluation.summary import interval, summarise
+from mmemb_r1.evaluation.run_folder import COLUMNS, RESULTS_FILE, rows_path, save_results, write_columns
+from mmemb_r1.evaluation.runner import interval_ends, summarise_tasks
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 ATLAS = {
@@ -113,17 +113,17 @@ def write_run(
                 "rationale": np.array([rationale if thought else None for thought in reasoned], object),
                 "query_text": np.array(["which one?"] * queries, object),
             }
-            write_rows(rows_path(folder, name, mode), one)
+            write_columns(rows_path(folder, name, mode), one, COLUMNS)
             entries[name]["modes"][mode] = {
                 "score": float(score.mean()),
-                "interval": interval(score, one["cluster"]),
+                "interval": interval_ends(score, one["cluster"]),
                 "invocation_ratio": float(reasoned.mean()),
                 "mean_reasoning_tokens": float(one["num_reasoning_tokens"].mean()),
                 "seconds_per_query": (0.01 if mode == "never" else 0.03) if timed else None,
             }
     config = {"model": "tiny", "dataset": "Atlas", "split": "test", "modes": list(modes), "batch_size": 8}
     config |= {"checkpoint": "0123456789abcdef", "date": "2025-11-26T11:58:03+00:00", "versions": {"torch": "2.9"}}
-    results = {"format": 2, "config": config, "tasks": entries, "summary": summarise(entries, rows)}
+    results = {"format": 2, "config": config, "tasks": entries, "summary": summarise_tasks(entries, rows)}
     results |= {name: value for name, value in more.items() if name != "config"}
     results["config"] |= more.get("config", {})
     save_results(results, folder / RESULTS_FILE)

@@ -5,7 +5,7 @@ import pytest
 from experiments.atlas_workers.look_alikes import LookAlikes
 from experiments.atlas_workers.worker import recall
 from mmemb_r1.atlas import Atlas, build_atlas
-from mmemb_r1.atlas.tasks import Question
+from mmemb_r1.atlas.tasks import AtlasQuestion
 from mmemb_r1.atlas.world import World
 
 SMALL = {"size": 32, "num_countries": 24, "num_objects": 30, "generated_rows": 20, "second_font": None}
@@ -17,11 +17,11 @@ def small_atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 
 @pytest.fixture(scope="session")
-def recalled(small_atlas: Atlas) -> tuple[World, dict[str, Question]]:
+def recalled(small_atlas: Atlas) -> tuple[World, dict[str, AtlasQuestion]]:
     return recall(small_atlas)
 
 
 @pytest.fixture(scope="session")
-def look_alikes(recalled: tuple[World, dict[str, Question]]) -> LookAlikes:
+def look_alikes(recalled: tuple[World, dict[str, AtlasQuestion]]) -> LookAlikes:
     world, asked = recalled
     return LookAlikes(world, [question for pair_id, question in asked.items() if pair_id.startswith("train/")])

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import yaml
 
-from mmemb_r1.cli._training import as_number
+from mmemb_r1.training.run import as_number
 
 
 def of_example(root, name, config):
@@ -30,5 +30,5 @@ def test_the_pools_numbers(root):
     from experiments.atlas_workers.scripted import HELPFUL
     from experiments.pipeline.prior import NUM_SAMPLES
 
-    pool = yaml.safe_load((root / "experiments" / "atlas-pool.yaml").read_text(encoding="utf-8"))
+    pool = yaml.safe_load((root / "experiments" / "quickstart" / "pool.yaml").read_text(encoding="utf-8"))
     assert pool["samples"] == NUM_SAMPLES and [one["behaviour"] for one in pool["workers"]] == list(HELPFUL)

@@ -1,287 +1,220 @@
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
-from rich.console import Console
 
+from experiments.pipeline.joint import joint_settings
 from experiments.pipeline.recipe import Recipe
-from experiments.quickstart.recipe import TASK_WEIGHTS, QuickstartRecipe, read_recipe
+from experiments.pipeline.stage import ON_CPU
+from experiments.pipeline.tasks import MULTI_HOP
+from experiments.pipeline.warm_up import warm_up_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-TINY = QuickstartRecipe(
-    warm_up=Recipe(
-        atlas={"num_countries": 12, "num_objects": 10, "generated_rows": 4, "second_font": None},
-        vocab_size=400,
-        backbone={"image_size": 64},
-        model={"max_reasoning_tokens": 4},
-        steps=2,
-        training={
-            "per_device_train_batch_size": 4,
-            "sub_batch_size": 2,
-            "save_steps": 1,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-        },
-    ),
-    joint={"max_steps": 3, "task_weights": TASK_WEIGHTS},
-    grpo={
-        "max_steps": 1,
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "save_steps": 1,
-        "disable_tqdm": True,
-    },
-    rows_per_task=2,
-)
-FOLDERS = {"atlas", "warm-up", "rationales", "scores", "selection", "trained", "gate", "model", "evaluation"}
+SMALL = {
+    "ATLAS": "--num-countries 12 --num-objects 10 --generated-rows 4 --second-font none",
+    "MODEL": "--smallest",
+    "OMP_NUM_THREADS": "1",
+}
+FEW = {"per_device_train_batch_size": 4, "sub_batch_size": 2, "save_steps": 1, "logging_steps": 1, "warmup_steps": 1}
+STEPS = {
+    "warm-up": {**FEW, "max_steps": 2},
+    "joint": {**FEW, "max_steps": 3},
+    "gate": {"batch_size": 32},
+    "adaptive": {"max_steps": 1, "per_device_train_batch_size": 8, "save_steps": 1, "logging_steps": 1},
+}
+FOLDERS = {"atlas", "untrained", "warm-up", "rationales", "selection", "joint", "gate", "adaptive", "evaluation"}
 
 
-def start(output, recipe=TINY, console=None):
-    from experiments.quickstart.pipeline import run_quickstart
+@pytest.fixture(scope="module")
+def recipes(root, tmp_path_factory):
+    """The quickstart's recipes with a few steps of each phase."""
+    folder = tmp_path_factory.mktemp("recipes")
+    own = root / "experiments" / "quickstart"
+    shutil.copy(own / "pool.yaml", folder)
+    for name, changes in STEPS.items():
+        settings = {**yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8")), **changes}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return folder
 
-    return run_quickstart(output, recipe, console or Console(quiet=True), jobs=1)
+
+@pytest.fixture(scope="module")
+def run(root, recipes):
+    """`run(folder)`: the script at the smallest scale; what it printed, and the exit status."""
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **SMALL, "RECIPES": str(recipes), "PYTHONPATH": paths, "PATH": binaries}
+
+    def start(folder, **changes):
+        script = root / "experiments" / "quickstart" / "quickstart.sh"
+        return subprocess.run(
+            ["bash", str(script), folder.name],
+            cwd=folder.parent, env={**environment, **changes}, capture_output=True, text=True, timeout=1800,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """A whole quickstart: its folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done.stdout
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished quickstart, to be changed."""
+    shutil.copytree(finished[0], tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def facts_of(folder):
+    return json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
 
 
 def stamps(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def finished(one_thread, tmp_path_factory):
-    """A whole quickstart at the smallest scale: its directory and its results."""
-    output = tmp_path_factory.mktemp("quickstart") / "run"
-    return output, start(output)
-
-
-def facts_of(folder):
-    return json.loads((folder / "training.json").read_text(encoding="utf-8"))
-
-
+@pytest.mark.slow
 def test_everything_is_there(finished):
-    output, results = finished
-    assert FOLDERS | {"recipe.json", "results.json"} <= {path.name for path in output.iterdir()}
+    folder, said = finished
+    assert FOLDERS | {"model", "showcase.png", "flag.png"} <= {path.name for path in folder.iterdir()}
+    results = json.loads((folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert set(results["config"]["modes"]) == {"never", "always", "auto"}
-    assert results["config"]["training"]["steps"] == 3
-    assert set(results["config"]["stages"]) == FOLDERS - {"atlas", "scores", "evaluation"}
-    assert all(cost["seconds"] >= 0 and not cost["resumed"] for cost in results["config"]["stages"].values())
     assert results["summary"]["all"]["modes"]["always"]["invocation_ratio"] == 1.0
-    assert {"results.json", "results.md", "report.html"} <= {path.name for path in (output / "evaluation").iterdir()}
+    for name in ("showcase.png", "flag.png", "evaluation/report.html", "evaluation/results.json", "model/README.md"):
+        assert f"run/{name}" in said and (folder / name).is_file(), name
+    assert f"{results['summary']['all']['modes']['never']['score']:.3f}" in said
+    assert "rationales kept" in said and "by the worker that helps" in said and "thinking pays" in said
+    with Image.open(folder / "showcase.png") as picture, Image.open(folder / "flag.png") as flag:
+        assert picture.width > 1000 and flag.size == (64, 64)
 
 
+@pytest.mark.slow
 def test_the_card_tells_of_all_phases(finished):
-    output, _ = finished
-    card = (output / "model" / "README.md").read_text(encoding="utf-8")
-    for said in ("flag-capital", "2 steps on names of pictures", "1 steps of 8 rollouts", "selected ones, for"):
-        assert said in card, said
-    assert "seconds" not in facts_of(output / "model")
+    folder, _ = finished
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    for part in ("flag-capital", "selected ones, for", "Before it: gate", "Before it: joint", "thinking pays"):
+        assert part in card, part
+    record = facts_of(folder / "adaptive")
+    assert [one["phase"] for one in [*record["before"], record]] == ["joint", "joint", "gate", "adaptive (GRPO)"]
+    assert [one["steps"] for one in record["before"][:2]] == [2, 3]
 
 
+@pytest.mark.slow
 def test_the_joint_phase_drew_from_what_was_selected(finished):
     """Selected rationales of questions of several steps, and those of the others' own."""
-    output, _ = finished
-    kept = pq.read_table(output / "selection" / "selected.parquet")
-    said = facts_of(output / "trained")["rationales"]
+    folder, _ = finished
+    kept = pq.read_table(folder / "selection" / "selected.parquet")
+    said = facts_of(folder / "joint")["rationales"]
     workers = dict(part.rsplit(" ", 1) for part in said.split("; by worker: ")[1].split(", "))
     counts = {one["values"]: one["counts"] for one in kept["worker"].value_counts().to_pylist()}
     assert counts and {name: int(number) for name, number in workers.items() if name != "own"} == counts
     assert int(workers["own"]) > 0
 
 
+@pytest.mark.slow
 def test_every_phase_begins_where_the_one_before_ended(finished):
     from mmemb_r1 import MMEmbR1
 
-    output, _ = finished
+    folder, _ = finished
     states = {
-        name: MMEmbR1(str(output / name), device="cpu")[0].model.state_dict()
-        for name in ("warm-up", "trained", "gate", "model")
+        name: MMEmbR1(str(folder / name / "model"), device="cpu")[0].model.state_dict()
+        for name in ("warm-up", "joint", "gate", "adaptive")
     }
 
     def changed(before, after):
         return {name for name, values in states[after].items() if not states[before][name].equal(values)}
 
-    assert changed("warm-up", "trained") and not any("gate.output" in name for name in changed("warm-up", "trained"))
-    assert changed("trained", "gate") and all("gate" in name for name in changed("trained", "gate"))
-    assert any("gate" not in name for name in changed("gate", "model"))
+    assert changed("warm-up", "joint") and not any("gate.output" in name for name in changed("warm-up", "joint"))
+    assert changed("joint", "gate") and all("gate" in name for name in changed("joint", "gate"))
+    assert any("gate" not in name for name in changed("gate", "adaptive"))
 
 
-def test_what_is_there_is_not_done_again(finished):
-    output, results = finished
-    before = stamps(output)
-    assert start(output) == results
-    assert stamps(output) == before
-
-
-@pytest.mark.parametrize("lost", ["results.json", "model", "selection"])
-def test_a_run_that_lost_its_end_goes_on_from_there(finished, tmp_path, lost):
-    """As after a kill: what comes before stays, and judgements are not asked for again."""
-    order = ["atlas", "warm-up", "rationales", "scores", "selection", "trained", "gate", "model", "results.json"]
-    copy = tmp_path / "run"
-    shutil.copytree(finished[0], copy)
-    shutil.rmtree(copy / "checkpoints")
+@pytest.mark.slow
+def test_what_is_there_is_not_done_again_and_what_is_lost_is(run, finished, copy):
+    """As after a kill: what comes before stays, and the evaluator is not asked again."""
+    shutil.rmtree(copy / "adaptive")
     shutil.rmtree(copy / "evaluation")
-    for name in order[order.index(lost) :]:
-        path = copy / name
-        path.unlink() if path.is_file() else shutil.rmtree(path)
-        path.with_name(f"{name}.json").unlink(missing_ok=True)  # of what was not begun
-    kept = order[: order.index(lost)]
+    kept = ("atlas", "untrained", "warm-up", "rationales", "selection/shards", "joint", "gate")
     before = {name: stamps(copy / name) for name in kept}
-    shards = stamps(copy / "scores" / "shards")
-    results = start(copy)
-    if lost == "results.json":  # writes the card again
-        before.pop("model")
-    before.pop("scores")
-    assert {name: stamps(copy / name) for name in before} == before
-    assert stamps(copy / "scores" / "shards") == shards
-    assert results["summary"]["all"]["modes"]["never"]["score"] == pytest.approx(
-        finished[1]["summary"]["all"]["modes"]["never"]["score"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("removed", "message"),
-    [
-        (
-            "trained",
-            r"gate was begun with other settings or data: made of.trained was .* Remove .*gate and .*gate.json",
-        ),
-        ("gate", r"model was begun with other settings or data: made of.gate was .* Remove .*model and .*model.json"),
-        ("model", r"results.json is of stages that were made anew since. Remove it and .*evaluation to"),
-    ],
-)
-def test_a_stage_that_was_made_anew_leaves_nothing_stale_behind_it(finished, tmp_path, removed, message):
-    copy = tmp_path / "run"
-    shutil.copytree(finished[0], copy)
-    shutil.rmtree(copy / removed)
-    with pytest.raises(ValueError, match=message):
-        start(copy)
-
-
-def test_another_recipe_in_the_same_directory_is_refused(finished):
-    with pytest.raises(ValueError, match="was begun with other settings"):
-        start(finished[0], dataclasses.replace(TINY, joint={**TINY.joint, "max_steps": 4}))
-
-
-def test_another_atlas_under_a_trained_model_is_refused(finished, tmp_path):
-    for name in ("atlas", "recipe.json"):
-        source, copy = finished[0] / name, tmp_path / "run" / name
-        shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
-    (tmp_path / "run" / "data.json").write_text('{"atlas": "of yesterday"}')
-    with pytest.raises(ValueError, match="was begun with other settings or data"):
-        start(tmp_path / "run")
+    done = run(copy)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {name: stamps(copy / name) for name in kept} == before
+    scores = [
+        json.loads((folder / "evaluation" / "results.json").read_text(encoding="utf-8"))["summary"]["all"]["modes"]
+        for folder in (copy, finished[0])
+    ]
+    for mode in ("never", "always", "auto"):
+        assert scores[0][mode]["score"] == scores[1][mode]["score"]
 
 
 @pytest.mark.slow
-def test_judging_in_two_processes_comes_to_the_same(finished, tmp_path):
-    from experiments.quickstart.judging import judge_in_parts
-
-    output, _ = finished
-    judge_in_parts(output / "atlas", output / "rationales", output / "warm-up", tmp_path / "scores", jobs=2)
-    tables = [pq.read_table(folder / "selected.parquet") for folder in (tmp_path / "scores", output / "scores")]
-    assert tables[0].num_rows > 0 and tables[0].drop_columns(["posterior"]).equals(
-        tables[1].drop_columns(["posterior"])
-    )
-
-
-def test_an_interrupted_training_goes_on(finished, tmp_path):
-    from experiments.pipeline.joint import joint_settings, joint_trainer, train_from_nothing, untrained_model
-    from mmemb_r1.atlas import load_atlas
-
-    atlas, recipe = load_atlas(finished[0] / "atlas"), dataclasses.replace(TINY.warm_up, steps=3)
-    half = dataclasses.replace(recipe, training={**recipe.training, "save_total_limit": None})
-    settings = joint_settings(half, max_steps=2, warmup_steps=1)
-    model, processor = untrained_model(atlas, half)
-    joint_trainer(model, processor, atlas.pairs["train"], settings, tmp_path / "checkpoints").train()
-    train_from_nothing(atlas, recipe, tmp_path / "trained", tmp_path / "checkpoints")
-    facts = facts_of(tmp_path / "trained")
-    assert facts["resumed from"] == "checkpoint-2" and facts["steps"] == 3
-
-
-def test_a_selection_that_kept_nothing_is_told(finished, tmp_path):
-    from experiments.quickstart.stages import what_was_kept
-
-    told = what_was_kept(finished[0])
-    assert "by the worker that helps" in told and told.endswith("% are that worker's")
-    shutil.copytree(finished[0] / "selection", tmp_path / "selection")
-    path = tmp_path / "selection" / "selected.parquet"
-    pq.write_table(pq.read_table(path).slice(0, 0), path)
-    assert what_was_kept(tmp_path) == "no rationale was kept"
-
-
-def test_the_showcase_is_a_picture(finished, tmp_path):
-    from experiments.quickstart.showcase import draw_showcase, save_example
-    from mmemb_r1 import MMEmbR1
-    from mmemb_r1.atlas import load_atlas
-
-    output, _ = finished
-    atlas = load_atlas(output / "atlas")
-    draw_showcase(MMEmbR1(str(output / "model"), device="cpu"), atlas, tmp_path / "showcase.png", per_task=1)
-    with Image.open(tmp_path / "showcase.png") as picture:
-        assert picture.width > 1000
-    with Image.open(save_example(atlas, tmp_path / "flag.png")) as flag:
-        assert flag.size == (64, 64)
-
-
-def test_the_command_shows_what_it_made(finished, monkeypatch, capsys):
-    from experiments.quickstart.__main__ import main
-
-    monkeypatch.setattr("experiments.quickstart.recipe.QuickstartRecipe", lambda: TINY)
-    output, results = finished
-    assert main(["--output", str(output)]) == 0
-    said = capsys.readouterr().out
-    for name in ("showcase.png", "flag.png", "evaluation/report.html", "results.json", "model/README.md"):
-        assert str(output / name) in said and (output / name).is_file()
-    assert f"{results['summary']['all']['modes']['never']['score']:.3f}" in said
-    assert "rationales kept" in said and "thinking pays on" in said
+def test_a_stage_that_was_made_anew_leaves_nothing_stale_behind_it(run, copy, recipes, tmp_path):
+    """Another recipe is refused in the same folder; made anew in place of the old one, it stops what came of that."""
+    other = tmp_path / "recipes"
+    shutil.copytree(recipes, other)
+    settings = yaml.safe_load((other / "joint.yaml").read_text(encoding="utf-8"))
+    (other / "joint.yaml").write_text(yaml.safe_dump({**settings, "learning_rate": 1e-3}), encoding="utf-8")
+    refused = run(copy, RECIPES=str(other))
+    assert refused.returncode == 2 and "learning_rate was 0.0005, is now 0.001" in refused.stderr
+    shutil.rmtree(copy / "joint")
+    stale = run(copy, RECIPES=str(other))
+    assert stale.returncode == 2 and "gate was begun with other settings or data: weights was" in stale.stderr
 
 
 @pytest.mark.slow
-def test_the_lines_to_paste_work(finished, tmp_path):
-    from experiments.quickstart.showcase import lines_to_paste, save_example
-    from mmemb_r1.atlas import load_atlas
+def test_the_lines_to_paste_work(finished):
+    from experiments.quickstart.showcase import lines_to_paste
 
-    output, _ = finished
-    flag = save_example(load_atlas(output / "atlas"), tmp_path / "flag.png")
-    run = subprocess.run(
-        [sys.executable, "-c", lines_to_paste(output / "model", flag)], capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.endswith("\n")
+    folder, said = finished
+    assert lines_to_paste(Path("run/model"), Path("run/flag.png")) in said
+    lines = lines_to_paste(folder / "model", folder / "flag.png")
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
 
 
-def test_the_recipe_names_tasks_that_exist(finished):
-    from mmemb_r1.atlas import load_atlas
+def test_a_selection_that_kept_nothing_is_told(tmp_path):
+    import pyarrow as pa
 
-    assert set(load_atlas(finished[0] / "atlas").pairs["train"]["task"]) <= set(TASK_WEIGHTS)
+    from experiments.quickstart.rehearsal import describe_selection
 
-
-def test_a_recipe_is_read_as_it_was_noted(finished):
-    assert dataclasses.asdict(read_recipe(finished[0])) == dataclasses.asdict(TINY)
-
-
-def test_a_recipe_of_another_version_is_refused(tmp_path):
-    (tmp_path / "recipe.json").write_text('{"seed": 0, "steps": 1900}')
-    with pytest.raises(ValueError, match="has the fields seed, steps; expected: grpo, joint, rows_per_task, warm_up"):
-        read_recipe(tmp_path)
+    pq.write_table(pa.table({"worker": pa.array([], pa.string()), "posterior": pa.array([], pa.float32())}),
+                   tmp_path / "selected.parquet")  # fmt: skip
+    assert describe_selection(tmp_path, tmp_path) == "no rationale was kept"
 
 
-def test_steps_and_seed_are_of_all_phases():
-    recipe = QuickstartRecipe()
-    assert recipe.with_steps(recipe.steps) == recipe
-    few = recipe.with_steps(1)
-    assert (few.warm_up.steps, few.joint["max_steps"], few.grpo["max_steps"]) == (1, 1, 1)
-    assert recipe.with_seed(3).warm_up.seed == 3 and recipe.with_seed(3).joint == recipe.joint
+def test_the_recipes_are_those_of_the_study(root):
+    """The same numbers stand in YAML for those who type commands, and in Python for the study."""
+    from experiments.pipeline.grpo import GRPO_FIELDS
+
+    def settings(name):
+        return yaml.safe_load((root / "experiments" / "quickstart" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+    warm_up, joint = settings("warm-up"), settings("joint")
+    augmented = {"augment_pictures": True}
+    on_cpu = {**ON_CPU, "report_to": []}
+    expected = joint_settings(warm_up_recipe(Recipe(steps=1300)))
+    assert {**on_cpu, **warm_up} == {**expected, **augmented}
+    changed = {name: joint[name] for name in ("max_steps", "learning_rate", "task_weights", "save_steps")}
+    assert {**on_cpu, **joint} == {**joint_settings(Recipe(), **changed), **augmented}
+    adaptive = settings("adaptive")
+    assert {**GRPO_FIELDS, "max_steps": 50, "save_steps": 25, "seed": 0, "save_total_limit": 1} == adaptive
 
 
-def test_quickstart_refuses_no_steps(capsys, tmp_path):
-    from experiments.quickstart.__main__ import main
-
-    assert main(["--steps", "0", "--output", str(tmp_path / "run")]) == 2
-    assert "at least 1 is needed" in capsys.readouterr().err
+def test_the_script_asks_workers_about_questions_of_several_steps(root):
+    script = (root / "experiments" / "quickstart" / "quickstart.sh").read_text(encoding="utf-8")
+    (line,) = [line for line in script.splitlines() if line.startswith("several_steps=")]
+    assert tuple(line.split("=")[1].split(",")) == MULTI_HOP

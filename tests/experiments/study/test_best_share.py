@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.study.best_share import best_of, cross_fitted
-from mmemb_r1.evaluation.invocation import SHARES, Answers, chosen
+from mmemb_r1.evaluation.invocation import SHARES, Answers, choice_scores
 
 
 def answers(never, always, gate, entities=None):
@@ -20,7 +20,7 @@ def test_of_noise_nothing_is_left():
         rng = np.random.default_rng(seed)
         noise = answers(*rng.integers(0, 2, (2, 60)), rng.random(60))  # thinking is worth nothing
         gains.append(cross_fitted(noise, num_splits=2).scores.mean() - noise.always.mean())
-        picked = chosen(noise, noise.thinks(noise.threshold(best_of(noise))))
+        picked = choice_scores(noise, noise.thinks(noise.threshold(best_of(noise))))
         flattered.append(picked.mean() - noise.always.mean())
     assert np.mean(flattered) > 0.04
     assert abs(np.mean(gains)) < 0.02

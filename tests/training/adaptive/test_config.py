@@ -65,7 +65,9 @@ def test_choices(config, field, value):
         config(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["alignment_temperature", "gate_learning_rate", "refresh_steps", "utility_clip"])
+@pytest.mark.parametrize(
+    "field", ["target_probability_temperature", "gate_learning_rate", "refresh_steps", "utility_clip"]
+)
 def test_positive_numbers(config, field):
     with pytest.raises(ValueError, match=f"{field}=0 has to be positive"):
         config(**{field: 0})
@@ -77,6 +79,18 @@ def test_positive_numbers(config, field):
 def test_weights(config, field):
     with pytest.raises(ValueError, match=f"{field}=-1.0; allowed: 0 or more"):
         config(**{field: -1.0})
+
+
+def test_rewards_by_name(config):
+    assert config(rewards='{"collections:OrderedDict": 2}').rewards == {"collections:OrderedDict": 2}
+    for rewards, message in (
+        ({"cost": 1.0}, "rewards: 'cost' is always used; set its weight with cost_weight"),
+        ({"brevity": 1.0}, "there is no reward 'brevity'; allowed: format"),
+        ({"collections:OrderedDict": "much"}, "is 'much'; allowed: a finite number"),
+        (["cost"], "allowed: a mapping of names or import paths to weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(rewards=rewards)
 
 
 @pytest.mark.parametrize("value", [-0.1, 0.5])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts
 from mmemb_r1.training.joint.data import given_parts
 

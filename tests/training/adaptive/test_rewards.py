@@ -1,85 +1,50 @@
 from __future__ import annotations
 
-import pytest
-import torch
+import re
+import sys
+import textwrap
 
-from mmemb_r1 import MMEmbR1
-from mmemb_r1.training.adaptive.rewards import AlignmentScorer, embed_directly
+import pytest
+
+from mmemb_r1.training.adaptive.rewards import REWARDS, find_reward
 
 
 @pytest.fixture
-def pairs(make_pairs):
-    return make_pairs(
-        [
-            {"query": {"text": "a"}, "target": {"text": "red"}, "task": "x", "negatives": [{"text": "gray"}]},
-            {"query": {"text": "b"}, "target": {"text": "blue"}, "task": "x"},
-            {"query": {"text": "a"}, "target": {"text": "green"}, "task": "x"},  # another right one of the first query
-            {"query": {"text": "c"}, "target": {"text": "white"}, "task": "y"},
-            {"query": {"text": "d"}, "target": {"text": "red"}, "task": "y"},
-        ]
-    )
+def own_rewards(root, tmp_path, monkeypatch):
+    """The example of docs/adaptive.md, and something beside it that is no reward."""
+    example = re.search(r"^    # my_rewards.py\n(?:    .*\n)+", (root / "docs/adaptive.md").read_text(), re.MULTILINE)
+    (tmp_path / "my_rewards.py").write_text(f"{textwrap.dedent(example[0])}\nNUMBER = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_rewards:brevity"
+    sys.modules.pop("my_rewards", None)
 
 
-def by_hand(vector, model, processor, texts, temperature):
-    vectors = embed_directly(model, processor, [{"text": text} for text in texts])
-    return (vector @ vectors.T / temperature).log_softmax(dim=0)[0]
+def test_by_name_or_by_import_path(own_rewards):
+    assert all(find_reward(name) is reward for name, reward in REWARDS.items())
+    assert find_reward(own_rewards)(num_reasoning_tokens=[0, 3]) == [1.0, 0.25]
 
 
-def test_the_probability_of_the_target_among_its_own_candidates(pairs, vivid, processor):
-    vivid.eval()
-    scorer = AlignmentScorer(pairs, temperature=0.1)
-    scorer.embed(vivid, processor, batch_size=2)
-    vectors = embed_directly(vivid, processor, [{"text": "say red"}, {"text": "color"}, {"text": "sky"}])
-    found = scorer.log_alignment(torch.tensor([0, 1, 3]), vectors)
-    candidates = [["red", "blue", "gray"], ["blue", "red", "green"], ["white", "red"]]
-    for row, texts in enumerate(candidates):
-        expected = by_hand(vectors[row], vivid, processor, texts, 0.1)
-        assert found[row].item() == pytest.approx(expected.item(), rel=1e-4)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("brevity", "there is no reward 'brevity'; allowed: format, target_probability, cost, or the import path"),
+        ("my_rewards:none", "'my_rewards:none' can't be imported"),
+        ("my_rewards:NUMBER", "the reward 'my_rewards:NUMBER' is a int; it has to be a function"),
+    ],
+)
+def test_what_is_no_reward(name, message, own_rewards):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        find_reward(name)
 
 
-def test_targets_of_another_table_are_negatives_too(pairs, make_pairs, vivid, processor):
-    more = make_pairs([{"query": {"text": "e"}, "target": {"text": text}, "task": "y"} for text in ("sky", "white")])
-    scorer = AlignmentScorer(pairs, more, temperature=0.1)
-    scorer.embed(vivid.eval(), processor)
-    vectors = embed_directly(vivid, processor, [{"text": "say red"}])
-    found = scorer.log_alignment(torch.tensor([3]), vectors)
-    assert found.item() == pytest.approx(
-        by_hand(vectors[0], vivid, processor, ["white", "red", "sky"], 0.1).item(), rel=1e-4
-    )
-
-
-def test_each_distinct_target_is_embedded_once(pairs):
-    assert sorted(value["text"] for value in AlignmentScorer(pairs).inputs) == [
-        "blue",
-        "gray",
-        "green",
-        "red",
-        "white",
-    ]
-
-
-def test_gradients_reach_the_vectors_but_not_the_candidates(pairs, vivid, processor):
-    scorer = AlignmentScorer(pairs)
-    scorer.embed(vivid, processor)
-    vectors = torch.nn.functional.normalize(torch.randn(2, 32), dim=1).requires_grad_()
-    scorer.log_alignment(torch.tensor([0, 0]), vectors).sum().backward()
-    assert vectors.grad.abs().sum() > 0 and not scorer._vectors.requires_grad
-
-
-def test_direct_embeddings_are_those_of_encode(vivid, processor):
-    inputs = [{"text": "say red"}, {"text": "a longer one, blue and white"}]
-    expected = MMEmbR1.from_model(vivid.eval(), processor).encode(inputs, reasoning="never")
-    torch.testing.assert_close(
-        embed_directly(vivid, processor, inputs), torch.from_numpy(expected), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_a_pair_without_negatives_is_refused(make_pairs):
-    table = make_pairs([{"query": {"text": "a"}, "target": {"text": "red"}, "task": task} for task in ("x", "y")])
-    with pytest.raises(ValueError, match="row 0 of the pairs table.*has no negative: its task 'x'"):
-        AlignmentScorer(table)
-
-
-def test_candidates_have_to_be_embedded_first(pairs):
-    with pytest.raises(ValueError, match="call embed first"):
-        AlignmentScorer(pairs).log_alignment(torch.tensor([0]), torch.ones(1, 32))
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_a_reward_of_ones_own_is_weighed_and_logged(own_rewards, trainer_of, vivid, rows):
+    trainer = trainer_of(vivid, rows, rewards={own_rewards: 0.5}, max_steps=1)
+    assert trainer.reward_weights.tolist() == pytest.approx([0.1, 1.0, 0.05, 0.5])
+    assert "cost 0.05, my_rewards:brevity 0.5" in trainer.facts["reward weights"]
+    trainer.train()
+    (log,) = [log for log in trainer.state.log_history if "rewards/brevity/mean" in log]
+    assert 0 < log["rewards/brevity/mean"] < 1
+    weights = {"format_reward": 0.1, "target_probability_reward": 1.0, "cost_reward": 0.05, "brevity": 0.5}
+    weighted = sum(weight * log[f"rewards/{name}/mean"] for name, weight in weights.items())
+    assert log["reward"] == pytest.approx(weighted, rel=1e-4)

@@ -8,11 +8,12 @@ from PIL import Image
 
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.decoding_mmemb_r1 import prefill
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adaptive.forward import PolicyForward
-from mmemb_r1.training.adaptive.rollouts import as_columns, completion, loss_mask, read_group, read_thoughts, roll_out
+from mmemb_r1.training.adaptive.rollouts import as_columns, embed_after, loss_mask, read_group, roll_out
 
 BUDGET, THOUGHTS = 5, 3
 
@@ -40,7 +41,7 @@ def whole(model, processor, batch, group):
     rows = torch.arange(len(batch["input_ids"])).repeat_interleave(THOUGHTS)
     per_token = {key: value[rows] for key, value in batch.items() if value.shape == batch["input_ids"].shape}
     pictures = {key: torch.cat([value] * THOUGHTS) for key, value in batch.items() if key not in per_token}
-    return append_tokens({**per_token, **pictures}, group.thoughts, processor.tokenizer.pad_token_id)
+    return append_tokens({**per_token, **pictures}, group.rationales, processor.tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,7 +70,7 @@ def test_another_model_reads_what_was_thought(pooling, rounds):
     with torch.no_grad():
         context = prefill(model.vlm, model.embedding_head, batch["input_ids"], batch["attention_mask"], True, **media)
     rows = torch.arange(2).repeat_interleave(THOUGHTS)
-    read = read_thoughts(copy.deepcopy(model), context, rows, group.thoughts)
+    read = embed_after(copy.deepcopy(model), context, rows, group.rationales)
     for found, expected in zip(read_group(model, batch, group), (group.direct, group.reasoned), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(read, group.reasoned, rtol=1e-4, atol=1e-4)
@@ -89,7 +90,7 @@ def test_a_group_reads_its_prompt_and_pictures_once(vivid, processor):
 
 def test_rollouts_of_a_prompt_differ(vivid, processor):
     group = rolled(vivid, prompts(processor))
-    assert len({tuple(thought) for thought in group.thoughts[:THOUGHTS]}) > 1
+    assert len({tuple(thought) for thought in group.rationales[:THOUGHTS]}) > 1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -100,7 +101,7 @@ def test_log_probabilities_are_those_that_were_drawn_from(vivid, processor, temp
     vivid.config.suppressed_token_ids = [*vivid.config.suppressed_token_ids, 40, 41]
     group = rolled(vivid, batch, rounds, temperature)
     config, eos = vivid.config, processor.tokenizer.eos_token_id
-    ends = [completion(thought, eos) for thought in group.thoughts]
+    ends = [[*thought, eos] for thought in group.rationales]
     inputs = whole(vivid, processor, batch, group._replace(thoughts=ends))
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     starts = inputs["attention_mask"].sum(dim=1) - torch.tensor([len(end) for end in ends])
@@ -140,7 +141,7 @@ def test_entropies(vivid, processor):
     group = rolled(vivid, batch)
     inputs = whole(vivid, processor, batch, group)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    lengths = torch.tensor([len(thought) for thought in group.thoughts])
+    lengths = torch.tensor([len(thought) for thought in group.rationales])
     for row, start in enumerate((inputs["attention_mask"].sum(dim=1) - lengths).tolist()):
         labels[row, :start] = -100
     found = PolicyForward(vivid, vivid.config, 1.0)(labels=labels, **inputs)
@@ -169,7 +170,7 @@ def test_columns_stand_in_the_order_of_groups(vivid, processor):
     columns = as_columns(group, 1, vivid.config, eos, BUDGET, 1)
     assert columns["reasoned"] == [False, True, True, True] * 2
     thoughts = [ids[:-1] for ids in columns["completion_ids"] if len(ids) > 1]
-    assert thoughts == group.thoughts
+    assert thoughts == group.rationales
     assert columns["completion_ids"][0] == columns["completion_ids"][4] == [eos]
     assert columns["num_reasoning_tokens"][1:4] == group.num_tokens[:3].tolist()
     assert columns["truncated"][1:4] == [bool(n) for n in group.num_forced[:3].tolist()]

@@ -10,36 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
-from mmemb_r1.training.adaptive.gate import StopOnCollapse
+from mmemb_r1.training import AdaptiveGRPOTrainer
 from mmemb_r1.training.adaptive.prompts import with_pictures
 from mmemb_r1.training.base_trainer import last_checkpoint
+from mmemb_r1.training.gate import StopOnCollapse
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
-
-
-@pytest.fixture
-def trainer_of(processor, tmp_path, on_cpu):
-    """`trainer_of(model, table, joint_pairs=..., reward_funcs=..., **arguments)`: a trainer on the CPU."""
-
-    def build(model, table, **changes):
-        given = {name: changes.pop(name) for name in ("joint_pairs", "reward_funcs", "callbacks") if name in changes}
-        used = changes.pop("processing_class", processor)
-        defaults = {
-            "output_dir": str(tmp_path / "checkpoints"),
-            "per_device_train_batch_size": 12,
-            "num_generations": 4,
-            "max_steps": 2,
-            "max_reasoning_tokens": 4,
-            "learning_rate": 1e-3,
-            "alignment_temperature": 0.1,
-            "logging_steps": 1,
-            **on_cpu,
-            "save_strategy": "no",
-        }
-        return AdaptiveGRPOTrainer(model, AdaptiveGRPOConfig(**{**defaults, **changes}), table, used, **given)
-
-    return build
 
 
 @pytest.fixture
@@ -111,9 +87,9 @@ def test_the_contrastive_term_is_of_the_live_vectors(one_group, vivid):
     trainer, batch = one_group(decision_weight=0.0, rationale_weight=0.0, contrastive_weight=0.5)
     loss = trainer._compute_loss(trainer.model, batch)
     # the live model is the frozen one still, so that its vectors are those that were scored
-    alignment = trainer._fields["alignment"]
-    direct = alignment.view(3, 4)[:, :1].expand(3, 4).flatten()
-    expected = 0.5 * -(alignment.log().mean() + direct.log().mean()) / 2
+    probability = trainer._fields["target_probability"]
+    direct = probability.view(3, 4)[:, :1].expand(3, 4).flatten()
+    expected = 0.5 * -(probability.log().mean() + direct.log().mean()) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
     loss.backward()
     assert vivid.get_input_embeddings().weight.grad.abs().sum() > 0
@@ -125,7 +101,9 @@ def test_scores_of_a_live_scorer_are_those_of_a_frozen_copy_before_the_first_ste
     torch.manual_seed(0)
     live, _ = one_group(scorer="live")
     assert live._frozen is None
-    torch.testing.assert_close(live._fields["alignment"], frozen._fields["alignment"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        live._fields["target_probability"], frozen._fields["target_probability"], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_training_moves_everything_and_leaves_the_scorer(trainer_of, vivid, rows):
@@ -163,7 +141,7 @@ def test_the_gate_learns_what_pays(trainer_of, vivid, rows):
         return [float(thought == picture) for thought, picture in zip(reasoned, seen, strict=True)]
 
     vivid.gate.reset()
-    weights = {"alignment_weight": 0.0, "cost_weight": 0.0, "format_weight": 0.0, "contrastive_weight": 0.0}
+    weights = {"target_probability_weight": 0.0, "cost_weight": 0.0, "format_weight": 0.0, "contrastive_weight": 0.0}
     trainer = trainer_of(
         vivid,
         rows,

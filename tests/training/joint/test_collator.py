@@ -5,11 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmemb_r1.atlas.pictures import augment
-from mmemb_r1.training.joint.collator import IGNORED, JointCollator, append_thoughts, augmented
+from mmemb_r1.content import content_key
+from mmemb_r1.training.augment import augmented
+from mmemb_r1.training.joint.collator import IGNORED, JointCollator, append_rationales
 from mmemb_r1.training.joint.forward import encode, in_order
-from mmemb_r1.training.tables import content_key
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +51,7 @@ class TestThoughts:
             "mm_token_type_ids": torch.tensor([[0, 1, 0], [0, 1, 0]]),
             "pixel_values": torch.ones(7, 2),
         }
-        result = append_thoughts(batch, [[[20, 31, 32, 21, 9]], []], pad_token_id=3)
+        result = append_rationales(batch, [[[20, 31, 32, 21, 9]], []], pad_token_id=3)
         assert result["input_ids"].tolist() == [[5, 9, 20, 31, 32, 21, 9], [6, 7, 9, 3, 3, 3, 3]]
         assert result["attention_mask"].tolist() == [[1] * 7, [1, 1, 1, 0, 0, 0, 0]]
         assert result["mm_token_type_ids"].tolist() == [[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]
@@ -58,7 +60,7 @@ class TestThoughts:
 
     def test_every_round_is_labelled_between_its_markers(self):
         batch = {"input_ids": torch.tensor([[5, 9]]), "attention_mask": torch.tensor([[1, 1]])}
-        result = append_thoughts(batch, [[[20, 31, 21, 9], [20, 32, 33, 21, 9]]], pad_token_id=3)
+        result = append_rationales(batch, [[[20, 31, 21, 9], [20, 32, 33, 21, 9]]], pad_token_id=3)
         assert result["input_ids"].tolist() == [[5, 9, 20, 31, 21, 9, 20, 32, 33, 21, 9]]
         no = IGNORED
         assert result["labels"].tolist() == [[no, no, no, 31, 21, no, no, 32, 33, 21, no]]
@@ -125,6 +127,22 @@ class TestWhatRunsOnce:
         assert target["names"] == ["the target of pair 'pair 0'", "the target of pair 'pair 1'"]
         assert target["keys"][0] == target["keys"][1] != target["keys"][2]
         assert batch["query"]["index"].tolist() == [0, 1, 2] and len(set(batch["query"]["keys"].tolist())) == 3
+
+    def test_pictures_that_differ_in_colours_alone_are_different_inputs(self, collator, visit, rows):
+        """A palette's indices are the same, and so are the pixels below a transparent shade or before a turn."""
+        pixels = np.repeat([[0, 1, 2]], 4, axis=0).astype(np.uint8)
+        pictures = []
+        for palette in ((0, 38, 84, 255, 255, 255, 206, 17, 38), (0, 140, 69, 255, 255, 255, 205, 33, 42)):
+            pictures.append(Image.fromarray(pixels, "L").convert("P"))
+            pictures[-1].putpalette([*palette, *[0] * 759])
+        for shade in (0, 1):
+            pictures.append(Image.fromarray(pixels * 80, "L"))
+            pictures[-1].info["transparency"] = 80 * shade
+        pictures.append(Image.fromarray(pixels * 80, "L"))
+        pictures[-1].getexif()[0x0112] = 3
+        (example,) = visit(rows, [0])
+        side = collator()([{**example, "query": {"image": [picture]}} for picture in pictures])["query"]
+        assert side["index"].tolist() == [0, 1, 2, 3, 4]
 
     def test_equal_inputs_with_another_thought_run_twice_and_stay_equal(self, collator, visit, mixed):
         side = collator()(visit(mixed, [0, 2, 3, 4]))["query"]  # picture; text; the same text twice
@@ -236,16 +254,15 @@ class TestPictures:
         assert not torch.equal(pixels([0, 1, 2], seed=1), first)
 
     def test_pictures_of_one_input_are_augmented_differently(self):
-        from PIL import Image
 
         drawn = []
         rng = np.random.default_rng(0)
         value = {"image": [Image.new("RGB", (8, 8))] * 2, "text": "two"}
-        result = augmented(value, lambda image: drawn.append(rng.random()) or image)
+        result = augmented(value, lambda image, rng: drawn.append(rng.random()) or image, rng)
         assert len(result["image"]) == len(set(drawn)) == 2 and result["text"] == "two"
         text = {"text": "none"}
-        assert augmented(text, lambda image: image) is text
-        assert len(augmented({"image": value["image"][0]}, lambda image: image)["image"]) == 1
+        assert augmented(text, lambda image, rng: image, rng) is text
+        assert len(augmented({"image": value["image"][0]}, lambda image, rng: image, rng)["image"]) == 1
 
     def test_examples_stay_as_they_are(self, collator, visit, rows):
         examples = visit(rows, [0, 6])

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mmemb_r1.training.adaptive.gate import alignment, gate_loss
+from mmemb_r1.objective import target_probability
+from mmemb_r1.training.gate import gate_loss
 from mmemb_r1.training.joint.losses import PathBatch, PathTerm, PathTerms, path_terms
 from mmemb_r1.training.joint.metrics import Means, batch_metrics, blame, utility_gap
 
@@ -66,7 +67,8 @@ class TestUtilityGap:
         queries.requires_grad_()
         batch = PathBatch(queries, paths, targets, paths, targets[:0, 0], keys[0], keys[1], keys[2][:0])
         found = path_terms(batch, [(0, 0), (1, 0)], 0.3).at
-        direct, reasoned = (alignment(queries[:, path], targets[:, 0], torch.arange(5), 0.3) for path in (0, 1))
+        scores = [queries[:, path] @ targets[:, 0].T for path in (0, 1)]
+        direct, reasoned = (target_probability(similarities, torch.arange(5), 0.3) for similarities in scores)
         gap = utility_gap(found[6, 0, 0], found[6, 1, 0])
         torch.testing.assert_close(gap, (reasoned - direct).detach())
         assert not gap.requires_grad

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, Visit
+from mmemb_r1.training.joint.data import DrawnRow, JointPairs, SelectedRationales
 
-VISITS = [Visit(0, epoch, position) for epoch in range(20) for position in range(100)]
+DRAWN = [DrawnRow(0, epoch, position) for epoch in range(20) for position in range(100)]
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def texts(make_pairs):
 
 class TestWhatAVisitShows:
     def test_the_pair_as_it_is(self, rows):
-        example = JointPairs(rows, 0)[Visit(7, 0, 0)]
+        example = JointPairs(rows, 0)[DrawnRow(7, 0, 0)]
         seed = example.pop("seed")
         (picture,) = example["target"].pop("image")
         assert picture.size == (64, 64) and 0 <= seed < 2**63
@@ -59,11 +59,11 @@ class TestWhatAVisitShows:
         }
 
     def test_segments_stay_apart(self, texts):
-        assert JointPairs(texts, 0)[Visit(0, 0, 0)]["query_rationale"] == ["first.", "second."]
+        assert JointPairs(texts, 0)[DrawnRow(0, 0, 0)]["query_rationale"] == ["first.", "second."]
 
     def test_a_pair_without_a_name_goes_by_its_row(self, texts):
         bare = texts.remove_columns(["pair_id", "query_rationale", "target_rationale", "negatives"])
-        example = JointPairs(bare, 0)[Visit(1, 0, 0)]
+        example = JointPairs(bare, 0)[DrawnRow(1, 0, 0)]
         assert (example["pair_id"], example["query_rationale"], example["negatives"]) == ("row 1", [], [])
 
     def test_there_are_as_many_as_rows(self, rows):
@@ -79,10 +79,10 @@ class TestWhatAVisitShows:
 class TestDrawing:
     def test_over_many_visits_it_follows_the_posterior(self, texts, selected):
         pairs = JointPairs(texts, 3, rationales=selected)
-        visits = [pairs[visit] for visit in VISITS]
+        visits = [pairs[visit] for visit in DRAWN]
         counts = Counter(example["query_rationale"][0] for example in visits)
         assert set(counts) == {"rare", "often"}
-        assert counts["rare"] / len(VISITS) == pytest.approx(0.2, abs=4 * np.sqrt(0.16 / len(VISITS)))
+        assert counts["rare"] / len(DRAWN) == pytest.approx(0.2, abs=4 * np.sqrt(0.16 / len(DRAWN)))
         assert {tuple(example["target_rationale"]) for example in visits} == {("there",)}
         assert {example["query_weight"] for example in visits} == {1.0}
 
@@ -91,7 +91,7 @@ class TestDrawing:
         def examples(**changes):
             where = {"seed": 3, "epoch": 0, "position": 0, **changes}
             pairs = JointPairs(texts, where["seed"], rationales=selected, num_hard_negatives=3)
-            return [pairs[Visit(0, where["epoch"], where["position"] + number)] for number in range(30)]
+            return [pairs[DrawnRow(0, where["epoch"], where["position"] + number)] for number in range(30)]
 
         def distinct(examples):
             return [(tuple(e["query_rationale"]), str(e["negatives"]), e["seed"]) for e in examples]
@@ -105,8 +105,8 @@ class TestDrawing:
 
     def test_what_other_visits_came_before_does_not_matter(self, texts, selected):
         pairs = JointPairs(texts, 3, rationales=selected, num_hard_negatives=3)
-        there = [pairs[visit] for visit in VISITS[:20]]
-        back = [pairs[visit] for visit in VISITS[:20][::-1]][::-1]
+        there = [pairs[visit] for visit in DRAWN[:20]]
+        back = [pairs[visit] for visit in DRAWN[:20][::-1]][::-1]
         assert there == back
 
     def test_sides_are_drawn_independently(self, make_pairs):
@@ -120,46 +120,46 @@ class TestDrawing:
             )
         )
         pairs = JointPairs(make_pairs([{"query": {"text": "a"}, "target": {"text": "b"}}]), 0, rationales=both)
-        seen = Counter((e["query_rationale"][0], e["target_rationale"][0]) for e in map(pairs.__getitem__, VISITS))
-        assert len(seen) == 4 and min(seen.values()) > 0.2 * len(VISITS)
+        seen = Counter((e["query_rationale"][0], e["target_rationale"][0]) for e in map(pairs.__getitem__, DRAWN))
+        assert len(seen) == 4 and min(seen.values()) > 0.2 * len(DRAWN)
 
     def test_nothing_kept_is_the_direct_path_even_where_the_table_has_a_rationale(self, texts, rows, selected):
-        example = JointPairs(texts, 0, rationales=selected)[Visit(1, 0, 0)]
+        example = JointPairs(texts, 0, rationales=selected)[DrawnRow(1, 0, 0)]
         assert example["query_rationale"] == example["target_rationale"] == []
-        assert JointPairs(rows, 0)[Visit(6, 0, 0)]["query_rationale"] == ["It is red."]
-        half = JointPairs(rows, 0, rationales=selected)[Visit(6, 0, 0)]
+        assert JointPairs(rows, 0)[DrawnRow(6, 0, 0)]["query_rationale"] == ["It is red."]
+        half = JointPairs(rows, 0, rationales=selected)[DrawnRow(6, 0, 0)]
         assert half["query_rationale"] == [] and half["target_rationale"][0] in ("one", "two")
 
     def test_weights_are_the_posterior_on_request(self, texts, rows, selected):
         pairs = JointPairs(texts, 0, rationales=selected, weight_by_posterior=True)
         seen = {
-            (e["query_rationale"][0], e["query_weight"], e["target_weight"]) for e in map(pairs.__getitem__, VISITS)
+            (e["query_rationale"][0], e["query_weight"], e["target_weight"]) for e in map(pairs.__getitem__, DRAWN)
         }
         assert seen == {("rare", 0.2, 1.0), ("often", 0.8, 1.0)}
-        assert pairs[Visit(1, 0, 0)]["query_weight"] == 1.0
-        assert JointPairs(rows, 0, weight_by_posterior=True)[Visit(6, 0, 0)]["query_weight"] == 1.0
+        assert pairs[DrawnRow(1, 0, 0)]["query_weight"] == 1.0
+        assert JointPairs(rows, 0, weight_by_posterior=True)[DrawnRow(6, 0, 0)]["query_weight"] == 1.0
 
 
 class TestHardNegatives:
     def test_so_many_are_drawn_without_replacement(self, texts):
         pairs = JointPairs(texts, 0, num_hard_negatives=3)
-        drawn = [[value["text"] for value in pairs[visit]["negatives"]] for visit in VISITS]
+        drawn = [[value["text"] for value in pairs[visit]["negatives"]] for visit in DRAWN]
         assert all(len(set(negatives)) == 3 and negatives == sorted(negatives) for negatives in drawn)
         counts = Counter(text for negatives in drawn for text in negatives)
         assert len(counts) == 10
-        assert all(count / len(VISITS) == pytest.approx(0.3, abs=0.05) for count in counts.values())
+        assert all(count / len(DRAWN) == pytest.approx(0.3, abs=0.05) for count in counts.values())
 
     def test_a_pair_that_has_fewer_gives_all(self, texts):
-        (negative,) = JointPairs(texts, 0, num_hard_negatives=3)[Visit(1, 0, 0)]["negatives"]
+        (negative,) = JointPairs(texts, 0, num_hard_negatives=3)[DrawnRow(1, 0, 0)]["negatives"]
         assert negative == {"text": "e", "instruction": "f"}
 
     def test_a_pair_without_any_gives_none(self, rows):
-        assert JointPairs(rows, 0, num_hard_negatives=3)[Visit(0, 0, 0)]["negatives"] == []
+        assert JointPairs(rows, 0, num_hard_negatives=3)[DrawnRow(0, 0, 0)]["negatives"] == []
 
     def test_the_rationale_that_is_drawn_does_not_depend_on_them(self, texts, selected):
         with_them = JointPairs(texts, 0, rationales=selected, num_hard_negatives=3)
         without = JointPairs(texts, 0, rationales=selected)
-        for visit in VISITS[:30]:
+        for visit in DRAWN[:30]:
             assert with_them[visit]["query_rationale"] == without[visit]["query_rationale"]
 
 

@@ -100,10 +100,10 @@ class TestTable:
         assert (said.rows, said.answers, said.drawn, said.skipped) == (90, 54, 5, 0)
 
     def test_seeds_depend_on_run_worker_side_input_and_sample(self):
-        def seed(run=0, worker="a", side="query", key=b"1", sample=0):
-            return seed_of(run, worker, side, key, sample)
+        def seed(run=0, worker="a", side="query", digest=b"1", sample=0):
+            return seed_of(run, worker, side, digest, sample)
 
-        others = [seed(run=1), seed(worker="b"), seed(side="target"), seed(key=b"2"), seed(sample=1)]
+        others = [seed(run=1), seed(worker="b"), seed(side="target"), seed(digest=b"2"), seed(sample=1)]
         assert seed() == seed()
         assert len({seed(), *others}) == 6
         assert all(0 <= value < 2**31 for value in others)

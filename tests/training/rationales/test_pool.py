@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass, field
 
 import pytest
+from datasets import Dataset
 
 from mmemb_r1.training.rationales import pool as pool_module
+from mmemb_r1.training.rationales.draw import draw_rationales
 from mmemb_r1.training.rationales.pool import KINDS, load_pool
+from mmemb_r1.training.rationales.table import read_rationales
 
 
 @dataclass
@@ -156,6 +161,34 @@ def test_refuses_a_key_of_the_vendor_without_repeating_it(load):
 def test_refuses_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"pool\.yaml: there is no such file"):
         load_pool(tmp_path / "pool.yaml")
+
+
+def test_a_worker_by_import_path_as_the_docs_show_it(load, root, tmp_path, monkeypatch):
+    document = (root / "docs" / "rationales.md").read_text(encoding="utf-8")
+    (code,) = [code for code in re.findall(r"^```python\n(.*?)^```", document, re.M | re.S) if "FirstWords" in code]
+    (tmp_path / "my_workers.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (entry,) = re.findall(r"`(\{name: first.*?\})`", document)
+    (worker,) = load(f"samples: 2\nworkers:\n  - {entry}")
+    pairs = [{"pair_id": "a", "query": {"text": "one two three four"}, "target": {"text": "five"}}]
+    draw_rationales(Dataset.from_list(pairs), [worker], tmp_path / "out", progress=False)
+    assert read_rationales(tmp_path / "out")["text"] == ["one two three"] * 2 + ["five"] * 2
+    monkeypatch.delitem(sys.modules, "my_workers")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no_such_module:Worker", "'no_such_module:Worker' can't be imported: No module named"),
+        ("json:Worker", "'json:Worker' can't be imported: .*has no attribute 'Worker'"),
+        ("json:loads", "json:loads is no dataclass"),
+        (":Worker", "':Worker' is no import path; write module:name"),
+    ],
+)
+def test_refuses_an_import_path(kind, message, load):
+    with pytest.raises(ValueError, match=rf"pool\.yaml: worker 'polly': .*{message}"):
+        load(f'workers: [{{name: polly, kind: "{kind}"}}]')
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.rationales.sampling import choose, draw_continuations, row_uniforms

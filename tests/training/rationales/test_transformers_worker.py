@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import render
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training.rationales import transformers_worker
 from mmemb_r1.training.rationales.prompting import load_style, request_conversation

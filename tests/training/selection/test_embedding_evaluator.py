@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1.modeling.inputs_mmemb_r1 import render, to_conversations
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training.selection.embedding_evaluator import EmbeddingEvaluator
 from mmemb_r1.training.selection.evaluator import Trial, TrialError

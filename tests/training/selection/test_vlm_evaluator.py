@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1.modeling.decoding_mmemb_r1 import rotary_positions
+from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training.selection.evaluator import Trial, TrialError

@@ -1,3 +1,3 @@
-"""The shortcut test: does a model read its rationales?"""
+"""Test whether a model reads its rationales or only writes them: the shortcut test."""
 
 from __future__ import annotations

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mmemb_r1.evaluation.diagnose.tester import ROWS_NAME, ShortcutSettings, ShortcutTester
-from mmemb_r1.evaluation.diagnose.verdict import summarise, trials_of
+from mmemb_r1.evaluation.diagnose.verdict import join_outcomes, summarise_outcomes
 from mmemb_r1.evaluation.encoders import AdaptiveEncoder
 from mmemb_r1.evaluation.run_folder import Columns, RunFolder, save_results
 from mmemb_r1.evaluation.runner import in_turn, versions
-from mmemb_r1.evaluation.summary import members_of
-from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, members_of
 from mmemb_r1.runs import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -23,9 +22,9 @@ FORMAT = 1
 RESULT_FILE = "shortcut.json"
 
 
-def diagnose(
+def run_diagnosis(
     model: Any,
-    tasks: Iterable[RetrievalTask],
+    tasks: Iterable[RetrievalTask] | TaskSource,
     settings: ShortcutSettings | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
@@ -36,7 +35,7 @@ def diagnose(
     Find out whether a model reads its rationales, on queries that all think.
 
     Every query is embedded after the rationale that the model wrote for it, and after what takes its place, one of
-    `figures.INTERVENTIONS`. `swap` gives it the rationale of another query of its task, one of other words and with
+    `verdict.INTERVENTIONS`. `swap` gives it the rationale of another query of its task, one of other words and with
     other right candidates: what it says is wrong here. Candidates are embedded directly.
 
     With `output`, every task is written as soon as it is measured, and the same call goes on where a killed one
@@ -49,7 +48,7 @@ def diagnose(
 
     Args:
         model: an [`MMEmbR1`].
-        tasks: read one after the other; names have to be unique.
+        tasks: what `read_tasks` returned, or tasks of one's own; names have to be unique.
         settings: how. Default: `ShortcutSettings()`.
         output: the folder. Default: nothing is written.
         config: what else to note, say the model's name.
@@ -57,15 +56,15 @@ def diagnose(
 
     Returns:
         A dict that JSON can hold: `format`; `config`; `tasks`, per task its `metric`, `groups` and what
-        `figures.summarise` gives; `summary`, the same over the tasks of each group, and over all under `all`, whose
-        `verdict` and `reason` are the test's.
+        `verdict.summarise_outcomes` gives; `summary`, the same over the tasks of each group, and over all under `all`,
+        whose `verdict` and `reason` are the test's.
 
     Raises:
         ValueError: if there are no tasks, or two of one name; the model is no mmemb-r1 checkpoint; `output` holds
             another test; or a vector after a rationale that is forced is not that after the same rationale as the
             model decodes it, so that nothing could be learnt from it.
     """
-    settings = settings or ShortcutSettings()
+    settings, source = settings or ShortcutSettings(), TaskSource.of(tasks)
     if not hasattr(model, "explain"):
         raise ValueError(
             f"the shortcut test needs an mmemb-r1 checkpoint, which thinks; this is a {type(model).__name__}"
@@ -76,13 +75,11 @@ def diagnose(
     measured: dict[str, Columns] = {}
     with progress_bar(progress) as bar:
         tester = ShortcutTester(model, settings, folder, bar)
-        for task in in_turn(tasks, bar):
+        for task in in_turn(source.tasks, bar):
             measured[task.name] = tester.measure(task)
             facts_of[task.name] = {"metric": task.metric, "groups": dict(task.groups)}
             logger.info("%s: %d queries", task.name, len(measured[task.name]["score"]))
-    if not measured:
-        raise ValueError("there is nothing to test: no task was given")
-    trials = trials_of(measured)
+    outcomes = join_outcomes(measured)
     members = members_of({name: of_task["groups"] for name, of_task in facts_of.items()})
     results = {
         "format": FORMAT,
@@ -90,10 +87,13 @@ def diagnose(
             **asdict(settings),
             "versions": versions(),
             "checkpoint": facts["checkpoint"],
+            **source.noted,
             **(config or {}),
         },
-        "tasks": {name: {**of_task, **summarise(trials, [name])} for name, of_task in facts_of.items()},
-        "summary": {group: {"tasks": len(names), **summarise(trials, names)} for group, names in members.items()},
+        "tasks": {name: {**of_task, **summarise_outcomes(outcomes, [name])} for name, of_task in facts_of.items()},
+        "summary": {
+            group: {"tasks": len(names), **summarise_outcomes(outcomes, names)} for group, names in members.items()
+        },
     }
     if output is not None:
         save_results(results, Path(output) / RESULT_FILE)

@@ -1,23 +1,23 @@
-"""Run the shortcut test of one task: the model's own rationales, and its vectors after those and after others."""
+"""Run the shortcut test of each task: the model's own rationales, and its vectors after those and after others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.diagnose.rationales import Thought, own_thoughts, shuffled_thought, written_thought
-from mmemb_r1.evaluation.diagnose.verdict import read_trials, write_trials
-from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, AdaptiveEncoder, embed_all
+from mmemb_r1.evaluation.diagnose.verdict import read_outcomes, write_outcomes
+from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, AdaptiveEncoder, embed_all, in_parts
 from mmemb_r1.evaluation.run_folder import Columns, RunFolder, rows_path, task_digest
 from mmemb_r1.evaluation.scoring import CandidateVectors, score_queries
 from mmemb_r1.evaluation.settings import Settings
-from mmemb_r1.evaluation.statistics import numbered
+from mmemb_r1.evaluation.statistics import number_names
 from mmemb_r1.evaluation.tasks import RetrievalTask, clusters_of, some_queries
-from mmemb_r1.rationale_tokens import swap_donors
+from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix, shuffled, suffix_of_ids, swap_donors
 from mmemb_r1.runs import step_of
 from mmemb_r1.seeding import seeded_random
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ShortcutSettings:
     """
-    How a model is tested: what makes two tests of it two.
+    Says how a model is tested: what makes two tests of it two.
 
     Args:
         seed: of the swaps, the shuffles and the choice of queries; defaults to 0.
@@ -54,7 +54,7 @@ class ShortcutSettings:
                 raise ValueError(f"{name} is {value}; at least 1 is needed")
 
     def encoding(self) -> Settings:
-        """How queries and candidates are embedded."""
+        """Say how queries and candidates are embedded."""
         return Settings(
             modes=("always",),
             batch_size=self.batch_size,
@@ -71,36 +71,28 @@ Vectors = npt.NDArray[np.float32]
 
 
 class ShortcutTester:
-    """
-    Tests a model task by task.
-
-    Args:
-        model: an [`MMEmbR1`].
-        settings: how.
-        folder: where rows are kept and found again. `None`: nowhere.
-        bar: shows how far it is.
-    """
+    """Tests an [`MMEmbR1`] task by task; the folder, if there is one, keeps the rows, and they are found again."""
 
     def __init__(self, model: Any, settings: ShortcutSettings, folder: RunFolder | None, bar: Progress) -> None:
         self.model, self.settings, self.folder, self.bar = model, settings, folder, bar
         self.candidates = CandidateVectors()
 
     def measure(self, task: RetrievalTask) -> Columns:
-        """The rows of a task: what is not in the folder is measured, and kept there."""
+        """Measure the rows of a task, except what the folder holds already, and keep them there."""
         task = drawn_queries(task, self.settings.max_queries, self.settings.seed)
         if self.folder is None:
             return self._measure(task)
         self.folder.begin(task, task_digest(task))
         path = rows_path(self.folder.folder, task.name, ROWS_NAME)
         if not path.is_file():
-            write_trials(path, self._measure(task))
-        return read_trials(path)
+            write_outcomes(path, self._measure(task))
+        return read_outcomes(path)
 
     def _measure(self, task: RetrievalTask) -> Columns:
         candidates = self.candidates.of(task, self._candidates)
         prompt = query_prompt(self.model, task)
-        with step_of(self.bar, f"{task.name} thoughts", len(task.query_ids)) as advance:
-            thoughts = own_thoughts(
+        with step_of(self.bar, f"{task.name} rationales", len(task.query_ids)) as advance:
+            rationales = own_rationales(
                 self.model,
                 task.queries,
                 prompt=prompt,
@@ -108,19 +100,19 @@ class ShortcutTester:
                 options=self.settings.encoding().reasoning_options(),
                 advance=advance,
             )
-        own, direct = self._forced(task, "own", [thought.ids for thought in thoughts], prompt)
-        check_forced(task, own, np.stack([thought.embedding for thought in thoughts]), self._tolerance())
-        donors = donors_of(task, thoughts, self.settings.seed)
+        own, direct = self._forced(task, "own", [rationale.ids for rationale in rationales], prompt)
+        check_forced(task, own, np.stack([rationale.embedding for rationale in rationales]), self._tolerance())
+        donors = donors_of(task, rationales, self.settings.seed)
         columns: Columns = {
             "query_id": np.array(task.query_ids, dtype=object),
             "cluster": np.array(clusters_of(task), dtype=object),
-            "rationale": np.array(["\n".join(thought.texts) for thought in thoughts], dtype=object),
+            "rationale": np.array(["\n".join(rationale.texts) for rationale in rationales], dtype=object),
             "donor": np.array([task.query_ids[row] if row >= 0 else None for row in donors], dtype=object),
             "score": score_queries(task, own, candidates).metrics[task.metric],
-            "num_reasoning_tokens": np.array([thought.num_tokens for thought in thoughts], dtype=np.float64),
+            "num_reasoning_tokens": np.array([rationale.num_tokens for rationale in rationales], dtype=np.float64),
             "cosine_between_queries": np.where(donors >= 0, (own * own[donors]).sum(axis=1), np.nan),
         }
-        for name, suffixes in self._suffixes(thoughts, donors).items():
+        for name, suffixes in self._suffixes(rationales, donors).items():
             rows = [row for row, suffix in enumerate(suffixes) if suffix is not None]
             vectors = own.copy()
             if name == "drop":
@@ -134,28 +126,26 @@ class ShortcutTester:
         return columns
 
     def _suffixes(
-        self, thoughts: Sequence[Thought], donors: npt.NDArray[np.int64]
+        self, rationales: Sequence[OwnRationale], donors: npt.NDArray[np.int64]
     ) -> dict[str, list[list[int] | None]]:
-        """Intervention -> what each query is to think instead; `None` where that is its own thought."""
+        """Write, for each intervention, what each query is given instead; `None` where that is its own rationale."""
         seed = self.settings.seed
-        orders = [shuffled_thought(thought.texts, seed) for thought in thoughts]
-        empty = written_thought(self.model, [""])
+        orders = [shuffled_texts(rationale.texts, seed) for rationale in rationales]
+        empty = suffix_of_texts(self.model, [""])
         return {
-            "drop": [[] for _ in thoughts],
-            "empty": [empty if thought.ids != empty else None for thought in thoughts],
-            "swap": [thoughts[row].ids if row >= 0 else None for row in donors],
+            "drop": [[] for _ in rationales],
+            "empty": [empty if rationale.ids != empty else None for rationale in rationales],
+            "swap": [rationales[row].ids if row >= 0 else None for row in donors],
             "shuffle": [
-                written_thought(self.model, order) if order != tuple(map(_one_spaced, thought.texts)) else None
-                for thought, order in zip(thoughts, orders, strict=True)
+                suffix_of_texts(self.model, order) if order != tuple(map(_one_spaced, rationale.texts)) else None
+                for rationale, order in zip(rationales, orders, strict=True)
             ],
         }
 
     def _forced(
         self, task: RetrievalTask, name: str, suffixes: Sequence[list[int] | None], prompt: str | None
     ) -> tuple[Vectors, Vectors]:
-        """Last and direct vectors `(n, D)` of the queries that have a suffix."""
-        from mmemb_r1.rationale_tokens import forced_embeddings
-
+        """Compute last and direct vectors `(n, D)` of the queries that have a suffix."""
         chosen = [(task.queries[row], suffix) for row, suffix in enumerate(suffixes) if suffix is not None]
         with step_of(self.bar, f"{task.name} {name}", len(chosen)) as advance:
             forced = forced_embeddings(
@@ -169,7 +159,7 @@ class ShortcutTester:
         return forced.last.numpy(), forced.direct.numpy()
 
     def _candidates(self, task: RetrievalTask) -> Vectors:
-        """Direct vectors `(C, D)`."""
+        """Embed the candidates directly: `(C, D)`."""
         with step_of(self.bar, f"{task.name} candidates", len(task.candidates)) as advance:
             return embed_all(
                 AdaptiveEncoder(self.model, self.settings.encoding()),
@@ -187,8 +177,96 @@ class ShortcutTester:
         return TOLERANCE.get(dtype, ROUGH_TOLERANCE)
 
 
+@dataclass(frozen=True)
+class OwnRationale:
+    """
+    Holds what a model wrote about one query of its own accord, so that the same or another can be forced.
+
+    Attributes:
+        ids: of everything that came after the prompt's `<|embed|>`: `<think> r </think> <|embed|>`, once per round.
+        texts: of the rationales, one per round.
+        num_tokens: of the rationales.
+        embedding: `(D,)` float32, the vector after it, of unit norm.
+    """
+
+    ids: list[int]
+    texts: tuple[str, ...]
+    num_tokens: int
+    embedding: npt.NDArray[np.float32]
+
+
+def own_rationales(
+    model: Any,
+    queries: Sequence[Any],
+    *,
+    prompt: str | None = None,
+    batch_size: int = 64,
+    options: Mapping[str, Any] | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> list[OwnRationale]:
+    """
+    Let a model write its rationale about every query.
+
+    Args:
+        model: an [`MMEmbR1`].
+        queries: inputs as for `encode`; an `InputError` names the number of one that can't be embedded.
+        prompt: the system turn of queries that bring none.
+        batch_size: queries that are read at once.
+        options: of `encode`: `max_reasoning_tokens` and `max_reasoning_rounds`. Default: the checkpoint's.
+        advance: is told how many more are done, part by part.
+    """
+
+    def think(values: list[Any]) -> list[Any]:
+        items: list[Any] = model.encode(
+            values,
+            output_value=None,
+            reasoning="always",
+            batch_size=batch_size,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+            **({"prompt": prompt} if prompt else {}),
+            **(options or {}),
+        )
+        return items
+
+    rationales = []
+    for _, items in in_parts(queries, batch_size, think):
+        rationales += [_own_rationale(model, item) for item in items]
+        if advance is not None:
+            advance(len(items))
+    return rationales
+
+
+def _own_rationale(model: Any, item: Mapping[str, Any]) -> OwnRationale:
+    config = model[0].model.config
+    ids = [int(token) for token in item["rationale_ids"] if token >= 0]
+    rounds: list[list[int]] = [[]]
+    for token in ids:
+        if token == config.end_think_token_id:
+            rounds.append([])
+        elif token not in (config.embed_token_id, config.think_token_id):  # they stand between rounds alone
+            rounds[-1].append(token)
+    return OwnRationale(
+        ids=suffix_of_ids(config, ids),
+        texts=tuple(model.tokenizer.decode(one).strip() for one in rounds),
+        num_tokens=int(item["num_reasoning_tokens"]),
+        embedding=item["sentence_embedding"].float().cpu().numpy(),
+    )
+
+
+def suffix_of_texts(model: Any, texts: Sequence[str]) -> list[int]:
+    """Tokenise `<think> r </think> <|embed|>` for each text, one after another."""
+    config = model[0].model.config
+    return list(chain.from_iterable(rationale_suffix(model.processor, config, text) for text in texts))
+
+
+def shuffled_texts(texts: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Shuffle the words of every rationale where two of them differ."""
+    return tuple(shuffled(text, seed) for text in texts)
+
+
 def drawn_queries(task: RetrievalTask, most: int | None, seed: int) -> RetrievalTask:
-    """The task with so many of its queries at most, drawn by the seed, in their order."""
+    """Draw at most so many queries of a task by the seed, in their order."""
     if most is None or len(task.query_ids) <= most:
         return task
     stream = seeded_random(seed, "queries", task.name)
@@ -196,33 +274,31 @@ def drawn_queries(task: RetrievalTask, most: int | None, seed: int) -> Retrieval
 
 
 def query_prompt(model: Any, task: RetrievalTask) -> str | None:
-    """The instruction of a task's queries that have none of their own: the task's, or what the model saved for it."""
+    """Choose the instruction of queries that have none of their own: the task's, or what the model saved for it."""
     if task.query_prompt is not None:
         return task.query_prompt
     saved = getattr(model, "prompts", None) or {}
     return saved.get(QUERY) or saved.get(getattr(model, "default_prompt_name", None)) or None
 
 
-def donors_of(task: RetrievalTask, thoughts: Sequence[Thought], seed: int) -> npt.NDArray[np.int64]:
+def donors_of(task: RetrievalTask, rationales: Sequence[OwnRationale], seed: int) -> npt.NDArray[np.int64]:
     """
-    `(Q,)` for each query another one of its task that thought in other words and has other right candidates; -1 where
-    there is none.
+    Draw for each query `(Q,)` another one of its task with a rationale in other words and other right candidates; -1
+    where there is none.
     """
     anchors = np.stack(
-        [numbered([thought.texts for thought in thoughts]), numbered([frozenset(one) for one in task.relevance])],
+        [
+            number_names([rationale.texts for rationale in rationales]),
+            number_names([frozenset(one) for one in task.relevance]),
+        ],
         axis=1,
     )  # (Q, 2)
     names = [f"{task.name}/{query}" for query in task.query_ids]
-    return swap_donors(np.zeros(len(thoughts), dtype=np.int64), anchors, names, seed)
+    return swap_donors(np.zeros(len(rationales), dtype=np.int64), anchors, names, seed)
 
 
 def check_forced(task: RetrievalTask, forced: Vectors, decoded: Vectors, tolerance: float) -> None:
-    """
-    Compare vectors `(Q, D)` after the same rationale, forced and decoded.
-
-    Raises:
-        ValueError: if two lie further apart than the tolerance.
-    """
+    """Refuse vectors `(Q, D)` after the same rationale, forced and decoded, that lie too far apart."""
     distance = np.linalg.norm(forced - decoded, axis=1)  # (Q,)
     if not (distance <= tolerance).all():
         row = int(np.argmax(np.nan_to_num(distance, nan=np.inf)))

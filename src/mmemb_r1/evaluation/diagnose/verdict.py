@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.report.layout import MISSING, points, points_between
+from mmemb_r1.evaluation.report.layout import MISSING, as_points, points_between
 from mmemb_r1.evaluation.report.terminal import Head, lined_table
 from mmemb_r1.evaluation.run_folder import Columns, read_table, write_columns
 from mmemb_r1.evaluation.statistics import NUM_SAMPLES, Interval, clustered_means
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.tasks import ALL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,11 +30,7 @@ LEAST_CLUSTERS = 20  # of swapped queries: draws of fewer vary too little
 
 
 class Verdict(NamedTuple):
-    """
-    Attributes:
-        name: `"reads"`, `"ignores"` or `"undecided"`.
-        reason: one sentence with the figures.
-    """
+    """Says whether a model `"reads"` or `"ignores"` its rationales, or is `"undecided"`, and why, with the figures."""
 
     name: str
     reason: str
@@ -42,12 +38,12 @@ class Verdict(NamedTuple):
 
 def judge(cost: Interval | None, cosine: float | None, between: float | None, clusters: int) -> Verdict:
     """
-    Whether a model reads its rationales [ours].
+    Decide whether a model reads its rationales [ours].
 
     It reads them if swapping them lowers the score beyond chance and by more than next to nothing, and either the cost
     or the way that the vectors go is large. It ignores them if the vectors stay where they are, also in comparison
     with those of other queries, and so does the score: one that falls or rises by more than a little is not that of a
-    model which passes its rationales by. Otherwise there is no verdict: where thoughts make no difference to what is
+    model which passes its rationales by. Otherwise there is no verdict: where rationales make no difference to what is
     found, scores can't show whether they are read.
 
     Args:
@@ -82,7 +78,7 @@ def judge(cost: Interval | None, cosine: float | None, between: float | None, cl
 
 
 def _as_far(cosine: float, between: float) -> bool:
-    """Whether a vector goes as far as other queries lie from it, or most of the way."""
+    """Say whether a vector goes as far as other queries lie from it, or most of the way."""
     return 1 - between < NO_WAY or 1 - cosine > IGNORES_WAY * (1 - between)
 
 
@@ -97,7 +93,7 @@ def _doubt(cost: Interval, cosine: float, between: float) -> str:
         return f"the vectors of different queries lie as close together ({between:.2f}), so that this says little"
     if cosine >= IGNORES_COSINE:
         return "the vectors hardly move, but the interval is wide, take more queries"
-    return "the vectors move, but what is found hardly changes, so take tasks that need a thought"
+    return "the vectors move, but what is found hardly changes, so take tasks that need a rationale"
 
 
 Floats = npt.NDArray[np.float64]
@@ -107,9 +103,9 @@ INTERVENTIONS = ("drop", "empty", "swap", "shuffle")
 
 
 @dataclass(frozen=True)
-class Trials:
+class ShortcutOutcomes:
     """
-    What N queries got with their own rationales and with others.
+    Holds what N queries got with their own rationales and with others.
 
     Args:
         task: `(N,)` names.
@@ -142,16 +138,16 @@ class Trials:
                 raise ValueError(f"{name} has the shape {values.shape}; expected one per query, ({len(self.task)},)")
 
 
-def summarise(
-    trials: Trials, tasks: Sequence[str] | None = None, *, num_samples: int = NUM_SAMPLES, seed: int = 0
+def summarise_outcomes(
+    outcomes: ShortcutOutcomes, tasks: Sequence[str] | None = None, *, num_samples: int = NUM_SAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """
-    Means with 95 % intervals from draws of whole clusters, every task having the same weight.
+    Average with 95 % intervals from draws of whole clusters, every task having the same weight.
 
     An intervention's figures are those of the queries that it changes something for.
 
     Args:
-        trials: N queries.
+        outcomes: N queries.
         tasks: of which. Default: of all.
         num_samples: draws. Default: 2000.
         seed: of the draws.
@@ -165,30 +161,30 @@ def summarise(
     Raises:
         ValueError: if there is no query of these tasks.
     """
-    chosen = np.ones(len(trials.task), dtype=bool) if tasks is None else np.isin(trials.task, list(tasks))
+    chosen = np.ones(len(outcomes.task), dtype=bool) if tasks is None else np.isin(outcomes.task, list(tasks))
     if not chosen.any():
         raise ValueError(f"there are no queries of the tasks {list(tasks or [])}")
 
     def means(rows: npt.NDArray[np.bool_], **columns: npt.NDArray[Any]) -> dict[str, Interval]:
         some = {name: column[rows] for name, column in columns.items()}
-        clusters, names = trials.cluster[rows].tolist(), trials.task[rows].tolist()
+        clusters, names = outcomes.cluster[rows].tolist(), outcomes.task[rows].tolist()
         return clustered_means(some, clusters, names, num_samples=num_samples, seed=seed)
 
     interventions: dict[str, dict[str, Any] | None] = {}
     cost, cosine, clusters = None, None, 0
-    for name, scores in trials.scores.items():
+    for name, scores in outcomes.scores.items():
         rows = chosen & ~np.isnan(scores)
         if not rows.any():
             interventions[name] = None
             continue
-        numbers = means(rows, score=scores, cost=trials.own - scores, cosine=trials.cosines[name])
-        counts = {"n": int(rows.sum()), "clusters": len(set(trials.cluster[rows].tolist()))}
+        numbers = means(rows, score=scores, cost=outcomes.own - scores, cosine=outcomes.cosines[name])
+        counts = {"n": int(rows.sum()), "clusters": len(set(outcomes.cluster[rows].tolist()))}
         interventions[name] = {**counts, **{key: value._asdict() for key, value in numbers.items()}}
         if name == "swap":
             cost, cosine, clusters = numbers["cost"], numbers["cosine"].mean, counts["clusters"]
-    own = means(chosen, score=trials.own, tokens=trials.tokens)
-    paired = chosen & ~np.isnan(trials.others)
-    between = means(paired, others=trials.others)["others"].mean if paired.any() else None
+    own = means(chosen, score=outcomes.own, tokens=outcomes.tokens)
+    paired = chosen & ~np.isnan(outcomes.others)
+    between = means(paired, others=outcomes.others)["others"].mean if paired.any() else None
     verdict = judge(cost, cosine, between, clusters)
     return {
         "n": int(chosen.sum()),
@@ -209,32 +205,27 @@ NUMBERS = (
     *(f"{kind}_{name}" for kind in ("score", "cosine") for name in INTERVENTIONS),
 )
 KINDS = {**dict.fromkeys(TEXTS, "string"), **dict.fromkeys(NUMBERS, "float64")}  # their types in the words of Arrow
-MEND = "remove it and run the test again: only this task is measured again"
+HINT = "remove it and run the test again: only this task is measured again"
 
 
-def write_trials(path: Path, columns: Columns) -> None:
+def write_outcomes(path: Path, columns: Columns) -> None:
     """Write columns `(Q,)` as Parquet; NaN becomes null."""
     write_columns(path, columns, KINDS)
 
 
-def read_trials(path: Path) -> Columns:
-    """
-    What `write_trials` wrote.
-
-    Raises:
-        ValueError: if the file is damaged or holds something else.
-    """
-    table = read_table(path, KINDS, MEND)
+def read_outcomes(path: Path) -> Columns:
+    """Read what `write_outcomes` wrote; refuse a file that is damaged or holds something else."""
+    table = read_table(path, KINDS, HINT)
     return {name: table[name].to_numpy() for name in KINDS}
 
 
-def trials_of(measured: Mapping[str, Columns]) -> Trials:
-    """Task -> its columns, as one object."""
+def join_outcomes(measured: Mapping[str, Columns]) -> ShortcutOutcomes:
+    """Join the columns of all tasks, from task -> its columns."""
 
     def joined(name: str) -> npt.NDArray[Any]:
         return np.concatenate([columns[name] for columns in measured.values()])
 
-    return Trials(
+    return ShortcutOutcomes(
         task=np.concatenate([np.full(len(columns["score"]), name, object) for name, columns in measured.items()]),
         cluster=joined("cluster"),
         tokens=joined("num_reasoning_tokens"),
@@ -254,13 +245,13 @@ STATEMENTS = {
 
 def shortcut_table(results: Mapping[str, Any], title: str = "What other rationales cost") -> Table:
     """
-    A `rich` table: per task, group and over all the score with the own rationales; what it costs, in points, to take
-    them away (`drop`: the direct vector; `empty`: `<think></think>`), to swap them, with the 95 % interval, and to
-    shuffle their words; the cosine of the vectors after each and after the own one; at last that of the vectors of two
-    queries, each after its own rationale (`queries`), and the verdict.
+    Lay out a `rich` table: per task, group and over all the score with the own rationales; what it costs, in points,
+    to take them away (`drop`: the direct vector; `empty`: `<think></think>`), to swap them, with the 95 % interval,
+    and to shuffle their words; the cosine of the vectors after each and after the own one; at last that of the vectors
+    of two queries, each after its own rationale (`queries`), and the verdict.
 
     Args:
-        results: what `diagnose` returned.
+        results: what `run_diagnosis` returned.
         title: above it.
     """
     names = ["n", "score"]
@@ -275,7 +266,7 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
     found = entry["interventions"]
     cells = [str(entry["n"]), f"{entry['score']['mean']:.3f}"]
     for name in INTERVENTIONS:
-        cells.append(MISSING if found[name] is None else points(found[name]["cost"]["mean"]))
+        cells.append(MISSING if found[name] is None else as_points(found[name]["cost"]["mean"]))
         if name == "swap":
             cells.append(MISSING if found[name] is None else points_between(found[name]["cost"]))
     cells += [MISSING if found[name] is None else f"{found[name]['cosine']['mean']:.2f}" for name in INTERVENTIONS]
@@ -284,6 +275,6 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
 
 
 def verdict_line(results: Mapping[str, Any], model: str) -> str:
-    """What the test says of a model, in one line."""
+    """Write what the test says of a model, in one line."""
     found = results["summary"][ALL]
     return f"{model}: {STATEMENTS[found['verdict']]}: {found['reason']}"

@@ -17,17 +17,12 @@ KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 
 def annotation_folders(task: MMEBTask, folder: Path) -> tuple[Path, Path]:
-    """Where the annotations are looked for: where `download_task` puts them, and beside the media."""
+    """Say where annotations are looked for: where `download_task` puts them, and beside the media."""
     return folder / "annotations" / task.dataset, folder / f"{task.modality}-tasks" / task.dataset.split("/")[-1]
 
 
 def annotation_folder(task: MMEBTask, folder: Path) -> Path:
-    """
-    Where the annotations are.
-
-    Raises:
-        ValueError: if they are nowhere; it says where they are looked for, and how to get them.
-    """
+    """Find the annotations; an error says where they are looked for, and how to get them."""
     places = annotation_folders(task, folder)
     for place in places:
         if place.is_dir():
@@ -39,12 +34,7 @@ def annotation_folder(task: MMEBTask, folder: Path) -> Path:
 
 
 def data_files(task: MMEBTask, folder: Path, config: str | None) -> list[Path]:
-    """
-    The files of one configuration and the task's split, in order.
-
-    Raises:
-        ValueError: if the copy lacks them.
-    """
+    """Find the files of one configuration and the task's split, in order; an error if the copy lacks them."""
     import datasets
 
     place = annotation_folder(task, folder)
@@ -67,13 +57,9 @@ def _absent(task: MMEBTask, place: Path, config: str | None, why: str = "") -> s
     )
 
 
-def read_rows(task: MMEBTask, folder: Path, config: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
+def read_annotations(task: MMEBTask, folder: Path, config: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
     """
-    The rows of one configuration and the task's split, in memory.
-
-    Args:
-        task, folder, config: as for `data_files`.
-        columns: those that are needed; all are read.
+    Read the rows of one configuration and the task's split, in memory; `columns` are those that have to be there.
 
     Raises:
         ValueError: if files, columns or all rows are missing.
@@ -114,7 +100,7 @@ def readable(task: MMEBTask, file: Path) -> Iterator[None]:
 
 
 def noted_revision(task: MMEBTask, folder: Path) -> str | None:
-    """The commit that `download_task` noted; `None` for copies that came another way."""
+    """Read the commit that `download_task` noted; `None` for copies that came another way."""
     note = revision_note(task, folder)
     if annotation_folder(task, folder) != annotation_folders(task, folder)[0]:
         return None
@@ -122,7 +108,7 @@ def noted_revision(task: MMEBTask, folder: Path) -> str | None:
 
 
 def revision_note(task: MMEBTask, folder: Path) -> Path:
-    """Where the commit of a downloaded dataset is noted."""
+    """Say where the commit of a downloaded dataset is noted."""
     place = annotation_folders(task, folder)[0]
     return place.with_name(f"{place.name}.json")
 
@@ -132,7 +118,7 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 class Media:
     """
-    The files that a task names, looked up once each.
+    Looks up the files that a task names, once each.
 
     Args:
         task: whose they are.
@@ -150,7 +136,7 @@ class Media:
 
     @cached_property
     def root(self) -> Path:
-        """The folder of this task's media. ValueError if it is not there."""
+        """Find the folder of this task's media."""
         root = self.folder / self.task.media
         if not root.is_dir():
             raise ValueError(
@@ -161,10 +147,7 @@ class Media:
 
     def picture(self, name: str) -> str:
         """
-        Path of a picture.
-
-        Args:
-            name: its path from the folder of the task's media.
+        Find a picture by its path from the folder of the task's media.
 
         Raises:
             ValueError: if the path leads out of the local copy, there is no such file, or nothing is in it.
@@ -173,11 +156,7 @@ class Media:
 
     def frames(self, name: str) -> list[str]:
         """
-        Paths of frames of a video: all of them, or `num_frames` evenly spread, the first and the last included.
-
-        Args:
-            name: path of the folder that holds them, from that of the task's media. Frames are sorted by the numbers
-                in their names.
+        Find the frames of a video by their folder's path: all, or `num_frames` evenly spread, first and last included.
 
         Raises:
             ValueError: if the path leads out of the local copy, there is no such folder, or it holds no frames, or one
@@ -199,19 +178,14 @@ class Media:
         return self._frames[name]
 
     def folders(self, name: str) -> list[str]:
-        """
-        Names of the folders in a folder, sorted.
-
-        Raises:
-            ValueError: if the path leads out of the local copy, or there is no such folder.
-        """
+        """List the names of the folders in a folder, sorted by the numbers in them."""
         place = self._inside(name, "folder of clips")
         if not place.is_dir():
             raise ValueError(f"{self.task.name}: the folder {place} of a video's clips is missing.")
         return sorted((entry.name for entry in os.scandir(place) if entry.is_dir()), key=_by_number)
 
     def _inside(self, name: str, what: str) -> Path:
-        """Where a path from the annotations leads: they may come from anybody, and name files of this machine."""
+        """Resolve a path from the annotations: these may come from anybody, and name files of this machine."""
         place = self.root / name
         # the folder of a task's media may itself be a link to another disk
         if Path(name).is_absolute() or not any(map(place.resolve().is_relative_to, self._roots)):
@@ -238,7 +212,7 @@ class Media:
 
 def evenly_spread(items: Sequence[str], number: int) -> list[str]:
     """
-    Some of the items, evenly spread from the first to the last; all of them where there are no more.
+    Keep some of the items, evenly spread from the first to the last; all of them where there are no more.
 
     >>> evenly_spread("abcdefghij", 4)
     ['a', 'd', 'g', 'j']
@@ -252,7 +226,7 @@ def evenly_spread(items: Sequence[str], number: int) -> list[str]:
 
 def _by_number(name: str) -> list[tuple[int, str]]:
     """
-    A key that sorts numbers in names by their value.
+    Make a key that sorts numbers in names by their value.
 
     >>> sorted(["frame_10.jpg", "frame_9.jpg"], key=_by_number)
     ['frame_9.jpg', 'frame_10.jpg']

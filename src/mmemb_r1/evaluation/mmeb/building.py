@@ -1,4 +1,4 @@
-"""From rows of annotations to a `RetrievalTask`: candidates told apart by what they hold, and nothing left out."""
+"""Build a `RetrievalTask` from rows of annotations: candidates are told apart by what they hold, none is left out."""
 
 from __future__ import annotations
 
@@ -45,14 +45,9 @@ class TaskBuilder:
 
     def candidate(self, name: str, **parts: Any) -> str:
         """
-        Add a candidate, unless one that holds the same is there.
+        Add a candidate of these parts, unless one that holds the same is there, and return the id of that one.
 
-        Args:
-            name: its id. Another candidate of that name that holds something else makes it `name #2`.
-            **parts: of the input; empty ones are left out.
-
-        Returns:
-            Its id, or that of the one which holds the same.
+        Another candidate of the same `name` that holds something else makes it `name #2`.
         """
         value = self.value(**parts)
         content = json.dumps(value, sort_keys=True)
@@ -69,14 +64,8 @@ class TaskBuilder:
         self, query_id: str, value: Mapping[str, Any], pool: Iterable[str], relevant: Mapping[str, float], cluster: str
     ) -> None:
         """
-        Add a query.
-
-        Args:
-            query_id: unique.
-            value: its input, see `value`.
-            pool: ids of the candidates that its row names; those that stand twice are there once.
-            relevant: ids of the right ones -> grade.
-            cluster: what it is about, see `RetrievalTask`; unique in the task.
+        Add a query: its input, ids of the candidates that its row names, ids of the right ones -> grade, and what it
+        is about within the task.
         """
         if query_id in self._queries:
             raise self.error(query_id, "another query has the same id")
@@ -89,28 +78,22 @@ class TaskBuilder:
         self._clusters.append(f"{self.task.name}/{cluster}")  # ids of two datasets can be equal by chance
 
     def value(self, **parts: Any) -> dict[str, Any]:
-        """An input of these parts, without those that are empty."""
+        """Make an input of these parts, without those that are empty."""
         return given_parts(parts)
 
     def error(self, query_id: str, what: str) -> ValueError:
-        """An error that says where in the annotations something is wrong."""
+        """Make an error that says where in the annotations something is wrong."""
         return ValueError(f"{self.task.name}, query {query_id}: {what}. The local copy is not what MMEB-V2 holds.")
 
     def warn(self, names: Sequence[str], what: str) -> None:
-        """Say what is odd about some of the task's media, if there are any."""
+        """Warn of what is odd about some of the task's media, if there are any."""
         if names:
             logger.warning("%s: %d %s (%s).", self.task.name, len(names), what, ", ".join(names[:3]))
 
     def build(self, pages: tuple[Sequence[str], Sequence[Any], Mapping[str, int]] | None = None) -> RetrievalTask:
         """
-        The task.
-
-        Args:
-            pages: candidates that are not in memory: their ids, the inputs, and the sizes in bytes of the files that
-                hold them, by name. Default: those that were added.
-
-        Raises:
-            ValueError: see `RetrievalTask`.
+        Make the task. `pages` are candidates that are not in memory: their ids, the inputs, and the sizes in bytes of
+        the files that hold them, by name. Default: those that were added.
         """
         task = self.task
         ids, inputs, sizes = pages or (list(self._candidates), list(self._candidates.values()), {})
@@ -150,7 +133,7 @@ class TaskBuilder:
         )
 
     def _digest(self, candidate_ids: Sequence[str], candidates: Sequence[Any], sizes: Mapping[str, int]) -> str:
-        """Of all that is asked, and of the names and sizes of the files that it is asked about; these are not read."""
+        """Digest all that is asked, and the names and sizes of the files it is asked about, which are not read."""
         digest = blake2b(digest_size=32)
         root = f"{self.folder}/"
 
@@ -178,7 +161,7 @@ class TaskBuilder:
 
 def plain(text: str | None) -> str:
     """
-    A text of the annotations without the picture's placeholder and the space around it.
+    Strip a text of the annotations of the picture's placeholder and the space around it.
 
     >>> plain("<|image_1|>\\nRepresent the given image.\\n")
     'Represent the given image.'

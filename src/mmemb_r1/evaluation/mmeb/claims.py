@@ -1,4 +1,4 @@
-"""What scores allow one to say: a mean over tasks is a claim about all of them, and refused where one is missing."""
+"""Compute means over MMEB's tasks: such a mean is a claim about all of them, and refused where one is missing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from mmemb_r1.evaluation.mmeb.catalogue import GROUPS, NUM_TASKS, OLD_PAGES, TAS
 
 
 class TaskScore(NamedTuple):
-    """
-    A task's result.
-
-    Attributes:
-        score: its main metric, from 0 to 1.
-        num_queries: over how many queries.
-    """
+    """Holds a task's main metric, from 0 to 1, and over how many queries it was measured."""
 
     score: float
     num_queries: int
@@ -24,11 +18,7 @@ class TaskScore(NamedTuple):
 
 def scores_of(results: Mapping[str, Any], mode: str) -> dict[str, TaskScore]:
     """
-    The MMEB-V2 scores of one reasoning mode in the results of `evaluate`.
-
-    Args:
-        results: with `tasks`, per task `n` and `modes`; tasks of other benchmarks are an error.
-        mode: say `"auto"`.
+    Take the MMEB-V2 scores of one reasoning mode out of results.
 
     Raises:
         ValueError: if a task is unknown, was scored by another metric than its own, or lacks the mode.
@@ -46,11 +36,10 @@ def scores_of(results: Mapping[str, Any], mode: str) -> dict[str, TaskScore]:
 
 def overall(scores: Mapping[str, TaskScore]) -> float:
     """
-    MMEB-V2's overall: the plain mean over its 78 tasks, whatever their groups and sizes.
+    Compute MMEB-V2's overall: the plain mean over its 78 tasks, whatever their groups and sizes.
 
-    Args:
-        scores: per task. Either both page tasks of the out-of-domain group are the fixed ones, or both are the old
-            ones. Variants that don't count are left aside.
+    Either both page tasks of the out-of-domain group are the fixed ones, or both are the old ones. Variants that don't
+    count are left aside.
 
     Raises:
         ValueError: if a task is missing, has another number of queries than MMEB-V2 or an impossible score, old and
@@ -59,30 +48,28 @@ def overall(scores: Mapping[str, TaskScore]) -> float:
     return _mean(scores, tuple(TASKS), "overall")
 
 
-def group_mean(scores: Mapping[str, TaskScore], group: str) -> float:
-    """
-    The plain mean over the tasks of a modality (`"video"`) or a meta-task (`"image/qa"`), with the same checks.
+def overall_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the `overall` of each mode of a run, or say under `refused` why there is none."""
+    try:
+        return {mode: overall(scores_of(results, mode)) for mode in results["config"]["modes"]}
+    except ValueError as error:  # of a run of some tasks or queries, which says so
+        return {"refused": str(error)}
 
-    Raises:
-        ValueError: as `overall` does, for the tasks of the group; or if there is no such group.
-    """
+
+def group_mean(scores: Mapping[str, TaskScore], group: str) -> float:
+    """Average over the tasks of a modality (`"video"`) or a meta-task (`"image/qa"`); checks as in [`overall`]."""
     return _mean(scores, group_named(group), group)
 
 
 def group_means(scores: Mapping[str, TaskScore]) -> dict[str, float]:
-    """
-    The means of those modalities and meta-tasks that are complete; `group_mean` says why another one is not there.
-
-    Raises:
-        ValueError: if a score is impossible, old and fixed page tasks are mixed, or a name is unknown.
-    """
+    """Average over every modality and meta-task that is complete; `group_mean` says why another one is not there."""
     _check(scores)
     return {group: _mean(scores, names, group) for group, names in GROUPS.items() if not _obstacles(scores, names)}
 
 
 def page_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
     """
-    The names in use -> those of the page tasks that are meant by them: the old ones if these are there.
+    Map the names in use to those of the page tasks that are meant by them: the old ones if these are there.
 
     Raises:
         ValueError: if fixed ones are there, too.
@@ -114,7 +101,7 @@ def _check(scores: Mapping[str, TaskScore]) -> None:
 
 
 def _obstacles(scores: Mapping[str, TaskScore], names: Sequence[str]) -> list[str]:
-    """Why there is no mean of these tasks, known by their names in use."""
+    """List why there is no mean of these tasks, known by their names in use."""
     renamed = page_names(scores)
     meant = [renamed.get(name, name) for name in names]
     obstacles = []

@@ -1,4 +1,4 @@
-"""A task's data from the Hub, for whoever asks for them: into a folder that `load_tasks` reads."""
+"""Download a task's data from the Hub, for whoever asks for them, into a folder that `load_tasks` reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, noted_revision, revision_note
 from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask, task_named
-from mmemb_r1.runs import claim, claimed
+from mmemb_r1.runs import check_run, record_run
 
 MEDIA_REPOSITORY = "TIGER-Lab/MMEB-V2"
 ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos beside them are not wanted
@@ -24,7 +24,7 @@ ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos
 @dataclass(frozen=True)
 class Archive:
     """
-    Pictures or frames of several tasks.
+    Names an archive of pictures or frames of several tasks.
 
     Attributes:
         parts: files of the repository that make it when put one after the other.
@@ -78,7 +78,7 @@ def download_task(
         note.unlink(missing_ok=True)  # of a copy that was removed
     commit = _commit(task.dataset, revision or (noted_revision(task, root) if place.is_dir() else None))
     mend = f"Remove {place}, or ask for the revision that is there."
-    claim(note, {"revision": commit}, what=str(place), mend=mend)
+    record_run(note, {"revision": commit}, what=str(place), hint=mend)
     with explained(task.dataset, revision):
         snapshot_download(
             task.dataset, repo_type="dataset", revision=commit, local_dir=place, allow_patterns=list(ANNOTATIONS)
@@ -89,7 +89,7 @@ def download_task(
 
 
 def archive_of(task: MMEBTask) -> Archive | None:
-    """The archive that holds a task's pictures or frames; `None` where these are among the annotations."""
+    """Find the archive of a task's pictures or frames; `None` where these are among the annotations."""
     return next((archive for archive in ARCHIVES if f"{task.media}/".startswith(f"{archive.folder}/")), None)
 
 
@@ -108,7 +108,7 @@ def _download_archive(archive: Archive, root: Path) -> None:
 
     target = root / archive.folder
     note, facts = target / ".unpacked.json", {"archive": list(archive.parts)}
-    if claimed(note, facts):
+    if check_run(note, facts):
         return
     commit = _commit(MEDIA_REPOSITORY)
     with explained(MEDIA_REPOSITORY):
@@ -117,17 +117,13 @@ def _download_archive(archive: Archive, root: Path) -> None:
             for part in archive.parts
         ]
     unpack(files, target, archive.top)
-    claim(note, facts)
+    record_run(note, facts)
 
 
 def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:
     """
-    Unpack a gzipped tar archive, or one that was cut into parts. Files that are there in full are left as they are.
-
-    Args:
-        parts: its files, in order.
-        target: the folder to fill; made if it is not there.
-        top: folder inside that all is in, and that is left out.
+    Unpack a gzipped tar archive, given as its parts in order, without the folder `top` that all is in. Files that are
+    there in full are left as they are.
 
     Raises:
         ValueError: if it is no such archive, it was cut short, or it holds something that is to land outside of
@@ -154,7 +150,7 @@ def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:
 
 @contextmanager
 def _joined(parts: Sequence[Path]) -> Iterator[IO[bytes]]:
-    """The files one after the other, with a bar on standard error of how far they were read."""
+    """Open the files one after the other, with a bar on standard error of how far they were read."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -166,7 +162,7 @@ def _joined(parts: Sequence[Path]) -> Iterator[IO[bytes]]:
 
 
 class _Parts(io.RawIOBase):
-    """Several files that read like one."""
+    """Reads several files like one."""
 
     def __init__(self, parts: Sequence[Path], advance: Callable[[int], None]) -> None:
         self._paths, self._advance = iter(parts), advance

@@ -1,5 +1,5 @@
 """
-The image annotations: rows of a query and its own candidates, of which the first is right.
+Read the image annotations: rows of a query and its own candidates, of which the first is right.
 
     qry_inst, qry_text, qry_img_path, tgt_inst, tgt_text: [...], tgt_img_path: [...]
 """
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from mmemb_r1.evaluation.mmeb.annotations import read_rows
+from mmemb_r1.evaluation.mmeb.annotations import read_annotations
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder, plain
 
 QUERY_COLUMNS = ("qry_inst", "qry_text", "qry_img_path", "tgt_text")
 
 
 def read_image_text(builder: TaskBuilder) -> None:
-    """Candidates are texts: labels, answers, captions. They have no instruction."""
+    """Read rows whose candidates are texts: labels, answers, captions. They have no instruction."""
 
     @cache  # a million candidates, of which a few thousand are different
     def add(text: str) -> str:
@@ -31,7 +31,7 @@ def read_image_text(builder: TaskBuilder) -> None:
 
 
 def read_image_image(builder: TaskBuilder) -> None:
-    """Candidates are pictures, some with a text: two objects of one picture are two candidates."""
+    """Read rows whose candidates are pictures, some with a text: two objects of one picture are two candidates."""
 
     @cache
     def add(path: str, text: str, instruction: str) -> str:
@@ -50,7 +50,7 @@ def read_image_image(builder: TaskBuilder) -> None:
 
 
 def _queries(builder: TaskBuilder, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    for number, row in enumerate(read_rows(builder.task, builder.folder, builder.task.config, columns)):
+    for number, row in enumerate(read_annotations(builder.task, builder.folder, builder.task.config, columns)):
         text, path = plain(row["qry_text"]), row["qry_img_path"]
         if not text and not path:
             raise builder.error(str(number), "it has neither a text (qry_text) nor a picture (qry_img_path)")

@@ -1,4 +1,4 @@
-"""Tasks of a local copy: which are there, and each of them read when it is asked for."""
+"""Find the tasks of a local copy, and read each of them when it is asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, overload
 from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, data_files
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder
 from mmemb_r1.evaluation.mmeb.catalogue import TASKS, VARIANTS, MMEBTask, select
+from mmemb_r1.evaluation.mmeb.claims import overall_of
 from mmemb_r1.evaluation.mmeb.image import read_image_image, read_image_text
 from mmemb_r1.evaluation.mmeb.video import (
     QUESTIONS,
@@ -21,7 +22,7 @@ from mmemb_r1.evaluation.mmeb.video import (
     read_video_search,
 )
 from mmemb_r1.evaluation.mmeb.visdoc import read_beir
-from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource
 
 NUM_FRAMES = 8  # of a video, as in the benchmark's own evaluation
 READERS: Mapping[str, Callable[[TaskBuilder], Any]] = {
@@ -37,10 +38,18 @@ READERS: Mapping[str, Callable[[TaskBuilder], Any]] = {
 }
 
 
+def read_mmeb_tasks(
+    folder: str | os.PathLike[str], *, names: Iterable[str] | None = None, num_frames: int | None = None
+) -> TaskSource:
+    """Read the tasks of a local copy when their turn comes, see `load_tasks`; `num_frames` is noted where given."""
+    given = {} if num_frames is None else {"num_frames": num_frames}
+    return TaskSource(load_tasks(folder, names, **given), {"dataset": "MMEB-V2", **given}, overall_of)
+
+
 def find_tasks(folder: str | os.PathLike[str]) -> list[str]:
     """
-    Names of the tasks and variants whose annotations are in a local copy, in the catalogue's order. Pictures and
-    frames are not looked for.
+    List the tasks and variants whose annotations are in a local copy, in the catalogue's order. Pictures and frames
+    are not looked for.
 
     Args:
         folder: root of the copy, see `load_tasks`.
@@ -56,7 +65,7 @@ def load_tasks(
     folder: str | os.PathLike[str], names: Iterable[str] | None = None, *, num_frames: int = NUM_FRAMES
 ) -> LocalTasks:
     """
-    The tasks of a local copy of MMEB-V2. The folder holds
+    Load the tasks of a local copy of MMEB-V2. The folder holds
 
         annotations/<owner>/<dataset>/    copies of the Hub datasets of the annotations, each with its README.md;
                                           `<modality>-tasks/<dataset>/` is looked at, too
@@ -98,7 +107,7 @@ def load_tasks(
 
 class LocalTasks(Sequence[RetrievalTask]):
     """
-    What `load_tasks` returns.
+    Reads the tasks of a local copy, each when it is asked for.
 
     Attributes:
         names: of the tasks, in order.
@@ -131,7 +140,7 @@ def _existing(folder: str | os.PathLike[str]) -> Path:
 
 
 def _has_annotations(task: MMEBTask, folder: Path) -> bool:
-    """Whether they are there; an error if only some are."""
+    """Say whether they are there; raise an error if only some are."""
     if not any(place.is_dir() for place in annotation_folders(task, folder)):
         return False
     try:

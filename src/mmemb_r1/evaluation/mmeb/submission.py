@@ -1,4 +1,4 @@
-"""The file that the leaderboard of MMEB takes, made from results and checked."""
+"""Make the file that the leaderboard of MMEB takes from results, and check it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _METRIC = re.compile(r"(hit|ndcg_linear|ndcg_exponential|precision|recall|f1|map
 
 def submission(results: Mapping[str, Any], mode: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The leaderboard's JSON of a complete run.
+    Make the leaderboard's JSON of a complete run.
 
     Args:
         results: of `evaluate`, over all 78 tasks. The page tasks go under the names that they have there: fixed ones
@@ -63,18 +63,13 @@ def submission(results: Mapping[str, Any], mode: str, metadata: Mapping[str, Any
         }
     filled = {"data_source": "Self-Reported", **metadata}
     filled = {key: filled[key] for key in [*METADATA, *filled] if key in filled}  # in the usual order
-    made = {"metadata": {**filled, GENERATED: datetime.now(timezone.utc).isoformat()}, "metrics": metrics}
+    made = {"metadata": {**filled, GENERATED: datetime.now(UTC).isoformat()}, "metrics": metrics}
     validate_submission(made)
     return made
 
 
 def check_tasks(names: Collection[str]) -> None:
-    """
-    Refuse tasks that no submission comes of, before they are run.
-
-    Raises:
-        ValueError: if one of the 78 is not among them, or old and fixed page tasks are mixed.
-    """
+    """Refuse tasks that no submission comes of, before they are run: one is missing, or old and fixed are mixed."""
     renamed = page_names(dict.fromkeys(names))
     needed = [renamed.get(name, name) for name in TASKS]
     if missing := [name for name in needed if name not in names]:
@@ -84,13 +79,8 @@ def check_tasks(names: Collection[str]) -> None:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """
-    Refuse metadata that can't be submitted, before anything is run. Not all of them have to be there.
-
-    Raises:
-        ValueError: that lists all that are unknown or of the wrong type.
-    """
-    now = datetime.now(timezone.utc).isoformat()
+    """Refuse metadata that are unknown or of the wrong type, before anything is run; some may be missing."""
+    now = datetime.now(UTC).isoformat()
     whole = {**dict.fromkeys(METADATA), "model_name": "any", GENERATED: now, **metadata}
     if problems := _metadata_problems(whole):
         raise ValueError(_listed(problems))
@@ -98,10 +88,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
 
 def validate_submission(submission: Any) -> None:
     """
-    Check a file of the leaderboard: its fields, all 78 tasks under matching names, counts and ranges.
-
-    Args:
-        submission: the parsed JSON.
+    Check the parsed JSON of a submission: its fields, all 78 tasks under matching names, counts and ranges.
 
     Raises:
         ValueError: that lists all that is wrong.

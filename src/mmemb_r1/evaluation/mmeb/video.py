@@ -1,28 +1,31 @@
-"""The video annotations. A video is a folder of frames; how its columns are called, each dataset says itself."""
+"""Read the video annotations. A video is a folder of frames; each dataset names its columns itself."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from mmemb_r1.evaluation.mmeb.annotations import read_rows
+from mmemb_r1.evaluation.mmeb.annotations import read_annotations
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder
 from mmemb_r1.evaluation.mmeb.catalogue import MVBENCH
-from mmemb_r1.evaluation.mmeb.labels import LABELS
 
+# The classes of four datasets, as their annotations write them: candidates even where no video shows them.
+LABELS: Mapping[str, list[str]] = json.loads(files(__package__).joinpath("labels.json").read_text(encoding="utf-8"))
 NUM_CLIPS = 10  # that a moment competes among
 
 
 def _rows(builder: TaskBuilder, *columns: str) -> list[dict[str, Any]]:
     task = builder.task
-    rows = read_rows(task, builder.folder, task.config, columns)
+    rows = read_annotations(task, builder.folder, task.config, columns)
     return rows[: task.num_queries] if task.first_rows else rows
 
 
 def read_video_labels(builder: TaskBuilder) -> None:
-    """Which of all the dataset's classes a video shows: `video_id`, `pos_text`."""
+    """Read which of all the dataset's classes a video shows: `video_id`, `pos_text`."""
     labels = {label: builder.candidate(label, text=label) for label in LABELS[builder.task.name]}
     for number, row in enumerate(_rows(builder, "video_id", "pos_text")):
         if row["pos_text"] not in labels:
@@ -32,7 +35,7 @@ def read_video_labels(builder: TaskBuilder) -> None:
 
 
 def read_video_choices(builder: TaskBuilder) -> None:
-    """Which of its row's classes a video shows: `video_id`, `pos_text`, and all of them in `neg_text`."""
+    """Read which of its row's classes a video shows: `video_id`, `pos_text`, and all of them in `neg_text`."""
     for number, row in enumerate(_rows(builder, "video_id", "pos_text", "neg_text")):
         pool = [builder.candidate(text, text=text) for text in row["neg_text"]]
         if row["pos_text"] not in row["neg_text"]:
@@ -42,7 +45,7 @@ def read_video_choices(builder: TaskBuilder) -> None:
 
 
 def read_video_search(builder: TaskBuilder) -> None:
-    """Which of all videos a text tells of; of several captions the first."""
+    """Read which of all videos a text tells of; of several captions the first."""
     columns = builder.task.columns
     video_column, text_column = columns.get("video", columns.get("file", "")), columns["text"]
     for number, row in enumerate(_rows(builder, video_column, text_column)):
@@ -56,9 +59,9 @@ def read_video_search(builder: TaskBuilder) -> None:
         builder.query(str(number), {"text": text.strip()}, [right], {right: 1.0}, video)
 
 
-class Question(NamedTuple):
+class VideoQuestion(NamedTuple):
     """
-    What a row of a dataset of questions says.
+    Holds what a row of a dataset of questions says.
 
     Attributes:
         video: folder of its frames.
@@ -73,39 +76,39 @@ class Question(NamedTuple):
     right: Sequence[int]
 
 
-def _nextqa(row: Mapping[str, Any]) -> Question:
+def _nextqa(row: Mapping[str, Any]) -> VideoQuestion:
     options = [row[f"a{number}"] for number in range(5)]
     text, _ = _lettered(row["question"], options)
-    return Question(str(row["video"]), text, options, [_place(row["answer"], options)])
+    return VideoQuestion(str(row["video"]), text, options, [_place(row["answer"], options)])
 
 
-def _mvbench(row: Mapping[str, Any]) -> Question:
+def _mvbench(row: Mapping[str, Any]) -> VideoQuestion:
     text, options = _lettered(row["question"], row["candidates"])
     right = [place for place, option in enumerate(row["candidates"]) if option == row["answer"]]
-    return Question(f"{row['subset']}/{row['video']}", text, options, right)
+    return VideoQuestion(f"{row['subset']}/{row['video']}", text, options, right)
 
 
-def _video_mme(row: Mapping[str, Any]) -> Question:
+def _video_mme(row: Mapping[str, Any]) -> VideoQuestion:
     options = row["options"]
     text = "\n".join([row["question"], *options])
-    return Question(str(row["videoID"]), text, _unlettered(options), [_place(row["answer"], options)])
+    return VideoQuestion(str(row["videoID"]), text, _unlettered(options), [_place(row["answer"], options)])
 
 
-def _egoschema(row: Mapping[str, Any]) -> Question:
+def _egoschema(row: Mapping[str, Any]) -> VideoQuestion:
     options = row["option"]
     text = "\n".join([row["question"], *options])
-    return Question(str(row["video_idx"]), text, _unlettered(options), [_place(row["answer"], options)])
+    return VideoQuestion(str(row["video_idx"]), text, _unlettered(options), [_place(row["answer"], options)])
 
 
-def _activitynetqa(row: Mapping[str, Any]) -> Question:
+def _activitynetqa(row: Mapping[str, Any]) -> VideoQuestion:
     options = ["yes", "no"]
     right = [place for place, option in enumerate(options) if option == row["answer"]]
-    return Question(f"v_{row['video_name']}", f"{row['question'].rstrip('? ')}? (A) yes; (B) no.", options, right)
+    return VideoQuestion(f"v_{row['video_name']}", f"{row['question'].rstrip('? ')}? (A) yes; (B) no.", options, right)
 
 
 def _lettered(question: str, options: Sequence[str]) -> tuple[str, list[str]]:
     """
-    A question with its options, and the options, all with letters.
+    Write a question with its options, and the options, all with letters.
 
     >>> _lettered("Who?", ["he", "she"])
     ('Who?\\nOptions:\\n(A) he\\n(B) she', ['(A) he', '(B) she'])
@@ -116,7 +119,7 @@ def _lettered(question: str, options: Sequence[str]) -> tuple[str, list[str]]:
 
 def _unlettered(options: Sequence[str]) -> list[str]:
     """
-    Options without the letters and the full stops around them.
+    Strip options of their letters and the full stops around them.
 
     >>> _unlettered(["A. In the kitchen.", "B. 3.5"])
     ['In the kitchen', '3.5']
@@ -126,7 +129,7 @@ def _unlettered(options: Sequence[str]) -> list[str]:
 
 def _place(answer: Any, options: Sequence[str]) -> int:
     """
-    Which option an answer names by its letter or its number from 0; -1 if none of them.
+    Find which option an answer names by its letter or its number from 0; -1 if none of them.
 
     >>> _place("B", ["x", "y"]), _place("1", ["x", "y"]), _place(7, ["x", "y"])
     (1, 1, -1)
@@ -136,7 +139,7 @@ def _place(answer: Any, options: Sequence[str]) -> int:
     return place if 0 <= place < len(options) else -1
 
 
-QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Question], tuple[str, ...]]] = {
+QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], VideoQuestion], tuple[str, ...]]] = {
     "nextqa": (_nextqa, ("video", "question", "answer", "a0", "a1", "a2", "a3", "a4")),
     "mvbench": (_mvbench, ("video", "question", "answer", "candidates")),
     "video-mme": (_video_mme, ("videoID", "question", "options", "answer")),
@@ -146,7 +149,7 @@ QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Question], tuple[str
 
 
 def read_video_questions(builder: TaskBuilder) -> None:
-    """Which of its row's answers is right, seen the video."""
+    """Read which of its row's answers is right, seen the video."""
     parse, columns = QUESTIONS[builder.task.layout]
     for query_id, row in _numbered(builder, columns):
         video, text, options, right = parse(row)
@@ -165,14 +168,14 @@ def _numbered(builder: TaskBuilder, columns: Sequence[str]) -> list[tuple[str, d
     return [
         (f"{subset}/{number}", {**row, "subset": subset})
         for subset in MVBENCH
-        for number, row in enumerate(read_rows(builder.task, builder.folder, subset, columns))
+        for number, row in enumerate(read_annotations(builder.task, builder.folder, subset, columns))
     ]
 
 
 def read_moments(builder: TaskBuilder) -> None:
     """
-    Which clip of a video a text tells of: `query`, `video_path`. In the video's folder are folders of frames: `query`
-    holds the whole video, `positive*` the right clip, all the others wrong ones.
+    Read which clip of a video a text tells of: `query`, `video_path`. In the video's folder are folders of frames:
+    `query` holds the whole video, `positive*` the right clip, all the others wrong ones.
     """
     odd = []
     for number, row in enumerate(_rows(builder, "query", "video_path")):
@@ -198,8 +201,8 @@ SEEK_VIDEO = "Find the clip that corresponds to the given sentence and video seg
 
 def read_momentseeker(builder: TaskBuilder) -> None:
     """
-    Which clips a text tells of, alone or with a picture or a video: `query`, `input_frames`, and the paths of clips in
-    `positive_frames` and `negative_frames`. Several clips may be right.
+    Read which clips a text tells of, alone or with a picture or a video: `query`, `input_frames`, and the paths of
+    clips in `positive_frames` and `negative_frames`. Several clips may be right.
     """
     columns = ("query", "input_frames", "positive_frames", "negative_frames")
     for number, row in enumerate(_rows(builder, *columns)):
@@ -229,7 +232,7 @@ def _clip(builder: TaskBuilder, query_id: str, clip: Mapping[str, Any]) -> str:
 
 def _clip_folder(path: str) -> str:
     """
-    Where the frames of a clip are.
+    Say where the frames of a clip are.
 
     >>> _clip_folder("videos/ego_19/334.00_338.00.mp4")
     'video_frames/videos_ego_19_334.00_338.00'

@@ -1,5 +1,5 @@
 """
-The visual-document annotations, three tables as in BEIR: `queries`, `corpus`, `qrels`.
+Read the visual-document annotations, three tables as in BEIR: `queries`, `corpus`, `qrels`.
 
 Pages are pictures inside the corpus' Parquet files, or files named after their ids beside it.
 """
@@ -15,7 +15,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.evaluation.mmeb.annotations import data_files, read_rows, readable
+from mmemb_r1.evaluation.mmeb.annotations import data_files, read_annotations, readable
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder
 
 if TYPE_CHECKING:
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 def read_beir(builder: TaskBuilder) -> tuple[Sequence[str], Sequence[Any], Mapping[str, int]]:
-    """Which pages of a corpus answer a question, and how well. Returns the pages as `TaskBuilder.build` takes them."""
+    """Read which pages of a corpus answer a question, and how well; return the pages for `TaskBuilder.build`."""
     task, folder = builder.task, builder.folder
-    queries = read_rows(task, folder, "queries", ("query-id", "query", *(["language"] if task.language else [])))
-    grades = _grades(read_rows(task, folder, "qrels", ("query-id", "corpus-id", "score")))
+    queries = read_annotations(
+        task, folder, "queries", ("query-id", "query", *(["language"] if task.language else []))
+    )
+    grades = _grades(read_annotations(task, folder, "qrels", ("query-id", "corpus-id", "score")))
     ids, pages, sizes = _corpus(builder)
     known = set(ids)
     for row in queries:
@@ -47,7 +49,7 @@ def read_beir(builder: TaskBuilder) -> tuple[Sequence[str], Sequence[Any], Mappi
 
 def _grades(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """
-    Query -> page -> grade; of several grades the highest, none of those that are not above 0.
+    Collect query -> page -> grade: of several grades the highest, none of those that are not above 0.
 
     >>> _grades([{"query-id": 1, "corpus-id": "a", "score": 1}, {"query-id": 1, "corpus-id": "a", "score": 2}])
     {'1': {'a': 2.0}}
@@ -86,7 +88,7 @@ def _corpus(builder: TaskBuilder) -> tuple[list[str], Sequence[Any], dict[str, i
 
 def page_file(corpus_id: str, meta_task: str) -> str:
     """
-    Name of the file of a page that lies beside the corpus. VisRAG's ids are names of files, too long ones among them.
+    Name the file of a page that lies beside the corpus. VisRAG's ids are names of files, too long ones among them.
 
     >>> page_file("12", "visdoc/ood"), page_file("a.jpg", "visdoc/visrag")
     ('12.png', 'a_39465969.jpg')
@@ -98,7 +100,7 @@ def page_file(corpus_id: str, meta_task: str) -> str:
 
 
 def _without_copies(builder: TaskBuilder, ids: list[str], pages: Pages) -> tuple[list[str], Pages]:
-    """Pages of one id that are the same picture are one page; if they differ, nobody knows which one is meant."""
+    """Merge pages of one id that are the same picture; if they differ, nobody knows which one is meant."""
     first: dict[str, int] = {}
     for row, one in enumerate(ids):
         if first.setdefault(one, row) != row and pages[row] != pages[first[one]]:
@@ -112,7 +114,7 @@ def _without_copies(builder: TaskBuilder, ids: list[str], pages: Pages) -> tuple
 
 class Pages(Sequence[dict[str, bytes]]):
     """
-    Pages of a corpus as inputs of `encode`, read from Parquet when asked for: a row group at a time.
+    Reads pages of a corpus as inputs of `encode` from Parquet when asked for: a row group at a time.
 
     Args:
         files: with a column `image` of `{"bytes", "path"}`, as `datasets` writes pictures.
@@ -142,7 +144,7 @@ class Pages(Sequence[dict[str, bytes]]):
         self._read: tuple[int, list[Any]] = (-1, [])
 
     def take(self, rows: Sequence[int]) -> Pages:
-        """The same files, some of the rows."""
+        """Keep some of the rows."""
         return Pages(self._files, self._name, [self._rows[row] for row in rows])
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The reports of a run, written beside its results."""
+"""Write the reports of a run beside its results."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""A run's results as one HTML page that opens without a network: tables with intervals, plots, examples, notes."""
+"""Write a run's results as one HTML page that opens without a network: tables with intervals, plots, examples."""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,26 +13,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.invocation import gate_quality, invocation_curve, judge_choice
+from mmemb_r1.evaluation.invocation import Answers, choice_scores, gate_quality, invocation_curve, judge_choice
 from mmemb_r1.evaluation.report import html_tables as tables
 from mmemb_r1.evaluation.report import plots
-from mmemb_r1.evaluation.report.answers import FIXED, RunAnswers, read_answers
-from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, load_results, read_rows, rows_path
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_query_rows, rows_path
+from mmemb_r1.evaluation.tasks import ALL
 from mmemb_r1.runs import replaced_file
 
 MAX_PANELS = 6  # groups that get plots of their own; more would say less
 MAX_TASKS = 20  # in one plot
 EXAMPLES, MAX_CHARACTERS = 8, 600
+FIXED = ("never", "always")
 
 
 def write_html(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """
-    Write the report of a run, one file that needs no other.
-
-    Args:
-        run: the folder that `run_evaluation` filled: `results.json` and a file of rows per task and mode.
-        path: of the page.
+    Write the report of a run's folder, one file that needs no other.
 
     Raises:
         ValueError: if the folder holds no results, rows are missing or damaged, or modes are not of the same queries.
@@ -42,7 +40,7 @@ def write_html(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Non
 
 
 def render_html(run: str | os.PathLike[str]) -> str:
-    """The page of [`write_html`]."""
+    """Render the page of [`write_html`]."""
     try:
         import jinja2
     except ImportError as error:
@@ -61,12 +59,12 @@ def render_html(run: str | os.PathLike[str]) -> str:
         style=_data("report.css"),
         title=f"Evaluation of {results['config'].get('model', 'a model')}",
         config=results["config"],
-        facts=tables.facts(results),
+        facts=tables.run_facts(results),
         overall=_overall(results),
         modes=tables.modes_of(results),
         figures=tables.key_figures(results),
-        summary=tables.scores(results, results["summary"], "group"),
-        tasks=tables.scores(results, results["tasks"], "task"),
+        summary=tables.score_table(results, results["summary"], "group"),
+        tasks=tables.score_table(results, results["tasks"], "task"),
         task_plots=_task_plots(results),
         choice=_choice_part(results, answers),
         examples=list(_examples(run, results)),
@@ -81,7 +79,7 @@ def _data(name: str) -> str:
 
 
 def _overall(results: Results) -> dict[str, Any] | None:
-    """What MMEB results say of all 78 tasks: a score per mode, or why there is none."""
+    """Lay out the overall of a benchmark: a score per mode, or why there is none."""
     overall = results.get("overall")
     if not overall:
         return None
@@ -91,7 +89,7 @@ def _overall(results: Results) -> dict[str, Any] | None:
 
 
 def _panels(results: Results) -> dict[str, set[str]]:
-    """All tasks and the tasks of every main group, name -> tasks; main are those of the first kind of group."""
+    """Collect name -> tasks of all tasks and of every main group, one of the first kind of group."""
     panels: dict[str, set[str]] = {ALL: set(results["tasks"])}
     for name in tables.ordered_tasks(results):
         for group in list(results["tasks"][name]["groups"].values())[:1]:
@@ -113,7 +111,7 @@ def _mode_scores(entry: Mapping[str, Any], modes: Sequence[str]) -> dict[str, pl
 
 
 def _task_plots(results: Results) -> list[str]:
-    """A plot per main group; a large one is cut into several of equal height."""
+    """Plot the tasks of each main group; a large one is cut into several of equal height."""
     modes = tables.modes_of(results)
     panels = {name: tasks for name, tasks in _panels(results).items() if name != ALL} or _panels(results)
     plotted = []
@@ -126,7 +124,7 @@ def _task_plots(results: Results) -> list[str]:
 
 
 def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]:
-    """Everything that compares modes query by query."""
+    """Collect everything that compares modes query by query."""
     if answers is None:
         missing = [mode for mode in FIXED if mode not in results["config"]["modes"]]
         return {"missing": missing}
@@ -142,7 +140,7 @@ def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]
         "has_gate": has_gate,
         "decided": decided,
         "timed": timed,
-        "table": tables.choices(judged, gates, decided),
+        "table": tables.choice_table(judged, gates, decided),
         "invocation": [
             plots.invocation_plot(
                 tables.group_name(panel),
@@ -158,12 +156,12 @@ def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]
             for panel in (parts if timed else ())
         ],
         "gaps": list(_gap_plots(parts)),
-        "points": tables.points(curves[ALL] or []),
+        "points": tables.curve_table(curves[ALL] or []),
     }
 
 
 def _decisions(part: RunAnswers) -> npt.NDArray[np.bool_]:
-    """What `auto` decided; if it was not run, that nothing thinks."""
+    """Take what `auto` decided; if it was not run, that nothing thinks."""
     return np.zeros(len(part.answers.task), bool) if part.thinks is None else part.thinks
 
 
@@ -177,19 +175,19 @@ def _gap_plots(parts: Mapping[str, RunAnswers]) -> Iterator[str]:
 
 
 def _examples(run: str | os.PathLike[str], results: Results) -> Iterator[dict[str, Any]]:
-    """Thoughts of some tasks, at places that nothing of their results decides."""
+    """Yield rationales of some tasks, at places that nothing of their results decides."""
     mode = next((mode for mode in ("always", "auto") if mode in results["config"]["modes"]), None)
     names = tables.ordered_tasks(results)
     places = np.linspace(0, len(names) - 1, min(EXAMPLES, len(names))).round().astype(int).tolist()
     for step, name in enumerate(names[place] for place in places if mode):
-        rows = read_rows(rows_path(run, name, str(mode)))
+        rows = read_query_rows(rows_path(run, name, str(mode)))
         there = [row for row, text in enumerate(rows["rationale"]) if text]
         if not there:
             continue
         row = there[(7 * step + 5) % len(there)]
         direct = None
         if "never" in results["config"]["modes"]:
-            before = read_rows(rows_path(run, name, "never"))
+            before = read_query_rows(rows_path(run, name, "never"))
             direct = dict(zip(before["query_id"], before["rank"], strict=True)).get(rows["query_id"][row])
         yield {
             "task": name,
@@ -201,3 +199,89 @@ def _examples(run: str | os.PathLike[str], results: Results) -> Iterator[dict[st
             "rank_direct": None if direct is None else int(direct),
             "rank": int(rows["rank"][row]),
         }
+
+
+@dataclass(frozen=True)
+class RunAnswers:
+    """
+    Holds all queries of a run.
+
+    Args:
+        answers: of N queries.
+        thinks: `(N,)` for which of them `auto` thought. `None` if it was not run.
+        strays: for how many of them the score of `auto` is not that of the fixed mode which it chose. More than a few
+            means that it thought several times, or not with the options of `always`.
+    """
+
+    answers: Answers
+    thinks: npt.NDArray[np.bool_] | None
+    strays: int
+
+    def of_tasks(self, names: set[str]) -> RunAnswers:
+        """Keep the queries of some tasks. `strays` stays that of the run."""
+        where = np.isin(self.answers.task, sorted(names))
+        return RunAnswers(self.answers.where(where), None if self.thinks is None else self.thinks[where], self.strays)
+
+
+def read_answers(run: str | os.PathLike[str], results: Results) -> RunAnswers | None:
+    """
+    Read a run's rows of `never`, `always` and, where it was run, `auto`; `None` if it lacks a fixed mode, for nothing
+    can be said of a choice between them then.
+
+    Raises:
+        ValueError: if a file of rows is missing or damaged, or the modes are not of the same queries.
+    """
+    modes = results["config"]["modes"]
+    if not set(FIXED) <= set(modes):
+        return None
+    columns: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+    for task, result in results["tasks"].items():
+        rows = read_modes(run, task, [*FIXED, *(["auto"] if "auto" in modes else [])])
+        for name, values in _columns(task, rows, result["modes"]).items():
+            columns[name].append(values)
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    thinks, auto = joined.pop("thinks", None), joined.pop("auto", None)
+    for name in ("gate_prob", "seconds_never", "seconds_always"):
+        if np.isnan(joined[name]).any():  # there is no gate; all vectors came from a cache
+            del joined[name]
+    answers = Answers(**joined)
+    strays = 0
+    if thinks is not None and auto is not None:
+        strays = int((~np.isclose(choice_scores(answers, thinks), auto)).sum())
+    return RunAnswers(answers, thinks, strays)
+
+
+def read_modes(run: str | os.PathLike[str], task: str, modes: Sequence[str]) -> dict[str, Columns]:
+    """Read the rows of several modes of a task, all in the order of the first one's queries."""
+    found = {mode: read_query_rows(rows_path(run, task, mode)) for mode in modes}
+    ids = found[modes[0]]["query_id"]
+    for mode in modes[1:]:
+        place = {query: row for row, query in enumerate(found[mode]["query_id"])}
+        if different := set(ids) ^ set(place):
+            raise ValueError(
+                f"{task}: {modes[0]} and {mode} are not of the same queries; {len(different)} are in one of them only,"
+                f" say {min(different)!r}. Remove {rows_path(run, task, mode).with_suffix('.json')} and evaluate"
+                " again: only what it held is measured again."
+            )
+        order = [place[query] for query in ids]
+        found[mode] = {name: values[order] for name, values in found[mode].items()}
+    return found
+
+
+def _columns(task: str, rows: Mapping[str, Columns], numbers: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    never, always = (rows[mode] for mode in FIXED)
+    queries = len(never["score"])
+    columns = {
+        "task": np.full(queries, task, object),
+        "cluster": never["cluster"],
+        "never": never["score"],
+        "always": always["score"],
+        "tokens": always["num_reasoning_tokens"],
+        "gate_prob": never["gate_prob"],
+        "alignment_never": never["alignment"],
+        "alignment_always": always["alignment"],
+    }
+    columns |= {f"seconds_{mode}": np.full(queries, numbers[mode]["seconds_per_query"], float) for mode in FIXED}
+    if "auto" in rows:
+        columns |= {"auto": rows["auto"]["score"], "thinks": rows["auto"]["reasoned"]}
+    return columns

@@ -1,4 +1,4 @@
-"""The tables of the HTML report: numbers as text, of as many decimals as the others of their column."""
+"""Lay out the tables of the HTML report: numbers as text, of as many decimals as the others of their column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmemb_r1.evaluation.report.layout import FIRST_GROUP
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics import Interval
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.tasks import ALL
 from mmemb_r1.formatting import score, share
 
 NOTHING = "–"
@@ -18,42 +18,29 @@ SHORT = 12  # digits of a checkpoint's fingerprint that are shown
 
 
 class Cell(NamedTuple):
-    """
-    Attributes:
-        text: the number.
-        note: beside it, smaller: its interval.
-    """
+    """Holds a number as text, and a note beside it, its interval."""
 
     text: str
     note: str = ""
 
 
-class Column(NamedTuple):
-    """
-    Attributes:
-        head: what it holds.
-        of: the mode that it is of, or "".
-        numbers: whether it is aligned to the right.
-    """
+class ColumnHead(NamedTuple):
+    """Names a column."""
 
     head: str
-    of: str = ""
-    numbers: bool = True
+    of: str = ""  # the mode that it is of
+    numbers: bool = True  # stand to the right
 
 
 class Table(NamedTuple):
-    """
-    Attributes:
-        columns: C of them.
-        rows: kind of row and its C cells: "total", "group", "", or "heading", which has a single one.
-    """
+    """Holds C columns, and rows of C cells; a row's kind is "total", "group", "", or "heading" with a single cell."""
 
-    columns: list[Column]
+    columns: list[ColumnHead]
     rows: list[tuple[str, list[Cell]]]
 
     @property
     def spans(self) -> list[tuple[str, int]]:
-        """The line above the heads: a mode, or "", and how many columns it spans."""
+        """Lay out the line above the heads: a mode, or "", and how many columns it spans."""
         found: list[tuple[str, int]] = []
         for column in self.columns:
             if found and found[-1][0] == column.of:
@@ -64,7 +51,7 @@ class Table(NamedTuple):
 
 
 def modes_of(results: Results) -> list[str]:
-    """The modes of a run in the order in which they are shown."""
+    """List the modes of a run in the order in which they are shown."""
     return [mode for mode in MODES if mode in results["config"]["modes"]]
 
 
@@ -72,8 +59,8 @@ def group_name(group: str) -> str:
     return "All tasks" if group == ALL else group
 
 
-def facts(results: Results) -> list[tuple[str, str, str]]:
-    """What the header tells of a run: name, value, and the value in full where it is cut."""
+def run_facts(results: Results) -> list[tuple[str, str, str]]:
+    """List what the header tells of a run: name, value, and the value in full where it is cut."""
     config = results["config"]
     checkpoint = str(config.get("checkpoint") or "")
     tasks = len(results["tasks"])
@@ -95,7 +82,7 @@ def facts(results: Results) -> list[tuple[str, str, str]]:
 
 
 def key_figures(results: Results) -> list[dict[str, str]]:
-    """Per mode its score over all tasks, and what it takes."""
+    """Collect the score over all tasks of each mode, and what it takes."""
     means = results["summary"][ALL]["modes"]
     return [
         {
@@ -118,26 +105,19 @@ def _costs(mode: str, numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_decimals([numbers['seconds_per_query']], 1000)[0]} ms per query"
 
 
-def scores(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str) -> Table:
-    """
-    What every mode got and took, an entry per line.
-
-    Args:
-        results: of the run.
-        entries: groups of the summary or tasks, name -> entry.
-        kind: `"group"` or `"task"`.
-    """
+def score_table(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str) -> Table:
+    """Lay out what every mode got and took, a line per entry; `kind` of entry is `"group"` or `"task"`."""
     modes = modes_of(results)
     paths = {name: tuple(task["groups"].values()) for name, task in results["tasks"].items()}
     order = ordered_tasks(results)
     if kind == "group":  # all first, then every main group followed by its parts
         order = list(dict.fromkeys([ALL, *(group for name in order for group in paths[name])]))
     listed = {name: entries[name] for name in order if name in entries}
-    columns = [Column(kind, numbers=False)]
+    columns = [ColumnHead(kind, numbers=False)]
     cells: list[list[Cell]] = [[Cell(group_name(name) if kind == "group" else name)] for name in listed]
 
     def add(head: str, texts: Sequence[str], of: str = "", notes: Sequence[str] | None = None) -> None:
-        columns.append(Column(head, of))
+        columns.append(ColumnHead(head, of))
         for row, text, note in zip(cells, texts, notes or [""] * len(texts), strict=True):
             row.append(Cell(text or NOTHING, note))
 
@@ -149,7 +129,7 @@ def scores(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str
     if kind == "group":
         add("tasks", [f"{entry['tasks']:,}" for entry in listed.values()])
     else:
-        columns.append(Column("metric", numbers=False))
+        columns.append(ColumnHead("metric", numbers=False))
         for row, entry in zip(cells, listed.values(), strict=True):
             row.append(Cell(entry["metric"]))
     add("queries", [f"{entry['n']:,}" for entry in listed.values()])
@@ -188,22 +168,22 @@ def scores(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str
 
 
 def ordered_tasks(results: Results) -> list[str]:
-    """Names of the tasks, those of a group side by side; groups as they first come, but the simple ones in front."""
+    """List the tasks, those of a group side by side; groups as they first come, but the simple ones in front."""
     paths = {name: tuple(task["groups"].values()) for name, task in results["tasks"].items()}
     mains, groups = ([*dict.fromkeys(path[:end] for path in paths.values())] for end in (1, None))
     mains.sort(key=lambda main: main != (FIRST_GROUP,))
     return sorted(paths, key=lambda name: (mains.index(paths[name][:1]), groups.index(paths[name])))
 
 
-def choices(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None], decided: bool) -> Table:
-    """What there was to gain by choosing, and what the gate's decisions gained; the latter only if they were made."""
-    columns = [Column("group", numbers=False), Column("queries"), Column("better fixed", numbers=False)]
-    columns += [Column("oracle"), Column("head-room")]
+def choice_table(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None], decided: bool) -> Table:
+    """Lay out what there was to gain by choosing, and, if decisions were made, what these gained."""
+    columns = [ColumnHead("group", numbers=False), ColumnHead("queries"), ColumnHead("better fixed", numbers=False)]
+    columns += [ColumnHead("oracle"), ColumnHead("head-room")]
     if decided:
-        columns += [Column("auto − fixed"), Column("captured"), Column("auto − random")]
+        columns += [ColumnHead("auto − fixed"), ColumnHead("captured"), ColumnHead("auto − random")]
     has_gate = any(gates.values())
     if has_gate:
-        columns += [Column("gate AUC"), Column("counted")]
+        columns += [ColumnHead("gate AUC"), ColumnHead("counted")]
     rows = []
     for group, choice in judged.items():
         quality = gates[group]
@@ -219,11 +199,11 @@ def choices(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None
     return Table(columns, rows)
 
 
-def points(curve: Sequence[CurvePoint]) -> Table:
-    """The curve of invocation as numbers."""
+def curve_table(curve: Sequence[CurvePoint]) -> Table:
+    """Lay out the curve of invocation as numbers."""
     heads = ["gate threshold", "thinks", "score", "random", "score − random", "tokens"]
     timed = any(point.seconds is not None for point in curve)
-    columns = [Column(head) for head in (*heads, *(["ms"] if timed else []))]
+    columns = [ColumnHead(head) for head in (*heads, *(["ms"] if timed else []))]
     tokens = _decimals([point.tokens for point in curve])
     times = _decimals([point.seconds for point in curve], 1000)
     rows = [
@@ -269,7 +249,7 @@ def _captured(value: Interval | None) -> Cell:
 
 
 def _sign(text: str) -> str:
-    """A minus as wide as a plus; nothing is less than nothing.
+    """Write a minus as wide as a plus, and zero without a sign.
 
     >>> _sign("-0.012"), _sign("-0.000")
     ('−0.012', '0.000')
@@ -280,7 +260,7 @@ def _sign(text: str) -> str:
 
 def _decimals(values: Sequence[float | None], factor: float = 1) -> list[str]:
     """
-    Numbers to as many decimals as give the largest three digits, so that they stand in line.
+    Write numbers to as many decimals as give the largest three digits, so that they stand in line.
 
     >>> _decimals([0.0123, 0.4, None], 1000)
     ['12', '400', '–']

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmemb_r1.evaluation.run_folder import Results
-from mmemb_r1.evaluation.summary import ALL
+from mmemb_r1.evaluation.tasks import ALL
 
 MISSING = "-"
 
 
 def ends(interval: Sequence[float] | None) -> str:
     """
-    Both ends of an interval of shares, without what is the same in all.
+    Write both ends of an interval of shares, without what is the same in all.
 
     >>> ends([0.8125, 1.0])
     '.81-1.0'
@@ -24,11 +24,11 @@ def ends(interval: Sequence[float] | None) -> str:
     return "-".join("1.0" if end >= 0.995 else f"{end:.2f}"[1:] for end in interval)
 
 
-def points(value: float) -> str:
+def as_points(value: float) -> str:
     """
-    A share as points, of which 100 are everything.
+    Write a share as points, of which 100 are everything.
 
-    >>> points(0.125), points(-0.0001)
+    >>> as_points(0.125), as_points(-0.0001)
     ('12.5', '0.0')
     """
     return f"{100 * value:.1f}".replace("-0.0", "0.0") if abs(value) < 0.0005 else f"{100 * value:.1f}"
@@ -36,28 +36,21 @@ def points(value: float) -> str:
 
 def points_between(interval: Mapping[str, float]) -> str:
     """
-    Both ends of an interval, as points.
+    Write both ends of an interval as points.
 
     >>> points_between({"low": -0.01, "high": 0.125})
     '-1.0..12.5'
     """
-    return f"{points(interval['low'])}..{points(interval['high'])}"
+    return f"{as_points(interval['low'])}..{as_points(interval['high'])}"
 
 
-FIRST_GROUP = "simple"  # of Atlas: what needs no thought comes before what does
+FIRST_GROUP = "simple"  # of Atlas: what needs no rationale comes before what does
 Entry = Mapping[str, Any]  # what results tell of a task or of a group
 
 
 @dataclass(frozen=True)
 class Column:
-    """
-    A column of numbers.
-
-    Args:
-        title: above it.
-        cell: what it says of a task or a group.
-        main: whether it is what the table is about.
-    """
+    """Describes a column of numbers: what it says of a task or a group, and whether the table is about it."""
 
     title: str
     cell: Callable[[Entry], str]
@@ -66,14 +59,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """
-    A row.
-
-    Args:
-        title: the task's name, or which mean it is.
-        entry: what results tell of it.
-        mean: whether it is a mean over tasks.
-    """
+    """Describes a row: a task or a mean over tasks, and what results tell of it."""
 
     title: str
     entry: Entry
@@ -81,7 +67,7 @@ class Line:
 
 
 def columns_of(results: Results) -> list[Column]:
-    """The columns of numbers that there is something for."""
+    """List the columns of numbers that there is something for."""
     tasks = list(results["tasks"].values())
     columns = [Column("n", lambda entry: str(entry["n"]))]
     if len({task["metric"] for task in tasks}) > 1:
@@ -108,7 +94,7 @@ def _columns_of_mode(mode: str, numbers: Sequence[Entry]) -> Iterable[Column]:
 
 
 def sections_of(results: Results) -> list[list[Line]]:
-    """The tasks of each of the finest groups, with their mean; at the end the means of wider groups and of all."""
+    """List the tasks of each of the finest groups with their mean, then the means of wider groups and of all."""
     tasks, summary = results["tasks"], results["summary"]
     finest: dict[str | None, list[str]] = {}
     for name, task in tasks.items():

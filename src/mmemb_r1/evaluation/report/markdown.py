@@ -1,4 +1,4 @@
-"""The results of an evaluation as a Markdown report."""
+"""Write the results of an evaluation as a Markdown report."""
 
 from __future__ import annotations
 
@@ -34,12 +34,7 @@ HOW = {
 
 
 def results_markdown(results: Results) -> str:
-    """
-    A report: means of the groups, the overall where the benchmark has one, every task, and how it was measured.
-
-    Args:
-        results: what `evaluate` returned.
-    """
+    """Write means of the groups, the overall where there is one, every task, and how it was measured."""
     config, columns, sections = results["config"], columns_of(results), sections_of(results)
     means = [line for section in sections for line in section if line.mean]
     tasks = [line for section in sections for line in section if not line.mean]

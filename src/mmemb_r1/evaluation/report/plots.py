@@ -1,6 +1,7 @@
 """
-The plots of the HTML report, as inline SVG whose text is text and whose colours are those of the page's style sheet.
+Draw the plots of the HTML report, as inline SVG whose text is text and with the colours of the style sheet.
 
+`title` says of what queries a plot is, and `salt`, another one for each plot of a page, tells its ids from theirs.
 Each is 360 wide, so that a phone shows it at its size and a wide screen sets several side by side.
 """
 
@@ -49,20 +50,12 @@ _STYLE: dict[Any, Any] = {
 
 
 class ModeScore(NamedTuple):
-    """
-    What a mode got, measured.
-
-    Attributes:
-        score: mean over tasks.
-        interval: around it, if known.
-        invocation: share of the queries that thought.
-        seconds: per query. `None` if nothing was timed.
-    """
+    """Holds a mode's mean score over tasks, the share of the queries that thought, and its seconds per query."""
 
     score: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None  # if known
     invocation: float
-    seconds: float | None
+    seconds: float | None  # `None` if nothing was timed
 
 
 @contextmanager
@@ -77,7 +70,7 @@ def _canvas(height: float) -> Iterator[Figure]:
 
 
 def _inlined(figure: Figure, label: str, salt: str) -> str:
-    """The figure as an `<svg>` for a page that may hold others; `salt` tells its ids from theirs."""
+    """Write a figure as an `<svg>` for a page that may hold others."""
     import matplotlib
 
     file = io.StringIO()
@@ -101,14 +94,12 @@ def invocation_plot(
     title: str, curve: Sequence[CurvePoint] | None, oracle: float, measured: Mapping[str, ModeScore], salt: str
 ) -> str:
     """
-    Score over the share of queries that think.
+    Plot the score over the share of queries that think.
 
     Args:
-        title: of what queries.
         curve: as the gate's threshold sweeps. `None` for models without a gate.
         oracle: score if every query got the better of both vectors.
         measured: mode -> what it got; `never` and `always` at least.
-        salt: another one for each plot of a page.
     """
     with _canvas(3.3) as figure:
         axes = figure.subplots()
@@ -131,13 +122,8 @@ def invocation_plot(
 
 def frontier_plot(title: str, curve: Sequence[CurvePoint] | None, measured: Mapping[str, ModeScore], salt: str) -> str:
     """
-    Score over time per query. Points of the curve that another one beats in both are hollow.
-
-    Args:
-        title: of what queries.
-        curve: as the gate's threshold sweeps, with `seconds`. `None` for models without a gate.
-        measured: mode -> what it got; those that were not timed are left out.
-        salt: another one for each plot of a page.
+    Plot the score over time per query. Points of the curve that another one beats in both are hollow, and modes that
+    were not timed are left out.
     """
     with _canvas(3.3) as figure:
         axes = figure.subplots()
@@ -171,13 +157,8 @@ def _mark(axes: Any, place: float, numbers: ModeScore, mode: str) -> None:
 
 def gap_plot(title: str, gap: npt.NDArray[np.float64], thinks: npt.NDArray[np.bool_] | None, salt: str) -> str:
     """
-    How the utility gap is spread. Gaps below 0.1 in size stand in the middle, cut off if they tower above the rest.
-
-    Args:
-        title: of what queries.
-        gap: `(N,)`, -1 to 1, no NaN.
-        thinks: `(N,)` for which of them `auto` thought. `None` if it was not run.
-        salt: another one for each plot of a page.
+    Plot how the utility gap `(N,)` is spread. Gaps below 0.1 in size stand in the middle, cut off if they tower above
+    the rest. `thinks` says for which queries `auto` thought; `None` if it was not run.
     """
     edges = np.linspace(-1, 1, 21)  # two of them are the least gaps that count
     # which side of an edge a gap of this size falls on must not hang on its last bits
@@ -212,14 +193,7 @@ def gap_plot(title: str, gap: npt.NDArray[np.float64], thinks: npt.NDArray[np.bo
 
 
 def tasks_plot(title: str, tasks: Mapping[str, Mapping[str, ModeScore]], salt: str) -> str:
-    """
-    Bars of every mode per task, with intervals; each task's name stands above its bars.
-
-    Args:
-        title: of what tasks.
-        tasks: name -> mode -> what it got.
-        salt: another one for each plot of a page.
-    """
+    """Plot bars of every mode per task, with intervals; each task's name stands above its bars."""
     modes = list(next(iter(tasks.values())))
     label, thick, gap = 0.18, 0.09, 0.1  # inches
     step = label + thick * len(modes) + gap

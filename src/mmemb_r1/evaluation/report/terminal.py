@@ -1,4 +1,4 @@
-"""Results as tables for the terminal."""
+"""Show results as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -14,24 +14,17 @@ if TYPE_CHECKING:
 
 
 class Head(NamedTuple):
-    """
-    Of a column.
-
-    Attributes:
-        title: what stands above it.
-        main: whether it is what the table is about.
-        number: whether it holds numbers, which stand to the right.
-    """
+    """Names a column."""
 
     title: str
-    main: bool = False
-    number: bool = True
+    main: bool = False  # the table is about it
+    number: bool = True  # stands to the right
 
 
 def results_table(results: Results, title: str | None = None) -> Table:
     """
-    A `rich` table: per task its baselines, then of each mode the score with its 95 % interval, what it costs and the
-    time it takes; means at the end of each group and at the end.
+    Lay out a `rich` table: per task its baselines, then of each mode the score with its 95 % interval, what it costs
+    and the time it takes; means at the end of each group and at the end.
 
     `maj.` always gives the task's most frequent answer; `blind` is the better of the modes without the query's
     picture; `thinks` is the share of queries that thought; `tokens` are those of a rationale; `ms` is milliseconds per
@@ -54,13 +47,8 @@ def results_table(results: Results, title: str | None = None) -> Table:
 
 def lined_table(title: str, heads: Iterable[Head], results: Results, cells: Callable[[Entry], Iterable[str]]) -> Table:
     """
-    A `rich` table with a line per task and per mean over tasks, group by group.
-
-    Args:
-        title: above it.
-        heads: of the columns after the one with the names.
-        results: `tasks` and `summary`, as [`sections_of`] takes them.
-        cells: what these columns say of a task or a group.
+    Lay out a `rich` table with a line per task and per mean over tasks, group by group: `heads` are those of the
+    columns after the one with the names, and `cells` says what these hold for a task or a group.
     """
     from rich import box
     from rich.table import Table

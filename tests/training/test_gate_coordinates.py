@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmemb_r1.training.adaptive.gate import StandardisedGate
+from mmemb_r1.training.gate import StandardisedGate
 
 
 def inputs(count=400):

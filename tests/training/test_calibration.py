@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmemb_r1.training.adaptive.gate import calibrated_threshold
+from mmemb_r1.training.gate import calibrated_threshold
 
 PROBS = np.random.default_rng(0).random(997)
 TOKENS = np.random.default_rng(1).integers(1, 60, size=997)

@@ -1,4 +1,4 @@
-"""Processes that work at the same time, each with its share of the cores."""
+"""Start processes that work at the same time, each with its share of the cores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 @contextmanager
 def process_pool(jobs: int, threads: int, log: Path) -> Iterator[ProcessPoolExecutor]:
     """
-    Processes for as long as the block lasts. If it is left by an error, what waits is not begun.
+    Start processes for as long as the block lasts. If an error ends it, what waits is not begun.
 
     Args:
         jobs: processes at a time.
@@ -42,7 +42,7 @@ def process_pool(jobs: int, threads: int, log: Path) -> Iterator[ProcessPoolExec
 
 
 def _prepare(parent: int, threads: int, log: Path) -> None:
-    """A process ends with the one that started it, however that ends: a run that goes on must have no rival."""
+    """Set a process up to end with the one that started it, however that ends: a run that goes on needs no rival."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from experiments.pipeline.processes import process_pool
+from mmemb_r1.processes import process_pool
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 
 from mmemb_r1.training import JointConfig
-from mmemb_r1.training.base_trainer import training_facts
 from mmemb_r1.training.joint.data import SelectedRationales
+from mmemb_r1.training.joint.trainer import joint_facts
 from mmemb_r1.training.vlm import weights_fingerprint
 
 
@@ -29,7 +29,7 @@ def selected_table():
 
 
 def test_what_is_told(tiny, rows, arguments):
-    facts = training_facts(tiny[0], arguments(gradient_accumulation_steps=4, seed=7), rows, None)
+    facts = joint_facts(tiny[0], arguments(gradient_accumulation_steps=4, seed=7), rows, None)
     assert facts == {
         "phase": "joint",
         "started from weights": weights_fingerprint(tiny[0]),
@@ -48,14 +48,14 @@ def test_what_is_told(tiny, rows, arguments):
 
 def test_weights_of_tasks_in_place_of_their_numbers(tiny, rows, arguments):
     weights = {"name": 0.5, "plain": 0, "show": 2}
-    facts = training_facts(tiny[0], arguments(task_weights=weights), rows, None)
+    facts = joint_facts(tiny[0], arguments(task_weights=weights), rows, None)
     assert facts["tasks"] == "name 0.5, show 2"
-    assert "tasks" not in training_facts(tiny[0], arguments(), rows.remove_columns("task"), None)
+    assert "tasks" not in joint_facts(tiny[0], arguments(), rows.remove_columns("task"), None)
 
 
 def test_which_rationales(tiny, rows, arguments, selected_table):
     def told(pairs=rows, selected=None, **changes):
-        return training_facts(tiny[0], arguments(**changes), pairs, selected)["rationales"]
+        return joint_facts(tiny[0], arguments(**changes), pairs, selected)["rationales"]
 
     workers = SelectedRationales(selected_table)
     assert told(selected=workers) == "4 selected ones, for 2 of the 18 pairs; by worker: w1 3, w2 1"
@@ -69,7 +69,7 @@ def test_which_rationales(tiny, rows, arguments, selected_table):
 def test_options_that_are_not_the_usual_ones(tiny, rows, arguments):
     changes = {"freeze_vision_tower": True, "num_hard_negatives": 2, "gate_weight": 0.5, "rationale_weight": 2.0}
     peft_config = SimpleNamespace(r=8, lora_alpha=16)
-    facts = training_facts(tiny[0], arguments(**changes), rows, None, peft_config)
+    facts = joint_facts(tiny[0], arguments(**changes), rows, None, peft_config)
     assert facts["vision tower"] == "not trained"
     assert facts["adapters"] == "LoRA, rank 8, alpha 16"
     assert facts["negatives"] == "5 in batch, 2 hard ones per pair"
@@ -77,4 +77,4 @@ def test_options_that_are_not_the_usual_ones(tiny, rows, arguments):
 
 
 def test_nothing_of_this_machine(tiny, rows, arguments, tmp_path):
-    assert str(tmp_path) not in str(training_facts(tiny[0], arguments(), rows, None))
+    assert str(tmp_path) not in str(joint_facts(tiny[0], arguments(), rows, None))

@@ -8,7 +8,7 @@ import torch
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
-from mmemb_r1.training.adaptive.gate import alignment, fit_gate, gate_loss
+from mmemb_r1.training.gate import fit_gate, gate_loss
 
 
 @pytest.fixture(params=[0, 8], ids=["linear", "hidden layer"])
@@ -18,13 +18,6 @@ def gate(request, tiny):
     gate = ReasoningGate(config)
     gate.reset()
     return gate
-
-
-def test_alignment_is_the_probability_of_the_target():
-    queries, candidates = torch.eye(3)[:2], torch.eye(3)
-    aligned = alignment(queries, candidates, torch.tensor([0, 2]), temperature=0.5)
-    total = math.exp(2) + 2
-    assert aligned.tolist() == pytest.approx([math.exp(2) / total, 1 / total])
 
 
 def test_the_gate_learns_where_thinking_pays(gate):

@@ -12,26 +12,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-def alignment(queries: Tensor, candidates: Tensor, positives: Tensor, temperature: float = 0.02) -> Tensor:
-    """
-    How well each query meets its target against the other candidates, bounded.
-
-    Args:
-        queries: `(B, D)` unit vectors.
-        candidates: `(C, D)` unit vectors.
-        positives: `(B,)` index of each query's target.
-        temperature: divides the cosine similarities.
-
-    Returns:
-        `(B,)` softmax probability of the target. Source: ours.
-
-    >>> alignment(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0).round(decimals=3).tolist()
-    [0.7310000061988831, 0.7310000061988831]
-    """
-    probabilities = (queries @ candidates.T / temperature).softmax(dim=1)  # (B, C)
-    return probabilities.gather(1, positives[:, None]).squeeze(1)
-
-
 def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None = None) -> Tensor:
     """
     Cross-entropy of the gate against the sign of the net utility, each input weighted by how much is at stake.

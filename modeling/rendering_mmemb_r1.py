@@ -1,0 +1,131 @@
+"""Render chat conversations as the tensors of a batch: control tokens in users' text become plain text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import BatchFeature, ProcessorMixin
+
+from .backbones_mmemb_r1 import video_options
+from .inputs_mmemb_r1 import InputError
+from .tokens_mmemb_r1 import as_plain_text, control_strings
+
+RENDERING_ERRORS: tuple[type[Exception], ...] = (ValueError,)
+try:  # transformers renders chat templates with it, and asks for it only then
+    from jinja2 import TemplateError
+
+    RENDERING_ERRORS += (TemplateError,)
+except ImportError:
+    pass
+
+
+def truncate_text(tokenizer: Any, text: str, max_tokens: int) -> str:
+    """Cut `text` to its longest beginning of at most `max_tokens` tokens."""
+    if len(text.encode()) <= max_tokens:  # a token is at least one byte
+        return text
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # a character may take several tokens: it is kept whole or not at all
+    return text if len(offsets) <= max_tokens else text[: min(offsets[max_tokens - 1][1], offsets[max_tokens][0])]
+
+
+def truncate_conversation(tokenizer: Any, conversation: list[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
+    """
+    Cut the text of all turns but the system's to `max_tokens` tokens in all, before anything is rendered: markers and
+    media are never cut.
+    """
+    left = max_tokens
+    messages = []
+    for message in conversation:
+        content = []
+        for part in message["content"]:
+            if part["type"] == "text" and message["role"] != "system":
+                text = truncate_text(tokenizer, part["text"], left) if left > 0 else ""
+                left -= len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
+                part = {"type": "text", "text": text}
+            content.append(part)
+        messages.append({"role": message["role"], "content": content})
+    return messages
+
+
+def render(
+    processor: ProcessorMixin,
+    conversations: list[list[dict[str, Any]]],
+    max_text_tokens: int | None = None,
+    chat_template: str | None = None,
+) -> BatchFeature:
+    """
+    Render conversations as the tensors of a batch, padded on the left, each prompt ending in `<|embed|>`.
+
+    Control tokens inside the users' text are encoded as plain text. Encoding, training and reinforcement learning all
+    come through here.
+
+    Args:
+        processor: the processor.
+        conversations: from [`to_conversations`].
+        max_text_tokens: the text of a conversation is cut to so many tokens. Default: never.
+        chat_template: takes the place of the processor's, for prompts that are not to be embedded.
+
+    Raises:
+        InputError: naming the index of the conversation that the processor can't take.
+        ValueError: if it takes each of them alone but not all together.
+    """
+    try:
+        return _render(processor, conversations, max_text_tokens, chat_template)
+    except RENDERING_ERRORS as error:
+        for index, chat in enumerate(conversations):
+            try:
+                _render(processor, [chat], max_text_tokens, chat_template)
+            except RENDERING_ERRORS as alone:
+                raise InputError(index, str(alone)) from error
+        raise
+
+
+def _render(
+    processor: ProcessorMixin,
+    conversations: list[list[dict[str, Any]]],
+    max_text_tokens: int | None,
+    chat_template: str | None,
+) -> BatchFeature:
+    conversations = plain_conversations(processor, conversations, max_text_tokens)
+    parts = [part for chat in conversations for message in chat for part in message["content"]]
+    return processor.apply_chat_template(
+        conversations,
+        # unless it is given, SmolVLM's processor replaces it beside videos
+        chat_template=chat_template or processor.chat_template,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True, "padding_side": "left", **video_options(processor, parts)},
+    )
+
+
+def plain_conversations(
+    processor: ProcessorMixin, conversations: list[list[dict[str, Any]]], max_text_tokens: int | None = None
+) -> list[list[dict[str, Any]]]:
+    """
+    Clean conversations as [`render`] does: no control strings in their text, which is cut to so many tokens.
+    Those that went through here once stay as they are.
+    """
+    controls = control_strings(processor)
+    conversations = [_with_plain_text(chat, controls) for chat in conversations]
+    if max_text_tokens is None:
+        return conversations
+    return [truncate_conversation(processor.tokenizer, chat, max_text_tokens) for chat in conversations]
+
+
+def _with_plain_text(conversation: list[dict[str, Any]], controls: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Break control strings. Neighbouring texts become one: templates join them, and halves would make a whole."""
+    messages = []
+    for message in conversation:
+        content: list[dict[str, Any]] = []
+        for part in message["content"]:
+            if part["type"] == "text" and content and content[-1]["type"] == "text":
+                part = {"type": "text", "text": content.pop()["text"] + part["text"]}
+            content.append(part)
+        content = [
+            {**part, "text": as_plain_text(part["text"], controls)} if part["type"] == "text" else part
+            for part in content
+        ]
+        messages.append({"role": message["role"], "content": content})
+    return messages

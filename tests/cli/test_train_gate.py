@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.atlas import build_atlas
+from mmemb_r1.cli import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    small = {"size": 64, "num_countries": 12, "num_objects": 10, "generated_rows": 4, "second_font": None}
+    return build_atlas(tmp_path_factory.mktemp("atlas") / "small", **small).directory
+
+
+@pytest.fixture(scope="module")
+def checkpoint(thinking, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    thinking("qwen3_vl").save_pretrained(str(folder))
+    (folder / "training.json").write_text('{"phase": "joint", "pairs": 7, "before": [{"phase": "first"}]}')
+    return folder
+
+
+def train(checkpoint, atlas, output, *options):
+    return main(
+        ["train", "gate", "--model", str(checkpoint), "--pairs", str(atlas / "pairs" / "policy.parquet"),
+         "--output", str(output), "--device", "cpu", "--per-task", "2", *options]
+    )  # fmt: skip
+
+
+def test_a_gate_is_trained_once(checkpoint, atlas, tmp_path, capsys):
+    """The checkpoint, the facts, the card with the phases before; and a second call does nothing again."""
+    output, candidates = tmp_path / "run", ("--candidates", str(atlas / "candidates.parquet"))
+    assert train(checkpoint, atlas, output, *candidates) == 0
+    said = capsys.readouterr().out
+    for part in ("held-out queries", "thinking pays", "the gate thinks", "AUC of the gate", "hit@1", "never"):
+        assert part in said, part
+    assert said.splitlines()[-1].startswith("next: mmemb-r1 train adaptive")
+    facts = json.loads((output / "gate.json").read_text())
+    assert facts["competitors"] == "candidates" and facts["pairs"] == facts["fitted"] + facts["held out"]
+    record = json.loads((output / "model" / "training.json").read_text())
+    assert [record["phase"], *(one["phase"] for one in record["before"])] == ["gate", "first", "joint"]
+    assert MMEmbR1(str(output / "model"), device="cpu").encode("red", reasoning="auto").shape == (32,)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    assert train(checkpoint, atlas, output, *candidates) == 0
+    assert capsys.readouterr().out == said
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+    assert train(checkpoint, atlas, output, *candidates, "--cost", "0.5") == 2
+    assert "config.cost was 0.02, is now 0.5" in capsys.readouterr().err
+
+
+def test_any_pairs_table_and_options_before_yaml(checkpoint, atlas, tmp_path, capsys):
+    recipe = tmp_path / "gate.yaml"
+    recipe.write_text("negatives: in-batch\nbatch_size: 4\nholdout: 0\nmax_reasoning_rounds: 2\n")
+    options = ("--config", str(recipe), "--tasks", "fact-capital,fact-region", "--per-task", "6", "--cost", "0.1")
+    train_split = ("--pairs", str(atlas / "pairs" / "train.parquet"))
+    assert train(checkpoint, atlas, tmp_path / "run", *options, *train_split) == 0
+    facts = json.loads((tmp_path / "run" / "gate.json").read_text())
+    assert (facts["competitors"], facts["rounds"], facts["cost"], facts["held out"]) == ("in-batch", 2, 0.1, 0)
+    assert facts["pairs"] <= 12 and "none were held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tasks", "fact-capitol"), "there is no task or group 'fact-capitol'"),
+        (("--per-task", "0"), "--per-task 0; allowed: 1 or more"),
+        (("--holdout", "2"), "holdout is 2.0; allowed"),
+        (("--candidates", "nowhere.parquet"), "--candidates nowhere.parquet: there is no such file"),
+    ],
+)
+def test_errors(checkpoint, atlas, tmp_path, capsys, options, message):
+    assert train(checkpoint, atlas, tmp_path / "run", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists() or "holdout" in message
+
+
+def test_a_typo_in_yaml_names_the_fields(checkpoint, atlas, tmp_path, capsys):
+    (tmp_path / "gate.yaml").write_text("holdouts: 0\n")
+    assert train(checkpoint, atlas, tmp_path / "run", "--config", str(tmp_path / "gate.yaml")) == 2
+    assert "GateConfig has no field 'holdouts'; did you mean 'holdout'?" in capsys.readouterr().err

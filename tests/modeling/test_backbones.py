@@ -1,0 +1,57 @@
+"""What differs between families of backbones is in one file, and each part does what its family needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmemb_r1.modeling import backbones_mmemb_r1
+from mmemb_r1.modeling.backbones_mmemb_r1 import (
+    image_token_counter,
+    is_per_token,
+    media_placeholders,
+    next_positions,
+    video_options,
+)
+
+
+@pytest.mark.parametrize(("multimodal", "shape"), [(True, (3, 2, 1)), (False, (2, 1))])
+def test_positions_of_later_tokens(multimodal, shape):
+    base = SimpleNamespace(get_rope_index=None) if multimodal else SimpleNamespace()
+    positions = next_positions(SimpleNamespace(base_model=base), torch.tensor([[4], [7]]), torch.tensor([[0], [-3]]))
+    assert positions.shape == shape
+    assert positions.reshape(-1, 2, 1)[0].tolist() == [[4], [4]]
+
+
+def test_what_belongs_to_tokens():
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    assert is_per_token(torch.ones_like(ids), ids)
+    assert not is_per_token(torch.ones(2, 5), ids)  # pixels that happen to have the shape
+    assert not is_per_token(torch.ones(2, 4, dtype=torch.long), ids)
+    assert not is_per_token("text", ids)
+
+
+def test_a_processor_that_does_not_count_is_taken_for_one_of_qwen():
+    count = image_token_counter(SimpleNamespace())
+    assert count(280, 28) == 11
+
+
+def test_placeholders_of_media_that_a_processor_lacks():
+    assert media_placeholders(SimpleNamespace(image_token="<image>", video_token=None)) == {"<image>"}
+
+
+def test_videos_where_a_processor_takes_none():
+    with pytest.raises(ValueError, match="takes no videos"):
+        video_options(SimpleNamespace(), [{"type": "video", "video": [0], "metadata": {}}])
+    assert video_options(SimpleNamespace(), [{"type": "text", "text": "a"}]) == {}
+
+
+def test_no_other_file_of_the_model_asks_for_a_family():
+    pattern = re.compile(r"get_rope_index|grid_thw|\w+Processor\"|_get_num_multimodal_tokens|\"pixel_")
+    own = Path(backbones_mmemb_r1.__file__)
+    others = [path for path in own.parent.glob("*.py") if path != own]
+    assert not [path.name for path in others if pattern.search(path.read_text(encoding="utf-8"))]

@@ -1,0 +1,65 @@
+"""Run the adaptive phase on tables in files: the one call behind `mmemb-r1 train adaptive`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
+from mmemb_r1.training.adaptive.trainer import AdaptiveGRPOTrainer
+from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
+from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveRun(PhaseRun):
+    """
+    Describe an adaptive phase.
+
+    Args:
+        joint_pairs: the table that the joint phase was trained on: its targets are negatives too.
+    """
+
+    joint_pairs: Path | None = None
+
+    config_class: ClassVar[type] = AdaptiveGRPOConfig
+
+
+def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info) -> None:
+    """
+    Run an adaptive phase, or go on with one that was stopped, and save the trained checkpoint in
+    `run.output / "model"`.
+
+    Args:
+        run: the phase.
+        notify: called in the main process with what is good to know.
+
+    Raises:
+        ValueError: if a table or the checkpoint is not what it has to be, the folder holds another run, or a reward is
+            not finite.
+    """
+    config = run.config()
+    pairs = run.read_pairs(PAIR_COLUMNS)
+    joint_pairs = read_pairs(run.joint_pairs) if run.joint_pairs else None
+    module = run.load(config.device)
+    model = module.model.train()
+    if (adapters := run.peft_config(model)) is not None:
+        from mmemb_r1.training.adapters import with_adapters
+
+        model = with_adapters(model, adapters, seed=config.seed)
+    trainer = AdaptiveGRPOTrainer(
+        model=model,
+        args=config,
+        train_dataset=pairs,
+        processing_class=module.processor,
+        joint_pairs=joint_pairs,
+    )
+    if train_in_folder(trainer, run, weights=trainer.facts["started from weights"]):
+        save_trained(trainer, run)
+    elif trainer.is_world_process_zero():
+        notify("the phase is finished already; nothing is done again")

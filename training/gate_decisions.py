@@ -1,0 +1,322 @@
+"""Measure the decisions of a gate on a table of pairs: what each rationale adds to the probability of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from mmemb_r1.content import content_key
+from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
+from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, encoder_of, in_parts, saved_prompts
+from mmemb_r1.evaluation.pair_tasks import pair_tasks
+from mmemb_r1.evaluation.scoring import SCORES_AT_ONCE, TIE_TOLERANCE
+from mmemb_r1.evaluation.settings import Settings
+from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
+from mmemb_r1.objective import target_probability
+from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
+from mmemb_r1.runs import progress_bar, record_run, replaced_file, step_of
+from mmemb_r1.seeding import random_order, seeded_random
+from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
+from mmemb_r1.training.vlm import weights_fingerprint
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Decisions(NamedTuple):
+    """
+    What the gate decides on: N queries that think R rounds each, whatever the gate says.
+
+    Attributes:
+        hidden: `(N, R, H)` states before each round, which the gate reads.
+        probabilities: `(N, R + 1)` of the target, before any rationale and after each round.
+        ranks: `(N, R + 1)` of the target.
+    """
+
+    hidden: Tensor
+    probabilities: Tensor
+    ranks: npt.NDArray[np.int64]
+
+    @property
+    def gains(self) -> Tensor:
+        """`(N, R)` what each round adds to the probability of the target."""
+        return self.probabilities[:, 1:] - self.probabilities[:, :-1]
+
+    def of(self, rows: npt.NDArray[np.int64]) -> Decisions:
+        """Those of some of the queries."""
+        return Decisions(self.hidden[rows], self.probabilities[rows], self.ranks[rows])
+
+
+@dataclass(frozen=True)
+class Competition:
+    """
+    Queries whose targets compete among the same candidates.
+
+    Args:
+        rows: `(Q,)` of the pairs table, in its order.
+        candidates: `(C,)` inputs.
+        right: `(Q,)`, the places of each query's right candidates.
+        pools: `(Q,)`, the places of those that it competes with. `None`: all, for every query.
+    """
+
+    rows: npt.NDArray[np.int64]
+    candidates: Sequence[Any]
+    right: list[list[int]]
+    pools: list[list[int]] | None = None
+
+
+def competitions_of(
+    pairs: Dataset, candidates: Dataset | None = None, batch_size: int | None = None, seed: int = 0
+) -> list[Competition]:
+    """
+    What the target of each pair competes with.
+
+    Args:
+        pairs: a pairs table, see [`train_gate`].
+        candidates: each target competes with the candidates of its set. Default: with the targets of its task.
+        batch_size: of these, only with those of so many random pairs.
+        seed: of the random pairs.
+
+    Raises:
+        ValueError: if a table is not what it has to be, or a target has no competitor.
+    """
+    if candidates is None:
+        check_pairs(pairs, PAIR_COLUMNS)
+        tasks = pair_tasks(pairs)
+        if batch_size is not None:
+            tasks = [in_batches(task, batch_size, seed) for task in tasks]
+    else:
+        check_pairs(pairs, ("pair_id", "query"))
+        tasks = atlas_tasks(pairs, candidates)
+    row_of = {pair_id: row for row, pair_id in enumerate(pairs["pair_id"])}
+    sharing: dict[int, list[RetrievalTask]] = {}
+    for task in tasks:
+        sharing.setdefault(id(task.candidates), []).append(task)
+    return [_competition(group, row_of) for group in sharing.values()]
+
+
+def in_batches(task: RetrievalTask, batch_size: int, seed: int) -> RetrievalTask:
+    """The same task, its queries in random batches, each among the right candidates of its batch."""
+    order = list(random_order(len(task.query_ids), seeded_random(seed, "batches", task.name)))
+    pools: dict[int, list[str]] = {}
+    for batch in np.array_split(order, max(1, round(len(order) / batch_size))):
+        pool = list(dict.fromkeys(candidate for row in batch.tolist() for candidate in task.relevance[row]))
+        pools |= dict.fromkeys(batch.tolist(), pool)
+    return replace(task, pools=[pools[row] for row in range(len(order))])
+
+
+def _competition(tasks: Sequence[RetrievalTask], row_of: Mapping[str, int]) -> Competition:
+    """Tasks that share their candidates as one, the queries in the order of the table."""
+    place = {candidate: number for number, candidate in enumerate(tasks[0].candidate_ids)}
+    queries = []
+    for task in tasks:
+        pools = task.pools or [None] * len(task.query_ids)
+        for pair_id, relevance, pool in zip(task.query_ids, task.relevance, pools, strict=True):
+            if len(relevance) == len(place if pool is None else pool):
+                raise ValueError(
+                    f"the target of pair {pair_id!r} has no competitor: its task {task.name!r} has no other target "
+                    "there. Add pairs, give candidates, or leave the pair out."
+                )
+            right = [place[candidate] for candidate in relevance]
+            queries.append((row_of[pair_id], right, None if pool is None else [place[one] for one in pool]))
+    queries.sort(key=lambda query: query[0])
+    rows, right, pooled = (list(values) for values in zip(*queries, strict=True))
+    return Competition(np.array(rows), tasks[0].candidates, right, None if pooled[0] is None else pooled)
+
+
+def outcomes(
+    competition: Competition, queries: Tensor, candidates: Tensor, temperature: float
+) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """
+    Probability and rank `(Q,)` of the targets, ties counted against them; of several right candidates of a query the
+    nearest counts, and the others don't compete.
+
+    Args:
+        competition: of Q queries and C candidates.
+        queries: `(Q, D)` unit vectors.
+        candidates: `(C, D)` unit vectors.
+        temperature: divides the cosine similarities.
+    """
+    probabilities, places = [], []
+    step = max(1, SCORES_AT_ONCE // len(candidates))
+    for start in range(0, len(queries), step):
+        scores = queries[start : start + step] @ candidates.T  # (q, C)
+        right = _mask(scores, competition.right[start : start + step])
+        nearest = scores.masked_fill(~right, -torch.inf).argmax(dim=1, keepdim=True)  # (q, 1)
+        others = (
+            ~right if competition.pools is None else _mask(scores, competition.pools[start : start + step]) & ~right
+        )
+        competing = scores.masked_fill(~others.scatter(1, nearest, True), -torch.inf)
+        probabilities.append(target_probability(competing, nearest.squeeze(1), temperature))
+        places.append((competing >= competing.gather(1, nearest) - TIE_TOLERANCE).sum(dim=1))  # the target is one
+    return torch.cat(probabilities), torch.cat(places).numpy()
+
+
+def _mask(scores: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
+    """`(q, C)` booleans of the shape of `scores`, true at some places of each row."""
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    for row, columns in enumerate(places):
+        mask[row, list(columns)] = True
+    return mask
+
+
+def measure_decisions(
+    model: MMEmbR1,
+    queries: Sequence[Any],
+    competitions: Sequence[Competition],
+    *,
+    rounds: int = 1,
+    batch_size: int = 32,
+    temperature: float = 0.02,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Decisions:
+    """
+    Embed all candidates directly, and all queries before and after each round, whatever the gate says.
+
+    Args:
+        model: left as it is.
+        queries: N inputs, the rows of `competitions`.
+        competitions: of [`competitions_of`]; every query is in one of them.
+        rounds: rationales of each query.
+        batch_size: inputs that are read at once.
+        temperature: divides the cosine similarities.
+        folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept.
+        progress: show bars on standard error.
+
+    Raises:
+        ValueError: if the folder holds what another model or other inputs gave.
+    """
+    encoder = encoder_of(model, Settings(modes=("never",), batch_size=batch_size))
+    if folder is not None:
+        inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
+        facts = {"weights": weights_fingerprint(model[0].model), "inputs": digest_of(inputs)}
+        record_run(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})
+
+    def embed(inputs: list[Any]) -> Arrays:
+        return {"vectors": encoder.embed(inputs, side=DOCUMENT, reasoning="never", prompt=None).embeddings}
+
+    def decide(inputs: list[Any]) -> Arrays:
+        if rounds > 1:
+            return rounds_of(model, inputs, rounds, batch_size)
+        both = [encoder.embed(inputs, side=QUERY, reasoning=mode, prompt=None) for mode in ("never", "always")]
+        vectors = np.stack([one.embeddings for one in both], axis=1)  # (N, 2, D)
+        return {"vectors": vectors, "hidden": gate_inputs(model, inputs, batch_size).numpy()[:, None]}
+
+    with progress_bar(progress) as bar:
+        with step_of(bar, "candidates", sum(len(one.candidates) for one in competitions)) as advance:
+            documents = [
+                _in_files(folder, f"candidates-{number}", one.candidates, batch_size, embed, advance)["vectors"]
+                for number, one in enumerate(competitions)
+            ]
+        with step_of(bar, "queries", len(queries)) as advance:
+            seen = _in_files(folder, "queries", queries, batch_size, decide, advance)
+    vectors = torch.from_numpy(seen["vectors"])  # (N, R + 1, D)
+    probabilities = torch.zeros(vectors.shape[:2])
+    found = np.zeros(vectors.shape[:2], dtype=np.int64)
+    for one, embedded in zip(competitions, documents, strict=True):
+        for depth in range(rounds + 1):
+            results = outcomes(one, vectors[one.rows, depth], torch.from_numpy(embedded), temperature)
+            probabilities[one.rows, depth], found[one.rows, depth] = results
+    return Decisions(torch.from_numpy(seen["hidden"]), probabilities, found)
+
+
+@torch.no_grad()
+def gate_inputs(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Tensor:
+    """`(N, H)` hidden states at the first `<|embed|>`, which the gate reads, on the CPU."""
+    states = [
+        model[0].model(**features).last_hidden_state[:, -1].float().cpu()  # prompts are padded on the left
+        for features in _batches(model, queries, batch_size)
+    ]
+    return torch.cat(states)
+
+
+@torch.no_grad()
+def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: int) -> Arrays:
+    """
+    Let queries think all rounds.
+
+    Returns:
+        `hidden` `(N, R, H)` states before each round, and `vectors` `(N, R + 1, D)`, before any and after each.
+    """
+    hidden: list[Tensor] = []
+    vectors: list[Tensor] = []
+    seen: list[Tensor] = []
+    network = model[0].model
+    hook = network.gate.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    try:
+        for features in _batches(model, queries, batch_size):
+            written = network.embed(
+                **features, reasoning="always", max_reasoning_rounds=rounds, output_all_embeddings=True
+            )
+            seen.clear()
+            network(**with_rationales(model, features, written.rationale_ids))
+            if len(seen) != rounds + 1:
+                raise ValueError(f"the queries thought {len(seen) - 1} rounds; expected {rounds} of each")
+            hidden.append(torch.stack(seen[:rounds], dim=1).float().cpu())  # (B, R, H)
+            vectors.append(written.all_embeddings.float().cpu())  # (B, R + 1, D)
+    finally:
+        hook.remove()
+    return {"hidden": torch.cat(hidden).numpy(), "vectors": torch.cat(vectors).numpy()}
+
+
+def _batches(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
+    prompt = saved_prompts(model).get(QUERY)
+    for start in range(0, len(queries), batch_size):
+        features = model_inputs(model.preprocess(queries[start : start + batch_size], prompt=prompt))
+        yield {name: value.to(model.device) for name, value in features.items()}
+
+
+def with_rationales(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: Tensor) -> dict[str, Any]:
+    """Prompts with their rationales after them, for one pass over both. `rationale_ids` `(B, T)` as `embed` gives."""
+    config = model[0].model.config
+    suffixes = [suffix_of_ids(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
+    return append_tokens(dict(features), suffixes, model.tokenizer.pad_token_id, "left")
+
+
+def digest_of(inputs: Iterable[Any]) -> str:
+    """A digest of the content of inputs, in their order."""
+    digest = blake2b(digest_size=16)
+    for value in inputs:
+        digest.update(content_key(value))
+    return digest.hexdigest()
+
+
+def _in_files(
+    folder: Path | None,
+    name: str,
+    inputs: Sequence[Any],
+    batch_size: int,
+    make: Callable[[list[Any]], Arrays],
+    advance: Callable[[int], None],
+) -> Arrays:
+    """What `make` makes of all inputs, part by part; each is kept in a file of the folder, and read where it is."""
+    numbers = count()
+
+    def part(some: list[Any]) -> Arrays:
+        path = None if folder is None else folder / f"{name}-{next(numbers):05}.npz"
+        arrays = make(some) if path is None or not path.exists() else _read(path)
+        if path is not None and not path.exists():
+            with replaced_file(path) as temporary:
+                np.savez(temporary, **arrays)
+        advance(len(some))
+        return arrays
+
+    parts = [arrays for _, arrays in in_parts(inputs, batch_size, part)]
+    return {key: np.concatenate([one[key] for one in parts]) for key in parts[0]}
+
+
+def _read(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}

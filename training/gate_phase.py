@@ -1,0 +1,227 @@
+"""Train the gate alone: measure on a table of pairs where thinking pays, and fit the gate to that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+
+from mmemb_r1.content import content_key, inputs_of
+from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
+from mmemb_r1.seeding import random_order, seeded_random
+from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.training.gate import fit_gate
+from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions
+
+GATE_FILE = "gate.json"  # what `train_gate` returned, where it is kept
+NEGATIVES = ("table", "in-batch")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """
+    How [`train_gate`] measures where thinking pays, and fits the gate.
+
+    Args:
+        negatives: what the target of a query competes with: `"table"`, all other targets of its task, or `"in-batch"`,
+            those of `batch_size` pairs of its task, drawn at random. Candidates that are given take their place.
+        max_reasoning_rounds: rationales of a query at most. The gate is fitted on the decision before each of them,
+            and the model keeps the number. Default: the checkpoint's.
+        holdout: share of the queries that the gate is not fitted to, and measured on; equal queries stay together.
+            At 0 it is fitted to all, and measured on those.
+        cost: what a rationale has to gain, as probability of the target, to be worth its time.
+        temperature: divides the cosine similarities.
+        weight_decay: of the gate's weights.
+        batch_size: inputs that are read at once.
+        seed: of the batches of `"in-batch"`, and of what is held out.
+
+    Raises:
+        ValueError: if a value is not allowed.
+    """
+
+    negatives: str = "table"
+    max_reasoning_rounds: int | None = None
+    holdout: float = 0.2
+    cost: float = 0.02
+    temperature: float = 0.02
+    weight_decay: float = 0.1
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.negatives not in NEGATIVES:
+            raise ValueError(f"negatives is {self.negatives!r}; allowed: {', '.join(NEGATIVES)}.")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout is {self.holdout}; allowed: a share of the queries, from 0 to below 1.")
+        if self.max_reasoning_rounds is not None and self.max_reasoning_rounds < 1:
+            raise ValueError(f"max_reasoning_rounds is {self.max_reasoning_rounds}; allowed: 1 or more.")
+        if self.batch_size < (2 if self.negatives == "in-batch" else 1):
+            raise ValueError(
+                f"batch_size is {self.batch_size}; allowed: 1 or more, 2 or more with in-batch negatives."
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; allowed: numbers above 0.")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; allowed: 0 or more.")
+
+
+def train_gate(
+    model: MMEmbR1,
+    pairs: Dataset,
+    config: GateConfig | None = None,
+    candidates: Dataset | None = None,
+    *,
+    folder: Path | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Fit a model's gate to where thinking pays; everything else stays as it is.
+
+    Every query is embedded directly and after each of its rationales. Thinking pays where it makes the target more
+    probable among its competitors, by more than it costs. Use pairs that the model was not trained on: what it knows
+    by heart it finds with and without thinking.
+
+    Args:
+        model: after the joint phase; its gate is changed.
+        pairs: a pairs table with `pair_id`, `query` and `target`, and optionally `task`. With `candidates` the columns
+            are `task`, `complexity`, `query`, `candidate_set` and `target_id`.
+        config: how. Default: `GateConfig()`.
+        candidates: a table with `candidate_set`, `candidate_id` and `input`: each target competes with its set.
+        folder: keeps what was embedded, so that a run that was killed goes on there, and another `cost` or `holdout`
+            embeds nothing anew. Default: nothing is kept.
+        progress: show bars on standard error. Default: if that is a terminal.
+
+    Returns:
+        The number of `pairs`, and of those `fitted` and `held out`; of the fit its `loss`, the share of decisions on
+        which thinking `pays` and on which the gate `thinks` with a probability of a half; and `measured`, see
+        [`measured_gate`].
+
+    Raises:
+        ValueError: if a table is not what it has to be, a target has no competitor, too few queries are left, or the
+            folder holds what was embedded for another run.
+    """
+    config = config or GateConfig()
+    network = model.eval()[0].model
+    rounds = config.max_reasoning_rounds or network.config.max_reasoning_rounds
+    network.config.max_reasoning_rounds = rounds
+    batch_size = config.batch_size if config.negatives == "in-batch" else None
+    competitions = competitions_of(pairs, candidates, batch_size, config.seed)
+    queries = inputs_of(pairs["query"])
+    kept = held_out([content_key(query) for query in queries], config.holdout, config.seed)
+    decisions = measure_decisions(
+        model,
+        queries,
+        competitions,
+        rounds=rounds,
+        batch_size=config.batch_size,
+        temperature=config.temperature,
+        folder=folder,
+        progress=sys.stderr.isatty() if progress is None else progress,
+    )
+    fitted, measured = np.flatnonzero(~kept), np.flatnonzero(kept if kept.any() else ~kept)
+    own = decisions.of(fitted)
+    device, dtype = network.device, network.dtype
+    gate = network.gate.float().cpu()  # small steps vanish in bfloat16
+    facts = fit_gate(gate, own.hidden.flatten(0, 1), own.gains.flatten(), config.cost, config.weight_decay)
+    worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config.cost)
+    gate.to(device, dtype)
+    return {
+        "pairs": len(pairs),
+        "fitted": len(fitted),
+        "held out": int(kept.sum()),
+        "competitors": "candidates" if candidates is not None else config.negatives,
+        "rounds": rounds,
+        "cost": config.cost,
+        **facts,
+        "measured": worth,
+    }
+
+
+def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float, cost: float) -> dict[str, Any]:
+    """
+    What a gate's decisions are worth.
+
+    Returns:
+        `queries`, how many; `pays`, the share of decisions on which a rationale gains more than it costs;
+        `invocation rate`, the share of queries that think at the `threshold`; `auc`, how well the gate tells gains
+        from losses of at least 0.1 (`None` if there are only gains or only losses); and hit@1 of `never`, `always` and
+        `auto`.
+    """
+    with torch.no_grad():
+        probs = gate(decisions.hidden.flatten(0, 1)).sigmoid().view(decisions.hidden.shape[:2])  # (N, R)
+    thinks = torch.cat([probs >= threshold, torch.zeros(len(probs), 1, dtype=torch.bool)], dim=1)  # (N, R + 1)
+    stops = (~thinks).int().argmax(dim=1).numpy()  # (N,) rounds that are thought
+    hits = decisions.ranks == 1  # (N, R + 1)
+    gains = decisions.gains
+    large = gains.abs() >= LEAST_GAP
+    signs = (gains[large] > 0).numpy()
+    both = len(signs) > 0 and signs.any() and not signs.all()
+    return {
+        "queries": len(probs),
+        "pays": float((gains > cost).float().mean()),
+        "invocation rate": float((stops > 0).mean()),
+        "threshold": threshold,
+        "auc": float(auc(probs[large].numpy(), signs)[0]) if both else None,
+        "never": float(hits[:, 0].mean()),
+        "always": float(hits[:, -1].mean()),
+        "auto": float(hits[np.arange(len(hits)), stops].mean()),
+    }
+
+
+def gate_report(facts: Mapping[str, Any]) -> list[str]:
+    """The lines that tell what [`train_gate`] returned."""
+    measured = facts["measured"]
+    where = "held-out queries" if facts["held out"] else "queries that it was fitted to (none were held out)"
+    auc_ = "not known: thinking helps all or none" if measured["auc"] is None else f"{measured['auc']:.3f}"
+    return [
+        f"fitted to {facts['fitted']:,} of {facts['pairs']:,} pairs; on {measured['queries']:,} {where}:",
+        f"  thinking pays          {measured['pays']:6.1%}  (the target gains more than {facts['cost']:g})",
+        f"  the gate thinks        {measured['invocation rate']:6.1%}  (threshold {measured['threshold']:.3g})",
+        f"  AUC of the gate        {auc_}",
+        "  hit@1                  "
+        + ", ".join(f"{mode} {measured[mode]:.3f}" for mode in ("never", "always", "auto")),
+    ]
+
+
+def gate_facts(facts: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """
+    What a model card tells of the gate's training.
+
+    Args:
+        facts: what [`train_gate`] returned.
+        weights: fingerprint of the model that it began with.
+    """
+    measured = facts["measured"]
+    where = f"{measured['queries']:,} held-out queries" if facts["held out"] else "the queries that it was fitted to"
+    return {
+        "phase": "gate",
+        "started from weights": weights,
+        "pairs": facts["pairs"],
+        "competitors of a target": facts["competitors"],
+        "cost of thinking": facts["cost"],
+        "gate": f"on {where} thinking pays for {measured['pays']:.1%}, the gate thinks on "
+        f"{measured['invocation rate']:.1%}",
+    }
+
+
+def held_out(keys: Sequence[bytes], share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """
+    `(N,)` which of N queries are held out; equal ones, which have equal keys, stay together.
+
+    Raises:
+        ValueError: if a share is wanted, and there are too few queries for it.
+    """
+    distinct = sorted(set(keys))
+    number = round(share * len(distinct))
+    if share and not 0 < number < len(distinct):
+        raise ValueError(f"{share:g} of {len(distinct)} different queries can't be held out; give more, or holdout 0.")
+    order = random_order(len(distinct), seeded_random(seed, "held out"))
+    chosen = {distinct[next(order)] for _ in range(number)}
+    return np.array([key in chosen for key in keys])

@@ -1,0 +1,312 @@
+"""Describe a training as a value, made from a recipe, flags or Python: what is trained, on which tables, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmemb_r1.runs import record_run
+from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
+from mmemb_r1.training.tables import read_pairs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
+MODEL_OPTIONS = ("dtype", "attn_implementation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """
+    Describe a training.
+
+    Args:
+        model: what to start from: a folder or a Hub id.
+        pairs: the pairs table, Parquet.
+        output: `output/model` is what was trained; a run that was stopped goes on from `output/checkpoints`.
+        settings: fields of the config, `config_class`, and their values. Default: those of the config.
+
+    Raises:
+        ValueError: if the config has no such field.
+    """
+
+    model: str
+    pairs: Path
+    output: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    config_class: ClassVar[type]
+    sections: ClassVar[dict[str, str]] = {}  # mappings of a recipe beside its settings -> fields of this class
+
+    def __post_init__(self) -> None:
+        check_fields(self.settings, self.config_class)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The settings as the config takes them, with numbers that YAML took for text, and checkpoints in `output`."""
+        defaults = {one.name: one.default for one in dataclasses.fields(self.config_class)}
+        settings = {name: as_number(name, value, defaults[name]) for name, value in self.settings.items()}
+        return {"report_to": [], **settings, "output_dir": str(self.output / "checkpoints")}
+
+    def config(self) -> Any:
+        """Make the config. It looks at the machine: without a GPU, `use_cpu` has to be set."""
+        return self.config_class(**self.fields)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes this run another one than those with other settings or tables, for `run.json`."""
+        found: dict[str, Any] = {}
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if one.name not in ("output", "settings") and value is not None:
+                is_table = isinstance(value, Path) and value.is_file()
+                found[one.name] = sha256(value.read_bytes()).hexdigest() if is_table else value
+        return found | {"fields": {name: value for name, value in self.fields.items() if name not in LENGTH_OF_RUN}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRun(TrainingRun):
+    """
+    Describe a training phase of a checkpoint, whose trained form is saved whole in `output/model`.
+
+    Args:
+        tasks: only pairs of these tasks or groups of tasks are trained on. Default: all.
+        per_task: only the first so many pairs of each task. Default: all.
+        lora: options of [`~mmemb_r1.training.adapters.lora_config`], `{}` for its defaults; the adapters alone are in
+            `output/adapter`. Default: the whole model is trained.
+        model_options: `dtype` of the weights and `attn_implementation`. Default: float32; below adapters, which are
+            float32 themselves, the checkpoint's dtype.
+
+    Raises:
+        ValueError: if settings or options are not there or do not go together.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    per_task: int | None = None
+    lora: Mapping[str, Any] | None = None
+    model_options: Mapping[str, Any] | None = None
+
+    sections: ClassVar[dict[str, str]] = {"lora": "lora", "model": "model_options"}
+
+    def __post_init__(self) -> None:
+        from mmemb_r1.training.vlm import DTYPES
+
+        super().__post_init__()
+        options = self.model_options or {}
+        if unknown := sorted(set(options) - set(MODEL_OPTIONS)):
+            raise ValueError(f"model has no option {unknown[0]!r}; allowed: {', '.join(MODEL_OPTIONS)}")
+        if (dtype := options.get("dtype", "auto")) not in DTYPES:
+            raise ValueError(f"model.dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+
+    def read_pairs(self, required: Sequence[str] = ()) -> Dataset:
+        """Read the pairs to train on; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
+        return read_pairs(self.pairs, required, tasks=self.tasks, per_task=self.per_task)
+
+    def load(self, device: Any, quantization: Mapping[str, Any] | None = None) -> Any:
+        """
+        Load the checkpoint's model and processor.
+
+        Args:
+            device: where quantised weights go, which can't be moved afterwards. Others stay on the CPU, from where the
+                trainer moves them.
+            quantization: options of [`~mmemb_r1.training.adapters.quantization_config`]. Default: none.
+
+        Returns:
+            The `MMEmbR1Module`.
+
+        Raises:
+            ValueError: if there is no checkpoint, or it is a backbone without gate and embedding head.
+        """
+        from transformers import AutoConfig
+
+        from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Config
+        from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+
+        local = Path(self.model).is_dir()
+        try:
+            config = AutoConfig.from_pretrained(self.model, local_files_only=local, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"--model {self.model}: no checkpoint could be loaded from there ({reason})") from error
+        if not isinstance(config, MMEmbR1Config):
+            raise ValueError(
+                f"--model {self.model} is a {config.model_type} model, no mmemb-r1 checkpoint; make one of it: "
+                f"mmemb-r1 init --vlm {self.model} --output DIR"
+            )
+        # small steps vanish in bfloat16 weights; below adapters, which are float32, they stay as they are
+        options = {"dtype": "float32" if self.lora is None else "auto", **(self.model_options or {})}
+        if quantization is not None:
+            from mmemb_r1.training.adapters import quantization_config
+
+            options["quantization_config"] = quantization_config(**quantization)
+            options["device_map"] = {"": device}
+        return MMEmbR1Module.load(self.model, local_files_only=local, model_kwargs=options)
+
+    def peft_config(self, model: Any) -> Any | None:
+        """Make the configuration of the adapters that `lora` asks for; `None` if it asks for none."""
+        if self.lora is None:
+            return None
+        from mmemb_r1.training.adapters import lora_config
+
+        options = {
+            name: as_number(name, value, 0.0 if name == "dropout" else None) for name, value in self.lora.items()
+        }
+        try:
+            return lora_config(model, **options)
+        except ValueError as error:
+            raise ValueError(f"lora: {error}") from error
+
+
+def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, Any]:
+    """
+    Read a YAML file as arguments of a run: `JointRun(..., **read_recipe(path, JointRun))`.
+
+    It maps fields of the config to values, and may hold a mapping for each section of the run.
+
+    Raises:
+        ValueError: as of [`read_settings`], or if the file holds a field that the config lacks.
+    """
+    settings, found = read_settings(path), {}
+    for name, argument in run_class.sections.items():
+        if name not in settings:
+            continue
+        found[argument] = section = settings.pop(name)
+        if not isinstance(section, dict):
+            raise ValueError(
+                f"{path}: {name} holds a {type(section).__name__}; it has to map options to values, {{}} for the "
+                "defaults"
+            )
+    try:
+        check_fields(settings, run_class.config_class)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return {"settings": settings, **found}
+
+
+def read_settings(path: Path | None) -> dict[str, Any]:
+    """
+    Read a YAML file that maps names to values. Default: there are none.
+
+    Raises:
+        ValueError: if the file is missing, no YAML or no mapping.
+    """
+    import yaml
+
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}; it has to map fields to values")
+    return settings
+
+
+def check_fields(names: Collection[str], config_class: type) -> None:
+    """
+    Check that a config has all of these fields.
+
+    Raises:
+        ValueError: if it lacks one; it names the new name of a field that was renamed, or the nearest one.
+    """
+    known = [one.name for one in dataclasses.fields(config_class)]
+    for name in sorted(set(names) - set(known)):
+        near = get_close_matches(name, known, n=1)
+        if new := getattr(config_class, "renamed_fields", {}).get(name):
+            hint = f"it is called {new!r} now"
+        else:
+            hint = f"did you mean {near[0]!r}?" if near else "see `mmemb-r1 train PHASE --help` for all of them"
+        raise ValueError(f"{config_class.__name__} has no field {name!r}; {hint}")
+
+
+def as_number(name: str, value: Any, default: Any) -> Any:
+    """Convert a number that YAML took for text (it reads 5e-4 as a string), where the default is a number.
+
+    >>> as_number("learning_rate", "5e-4", 5e-5)
+    0.0005
+    >>> as_number("lr_scheduler_type", "cosine", "linear")
+    'cosine'
+    """
+    if not isinstance(value, str) or not isinstance(default, float):
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {value!r} is no number") from error
+
+
+def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
+    """
+    Train, from the last complete checkpoint of the run if there is one, unless the trained model is saved already.
+
+    Args:
+        trainer: made from the run, ready to train.
+        run: the run. Its folder is claimed only now, so that settings which are refused do not occupy it.
+        facts: further facts that make this run another one.
+
+    Returns:
+        Whether the model has to be saved; `False` if it was before.
+
+    Raises:
+        ValueError: if the folder was begun with another model, table or other settings.
+    """
+    record_run(run.output / "run.json", run.identity() | facts)
+    checkpoint = last_checkpoint(run.output / "checkpoints")
+    if checkpoint is not None and is_finished(run, Path(checkpoint), trainer.args):
+        return False
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return True
+
+
+def is_finished(run: TrainingRun, checkpoint: Path, config: Any) -> bool:
+    """Whether a run was trained as long as its config wants, as its last checkpoint says, and its model was saved."""
+    record = run.output / "model" / TRAINING_FILE
+    if not record.is_file():
+        return False
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    wanted = state["max_steps"] if config.max_steps > 0 else state["num_train_epochs"]
+    as_long = wanted == (config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs))
+    steps = json.loads(record.read_text(encoding="utf-8")).get("steps")
+    return as_long and steps == state["global_step"] == state["max_steps"]
+
+
+def save_trained(trainer: Any, run: PhaseRun) -> None:
+    """
+    Save a trained model in `output/model`, complete and with its card, and adapters, if it has any, in
+    `output/adapter` as well.
+
+    All processes of a run have to call it; the main one saves. Sharded weights are gathered. The model is put together
+    anew from the checkpoint that training began with, and is saved in that one's dtype: adapters are merged into its
+    weights as they are stored, also where training saw them quantised.
+    """
+    from accelerate.utils import is_peft_model
+
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.training.adapters import load_adapters, merged
+
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    folder = run.output / "model"
+    model = MMEmbR1(run.model, device="cpu")
+    if is_peft_model(trained):
+        trained.save_pretrained(str(run.output / "adapter"), state_dict=state)
+        model[0].model = merged(load_adapters(model[0].model, run.output / "adapter"))
+    else:
+        model[0].model.load_state_dict(state)
+    model.save_pretrained(str(folder), create_model_card=False)
+    facts = trainer.facts | {"steps": trainer.state.global_step}
+    write_model_card(folder, training=with_earlier_phases(facts, run.model))
