@@ -34,7 +34,7 @@ def test_pool(root, monkeypatch):
 
 def test_atlas_pool(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    build_atlas("atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
+    build_atlas("runs/quickstart/atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
     workers = load_pool(root / "experiments" / "quickstart" / "pool.yaml")
     assert [worker.behaviour for worker in workers] == ["correct", "confused", "verbose", "format"]
 

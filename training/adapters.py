@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 # Fields of peft's LoraConfig that `lora_config` fills in itself -> the hint for a user who sets one.
 _OWN_FIELDS = {
-    "lora_alpha": "here it is called alpha",
-    "lora_dropout": "here it is called dropout",
+    "lora_alpha": "it is called alpha",
+    "lora_dropout": "it is called dropout",
     "modules_to_save": "gate and head are trained in full already",
     "trainable_token_indices": "the rows of the control tokens are trained already",
     "task_type": "it is always the same here",

@@ -58,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=118)
     atlas = load_atlas(args.quickstart / "atlas")
-    folder = args.evaluator or train_evaluator(atlas, args.quickstart / "trained", args.output, args.seed)
+    folder = args.evaluator or train_evaluator(atlas, args.quickstart / "joint" / "model", args.output, args.seed)
     console.print("evaluator:", json.loads((folder / "evaluator.json").read_text(encoding="utf-8")))
     evaluator = VLMEvaluator(str(folder), device="cpu")
     taught = set(EVALUATOR_TASK_WEIGHTS)

@@ -15,7 +15,12 @@ from experiments.pipeline.stage import ON_CPU, MadeOf, ids_of, run_stage
 from experiments.pipeline.tasks import of_tasks
 from mmemb_r1.atlas import Atlas
 from mmemb_r1.training.base_trainer import last_checkpoint
-from mmemb_r1.training.selection.evaluator_trainer import EvaluatorConfig, EvaluatorTrainer, judgements, save_evaluator
+from mmemb_r1.training.selection.evaluator_trainer import (
+    EvaluatorConfig,
+    EvaluatorTrainer,
+    match_examples,
+    save_evaluator,
+)
 from mmemb_r1.training.vlm import load_vlm
 
 # What a model of this size can learn to judge: no digits, no comparisons. In percent.
@@ -120,7 +125,7 @@ def _train_part(
     config = EvaluatorConfig(output_dir=str(checkpoints), seed=seed, **{**ON_CPU, **fields})
     set_seed(seed)
     vlm, processor = load_vlm(start, device="cpu")
-    examples = judgements(atlas.pairs["train"], config, rationales=right)
+    examples = match_examples(atlas.pairs["train"], config, rationales=right)
     trainer = EvaluatorTrainer(vlm.train(), config, examples, processor)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     known = of_tasks(atlas.pairs["validation"], fields["task_weights"])

@@ -22,7 +22,7 @@ from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import PairEvaluator
 from mmemb_r1.training.selection.select import select_rationales
-from mmemb_r1.training.selection.table import with_judgement
+from mmemb_r1.training.selection.table import with_selection
 
 SHARED = SelectionOptions("counterfactual", wrong_pair_correction=True, space="log-odds", seed=0)
 SELECTED, QUALITY = "selected.parquet", "quality.json"  # what was kept, and how good that is
@@ -91,7 +91,7 @@ def rows_of_workers(table: pa.Table, workers: Collection[str]) -> pa.Table:
 
 def select_from(scores: pa.Table, options: SelectionOptions, selected: Path) -> pa.Table:
     """Select, and write what is kept; returns all rationales with `kept`, `gain` and the rest."""
-    candidates = with_judgement(scores, options)
+    candidates = with_selection(scores, options)
     with replaced_file(selected) as temporary:
         pq.write_table(candidates.filter(candidates["kept"]).drop_columns(["kept", "reason"]), temporary)
     return candidates

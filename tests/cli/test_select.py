@@ -44,7 +44,7 @@ def select(pairs, tiny_checkpoint, tmp_path):
 def test_an_embedding_model_judges(select, tmp_path, capsys, caplog):
     assert select("--selection", "none") == 0
     said = capsys.readouterr().out
-    assert "Kept 18 of 18 rationales judged (100.0%)" in said
+    assert "Kept 18 of 18 rationales scored (100.0%)" in said
     assert f"the selection is in {tmp_path / 'out'}" in said
     assert f"mmemb-r1 train joint --model DIR --pairs {tmp_path / 'pairs.parquet'}" in said.splitlines()[-1]
     assert f"--rationales {tmp_path / 'out' / 'selected.parquet'} " in said.splitlines()[-1]
@@ -97,7 +97,7 @@ def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
         (("--batch-size", "0"), "--batch-size 0; allowed: 1 or more"),
         (("--prompt", "evaluator"), "--prompt is no option of the evaluator kind 'embedding'"),
         (("--evaluator-kind", "vlm", "--cosine-bias", "0"), "--cosine-bias is no option of the evaluator kind 'vlm'"),
-        (("--negatives", "40"), "the table has too few pairs with other partners"),
+        (("--negatives", "40"), "the table has too few different pairs"),
     ],
 )
 def test_refuses_options(select, options, message, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from trl import GRPOConfig
 
@@ -135,6 +135,12 @@ class AdaptiveGRPOConfig(GRPOConfig):
                 f"save_steps={self.save_steps} has to be a multiple of the {steps} steps that are taken on the same "
                 "rollouts: a checkpoint does not hold these, and a run that goes on from between would differ."
             )
+
+    @property
+    def all_rewards(self) -> dict[str, float]:
+        """Name or import path of every reward -> its weight, first of those that are always used."""
+        always = {name: getattr(self, f"{name}_weight") for name in ALWAYS_USED}
+        return always | cast(dict[str, float], self.rewards or {})
 
     def _check_rewards(self) -> None:
         if not isinstance(self.rewards, dict | None):

@@ -75,13 +75,12 @@ def rollout_metrics(
 
 def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset) -> dict[str, Any]:
     """Record what an adaptive phase was run with, name -> value, for the model card."""
-    weights = {name.replace("_", " "): getattr(args, f"{name}_weight") for name in ALWAYS_USED} | (args.rewards or {})
     return {
         "phase": "adaptive (GRPO)",
         "started from weights": weights_fingerprint(model),
         "pairs": len(pairs),
         "rollouts per query": f"{args.num_generations}, of them direct {args.num_direct_rollouts}",
-        "reward weights": ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
+        "reward weights": ", ".join(f"{name} {weight:g}" for name, weight in args.all_rewards.items()),
         "rollouts per step": args.generation_batch_size,
         "learning rate": f"{args.learning_rate:g}, of the gate {args.gate_learning_rate:g}",
         "seed": args.seed,
@@ -138,12 +137,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         args = copy.copy(args)
         args.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
         args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
-        named = args.rewards or {}
-        args.reward_weights = [
-            *(getattr(args, f"{name}_weight") for name in ALWAYS_USED),
-            *named.values(),
-            *(args.reward_weights or [1.0] * len(reward_funcs)),
-        ]
+        others = args.reward_weights or [1.0] * len(reward_funcs)
+        args.reward_weights = [*args.all_rewards.values(), *others]
         beta, args.beta = args.beta, 0.0  # TRL would load the reference from the Hub by the model's name
         adapted = hasattr(model, "peft_config")
         if beta and adapted:
@@ -155,7 +150,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._gate_logits = torch.empty(0)
         super().__init__(
             model=model,
-            reward_funcs=[*map(find_reward, (*ALWAYS_USED, *named)), *reward_funcs],
+            reward_funcs=[*map(find_reward, args.all_rewards), *reward_funcs],
             args=args,
             train_dataset=prompts,
             processing_class=processing_class,

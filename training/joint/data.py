@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from datasets import Dataset as Table
@@ -13,10 +13,6 @@ from torch.utils.data import Dataset, Sampler
 
 from mmemb_r1.content import given_parts
 from mmemb_r1.training.tables import check_pairs, stored_column
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 
 COLUMNS = ("pair_id", "side", "text")
 
@@ -43,7 +39,7 @@ class SelectedRationales:
             posterior no positive number.
     """
 
-    def __init__(self, table: Dataset) -> None:
+    def __init__(self, table: Table) -> None:
         if missing := [name for name in COLUMNS if name not in table.column_names]:
             raise ValueError(
                 f"The selected table has no column {missing[0]!r}; it has: {', '.join(table.column_names) or 'none'}. "

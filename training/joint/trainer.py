@@ -210,9 +210,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             raise ValueError("There is nothing to evaluate on: JointTrainer was made without an eval_dataset.")
         return self._loader("eval", self.eval_dataset, self.args.train_batch_size, None, None)
 
-    def _loader(
-        self, mode: str, table: Dataset, batch_size: int, task_weights: dict[str, float] | None, steps: int | None
-    ) -> DataLoader:
+    def _loader(self, mode: str, table: Dataset, batch_size: int, task_weights: Any, steps: int | None) -> DataLoader:
         whole = batch_size * num_processes()
         sampler = TaskBatchSampler(
             table["task"] if "task" in table.column_names else [""] * len(table),

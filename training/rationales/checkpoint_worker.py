@@ -1,4 +1,4 @@
-"""A worker that is an mmemb-r1 checkpoint: it proposes what it would think itself."""
+"""A worker that is an mmemb-r1 checkpoint: it proposes the rationales that it would generate itself."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mmemb_r1.training.vlm import load_vlm
 @dataclass(kw_only=True)
 class CheckpointWorker(TransformersWorker):
     """
-    Draws rationales from an mmemb-r1 checkpoint the way `encode` thinks: after `<|embed|> <think>` of its own prompt,
-    up to `</think>`. With temperature 0 they are those of `encode`.
+    Draws rationales from an mmemb-r1 checkpoint the way `encode` generates them: after `<|embed|> <think>` of its own
+    prompt, up to `</think>`. With temperature 0 they are those of `encode`.
 
-    In rounds of training it is the model of the last round, which joins the pool.
+    `mmemb-r1 train rounds` adds the model of the last round to the pool in this way.
 
     Args:
         name, model, num_samples, temperature, top_p, batch_size, device, dtype: as for [`TransformersWorker`]; the
@@ -41,11 +41,11 @@ class CheckpointWorker(TransformersWorker):
     """
 
     max_tokens: int = 128
-    style: str = field(default="thinking", init=False)  # nobody is asked: it is prompted as it was trained
+    style: str = field(default="thinking", init=False)  # not used: the checkpoint is prompted as it was trained
 
     @property
     def definition(self) -> dict[str, Any]:
-        """Model and sampling."""
+        """All that determines the rationales: model and sampling."""
         return {
             "kind": "checkpoint",
             "model": self.model,
@@ -61,7 +61,7 @@ class CheckpointWorker(TransformersWorker):
             self.model, local_files_only=Path(self.model).is_dir(), trust_remote_code=False
         )
         if not isinstance(config, MMEmbR1Config):
-            raise ValueError(f"it is a {config.model_type} model, no mmemb-r1 checkpoint; use the kind transformers.")
+            raise ValueError(f"It is a {config.model_type} model, no mmemb-r1 checkpoint; use the kind transformers.")
         return config
 
     @cached_property
@@ -92,9 +92,9 @@ class CheckpointWorker(TransformersWorker):
     def _narrow(self) -> Callable[[Tensor], Tensor]:
         return lambda logits: without_suppressed(logits.clone(), self._config)
 
-    def _rationale(self, continuation: Continuation, end: str) -> Rationale | Failure:
+    def _rationale(self, continuation: Continuation, prompt_end: str) -> Rationale | Failure:
         finish_reason = "stop" if continuation.ended else "length"
         text = self._processor.tokenizer.decode(continuation.token_ids, clean_up_tokenization_spaces=False).strip()
         if not text:
-            return Failure(f"the thought is empty (finish_reason {finish_reason!r}).")
+            return Failure(f"the rationale is empty (finish_reason {finish_reason!r}).")
         return Rationale(text, len(continuation.token_ids), finish_reason)

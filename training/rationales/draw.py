@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key
 from mmemb_r1.runs import check_run, progress_bar, record_run
-from mmemb_r1.training.rationales.table import ERROR, check_name, has_failures, read_shard, shard_path, write_shard
+from mmemb_r1.training.rationales.table import (
+    ERROR,
+    check_name,
+    rationale_shard_path,
+    read_rationale_shard,
+    write_rationale_shard,
+)
 from mmemb_r1.training.rationales.worker import (
     SIDES,
     Failure,
@@ -32,8 +38,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One distinct input of one side: its digest, the first row that has it and the ids of all pairs that do."""
+class DistinctInput:
+    """An input that one or several pairs have on a side: its digest, first row, and the ids of these pairs."""
 
     side: str
     digest: bytes  # of how the first row stores it
@@ -41,50 +47,50 @@ class Subject:
     pair_ids: tuple[str, ...]
 
 
-def plan(pairs: Dataset, sides: Sequence[str] = SIDES) -> list[Subject]:
-    """What there is to think about: side by side, the distinct inputs in the order in which they come first."""
+def distinct_inputs(pairs: Dataset, sides: Sequence[str] = SIDES) -> list[DistinctInput]:
+    """List the inputs to draw for, side by side, in the order of their first rows."""
     ids = stored_column(pairs, "pair_id").to_pylist()
-    subjects = []
+    found = []
     for side in sides:
         inputs, rows_of = StoredInputs(pairs, side), defaultdict[bytes, list[int]](list)
         for row, value in enumerate(inputs):
             rows_of[content_key(value)].append(row)
-        subjects += [
-            Subject(side, stored_digest(inputs[rows[0]]), rows[0], tuple(ids[row] for row in rows))
+        found += [
+            DistinctInput(side, stored_digest(inputs[rows[0]]), rows[0], tuple(ids[row] for row in rows))
             for rows in rows_of.values()
         ]
-    return subjects
+    return found
 
 
-def seed_of(seed: int, worker: str, side: str, digest: bytes, sample: int) -> int:
-    """The seed (31 bits) of one rationale: it depends on nothing else, so neither do the rationales.
+def rationale_seed(seed: int, worker: str, side: str, digest: bytes, sample: int) -> int:
+    """Derive the seed (31 bits) of one rationale. It does not depend on the order of drawing.
 
-    >>> seed_of(0, "oracle", "query", b"...", 1)
+    >>> rationale_seed(0, "oracle", "query", b"...", 1)
     1370487967
     """
     text = json.dumps([seed, worker, side, digest.hex(), sample])
     return int.from_bytes(sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def digests(subjects: Sequence[Subject]) -> dict[str, str]:
-    """What table this is, side by side, whatever file or order of columns holds it."""
+def table_digests(inputs: Sequence[DistinctInput]) -> dict[str, str]:
+    """Digest the content of a pairs table, side by side, whatever file or order of columns holds it."""
     content: dict[str, Any] = {}
-    for subject in subjects:
-        line = json.dumps([subject.digest.hex(), subject.pair_ids])
-        content.setdefault(subject.side, blake2b(digest_size=16)).update(line.encode())
+    for one in inputs:
+        line = json.dumps([one.digest.hex(), one.pair_ids])
+        content.setdefault(one.side, blake2b(digest_size=16)).update(line.encode())
     return {side: value.hexdigest() for side, value in content.items()}
 
 
 @dataclass
 class WorkerSummary:
     """
-    What one worker did in a run.
+    Counts what one worker did in a run.
 
     Args:
         name: the worker's.
         rows: rows written to the table, those that record a failure among them.
-        answers: rationales asked for, one for all pairs that have an input in common.
-        failures: reason -> how many of the answers were a failure for it.
+        answers: rationales asked for; one serves all pairs that have an input in common.
+        failures: reason -> how many of the answers failed for it.
         drawn: shards written.
         skipped: shards that were there already.
     """
@@ -100,10 +106,10 @@ class WorkerSummary:
 @dataclass
 class Summary:
     """
-    What a run did.
+    Counts what a run did.
 
     Args:
-        workers: in the order of the pool; those that the run did not come to are missing.
+        workers: in the order of the pool, as far as the run came.
         aborted: why the run stopped before its end, or `None`.
     """
 
@@ -112,7 +118,7 @@ class Summary:
 
     def lines(self, reasons: int = 5) -> Iterator[str]:
         """
-        The summary as text, with the most frequent `reasons` of each worker's failures.
+        Describe the run in lines of text, with the most frequent `reasons` of each worker's failures.
 
         >>> oracle = WorkerSummary("oracle", rows=6, answers=4, failures=Counter({"too dark": 1}), drawn=2, skipped=1)
         >>> print(*Summary([oracle]).lines(), sep="\\n")
@@ -155,8 +161,8 @@ def draw_rationales(
     """
     Draw rationales for every input of a pairs table and write them to a folder that `read_rationales` reads.
 
-    An input that several pairs have in common is asked for once. Shards that are there already are not drawn again:
-    the same call goes on where a killed one stopped, and of a pool that grew only the new worker draws.
+    An input that several pairs have in common is drawn for once. Shards that are there already are not drawn again:
+    the same call goes on where a killed one stopped, and only the workers draw that are new in the pool.
 
     Args:
         pairs: the pairs table, with the columns `pair_id` and the sides.
@@ -164,34 +170,34 @@ def draw_rationales(
         output: the folder.
         sides: `"query"`, `"target"` or both. Default: both.
         seed: of the whole run.
-        shard_size: so many inputs of one worker go into one file; a killed run loses no more than that.
-        max_failures: stop when more answers than this failed in this run; the shard in work is not written then, and
-            will be drawn again. Default: never.
+        shard_size: inputs per file of a worker; a killed run loses no more than that.
+        max_failures: stop when more answers than this failed in this run. The unfinished shard is not written, and is
+            drawn again by the next run. Default: never stop.
         part: `(i, n)`: draw the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
-        retry_failed: also ask again for what failed in the shards that are there.
+        retry_failed: also draw again what failed in the shards that are there.
         progress: show a progress bar on standard error. Default: if that is a terminal.
 
     Raises:
-        ValueError: if an argument, a worker or the table is not what it has to be; if `output` was begun with another
-            table, seed, choice of sides or shard size; or if a worker was another one there.
-        WorkerError: if a worker can't work at all, or breaks. The shards before stay.
+        ValueError: if an argument, a worker or the table can't be used; or if `output` was begun with another table,
+            seed, choice of sides or shard size, or with a worker of this name that is defined otherwise.
+        WorkerError: if a worker can't work at all, or breaks. Finished shards are kept.
     """
     sides = _checked(sides, shard_size, max_failures, part)
     _check_workers(workers)
     check_pairs(pairs, ("pair_id", *sides))
-    subjects = plan(pairs, sides)
+    inputs = distinct_inputs(pairs, sides)
     run = _Run(
         output=Path(output),
-        inputs={side: StoredInputs(pairs, side) for side in sides},
-        shards=[subjects[start : start + shard_size] for start in range(0, len(subjects), shard_size)],
-        facts={"pairs": digests(subjects), "sides": list(sides), "seed": seed, "shard_size": shard_size},
+        columns={side: StoredInputs(pairs, side) for side in sides},
+        shards=[inputs[start : start + shard_size] for start in range(0, len(inputs), shard_size)],
+        facts={"pairs": table_digests(inputs), "sides": list(sides), "seed": seed, "shard_size": shard_size},
         seed=seed,
         max_failures=max_failures,
         part=part,
         retry_failed=retry_failed,
     )
     for worker in workers:
-        run.note(worker, check_run)
+        run.check(worker, check_run)
     with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
         try:
             for worker in workers:
@@ -206,7 +212,7 @@ def draw_rationales(
 def _checked(
     sides: Sequence[str], shard_size: int, max_failures: int | None, part: tuple[int, int]
 ) -> tuple[str, ...]:
-    """The sides in their order."""
+    """Check the arguments, and return the sides in their order."""
     if not sides or (unknown := [side for side in sides if side not in SIDES]):
         raise ValueError(f"sides: {unknown[0] if sides else 'none'!r} is not known; allowed: {', '.join(SIDES)}.")
     if shard_size < 1:
@@ -240,8 +246,8 @@ class _TooManyFailures(Exception):
 @dataclass
 class _Run:
     output: Path
-    inputs: Mapping[str, StoredInputs]
-    shards: Sequence[Sequence[Subject]]
+    columns: Mapping[str, StoredInputs]
+    shards: Sequence[Sequence[DistinctInput]]
     facts: Mapping[str, Any]
     seed: int
     max_failures: int | None
@@ -250,7 +256,7 @@ class _Run:
     summary: Summary = field(default_factory=Summary)
     failed: int = 0
 
-    def note(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
+    def check(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
         """Record this run and this worker in the folder (`record_run`), or just look (`check_run`)."""
         how(self.output / "run.json", self.facts)
         how(
@@ -265,45 +271,42 @@ class _Run:
         summary = WorkerSummary(worker.name)
         self.summary.workers.append(summary)
         first, step = self.part
-        mine = {index: self._left(worker, index) for index in range(first - 1, len(self.shards), step)}
-        todo = {index: left for index, left in mine.items() if left is not None}
+        mine = {index: self._missing(worker, index) for index in range(first - 1, len(self.shards), step)}
+        todo = {index: missing for index, missing in mine.items() if missing}
         summary.skipped = len(mine) - len(todo)
         if not todo:
             return
         task = bar.add_task(worker.name, total=sum(map(len, todo.values())) * worker.num_samples)
-        for number, (index, left) in enumerate(todo.items(), start=1):
-            answers: dict[Subject, Answers] = {}
-            for batch, drawn in self._ask(worker, index, left):
+        for number, (index, missing) in enumerate(todo.items(), start=1):
+            answers: dict[DistinctInput, Answers] = {}
+            for batch, drawn in self._ask(worker, index, missing):
                 self._count(summary, drawn)
                 answers |= zip(batch, drawn, strict=True)
                 bar.advance(task, len(batch) * worker.num_samples)
             rows = list(self._rows(worker, index, answers))
-            # only now: until something came of them, settings may be corrected
-            self.note(worker, record_run)
-            write_shard(shard_path(self.output, worker.name, index), rows)
+            self.check(worker, record_run)  # not before: settings may be corrected until there are results
+            write_rationale_shard(rationale_shard_path(self.output, worker.name, index), rows)
             summary.drawn += 1
             summary.rows += len(rows)
             logger.info("%s: shard %d of %d, %d rows", worker.name, number, len(todo), len(rows))
 
-    def _left(self, worker: RationaleWorker, index: int) -> list[Subject] | None:
-        """What is to be asked for a shard, or `None` if nothing is."""
-        path, subjects = shard_path(self.output, worker.name, index), list(self.shards[index])
+    def _missing(self, worker: RationaleWorker, index: int) -> Sequence[DistinctInput]:
+        """List the inputs of a shard that are to be drawn for."""
+        path = rationale_shard_path(self.output, worker.name, index)
         if not path.exists():
-            return subjects
-        if not self.retry_failed or not has_failures(path):
-            return None
-        failed = {(row["side"], row["pair_id"]) for row in read_shard(path) if row["finish_reason"] == ERROR}
-        return [subject for subject in subjects if (subject.side, subject.pair_ids[0]) in failed]
+            return self.shards[index]
+        rows = read_rationale_shard(path) if self.retry_failed else []
+        failed = {(row["side"], row["pair_id"]) for row in rows if row["finish_reason"] == ERROR}
+        return [one for one in self.shards[index] if (one.side, one.pair_ids[0]) in failed]
 
     def _ask(
-        self, worker: RationaleWorker, index: int, subjects: Sequence[Subject]
-    ) -> Iterator[tuple[Sequence[Subject], list[Answers]]]:
-        """Batches of inputs and what the worker says of each."""
-        for start in range(0, len(subjects), worker.batch_size):
-            batch = subjects[start : start + worker.batch_size]
+        self, worker: RationaleWorker, index: int, inputs: Sequence[DistinctInput]
+    ) -> Iterator[tuple[Sequence[DistinctInput], list[Answers]]]:
+        """Yield batches of inputs and the worker's answers."""
+        for start in range(0, len(inputs), worker.batch_size):
+            batch = inputs[start : start + worker.batch_size]
             requests = [
-                RationaleRequest(self.inputs[subject.side][subject.row], subject.side, self._seeds(worker, subject))
-                for subject in batch
+                RationaleRequest(self.columns[one.side][one.row], one.side, self._seeds(worker, one)) for one in batch
             ]
             with _as_worker_error(worker, index):
                 drawn = worker.draw(requests)
@@ -315,11 +318,9 @@ class _Run:
                 )
             yield batch, drawn
 
-    def _seeds(self, worker: RationaleWorker, subject: Subject) -> tuple[int, ...]:
-        return tuple(
-            seed_of(self.seed, worker.name, subject.side, subject.digest, sample)
-            for sample in range(worker.num_samples)
-        )
+    def _seeds(self, worker: RationaleWorker, one: DistinctInput) -> tuple[int, ...]:
+        samples = range(worker.num_samples)
+        return tuple(rationale_seed(self.seed, worker.name, one.side, one.digest, sample) for sample in samples)
 
     def _count(self, summary: WorkerSummary, drawn: Iterable[Answers]) -> None:
         for answer in (answer for answers in drawn for answer in answers):
@@ -334,22 +335,21 @@ class _Run:
                     )
 
     def _rows(
-        self, worker: RationaleWorker, index: int, answers: Mapping[Subject, Answers]
+        self, worker: RationaleWorker, index: int, answers: Mapping[DistinctInput, Answers]
     ) -> Iterator[dict[str, Any]]:
-        """The rows of a shard: of what was answered now, and of what its file holds of the others."""
-        path = shard_path(self.output, worker.name, index)
+        """Yield the rows of a shard: the new answers, and what its file holds already of the other inputs."""
+        path = rationale_shard_path(self.output, worker.name, index)
         kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in read_shard(path) if path.exists() else []:
+        for row in read_rationale_shard(path) if path.exists() else []:
             kept.setdefault((row["side"], row["pair_id"]), []).append(row)
-        for subject in self.shards[index]:
-            for pair_id in subject.pair_ids:
-                if subject not in answers:
-                    yield from kept.get((subject.side, pair_id), [])
+        for one in self.shards[index]:
+            for pair_id in one.pair_ids:
+                if one not in answers:
+                    yield from kept.get((one.side, pair_id), [])
                     continue
-                seeds = self._seeds(worker, subject)
-                for sample, answer in enumerate(answers[subject]):
-                    place = {"pair_id": pair_id, "side": subject.side, "worker": worker.name, "sample": sample}
-                    yield {**place, "seed": seeds[sample], **_outcome(answer)}
+                for sample, (seed, answer) in enumerate(zip(self._seeds(worker, one), answers[one], strict=False)):
+                    name = {"pair_id": pair_id, "side": one.side, "worker": worker.name, "sample": sample}
+                    yield {**name, "seed": seed, **_outcome(answer)}
 
 
 def _outcome(answer: Rationale | Failure) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def _outcome(answer: Rationale | Failure) -> dict[str, Any]:
 
 
 def _storable(text: str) -> str:
-    """Halves of characters, which a cut reply may end in, have no UTF-8.
+    """Replace half a character, in which a truncated answer may end: it can't be written as UTF-8.
 
     >>> _storable("flag \\ud83c")
     'flag ?'
@@ -374,7 +374,7 @@ def _storable(text: str) -> str:
 
 @contextmanager
 def _as_worker_error(worker: RationaleWorker, index: int) -> Iterator[None]:
-    """Say whose error it is: workers may be anyone's code, and raise anything."""
+    """Turn any error of a worker into a `WorkerError` that names it: a worker may be anyone's code."""
     try:
         yield
     except WorkerError:
@@ -382,5 +382,5 @@ def _as_worker_error(worker: RationaleWorker, index: int) -> Iterator[None]:
     except Exception as error:
         raise WorkerError(
             f"the worker {worker.name!r} broke in its shard {index}: {type(error).__name__}: {error}. Finished shards "
-            "are kept, and the same call goes on after them."
+            "are kept; the same call goes on after them."
         ) from error

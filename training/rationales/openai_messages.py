@@ -1,4 +1,4 @@
-"""Requests -> what a chat completions endpoint takes, its answers -> rationales. Nothing here talks to a server."""
+"""Translate requests for a chat completions endpoint, and its answers to rationales; without a connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from mmemb_r1.modeling.media_mmemb_r1 import parse_address, stored_source
-from mmemb_r1.training.rationales.prompting import Style, parse_rationale, request_conversation
+from mmemb_r1.training.rationales.prompting import Style, parse_rationale, request_conversation, why_empty
 from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest
 
 IMAGE_FORMATS = ("png", "jpeg")
@@ -24,15 +24,15 @@ def chat_messages(
     style: Style, request: RationaleRequest, num_video_frames: int = 8, image_format: str = "png"
 ) -> list[dict[str, Any]]:
     """
-    The `messages` of a request.
+    Make the `messages` of a request.
 
-    Pictures become data URLs: the file itself if a server reads the same pixels from it as we do (an upright, opaque
-    RGB or grey PNG, JPEG or WebP), else what was opened, encoded anew. A video becomes its frames, as pictures in a
-    row. A turn without pictures is a plain string, which every server takes.
+    Pictures become data URLs: the file as it is if a server reads the same pixels from it as we do (an upright, opaque
+    RGB or grey PNG, JPEG or WebP), else the opened picture, encoded again. A video becomes a sequence of pictures, its
+    frames. A turn without pictures is a plain string, which every server accepts.
 
     Args:
         style: how to ask.
-        request: what is asked about.
+        request: the input to ask about.
         num_video_frames: frames that are sampled evenly from a video file.
         image_format: one of `IMAGE_FORMATS`, for pictures that have to be encoded.
 
@@ -79,7 +79,7 @@ def _data_url(data: bytes, image_format: str) -> str:
 
 
 def _verbatim_url(source: Any) -> str | None:
-    """The data URL of a picture's file as it is, if all that read it agree on its pixels."""
+    """Return a picture's file as a data URL if every reader sees the same pixels in it, else `None`."""
     data = _file_bytes(source)
     if data is None:
         return None
@@ -99,29 +99,21 @@ def _file_bytes(source: Any) -> bytes | None:
     if isinstance(source, str | Path) and parse_address(str(source)).place == "path":
         try:
             return Path(os.path.expanduser(source)).read_bytes()
-        except OSError:  # it was opened a moment ago, so there is something to encode
+        except OSError:  # the picture was opened a moment ago: it is encoded instead
             return None
     return bytes(source) if isinstance(source, bytes | bytearray) else None
 
 
 def read_completion(completion: Any, style: Style) -> Rationale | Failure:
     """
-    The rationale in a chat completion.
+    Find the rationale in a chat completion.
 
-    A thought is taken from `reasoning_content` or `reasoning`, where servers that part it from the answer put it, else
-    from the tags in `content`. What counts as its length: the server's `reasoning_tokens` for a thought, where they
-    are told, else its `completion_tokens` (a thought's then include those of the answer after it), else an estimate of
-    one token for four bytes.
-
-    Args:
-        completion: the parsed JSON of an answer.
-        style: how was asked.
-
-    Returns:
-        A `Failure` if it holds no rationale.
+    Reasoning is taken from `reasoning_content` or `reasoning`, where servers put it that separate it from the answer,
+    else from between the tags in `content`. Its length is the server's `reasoning_tokens` where they are given, else
+    all `completion_tokens` (those of the answer after it included), else estimated as one token for four bytes.
 
     Raises:
-        ValueError: if it is no chat completion.
+        ValueError: if `completion`, the parsed JSON of an answer, is no chat completion.
     """
     if not isinstance(completion, Mapping) or not isinstance(completion.get("choices"), list):
         if isinstance(completion, Mapping) and completion.get("error"):  # some gateways say 200 and then this
@@ -140,26 +132,15 @@ def read_completion(completion: Any, style: Style) -> Rationale | Failure:
         return Failure(f"the server refused: {message.get('refusal') or 'its content filter cut the answer.'}")
     text = parse_rationale(reasoning if style.thinking and reasoning else content, style)
     if not text:
-        return Failure(_why_empty(style, finish_reason, bool(reasoning or content)))
+        return Failure(why_empty(style, reasoning or content, finish_reason))
     return Rationale(text, _num_tokens(completion, style, text), "length" if finish_reason == "length" else "stop")
 
 
 def _content_text(content: Any) -> str:
-    """Some servers answer in parts."""
+    """Join the text of a content, which some servers send in parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) else ""
-
-
-def _why_empty(style: Style, finish_reason: Any, said_something: bool) -> str:
-    if not said_something:
-        return f"the answer is empty (finish_reason {finish_reason!r})."
-    if style.thinking:
-        return f"the answer has an empty thought (finish_reason {finish_reason!r}); is thinking on in this model?"
-    return (
-        f"the answer is a thought and nothing else (finish_reason {finish_reason!r}); raise `max_tokens`, or use a "
-        "style that takes the thought."
-    )
 
 
 def _num_tokens(completion: Mapping[str, Any], style: Style, text: str) -> int:
@@ -167,15 +148,16 @@ def _num_tokens(completion: Mapping[str, Any], style: Style, text: str) -> int:
     total = usage.get("completion_tokens")
     if not isinstance(total, int):
         return -(-len(text.encode(errors="replace")) // _BYTES_PER_TOKEN)  # it may end in half a character
-    thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or usage.get("reasoning_tokens")
-    if not isinstance(thought, int) or not 0 < thought <= total:
+    details = usage.get("completion_tokens_details") or {}
+    reasoning = details.get("reasoning_tokens") or usage.get("reasoning_tokens")
+    if not isinstance(reasoning, int) or not 0 < reasoning <= total:
         return total
-    return thought if style.thinking else total - thought
+    return reasoning if style.thinking else total - reasoning
 
 
 def error_message(body: Any, limit: int = 300) -> str:
     """
-    What a server says in the body of an error, on one line.
+    Find a server's message in the body of an error, and put it on one line.
 
     >>> error_message({"error": {"message": "No such model.", "code": 404}})
     'No such model.'

@@ -19,8 +19,15 @@ from urllib.parse import urlsplit
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.training.rationales.openai_messages import IMAGE_FORMATS, chat_messages, error_message, read_completion
-from mmemb_r1.training.rationales.prompting import Style, load_style
-from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest, WorkerError
+from mmemb_r1.training.rationales.prompting import Style, style_of
+from mmemb_r1.training.rationales.worker import (
+    Failure,
+    Rationale,
+    RationaleRequest,
+    WorkerError,
+    is_number,
+    require,
+)
 
 if TYPE_CHECKING:
     import openai
@@ -33,7 +40,6 @@ _RESERVED = ("model", "messages", "stream", "n")
 _AWAY = (502, 503, 504)
 _CONNECT_TIMEOUT = 10.0
 _CLIENT_MAX_WAIT = 120.0  # longer waits that a server asks for are given up by the client
-_HTTP_ADDRESS = "an address that begins with http:// or https://, without user, password or query"
 
 
 @dataclass(kw_only=True)
@@ -42,13 +48,13 @@ class OpenAIWorker:
     Draws rationales from an OpenAI-compatible server, one request per rationale, each with its own seed.
 
     The server may be away for a while: failed connections, rate limits and server errors are retried with backoff and
-    jitter, and `Retry-After` is honoured. What an input causes (a refusal, a timeout) is a `Failure` of that input;
-    what no input could survive (a wrong key, address or model, a server that stays away) is a `WorkerError`.
+    jitter, and `Retry-After` is honoured. What one input causes (a refusal, a timeout) is a `Failure` of that input;
+    what would stop every input (a wrong key, address or model, a server that stays away) is a `WorkerError`.
 
-    Proxies are taken from the environment as usual, except for a server on this very machine.
+    Proxies are taken from the environment as usual, except for a server on this machine.
 
-    Of `transformers serve`: the model is named as it was when the server was started, samples are drawn only if its
-    generation config (or `extra_body: {generation_config: '{"do_sample": true}'}`) says so, and seeds hold for one
+    With `transformers serve`, `model` is the name that the server was started with, samples differ only if its
+    generation config (or `extra_body: {generation_config: '{"do_sample": true}'}`) says so, and seeds work for one
     request at a time (`concurrency: 1`).
 
     Args:
@@ -57,7 +63,7 @@ class OpenAIWorker:
         base_url: the server's address; it usually ends in `/v1`.
         num_samples: rationales per input.
         style: how to ask: `"instruct"`, `"thinking"` or the path of a `.txt` file, see `load_style`.
-        max_tokens: budget of a rationale, for a thinking model with the answer after it.
+        max_tokens: budget of a rationale, including the answer after it for a thinking model.
         temperature: `None` leaves it to the server; so does `top_p`.
         top_p: see `temperature`.
         api_key_env: name of the environment variable that holds the key. Default: the server wants none.
@@ -65,11 +71,11 @@ class OpenAIWorker:
         timeout: seconds to wait for an answer.
         max_retries: tries after the first.
         patience: seconds for which the server may be away (no connection, 502, 503, 504), beyond the retries.
-        extra_body: further fields of each request, such as `top_k`; `null` takes a field out. A `seed` may only be
-            taken out: each rationale has its own.
+        extra_body: further fields of each request, such as `top_k`; `null` removes a field. `seed` may only be
+            removed: each rationale has its own.
         num_video_frames: frames that are sampled evenly from a video file; they are sent as pictures.
         image_format: `"png"` or `"jpeg"`, for pictures that can't be sent as the files they are.
-        batch_size: inputs it likes to get at once.
+        batch_size: inputs per call of `draw`.
 
     Raises:
         ValueError: naming the key that can't be used.
@@ -95,47 +101,43 @@ class OpenAIWorker:
     _style: Style = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._require("model", isinstance(self.model, str) and bool(self.model), "the name of a model")
-        self._require("base_url", _is_address(self.base_url), _HTTP_ADDRESS)
+        require(self, "model", isinstance(self.model, str) and bool(self.model), "the name of a model")
+        if not _is_address(self.base_url):
+            # a user and password in it are not repeated
+            shown = re.sub(r"(?<=//)[^/]*@", "***@", str(self.base_url).partition("?")[0])
+            raise ValueError(
+                f"Worker {self.name!r}: `base_url` is {shown!r}; allowed: an address that begins with http:// or "
+                "https://, without user, password or query."
+            )
         for key in ("num_samples", "max_tokens", "concurrency", "num_video_frames", "batch_size"):
-            self._require(key, _is_int(getattr(self, key), 1), "a whole number from 1 on")
-        self._require("max_retries", _is_int(self.max_retries, 0), "a whole number from 0 on")
-        self._require("timeout", _is_number(self.timeout) and self.timeout > 0, "seconds, more than 0")
-        self._require("patience", _is_number(self.patience) and self.patience >= 0, "seconds, 0 or more")
-        self._require("temperature", self.temperature is None or _is_number(self.temperature, 0, 2), "0 to 2, or null")
-        self._require("top_p", self.top_p is None or _is_number(self.top_p, 0, 1), "0 to 1, or null")
-        self._require("image_format", self.image_format in IMAGE_FORMATS, " or ".join(IMAGE_FORMATS))
+            require(self, key, is_number(getattr(self, key), int, 1), "a whole number from 1 on")
+        require(self, "max_retries", is_number(self.max_retries, int, 0), "a whole number from 0 on")
+        for key, least in (("timeout", 1e-9), ("patience", 0)):
+            allowed = "seconds, more than 0" if least else "seconds, 0 or more"
+            require(self, key, is_number(getattr(self, key), int | float, least), allowed)
+        for key, most in (("temperature", 2), ("top_p", 1)):
+            value = getattr(self, key)
+            require(self, key, value is None or is_number(value, int | float, 0, most), f"0 to {most}, or null")
+        require(self, "image_format", self.image_format in IMAGE_FORMATS, " or ".join(IMAGE_FORMATS))
         if self.api_key_env is not None and not _is_variable(self.api_key_env):
-            # what stands there may be the key itself: it is not repeated
+            # its value may be the key itself, so it is not repeated
             raise ValueError(
                 f"Worker {self.name!r}: `api_key_env` is no name of an environment variable; allowed: a name of "
                 "capitals, digits and underscores, such as OPENAI_API_KEY. The key itself is never in the file."
             )
-        allowed = (
+        plain = self.extra_body is None or (
             isinstance(self.extra_body, Mapping)
             and not set(self.extra_body) & set(_RESERVED)
-            and self.extra_body.get("seed") is None  # one for all would make all samples of an input the same
+            and self.extra_body.get("seed") is None  # one seed for all would make all samples of an input the same
         )
-        self._require(
-            "extra_body",
-            self.extra_body is None or allowed,
-            f"fields of a request, but not {', '.join(_RESERVED)}, and no seed but null",
+        require(
+            self, "extra_body", plain, f"fields of a request, but not {', '.join(_RESERVED)}, and no seed but null"
         )
-        try:
-            self._style = load_style(self.style)
-        except ValueError as error:
-            raise ValueError(f"Worker {self.name!r}: `style` can't be used. {error}") from error
-
-    def _require(self, key: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            value = getattr(self, key)
-            if key == "base_url" and isinstance(value, str):
-                value = re.sub(r"(?<=//)[^/]*@", "***@", value.partition("?")[0])  # what was hidden there stays hidden
-            raise ValueError(f"Worker {self.name!r}: `{key}` is {value!r}; allowed: {allowed}.")
+        self._style = style_of(self)
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What determines the rationales. The address is not part of it: servers move."""
+        """All that determines the rationales. The address is not part of it: servers move."""
         return {
             "kind": "openai",
             "model": self.model,
@@ -153,8 +155,9 @@ class OpenAIWorker:
         Draw the rationales of each request, in the order of its seeds.
 
         Raises:
-            WorkerError: if the server refuses the key, knows neither path nor model, answers with something that is no
-                chat completion, or stays away for longer than `patience`; or if the key's variable is not set.
+            WorkerError: if the server refuses the key, does not know the path or the model, answers with something
+                other than a chat completion, or is away for longer than `patience`; or if the key's variable is not
+                set.
             ImportError: if the client is not installed.
         """
         key = self._key()
@@ -162,7 +165,7 @@ class OpenAIWorker:
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run(self._draw(requests, key))
-        with ThreadPoolExecutor(1) as pool:  # in a notebook, whose loop runs already
+        with ThreadPoolExecutor(1) as pool:  # in a notebook, where a loop is running already
             return pool.submit(asyncio.run, self._draw(requests, key)).result()
 
     async def _draw(self, requests: Sequence[RationaleRequest], key: str | None) -> list[list[Rationale | Failure]]:
@@ -177,8 +180,8 @@ class OpenAIWorker:
         if not key or not (key.isascii() and key.isprintable()):
             raise WorkerError(
                 f"Worker {self.name!r}: the environment variable {self.api_key_env} of `api_key_env` "
-                f"{'holds no usable key' if key else 'is not set'}. Set it to a key of {self.base_url}, or leave "
-                "`api_key_env` out if the server wants none."
+                f"{'holds no usable key' if key else 'is not set'}. Set it to a key for {self.base_url}, or leave "
+                "`api_key_env` out if the server needs none."
             )
         return key
 
@@ -195,13 +198,13 @@ def _client(worker: OpenAIWorker, key: str | None) -> openai.AsyncOpenAI:
         base_url=worker.base_url,
         timeout=timeout,
         max_retries=worker.max_retries,
-        # a proxy knows another machine by the name of localhost
+        # for a proxy, localhost is the proxy's own machine
         http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not _is_loopback(worker.base_url)),
     )
 
 
 class _Session:
-    """The requests of one draw."""
+    """Sends the requests of one call of `draw`."""
 
     def __init__(self, worker: OpenAIWorker, client: openai.AsyncOpenAI, key: str | None) -> None:
         self.worker = worker
@@ -239,13 +242,13 @@ class _Session:
             kind = response.headers.get("content-type", "no content type")
             raise self.fatal(
                 f"{self.worker.base_url} answered with {kind} that begins with {response.text[:80]!r}: that is no "
-                "chat completion. Mend `base_url`; allowed: the address of an OpenAI-compatible server, which usually "
-                "ends in /v1."
+                "chat completion. Correct `base_url`; allowed: the address of an OpenAI-compatible server, which "
+                "usually ends in /v1."
             ) from None
         return Failure(self.without_key(answer.reason)) if isinstance(answer, Failure) else answer
 
     async def ask(self, messages: list[dict[str, Any]], seed: int) -> Any:
-        """The server's answer, whatever it is, after as many tries as are allowed."""
+        """Send a request, with as many tries as are allowed, and return the server's answer, whatever it is."""
         import openai
 
         worker = self.worker
@@ -280,11 +283,11 @@ class _Session:
                     away_since = now
                     logger.warning("Worker %r: %s is away (%s).", worker.name, worker.base_url, cause)
                 if now - away_since >= worker.patience:
-                    if self.last_answer > away_since:  # to others it talks: this input is the cause
+                    if self.last_answer > away_since:  # it answers other requests: this input is the cause
                         raise
                     raise self.fatal(
                         f"{worker.base_url} can't be reached ({cause}), not for {worker.patience:g} seconds "
-                        "beyond the retries. Start the server or mend `base_url`; `patience` says how long to wait."
+                        "beyond the retries. Start the server or correct `base_url`; `patience` says how long to wait."
                     ) from None
                 num_absences += 1
                 await asyncio.sleep(random.uniform(0.75, 1.0) * min(8.0, 0.25 * 2**num_absences))
@@ -293,36 +296,36 @@ class _Session:
                 return raw.http_response
 
     def refusal(self, error: openai.APIStatusError) -> Failure:
-        """What a status means for the one input; a `WorkerError` if it means the same for all."""
+        """Make a `Failure` of an error status; a `WorkerError` is raised if it would be the same for every input."""
         worker, status = self.worker, error.status_code
-        said = f"{status}: {error_message(error.body or error.response.text or 'nothing more')}"
+        told = f"{status}: {error_message(error.body or error.response.text or 'nothing more')}"
         if status in (401, 403):
             variable = f"is {worker.api_key_env!r}" if worker.api_key_env else "is not set"
             raise self.fatal(
-                f"{worker.base_url} refuses the key ({said}). `api_key_env` {variable}; allowed: the name of an "
+                f"{worker.base_url} refuses the key ({told}). `api_key_env` {variable}; allowed: the name of an "
                 "environment variable that holds a key of this server."
             ) from None
         if status == 402 or (status == 429 and error.code == "insufficient_quota"):
             raise self.fatal(
-                f"the account of `api_key_env` has no credit left at {worker.base_url} ({said})."
+                f"the account of `api_key_env` has no credit left at {worker.base_url} ({told})."
             ) from None
         if status in (404, 405):
             raise self.fatal(
-                f"{worker.base_url} knows no such path or model ({said}). Mend `base_url`, which usually ends in /v1, "
-                f"or `model`, which is {worker.model!r}."
+                f"{worker.base_url} knows no such path or model ({told}). Correct `base_url`, which usually ends in "
+                f"/v1, or `model`, which is {worker.model!r}."
             ) from None
-        return Failure(self.without_key(f"the server answered {said}"))
+        return Failure(self.without_key(f"the server answered {told}"))
 
     def fatal(self, message: str) -> WorkerError:
         return WorkerError(self.without_key(f"Worker {self.worker.name!r}: {message}"))
 
     def without_key(self, text: str) -> str:
-        """Servers repeat what they were sent."""
+        """Hide the key in a text: servers repeat what they were sent."""
         return text.replace(self.key, "***") if self.key else text
 
 
 def _is_away(error: openai.APIError) -> bool:
-    """Whether there is no server, rather than one that fails."""
+    """Whether the server can't be reached, rather than failing."""
     import openai
 
     if isinstance(error, openai.APITimeoutError):
@@ -331,7 +334,7 @@ def _is_away(error: openai.APIError) -> bool:
 
 
 def _asked_wait(error: openai.APIError) -> float | None:
-    """Seconds that the server asks to wait for, if they are more than the client waits by itself."""
+    """Return how many seconds the server asks to wait, if the client would not wait that long by itself."""
     response = getattr(error, "response", None)
     if response is None or response.status_code not in (429, 503):
         return None
@@ -341,7 +344,7 @@ def _asked_wait(error: openai.APIError) -> float | None:
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """
-    Seconds to wait before the next try, from `retry-after-ms` or `retry-after` (seconds or a date).
+    Read how many seconds to wait before the next try: from `retry-after-ms` or `retry-after` (seconds or a date).
 
     >>> retry_after({"retry-after": "150"}), retry_after({"retry-after-ms": "2500"}), retry_after({})
     (150.0, 2.5, None)
@@ -358,14 +361,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _cause(error: openai.APIError) -> str:
     return (str(error.__cause__ or error) or type(error.__cause__).__name__)[:200]
-
-
-def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any, least: float = float("-inf"), most: float = float("inf")) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_variable(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How a worker is asked for a rationale, and how the rationale is found in what it says. The texts are files."""
+"""Ask a model for a rationale, in words from a file, and find the rationale in its output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.training.rationales.worker import RationaleRequest
 
 STYLES = ("instruct", "thinking")
-_HEADERS = {"# rationale: answer": False, "# rationale: thought": True}
+_HEADERS = {"# rationale: answer": False, "# rationale: reasoning": True}
 _OPEN = re.compile(r"<think(?:ing)?>|\[THINK\]|◁think▷")
 _CLOSE = re.compile(r"</think(?:ing)?>|\[/THINK\]|◁/think▷")
 _TAG = re.compile(f"{_OPEN.pattern}|{_CLOSE.pattern}")
@@ -23,12 +23,12 @@ _TAG = re.compile(f"{_OPEN.pattern}|{_CLOSE.pattern}")
 @dataclass(frozen=True)
 class Style:
     """
-    A way to ask for rationales.
+    A way to ask a model for rationales.
 
     Args:
         name: the file's name without its suffix.
-        template: what the worker is told; the same for both sides.
-        thinking: whether the rationale is what the model thinks before it answers, or the answer.
+        template: the instructions (system turn), the same for both sides.
+        thinking: whether the rationale is the model's reasoning before its answer, or the answer itself.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Style:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What determines the rationales: the text itself, wherever it lies."""
+        """All that determines the rationales: the text itself, wherever the file is."""
         return {"template": self.template, "thinking": self.thinking}
 
 
@@ -46,8 +46,8 @@ def load_style(name_or_path: str | os.PathLike[str]) -> Style:
     Read a style.
 
     Args:
-        name_or_path: one of `STYLES`, or the path of a `.txt` file. Its first line says what of a model's
-            output the rationale is, `# rationale: answer` or `# rationale: thought`; the rest is the text.
+        name_or_path: one of `STYLES`, or the path of a `.txt` file. Its first line says which part of the model's
+            output is the rationale, `# rationale: answer` or `# rationale: reasoning`; the rest are the instructions.
 
     Raises:
         ValueError: if there is no such style, or the file is not as described.
@@ -77,17 +77,20 @@ def _style_text(name_or_path: str | os.PathLike[str]) -> str:
     )
 
 
+def style_of(worker: Any) -> Style:
+    """Load the style of a worker; an error names the worker."""
+    try:
+        return load_style(worker.style)
+    except ValueError as error:
+        raise ValueError(f"Worker {worker.name!r}: `style` can't be used. {error}") from error
+
+
 def request_conversation(style: Style, request: RationaleRequest, num_video_frames: int = 8) -> list[dict[str, Any]]:
     """
-    A request -> chat messages with opened media, in the form that processors' templates take.
+    Make the chat messages of a request, with opened media, in the form that processors' templates take.
 
-    The style's text is the system turn. The user's turn holds the input and nothing else: first its own instruction,
-    as `Task: ...`, then pictures, videos and text.
-
-    Args:
-        style: how to ask.
-        request: what is asked about; its side is not told.
-        num_video_frames: frames that are sampled evenly from a video file.
+    The style's instructions are the system turn. The user's turn holds the input and nothing else: first its own
+    instruction, as `Task: ...`, then pictures, videos and text. The model is not told the side.
 
     Raises:
         InputError: if the input can't be used; its `reason` says why.
@@ -102,10 +105,10 @@ def request_conversation(style: Style, request: RationaleRequest, num_video_fram
 
 def parse_rationale(text: str, style: Style) -> str:
     """
-    The rationale in what a model said, without tags; `""` if there is none.
+    Find the rationale in a model's output: without tags, and `""` if there is none.
 
-    Of a thought it is the first block, with or without its opening tag (some templates open it in the prompt); one
-    that is not closed goes on to the end. Of an answer it is what is outside of such blocks.
+    For a thinking style it is the first block of reasoning, with or without its opening tag (some templates open it
+    in the prompt); a block that is not closed extends to the end. For other styles it is what is outside such blocks.
 
     >>> parse_rationale("<think>Red and white: Peru.</think> Lima", load_style("thinking"))
     'Red and white: Peru.'
@@ -114,38 +117,49 @@ def parse_rationale(text: str, style: Style) -> str:
     >>> parse_rationale("<think>Red and white: Peru.</think> Lima", load_style("instruct"))
     'Lima'
     """
-    thought, answer = split_thought(text)
-    if not style.thinking:
-        return answer
-    return thought if thought is not None else answer
+    reasoning, answer = split_reasoning(text)
+    return answer if reasoning is None or not style.thinking else reasoning
 
 
-def split_thought(text: str) -> tuple[str | None, str]:
+def why_empty(style: Style, output: str, finish_reason: Any) -> str:
+    """Say why a model's output holds no rationale, and what to do."""
+    ended = f"(finish_reason {finish_reason!r})"
+    if not output.strip():
+        return f"the model's output is empty {ended}."
+    if style.thinking:
+        return f"the model's reasoning is empty {ended}; is thinking switched on in this model?"
+    return (
+        f"the model's output is reasoning without an answer {ended}; raise `max_tokens`, or use a style whose "
+        "rationale is the reasoning."
+    )
+
+
+def split_reasoning(text: str) -> tuple[str | None, str]:
     """
-    The first thought, `None` if no tag tells of one, and what is outside of all of them.
+    Split a model's output into the first block of reasoning, `None` if there is no tag, and all text outside blocks.
 
-    >>> split_thought("<think>a</think> b <think>c</think> d")
+    >>> split_reasoning("<think>a</think> b <think>c</think> d")
     ('a', 'b d')
-    >>> split_thought("a</think> b")
+    >>> split_reasoning("a</think> b")
     ('a', 'b')
-    >>> split_thought("<think>a")
+    >>> split_reasoning("<think>a")
     ('a', '')
-    >>> split_thought(" b ")
+    >>> split_reasoning(" b ")
     (None, 'b')
     """
-    thoughts, outside, rest = [], [], text
+    blocks, outside, rest = [], [], text
     if (end := _CLOSE.search(rest)) and not _OPEN.search(rest[: end.start()]):  # opened in the prompt
-        thoughts.append(rest[: end.start()])
+        blocks.append(rest[: end.start()])
         rest = rest[end.end() :]
     while start := _OPEN.search(rest):
         outside.append(rest[: start.start()])
         end = _CLOSE.search(rest, start.end())
-        thoughts.append(rest[start.end() : end.start() if end else None])
+        blocks.append(rest[start.end() : end.start() if end else None])
         rest = rest[end.end() :] if end else ""
     outside.append(rest)
-    return (_clean(thoughts[0]) if thoughts else None), " ".join(filter(None, map(_clean, outside)))
+    return (_clean(blocks[0]) if blocks else None), " ".join(filter(None, map(_clean, outside)))
 
 
 def _clean(text: str) -> str:
-    """Without tags that have no partner."""
+    """Remove tags that have no partner."""
     return _TAG.sub("", text).strip()

@@ -1,4 +1,4 @@
-"""The rationales table: a folder of Parquet files, each of them written whole or not at all."""
+"""Read and write the rationales table: a folder of Parquet files, each of them whole or missing."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ COLUMNS = {
     "pair_id": "string",
     "side": "string",  # query | target
     "worker": "string",
-    "sample": "int32",  # 0, 1, ... of the rationales that one worker gives one input
+    "sample": "int32",  # number of a rationale among those of one worker for one input, from 0
     "seed": "int64",
     "text": "string",  # null where the worker failed
     "num_tokens": "int32",  # null where the worker failed
-    "finish_reason": "string",  # stop | length | error
+    "finish_reason": "string",  # stop (the worker ended it) | length (the budget cut it off) | error (there is none)
     "error": "string",  # why the worker failed, or null
 }
 ERROR = "error"
 
 
 def schema() -> pyarrow.Schema:
-    """The Arrow schema of the table: `COLUMNS`."""
+    """Return the Arrow schema of the table: `COLUMNS`."""
     import pyarrow
 
     return pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 
 
 def check_name(name: Any) -> None:
-    """Refuse a name of a worker that can't be part of the name of a file."""
+    """Refuse a name of a worker that can't be part of a file's name."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
         raise ValueError(
             f"the name of a worker is {name!r}; allowed: letters, digits, '.', '_' and '-', and it begins with a "
@@ -45,17 +45,17 @@ def check_name(name: Any) -> None:
         )
 
 
-def shard_path(folder: Path, worker: str, index: int) -> Path:
-    """Where a shard of a worker is.
+def rationale_shard_path(folder: Path, worker: str, index: int) -> Path:
+    """Return the path of a worker's shard.
 
-    >>> shard_path(Path("rationales"), "oracle", 7).as_posix()
+    >>> rationale_shard_path(Path("rationales"), "oracle", 7).as_posix()
     'rationales/shards/oracle-00007.parquet'
     """
     return folder / "shards" / f"{worker}-{index:05d}.parquet"
 
 
-def write_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the rows of a shard, none if there are none, in the place of what was there."""
+def write_rationale_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows of a shard, possibly none, and replace what was there."""
     import pyarrow
     import pyarrow.parquet
 
@@ -64,30 +64,22 @@ def write_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         pyarrow.parquet.write_table(table, temporary)
 
 
-def read_shard(path: Path) -> list[dict[str, Any]]:
-    """The rows of a shard."""
+def read_rationale_shard(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a shard."""
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path, schema=schema()).to_pylist()
 
 
-def has_failures(path: Path) -> bool:
-    """Whether a shard holds rows where the worker failed."""
-    import pyarrow.parquet
-
-    return ERROR in pyarrow.parquet.read_table(path, columns=["finish_reason"])["finish_reason"].to_pylist()
-
-
 def read_rationales(path: str | os.PathLike[str]) -> Dataset:
     """
-    A rationales table, in memory.
+    Read a rationales table into memory.
 
     Args:
         path: the folder that `draw_rationales` wrote (finished or not), or a Parquet file with at least its columns.
 
     Returns:
-        The rows, ordered by worker name, shard and place in the shard: the order does not depend on how many runs drew
-        them, or when.
+        The rows, ordered by worker, shard and position in the shard, however many runs drew them.
 
     Raises:
         ValueError: if there is no such folder or file, or it holds no rationales.
@@ -99,7 +91,7 @@ def read_rationales(path: str | os.PathLike[str]) -> Dataset:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: there is no such folder or file. `mmemb-r1 rationales` writes one.")
-    files = sorted((path / "shards").glob("*.parquet"), key=_place) if path.is_dir() else [path]
+    files = sorted((path / "shards").glob("*.parquet"), key=_worker_and_index) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} holds no shards of rationales. `mmemb-r1 rationales` draws them.")
     try:
@@ -114,9 +106,9 @@ def read_rationales(path: str | os.PathLike[str]) -> Dataset:
     return Dataset(table)
 
 
-def _place(file: Path) -> tuple[str, int]:
+def _worker_and_index(file: Path) -> tuple[str, int]:
     """
-    >>> _place(Path("shards/instruct-2b-00012.parquet"))
+    >>> _worker_and_index(Path("shards/instruct-2b-00012.parquet"))
     ('instruct-2b', 12)
     """
     worker, _, index = file.stem.rpartition("-")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,17 +17,25 @@ from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.modeling.tokens_mmemb_r1 import THINK
 from mmemb_r1.training.rationales.prompting import (
     Style,
-    load_style,
     parse_rationale,
     request_conversation,
-    split_thought,
+    split_reasoning,
+    style_of,
+    why_empty,
 )
 from mmemb_r1.training.rationales.sampling import Continuation, draw_continuations
-from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest, WorkerError
+from mmemb_r1.training.rationales.worker import (
+    Failure,
+    Rationale,
+    RationaleRequest,
+    WorkerError,
+    is_number,
+    require,
+)
 from mmemb_r1.training.shared_prefix import branch, read_prefix
 from mmemb_r1.training.vlm import DTYPES, chat_template, load_vlm
 
-_LONGEST_OPENING = 8  # tokens at the end of a prompt in which the beginning of a thought is looked for
+_LONGEST_OPENING = 8  # tokens at the end of a prompt in which an opening tag is looked for
 
 
 @dataclass(kw_only=True)
@@ -36,20 +43,20 @@ class TransformersWorker:
     """
     Draws rationales from a local vision-language model, or one from the Hub.
 
-    The prompt of a request, pictures included, is read once for all of its rationales. Each rationale has its own
-    seed, and token t is chosen by the seed's number t (see `choose`): which requests it shares a batch with does not
-    matter, but for rounding. The model is loaded when it is first needed.
+    The prompt of a request, pictures included, is read once for all of its rationales. Token t of a rationale is
+    chosen by number t of its own seed (see `choose`), so a rationale does not depend on which others are in its batch,
+    except for rounding. The model is loaded when it is first needed.
 
     Args:
         name: unique in a pool.
         model: a folder or Hub ID, see `load_vlm`.
         num_samples: rationales per input.
         style: how to ask: `"instruct"`, `"thinking"` or the path of a `.txt` file, see `load_style`.
-        max_tokens: budget of a rationale, with all that the model says around it: tags, and the answer after a
-            thought. This is also what counts as its length; the token that ends it does not.
-        temperature: divides the logits; 0 takes the likeliest token always.
-        top_p: share of the probability that is drawn from.
-        batch_size: inputs whose prompts are read at once; `num_samples` times as many rows are then decoded.
+        max_tokens: budget of the model's whole output: the rationale, tags, and the answer after it. All of these
+            count as the rationale's length, but not the token that ends the output.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_p: draw from the likeliest tokens that together have this probability.
+        batch_size: prompts read at once; `num_samples` times as many rows are then decoded.
         device: where the model runs. Default: a GPU if there is one.
         dtype: one of `DTYPES`. Default: `"auto"`, the one the model was saved in.
 
@@ -70,25 +77,18 @@ class TransformersWorker:
     _style: Style = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._require("model", isinstance(self.model, str) and bool(self.model), "a folder or an ID on the Hub")
+        require(self, "model", isinstance(self.model, str) and bool(self.model), "a folder or an ID on the Hub")
         for key in ("num_samples", "max_tokens", "batch_size"):
-            self._require(key, _is_number(getattr(self, key), int, 1), "a whole number from 1 on")
-        self._require("temperature", _is_number(self.temperature, int | float, 0), "a number from 0 (greedy) on")
-        self._require("top_p", _is_number(self.top_p, int | float, 0, 1) and self.top_p > 0, "more than 0, up to 1")
-        self._require("device", self.device is None or _is_device(self.device), "a device of torch, such as cuda:0")
-        self._require("dtype", self.dtype in (None, *DTYPES), ", ".join(DTYPES))
-        try:
-            self._style = load_style(self.style)
-        except ValueError as error:
-            raise ValueError(f"Worker {self.name!r}: `style` can't be used. {error}") from error
-
-    def _require(self, key: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"Worker {self.name!r}: `{key}` is {getattr(self, key)!r}; allowed: {allowed}.")
+            require(self, key, is_number(getattr(self, key), int, 1), "a whole number from 1 on")
+        require(self, "temperature", is_number(self.temperature, int | float, 0), "a number from 0 (greedy) on")
+        require(self, "top_p", is_number(self.top_p, int | float, 0, 1) and self.top_p > 0, "more than 0, up to 1")
+        require(self, "device", self.device is None or _is_device(self.device), "a device of torch, such as cuda:0")
+        require(self, "dtype", self.dtype in (None, *DTYPES), ", ".join(DTYPES))
+        self._style = style_of(self)
 
     @property
     def definition(self) -> dict[str, Any]:
-        """Model, prompt and sampling."""
+        """All that determines the rationales: model, prompt and sampling."""
         return {
             "kind": "transformers",
             "model": self.model,
@@ -106,55 +106,53 @@ class TransformersWorker:
         Raises:
             WorkerError: if the model can't be loaded.
         """
-        answers: list[list[Rationale | Failure]] = []
-        for start in range(0, len(requests), self.batch_size):
-            answers += self._draw_batch(requests[start : start + self.batch_size])
-        return answers
+        starts = range(0, len(requests), self.batch_size)
+        return [drawn for start in starts for drawn in self._draw_batch(requests[start : start + self.batch_size])]
 
     def close(self) -> None:
-        """Let go of the model: the next one may need its memory. It is loaded again if it is needed again."""
+        """Free the model's memory; the next `draw` loads it again."""
         if vars(self).pop("_loaded", None) is not None:
             gc.collect()
             torch.cuda.empty_cache()
 
     def _draw_batch(self, requests: Sequence[RationaleRequest]) -> list[list[Rationale | Failure]]:
-        _ = self._loaded  # what can't be loaded stops the run, and is no failure of an input
-        answers: list[list[Rationale | Failure]] = [[] for _ in requests]
+        _ = self._loaded  # a model that can't be loaded stops the run: it is no failure of an input
+        drawn: list[list[Rationale | Failure]] = [[] for _ in requests]
         conversations = {}
-        for place, request in enumerate(requests):
+        for row, request in enumerate(requests):
             try:
-                conversations[place] = self._conversation(request)
+                conversations[row] = self._conversation(request)
             except InputError as error:
-                answers[place] = [Failure(error.fault)] * len(request.seeds)
-        for place, rationales in self._draw_conversations(conversations, [request.seeds for request in requests]):
-            answers[place] = rationales
-        return answers
+                drawn[row] = [Failure(error.fault)] * len(request.seeds)
+        for row, rationales in self._draw_conversations(conversations, [request.seeds for request in requests]):
+            drawn[row] = rationales
+        return drawn
 
     def _draw_conversations(
         self, conversations: dict[int, list[dict[str, Any]]], seeds: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, list[Rationale | Failure]]]:
-        """Place and rationales of each conversation; those that don't fit into memory together are drawn alone."""
-        for places, batch in self._rendered(conversations):
-            groups = [seeds[place] for place in places]
+        """Yield row and rationales of each conversation; those that don't fit into memory together are drawn alone."""
+        for rows, batch in self._rendered(conversations):
+            groups = [seeds[row] for row in rows]
             if isinstance(batch, Failure):
-                yield from zip(places, [[batch] * len(group) for group in groups], strict=True)
+                yield from zip(rows, [[batch] * len(group) for group in groups], strict=True)
                 continue
             try:
-                yield from zip(places, self._draw_rendered(batch, groups), strict=True)
+                yield from zip(rows, self._draw_rendered(batch, groups), strict=True)
                 continue
             except torch.OutOfMemoryError:
-                pass  # what follows has to wait until the error, which holds tensors, is gone
-            if len(places) > 1:
-                for place in places:
-                    yield from self._draw_conversations({place: conversations[place]}, seeds)
+                pass  # go on outside of this block: the error keeps tensors alive
+            if len(rows) > 1:
+                for row in rows:
+                    yield from self._draw_conversations({row: conversations[row]}, seeds)
             else:
                 failure = Failure("it does not fit into the GPU's memory; lower max_tokens or samples, or shrink it.")
-                yield places[0], [failure] * len(groups[0])
+                yield rows[0], [failure] * len(groups[0])
 
     def _rendered(
         self, conversations: dict[int, list[dict[str, Any]]]
     ) -> Iterator[tuple[list[int], BatchFeature | Failure]]:
-        """Conversations -> one batch, or one of each if the processor does not take them together."""
+        """Render conversations as one batch, or one by one if the processor refuses them together."""
         if not conversations:
             return
         try:
@@ -163,8 +161,8 @@ class TransformersWorker:
             if len(conversations) == 1:
                 yield list(conversations), Failure(getattr(error, "fault", str(error)))
                 return
-            for place, chat in conversations.items():
-                yield from self._rendered({place: chat})
+            for row, chat in conversations.items():
+                yield from self._rendered({row: chat})
 
     def _conversation(self, request: RationaleRequest) -> list[dict[str, Any]]:
         return request_conversation(self._style, request)
@@ -174,11 +172,11 @@ class TransformersWorker:
 
     @property
     def _narrow(self) -> Callable[[Tensor], Tensor] | None:
-        """Logits -> those that tokens are drawn from. Default: the model's own."""
+        """A function that restricts the logits tokens are drawn from; `None` draws from the model's own."""
         return None
 
     def _draw_rendered(self, batch: BatchFeature, groups: Sequence[Sequence[int]]) -> list[list[Rationale | Failure]]:
-        """Rationales of each prompt of the batch, one for each seed of its group."""
+        """Draw the rationales of each prompt of a batch, one for each seed of its group."""
         vlm, processor = self._loaded
         ends = processor.tokenizer.batch_decode(batch["input_ids"][:, -_LONGEST_OPENING:])
         counts = torch.tensor([len(seeds) for seeds in groups])
@@ -198,23 +196,16 @@ class TransformersWorker:
             [self._rationale(next(continuations), end) for _ in seeds] for seeds, end in zip(groups, ends, strict=True)
         ]
 
-    def _rationale(self, continuation: Continuation, end: str) -> Rationale | Failure:
-        """What a continuation holds of a rationale, whose prompt ended so: it may have begun the thought."""
-        opened = end.rstrip().endswith(THINK)
+    def _rationale(self, continuation: Continuation, prompt_end: str) -> Rationale | Failure:
+        """Find the rationale in the continuation of a prompt, whose end may have opened the block of reasoning."""
+        opened = prompt_end.rstrip().endswith(THINK)
         ids = [token for token in continuation.token_ids if token not in self._hidden_ids]
-        said = self._processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        text = parse_rationale(THINK + said if opened else said, self._style)
+        output = self._processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text = parse_rationale(THINK + output if opened else output, self._style)
         finish_reason = "stop" if continuation.ended else "length"
         if text:
             return Rationale(text, len(continuation.token_ids), finish_reason)
-        if not said.strip():
-            return Failure(f"the model said nothing (finish_reason {finish_reason!r}).")
-        if self._style.thinking:
-            return Failure(f"the thought is empty (finish_reason {finish_reason!r}).")
-        return Failure(
-            f"the model thought and said nothing else (finish_reason {finish_reason!r}); raise `max_tokens`, or use a "
-            "style that takes the thought."
-        )
+        return Failure(why_empty(self._style, output, finish_reason))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -229,7 +220,7 @@ class TransformersWorker:
 
     @cached_property
     def _end_ids(self) -> set[int]:
-        """What ends a text: the model's own end tokens, of which there may be several, and the tokenizer's."""
+        """Tokens that end an output: the model's own, of which there may be several, and the tokenizer's."""
         vlm, processor = self._loaded
         ends = getattr(vlm.generation_config, "eos_token_id", None)
         ends = set(ends if isinstance(ends, list) else [ends])
@@ -237,13 +228,9 @@ class TransformersWorker:
 
     @cached_property
     def _hidden_ids(self) -> set[int]:
-        """Special tokens, but for the tags of a thought, which some tokenizers count among them."""
+        """Special tokens to leave out: all but the tags of reasoning, which some tokenizers count among them."""
         added = self._processor.tokenizer.added_tokens_decoder
-        return {id_ for id_, token in added.items() if token.special and split_thought(token.content)[0] is None}
-
-
-def _is_number(value: Any, kind: Any, least: float, most: float = math.inf) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
+        return {id_ for id_, token in added.items() if token.special and split_reasoning(token.content)[0] is None}
 
 
 def _is_device(value: Any) -> bool:

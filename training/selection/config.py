@@ -1,4 +1,4 @@
-"""What can be chosen about selection."""
+"""Configure how rationales are selected."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _CHOICES = {"selection": SELECTIONS, "intervention": INTERVENTIONS, "space": SPA
 @dataclass(frozen=True)
 class SelectionOptions:
     """
-    How rationales are selected.
+    Configures how rationales are selected.
 
     `intervention`, `num_negatives` and `seed` determine what the evaluator is asked; the others are applied to its
-    answers and cost nothing to change.
+    answers, and can be changed without asking it again.
 
     Args:
-        selection: `"counterfactual"` keeps what gains more than `margin` over the intervention, `"absolute"` what
-            makes the pair match by more than `margin` (the baseline is left out), `"none"` everything, with equal
-            weights. Default: counterfactual.
+        selection: `"counterfactual"` keeps rationales that gain more than `margin` over the intervention,
+            `"absolute"` those with which the pair matches by more than `margin` (there is no baseline), `"none"` all,
+            with equal weights. Default: counterfactual.
         wrong_pair_correction: whether what the rationale does for wrong pairs is subtracted. Default: yes.
-        intervention: what a rationale is compared with: `"drop"` no rationale, `"swap"` another input's of the same
-            task, side and worker, `"shuffle"` its own words in random order. Default: drop.
+        intervention: the baseline: `"drop"` no rationale, `"swap"` another input's of the same task, side and worker,
+            `"shuffle"` its own words in random order. Default: drop.
         space: `"probability"` or `"log-odds"`, in which gains are taken. Default: probability.
         margin: Default: 0; for absolute selection without the wrong-pair correction, what is as likely as not: 0.5
             in probability, 0 in log-odds.
-        temperature: of the posterior, a softmax over the gains that are kept. Default: 0.1 in probability, 1 in
+        temperature: of the posterior, a softmax over the kept gains. Default: 0.1 in probability, 1 in
             log-odds.
-        num_negatives: wrong partners that every pair is tried on. Default: 4.
+        num_negatives: wrong pairs that every rationale is tried on. Default: 4.
         seed: of the draws of negatives, swaps and shuffles. Default: 0.
 
     Raises:
@@ -68,7 +68,7 @@ class SelectionOptions:
 
     @property
     def margin_used(self) -> float:
-        """The margin, or its default.
+        """Return the margin, or its default.
 
         >>> SelectionOptions().margin_used, SelectionOptions("absolute", wrong_pair_correction=False).margin_used
         (0.0, 0.5)
@@ -80,7 +80,7 @@ class SelectionOptions:
 
     @property
     def temperature_used(self) -> float:
-        """The temperature, or its default.
+        """Return the temperature, or its default.
 
         >>> SelectionOptions().temperature_used, SelectionOptions(space="log-odds").temperature_used
         (0.1, 1.0)

@@ -1,4 +1,4 @@
-"""An mmemb-r1 checkpoint as the evaluator: how near does the rationale bring the vectors of a pair?"""
+"""Evaluate pairs with an mmemb-r1 checkpoint: does the rationale bring their vectors closer?"""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _Key = tuple[bytes, "str | None"]
 @dataclass
 class EmbeddingEvaluator:
     """
-    Judges pairs by the cosine of their vectors: `logit = (cosine - bias) / temperature`.
+    Scores pairs by the cosine of their vectors: `logit = (cosine - bias) / temperature`.
 
-    The input that a rationale is about is embedded after it, as if the model had thought it (`prompt <|embed|> <think>
-    r </think> <|embed|>`, the last vector); without a rationale, and on the other side, directly. No input is embedded
-    twice with the same rationale in one call.
+    The input that a rationale is about is embedded after it, as if the model had generated it (`prompt <|embed|>
+    <think> r </think> <|embed|>`, the last vector); without a rationale, and on the other side, directly. In one call
+    no input is embedded twice with the same rationale.
 
     Args:
         model: an mmemb-r1 checkpoint: a folder or a Hub id.
@@ -62,10 +62,10 @@ class EmbeddingEvaluator:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What determines the answers."""
+        """All that determines the answers."""
         return {
             "kind": "embedding",
-            "model": Path(self.model).name,  # for whoever reads it; the same model may lie elsewhere
+            "model": Path(self.model).name,  # for readers; the weights identify the model, wherever its folder is
             "weights": self._weights,
             "temperature": self.temperature,
             "bias": self.bias,
@@ -91,7 +91,7 @@ class EmbeddingEvaluator:
         return logits
 
     def _embed(self, sequences: Sequence[_Sequence]) -> Tensor:
-        """Unit vectors `(N, D)`, float32, on the CPU."""
+        """Embed: unit vectors `(N, D)`, float32, on the CPU."""
         values = [sequence.value for sequence in sequences]
         suffixes = [self._suffix(sequence.rationale) for sequence in sequences]
         try:
@@ -101,7 +101,7 @@ class EmbeddingEvaluator:
             raise TrialError(bad.trial, f"of its {bad.side}, {error.reason}") from error
 
     def _suffix(self, rationale: str | None) -> list[int]:
-        """`<think> r </think> <|embed|>`, or nothing."""
+        """Token ids of `<think> r </think> <|embed|>`, or of nothing."""
         if rationale is None:
             return []
         return rationale_suffix(self._encoder.processor, self._encoder[0].model.config, rationale)
@@ -109,7 +109,7 @@ class EmbeddingEvaluator:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """An input, what is thought of it, and the first trial that asks for it, with the side that it is there."""
+    """An input and its rationale, with the first trial that needs it and the side that it has there."""
 
     value: Mapping[str, Any]
     rationale: str | None

@@ -1,4 +1,4 @@
-"""What an evaluator is asked and what it answers, and the two kinds of it."""
+"""The protocol of an evaluator: what it is asked, and what it answers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Trial:
     """
-    One input with the rationales proposed for it, and the inputs of the other side that it is tried on.
+    One input with the rationales proposed for it, and the inputs of the other side that it is compared with.
 
     Args:
-        side: of which side the rationales are, `"query"` or `"target"`.
-        anchor: the input that they are about.
-        others: inputs of the other side; the first one is the anchor's partner, the others are negatives.
+        side: the side of the anchor, `"query"` or `"target"`.
+        anchor: the input that the rationales are about.
+        others: inputs of the other side; the first one matches the anchor, the others are negatives.
         rationales: `None` stands for no rationale.
     """
 
@@ -32,15 +32,15 @@ class Trial:
 
 
 class PairEvaluator(Protocol):
-    """Judges whether a query and a target match, with and without a rationale."""
+    """Says how likely a query and a target match, with and without a rationale."""
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What determines the answers, and nothing that only affects speed. JSON."""
+        """All that determines the answers, and nothing that only affects speed: JSON."""
 
     def match_logits(self, trials: Sequence[Trial]) -> list[Tensor]:
         """
-        Log-odds that the pairs match: for each trial `(len(others), len(rationales))`, float32, on the CPU.
+        Return the log-odds that the pairs match: for each trial `(len(others), len(rationales))`, float32, on the CPU.
 
         Raises:
             TrialError: naming the trial with an input that can't be read.
@@ -49,7 +49,7 @@ class PairEvaluator(Protocol):
 
 class TrialError(ValueError):
     """
-    A trial that can't be judged.
+    A trial can't be answered.
 
     Attributes:
         index: position of the trial among those passed.
@@ -58,7 +58,7 @@ class TrialError(ValueError):
 
     def __init__(self, index: int, reason: str) -> None:
         self.index, self.reason = index, reason
-        super().__init__(f"Trial {index} can't be judged: {reason}")
+        super().__init__(f"Trial {index} can't be answered: {reason}")
 
 
 # Imported when they are used: they need torch, and import this file.

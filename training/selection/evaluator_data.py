@@ -1,4 +1,4 @@
-"""Judgements to learn from: pairs that match or not, without a rationale, with a right one, with a wrong one."""
+"""MatchExamples to learn from: pairs that match or not, without a rationale, with a right one, with a wrong one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from datasets import Dataset
 
 from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.rationales.worker import SIDES
-from mmemb_r1.training.selection.pairs import PairIndex, Partners, index_pairs, other_side
+from mmemb_r1.training.selection.pairs import KnownMatches, PairIndex, index_pairs, other_side
 from mmemb_r1.training.selection.trials import index_candidates
 from mmemb_r1.training.tables import StoredInputs
 
 KINDS = ("none", "right", "wrong")
 
 
-class Judgement(TypedDict):
-    """One example: does `target` match `query`, given `rationale` about the input of `side`?"""
+class MatchExample(TypedDict):
+    """Asks whether `target` matches `query`, given a rationale about the input of `side`; `label` is the answer."""
 
     query: dict[str, Any]
     target: dict[str, Any]
@@ -29,13 +29,13 @@ class Judgement(TypedDict):
     label: bool
 
 
-class Judgements:
+class MatchExamples:
     """
-    Examples drawn from a pairs table, each a pure function of the seed and its number.
+    Draws examples from a pairs table, each a pure function of the seed and its number.
 
-    Half of them match. The partner of one that doesn't comes from another pair of the same task; beside a wrong
-    rationale, which is that of another pair of the same task, it is often the very partner that this rationale speaks
-    of, so that a rationale may be trusted only as far as what is seen agrees with it.
+    Half of them match. In one that doesn't, the other side is that of another pair of the same task. A wrong rationale
+    is that of another pair of the same task, and then the wrong other side is often the one that this rationale
+    describes: the evaluator learns to trust a rationale only as far as the inputs agree with it.
 
     Args:
         pairs: columns `pair_id`, `query`, `target` and, optionally, `task`, `query_rationale`, `target_rationale`
@@ -43,16 +43,16 @@ class Judgements:
         size: number of examples.
         seed: of the draws.
         shares: how often there is no rationale, a right one, and a wrong one. Rows without a rationale have none.
-        tempting_share: how often a pair that does not match beside a wrong rationale is the one that it speaks of.
+        tempting_share: how often a pair that doesn't match beside a wrong rationale is the one that it describes.
         blind_share: how often the pictures that a right rationale is about are hidden, where there is text beside
             them: what can't be seen has to be read.
-        task_weights: how often each task is drawn; those that are not named are not. `None`: by number of pairs.
-        rationales: a rationales table, of workers to be trusted, in the place of the columns of `pairs`. With several
-            per input the evaluator meets more than one wording of the truth; else it takes another for a mistake.
+        task_weights: how often each task is drawn; tasks without a weight are not. `None`: by number of pairs.
         augment: makes another picture of every picture; gets the example's own random stream.
+        rationales: a rationales table of trusted workers, instead of the columns of `pairs`. With several per input
+            the evaluator meets several wordings of the truth; otherwise it takes another wording for a mistake.
 
     Raises:
-        ValueError: if the table is none of pairs, no task has pairs that differ, or a task that is named has no pairs.
+        ValueError: if `check_pairs` refuses the table, no task has pairs that differ, or a weighted task has no pairs.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Judgements:
         index = index_pairs(pairs)
         self._content = index.content
         self._inputs = {side: StoredInputs(pairs, side) for side in SIDES}
-        self._partners = {side: Partners(index, side) for side in SIDES}
+        self._matches = {side: KnownMatches(index, side) for side in SIDES}
         self._rationales = _own(pairs) if rationales is None else _proposed(rationales, index)
         rows: dict[str, list[int]] = defaultdict(list)
         for row, task in enumerate(index.tasks):
@@ -84,12 +84,12 @@ class Judgements:
             task: np.array(members)
             for task, members in sorted(rows.items())
             if task_weights is None or task_weights.get(task, 0) > 0
-            # one query or target for all pairs of a task: nothing there could be wrong
+            # a task with one query or target for all pairs has no wrong pair
             if all(len(np.unique(self._content[side][members])) > 1 for side in SIDES)
         }
         if not self._rows:
             raise ValueError(
-                "No task has pairs with different queries and targets, so no pair can be made that does not match."
+                "No task has pairs with different queries and targets, so no wrong pair can be made. Add pairs."
             )
         weights = np.array(
             [task_weights[task] if task_weights else len(self._rows[task]) for task in self._rows], float
@@ -99,7 +99,7 @@ class Judgements:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> Judgement:
+    def __getitem__(self, index: int) -> MatchExample:
         if not 0 <= index < self.size:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, index])
@@ -108,20 +108,20 @@ class Judgements:
         side = self._side(row, rng)
         other = other_side(side)
         kind = KINDS[rng.choice(3, p=self.shares)] if self._rationales[side][row] else "none"
-        spoken_of = self._other_rationale(side, row, rows, rng) if kind == "wrong" else row
-        if spoken_of is None:  # all of this task have the same one
-            kind, spoken_of = "right", row
-        rationale = None if kind == "none" else str(rng.choice(self._rationales[side][spoken_of]))
+        described = self._other_rationale(side, row, rows, rng) if kind == "wrong" else row
+        if described is None:  # the whole task has the same rationale
+            kind, described = "right", row
+        rationale = None if kind == "none" else str(rng.choice(self._rationales[side][described]))
         label = bool(rng.random() < 0.5)
-        partner = row if label else self._wrong_partner(side, row, spoken_of, rows, rng)
-        if partner is None:  # every partner of this task is right for this row
-            label, partner = True, row
-        inputs = {side: self._inputs[side][row], other: self._inputs[other][partner]}
+        paired = row if label else self._wrong_pair(side, row, described, rows, rng)
+        if paired is None:  # every pair of this task matches this row
+            label, paired = True, row
+        inputs = {side: self._inputs[side][row], other: self._inputs[other][paired]}
         if kind == "right" and inputs[side].get("text") and rng.random() < self.blind_share:
             inputs[side] = {name: value for name, value in inputs[side].items() if name not in ("image", "video")}
         if (augment := self.augment) is not None:
             inputs = {name: augmented(value, augment, rng) for name, value in inputs.items()}
-        return Judgement(
+        return MatchExample(
             query=inputs["query"], target=inputs["target"], side=side, rationale=rationale, kind=kind, label=label
         )
 
@@ -130,35 +130,37 @@ class Judgements:
         return sides[rng.integers(len(sides))]
 
     def _other_rationale(self, side: str, row: int, rows: np.ndarray, rng: np.random.Generator) -> int | None:
-        """A row whose rationale is another one and speaks of no partner of this row; `None` if there hardly is one."""
-        rationales, content = self._rationales[side], self._content[other_side(side)]
-        anchor, partners = self._content[side][row], self._partners[side]
-        return _draw(
-            rows,
-            rng,
-            lambda candidate: (
-                bool(rationales[candidate])
-                and not set(rationales[candidate]) & set(rationales[row])
-                and not partners.hold(anchor, content[candidate])
-            ),
+        """Draw a row with another rationale, about another pair than this row's; `None` if there hardly is one."""
+        rationales = self._rationales[side]
+        own = set(rationales[row])
+        return self._draw_wrong(
+            side, row, rows, rng, lambda one: bool(rationales[one]) and not own & set(rationales[one])
         )
 
-    def _wrong_partner(
-        self, side: str, row: int, spoken_of: int, rows: np.ndarray, rng: np.random.Generator
+    def _wrong_pair(
+        self, side: str, row: int, described: int, rows: np.ndarray, rng: np.random.Generator
     ) -> int | None:
-        if spoken_of != row and rng.random() < self.tempting_share:
-            return spoken_of
-        anchor, content, partners = self._content[side][row], self._content[other_side(side)], self._partners[side]
-        return _draw(rows, rng, lambda candidate: not partners.hold(anchor, content[candidate]))
+        """Draw a row whose other side doesn't match this row; often the one that a wrong rationale describes."""
+        if described != row and rng.random() < self.tempting_share:
+            return described
+        return self._draw_wrong(side, row, rows, rng)
 
-
-def _draw(rows: np.ndarray, rng: np.random.Generator, allowed: Callable[[int], bool], tries: int = 20) -> int | None:
-    """A row for which `allowed` holds, by trial; `None` if there hardly is one."""
-    return next((row for row in rng.choice(rows, size=tries).tolist() if allowed(row)), None)
+    def _draw_wrong(
+        self,
+        side: str,
+        row: int,
+        rows: np.ndarray,
+        rng: np.random.Generator,
+        allowed: Callable[[int], bool] = lambda one: True,
+        tries: int = 20,
+    ) -> int | None:
+        anchor, content, matches = self._content[side][row], self._content[other_side(side)], self._matches[side]
+        drawn = rng.choice(rows, size=tries).tolist()
+        return next((one for one in drawn if allowed(one) and not matches.include(anchor, content[one])), None)
 
 
 def _own(pairs: Dataset) -> dict[str, list[list[str]]]:
-    """Side -> the rationales of each row, from the table's own columns; empty where there is none."""
+    """Read the rationales of each row, by side, from the table's own columns; empty where there is none."""
     found: dict[str, list[list[str]]] = {}
     for side in SIDES:
         column = pairs[f"{side}_rationale"] if f"{side}_rationale" in pairs.column_names else [None] * len(pairs)
@@ -168,7 +170,7 @@ def _own(pairs: Dataset) -> dict[str, list[list[str]]]:
 
 
 def _proposed(rationales: Dataset, index: PairIndex) -> dict[str, list[list[str]]]:
-    """The same, from a rationales table."""
+    """Read the rationales of each row, by side, from a rationales table."""
     candidates = index_candidates(rationales, index)
     found: dict[str, list[list[str]]] = {side: [[] for _ in range(len(index))] for side in SIDES}
     texts = rationales["text"]

@@ -1,4 +1,4 @@
-"""Train a vision-language model to judge whether a query and a target match."""
+"""Train a vision-language model to say whether a query and a target match."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmemb_r1.atlas import augment
 from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.training.run import TrainingRun
-from mmemb_r1.training.selection.evaluator_data import KINDS, Judgement, Judgements
+from mmemb_r1.training.selection.evaluator_data import KINDS, MatchExample, MatchExamples
 from mmemb_r1.training.selection.vlm_evaluator import (
     PROMPT_FILE,
     EvaluatorPrompt,
@@ -35,11 +35,11 @@ class EvaluatorConfig(_BaseConfig):
     """
     Configuration of [`EvaluatorTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
 
-    An evaluator is needed where no ready one is at hand: a strong chat model judges pairs without any training.
+    A strong chat model is an evaluator without any training; train one where there is none at hand.
 
     Args:
         prompt (`str`, *optional*, defaults to `"evaluator"`):
-            The words around a pair: `"evaluator"`, `"evaluator-short"` (for tiny models) or a text file.
+            The text around a pair: `"evaluator"`, `"evaluator-short"` (for tiny models) or a text file.
         none_share (`float`, *optional*, defaults to `0.25`):
             How often an example has no rationale, relative to the other two.
         right_share (`float`, *optional*, defaults to `0.45`):
@@ -47,26 +47,25 @@ class EvaluatorConfig(_BaseConfig):
         wrong_share (`float`, *optional*, defaults to `0.3`):
             How often it has the rationale of another pair of its task.
         tempting_share (`float`, *optional*, defaults to `0.5`):
-            How often a pair that does not match beside a wrong rationale is the one that this rationale speaks of.
+            How often a pair that doesn't match beside a wrong rationale is the one that this rationale describes.
         blind_share (`float`, *optional*, defaults to `0.0`):
             How often the pictures that a right rationale is about are hidden, where there is text beside them. What
-            can't be seen has to be read: without it a small model that sees well learns to overlook rationales.
+            can't be seen has to be read: otherwise a small model that sees well learns to ignore rationales.
         draws_per_pair (`int`, *optional*, defaults to `8`):
             Examples of an epoch per pair of the table.
         task_weights (`dict[str, float]`, *optional*):
-            How often each task is drawn. `None` draws tasks by their number of pairs. Tasks that are not named are not
-            drawn.
+            How often each task is drawn; tasks without a weight are not. `None` draws by their number of pairs.
         augment_pictures (`bool`, *optional*, defaults to `False`):
             Whether every picture is shifted, scaled, turned and recoloured a little, anew for each example.
         max_text_tokens (`int`, *optional*):
-            The text of an input is cut to so many tokens. `None`: never.
+            The text of an input is truncated to so many tokens. `None`: never.
     """
 
-    prompt: str = field(default="evaluator", metadata={"help": "The words around a pair."})
+    prompt: str = field(default="evaluator", metadata={"help": "The text around a pair."})
     none_share: float = field(default=0.25, metadata={"help": "Share of examples without a rationale."})
     right_share: float = field(default=0.45, metadata={"help": "Share of examples with their own rationale."})
     wrong_share: float = field(default=0.3, metadata={"help": "Share of examples with another pair's rationale."})
-    tempting_share: float = field(default=0.5, metadata={"help": "Share of wrong rationales that speak of the pair."})
+    tempting_share: float = field(default=0.5, metadata={"help": "Share of wrong rationales that tempt."})
     blind_share: float = field(default=0.0, metadata={"help": "Share of rationales whose pictures are hidden."})
     draws_per_pair: int = field(default=8, metadata={"help": "Examples of an epoch per pair of the table."})
     task_weights: dict | None = field(default=None, metadata={"help": "How often each task is drawn."})
@@ -78,11 +77,11 @@ class EvaluatorConfig(_BaseConfig):
         super().__post_init__()
         for name in ("none_share", "right_share", "wrong_share", "tempting_share", "blind_share"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more.")
+                raise ValueError(f"{name}={getattr(self, name)}; allowed: 0 or more.")
         if not self.none_share > 0:
-            raise ValueError("none_share=0: an evaluator has to know what it thinks without a rationale.")
+            raise ValueError("none_share=0; allowed: more than 0, as selection also asks without a rationale.")
         if self.draws_per_pair < 1:
-            raise ValueError(f"draws_per_pair={self.draws_per_pair} has to be at least 1.")
+            raise ValueError(f"draws_per_pair={self.draws_per_pair}; allowed: 1 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ class EvaluatorTrainer(_BaseTrainer):
     Args:
         model (`PreTrainedModel`): a vision-language model.
         args ([`EvaluatorConfig`]): arguments.
-        train_dataset ([`Judgements`]): examples.
+        train_dataset ([`MatchExamples`]): examples.
         processing_class (`ProcessorMixin`): the model's processor.
         callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
@@ -113,7 +112,7 @@ class EvaluatorTrainer(_BaseTrainer):
         self,
         model: PreTrainedModel,
         args: EvaluatorConfig,
-        train_dataset: Judgements,
+        train_dataset: MatchExamples,
         processing_class: ProcessorMixin,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -124,7 +123,7 @@ class EvaluatorTrainer(_BaseTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=JudgementCollator(renderer),
+            data_collator=ExampleCollator(renderer),
             train_dataset=train_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
@@ -143,7 +142,7 @@ class EvaluatorTrainer(_BaseTrainer):
         return (loss, {"logits": logit}) if return_outputs else loss
 
     def match_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """`(B,)` log-odds of "yes" after complete prompts, padded on the left."""
+        """Return `(B,)` log-odds of "yes" after complete prompts, padded on the left."""
         tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         media = {name: value for name, value in inputs.items() if name not in tokens}
         positions, _ = rotary_positions(self.accelerator.unwrap_model(model), **tokens, media=media)
@@ -153,7 +152,7 @@ class EvaluatorTrainer(_BaseTrainer):
     @torch.inference_mode()
     def measure(self, pairs: Dataset, size: int = 2000, seed: int = 0) -> dict[str, float]:
         """
-        Share of right judgements at a match logit of 0, on pairs that were not learnt from.
+        Measure how often the sign of the match logit is right, on pairs that were not trained on.
 
         Args:
             pairs: a table like the one that was trained on.
@@ -163,7 +162,9 @@ class EvaluatorTrainer(_BaseTrainer):
         Returns:
             By rationale: `accuracy_none`, `accuracy_right`, `accuracy_wrong`, and the numbers of examples `n_none` ...
         """
-        examples = judgements(pairs, self.args, size=size, seed=seed, task_weights=None, blind_share=0.0, augment=None)
+        examples = match_examples(
+            pairs, self.args, size=size, seed=seed, task_weights=None, blind_share=0.0, augment=None
+        )
         self.model.eval()
         right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
         batch_size = self.args.per_device_eval_batch_size
@@ -178,7 +179,7 @@ class EvaluatorTrainer(_BaseTrainer):
         return {f"accuracy_{kind}": sum(hits) / len(hits) for kind, hits in right.items() if hits} | counted
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the accuracy by kind of rationale since the last log."""
+        """Add the accuracy by kind of rationale since the last log."""
         for name, parts in self._right.items():
             if len(right := torch.cat(parts)):
                 logs[name] = float(right.mean())
@@ -186,8 +187,8 @@ class EvaluatorTrainer(_BaseTrainer):
         super().log(logs, start_time)
 
 
-def judgements(pairs: Dataset, args: EvaluatorConfig, **overrides: Any) -> Judgements:
-    """The examples of a pairs table that a config asks for; `overrides` are arguments of [`Judgements`]."""
+def match_examples(pairs: Dataset, args: EvaluatorConfig, **overrides: Any) -> MatchExamples:
+    """The examples of a pairs table that a config asks for; `overrides` are arguments of [`MatchExamples`]."""
     options: dict[str, Any] = {
         "size": args.draws_per_pair * len(pairs),
         "seed": args.seed,
@@ -197,11 +198,11 @@ def judgements(pairs: Dataset, args: EvaluatorConfig, **overrides: Any) -> Judge
         "task_weights": args.task_weights,
         "augment": augment if args.augment_pictures else None,
     }
-    return Judgements(pairs, **(options | overrides))
+    return MatchExamples(pairs, **(options | overrides))
 
 
 def save_evaluator(trainer: EvaluatorTrainer, folder: Path, measured: dict[str, float]) -> None:
-    """Save the model with its processor, the words it was asked with, and what was measured."""
+    """Save the model with its processor, its prompt, and what was measured."""
     trainer.model.eval().save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     prompt = EvaluatorPrompt.load(trainer.args.prompt)
@@ -209,13 +210,13 @@ def save_evaluator(trainer: EvaluatorTrainer, folder: Path, measured: dict[str, 
     (folder / "evaluator.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
-class JudgementCollator:
-    """Examples -> complete prompts, padded on the left, with `labels` `(B,)` float and `kinds` `(B,)` into `KINDS`."""
+class ExampleCollator:
+    """Makes complete prompts of examples, padded on the left, `labels` `(B,)` and `kinds` `(B,)` as in `KINDS`."""
 
     def __init__(self, renderer: PromptRenderer) -> None:
         self.renderer = renderer
 
-    def __call__(self, examples: Sequence[Judgement]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[MatchExample]) -> dict[str, Any]:
         renderer = self.renderer
         heads = renderer.heads([(example["query"], example["target"]) for example in examples])
         suffixes = [renderer.suffix(example["rationale"], example["side"]) for example in examples]

@@ -1,5 +1,5 @@
 """
-The formulas of selection: from match logits to gains, and from gains to the posterior.
+Compute gains from match logits, and the posterior from gains: the formulas of selection.
 
 The gain over no rationale, measured on the match confidence of the pair, is the paper's. The wrong-pair correction,
 the log-odds, the margin and the softmax over what was kept are ours.
@@ -15,7 +15,7 @@ SPACES = ("probability", "log-odds")
 
 def confidence(logit: Tensor) -> Tensor:
     """
-    Probability that a pair matches, from its log-odds; any shape.
+    Return the probability that a pair matches, from its log-odds; any shape.
 
     >>> confidence(torch.tensor([0.0, 100.0])).tolist()
     [0.5, 1.0]
@@ -25,7 +25,7 @@ def confidence(logit: Tensor) -> Tensor:
 
 def marginal_gain(logit_with: Tensor, logit_without: Tensor, space: str = "probability") -> Tensor:
     """
-    What a rationale adds to the match of a pair: `c(q, t | do(r)) - c(q, t | do(intervention))`.
+    Return what a rationale adds to the match of a pair: `c(q, t | do(r)) - c(q, t | do(intervention))`.
 
     Args:
         logit_with: match logits with the rationale, any shape.
@@ -45,13 +45,13 @@ def corrected_gain(gain: Tensor, negative_gains: Tensor) -> Tensor:
     """
     Subtract what a rationale adds to wrong pairs on average: it has to help this pair, not every pair.
 
-    Only what it adds: one that makes every pair less credible would otherwise be credited for the wrong ones, and
-    could be kept although it harms its own pair.
+    Only what it adds is subtracted: a rationale that makes every pair less credible would otherwise gain from the
+    wrong ones, and could be kept although it harms its own pair.
 
     Args:
         gain: `(..., N)` gains on the right pair.
         negative_gains: `(..., M, N)` gains of the same rationales on `M` wrong pairs. Without any (`M` = 0) nothing is
-            taken off.
+            subtracted.
 
     >>> corrected_gain(torch.tensor([0.5, 0.5]), torch.tensor([[0.5, 0.0], [0.25, -0.25]])).tolist()
     [0.125, 0.5]
@@ -63,15 +63,15 @@ def corrected_gain(gain: Tensor, negative_gains: Tensor) -> Tensor:
 
 def posterior(gain: Tensor, margin: float = 0.0, temperature: float = 0.1) -> tuple[Tensor, Tensor]:
     """
-    Which rationales of one input are kept, and how probable each of them is.
+    Keep the rationales of one input that gain enough, and weight them.
 
     Args:
         gain: `(N,)`; NaN is never kept.
         margin: a gain has to be larger.
-        temperature: of the softmax over the gains that are kept; positive. Infinity makes it uniform.
+        temperature: of the softmax over the kept gains; positive. Infinity makes it uniform.
 
     Returns:
-        Weights `(N,)`, which sum to 1 (or are all 0 if nothing is kept), and `(N,)` bool, what is kept.
+        Posterior weights `(N,)`, which sum to 1 (or are all 0 if none is kept), and `(N,)` bool, which ones are kept.
 
     Raises:
         ValueError: if the temperature is not positive.
@@ -91,12 +91,7 @@ def posterior(gain: Tensor, margin: float = 0.0, temperature: float = 0.1) -> tu
 
 
 def scaled(logit: Tensor, space: str) -> Tensor:
-    """
-    A match logit in the space in which gains are taken.
-
-    Raises:
-        ValueError: if there is no such space.
-    """
+    """Convert a match logit to the space in which gains are taken."""
     if space not in SPACES:
         raise ValueError(f"space={space!r}; allowed: {', '.join(map(repr, SPACES))}.")
     return confidence(logit) if space == "probability" else logit

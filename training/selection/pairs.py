@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,13 @@ from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, st
 @dataclass(frozen=True)
 class PairIndex:
     """
+    Indexes a pairs table by content.
+
     Args:
         ids: pair id of each row.
         tasks: task of each row; `""` where the table names none.
-        content: side -> `(N,)` numbers, equal (on both sides and in `negatives`) where inputs are.
-        negatives: the same numbers for the pairs' own negatives.
+        content: side -> `(N,)` numbers, equal (also on the other side, and in `negatives`) for equal inputs.
+        negatives: such numbers for each pair's own negatives.
         fingerprint: equal for tables with the same pairs in the same order.
     """
 
@@ -49,41 +51,34 @@ def other_side(side: str) -> str:
     return SIDES[1 - SIDES.index(side)]
 
 
-class Partners:
-    """
-    Which contents of the other side belong to each content of a side, anywhere in the table.
-
-    Args:
-        index: of the pairs table.
-        side: `"query"` or `"target"`.
-    """
+class KnownMatches:
+    """Looks up which contents of the other side match a content of `side`, anywhere in the table."""
 
     def __init__(self, index: PairIndex, side: str) -> None:
-        couples = np.stack([index.content[side], index.content[other_side(side)]], axis=1)
-        self._anchors, self._others = np.unique(couples, axis=0).T  # sorted by anchor, then by partner
+        matches = np.stack([index.content[side], index.content[other_side(side)]], axis=1)
+        self._anchors, self._others = np.unique(matches, axis=0).T  # sorted by anchor, then by the other side
 
     def of(self, anchor: int) -> npt.NDArray[np.int64]:
-        """The numbers of an anchor's partners, sorted."""
+        """Return the contents that match an anchor, sorted."""
         first, last = np.searchsorted(self._anchors, [anchor, anchor + 1])
         return self._others[first:last]
 
-    def hold(self, anchor: int, other: int) -> bool:
-        """Whether the two are known to match."""
-        partners = self.of(anchor)
-        place = int(np.searchsorted(partners, other))
-        return place < len(partners) and int(partners[place]) == other
+    def include(self, anchor: int, other: int) -> bool:
+        """Whether two contents are known to match."""
+        matches = self.of(anchor)
+        position = int(np.searchsorted(matches, other))
+        return position < len(matches) and int(matches[position]) == other
 
 
 def index_pairs(pairs: Dataset) -> PairIndex:
     """
-    Read a pairs table once, row by row and without decoding a picture.
+    Index a pairs table, row by row and without decoding a picture.
 
     Args:
         pairs: columns `pair_id`, `query`, `target` and, optionally, `task` and `negatives`.
 
     Raises:
-        ValueError: if the table is none of pairs (see `check_pairs`): a pair lacks its target, say; or its negatives
-            are no lists of inputs.
+        ValueError: if `check_pairs` refuses the table, or its negatives are not lists of inputs.
     """
     check_pairs(pairs, PAIR_COLUMNS)
     numbers: dict[bytes, int] = {}
@@ -106,7 +101,7 @@ def index_pairs(pairs: Dataset) -> PairIndex:
 
 
 def _own_negatives(pairs: Dataset) -> Iterator[list[dict[str, Any]]]:
-    """The pairs' own negatives, none if the table has no such column."""
+    """Yield each pair's own negatives."""
     if "negatives" not in pairs.column_names:
         yield from ([] for _ in range(len(pairs)))
         return
@@ -120,14 +115,13 @@ def _own_negatives(pairs: Dataset) -> Iterator[list[dict[str, Any]]]:
     yield from (own.as_py() or [] for own in column)
 
 
-@dataclass(frozen=True)
-class Negatives:
+class Negatives(NamedTuple):
     """
-    Inputs of the other side that do not match.
+    Inputs of the other side that don't match.
 
-    Args:
-        own: places in the pair's own `negatives`.
-        rows: rows of the pairs table whose input of the other side is meant.
+    Attributes:
+        own: which of the pair's own `negatives`.
+        rows: rows of the pairs table, meaning their inputs of the other side.
     """
 
     own: tuple[int, ...]
@@ -136,21 +130,16 @@ class Negatives:
 
 class NegativeSampler:
     """
-    Draws the negatives of a pair's side, of different content each.
+    Draws the negatives of a pair's side, each of different content.
 
-    First come the pair's own negatives (for its query), then partners of other pairs of its task, then of other
-    tasks. What is known to match is never drawn: the content of the partner, and of every partner that an identical
-    input has anywhere in the table.
-
-    Args:
-        index: of the pairs table.
-        num_negatives: how many to draw.
-        seed: the draw is a pure function of it, the pair's id, the side and the table.
+    First come the pair's own negatives (for its query), then the other sides of pairs of its task, then of other
+    tasks. What is known to match an identical input, anywhere in the table, is never drawn. A draw is a pure function
+    of the seed, the pair's id, the side and the table.
     """
 
     def __init__(self, index: PairIndex, num_negatives: int = 4, seed: int = 0) -> None:
         self.index, self.num_negatives, self.seed = index, num_negatives, seed
-        self._partners = {side: Partners(index, side) for side in SIDES}
+        self._matches = {side: KnownMatches(index, side) for side in SIDES}
         self._all = {side: _first_rows(index.content[side], range(len(index))) for side in SIDES}
         rows_of_task: dict[str, list[int]] = {}
         for row, task in enumerate(index.tasks):
@@ -161,57 +150,45 @@ class NegativeSampler:
         }
 
     def draw(self, row: int, side: str) -> Negatives:
-        """
-        Args:
-            row: of the pair.
-            side: `"query"` draws targets, `"target"` queries.
-
-        Raises:
-            ValueError: if the table has too few.
-        """
+        """Draw for the pair of a row: targets for the side `"query"`, queries for `"target"`."""
         drawn = list(islice(self._candidates(row, side), self.num_negatives))
         if len(drawn) < self.num_negatives:
             raise ValueError(
                 f"the pair {self.index.ids[row]!r} has {len(drawn)} possible negatives for its {side}, but "
-                f"num_negatives={self.num_negatives}: the table has too few pairs with other partners. Lower the "
-                "number or add pairs"
+                f"num_negatives={self.num_negatives}: the table has too few different pairs. Lower the number or add "
+                "pairs"
             )
-        own = tuple(place for place, is_own in drawn if is_own)
-        return Negatives(own, tuple(place for place, is_own in drawn if not is_own))
+        own, rows = (tuple(number for number, is_own in drawn if is_own == wanted) for wanted in (True, False))
+        return Negatives(own, rows)
 
-    def check(self, places: Iterable[tuple[int, str]]) -> None:
-        """
-        Make sure that there are enough for these rows and sides, without drawing them all.
-
-        Raises:
-            ValueError: naming the first that has too few.
-        """
-        for row, side in places:
-            known = len(self._partners[side].of(self.index.content[side][row]))
+    def check(self, sides: Iterable[tuple[int, str]]) -> None:
+        """Refuse a table with too few negatives for any of these rows and sides, without drawing for them all."""
+        for row, side in sides:
+            known = len(self._matches[side].of(self.index.content[side][row]))
             if len(self._all[other_side(side)]) - known < self.num_negatives:
                 self.draw(row, side)
 
     def _candidates(self, row: int, side: str) -> Iterator[tuple[int, bool]]:
-        """Place and whether it is one of the pair's own, of all that may be drawn, in order."""
+        """Yield all that may be drawn, in order: number of a negative or a row, and whether it is the pair's own."""
         content = self.index.content[other_side(side)]
-        anchor, partners = int(self.index.content[side][row]), self._partners[side]
+        anchor, matches = int(self.index.content[side][row]), self._matches[side]
         seen: set[int] = set()
         stream = seeded_random(self.seed, "negatives", side, self.index.ids[row])
         of_task = self._of_task[other_side(side)][self.index.tasks[row]]
         everywhere = self._all[other_side(side)]
         own = self.index.negatives[row] if side == "query" else ()
-        drawn = (int(pool[place]) for pool in (of_task, everywhere) for place in random_order(len(pool), stream))
-        for place, number, is_own in chain(
-            ((place, number, True) for place, number in enumerate(own)),
-            ((place, int(content[place]), False) for place in drawn),
+        rows = (int(pool[position]) for pool in (of_task, everywhere) for position in random_order(len(pool), stream))
+        for number, value, is_own in chain(
+            ((number, value, True) for number, value in enumerate(own)),
+            ((other, int(content[other]), False) for other in rows),
         ):
-            if number not in seen and not partners.hold(anchor, number):
-                seen.add(number)
-                yield place, is_own
+            if value not in seen and not matches.include(anchor, value):
+                seen.add(value)
+                yield number, is_own
 
 
 def _first_rows(content: npt.NDArray[np.int64], rows: Iterable[int]) -> npt.NDArray[np.int64]:
-    """Of `rows`, the first of each content.
+    """Keep the first of `rows` of each content.
 
     >>> _first_rows(np.array([7, 8, 7, 9]), [1, 2, 3, 0]).tolist()
     [1, 2, 3]

@@ -25,7 +25,7 @@ from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.pairs import PairIndex
 from mmemb_r1.training.selection.table import CANDIDATES, group_starts
-from mmemb_r1.training.selection.trials import FAILED, places
+from mmemb_r1.training.selection.trials import FAILED, positions_in
 from mmemb_r1.training.tables import StoredInputs
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -42,23 +42,15 @@ def build_report(
     evaluator: Mapping[str, Any],
 ) -> Report:
     """
-    Sum up a selection from what it wrote.
-
-    Args:
-        folder: holds `candidates.parquet`.
-        shards: of the scores, for what the evaluator says without rationales.
-        pairs: the pairs table, for the examples.
-        index: of it.
-        options: how was selected.
-        evaluator: its definition.
+    Sum up a selection from the files that it wrote to `folder`, and from the `shards` of the scores.
 
     Returns:
         `options` (defaults filled in), `evaluator` (`definition`, `direct`: see `direct_accuracy`), `rows` (see
         `_counts`), `workers` (the same and the quantiles of the gain of each), `inputs` (side -> task -> how many
-        inputs have candidates, and of how many nothing was kept), `gain` (quantiles), `examples` and `warnings`.
+        inputs have candidates, and how many of them kept none), `gain` (quantiles), `examples` and `warnings`.
     """
     table = pq.read_table(folder / CANDIDATES, columns=["pair_id", "side", "worker", "gain", "kept", "reason"])
-    gain = table["gain"].to_numpy()  # (N,), NaN where not judged
+    gain = table["gain"].to_numpy()  # (N,), NaN where not scored
     workers = {}
     for worker in sorted(pc.unique(table["worker"]).to_pylist()):
         rows = pc.equal(table["worker"], worker)
@@ -83,17 +75,17 @@ def direct_accuracy(
     logits: npt.NDArray[np.float32], negatives: npt.NDArray[np.float32]
 ) -> dict[str, float | int | bool | None]:
     """
-    How good the evaluator is without any rationale.
+    Measure how good the evaluator is without any rationale.
 
     Args:
-        logits: `(T,)` of the pairs.
-        negatives: `(T, M)` of their wrong partners.
+        logits: `(T,)` of the right pairs.
+        negatives: `(T, M)` of wrong pairs.
 
     Returns:
-        `trials` T and `negatives` M; `accuracy`, the share of trials in which the pair beats all its wrong partners,
-        beside its `chance`; `balanced_accuracy` of yes and no (logit above or below 0), the mean over right and wrong
-        pairs; `near_chance`, whether the accuracy is within 0.05 or two standard deviations of chance. All but the
-        numbers are `None` without negatives.
+        `trials` T and `negatives` M; `accuracy`, the share of trials in which the right pair beats all wrong ones, and
+        its `chance`; `balanced_accuracy` of yes and no (logit above or below 0), the mean over right and wrong pairs;
+        `near_chance`, whether the accuracy is within 0.05 or two standard deviations of chance. The last four are
+        `None` without negatives.
 
     >>> direct_accuracy(np.array([2.0, 1.0]), np.array([[-1.0, 1.0], [0.5, -2.0]]))["accuracy"]
     1.0
@@ -115,12 +107,7 @@ def direct_accuracy(
 
 
 def quantiles(values: npt.NDArray[np.floating]) -> dict[str, float] | None:
-    """
-    Smallest, 5 %, 25 %, 50 %, 75 %, 95 % and largest of what is no NaN, `None` if nothing is.
-
-    >>> quantiles(np.array([0.0, np.nan, 2.0]))["50%"]
-    1.0
-    """
+    """Compute the `QUANTILES` of all values but NaN, `None` if there are none."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
@@ -129,7 +116,7 @@ def quantiles(values: npt.NDArray[np.floating]) -> dict[str, float] | None:
 
 def shown(value: Mapping[str, Any]) -> str:
     """
-    An input as a line of text.
+    Show an input as a line of text.
 
     >>> shown({"image": ["flag.png"], "text": "capital of this country?"})
     '[image] capital of this country?'
@@ -142,72 +129,69 @@ def shown(value: Mapping[str, Any]) -> str:
 
 
 def warnings_of(report: Report) -> list[str]:
-    """What about a selection is likely wrong, and what to do."""
+    """List what is likely wrong with a selection, and what to do."""
     direct, found = report["evaluator"]["direct"], []
     if direct["near_chance"]:
         found.append(
-            f"Without rationales the evaluator tells the partner from {direct['negatives']} wrong ones in "
-            f"{direct['accuracy']:.1%} of the trials, where chance is {direct['chance']:.1%}: what it says there "
-            "carries nothing, so counterfactual selection is no better than absolute. Take a stronger evaluator, or "
-            "train one (mmemb-r1 train-evaluator)."
+            f"Without rationales the evaluator tells the right pair from {direct['negatives']} wrong ones in "
+            f"{direct['accuracy']:.1%} of the trials, where chance is {direct['chance']:.1%}. As a baseline that "
+            "means nothing: counterfactual selection is no better than absolute. Take a stronger evaluator, or train "
+            "one (mmemb-r1 train-evaluator)."
         )
     elif direct["balanced_accuracy"] is not None and direct["balanced_accuracy"] < 0.6:
         found.append(
-            f"The evaluator puts the partner first in {direct['accuracy']:.1%} of the trials, but its yes and no are "
-            f"right in {direct['balanced_accuracy']:.1%} only: its confidences are off, and their differences small. "
+            f"The evaluator puts the right pair first in {direct['accuracy']:.1%} of the trials, but its yes and no "
+            f"are right in {direct['balanced_accuracy']:.1%} only: its confidences are off, and differ little. "
             'Gains in log-odds (space="log-odds") still tell rationales apart.'
         )
     if report["rows"]["kept"] == 0:
-        found.append("Nothing was kept. Lower the margin, or see whether the evaluator knows the task.")
+        found.append("No rationale was kept. Lower the margin, or check whether the evaluator knows the task.")
     for worker, counts in report["workers"].items():
-        if counts["judged"] == 0:
-            found.append(f"Of the {counts['rows']} rationales of {worker} not one could be judged.")
+        if counts["scored"] == 0:
+            found.append(f"None of the {counts['rows']} rationales of {worker} could be scored.")
     return found
 
 
 def _counts(table: pa.Table) -> dict[str, Any]:
-    """Rows, those that failed (the worker gave none) or were not judged for another reason, judged, kept, and the
-    share kept of those judged."""
-    judged = table["gain"].is_valid().to_numpy()
+    """Count rows: `failed` (the worker gave none), not scored for an `other` reason, `scored`, `kept`, and the `share`
+    of the scored ones that was kept."""
+    scored = table["gain"].is_valid().to_numpy()
     failed = pc.equal(table["reason"], FAILED).fill_null(False).to_numpy()
     kept = table["kept"].to_numpy()
     return {
         "rows": len(table),
         "failed": int(failed.sum()),
-        "other": int((~judged & ~failed).sum()),
-        "judged": int(judged.sum()),
+        "other": int((~scored & ~failed).sum()),
+        "scored": int(scored.sum()),
         "kept": int(kept.sum()),
-        "share": float(kept.sum() / judged.sum()) if judged.any() else None,
+        "share": float(kept.sum() / scored.sum()) if scored.any() else None,
     }
 
 
 def _inputs(table: pa.Table, index: PairIndex) -> dict[str, dict[str, dict[str, Any]]]:
-    """Side -> task -> number of inputs with candidates, and with nothing kept."""
+    """Count by side and task the inputs with candidates, and those of which none was kept."""
     starts = group_starts(table)
     kept = np.add.reduceat(table["kept"].to_numpy().astype(np.int64), starts)  # (G,)
     first = table.select(["pair_id", "side"]).take(pa.array(starts))
-    tasks = np.array(index.tasks)[places(first["pair_id"], index.ids)]
+    tasks = np.array(index.tasks)[positions_in(first["pair_id"], index.ids)]
     sides = first["side"].to_numpy()
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for side in SIDES:
         for task in np.unique(tasks[sides == side]).tolist():
             here = kept[(sides == side) & (tasks == task)]
-            nothing = int((here == 0).sum())
-            result.setdefault(side, {})[task] = {
-                "inputs": len(here),
-                "nothing_kept": nothing,
-                "share": nothing / len(here),
-            }
+            none = int((here == 0).sum())
+            counts = {"inputs": len(here), "none_kept": none, "share": none / len(here)}
+            result.setdefault(side, {})[task] = counts
     return result
 
 
 def _direct_logits(shards: Sequence[Path]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """What the evaluator says without rationales: `(T,)` of the pairs, `(T, M)` of the wrong ones."""
+    """Read the match logits without rationales: `(T,)` of the right pairs, `(T, M)` of the wrong ones."""
     columns = ["pair_id", "side", "logit_direct", "negatives_direct"]
     parts = []
     for shard in shards:
         table = pq.read_table(shard, columns=columns)
-        table = table.filter(table["logit_direct"].is_valid())  # those that are not judged lack it
+        table = table.filter(table["logit_direct"].is_valid())  # rows that are not scored lack it
         parts.append(table.take(pa.array(group_starts(table))))
     table = pa.concat_tables(parts)
     logits = table["logit_direct"].to_numpy()
@@ -216,7 +200,7 @@ def _direct_logits(shards: Sequence[Path]) -> tuple[npt.NDArray[np.float32], npt
 
 
 def _examples(candidates: Path, table: pa.Table, pairs: Dataset, index: PairIndex) -> dict[str, list[dict[str, Any]]]:
-    """Rationales of the largest and of the smallest gain, one of an input at most."""
+    """Choose the rationales of the largest and of the smallest gain, at most one of an input."""
     gain = table["gain"].to_numpy()
     order = np.argsort(gain, kind="stable")[: int((~np.isnan(gain)).sum())]  # NaN comes last
     group = np.zeros(len(table), dtype=np.int64)
@@ -228,22 +212,18 @@ def _examples(candidates: Path, table: pa.Table, pairs: Dataset, index: PairInde
     for name, rows in chosen.items():
         found = pyarrow.dataset.dataset(candidates).take(pa.array(rows, pa.int64())).to_pylist()
         fields = ("pair_id", "side", "worker", "text", "confidence_with", "confidence_without", "gain", "kept")
-        pair_rows = places(pa.chunked_array([[row["pair_id"] for row in found]], pa.string()), index.ids)
+        pair_rows = positions_in(pa.chunked_array([[row["pair_id"] for row in found]], pa.string()), index.ids)
         result[name] = [
-            {field: row[field] for field in fields} | {side: shown(inputs[side][int(place)]) for side in SIDES}
-            for row, place in zip(found, pair_rows, strict=True)
+            {field: row[field] for field in fields} | {side: shown(inputs[side][int(pair_row)]) for side in SIDES}
+            for row, pair_row in zip(found, pair_rows, strict=True)
         ]
     return result
 
 
 def _distinct(rows: npt.NDArray[np.int64], group: npt.NDArray[np.int64]) -> list[int]:
-    """The first few rows, one of a group at most."""
-    chosen: dict[int, int] = {}
-    for row in rows.tolist():
-        if len(chosen) == NUM_EXAMPLES:
-            break
-        chosen.setdefault(int(group[row]), row)
-    return list(chosen.values())
+    """Keep the first few rows, at most one of a group."""
+    _, first = np.unique(group[rows], return_index=True)
+    return rows[np.sort(first)[:NUM_EXAMPLES]].tolist()
 
 
 WIDTH = 110
@@ -252,15 +232,15 @@ _TITLES = {"largest": "Largest gains", "smallest": "Most negative gains"}
 
 
 def report_text(report: Report) -> str:
-    """A report as text, in lines of at most 110 characters."""
+    """Write a report as text, in lines of at most `WIDTH` characters."""
     stream = io.StringIO()
     console = Console(file=stream, width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
     for line in _head(report):
         console.print(textwrap.fill(line, WIDTH, subsequent_indent="    "))
-    console.print("\nRationales by worker. Share: kept of those judged. Gain: quantiles.")
-    console.print(_workers(report))
-    console.print("Inputs (a side of a pair) of which nothing was kept; they train without a rationale.")
-    console.print(_inputs_line(report))
+    console.print("\nRationales by worker. Share: kept of those scored. Last columns: quantiles of the gain.")
+    console.print(_worker_table(report))
+    console.print("Inputs (a side of a pair) of which none was kept; they are trained without a rationale.")
+    console.print(_input_table(report))
     for name, title in _TITLES.items():
         console.print(title)
         for example in report["examples"][name]:
@@ -270,14 +250,14 @@ def report_text(report: Report) -> str:
 
 def _head(report: Report) -> Iterator[str]:
     rows, direct = report["rows"], report["evaluator"]["direct"]
-    yield f"Kept {rows['kept']:,} of {rows['judged']:,} rationales judged ({_percent(rows['share'])})."
+    yield f"Kept {rows['kept']:,} of {rows['scored']:,} rationales scored ({_percent(rows['share'])})."
     if rows["failed"] or rows["other"]:
-        yield f"Of {rows['rows']:,} in all, {rows['failed']:,} had failed and {rows['other']:,} could not be judged."
+        yield f"Of {rows['rows']:,} in all, {rows['failed']:,} had failed and {rows['other']:,} could not be scored."
     yield "Options: " + ", ".join(f"{name}={value}" for name, value in report["options"].items())
     yield f"Evaluator: {json.dumps(report['evaluator']['definition'], ensure_ascii=False):.1000}"
     if direct["accuracy"] is not None:
         yield (
-            f"Without rationales it puts the partner before all {direct['negatives']} wrong ones in "
+            f"Without rationales it puts the right pair before all {direct['negatives']} wrong ones in "
             f"{_percent(direct['accuracy'])} of {direct['trials']:,} trials (chance: {_percent(direct['chance'])}); "
             f"balanced accuracy of its yes and no: {_percent(direct['balanced_accuracy'])}."
         )
@@ -287,28 +267,28 @@ def _head(report: Report) -> Iterator[str]:
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place > 0, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     return table
 
 
-def _workers(report: Report) -> Table:
-    table = _table("worker", "rows", "failed", "other", "judged", "kept", "share", *_QUANTILES)
+def _worker_table(report: Report) -> Table:
+    table = _table("worker", "rows", "failed", "other", "scored", "kept", "share", *_QUANTILES)
     for name, counts in [*report["workers"].items(), ("all", {**report["rows"], "gain": report["gain"]})]:
         if name == "all":
             table.add_section()
-        numbers = [f"{counts[key]:,}" for key in ("rows", "failed", "other", "judged", "kept")]
+        numbers = [f"{counts[key]:,}" for key in ("rows", "failed", "other", "scored", "kept")]
         gains = [f"{counts['gain'][name]:+.3f}" for name in _QUANTILES] if counts["gain"] else []
         table.add_row(name, *numbers, _percent(counts["share"]), *gains)
     return table
 
 
-def _inputs_line(report: Report) -> Table:
-    table = _table("side", "task", "inputs", "nothing kept", "share")
+def _input_table(report: Report) -> Table:
+    table = _table("side", "task", "inputs", "none kept", "share")
     table.columns[1].justify = "left"
     for side, tasks in report["inputs"].items():
         for task, counts in tasks.items():
-            numbers = [f"{counts[key]:,}" for key in ("inputs", "nothing_kept")]
+            numbers = [f"{counts[key]:,}" for key in ("inputs", "none_kept")]
             table.add_row(side, task or "-", *numbers, _percent(counts["share"]))
         table.add_section()
     return table

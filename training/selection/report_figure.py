@@ -1,4 +1,4 @@
-"""The report of a selection as a picture."""
+"""Draw the report of a selection."""
 
 from __future__ import annotations
 
@@ -19,17 +19,8 @@ _GREY = "#57606a"
 
 
 def draw_report(report: Report, folder: Path, path: Path) -> None:
-    """
-    Draw what each worker's rationales became, how their gains are spread, and where nothing was kept.
-
-    Args:
-        report: what `build_report` returned.
-        folder: holds `candidates.parquet`, for the histograms.
-        path: of the PNG.
-
-    Raises:
-        ImportError: naming the extra that brings matplotlib, if it is missing.
-    """
+    """Draw what became of each worker's rationales (in `folder`), how their gains are distributed, and where none was
+    kept; an `ImportError` names the extra that brings matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -38,15 +29,15 @@ def draw_report(report: Report, folder: Path, path: Path) -> None:
     tasks = _worst_tasks(report["inputs"])
     height = max(0.62 * len(workers) + 1.9, 0.36 * len(tasks) + 1.9, 3.4)
     figure = Figure(figsize=(15, height), layout="constrained")
-    counts, spread, nothing = figure.subplots(1, 3, width_ratios=(1.05, 1, 1))
+    counts, spread, none = figure.subplots(1, 3, width_ratios=(1.05, 1, 1))
     _draw_counts(counts, report["workers"])
     _draw_gains(spread, report, _gains_by_worker(folder / CANDIDATES, workers))
-    _draw_nothing_kept(nothing, report["inputs"], tasks)
+    _draw_none_kept(none, report["inputs"], tasks)
     options, rows = report["options"], report["rows"]
     figure.legend(loc="outside lower left", ncols=5, fontsize=9, frameon=False)
     corrected = ", wrong-pair correction" if options["wrong_pair_correction"] else ""
     figure.suptitle(
-        f"{rows['kept']:,} of {rows['judged']:,} rationales kept: {options['selection']}{corrected}, "
+        f"{rows['kept']:,} of {rows['scored']:,} rationales kept: {options['selection']}{corrected}, "
         f"{options['intervention']}, {options['space']}",
         fontsize=13,
         x=0.01,
@@ -57,7 +48,7 @@ def draw_report(report: Report, folder: Path, path: Path) -> None:
 
 
 def _gains_by_worker(candidates: Path, workers: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Per worker the gains of what was kept and of what was left out."""
+    """Read the gains of each worker: of the kept rationales, and of the others."""
     table = pq.read_table(candidates, columns=["worker", "gain", "kept"])
     gain, names, kept = (table[name].to_numpy() for name in ("gain", "worker", "kept"))
     left = ~kept & ~np.isnan(gain)
@@ -65,28 +56,28 @@ def _gains_by_worker(candidates: Path, workers: Sequence[str]) -> list[dict[str,
 
 
 def _draw_counts(axis: Any, workers: Mapping[str, Mapping[str, Any]]) -> None:
-    places = np.arange(len(workers))
+    rows = np.arange(len(workers))
     start = np.zeros(len(workers))
     parts = {
         "kept": (KEPT, [counts["kept"] for counts in workers.values()]),
-        "left out": (LEFT, [counts["judged"] - counts["kept"] for counts in workers.values()]),
-        "failed or not judged": (FAILED, [counts["failed"] + counts["other"] for counts in workers.values()]),
+        "left out": (LEFT, [counts["scored"] - counts["kept"] for counts in workers.values()]),
+        "failed or not scored": (FAILED, [counts["failed"] + counts["other"] for counts in workers.values()]),
     }
     for label, (color, widths) in parts.items():
         if any(widths):
-            axis.barh(places, widths, left=start, color=color, label=label, height=0.62)
+            axis.barh(rows, widths, left=start, color=color, label=label, height=0.62)
         start += widths
-    for place, counts in zip(places, workers.values(), strict=True):
-        share = "none judged" if counts["share"] is None else f"{counts['share']:.0%} kept"
-        axis.text(counts["rows"], place, f" {share}", va="center", fontsize=9, color=_GREY)
-    axis.set_yticks(places, [_short(worker) for worker in workers])
+    for row, counts in zip(rows, workers.values(), strict=True):
+        share = "none scored" if counts["share"] is None else f"{counts['share']:.0%} kept"
+        axis.text(counts["rows"], row, f" {share}", va="center", fontsize=9, color=_GREY)
+    axis.set_yticks(rows, [_short(worker) for worker in workers])
     axis.set_ylim(-0.5, len(workers) - 0.5)
     axis.set_xlim(0, 1.22 * max(counts["rows"] for counts in workers.values()))
     _finish(axis, "What became of each worker's rationales", "rationales")
 
 
 def _draw_gains(axis: Any, report: Report, gains: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """One histogram per worker, each in a band of its own and as high as its fullest bin."""
+    """Draw a histogram per worker, each in a band of its own and as high as its fullest bin."""
     margin = report["options"]["margin"]
     everything = np.concatenate([np.array([margin]), *(values for parts in gains for values in parts.values())])
     low, high = np.quantile(everything, [0.001, 0.999])  # a few far ones would flatten the others
@@ -111,15 +102,15 @@ def _draw_gains(axis: Any, report: Report, gains: Sequence[Mapping[str, np.ndarr
 
 
 def _worst_tasks(inputs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Tasks in order of the share of inputs of which nothing was kept, the largest first."""
+    """Sort the tasks by the share of inputs of which none was kept, the largest first."""
     total: dict[str, np.ndarray] = {}
     for tasks in inputs.values():
         for task, counts in tasks.items():
-            total[task] = total.get(task, np.zeros(2)) + [counts["nothing_kept"], counts["inputs"]]
+            total[task] = total.get(task, np.zeros(2)) + [counts["none_kept"], counts["inputs"]]
     return sorted(total, key=lambda task: (-total[task][0] / total[task][1], task))[:MAX_TASKS]
 
 
-def _draw_nothing_kept(axis: Any, inputs: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str]) -> None:
+def _draw_none_kept(axis: Any, inputs: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str]) -> None:
     thick = 0.76 / len(inputs)
     for number, (side, counts) in enumerate(inputs.items()):
         there = [place for place, task in enumerate(tasks) if task in counts]
@@ -133,7 +124,9 @@ def _draw_nothing_kept(axis: Any, inputs: Mapping[str, Mapping[str, Mapping[str,
     axis.set_xlim(0, 1.12)
     axis.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
     hidden = len({task for counts in inputs.values() for task in counts}) - len(tasks)
-    _finish(axis, "Inputs of which nothing was kept", f"share per task{f' ({hidden} tasks more)' if hidden else ''}")
+    _finish(
+        axis, "Inputs of which no rationale was kept", f"share per task{f' ({hidden} tasks more)' if hidden else ''}"
+    )
 
 
 def _finish(axis: Any, title: str, label: str) -> None:

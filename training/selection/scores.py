@@ -1,4 +1,4 @@
-"""What the evaluator says of every rationale, in shards: each is written whole or not at all, and never twice."""
+"""Score every rationale with the evaluator, in shards: each is written whole or not at all, and never twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmemb_r1.runs import check_run, progress_bar, record_run, replaced_file
 from mmemb_r1.training.selection.evaluator import PairEvaluator, TrialError
-from mmemb_r1.training.selection.trials import Posed, Trials
+from mmemb_r1.training.selection.trials import BuiltTrial, TrialBuilder
 
 _LOGIT, _LOGITS = pa.float32(), pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -28,15 +28,15 @@ SCHEMA = pa.schema(
         "negatives_with": _LOGITS,  # the same of the wrong pairs
         "negatives_without": _LOGITS,
         "negatives_direct": _LOGITS,
-        "unusable": pa.string(),  # why the rationale was not judged
+        "unusable": pa.string(),  # why the rationale was not scored
     }
 )
 RESULTS = (*SCHEMA.names, "confidence_with", "confidence_without", "gain", "posterior", "kept", "reason")
 logger = logging.getLogger(__name__)
 
 
-def score(
-    trials: Trials,
+def score_trials(
+    trials: TrialBuilder,
     evaluator: PairEvaluator,
     folder: Path,
     *,
@@ -46,24 +46,15 @@ def score(
     progress: bool | None = None,
 ) -> bool:
     """
-    Let the evaluator judge all trials; those of shards that are there already are not judged again.
+    Ask the evaluator all trials but those of shards that are there already; the arguments are as for
+    `select_rationales`.
 
-    Args:
-        trials: what to ask.
-        evaluator: whom to ask.
-        folder: `run.json` says what the scores belong to, `shards/` holds them: per rationale its row of the
-            rationales table and the columns of `SCHEMA`.
-        batch_size: trials that the evaluator gets at once.
-        shard_size: trials per shard.
-        part: `(i, n)` leaves all shards but every n-th to other machines on the same folder.
-        progress: show a progress bar on standard error. Default: if that is a terminal.
-
-    Returns:
-        Whether all shards are there now.
+    In `folder`, `run.json` says what the scores belong to, and `shards/` holds them: per rationale its row of the
+    rationales table and the columns of `SCHEMA`. Returns whether all shards are there now.
 
     Raises:
         ValueError: if the folder holds the scores of other tables or settings, an input can't be read, or the
-            evaluator answers something that is no logit.
+            evaluator's answer is not made of finite logits.
     """
     if batch_size < 1 or shard_size < 1 or not 1 <= part[0] <= part[1]:
         raise ValueError(
@@ -72,7 +63,7 @@ def score(
         )
     identity = _identity(trials, evaluator, shard_size)
     check_run(folder / "run.json", identity, **_messages(folder))
-    paths = shard_paths(folder, len(trials), shard_size)
+    paths = score_shards(folder, len(trials), shard_size)
     mine = range(part[0] - 1, len(paths), part[1])
     missing = {
         number: range(number * shard_size, min((number + 1) * shard_size, len(trials)))
@@ -86,21 +77,20 @@ def score(
         for done, (number, numbers) in enumerate(missing.items(), start=1):
             batches = _scored(trials, evaluator, numbers, batch_size, partial(bar.advance, task))
             table = _with_rationales(trials.candidates.table, *batches)
-            # only now: until something came of them, settings may be corrected
-            record_run(folder / "run.json", identity, **_messages(folder))
+            record_run(folder / "run.json", identity, **_messages(folder))  # not before: settings may be corrected
             with replaced_file(paths[number]) as temporary:
                 pq.write_table(table, temporary)
             logger.info("scoring: shard %d of %d, %d trials", done, len(missing), len(numbers))
     return all(path.exists() for path in paths)
 
 
-def shard_paths(folder: Path, num_trials: int, shard_size: int) -> list[Path]:
-    """Where the shards are, in the order of the trials."""
+def score_shards(folder: Path, num_trials: int, shard_size: int) -> list[Path]:
+    """List the paths of the shards, in the order of the trials."""
     return [folder / "shards" / f"{number:05d}.parquet" for number in range(-(-num_trials // shard_size))]
 
 
-def _identity(trials: Trials, evaluator: PairEvaluator, shard_size: int) -> dict[str, Any]:
-    """What determines the scores."""
+def _identity(trials: TrialBuilder, evaluator: PairEvaluator, shard_size: int) -> dict[str, Any]:
+    """Collect all that determines the scores."""
     options = trials.options
     return {
         "pairs": trials.index.fingerprint,
@@ -122,18 +112,18 @@ def _messages(folder: Path) -> dict[str, str]:
 
 
 def _scored(
-    trials: Trials, evaluator: PairEvaluator, numbers: range, batch_size: int, advance: Callable[[int], None]
+    trials: TrialBuilder, evaluator: PairEvaluator, numbers: range, batch_size: int, advance: Callable[[int], None]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """The rows of the rationales table that these trials are about, and for each the columns of `SCHEMA`."""
+    """Score some trials: rows of the rationales table, and for each of them the columns of `SCHEMA`."""
     rows: list[int] = []
     scores: list[dict[str, Any]] = []
     for start in range(numbers.start, numbers.stop, batch_size):
-        posed = trials.pose(range(start, min(start + batch_size, numbers.stop)))
-        answers = iter(judged(evaluator, [one for one in posed if one.is_judged]))
-        for one in posed:
+        built = trials.build(range(start, min(start + batch_size, numbers.stop)))
+        answers = iter(_answers(evaluator, [one for one in built if one.is_scored]))
+        for one in built:
             rows += one.group.rows
-            scores += _rows(one, next(answers) if one.is_judged else torch.empty(0, 0))
-        advance(len(posed))
+            scores += _rows(one, next(answers) if one.is_scored else torch.empty(0, 0))
+        advance(len(built))
     return rows, scores
 
 
@@ -145,22 +135,17 @@ def _with_rationales(rationales: Dataset, rows: list[int], scores: list[dict[str
     return table
 
 
-def judged(evaluator: PairEvaluator, posed: Sequence[Posed]) -> list[Tensor]:
-    """
-    Match logits `(others, rationales)` of each trial.
-
-    Raises:
-        ValueError: naming the pair that the evaluator can't judge, or of which it says something that is no logit.
-    """
-    if not posed:
+def _answers(evaluator: PairEvaluator, built: Sequence[BuiltTrial]) -> list[Tensor]:
+    """Ask the evaluator: match logits `(others, rationales)` of each trial. An error names the pair."""
+    if not built:
         return []
     try:
-        answers = evaluator.match_logits([one.trial for one in posed])
+        answers = evaluator.match_logits([one.trial for one in built])
     except TrialError as error:
-        raise ValueError(posed[error.index].complaint(error.reason)) from error
-    if len(answers) != len(posed):
-        raise ValueError(f"the evaluator gave {len(answers)} answers to {len(posed)} trials")
-    for one, logits in zip(posed, answers, strict=True):
+        raise ValueError(built[error.index].complaint(error.reason)) from error
+    if len(answers) != len(built):
+        raise ValueError(f"the evaluator gave {len(answers)} answers to {len(built)} trials")
+    for one, logits in zip(built, answers, strict=True):
         expected = (len(one.trial.others), len(one.trial.rationales))
         if tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
             raise ValueError(
@@ -170,17 +155,17 @@ def judged(evaluator: PairEvaluator, posed: Sequence[Posed]) -> list[Tensor]:
     return answers
 
 
-def _rows(one: Posed, logits: Tensor) -> list[dict[str, Any]]:
-    """The columns of `SCHEMA` for each rationale of a trial."""
+def _rows(one: BuiltTrial, logits: Tensor) -> list[dict[str, Any]]:
+    """Make the columns of `SCHEMA` for each rationale of a trial."""
     columns = logits.float().T.tolist()  # rationale -> [pair, negatives ...]
     rows: list[dict[str, Any]] = []
-    for given, instead, reason in zip(one.with_columns, one.without_columns, one.unusable, strict=True):
+    for with_, without, reason in zip(one.with_columns, one.without_columns, one.unusable, strict=True):
         if reason is not None:
             rows.append({"unusable": reason})
             continue
-        asked = {"with": columns[given], "without": columns[instead], "direct": columns[0]}
+        logits_of = {"with": columns[with_], "without": columns[without], "direct": columns[0]}
         rows.append(
-            {f"logit_{name}": column[0] for name, column in asked.items()}
-            | {f"negatives_{name}": column[1:] for name, column in asked.items()}
+            {f"logit_{name}": column[0] for name, column in logits_of.items()}
+            | {f"negatives_{name}": column[1:] for name, column in logits_of.items()}
         )
     return rows

@@ -1,4 +1,4 @@
-"""Select the rationales that help their pair (the posterior), from the evaluator's scores."""
+"""Select the rationales that help their pair (the posterior)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mmemb_r1.training.selection.evaluator import PairEvaluator
 from mmemb_r1.training.selection.pairs import index_pairs
 from mmemb_r1.training.selection.report import Report, build_report, report_text
 from mmemb_r1.training.selection.report_figure import draw_report
-from mmemb_r1.training.selection.scores import score, shard_paths
+from mmemb_r1.training.selection.scores import score_shards, score_trials
 from mmemb_r1.training.selection.table import write_tables
-from mmemb_r1.training.selection.trials import Trials, index_candidates
+from mmemb_r1.training.selection.trials import TrialBuilder, index_candidates
 
 logger = logging.getLogger(__name__)
 
@@ -34,42 +34,42 @@ def select_rationales(
     progress: bool | None = None,
 ) -> Report | None:
     """
-    Let an evaluator judge rationales, and keep those that help their pair.
+    Score rationales with an evaluator, and keep those that help their pair.
 
-    Judging is expensive: its scores are kept in shards below `output`, and the same call goes on where a killed one
-    stopped. Selecting is cheap and is done anew from the scores each time: `selection`,
-    `wrong_pair_correction`, `space`, `margin` and `temperature` can be changed without judging anything again.
+    Scoring is expensive: the scores are kept in shards below `output`, and the same call goes on where a killed one
+    stopped. Selecting is cheap and is done again from the scores each time: `selection`, `wrong_pair_correction`,
+    `space`, `margin` and `temperature` can be changed without asking the evaluator again.
 
     Args:
         pairs: the pairs table: `pair_id`, `query`, `target` and, optionally, `task` and `negatives`.
         rationales: the rationales table (see `read_rationales`), of any of these pairs.
-        evaluator: who judges.
-        output: the folder. Gets `selected.parquet` (the rationales kept, with `confidence_with`,
+        evaluator: see `load_evaluator`.
+        output: the folder. Gets `selected.parquet` (the kept rationales, with `confidence_with`,
             `confidence_without`, `gain` and `posterior`), `candidates.parquet` (all of them, with `kept` and the
-            `reason` of those that were not), `report.txt`, `report.json` and, where matplotlib is installed,
+            `reason` why others are not), `report.txt`, `report.json` and, where matplotlib is installed,
             `report.png`.
         options: how to select. Default: counterfactual, with the wrong-pair correction.
         batch_size: trials (an input with all its rationales) that the evaluator gets at once.
         shard_size: trials per shard; a killed run loses no more than that.
-        part: `(i, n)`: judge the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
+        part: `(i, n)`: score the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
         progress: show a progress bar on standard error. Default: if that is a terminal.
 
     Returns:
-        The report (see `build_report`), `None` if shards of other parts are still missing: then nothing was selected.
+        The report (see `build_report`); `None`, and nothing is selected, while shards of other parts are missing.
 
     Raises:
-        ValueError: if a table is not what it has to be, an input can't be read, or `output` holds the scores of other
-            tables, another evaluator, intervention, seed or number of negatives.
+        ValueError: if a table can't be used, an input can't be read, or `output` holds the scores of other tables,
+            another evaluator, intervention, seed or number of negatives.
     """
     options, output = options or SelectionOptions(), Path(output)
     index = index_pairs(pairs)
-    trials = Trials(pairs, index, index_candidates(rationales, index), options)
-    if not score(
+    trials = TrialBuilder(pairs, index, index_candidates(rationales, index), options)
+    if not score_trials(
         trials, evaluator, output, batch_size=batch_size, shard_size=shard_size, part=part, progress=progress
     ):
         logger.info("other parts are still missing; when they are there, the same call selects")
         return None
-    shards = shard_paths(output, len(trials), shard_size)
+    shards = score_shards(output, len(trials), shard_size)
     write_tables(shards, output, options)
     report = build_report(output, shards, pairs, index, options, evaluator.definition)
     write_report(report, output)

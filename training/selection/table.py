@@ -1,4 +1,4 @@
-"""From scores to what is kept: the same scores serve every choice of how to select."""
+"""Select from scores, in any way: the same scores serve all `SelectionOptions`."""
 
 from __future__ import annotations
 
@@ -22,33 +22,24 @@ from mmemb_r1.training.selection.scores import SCHEMA
 NOT_KEPT = "gain"
 SELECTED, CANDIDATES = "selected.parquet", "candidates.parquet"
 _ROW_GROUP = 65_536  # rows; shards are far smaller, and a file of as many row groups is slow to open
-_JUDGEMENT = ("confidence_with", "confidence_without", "gain", "posterior")
+_SELECTION_COLUMNS = ("confidence_with", "confidence_without", "gain", "posterior")
 
 
 def gains(scores: pa.Table, options: SelectionOptions) -> Tensor:
-    """
-    What is compared with the margin.
-
-    Args:
-        scores: columns of `SCHEMA`, N rows.
-        options: selection `"none"` compares nothing; its gains are those of `"counterfactual"`.
-
-    Returns:
-        `(N,)` float32, NaN where a rationale was not judged.
-    """
-    given, without = _logits(scores["logit_with"]), _logits(scores["logit_without"])  # (N,)
-    wrong_given, wrong_without = (_negatives(scores[f"negatives_{name}"]) for name in ("with", "without"))  # (M, N)
+    """Compute what is compared with the margin: `(N,)` float32, NaN where a rationale was not scored."""
+    with_, without = (_logits(scores[f"logit_{name}"]) for name in ("with", "without"))  # (N,)
+    wrong_with, wrong_without = (_negatives(scores[f"negatives_{name}"]) for name in ("with", "without"))  # (M, N)
     if options.selection == "absolute":
-        gain, wrong = scaled(given, options.space), scaled(wrong_given, options.space)
+        gain, wrong = scaled(with_, options.space), scaled(wrong_with, options.space)
     else:
-        gain = marginal_gain(given, without, options.space)
-        wrong = marginal_gain(wrong_given, wrong_without, options.space)
+        gain = marginal_gain(with_, without, options.space)
+        wrong = marginal_gain(wrong_with, wrong_without, options.space)
     return corrected_gain(gain, wrong) if options.wrong_pair_correction else gain
 
 
-def with_judgement(scores: pa.Table, options: SelectionOptions) -> pa.Table:
+def with_selection(scores: pa.Table, options: SelectionOptions) -> pa.Table:
     """
-    The rows of a shard of scores with what was made of them.
+    Select from a table of scores.
 
     Args:
         scores: whole groups (all rationales of one side of one pair stand together).
@@ -56,8 +47,8 @@ def with_judgement(scores: pa.Table, options: SelectionOptions) -> pa.Table:
 
     Returns:
         The rationales' columns, `confidence_with`, `confidence_without`, `gain` (null where a rationale was not
-        judged), `posterior` (sums to 1 over what is kept of a group, 0 elsewhere), `kept` and, where it is not,
-        `reason`.
+        scored), `posterior` (its weights sum to 1 over the kept ones of a group, others have 0), `kept` and, for
+        those not kept, `reason`.
     """
     gain = gains(scores, options)
     keeps_all = options.selection == "none"
@@ -68,18 +59,18 @@ def with_judgement(scores: pa.Table, options: SelectionOptions) -> pa.Table:
     reason = pc.if_else(pa.array(kept.numpy()), None, pc.coalesce(scores["unusable"], pa.scalar(NOT_KEPT)))
     confidences = [confidence(_logits(scores[f"logit_{name}"])) for name in ("with", "without")]
     table = scores.drop_columns(SCHEMA.names)
-    for name, values in zip(_JUDGEMENT, [*confidences, gain, weights], strict=True):
+    for name, values in zip(_SELECTION_COLUMNS, [*confidences, gain, weights], strict=True):
         table = table.append_column(name, pa.array(values.numpy(), pa.float32(), mask=values.isnan().numpy()))
     return table.append_column("kept", pa.array(kept.numpy())).append_column("reason", reason)
 
 
 def write_tables(shards: Sequence[Path], folder: Path, options: SelectionOptions) -> None:
-    """Write `candidates.parquet` (all rows) and `selected.parquet` (those kept), some shards at a time."""
+    """Write `candidates.parquet` (all rows) and `selected.parquet` (the kept ones), some shards at a time."""
     with ExitStack() as stack:
         paths = [stack.enter_context(replaced_file(folder / name)) for name in (CANDIDATES, SELECTED)]
         writers: list[pq.ParquetWriter] = []
         for scores in _gathered(shards):
-            candidates = with_judgement(scores, options)
+            candidates = with_selection(scores, options)
             selected = candidates.filter(candidates["kept"]).drop_columns(["kept", "reason"])
             tables = [candidates, selected]
             if not writers:
@@ -92,7 +83,7 @@ def write_tables(shards: Sequence[Path], folder: Path, options: SelectionOptions
 
 
 def _gathered(shards: Sequence[Path]) -> Iterator[pa.Table]:
-    """The shards, several of them as one table."""
+    """Read the shards, several of them as one table."""
     tables: list[pa.Table] = []
     for shard in shards:
         tables.append(pq.read_table(shard))
@@ -104,19 +95,19 @@ def _gathered(shards: Sequence[Path]) -> Iterator[pa.Table]:
 
 
 def group_starts(table: pa.Table) -> npt.NDArray[np.int64]:
-    """`(G,)` first row of each group: rows of one side of one pair, which stand together."""
+    """Find the groups, rows of one side of one pair, which stand together: `(G,)` the first row of each."""
     ids, sides = (table[name].to_numpy() for name in ("pair_id", "side"))
     begins = (ids[1:] != ids[:-1]) | (sides[1:] != sides[:-1])
     return np.flatnonzero(np.concatenate([[True] * (len(ids) > 0), begins]))
 
 
 def _logits(column: pa.ChunkedArray) -> Tensor:
-    """`(N,)` float32, NaN for null."""
+    """Convert to `(N,)` float32, NaN for null."""
     return torch.from_numpy(column.to_numpy().astype(np.float32))
 
 
 def _negatives(column: pa.ChunkedArray) -> Tensor:
-    """`(M, N)` float32, NaN for null."""
+    """Convert lists of M logits to `(M, N)` float32, NaN for null."""
     there = column.is_valid().to_numpy()
     flat = pc.list_flatten(column).to_numpy()
     logits: npt.NDArray[np.float32] = np.full((len(there), len(flat) // max(there.sum(), 1)), np.nan, np.float32)

@@ -1,11 +1,11 @@
-"""Turn the pairs and rationales tables into the trials that an evaluator is asked about."""
+"""Build the trials for the evaluator from the tables of pairs and rationales."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from mmemb_r1.rationale_tokens import shuffled, swap_donors
 from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import Trial
-from mmemb_r1.training.selection.pairs import Negatives, NegativeSampler, PairIndex, other_side
+from mmemb_r1.training.selection.pairs import NegativeSampler, PairIndex, other_side
 from mmemb_r1.training.tables import StoredInputs, stored_column
 
 REQUIRED_COLUMNS = ("pair_id", "side", "worker", "sample", "text")
@@ -28,29 +28,24 @@ _BATCH = 4096
 
 
 @dataclass(frozen=True)
-class Group:
-    """
-    All rationales proposed for one side of one pair.
+class RationaleGroup:
+    """Names all rationales proposed for one side of one pair."""
 
-    Args:
-        pair: row of the pair.
-        side: `"query"` or `"target"`.
-        rows: of the rationales table.
-    """
-
-    pair: int
+    pair: int  # row of the pairs table
     side: str
-    rows: list[int]
+    rows: list[int]  # of the rationales table
 
 
 @dataclass(frozen=True)
 class Candidates:
     """
+    Indexes a rationales table by groups.
+
     Args:
         table: the rationales.
         pairs: `(N,)` row of each rationale's pair.
         sides: `(N,)` 0 for the query, 1 for the target.
-        unusable: `(N,)` why a rationale can't be judged, `None` where it can.
+        unusable: `(N,)` why a rationale can't be scored, `None` where it can.
         order: `(N,)` rows of the table, group by group, in the order of the pairs table.
         starts: `(G + 1,)` where in `order` each group begins.
         fingerprint: equal for tables with the same rows in the same order.
@@ -65,29 +60,24 @@ class Candidates:
     fingerprint: str
 
     def __len__(self) -> int:
-        """The number of groups."""
+        """Return the number of groups."""
         return len(self.starts) - 1
 
-    def __iter__(self) -> Iterator[Group]:
+    def __iter__(self) -> Iterator[RationaleGroup]:
         return map(self.__getitem__, range(len(self)))
 
-    def __getitem__(self, number: int) -> Group:
+    def __getitem__(self, number: int) -> RationaleGroup:
         rows = self.order[self.starts[number] : self.starts[number + 1]]
-        return Group(int(self.pairs[rows[0]]), SIDES[self.sides[rows[0]]], rows.tolist())
+        return RationaleGroup(int(self.pairs[rows[0]]), SIDES[self.sides[rows[0]]], rows.tolist())
 
 
 def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
     """
     Check a rationales table and find its groups.
 
-    Args:
-        rationales: columns `pair_id`, `side`, `worker`, `sample`, `text` and, optionally, `error`; others are carried
-            along.
-        index: of the pairs table.
-
     Raises:
         ValueError: if a column is missing or holds something else, a side is unknown, a rationale's pair is not in
-            the pairs table, or there is not one usable rationale.
+            the pairs table, or no rationale is usable.
     """
     if missing := [name for name in REQUIRED_COLUMNS if name not in rationales.column_names]:
         raise ValueError(
@@ -95,16 +85,14 @@ def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
             f"{', '.join(REQUIRED_COLUMNS)}. It has: {', '.join(rationales.column_names)}"
         )
     columns = _checked(rationales.with_format("arrow")[:])
-    sides = places(columns["side"], SIDES)
+    sides = positions_in(columns["side"], SIDES)
     if (sides < 0).any():
-        row = int(np.flatnonzero(sides < 0)[0])
-        raise ValueError(
-            f"row {row} of the rationales table has the side {columns['side'][row].as_py()!r}; allowed: "
-            f"{', '.join(SIDES)}"
-        )
+        row = int(sides.argmin())
+        given = columns["side"][row].as_py()
+        raise ValueError(f"row {row} of the rationales table has the side {given!r}; allowed: {', '.join(SIDES)}")
     pairs = _known_pairs(columns["pair_id"], index)
     unusable = _unusable(columns)
-    if not (unusable == None).any():  # noqa: E711 - element by element
+    if unusable.astype(bool).all():
         raise ValueError(
             f"none of the {len(unusable)} rows of the rationales table holds a rationale: "
             f"{(unusable == FAILED).sum()} failed, {(unusable == EMPTY).sum()} are empty. See their column error"
@@ -116,30 +104,28 @@ def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
 
 
 def donors(candidates: Candidates, index: PairIndex, seed: int = 0) -> npt.NDArray[np.int64]:
-    """`(N,)` for each rationale the row of another input's, of the same task, side and worker; -1 for none."""
+    """Draw for each rationale another input's of the same task, side and worker: `(N,)` its row, -1 for none."""
     columns = candidates.table.with_format("arrow")[:].select(["pair_id", "side", "worker", "sample"])
     _, tasks = np.unique(np.array(index.tasks), return_inverse=True)
     _, workers = np.unique(columns["worker"].to_numpy(), return_inverse=True)
     strata = (tasks[candidates.pairs] * 2 + candidates.sides) * (workers.max() + 1) + workers
-    strata[candidates.unusable != None] = -1  # noqa: E711 - element by element
+    strata[candidates.unusable.astype(bool)] = -1
     contents = np.stack([index.content[side] for side in SIDES])  # (2, P)
     anchors = contents[candidates.sides, candidates.pairs]
     return swap_donors(strata, anchors, list(zip(*columns.to_pydict().values(), strict=True)), seed)
 
 
-def places(column: pa.ChunkedArray, values: Sequence[str]) -> npt.NDArray[np.int64]:
-    """`(N,)` where in `values` each entry is; -1 where it is not."""
+def positions_in(column: pa.ChunkedArray, values: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Find each entry of a column in `values`: `(N,)` its position, -1 where it is missing."""
     found = pc.index_in(column, value_set=pa.array(list(values), type=column.type))
     return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
 
 def _checked(columns: pa.Table) -> pa.Table:
-    """The table with columns of text where they have to be."""
+    """Check the table's text columns, and return it with all of them as plain strings."""
     for name in ("pair_id", "side", "worker", "text"):
         column = columns[name]
-        if not (
-            pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)
-        ):
+        if column.type not in (pa.string(), pa.large_string(), pa.null()):
             raise ValueError(f"the column {name!r} of the rationales table holds {column.type}; allowed: text")
         if name != "text" and column.null_count:
             row = column.is_null().to_pylist().index(True)
@@ -149,13 +135,13 @@ def _checked(columns: pa.Table) -> pa.Table:
 
 
 def _known_pairs(ids: pa.ChunkedArray, index: PairIndex) -> npt.NDArray[np.int64]:
-    pairs = places(ids, index.ids)
+    pairs = positions_in(ids, index.ids)
     if lost := (pairs < 0).sum():
         unknown = pc.unique(pc.filter(ids, pa.array(pairs < 0))).to_pylist()
+        shown = ", ".join(map(repr, unknown[:3])) + (" ..." if len(unknown) > 3 else "")
         raise ValueError(
-            f"{lost} rationales are about {len(unknown)} pairs that the pairs table lacks: "
-            f"{', '.join(map(repr, unknown[:3]))}{' ...' if len(unknown) > 3 else ''}. Pass the table that they were "
-            "drawn for"
+            f"{lost} rationales are about {len(unknown)} pairs that the pairs table lacks: {shown}. Pass the table "
+            "that they were drawn for"
         )
     return pairs
 
@@ -179,33 +165,33 @@ def _fingerprint(table: Dataset) -> str:
 
 
 @dataclass(frozen=True)
-class Posed:
+class BuiltTrial:
     """
-    A trial, and how it is read.
+    A trial, and how to read the evaluator's answer to it.
 
     Args:
-        trial: what to ask. Its first rationale is `None`; no two are the same.
+        trial: the question. Its first rationale is `None`; no two are the same.
         group: the rationales that it is about.
         names: of the trial's inputs, the anchor first; for error messages.
-        with_columns: for each rationale of the group, its place among those of the trial.
-        without_columns: the place of what the intervention puts there.
-        unusable: why a rationale is not judged (its places mean nothing then), or `None`.
+        with_columns: for each rationale of the group, its column of the answer.
+        without_columns: for each, the column of what the intervention puts in its place.
+        unusable: for each, why it is not scored (its columns mean nothing then), or `None`.
     """
 
     trial: Trial
-    group: Group
+    group: RationaleGroup
     names: list[str]
     with_columns: list[int]
     without_columns: list[int]
     unusable: list[str | None]
 
     @property
-    def is_judged(self) -> bool:
-        """Whether there is a rationale to judge."""
+    def is_scored(self) -> bool:
+        """Whether there is a rationale to score."""
         return not all(self.unusable)
 
     def complaint(self, reason: str) -> str:
-        """What to say when it can't be judged: which pair's input can't be read, if it is that."""
+        """Say why the evaluator can't answer: which input can't be read, if it is that."""
         for name, value in zip(self.names, [self.trial.anchor, *self.trial.others], strict=True):
             try:
                 to_conversations([value])
@@ -214,19 +200,10 @@ class Posed:
         return f"{self.names[0]} can't be tried on {len(self.trial.others)} inputs of the other side: {reason}"
 
 
-class Trials:
+class TrialBuilder:
     """
-    One trial per group of rationales, made when it is asked for: only the rows that it needs are read, and no picture
-    is decoded.
-
-    Args:
-        pairs: the pairs table.
-        index: of it.
-        candidates: the rationales.
-        options: its intervention, number of negatives and seed.
-
-    Raises:
-        ValueError: if the table has too few pairs to draw negatives from.
+    Builds one trial per group of rationales, on demand: only the rows that it needs are read, and no picture is
+    decoded. Refuses a table with too few pairs to draw negatives from.
     """
 
     def __init__(self, pairs: Dataset, index: PairIndex, candidates: Candidates, options: SelectionOptions) -> None:
@@ -241,34 +218,33 @@ class Trials:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def pose(self, numbers: Iterable[int]) -> list[Posed]:
-        """The trials of these groups."""
-        return [self._posed(self.candidates[number]) for number in numbers]
+    def build(self, numbers: Iterable[int]) -> list[BuiltTrial]:
+        """Build the trials of these groups."""
+        return [self._built(self.candidates[number]) for number in numbers]
 
-    def _posed(self, group: Group) -> Posed:
-        references = _references(group, self._negatives.draw(group.pair, group.side))
+    def _built(self, group: RationaleGroup) -> BuiltTrial:
         unusable = self.candidates.unusable[group.rows].tolist()
         texts = self._read(group.rows)
         replacements = self._replacements(group, texts)
         if self._donors is not None:
             alone = (self._donors[group.rows] < 0).tolist()
             unusable = [reason or (ALONE if lonely else None) for reason, lonely in zip(unusable, alone, strict=True)]
-        places: dict[str | None, int] = {None: 0}
-        for text, instead, reason in zip(texts, replacements, unusable, strict=True):
-            for asked in (text, instead) if reason is None else ():
-                places.setdefault(asked, len(places))
-        anchor, *others = map(self._input, references)
-        return Posed(
-            trial=Trial(group.side, anchor, others, list(places)),
+        columns: dict[str | None, int] = {None: 0}
+        for text, replacement, reason in zip(texts, replacements, unusable, strict=True):
+            for rationale in (text, replacement) if reason is None else ():
+                columns.setdefault(rationale, len(columns))
+        names, (anchor, *others) = zip(*self._named_inputs(group), strict=True)
+        return BuiltTrial(
+            trial=Trial(group.side, anchor, others, list(columns)),
             group=group,
-            names=[reference.name(self.index) for reference in references],
-            with_columns=[places.get(text, 0) for text in texts],
-            without_columns=[places.get(instead, 0) for instead in replacements],
+            names=list(names),
+            with_columns=[columns.get(text, 0) for text in texts],
+            without_columns=[columns.get(replacement, 0) for replacement in replacements],
             unusable=unusable,
         )
 
-    def _replacements(self, group: Group, texts: list[str | None]) -> list[str | None]:
-        """What the intervention puts in the place of each rationale."""
+    def _replacements(self, group: RationaleGroup, texts: list[str | None]) -> list[str | None]:
+        """Return what the intervention puts in the place of each rationale."""
         if self._donors is not None:
             return self._read(self._donors[group.rows].tolist())
         if self.options.intervention == "shuffle":
@@ -276,34 +252,17 @@ class Trials:
         return [None] * len(texts)
 
     def _read(self, rows: list[int]) -> list[str | None]:
-        """Texts of rows of the rationales table; of a negative one any."""
+        """Read texts of the rationales table; a negative row gives any text."""
         return [self._texts[row].as_py() for row in rows]
 
-    def _input(self, reference: _Reference) -> dict[str, Any]:
-        if reference.place is None:
-            return self._inputs[reference.column][reference.row]
-        return given_parts(self._own_negatives[reference.row][reference.place].as_py())
-
-
-class _Reference(NamedTuple):
-    """An input of the pairs table: that of a side, or one of a pair's own negatives."""
-
-    column: str
-    row: int
-    place: int | None = None
-
-    def name(self, index: PairIndex) -> str:
-        which = self.column if self.place is None else f"negative {self.place}"
-        return f"the {which} of pair {index.ids[self.row]!r}"
-
-
-def _references(group: Group, negatives: Negatives) -> list[_Reference]:
-    """Of a trial's inputs: the anchor, its partner, its negatives."""
-    other = other_side(group.side)
-    own = [_Reference("negatives", group.pair, place) for place in negatives.own]
-    return [
-        _Reference(group.side, group.pair),
-        _Reference(other, group.pair),
-        *own,
-        *(_Reference(other, row) for row in negatives.rows),
-    ]
+    def _named_inputs(self, group: RationaleGroup) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the inputs of a trial with names for messages: the anchor, its other side, its negatives."""
+        negatives, other = self._negatives.draw(group.pair, group.side), other_side(group.side)
+        ids = self.index.ids
+        for side, row in ((group.side, group.pair), (other, group.pair)):
+            yield f"the {side} of pair {ids[row]!r}", self._inputs[side][row]
+        for number in negatives.own:
+            value = self._own_negatives[group.pair][number].as_py()
+            yield f"the negative {number} of pair {ids[group.pair]!r}", given_parts(value)
+        for row in negatives.rows:
+            yield f"the {other} of pair {ids[row]!r}", self._inputs[other][row]

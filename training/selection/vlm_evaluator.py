@@ -14,7 +14,6 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
@@ -22,23 +21,22 @@ from mmemb_r1.training.shared_prefix import read_prefix, suffix_logits
 from mmemb_r1.training.vlm import chat_template, load_vlm, weights_fingerprint
 
 PROMPTS = ("evaluator", "evaluator-short")
-PROMPT_FILE = "evaluator-prompt.txt"  # beside a model that was trained with these words
+PROMPT_FILE = "evaluator-prompt.txt"  # in the folder of a trained evaluator: the prompt of its training
 _MARK = "[the rationale goes here]"
-# A chat template, cut in two at the mark. All that comes before it is shared by the rationales of a pair, what comes
-# after it by all pairs.
+# A chat template, cut in two at the mark: the first part is read once per pair, the second is the same for all pairs.
 _CUT = "{% set whole %}TEMPLATE{%+ endset %}{{ whole.rsplit('MARK', 1)[PART] }}"
 
 
 class EvaluatorPrompt:
     """
-    The words around a pair.
+    The text of an evaluator's prompt around a pair and a rationale.
 
     Args:
         text: lines that hold `{query}` and `{target}`, then one with `{rationale}` (and, optionally, `{side}`), then
             the question. The line of the rationale is left out where there is none.
 
     Raises:
-        ValueError: if a place is missing, doubled, or comes too early or late.
+        ValueError: if a placeholder is missing, repeated, or in the wrong order.
 
     >>> prompt = EvaluatorPrompt("{query} = {target}?\\nAbout the {side}: {rationale}\\nyes or no?")
     >>> prompt.tail("It is red.", "query")
@@ -53,7 +51,7 @@ class EvaluatorPrompt:
         self.head, _, start = before.rpartition("\n")
         end, _, self.question = after.partition("\n")
         self.line = f"{start}{found}{end}"
-        once = [self.head.count(place) == self.text.count(place) == 1 for place in ("{query}", "{target}")]
+        once = [self.head.count(name) == self.text.count(name) == 1 for name in ("{query}", "{target}")]
         if not all(once) or self.text.count("{rationale}") != 1:
             raise ValueError(
                 "An evaluator's prompt holds {query} and {target} once each and, on a line of its own after both, "
@@ -62,12 +60,7 @@ class EvaluatorPrompt:
 
     @classmethod
     def load(cls, name: str) -> EvaluatorPrompt:
-        """
-        One of the prompts that come with the package, or the text file of that path.
-
-        Raises:
-            ValueError: if it is neither.
-        """
+        """Load a prompt that comes with the package, or one from a text file."""
         if name in PROMPTS:
             return cls(files("mmemb_r1.training").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8"))
         if not Path(name).is_file():
@@ -75,24 +68,18 @@ class EvaluatorPrompt:
         return cls(Path(name).read_text(encoding="utf-8"))
 
     def parts(self, query: Sequence[dict[str, Any]], target: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The content of the user's turn up to the mark, from the parts of query and target."""
+        """Make the content of the user's turn up to the mark, from the parts of query and target."""
         content: list[dict[str, Any]] = []
-        places = {"{query}": query, "{target}": target}
+        inputs = {"{query}": query, "{target}": target}
         text = f"{self.head}\n{_MARK}"
-        for place in sorted(places, key=text.index):
-            before, _, text = text.partition(place)
+        for name in sorted(inputs, key=text.index):
+            before, _, text = text.partition(name)
             content += [{"type": "text", "text": before}] if before else []
-            content += places[place]
+            content += inputs[name]
         return [*content, {"type": "text", "text": text}]
 
     def tail(self, rationale: str | None, side: str) -> str:
-        """
-        What comes after the pair: the line of the rationale, if there is one, and the question.
-
-        Args:
-            rationale: the rationale; `None` for none.
-            side: of which side it is.
-        """
+        """Write what comes after the pair: the line of the rationale about a side, if any, and the question."""
         if rationale is None:
             return self.question
         line = self.line.replace("{side}", side).replace("{rationale}", rationale)
@@ -101,13 +88,12 @@ class EvaluatorPrompt:
 
 class PromptRenderer:
     """
-    Pairs and rationales -> token ids, with the chat template of a processor.
+    Renders pairs and rationales as token ids, with the chat template of a processor.
 
     Args:
         processor: of a vision-language model or an mmemb-r1 checkpoint.
-        prompt: the words around a pair.
-        max_text_tokens: the text of an input is cut to so many tokens; the rationale is never cut.
-        num_video_frames: frames that are sampled from a video file.
+        prompt: the text around them.
+        max_text_tokens: the text of an input is truncated to so many tokens; the rationale never is.
     """
 
     def __init__(
@@ -115,11 +101,9 @@ class PromptRenderer:
         processor: ProcessorMixin,
         prompt: EvaluatorPrompt,
         max_text_tokens: int | None = None,
-        num_video_frames: int = 8,
     ) -> None:
-        self.processor, self.prompt = processor, prompt
-        self.max_text_tokens, self.num_video_frames = max_text_tokens, num_video_frames
-        template = chat_template(processor).removesuffix("\n")  # jinja drops it there, but not at the end of a block
+        self.processor, self.prompt, self.max_text_tokens = processor, prompt, max_text_tokens
+        template = chat_template(processor).removesuffix("\n")  # which jinja drops, but not at the end of a block
         self._before, after = (
             _CUT.replace("PART", part).replace("MARK", _MARK).replace("TEMPLATE", template) for part in "01"
         )
@@ -134,12 +118,12 @@ class PromptRenderer:
 
     @staticmethod
     def _closed(end: str) -> str:
-        """The end of a prompt without a thought that was opened: the next token is to be the answer."""
+        """Close a block of reasoning that the template opens: the next token is to be the answer."""
         return f"{end}\n</think>\n\n" if end.rstrip().endswith("<think>") else end
 
     def heads(self, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> BatchFeature:
         """
-        The prompts of (query, target) pairs up to where a rationale may come, padded on the left.
+        Render (query, target) pairs up to where a rationale may come, padded on the left.
 
         Raises:
             InputError: with the index of the pair that can't be read; its reason says which side it is.
@@ -155,7 +139,7 @@ class PromptRenderer:
 
     def _content(self, value: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
         try:
-            (conversation,) = to_conversations([value], media=MediaOptions(self.num_video_frames))
+            (conversation,) = to_conversations([value])
         except InputError as error:
             raise ValueError(f"of its {side}, {error.reason}") from error
         if self.max_text_tokens is not None:
@@ -163,7 +147,7 @@ class PromptRenderer:
         return [part for message in conversation for part in message["content"]]
 
     def suffix(self, rationale: str | None, side: str) -> list[int]:
-        """Token ids from where a rationale may come to the end of the prompt."""
+        """Tokenise the rest of the prompt, from where a rationale may come to its end."""
         text = None if rationale is None else as_plain_text(rationale, control_strings(self.processor))
         return self.processor.tokenizer(self.prompt.tail(text, side) + self._end, add_special_tokens=False)[
             "input_ids"
@@ -172,10 +156,10 @@ class PromptRenderer:
 
 def answer_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """
-    Ids of the tokens with which "yes" and with which "no" begin, in any usual spelling, after a space or not.
+    Find the first tokens of "yes" and of "no", in any usual spelling, after a space or not.
 
     Raises:
-        ValueError: if the two can't be told apart by their first token.
+        ValueError: if they are the same tokens.
     """
     yes, no = (
         sorted(
@@ -187,28 +171,24 @@ def answer_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
         )
         for word in ("yes", "no")
     )
-    # a tokenizer may write the space as a token of its own, which says nothing
+    # a tokenizer may write the space as a token of its own, which both begin with
     both = set(yes) & set(no)
     yes, no = ([id_ for id_ in ids if id_ not in both] for ids in (yes, no))
     if not yes or not no:
         raise ValueError(
-            f"{type(tokenizer).__name__} begins 'yes' and 'no' with the same tokens; its model can't be an evaluator."
+            f"{type(tokenizer).__name__} begins 'yes' and 'no' with the same tokens; use another model as evaluator."
         )
     return yes, no
 
 
 def match_logit(logits: Tensor, yes_ids: Sequence[int], no_ids: Sequence[int]) -> Tensor:
     """
-    Log-odds that the answer is yes: `log p(yes) - log p(no)`, each summed over its spellings. That confidence comes
-    from a match logit is the paper's; summing over spellings is ours.
+    Return the log-odds that the answer is yes: `log p(yes) - log p(no)`, each summed over its spellings. That
+    confidence comes from a match logit is the paper's; summing over spellings is ours.
 
     Args:
         logits: `(..., V)` of the next token.
-        yes_ids: tokens with which "yes" may begin.
-        no_ids: tokens with which "no" may begin.
-
-    Returns:
-        `(...)`, float32.
+        yes_ids, no_ids: first tokens of "yes" and "no", see `answer_ids`.
 
     >>> import torch
     >>> match_logit(torch.tensor([1.0, 0.5, 0.0]), [0], [1]).item()
@@ -221,20 +201,20 @@ def match_logit(logits: Tensor, yes_ids: Sequence[int], no_ids: Sequence[int]) -
 @dataclass
 class VLMEvaluator:
     """
-    Judges pairs by the log-odds of "yes" against "no". Each (query, target) is read once for all its rationales.
+    Scores pairs by the log-odds of "yes" against "no". Each (query, target) is read once for all its rationales.
 
     Args:
         model: a vision-language model: a folder or a Hub id.
-        prompt: `"evaluator"`, `"evaluator-short"` or a text file. Default: the one that the model was trained with (a
-            file beside it), else `"evaluator"`.
+        prompt: `"evaluator"`, `"evaluator-short"` or a text file. Default: the prompt of the model's training (a file
+            in its folder), else `"evaluator"`.
         batch_size: (query, target) pairs that are read at once.
-        max_branches: prompts that are finished at once, each with its own copy of the key-value cache.
-        max_text_tokens: the text of an input is cut to so many tokens. Default: never.
+        max_branches: prompts that are completed at once, each with its own copy of the key-value cache.
+        max_text_tokens: the text of an input is truncated to so many tokens. Default: never.
         device: where the model runs. Default: the accelerator if there is one.
         dtype: of the weights: `"auto"` (as saved), `"float32"`, `"bfloat16"` or `"float16"`.
 
     Raises:
-        ValueError: if the prompt lacks a place, or the tokenizer can't tell yes from no.
+        ValueError: if the prompt lacks a placeholder, or the tokenizer can't tell yes from no.
     """
 
     model: str
@@ -248,19 +228,19 @@ class VLMEvaluator:
 
     def __post_init__(self) -> None:
         self._vlm, processor = load_vlm(self.model, device=self.device, dtype=self.dtype)
-        self._words = EvaluatorPrompt.load(self.prompt or _saved_prompt(self.model))
-        self._renderer = PromptRenderer(processor, self._words, self.max_text_tokens)
+        self._prompt = EvaluatorPrompt.load(self.prompt or _saved_prompt(self.model))
+        self._renderer = PromptRenderer(processor, self._prompt, self.max_text_tokens)
         self._answers = answer_ids(processor.tokenizer)
         self._weights = weights_fingerprint(self._vlm)
 
     @property
     def definition(self) -> dict[str, Any]:
-        """What determines the answers."""
+        """All that determines the answers."""
         return {
             "kind": "vlm",
-            "model": Path(self.model).name,  # for whoever reads it; the same model may lie elsewhere
+            "model": Path(self.model).name,  # for readers; the weights identify the model, wherever its folder is
             "weights": self._weights,
-            "prompt": self._words.text,
+            "prompt": self._prompt.text,
             "max_text_tokens": self.max_text_tokens,
             "dtype": self.dtype,
         }
@@ -279,8 +259,8 @@ class VLMEvaluator:
             suffixes = [suffixes_of[number] for number, _ in part]
             rows = [row for row, some in enumerate(suffixes) for _ in some]
             logits = suffix_logits(self._vlm, prefix, rows, sum(suffixes, []), self.max_branches)  # (N, V)
-            judged = match_logit(logits, *self._answers).cpu().split([len(some) for some in suffixes])
-            for (number, other), row in zip(part, judged, strict=True):
+            scores = match_logit(logits, *self._answers).cpu().split([len(some) for some in suffixes])
+            for (number, other), row in zip(part, scores, strict=True):
                 results[number][other] = row
         return results
 
@@ -297,7 +277,7 @@ class VLMEvaluator:
 
 
 def _saved_prompt(model: str) -> str:
-    """The words that were saved beside a model, in its folder or on the Hub; the usual ones if there are none."""
+    """Find the prompt of a model's training, in its folder or on the Hub; `"evaluator"` if there is none."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         saved = folder / PROMPT_FILE

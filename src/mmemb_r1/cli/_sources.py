@@ -34,7 +34,7 @@ def listed_tasks(args: argparse.Namespace) -> tuple[str, ...] | None:
     return None if args.tasks is None else listed(args.tasks)
 
 
-def read_source(args: argparse.Namespace, *, limit: int | None = None, num_frames: int | None = None) -> TaskSource:
+def asked_source(args: argparse.Namespace, *, limit: int | None = None, num_frames: int | None = None) -> TaskSource:
     """Read the tasks that were asked for."""
     from mmemb_r1.evaluation.readers import read_tasks
 

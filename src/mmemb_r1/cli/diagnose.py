@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmemb_r1.cli._sources import add_source_options, read_source
+from mmemb_r1.cli._sources import add_source_options, asked_source
 
 HELP = """\
 The shortcut test: does a checkpoint read its rationales, or only write them? Every query thinks; then its rationale is
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         max_reasoning_rounds=args.max_reasoning_rounds,
     )
     bar = show_progress("mmemb_r1.evaluation")
-    source = read_source(args)
+    source = asked_source(args)
     name = Path(args.model).resolve().name
     results = run_diagnosis(
         load_model(args.model, args.device),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmemb_r1.cli._options import listed
-from mmemb_r1.cli._sources import add_source_options, listed_tasks, read_source
+from mmemb_r1.cli._sources import add_source_options, asked_source, listed_tasks
 from mmemb_r1.cli._submission import OPTIONS as OF_SUBMISSION
 from mmemb_r1.cli._submission import add_submission_options, check_options, metadata_of, submit, submitted_mode
 from mmemb_r1.evaluation.settings import MODES
@@ -128,7 +128,7 @@ def _settings(args: argparse.Namespace, modes: tuple[str, ...]) -> Settings:
 def _source(args: argparse.Namespace) -> TaskSource:
     """Read the tasks, after a download where one is asked for; a submission needs all tasks of MMEB-V2."""
     if not args.mmeb:
-        return read_source(args, limit=args.limit)
+        return asked_source(args, limit=args.limit)
     from mmemb_r1.evaluation.mmeb import check_tasks, download_task, select
 
     tasks = select(listed_tasks(args))
@@ -137,7 +137,7 @@ def _source(args: argparse.Namespace) -> TaskSource:
     for number, task in enumerate(tasks if args.download else (), start=1):
         print(f"downloading {task.name} ({number} of {len(tasks)}) into {args.mmeb}", file=sys.stderr)
         download_task(task.name, args.mmeb)
-    source = read_source(args, limit=args.limit, num_frames=args.num_frames)
+    source = asked_source(args, limit=args.limit, num_frames=args.num_frames)
     if args.submission:
         check_tasks(source.tasks.names)  # type: ignore[attr-defined]  # LocalTasks: --limit is refused before
     return source

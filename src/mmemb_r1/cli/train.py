@@ -49,9 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("adaptive", "when to reason", ADAPTIVE_HELP, configure_adaptive),
         ("rounds", "rationales, selection, both phases, again", _train_rounds.HELP, _train_rounds.configure),
     ):
-        texts = {"help": summary, "description": description}
-        formatter = argparse.RawDescriptionHelpFormatter
-        add_options(phases.add_parser(name, **texts, formatter_class=formatter, config=CONFIGS.get(name)))
+        phase = phases.add_parser(name, help=summary, description=description, config=CONFIGS.get(name))
+        phase.formatter_class = argparse.RawDescriptionHelpFormatter
+        add_options(phase)
 
 
 def configure_joint(parser: argparse.ArgumentParser) -> None:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.selection.evaluator_trainer import (
         EvaluatorRun,
         EvaluatorTrainer,
-        judgements,
+        match_examples,
         save_evaluator,
     )
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
@@ -62,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
     arguments = training.config()
     # tables first: what is wrong with them should not wait for a model, let alone for the end of its training
     rationales = read_rationales(args.rationales) if args.rationales else None
-    examples = judgements(read_pairs(args.pairs, PAIR_COLUMNS), arguments, rationales=rationales)
+    examples = match_examples(read_pairs(args.pairs, PAIR_COLUMNS), arguments, rationales=rationales)
     eval_pairs = read_pairs(args.eval_pairs, PAIR_COLUMNS) if args.eval_pairs else None
     # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
-    said = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
-    train_in_folder(trainer, training, rationales=said)
+    digest = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
+    train_in_folder(trainer, training, rationales=digest)
     measured = trainer.measure(eval_pairs) if eval_pairs else {}
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():

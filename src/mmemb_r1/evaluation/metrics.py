@@ -288,7 +288,7 @@ def _precision(places: Places, k: int) -> Floats:
     return _found_until(places, k) / k
 
 
-def _found_until(places: Places, k: int) -> Floats:
+def _found_until(places: Places, k: int) -> npt.NDArray[Any]:
     """Count `(Q,)` the relevant candidates among the first `k`; a mean over orders where they are tied."""
     return np.bincount(places.query, _mean_at(places, _cut(np.ones(places.num_candidates), k)))
 

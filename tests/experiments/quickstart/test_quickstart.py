@@ -50,14 +50,14 @@ def run(root, recipes):
     """`run(folder)`: the script at the smallest scale; what it printed, and the exit status."""
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **SMALL, "RECIPES": str(recipes), "PYTHONPATH": paths, "PATH": binaries}
+    given = {**SMALL, "RECIPES": str(recipes), "PYTHONPATH": paths, "PATH": binaries}
 
     def start(folder, **changes):
         script = root / "experiments" / "quickstart" / "quickstart.sh"
+        environment = {**os.environ, **given, **changes}
         return subprocess.run(
-            ["bash", str(script), folder.name],
-            cwd=folder.parent, env={**environment, **changes}, capture_output=True, text=True, timeout=1800,
-        )  # fmt: skip
+            ["bash", str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=1800
+        )
 
     return start
 
@@ -94,7 +94,7 @@ def test_everything_is_there(finished):
     assert set(results["config"]["modes"]) == {"never", "always", "auto"}
     assert results["summary"]["all"]["modes"]["always"]["invocation_ratio"] == 1.0
     for name in ("showcase.png", "flag.png", "evaluation/report.html", "evaluation/results.json", "model/README.md"):
-        assert f"run/{name}" in said and (folder / name).is_file(), name
+        assert str(folder / name) in said and (folder / name).is_file(), name
     assert f"{results['summary']['all']['modes']['never']['score']:.3f}" in said
     assert "rationales kept" in said and "by the worker that helps" in said and "thinking pays" in said
     with Image.open(folder / "showcase.png") as picture, Image.open(folder / "flag.png") as flag:
@@ -179,8 +179,8 @@ def test_the_lines_to_paste_work(finished):
     from experiments.quickstart.showcase import lines_to_paste
 
     folder, said = finished
-    assert lines_to_paste(Path("run/model"), Path("run/flag.png")) in said
     lines = lines_to_paste(folder / "model", folder / "flag.png")
+    assert lines in said
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n")

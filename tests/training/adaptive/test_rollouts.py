@@ -102,7 +102,7 @@ def test_log_probabilities_are_those_that_were_drawn_from(vivid, processor, temp
     group = rolled(vivid, batch, rounds, temperature)
     config, eos = vivid.config, processor.tokenizer.eos_token_id
     ends = [[*thought, eos] for thought in group.rationales]
-    inputs = whole(vivid, processor, batch, group._replace(thoughts=ends))
+    inputs = whole(vivid, processor, batch, group._replace(rationales=ends))
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     starts = inputs["attention_mask"].sum(dim=1) - torch.tensor([len(end) for end in ends])
     for row, start in enumerate(starts.tolist()):

@@ -49,10 +49,10 @@ def test_greedily_it_says_what_encode_thinks(make, requests, checkpoint):
     model = MMEmbR1(str(checkpoint), device="cpu")
     expected = model.explain([dict(request.input) for request in requests], reasoning="always")
     drawn = make(temperature=0).draw(requests)
-    for answers, thought in zip(drawn, expected, strict=True):
+    for answers, explained in zip(drawn, expected, strict=True):
         for answer in answers:
-            assert answer.text == thought["rationale"]
-            assert answer.num_tokens == thought["num_reasoning_tokens"]
+            assert answer.text == explained["rationale"]
+            assert answer.num_tokens == explained["num_reasoning_tokens"]
 
 
 def test_seeds_decide_and_company_does_not(make, requests):
@@ -72,13 +72,13 @@ def test_control_tokens_are_never_drawn(make, requests, checkpoint):
     assert not [token for token in controls if any(token in text for text in texts)]
 
 
-def test_an_empty_thought_is_a_failure(make, requests, monkeypatch):
+def test_an_empty_rationale_is_a_failure(make, requests, monkeypatch):
     worker = make()
     end = worker._config.end_think_token_id
     monkeypatch.setattr(
         "mmemb_r1.training.rationales.sampling.choose", lambda logits, *_: torch.full((len(logits),), end)
     )
-    assert worker.draw(requests[:1])[0] == [Failure("the thought is empty (finish_reason 'stop').")] * 3
+    assert worker.draw(requests[:1])[0] == [Failure("the rationale is empty (finish_reason 'stop').")] * 3
 
 
 def test_an_unreadable_input_fails_alone(make, requests):
@@ -108,7 +108,7 @@ def test_a_model_that_is_no_checkpoint(make, requests, tmp_path):
     vlm, processor = build_tiny_vlm("qwen3_vl")
     vlm.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(WorkerError, match="Worker 'self': `model` can't be used. it is a qwen3_vl model, no mmemb-r1"):
+    with pytest.raises(WorkerError, match="Worker 'self': `model` can't be used. It is a qwen3_vl model, no mmemb-r1"):
         make(model=str(tmp_path)).draw(requests)
     with pytest.raises(WorkerError, match="Worker 'self': `model` can't be used"):
         make(model=str(tmp_path / "nowhere")).draw(requests)

@@ -18,8 +18,8 @@ import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 
-from mmemb_r1.training.rationales.draw import draw_rationales, plan, seed_of
-from mmemb_r1.training.rationales.table import read_rationales, shard_path
+from mmemb_r1.training.rationales.draw import distinct_inputs, draw_rationales, rationale_seed
+from mmemb_r1.training.rationales.table import rationale_shard_path, read_rationales
 from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest, WorkerError
 
 
@@ -101,7 +101,7 @@ class TestTable:
 
     def test_seeds_depend_on_run_worker_side_input_and_sample(self):
         def seed(run=0, worker="a", side="query", digest=b"1", sample=0):
-            return seed_of(run, worker, side, digest, sample)
+            return rationale_seed(run, worker, side, digest, sample)
 
         others = [seed(run=1), seed(worker="b"), seed(side="target"), seed(digest=b"2"), seed(sample=1)]
         assert seed() == seed()
@@ -238,7 +238,7 @@ class TestResume:
 
     def test_what_killed_runs_left_behind_does_not_disturb(self, tmp_path):
         draw(tmp_path / "calm")
-        left = shard_path(tmp_path / "wild", "speaker", 1).with_name(".speaker-00001.parquet.abc123")
+        left = rationale_shard_path(tmp_path / "wild", "speaker", 1).with_name(".speaker-00001.parquet.abc123")
         left.mkdir(parents=True)
         (left / "speaker-00001.parquet").write_bytes(b"half a fi")
         draw(tmp_path / "wild")
@@ -384,7 +384,7 @@ class TestBrokenWorkers:
         ("worker", "message"),
         [
             (Speaker("a/b"), "the name of a worker is 'a/b'; allowed: letters, digits"),
-            (Speaker(".a"), "begins with a letter or a digit"),
+            (Speaker(".a"), "it begins with a letter or a digit"),
             (Speaker(num_samples=0), "the worker 'speaker' has num_samples=0; at least 1"),
             (Speaker(batch_size=0), "the worker 'speaker' has batch_size=0; at least 1"),
         ],
@@ -419,7 +419,7 @@ def test_refuses(options, message, tmp_path):
 
 
 def test_the_plan_is_in_the_order_of_the_table():
-    subjects = plan(text_pairs(5))
+    subjects = distinct_inputs(text_pairs(5))
     assert [(subject.side, subject.row) for subject in subjects] == [
         *(("query", row) for row in range(5)),
         *(("target", row) for row in (0, 2, 4)),

@@ -132,19 +132,19 @@ def completion(content: Any = None, finish: str = "stop", usage: dict | None = N
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_a_thought_that_comes_apart_is_the_thinkers_rationale(field: str) -> None:
+def test_reasoning_in_a_field_of_its_own_is_the_thinkers_rationale(field: str) -> None:
     answer = completion("Lima", **{field: "Red and white: Peru."})
     assert read_completion(answer, THINKING) == Rationale("Red and white: Peru.", 7, "stop")
     assert read_completion(answer, INSTRUCT) == Rationale("Lima", 7, "stop")
 
 
-def test_a_thought_inside_the_content_is_found() -> None:
+def test_reasoning_inside_the_content_is_found() -> None:
     answer = completion("<think>Red and white: Peru.</think>Lima")
     assert read_completion(answer, THINKING) == Rationale("Red and white: Peru.", 7, "stop")
     assert read_completion(answer, INSTRUCT) == Rationale("Lima", 7, "stop")
 
 
-def test_a_budget_that_cut_the_thought_is_told() -> None:
+def test_a_budget_that_cut_the_reasoning_is_reported() -> None:
     assert read_completion(completion("Red and", "length"), THINKING) == Rationale("Red and", 7, "length")
     cut = completion(None, "length", reasoning_content="Red and")
     assert read_completion(cut, THINKING) == Rationale("Red and", 7, "length")
@@ -179,11 +179,11 @@ def test_half_a_character_at_the_end_is_counted_too() -> None:
 @pytest.mark.parametrize(
     ("style", "answer", "reason"),
     [
-        (INSTRUCT, completion(None), r"the answer is empty \(finish_reason 'stop'\)"),
-        (INSTRUCT, completion("  \n"), "the answer is"),
-        (INSTRUCT, completion("<think>a", "length"), "a thought and nothing else .*raise `max_tokens`"),
-        (INSTRUCT, completion(None, "length", reasoning="a"), "a thought and nothing else"),
-        (THINKING, completion("<think></think>Lima"), "an empty thought .*is thinking on"),
+        (INSTRUCT, completion(None), r"the model's output is empty \(finish_reason 'stop'\)"),
+        (INSTRUCT, completion("  \n"), "the model's output is empty"),
+        (INSTRUCT, completion("<think>a", "length"), "reasoning without an answer .*raise `max_tokens`"),
+        (INSTRUCT, completion(None, "length", reasoning="a"), "reasoning without an answer"),
+        (THINKING, completion("<think></think>Lima"), "reasoning is empty .*is thinking switched on"),
         (INSTRUCT, completion("Li", "content_filter"), "the server refused: its content filter"),
         (INSTRUCT, completion(None, refusal="I can't help with that."), "the server refused: I can't help"),
         (INSTRUCT, {"choices": []}, "no choices"),

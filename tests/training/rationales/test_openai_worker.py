@@ -396,7 +396,7 @@ def test_a_key_that_is_not_there_stops_the_run(
         ),
         (
             Reply(body=b"<!doctype html><title>Welcome</title>", headers={"content-type": "text/html"}),
-            "answered with text/html that begins with '<!doctype html><title>Welcome</title>'.*Mend `base_url`",
+            "answered with text/html that begins with '<!doctype html><title>Welcome</title>'.*Correct `base_url`",
         ),
         (Reply(body=b'{"object": "list"}'), "answered with application/json that begins with .*list.*no chat compl"),
         (Reply(body=b"data: {}\n\n", headers={"content-type": "text/event-stream"}), "with text/event-stream"),

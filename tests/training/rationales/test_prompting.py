@@ -29,7 +29,7 @@ def test_the_styles_of_the_package_say_what_their_rationale_is() -> None:
 
 def test_a_style_can_be_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "terse.txt"
-    file.write_text("# rationale: thought\n\nBe terse.\n")
+    file.write_text("# rationale: reasoning\n\nBe terse.\n")
     assert load_style(file) == load_style(str(file)) == Style("terse", "Be terse.", thinking=True)
 
 
@@ -109,7 +109,7 @@ def test_every_familys_template_takes_the_messages(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "thought", "answer"),
+    ("output", "reasoning", "answer"),
     [
         ("<think>\na b\n</think>\n\nc", "a b", "c"),
         ("a b\n</think>\n\nc", "a b", "c"),  # the template opened it
@@ -126,6 +126,6 @@ def test_every_familys_template_takes_the_messages(family: str) -> None:
         ("a < b and b > c", "a < b and b > c", "a < b and b > c"),
     ],
 )
-def test_thoughts_and_answers_are_told_apart(said: str, thought: str, answer: str) -> None:
-    assert parse_rationale(said, THINKING) == thought
-    assert parse_rationale(said, INSTRUCT) == answer
+def test_reasoning_and_answers_are_told_apart(output: str, reasoning: str, answer: str) -> None:
+    assert parse_rationale(output, THINKING) == reasoning
+    assert parse_rationale(output, INSTRUCT) == answer

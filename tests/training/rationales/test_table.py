@@ -5,11 +5,10 @@ from datasets import Dataset
 
 from mmemb_r1.training.rationales.table import (
     COLUMNS,
-    has_failures,
+    rationale_shard_path,
+    read_rationale_shard,
     read_rationales,
-    read_shard,
-    shard_path,
-    write_shard,
+    write_rationale_shard,
 )
 
 
@@ -28,20 +27,19 @@ def row(worker="a", sample=0, error=None):
 
 
 def test_a_shard_comes_back_as_it_was_written(tmp_path):
-    path = shard_path(tmp_path, "a", 0)
+    path = rationale_shard_path(tmp_path, "a", 0)
     rows = [row(), row(sample=1, error="too dark")]
-    write_shard(path, rows)
-    assert read_shard(path) == rows
-    assert has_failures(path)
-    write_shard(path, rows[:1])
-    assert not has_failures(path)
+    write_rationale_shard(path, rows)
+    assert read_rationale_shard(path) == rows
+    write_rationale_shard(path, rows[:1])
+    assert read_rationale_shard(path) == rows[:1]
     assert [file.name for file in path.parent.iterdir()] == ["a-00000.parquet"]
 
 
 def test_shards_are_read_in_the_order_of_workers_and_numbers(tmp_path):
     places = [("b", 2), ("a-1", 0), ("b", 100_000), ("a", 10), ("b", 99_999), ("a", 9)]
     for sample, (worker, index) in enumerate(places):
-        write_shard(shard_path(tmp_path, worker, index), [row(worker, sample)])
+        write_rationale_shard(rationale_shard_path(tmp_path, worker, index), [row(worker, sample)])
     table = read_rationales(tmp_path)
     read = [places[sample] for sample in table["sample"]]
     assert read == [("a", 9), ("a", 10), ("a-1", 0), ("b", 2), ("b", 99_999), ("b", 100_000)]
@@ -49,7 +47,7 @@ def test_shards_are_read_in_the_order_of_workers_and_numbers(tmp_path):
 
 
 def test_a_shard_without_rows_has_the_columns(tmp_path):
-    write_shard(shard_path(tmp_path, "a", 0), [])
+    write_rationale_shard(rationale_shard_path(tmp_path, "a", 0), [])
     table = read_rationales(str(tmp_path))
     assert len(table) == 0
     assert {name: feature.dtype for name, feature in table.features.items()} == COLUMNS

@@ -46,9 +46,9 @@ def qwen(tmp_path_factory) -> Path:
 def styles(tmp_path_factory) -> dict[str, str]:
     """Short ones: the tiny tokenizer makes hundreds of tokens of the real ones."""
     folder = tmp_path_factory.mktemp("styles")
-    for kind in ("answer", "thought"):
+    for kind in ("answer", "reasoning"):
         (folder / f"{kind}.txt").write_text(f"# rationale: {kind}\nDescribe it.", encoding="utf-8")
-    return {kind: str(folder / f"{kind}.txt") for kind in ("answer", "thought")}
+    return {kind: str(folder / f"{kind}.txt") for kind in ("answer", "reasoning")}
 
 
 @pytest.fixture
@@ -213,34 +213,34 @@ def with_special_tags(folder: Path, model: Path, opened: str = "") -> str:
 
 
 @pytest.mark.parametrize("special", [False, True], ids=["plain tags", "special tags"])
-def test_thoughts_and_answers_are_told_apart(make, styles, qwen, tmp_path, monkeypatch, special):
+def test_reasoning_and_answers_are_told_apart(make, styles, qwen, tmp_path, monkeypatch, special):
     model = with_special_tags(tmp_path, qwen) if special else str(qwen)
-    thinker, speaker = make(model=model, style=styles["thought"]), make(model=model)
+    thinker, speaker = make(model=model, style=styles["reasoning"]), make(model=model)
     text = "<think>It is red.</think> Peru<|im_start|><|endoftext|>"
-    thought, answer = said(monkeypatch, thinker, text), said(monkeypatch, speaker, text)
-    assert (thought.text, answer.text) == ("It is red.", "Peru")
-    assert thought.num_tokens == answer.num_tokens == len(thinker._processor.tokenizer(text)["input_ids"])
+    reasoning, answer = said(monkeypatch, thinker, text), said(monkeypatch, speaker, text)
+    assert (reasoning.text, answer.text) == ("It is red.", "Peru")
+    assert reasoning.num_tokens == answer.num_tokens == len(thinker._processor.tokenizer(text)["input_ids"])
     assert said(monkeypatch, thinker, "<think>It is r", ended=False).text == "It is r"
     assert said(monkeypatch, thinker, "<think>It is r", ended=False).finish_reason == "length"
 
 
-def test_a_thought_that_the_prompt_has_begun(make, styles, qwen, tmp_path, monkeypatch):
+def test_reasoning_that_the_prompt_has_opened(make, styles, qwen, tmp_path, monkeypatch):
     """Cut before its closing tag, nothing in what was said tells that it is one."""
     model = with_special_tags(tmp_path, qwen, opened="<think>\n")
-    thinker, speaker = make(model=model, style=styles["thought"]), make(model=model)
+    thinker, speaker = make(model=model, style=styles["reasoning"]), make(model=model)
     assert said(monkeypatch, thinker, "It is red.</think> Peru").text == "It is red."
     assert said(monkeypatch, speaker, "It is red.</think> Peru").text == "Peru"
     assert said(monkeypatch, thinker, "It is r", ended=False).text == "It is r"
     cut = said(monkeypatch, speaker, "It is r", ended=False)
     assert isinstance(cut, Failure)
-    assert "thought and said nothing else (finish_reason 'length'); raise `max_tokens`" in cut.reason
+    assert "reasoning without an answer (finish_reason 'length'); raise `max_tokens`" in cut.reason
 
 
 def test_nothing_said_is_a_failure(make, styles, monkeypatch):
-    assert said(monkeypatch, make(), "<|im_start|>") == Failure("the model said nothing (finish_reason 'stop').")
-    thinker = make(style=styles["thought"])
+    assert said(monkeypatch, make(), "<|im_start|>") == Failure("the model's output is empty (finish_reason 'stop').")
+    thinker = make(style=styles["reasoning"])
     assert said(monkeypatch, thinker, "<think> </think> Peru") == Failure(
-        "the thought is empty (finish_reason 'stop')."
+        "the model's reasoning is empty (finish_reason 'stop'); is thinking switched on in this model?"
     )
 
 
@@ -289,7 +289,7 @@ def test_definition(make, styles):
     assert json.loads(json.dumps(worker.definition)) == worker.definition
     assert make(batch_size=1, device=None, name="other", num_samples=9).definition == worker.definition
     for change in (
-        {"model": "m"}, {"style": styles["thought"]}, {"max_tokens": 9}, {"temperature": 1}, {"top_p": 0.5},
+        {"model": "m"}, {"style": styles["reasoning"]}, {"max_tokens": 9}, {"temperature": 1}, {"top_p": 0.5},
         {"dtype": "bfloat16"},
     ):  # fmt: skip
         assert make(**change).definition != worker.definition

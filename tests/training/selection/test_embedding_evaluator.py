@@ -123,7 +123,7 @@ def test_an_input_that_cannot_be_read_is_named(evaluator):
     with pytest.raises(TrialError, match=r"of its query, there is no image file 'missing\.png'") as caught:
         evaluator.match_logits([*TRIALS, missing])
     assert caught.value.index == 3
-    with pytest.raises(TrialError, match="Trial 0 can't be judged: of its target, it is empty"):
+    with pytest.raises(TrialError, match="Trial 0 can't be answered: of its target, it is empty"):
         evaluator.match_logits([Trial("target", {"text": " "}, NAMES, [None])])
 
 

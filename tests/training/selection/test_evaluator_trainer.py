@@ -10,7 +10,12 @@ from datasets import Dataset
 
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training.selection.evaluator import Trial
-from mmemb_r1.training.selection.evaluator_trainer import EvaluatorConfig, EvaluatorTrainer, judgements, save_evaluator
+from mmemb_r1.training.selection.evaluator_trainer import (
+    EvaluatorConfig,
+    EvaluatorTrainer,
+    match_examples,
+    save_evaluator,
+)
 from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
 
 WORDS = ("red", "green", "blue", "white")
@@ -53,7 +58,7 @@ def trainer(backbone, pairs, tmp_path):
             "disable_tqdm": True,
         }
         args = EvaluatorConfig(**options | overrides)
-        return EvaluatorTrainer(copy.deepcopy(vlm).train(), args, judgements(pairs, args), processor)
+        return EvaluatorTrainer(copy.deepcopy(vlm).train(), args, match_examples(pairs, args), processor)
 
     return make
 
@@ -79,7 +84,7 @@ def test_accumulated_batches_give_the_gradient_of_one(pairs, tmp_path, family):
             gradient_accumulation_steps=steps, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
             logging_steps=1, disable_tqdm=True,
         )  # fmt: skip
-        made = EvaluatorTrainer(copy.deepcopy(vlm).train(), args, judgements(pairs, args), processor)
+        made = EvaluatorTrainer(copy.deepcopy(vlm).train(), args, match_examples(pairs, args), processor)
         made.train()
         norms.append(made.state.log_history[0]["grad_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
@@ -134,9 +139,9 @@ def test_saved_evaluator_judges_as_the_trained_model_did(trainer, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"none_share": -1.0}, "none_share=-1.0 has to be 0 or more"),
-        ({"none_share": 0.0}, "an evaluator has to know what it thinks without a rationale"),
-        ({"draws_per_pair": 0}, "draws_per_pair=0 has to be at least 1"),
+        ({"none_share": -1.0}, "none_share=-1.0; allowed: 0 or more"),
+        ({"none_share": 0.0}, "none_share=0; allowed: more than 0"),
+        ({"draws_per_pair": 0}, "draws_per_pair=0; allowed: 1 or more"),
     ],
 )
 def test_bad_config_is_refused(tmp_path, fields, message):

@@ -58,7 +58,7 @@ def test_shown():
 class TestReport:
     def test_counts(self, report_of, evaluator, pairs):
         report = report_of(evaluator("knowing"))
-        assert report["rows"] == {"rows": 180, "failed": 12, "other": 0, "judged": 168, "kept": 60, "share": 60 / 168}
+        assert report["rows"] == {"rows": 180, "failed": 12, "other": 0, "scored": 168, "kept": 60, "share": 60 / 168}
         assert {name: counts["share"] for name, counts in report["workers"].items()} == {
             "empty talk": 0, "flaky": 1, "right": 1, "wrong": 0,
         }  # fmt: skip
@@ -77,12 +77,12 @@ class TestReport:
         report = report_of(evaluator("knowing"), rationales=rationales.filter(keeps))
         assert report["inputs"] == {
             "query": {
-                "capital": {"inputs": 12, "nothing_kept": 4, "share": 1 / 3},
-                "sum": {"inputs": 6, "nothing_kept": 2, "share": 1 / 3},
+                "capital": {"inputs": 12, "none_kept": 4, "share": 1 / 3},
+                "sum": {"inputs": 6, "none_kept": 2, "share": 1 / 3},
             },
             "target": {
-                "capital": {"inputs": 12, "nothing_kept": 12, "share": 1},
-                "sum": {"inputs": 6, "nothing_kept": 6, "share": 1},
+                "capital": {"inputs": 12, "none_kept": 12, "share": 1},
+                "sum": {"inputs": 6, "none_kept": 6, "share": 1},
             },
         }
 
@@ -108,7 +108,7 @@ class TestReport:
 class TestWarnings:
     def test_of_an_evaluator_at_chance(self, report_of, evaluator):
         (warning,) = report_of(evaluator("guessing"))["warnings"]
-        assert "the evaluator tells the partner from 4 wrong ones in" in warning
+        assert "the evaluator tells the right pair from 4 wrong ones in" in warning
         assert "counterfactual selection is no better than absolute" in warning
 
     def test_of_confidences_that_are_off(self, report_of, evaluator):
@@ -116,7 +116,7 @@ class TestWarnings:
             return evaluator("knowing").answer(query, target, rationale) - 10
 
         (warning,) = report_of(evaluator(sceptical))["warnings"]
-        assert "puts the partner first in 100.0% of the trials, but its yes and no are right in 50.0%" in warning
+        assert "puts the right pair first in 100.0% of the trials, but its yes and no are right in 50.0%" in warning
 
     def test_of_nothing_kept_and_nothing_judged(self, report_of, evaluator, make_rationale):
         rows = [
@@ -124,14 +124,14 @@ class TestWarnings:
             make_rationale("sum/1 + 1", "down", None, error="x"),
         ]
         report = report_of(evaluator("knowing"), rationales=Dataset.from_list(rows))
-        assert "Nothing was kept" in report["warnings"][0]
-        assert "Of the 1 rationales of down not one could be judged" in report["warnings"][1]
+        assert "No rationale was kept" in report["warnings"][0]
+        assert "None of the 1 rationales of down could be scored" in report["warnings"][1]
 
     def test_of_nobody_to_swap_with(self, report_of, evaluator, make_rationale, tmp_path):
         only = Dataset.from_list([make_rationale("sum/1 + 1", "lonely", "1 + 1 is 2")])
         report = report_of(evaluator("knowing"), rationales=only, intervention="swap")
-        assert report["evaluator"]["direct"]["trials"] == report["rows"]["judged"] == 0
-        assert "Of the 1 rationales of lonely not one could be judged" in report["warnings"][1]
+        assert report["evaluator"]["direct"]["trials"] == report["rows"]["scored"] == 0
+        assert "None of the 1 rationales of lonely could be scored" in report["warnings"][1]
         assert (tmp_path / "report.png").exists()
 
 
@@ -145,7 +145,7 @@ class TestFiles:
         text = (tmp_path / "report.txt").read_text(encoding="utf-8")
         assert text == report_text(report)
         assert max(map(len, text.splitlines())) <= WIDTH
-        assert f"Kept {report['rows']['kept']} of 168 rationales judged" in text
+        assert f"Kept {report['rows']['kept']} of 168 rationales scored" in text
         assert "Of 180 in all, 12 had failed" in text
         assert "WARNING: Without rationales" in text
         assert all(f" {name}" in text for name in report["workers"])

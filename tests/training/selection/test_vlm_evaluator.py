@@ -82,7 +82,7 @@ def test_a_trial_does_not_depend_on_its_neighbours(folder, evaluator):
 
 def test_an_unreadable_picture_names_its_trial(evaluator):
     bad = Trial("query", {"text": "color?"}, [{"text": "red"}, {"image": ["/no/such/file.png"]}], [None])
-    with pytest.raises(TrialError, match="Trial 1 can't be judged: of its target, there is no image file") as error:
+    with pytest.raises(TrialError, match="Trial 1 can't be answered: of its target, there is no image file") as error:
         evaluator.match_logits([TRIALS[1], bad])
     assert error.value.index == 1
 
