@@ -23,6 +23,7 @@ from mmemb_r1.evaluation.scoring import SCORES_AT_ONCE, TIE_TOLERANCE
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.objective import target_probability
 from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
 from mmemb_r1.runs import progress_bar, record_run, replaced_file, step_of
@@ -236,7 +237,7 @@ def measure_decisions(
 def gate_inputs(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Tensor:
     """`(N, H)` hidden states at the first `<|embed|>`, which the gate reads, on the CPU."""
     states = [
-        model[0].model(**features).last_hidden_state[:, -1].float().cpu()  # prompts are padded on the left
+        model[0].model(**_on_device(model, features)).last_hidden_state[:, -1].float().cpu()  # padded on the left
         for features in _batches(model, queries, batch_size)
     ]
     return torch.cat(states)
@@ -257,11 +258,10 @@ def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: i
     hook = network.gate.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     try:
         for features in _batches(model, queries, batch_size):
-            written = network.embed(
-                **features, reasoning="always", max_reasoning_rounds=rounds, output_all_embeddings=True
-            )
+            options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
+            written = network.embed(**_on_device(model, features), **options)
             seen.clear()
-            network(**with_rationales(model, features, written.rationale_ids))
+            network(**_on_device(model, with_rationales(model, features, written.rationale_ids)))
             if len(seen) != rounds + 1:
                 raise ValueError(f"the queries thought {len(seen) - 1} rounds; expected {rounds} of each")
             hidden.append(torch.stack(seen[:rounds], dim=1).float().cpu())  # (B, R, H)
@@ -274,8 +274,14 @@ def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: i
 def _batches(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
     prompt = saved_prompts(model).get(QUERY)
     for start in range(0, len(queries), batch_size):
-        features = model_inputs(model.preprocess(queries[start : start + batch_size], prompt=prompt))
-        yield {name: value.to(model.device) for name, value in features.items()}
+        try:
+            yield model_inputs(model.preprocess(queries[start : start + batch_size], prompt=prompt))
+        except InputError as error:
+            raise error.at(start + error.index) from error
+
+
+def _on_device(model: MMEmbR1, features: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.to(model.device) for name, value in features.items()}
 
 
 def with_rationales(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: Tensor) -> dict[str, Any]:
@@ -313,7 +319,12 @@ def _in_files(
         advance(len(some))
         return arrays
 
-    parts = [arrays for _, arrays in in_parts(inputs, batch_size, part)]
+    try:
+        parts = [arrays for _, arrays in in_parts(inputs, batch_size, part)]
+    except InputError as error:
+        raise ValueError(
+            f"number {error.index} of the {name}, counted from 0, can't be embedded: {error.reason}"
+        ) from error
     return {key: np.concatenate([one[key] for one in parts]) for key in parts[0]}
 
 

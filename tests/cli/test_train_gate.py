@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmemb_r1 import MMEmbR1
@@ -68,7 +70,7 @@ def test_any_pairs_table_and_options_before_yaml(checkpoint, atlas, tmp_path, ca
     ("options", "message"),
     [
         (("--tasks", "fact-capitol"), "there is no task or group 'fact-capitol'"),
-        (("--per-task", "0"), "--per-task 0; allowed: 1 or more"),
+        (("--per-task", "0"), "per_task is 0; allowed: 1 or more"),
         (("--holdout", "2"), "holdout is 2.0; allowed"),
         (("--candidates", "nowhere.parquet"), "--candidates nowhere.parquet: there is no such file"),
     ],
@@ -83,3 +85,17 @@ def test_a_typo_in_yaml_names_the_fields(checkpoint, atlas, tmp_path, capsys):
     (tmp_path / "gate.yaml").write_text("holdouts: 0\n")
     assert train(checkpoint, atlas, tmp_path / "run", "--config", str(tmp_path / "gate.yaml")) == 2
     assert "GateConfig has no field 'holdouts'; did you mean 'holdout'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rounds", ["1", "2"])
+def test_a_query_that_cannot_be_read_is_named(checkpoint, tmp_path, capsys, rounds):
+    rows = [
+        {"pair_id": str(row), "query": {"text": f"query {row}", "image": []}, "target": {"text": f"target {row}"}}
+        for row in range(5)
+    ]
+    rows[3]["query"]["image"] = ["missing.png"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    options = ["--pairs", str(tmp_path / "pairs.parquet"), "--output", str(tmp_path / "run"), "--rounds", rounds]
+    command = ["train", "gate", "--model", str(checkpoint), "--device", "cpu", "--batch-size", "2", "--holdout", "0"]
+    assert main([*command, *options]) == 2
+    assert "number 3 of the queries, counted from 0, can't be embedded: " in capsys.readouterr().err
