@@ -48,6 +48,9 @@ def read_pairs(
 
 
 def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | None, name: str) -> Dataset:
+    import pyarrow
+    from datasets import Dataset
+
     from mmemb_r1.evaluation.tasks import rows_by, task_names
 
     if per_task is not None and per_task < 1:
@@ -60,8 +63,8 @@ def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | Non
         rows = {
             task: rows[task] for task in task_names({task: {"": groups[own[0]]} for task, own in rows.items()}, tasks)
         }
-    kept = sorted(row for own in rows.values() for row in own[:per_task])
-    return pairs.select(kept).flatten_indices()
+    kept = {row for own in rows.values() for row in own[:per_task]}
+    return Dataset(pairs.data.table.filter(pyarrow.array([row in kept for row in range(len(pairs))])))
 
 
 def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs table") -> None:
