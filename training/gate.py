@@ -18,8 +18,8 @@ def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None =
 
     Args:
         logits: `(B,)` gate logits.
-        gap: `(B,)` utility gap, alignment after thinking minus alignment before.
-        cost: what a thought has to gain to be worth its time.
+        gap: `(B,)` what a rationale added to the target's probability.
+        cost: what it has to add to be worth its time.
         weights: `(B,)` further weights of the inputs. Default: none.
 
     Returns:
@@ -49,15 +49,12 @@ def fit_gate(
     Args:
         gate: the [`ReasoningGate`], changed in place.
         hidden: `(B, H)` hidden states at the first `<|embed|>`.
-        gap: `(B,)` utility gap of each input.
-        cost: what a thought has to gain to be worth its time, in units of the gap.
+        gap, cost, weights: see [`gate_loss`].
         weight_decay: of the squared weights (not the bias).
         steps: iterations of L-BFGS at most.
-        weights: `(B,)` of the inputs, besides what is at stake in each. Default: none.
 
     Returns:
-        `loss`, `thinks` (share of inputs with gate probability of at least a half) and `pays` (share of inputs whose
-        gap is above the cost).
+        `loss`, and the shares of inputs on which the gate `thinks` (at a half) and thinking `pays`.
 
     Raises:
         ValueError: if there are no inputs, or the two differ in number.
@@ -100,14 +97,11 @@ class StandardisedGate:
     v = w * scale and the bias b + w mean, the layer computes the same, and what inputs have in common is the bias's.
 
     Around each step of the optimiser, weights and gradients are changed to these coordinates and back; its moments are
-    of these coordinates. Between steps the layer is as it always is, also when it is saved.
+    of these coordinates. Between steps the layer is as it always is, also when it is saved. Source: ours.
 
     Args:
-        weight: `(O, H)`.
-        bias: `(O,)`.
+        weight, bias: `(O, H)` and `(O,)`.
         hidden: `(N, H)` inputs to standardise by.
-
-    Source: ours.
     """
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter, hidden: Tensor) -> None:
@@ -140,12 +134,7 @@ LEAST = 0.01
 
 
 class StopOnCollapse(TrainerCallback):
-    """
-    Stops training when the gate thinks on almost nothing, or on almost everything, in several logs in a row.
-
-    Args:
-        patience: how many.
-    """
+    """Stops training when the gate thinks on almost nothing, or almost everything, in `patience` logs in a row."""
 
     def __init__(self, patience: int) -> None:
         self.patience, self.seen = patience, 0
@@ -189,8 +178,7 @@ def calibrated_threshold(gate_probs: npt.ArrayLike, target: float, costs: npt.Ar
         The threshold, in 0 ... 1. Source: ours.
 
     Raises:
-        ValueError: if there are no inputs, a number is not finite or negative, or the threshold would have to be above
-            1 because the gate is certain.
+        ValueError: if there are no inputs, a number is not finite or negative, or the gate is certain of too many.
 
     >>> calibrated_threshold([0.1, 0.2, 0.6, 0.8], target=0.5)
     0.4

@@ -68,7 +68,7 @@ def test_any_pairs_table_and_options_before_yaml(checkpoint, atlas, tmp_path, ca
     ("options", "message"),
     [
         (("--tasks", "fact-capitol"), "there is no task or group 'fact-capitol'"),
-        (("--per-task", "0"), "--per-task 0; allowed: 1 or more"),
+        (("--per-task", "0"), "per_task is 0; allowed: 1 or more"),
         (("--holdout", "2"), "holdout is 2.0; allowed"),
         (("--candidates", "nowhere.parquet"), "--candidates nowhere.parquet: there is no such file"),
     ],
