@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
-    said = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
-    train_in_folder(trainer, training, rationales=said)
+    digest = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
+    train_in_folder(trainer, training, rationales=digest)
     measured = trainer.measure(eval_pairs) if eval_pairs else {}
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.diagnose.verdict import read_outcomes, write_outcomes
+from mmemb_r1.evaluation.diagnose.verdict import KINDS, read_outcomes
 from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, AdaptiveEncoder, embed_all, in_parts
-from mmemb_r1.evaluation.run_folder import Columns, RunFolder, rows_path, task_digest
+from mmemb_r1.evaluation.run_folder import Columns, RunFolder, rows_path, task_digest, write_columns
 from mmemb_r1.evaluation.scoring import CandidateVectors, score_queries
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.statistics import number_names
@@ -85,7 +85,7 @@ class ShortcutTester:
         self.folder.begin(task, task_digest(task))
         path = rows_path(self.folder.folder, task.name, ROWS_NAME)
         if not path.is_file():
-            write_outcomes(path, self._measure(task))
+            write_columns(path, self._measure(task), KINDS)
         return read_outcomes(path)
 
     def _measure(self, task: RetrievalTask) -> Columns:

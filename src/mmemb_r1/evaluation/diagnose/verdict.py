@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mmemb_r1.evaluation.report.layout import MISSING, as_points, points_between
 from mmemb_r1.evaluation.report.terminal import Head, lined_table
-from mmemb_r1.evaluation.run_folder import Columns, read_table, write_columns
+from mmemb_r1.evaluation.run_folder import Columns, read_table
 from mmemb_r1.evaluation.statistics import NUM_SAMPLES, Interval, clustered_means
 from mmemb_r1.evaluation.tasks import ALL
 
@@ -208,13 +208,8 @@ KINDS = {**dict.fromkeys(TEXTS, "string"), **dict.fromkeys(NUMBERS, "float64")} 
 HINT = "remove it and run the test again: only this task is measured again"
 
 
-def write_outcomes(path: Path, columns: Columns) -> None:
-    """Write columns `(Q,)` as Parquet; NaN becomes null."""
-    write_columns(path, columns, KINDS)
-
-
 def read_outcomes(path: Path) -> Columns:
-    """Read what `write_outcomes` wrote; refuse a file that is damaged or holds something else."""
+    """Read the columns of `KINDS` that were written; refuse a file that is damaged or holds something else."""
     table = read_table(path, KINDS, HINT)
     return {name: table[name].to_numpy() for name in KINDS}
 
