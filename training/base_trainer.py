@@ -28,20 +28,18 @@ def last_checkpoint(folder: Path) -> str | None:
     last file from the first step, with whatever weights are there.
     """
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return next((str(path) for _, path in sorted(found, reverse=True) if _is_complete(path)), None)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
+    for _, path in sorted(found, reverse=True):
+        try:
+            json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return str(path)
+    return None
 
 
 def with_help(config_class: type[Config]) -> type[Config]:
     """Give each field of a config the text about it in the class's docstring as the help of its flag."""
-    entries = r"^    (\w+)(?: \(.*\))?:\s+(.+?)(?=\n    \w|\n\n|\Z)"
+    entries = r"^    (\w+)(?: \([^\n]*\))?:\s+(.+?)(?=\n    \w|\n\n|\Z)"
     texts = dict(re.findall(entries, inspect.getdoc(config_class) or "", re.MULTILINE | re.DOTALL))
     for one in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if one.name in texts:

@@ -35,17 +35,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Decisions(NamedTuple):
-    """
-    Hold what the gate decides on: N queries that think R rounds each, whatever the gate says.
+    """Hold what the gate decides on: N queries that think R rounds each, whatever the gate says."""
 
-    Attributes:
-        hidden: `(N, R, H)` states before each round, which the gate reads.
-        probabilities, ranks: `(N, R + 1)` of the target, before any rationale and after each round.
-    """
-
-    hidden: Tensor
-    probabilities: Tensor
-    ranks: npt.NDArray[np.int64]
+    hidden: Tensor  # (N, R, H) states before each round, which the gate reads
+    probabilities: Tensor  # (N, R + 1) of the target, before any rationale and after each round
+    ranks: npt.NDArray[np.int64]  # (N, R + 1) of the target
 
     @property
     def gains(self) -> Tensor:
@@ -59,34 +53,20 @@ class Decisions(NamedTuple):
 
 @dataclass(frozen=True)
 class Competition:
-    """
-    Hold queries whose targets compete among the same candidates.
+    """Hold Q queries whose targets compete among the same C candidates."""
 
-    Args:
-        rows: `(Q,)` of the pairs table, in its order.
-        candidates: `(C,)` inputs.
-        right, pools: `(Q,)`, the places of each query's right candidates, and of those that it competes with (all).
-    """
-
-    rows: npt.NDArray[np.int64]
-    candidates: Sequence[Any]
-    right: list[list[int]]
-    pools: list[list[int]] | None = None
+    rows: npt.NDArray[np.int64]  # (Q,) of the pairs table, in its order
+    candidates: Sequence[Any]  # C inputs
+    right: list[list[int]]  # Q, the places of each query's right candidates
+    pools: list[list[int]] | None = None  # Q, the places of those that it competes with; None: all
 
 
 def competitions_of(
     pairs: Dataset, candidates: Dataset | None = None, batch_size: int | None = None, seed: int = 0
 ) -> list[Competition]:
     """
-    Find what the target of each pair competes with.
-
-    Args:
-        pairs: a pairs table, see [`train_gate`].
-        candidates: each target competes with the candidates of its set. Default: with the targets of its task.
-        batch_size: of these, only with those of so many random pairs, which `seed` draws.
-
-    Raises:
-        ValueError: if a table is not what it has to be, or a target has no competitor.
+    Find what the target of each pair competes with: the candidates of its set or, without `candidates`, the targets of
+    its task; with `batch_size`, only those of so many pairs that `seed` draws. One without a competitor is an error.
     """
     if candidates is None:
         check_pairs(pairs, PAIR_COLUMNS)
@@ -177,13 +157,10 @@ def measure_decisions(
     Embed all candidates directly, and all queries before and after each round, whatever the gate says.
 
     Args:
-        model: left as it is.
         queries: N inputs, the rows of `competitions`, of which each is in one.
         rounds: rationales of each query.
-        folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept.
-
-    Raises:
-        ValueError: if the folder holds what another model or other inputs gave.
+        folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept. What another
+            model or other inputs gave is a `ValueError`.
     """
     encoder = encoder_of(model, Settings(modes=("never",), batch_size=batch_size))
     if folder is not None:
@@ -246,7 +223,8 @@ def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: i
                 **features, reasoning="always", max_reasoning_rounds=rounds, output_all_embeddings=True
             )
             seen.clear()
-            network(**with_rationales(model, features, written.rationale_ids))
+            suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
+            network(**append_tokens(features, suffixes, model.tokenizer.pad_token_id, "left"))
             if len(seen) != rounds + 1:
                 raise ValueError(f"the queries thought {len(seen) - 1} rounds; expected {rounds} of each")
             hidden.append(torch.stack(seen[:rounds], dim=1).float().cpu())  # (B, R, H)
@@ -261,13 +239,6 @@ def _batches(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Iterato
     for start in range(0, len(queries), batch_size):
         features = model_inputs(model.preprocess(queries[start : start + batch_size], prompt=prompt))
         yield {name: value.to(model.device) for name, value in features.items()}
-
-
-def with_rationales(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: Tensor) -> dict[str, Any]:
-    """Append rationales `(B, T)`, as `embed` gives them, to their prompts, for one pass over both."""
-    config = model[0].model.config
-    suffixes = [suffix_of_ids(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
-    return append_tokens(dict(features), suffixes, model.tokenizer.pad_token_id, "left")
 
 
 def _in_files(

@@ -32,12 +32,11 @@ class GateConfig:
     How [`train_gate`] measures where thinking pays, and fits the gate.
 
     Args:
-        negatives: what the target of a query competes with: `"table"`, all other targets of its task, or `"in-batch"`,
-            those of `batch_size` pairs of its task, drawn at random. Candidates that are given take their place.
-        max_reasoning_rounds: rationales of a query at most. The gate is fitted on the decision before each of them,
-            and the model keeps the number. Default: the checkpoint's.
-        holdout: share of the queries that the gate is not fitted to, and measured on; equal queries stay together.
-            At 0 it is fitted to all, and measured on those.
+        negatives: what a target competes with: `"table"`, all other targets of its task, or `"in-batch"`, those of
+            `batch_size` pairs of its task, drawn at random. Candidates that are given take their place.
+        max_reasoning_rounds: rationales of a query at most, each with a decision to fit; the model keeps it. Default:
+            the model's.
+        holdout: share of the queries, equal ones together, to measure on, not to fit to. At 0 all are for both.
         cost: what a rationale has to gain, as probability of the target, to be worth its time.
         temperature: divides the cosine similarities.
         weight_decay: of the gate's weights.
@@ -86,13 +85,11 @@ def train_gate(
     by heart it finds with and without thinking.
 
     Args:
-        model: after the joint phase; its gate is changed.
         pairs: a pairs table with `pair_id`, `query` and `target`, and optionally `task`. With `candidates` the columns
             are `task`, `complexity`, `query`, `candidate_set` and `target_id`.
-        config: how. Default: `GateConfig()`.
         candidates: a table with `candidate_set`, `candidate_id` and `input`: each target competes with its set.
         folder: keeps what was embedded, so that a run that was killed goes on there, and another `cost` or `holdout`
-            embeds nothing anew. Default: nothing is kept.
+            embeds nothing anew. Default: nothing is kept. What was embedded for another run is a `ValueError`.
         progress: show bars on standard error. Default: if that is a terminal.
 
     Returns:
@@ -100,8 +97,7 @@ def train_gate(
         thinking `pays` and the gate `thinks`; and `measured`, see [`measured_gate`].
 
     Raises:
-        ValueError: if a table is not what it has to be, a target has no competitor, too few queries are left, or the
-            folder holds what was embedded for another run.
+        ValueError: if a table is not what it has to be, a target has no competitor, or too few queries are left.
     """
     config = config or GateConfig()
     network = model.eval()[0].model

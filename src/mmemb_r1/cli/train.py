@@ -21,11 +21,12 @@ from mmemb_r1.cli._training import (
     run_of,
 )
 
-HELP = """\
-Train a checkpoint, phase by phase. A run that was stopped goes on from its last checkpoint with the same command.
+RUNS = """\
+A run that was stopped goes on from its last checkpoint with the same command.
 On several GPUs: accelerate launch -m mmemb_r1.cli train PHASE ..."""
+HELP = f"Train a checkpoint, phase by phase. {RUNS}"
 
-JOINT_HELP = """\
+JOINT_HELP = f"""\
 Train reasoning and embedding together, on a pairs table (Parquet with the columns query, target and, optionally,
 pair_id, task, negatives, query_rationale and target_rationale).
 
@@ -35,8 +36,7 @@ beside the fields:
   quantization:  load the weights below the adapters quantised: load_in_4bit or load_in_8bit
   model:         dtype of the weights (float32, with adapters that of the checkpoint) and attn_implementation
 
-On several GPUs: accelerate launch -m mmemb_r1.cli train joint ...
-A run that was stopped goes on from its last checkpoint with the same command."""
+{RUNS}"""
 
 GATE_HELP = """\
 Teach a checkpoint's gate where thinking pays; everything else stays as it is. `mmemb-r1 train gate` embeds the queries
@@ -48,15 +48,14 @@ Every field of GateConfig is a flag, and a key of the YAML of --config; flags wi
 checkpoint), gate.json (what was measured) and embedded/ (vectors and states; may be removed). A run that was stopped
 goes on with the same command."""
 
-ADAPTIVE_HELP = """\
+ADAPTIVE_HELP = f"""\
 Teach a checkpoint that reasons well when to reason at all, by GRPO on a pairs table (Parquet with the columns pair_id,
 query, target and, optionally, task and negatives) whose pairs the joint phase has not seen.
 
 Every field of AdaptiveGRPOConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold two
 mappings beside the fields, lora and model, as for `mmemb-r1 train joint`.
 
-On several GPUs: accelerate launch -m mmemb_r1.cli train adaptive ...
-A run that was stopped goes on from its last checkpoint with the same command."""
+{RUNS}"""
 
 CONFIGS = {
     "joint": "mmemb_r1.training.joint.config:JointConfig",
