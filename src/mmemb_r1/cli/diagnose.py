@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.evaluation.diagnose.run import run_diagnosis
     from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
     from mmemb_r1.evaluation.diagnose.verdict import shortcut_table, verdict_line
-    from mmemb_r1.evaluation.report.terminal import print_table
+    from mmemb_r1.evaluation.report.text import print_table
     from mmemb_r1.evaluation.tasks import ALL
 
     settings = ShortcutSettings(

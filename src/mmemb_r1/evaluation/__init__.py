@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmemb_r1.evaluation.diagnose.run import run_diagnosis
     from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
     from mmemb_r1.evaluation.readers import read_tasks
-    from mmemb_r1.evaluation.report.terminal import results_table
+    from mmemb_r1.evaluation.report.text import results_table
     from mmemb_r1.evaluation.run_folder import load_results, read_query_rows, rows_path, save_results
     from mmemb_r1.evaluation.runner import run_evaluation
     from mmemb_r1.evaluation.settings import Settings
@@ -54,7 +54,7 @@ __getattr__ = lazy_attributes(
         "load_results": "mmemb_r1.evaluation.run_folder",
         "read_query_rows": "mmemb_r1.evaluation.run_folder",
         "read_tasks": "mmemb_r1.evaluation.readers",
-        "results_table": "mmemb_r1.evaluation.report.terminal",
+        "results_table": "mmemb_r1.evaluation.report.text",
         "rows_path": "mmemb_r1.evaluation.run_folder",
         "run_evaluation": "mmemb_r1.evaluation.runner",
         "save_results": "mmemb_r1.evaluation.run_folder",

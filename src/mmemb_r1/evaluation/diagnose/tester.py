@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmemb_r1.evaluation.diagnose.verdict import KINDS, read_outcomes
-from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, AdaptiveEncoder, embed_all, in_parts
+from mmemb_r1.evaluation.encoders import QUERY, AdaptiveEncoder, in_parts
 from mmemb_r1.evaluation.run_folder import Columns, RunFolder, rows_path, task_digest, write_columns
-from mmemb_r1.evaluation.scoring import CandidateVectors, score_queries
+from mmemb_r1.evaluation.runner import TaskRunner
+from mmemb_r1.evaluation.scoring import score_queries
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.statistics import number_names
 from mmemb_r1.evaluation.tasks import RetrievalTask, clusters_of, some_queries
@@ -33,9 +35,7 @@ class ShortcutSettings:
     Args:
         seed: of the swaps, the shuffles and the choice of queries; defaults to 0.
         max_queries: of a task at most, drawn by the seed. Default: all.
-        batch_size: inputs that are read at once; defaults to 64.
-        max_reasoning_tokens: budget of one rationale. Default: the checkpoint's.
-        max_reasoning_rounds: how often one input may think. Default: the checkpoint's.
+        batch_size, max_reasoning_tokens, max_reasoning_rounds: as in [`Settings`].
 
     Raises:
         ValueError: if a number is below 1.
@@ -75,7 +75,8 @@ class ShortcutTester:
 
     def __init__(self, model: Any, settings: ShortcutSettings, folder: RunFolder | None, bar: Progress) -> None:
         self.model, self.settings, self.folder, self.bar = model, settings, folder, bar
-        self.candidates = CandidateVectors()
+        encoding = settings.encoding()
+        self.runner = TaskRunner(AdaptiveEncoder(model, encoding), encoding, None, bar)
 
     def measure(self, task: RetrievalTask) -> Columns:
         """Measure the rows of a task, except what the folder holds already, and keep them there."""
@@ -89,7 +90,7 @@ class ShortcutTester:
         return read_outcomes(path)
 
     def _measure(self, task: RetrievalTask) -> Columns:
-        candidates = self.candidates.of(task, self._candidates)
+        candidates = self.runner.candidate_vectors(task)
         prompt = query_prompt(self.model, task)
         with step_of(self.bar, f"{task.name} rationales", len(task.query_ids)) as advance:
             rationales = own_rationales(
@@ -130,15 +131,16 @@ class ShortcutTester:
     ) -> dict[str, list[list[int] | None]]:
         """Write, for each intervention, what each query is given instead; `None` where that is its own rationale."""
         seed = self.settings.seed
-        orders = [shuffled_texts(rationale.texts, seed) for rationale in rationales]
+        orders = [[shuffled(text, seed) for text in rationale.texts] for rationale in rationales]
+        spaced = [[" ".join(text.split()) for text in rationale.texts] for rationale in rationales]
         empty = suffix_of_texts(self.model, [""])
         return {
             "drop": [[] for _ in rationales],
             "empty": [empty if rationale.ids != empty else None for rationale in rationales],
             "swap": [rationales[row].ids if row >= 0 else None for row in donors],
             "shuffle": [
-                suffix_of_texts(self.model, order) if order != tuple(map(_one_spaced, rationale.texts)) else None
-                for rationale, order in zip(rationales, orders, strict=True)
+                suffix_of_texts(self.model, order) if order != own else None
+                for order, own in zip(orders, spaced, strict=True)
             ],
         }
 
@@ -158,20 +160,6 @@ class ShortcutTester:
             )
         return forced.last.numpy(), forced.direct.numpy()
 
-    def _candidates(self, task: RetrievalTask) -> Vectors:
-        """Embed the candidates directly: `(C, D)`."""
-        with step_of(self.bar, f"{task.name} candidates", len(task.candidates)) as advance:
-            return embed_all(
-                AdaptiveEncoder(self.model, self.settings.encoding()),
-                task.candidates,
-                side=DOCUMENT,
-                reasoning="never",
-                batch_size=self.settings.batch_size,
-                prompt=task.candidate_prompt,
-                ids=task.candidate_ids,
-                advance=advance,
-            ).embeddings
-
     def _tolerance(self) -> float:
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         return TOLERANCE.get(dtype, ROUGH_TOLERANCE)
@@ -183,9 +171,8 @@ class OwnRationale:
     Holds what a model wrote about one query of its own accord, so that the same or another can be forced.
 
     Attributes:
-        ids: of everything that came after the prompt's `<|embed|>`: `<think> r </think> <|embed|>`, once per round.
-        texts: of the rationales, one per round.
-        num_tokens: of the rationales.
+        ids: of all after the prompt's `<|embed|>`: `<think> r </think> <|embed|>`, once per round.
+        texts, num_tokens: of the rationales, one text per round.
         embedding: `(D,)` float32, the vector after it, of unit norm.
     """
 
@@ -205,30 +192,15 @@ def own_rationales(
     advance: Callable[[int], object] | None = None,
 ) -> list[OwnRationale]:
     """
-    Let a model write its rationale about every query.
+    Let a model write its rationale about every query; an `InputError` names the number of one that can't be embedded.
 
-    Args:
-        model: an [`MMEmbR1`].
-        queries: inputs as for `encode`; an `InputError` names the number of one that can't be embedded.
-        prompt: the system turn of queries that bring none.
-        batch_size: queries that are read at once.
-        options: of `encode`: `max_reasoning_tokens` and `max_reasoning_rounds`. Default: the checkpoint's.
-        advance: is told how many more are done, part by part.
+    `prompt` is the system turn of queries that bring none, `options` are those of `encode`, and `advance` is told how
+    many more are done, part by part.
     """
-
-    def think(values: list[Any]) -> list[Any]:
-        items: list[Any] = model.encode(
-            values,
-            output_value=None,
-            reasoning="always",
-            batch_size=batch_size,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-            **({"prompt": prompt} if prompt else {}),
-            **(options or {}),
-        )
-        return items
-
+    given: dict[str, Any] = {"reasoning": "always", "batch_size": batch_size, "normalize_embeddings": True}
+    given |= {"prompt": prompt} if prompt else {}
+    given |= options or {}
+    think = partial(model.encode, output_value=None, show_progress_bar=False, **given)
     rationales = []
     for _, items in in_parts(queries, batch_size, think):
         rationales += [_own_rationale(model, item) for item in items]
@@ -260,11 +232,6 @@ def suffix_of_texts(model: Any, texts: Sequence[str]) -> list[int]:
     return list(chain.from_iterable(rationale_suffix(model.processor, config, text) for text in texts))
 
 
-def shuffled_texts(texts: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Shuffle the words of every rationale where two of them differ."""
-    return tuple(shuffled(text, seed) for text in texts)
-
-
 def drawn_queries(task: RetrievalTask, most: int | None, seed: int) -> RetrievalTask:
     """Draw at most so many queries of a task by the seed, in their order."""
     if most is None or len(task.query_ids) <= most:
@@ -282,17 +249,10 @@ def query_prompt(model: Any, task: RetrievalTask) -> str | None:
 
 
 def donors_of(task: RetrievalTask, rationales: Sequence[OwnRationale], seed: int) -> npt.NDArray[np.int64]:
-    """
-    Draw for each query `(Q,)` another one of its task with a rationale in other words and other right candidates; -1
-    where there is none.
-    """
-    anchors = np.stack(
-        [
-            number_names([rationale.texts for rationale in rationales]),
-            number_names([frozenset(one) for one in task.relevance]),
-        ],
-        axis=1,
-    )  # (Q, 2)
+    """Draw for each query `(Q,)` another one with other words in its rationale and other right candidates, or -1."""
+    words = number_names([rationale.texts for rationale in rationales])
+    right = number_names([frozenset(one) for one in task.relevance])
+    anchors = np.stack([words, right], axis=1)  # (Q, 2)
     names = [f"{task.name}/{query}" for query in task.query_ids]
     return swap_donors(np.zeros(len(rationales), dtype=np.int64), anchors, names, seed)
 
@@ -308,7 +268,3 @@ def check_forced(task: RetrievalTask, forced: Vectors, decoded: Vectors, toleran
             "so other rationales can't be forced on this model either. Modules after the first one, or a prompt that "
             "only `encode` knows, would explain it."
         )
-
-
-def _one_spaced(text: str) -> str:
-    return " ".join(text.split())

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.report.layout import MISSING, as_points, points_between
-from mmemb_r1.evaluation.report.terminal import Head, lined_table
+from mmemb_r1.evaluation.report.text import MISSING, Head, as_points, lined_table, points_between
 from mmemb_r1.evaluation.run_folder import Columns, read_table
 from mmemb_r1.evaluation.statistics import NUM_SAMPLES, Interval, clustered_means
 from mmemb_r1.evaluation.tasks import ALL

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from mmemb_r1.evaluation.report.html import write_html
-from mmemb_r1.evaluation.report.markdown import results_markdown
+from mmemb_r1.evaluation.report.text import results_markdown
 from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, save_results
 from mmemb_r1.runs import replaced_file
 
