@@ -34,9 +34,9 @@ def run_diagnosis(
     """
     Find out whether a model reads its rationales, on queries that all think.
 
-    Every query is embedded after the rationale that the model wrote for it, and after what takes its place, one of
-    `verdict.INTERVENTIONS`. `swap` gives it the rationale of another query of its task, one of other words and with
-    other right candidates: what it says is wrong here. Candidates are embedded directly.
+    Every query is embedded after the rationale that the model wrote for it, and after what takes its place: nothing,
+    an empty one, that of another query with other right candidates, and its own words shuffled. Candidates are
+    embedded directly.
 
     With `output`, every task is written as soon as it is measured, and the same call goes on where a killed one
     stopped. The folder then holds
@@ -48,11 +48,9 @@ def run_diagnosis(
 
     Args:
         model: an [`MMEmbR1`].
-        tasks: what `read_tasks` returned, or tasks of one's own; names have to be unique.
+        tasks, config, progress: as in `run_evaluation`.
         settings: how. Default: `ShortcutSettings()`.
         output: the folder. Default: nothing is written.
-        config: what else to note, say the model's name.
-        progress: whether to show bars on standard error; defaults to `True`.
 
     Returns:
         A dict that JSON can hold: `format`; `config`; `tasks`, per task its `metric`, `groups` and what
@@ -61,8 +59,7 @@ def run_diagnosis(
 
     Raises:
         ValueError: if there are no tasks, or two of one name; the model is no mmemb-r1 checkpoint; `output` holds
-            another test; or a vector after a rationale that is forced is not that after the same rationale as the
-            model decodes it, so that nothing could be learnt from it.
+            another test; or a rationale that is forced gives another vector than when the model decodes it.
     """
     settings, source = settings or ShortcutSettings(), TaskSource.of(tasks)
     if not hasattr(model, "explain"):
@@ -81,15 +78,10 @@ def run_diagnosis(
             logger.info("%s: %d queries", task.name, len(measured[task.name]["score"]))
     outcomes = join_outcomes(measured)
     members = members_of({name: of_task["groups"] for name, of_task in facts_of.items()})
+    noted = {**asdict(settings), "versions": versions(), "checkpoint": facts["checkpoint"], **source.noted}
     results = {
         "format": FORMAT,
-        "config": {
-            **asdict(settings),
-            "versions": versions(),
-            "checkpoint": facts["checkpoint"],
-            **source.noted,
-            **(config or {}),
-        },
+        "config": {**noted, **(config or {})},
         "tasks": {name: {**of_task, **summarise_outcomes(outcomes, [name])} for name, of_task in facts_of.items()},
         "summary": {
             group: {"tasks": len(names), **summarise_outcomes(outcomes, names)} for group, names in members.items()
