@@ -16,8 +16,7 @@ from mmemb_r1._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation.compare import compare_runs
-    from mmemb_r1.evaluation.diagnose.run import run_diagnosis
-    from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
+    from mmemb_r1.evaluation.diagnose.run import ShortcutSettings, run_diagnosis
     from mmemb_r1.evaluation.readers import read_tasks
     from mmemb_r1.evaluation.report.text import results_table
     from mmemb_r1.evaluation.run_folder import load_results, read_query_rows, rows_path, save_results
@@ -47,7 +46,7 @@ __getattr__ = lazy_attributes(
     {
         "RetrievalTask": "mmemb_r1.evaluation.tasks",
         "Settings": "mmemb_r1.evaluation.settings",
-        "ShortcutSettings": "mmemb_r1.evaluation.diagnose.tester",
+        "ShortcutSettings": "mmemb_r1.evaluation.diagnose.run",
         "TaskSource": "mmemb_r1.evaluation.tasks",
         "compare_runs": "mmemb_r1.evaluation.compare",
         "run_diagnosis": "mmemb_r1.evaluation.diagnose.run",

@@ -31,12 +31,8 @@ def read_atlas_tasks(
     folder: str | os.PathLike[str], *, names: Sequence[str] | None = None, split: str = "test"
 ) -> TaskSource:
     """
-    Read the tasks of a split of an Atlas that `mmemb-r1 atlas build` wrote.
-
-    Args:
-        folder: the Atlas.
-        names: of tasks or groups. Default: all.
-        split: `"policy"`, `"validation"` or `"test"`. Default: `"test"`.
+    Read the tasks of a split (`"policy"`, `"validation"` or `"test"`) of an Atlas that `mmemb-r1 atlas build` wrote;
+    `names` are of tasks or groups, all by default.
     """
     from mmemb_r1.atlas import load_atlas
 
@@ -71,12 +67,13 @@ def atlas_tasks(
         train_pairs: pairs whose most frequent answer per task gives the majority baseline; left out when `None`.
 
     Raises:
-        ValueError: if a set has no candidates, or one twice; a target is not among its candidates; a task has several
-            complexities or sets; or a pair id stands twice in a task.
+        ValueError: if a set has no candidates, or one twice; a target is none of them; a task has several complexities
+            or sets; or a pair id stands twice in a task.
     """
     kept = [name for name in (*COLUMNS, *OPTIONAL) if name in pairs.column_names]
     pairs = pairs.select_columns(kept)  # pictures of the other columns would be decoded for nothing
     sets = candidate_inputs(candidates, set(pairs["candidate_set"]))
+    inputs = {name: list(answers.values()) for name, answers in sets.items()}  # one list for all tasks of a set
     majority: dict[str, float] = {}
     if train_pairs is not None:
         from mmemb_r1.atlas import majority_baseline
@@ -91,7 +88,8 @@ def atlas_tasks(
                 f"the pairs of a task have the complexities {sorted(complexities)} and the candidate sets "
                 f"{sorted(names)}; a task has one of each"
             )
-        answers, targets = sets[names.pop()], list(own["target_id"])
+        candidate_set, targets = names.pop(), list(own["target_id"])
+        answers = sets[candidate_set]
         if missing := [target for target in targets if target not in answers]:
             raise ValueError(f"the target {missing[0]!r} is not among the {len(answers)} candidates of its set")
         tasks.append(
@@ -102,7 +100,7 @@ def atlas_tasks(
                 query_ids=list(own["pair_id"]) if "pair_id" in kept else [str(row) for row in rows],
                 queries=[given_parts(value) for value in own["query"]],
                 candidate_ids=list(answers),
-                candidates=list(answers.values()),
+                candidates=inputs[candidate_set],
                 relevance=[{target: 1.0} for target in targets],
                 clusters=list(own["entity"]) if "entity" in kept else None,
                 data=data or {},

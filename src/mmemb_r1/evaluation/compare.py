@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmemb_r1.evaluation.report.text import Head, as_points, lined_table, points_between
-from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_query_rows, rows_path
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, load_results, read_query_rows, rows_path
 from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
 from mmemb_r1.evaluation.statistics import Floats, holm, paired_difference
 from mmemb_r1.evaluation.tasks import members_of, task_names
@@ -46,10 +46,6 @@ class Run:
     @property
     def modes(self) -> list[str]:
         return list(self.results["config"]["modes"])
-
-    def rows(self, task: str, mode: str) -> Columns:
-        """Read the rows of a task and mode, one per query."""
-        return read_query_rows(rows_path(self.folder, task, mode))
 
 
 PairedRows = tuple[Floats, Floats, list[str]]  # scores `(N,)` of A and of B, and clusters of the queries
@@ -95,7 +91,10 @@ def compare_runs(
     with progress_bar(progress) as bar:
         step = bar.add_task("drawing", total=len(pairs) * (len(names) + len(members)))
         for of_a, of_b in pairs:
-            rows = {name: _paired_rows(name, a.rows(name, of_a), b.rows(name, of_b)) for name in names}
+            rows = {}
+            for name in names:
+                both = (read_query_rows(rows_path(run.folder, name, mode)) for run, mode in ((a, of_a), (b, of_b)))
+                rows[name] = _paired_rows(name, *both)
             entries: dict[str, dict[str, Any]] = {}
             for name in names:
                 entries[name] = {**facts[name], **_difference(rows, [name], num_samples, seed)}

@@ -295,22 +295,17 @@ class PlainEncoder:
             instruction, rest = _without_instruction(value)
             of_instruction[instruction or prompt].append(row)
             values.append(rest)
-        embeddings: npt.NDArray[np.float32] | None = None
         start = time.perf_counter()
+        parts = []
         for instruction, rows in of_instruction.items():
-            part = encode(
-                [values[row] for row in rows],
-                batch_size=self.batch_size,
-                show_progress_bar=False,
-                **({"prompt": instruction if apart else separated(instruction)} if instruction else {}),
-            )
+            given = {"prompt": instruction if apart else separated(instruction)} if instruction else {}
+            chosen = [values[row] for row in rows]
+            part = encode(chosen, batch_size=self.batch_size, show_progress_bar=False, **given)
             check_count(part, rows)
-            if embeddings is None:
-                embeddings = np.empty((len(inputs), part.shape[1]), dtype=np.float32)
-            embeddings[rows] = part
+            parts.append(part)
         seconds = time.perf_counter() - start
-        if embeddings is None:
-            raise ValueError("there are no inputs to embed")
+        embeddings = np.empty((len(inputs), parts[0].shape[1]), dtype=np.float32)
+        embeddings[[row for rows in of_instruction.values() for row in rows]] = np.concatenate(parts)
         nothing = np.zeros(len(inputs), dtype=np.int64)
         return Embedded(embeddings, nothing.astype(bool), nothing, nothing, None, None, seconds, len(inputs))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -335,13 +335,12 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-@contextmanager
-def _opened(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Iterator[EmbeddingCache | None]:
+def _opened(
+    cache: EmbeddingCache | str | os.PathLike[str] | None,
+) -> AbstractContextManager[EmbeddingCache | None]:
     """Open a cache by its folder, and close it again; one that was opened elsewhere stays open."""
     if not isinstance(cache, str | os.PathLike):
-        yield cache
-        return
+        return nullcontext(cache)
     from mmemb_r1.embedding_cache import EmbeddingCache
 
-    with EmbeddingCache(cache) as opened:
-        yield opened
+    return EmbeddingCache(cache)

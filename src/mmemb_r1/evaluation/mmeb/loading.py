@@ -48,14 +48,8 @@ def read_mmeb_tasks(
 
 def find_tasks(folder: str | os.PathLike[str]) -> list[str]:
     """
-    List the tasks and variants whose annotations are in a local copy, in the catalogue's order. Pictures and frames
-    are not looked for.
-
-    Args:
-        folder: root of the copy, see `load_tasks`.
-
-    Raises:
-        ValueError: if there is no such folder, or the copy of a dataset lacks files.
+    List the tasks and variants whose annotations are in a local copy, in the catalogue's order; media are not looked
+    for. It is an error if there is no such folder, or the copy of a dataset lacks files.
     """
     root = _existing(folder)
     return [task.name for task in (*TASKS.values(), *VARIANTS.values()) if _has_annotations(task, root)]
@@ -80,9 +74,7 @@ def load_tasks(
 
     Returns:
         A sequence that reads a task each time that it is asked for it: iterate once; its `names` are known before. Of
-        each task all annotations are read then, and all pictures and frames are looked for, but not opened; what is
-        missing is an error that names the task and the path. A number of queries other than the benchmark's is warned
-        of.
+        each task all annotations are read then, and all media are looked for, but not opened.
 
     Raises:
         ValueError: if a name is unknown, annotations are missing, or there are none at all.
@@ -100,18 +92,12 @@ def load_tasks(
         return LocalTasks(tasks, root, num_frames)
     tasks = select(names)
     for task in tasks:
-        for config in task.configs:
-            data_files(task, root, config)
+        _check_annotations(task, root)
     return LocalTasks(tasks, root, num_frames)
 
 
 class LocalTasks(Sequence[RetrievalTask]):
-    """
-    Reads the tasks of a local copy, each when it is asked for.
-
-    Attributes:
-        names: of the tasks, in order.
-    """
+    """Reads the tasks of a local copy, each when it is asked for; `names` are theirs, in order."""
 
     def __init__(self, tasks: Sequence[MMEBTask], folder: Path, num_frames: int) -> None:
         self._tasks, self._folder, self._num_frames = list(tasks), folder, num_frames
@@ -139,13 +125,17 @@ def _existing(folder: str | os.PathLike[str]) -> Path:
     return root
 
 
+def _check_annotations(task: MMEBTask, folder: Path) -> None:
+    for config in task.configs:
+        data_files(task, folder, config)
+
+
 def _has_annotations(task: MMEBTask, folder: Path) -> bool:
     """Say whether they are there; raise an error if only some are."""
     if not any(place.is_dir() for place in annotation_folders(task, folder)):
         return False
     try:
-        for config in task.configs:
-            data_files(task, folder, config)
+        _check_annotations(task, folder)
     except ValueError:
         if task.modality == "image":  # one dataset for 36 tasks: it may well hold some of them
             return False

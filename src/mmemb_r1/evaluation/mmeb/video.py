@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -60,20 +61,12 @@ def read_video_search(builder: TaskBuilder) -> None:
 
 
 class VideoQuestion(NamedTuple):
-    """
-    Holds what a row of a dataset of questions says.
+    """Holds what a row of a dataset of questions says."""
 
-    Attributes:
-        video: folder of its frames.
-        text: the question, with the options to choose from.
-        options: as they compete.
-        right: which of them are the answer; none if the row names none of them.
-    """
-
-    video: str
-    text: str
-    options: Sequence[str]
-    right: Sequence[int]
+    video: str  # folder of its frames
+    text: str  # the question, with the options to choose from
+    options: Sequence[str]  # as they compete
+    right: Sequence[int]  # which of them are the answer; none if the row names none of them
 
 
 def _nextqa(row: Mapping[str, Any]) -> VideoQuestion:
@@ -88,16 +81,10 @@ def _mvbench(row: Mapping[str, Any]) -> VideoQuestion:
     return VideoQuestion(f"{row['subset']}/{row['video']}", text, options, right)
 
 
-def _video_mme(row: Mapping[str, Any]) -> VideoQuestion:
-    options = row["options"]
-    text = "\n".join([row["question"], *options])
-    return VideoQuestion(str(row["videoID"]), text, _unlettered(options), [_place(row["answer"], options)])
-
-
-def _egoschema(row: Mapping[str, Any]) -> VideoQuestion:
-    options = row["option"]
-    text = "\n".join([row["question"], *options])
-    return VideoQuestion(str(row["video_idx"]), text, _unlettered(options), [_place(row["answer"], options)])
+def _with_letters(video: str, options: str, row: Mapping[str, Any]) -> VideoQuestion:
+    """Parse a row whose options have letters already, from the columns of these names."""
+    text = "\n".join([row["question"], *row[options]])
+    return VideoQuestion(str(row[video]), text, _unlettered(row[options]), [_place(row["answer"], row[options])])
 
 
 def _activitynetqa(row: Mapping[str, Any]) -> VideoQuestion:
@@ -142,8 +129,8 @@ def _place(answer: Any, options: Sequence[str]) -> int:
 QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], VideoQuestion], tuple[str, ...]]] = {
     "nextqa": (_nextqa, ("video", "question", "answer", "a0", "a1", "a2", "a3", "a4")),
     "mvbench": (_mvbench, ("video", "question", "answer", "candidates")),
-    "video-mme": (_video_mme, ("videoID", "question", "options", "answer")),
-    "egoschema": (_egoschema, ("video_idx", "question", "option", "answer")),
+    "video-mme": (partial(_with_letters, "videoID", "options"), ("videoID", "question", "options", "answer")),
+    "egoschema": (partial(_with_letters, "video_idx", "option"), ("video_idx", "question", "option", "answer")),
     "activitynetqa": (_activitynetqa, ("video_name", "question", "answer")),
 }
 

@@ -32,7 +32,7 @@ def write_html(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Non
 
     Raises:
         ValueError: if the folder holds no results, rows are missing or damaged, or modes are not of the same queries.
-        ImportError: naming the extra that brings what draws, if that is missing.
+        ImportError: if the extra `eval`, which brings what draws, is missing.
     """
     page = render_html(run)
     with replaced_file(path) as temporary:
@@ -204,12 +204,7 @@ class RunAnswers:
 
 
 def read_answers(run: str | os.PathLike[str], results: Results) -> RunAnswers | None:
-    """
-    Read a run's rows of `never`, `always` and, where it was run, `auto`; `None` if it lacks a fixed mode.
-
-    Raises:
-        ValueError: if a file of rows is missing or damaged, or the modes are not of the same queries.
-    """
+    """Read a run's rows of `never`, `always` and, where it was run, `auto`; `None` if it lacks a fixed mode."""
     modes = results["config"]["modes"]
     if not set(FIXED) <= set(modes):
         return None

@@ -38,7 +38,7 @@ def as_points(value: float) -> str:
     >>> as_points(0.125), as_points(-0.0001)
     ('12.5', '0.0')
     """
-    return f"{100 * value:.1f}".replace("-0.0", "0.0") if abs(value) < 0.0005 else f"{100 * value:.1f}"
+    return f"{100 * (value if abs(value) >= 0.0005 else abs(value)):.1f}"
 
 
 def points_between(interval: Mapping[str, float]) -> str:
@@ -81,9 +81,9 @@ def columns_of(results: Results) -> list[Column]:
     if len({task["metric"] for task in tasks}) > 1:
         columns.append(Column(Head("metric"), lambda entry: entry.get("metric", "")))
     if any("majority" in task for task in tasks):
-        columns.append(Column(Head("maj."), lambda entry: _share(entry.get("majority"))))
+        columns.append(Column(Head("maj."), lambda entry: _number(entry.get("majority"))))
     if any("no_image" in task for task in tasks):
-        blind = Column(Head("blind"), lambda entry: _share(max(entry.get("no_image", {}).values(), default=None)))
+        blind = Column(Head("blind"), lambda entry: _number(max(entry.get("no_image", {}).values(), default=None)))
         columns.append(blind)
     for mode in results["config"]["modes"]:
         columns += _columns_of_mode(mode, [task["modes"][mode] for task in tasks])
@@ -91,7 +91,7 @@ def columns_of(results: Results) -> list[Column]:
 
 
 def _columns_of_mode(mode: str, numbers: Sequence[Entry]) -> Iterable[Column]:
-    yield Column(Head(mode, main=True), lambda entry: _share(entry["modes"][mode]["score"]))
+    yield Column(Head(mode, main=True), lambda entry: _number(entry["modes"][mode]["score"]))
     if any("interval" in one for one in numbers):
         yield Column(Head("95 %"), lambda entry: ends(entry["modes"][mode].get("interval")))
     if mode == "always":
@@ -99,7 +99,7 @@ def _columns_of_mode(mode: str, numbers: Sequence[Entry]) -> Iterable[Column]:
     if mode == "auto":
         yield Column(Head("thinks"), lambda entry: f"{entry['modes'][mode]['invocation_ratio']:.0%}")
     if any(one["seconds_per_query"] is not None for one in numbers):
-        yield Column(Head("ms"), lambda entry: _milliseconds(entry["modes"][mode]["seconds_per_query"]))
+        yield Column(Head("ms"), lambda entry: _number(entry["modes"][mode]["seconds_per_query"], 1, 1000))
 
 
 def sections_of(results: Results) -> list[list[Line]]:
@@ -116,12 +116,8 @@ def sections_of(results: Results) -> list[list[Line]]:
     return [*sections, [Line(f"mean of {group}", summary[group], mean=True) for group in (*wider, ALL)]]
 
 
-def _share(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return MISSING if seconds is None else f"{1000 * seconds:.1f}"
+def _number(value: float | None, digits: int = 3, factor: int = 1) -> str:
+    return MISSING if value is None else f"{factor * value:.{digits}f}"
 
 
 def results_table(results: Results, title: str | None = None) -> Table:
