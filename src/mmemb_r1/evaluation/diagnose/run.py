@@ -16,14 +16,7 @@ import numpy.typing as npt
 
 from mmemb_r1.evaluation.diagnose.verdict import KINDS, join_outcomes, read_outcomes, summarise_outcomes
 from mmemb_r1.evaluation.encoders import QUERY, AdaptiveEncoder, in_parts
-from mmemb_r1.evaluation.run_folder import (
-    Columns,
-    RunFolder,
-    rows_path,
-    save_results,
-    task_digest,
-    write_columns,
-)
+from mmemb_r1.evaluation.run_folder import Columns, RunFolder, rows_path, save_results, task_digest, write_columns
 from mmemb_r1.evaluation.runner import TaskRunner, in_turn, versions
 from mmemb_r1.evaluation.scoring import score_queries
 from mmemb_r1.evaluation.settings import Settings
@@ -95,12 +88,7 @@ def run_diagnosis(
     embedded directly.
 
     With `output`, every task is written as soon as it is measured, and the same call goes on where a killed one
-    stopped. The folder then holds
-
-        run.json                         what makes it another test: checkpoint and settings
-        tasks/<task>/task.json           what makes it another task: a digest of its data
-        tasks/<task>/shortcut.parquet    a row per query: scores, cosines, the rationale, whose it was given
-        shortcut.json                    what is returned
+    stopped: a row per query in `tasks/TASK/shortcut.parquet`, and what is returned in `shortcut.json`.
 
     Args:
         model: an [`MMEmbR1`].
@@ -187,7 +175,9 @@ class ShortcutTester:
                 advance=advance,
             )
         own, direct = self._forced(task, "own", [rationale.ids for rationale in rationales], prompt)
-        check_forced(task, own, np.stack([rationale.embedding for rationale in rationales]), self._tolerance())
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        decoded = np.stack([rationale.embedding for rationale in rationales])
+        check_forced(task, own, decoded, TOLERANCE.get(dtype, ROUGH_TOLERANCE))
         donors = donors_of(task, rationales, self.settings.seed)
         columns: Columns = {
             "query_id": np.array(task.query_ids, dtype=object),
@@ -244,10 +234,6 @@ class ShortcutTester:
                 advance=advance,
             )
         return forced.last.numpy(), forced.direct.numpy()
-
-    def _tolerance(self) -> float:
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return TOLERANCE.get(dtype, ROUGH_TOLERANCE)
 
 
 @dataclass(frozen=True)

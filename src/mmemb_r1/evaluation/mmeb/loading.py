@@ -7,34 +7,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from mmemb_r1.evaluation.mmeb import image, video, visdoc
 from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, data_files
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder
 from mmemb_r1.evaluation.mmeb.catalogue import TASKS, VARIANTS, MMEBTask, select
 from mmemb_r1.evaluation.mmeb.claims import overall_of
-from mmemb_r1.evaluation.mmeb.image import read_image_image, read_image_text
-from mmemb_r1.evaluation.mmeb.video import (
-    QUESTIONS,
-    read_moments,
-    read_momentseeker,
-    read_video_choices,
-    read_video_labels,
-    read_video_questions,
-    read_video_search,
-)
-from mmemb_r1.evaluation.mmeb.visdoc import read_beir
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource
 
 NUM_FRAMES = 8  # of a video, as in the benchmark's own evaluation
 READERS: Mapping[str, Callable[[TaskBuilder], Any]] = {
-    "image-text": read_image_text,
-    "image-image": read_image_image,
-    "video-labels": read_video_labels,
-    "video-choices": read_video_choices,
-    "video-search": read_video_search,
-    **dict.fromkeys(QUESTIONS, read_video_questions),
-    "moments": read_moments,
-    "momentseeker": read_momentseeker,
-    "beir": read_beir,
+    "image-text": image.read_image_text,
+    "image-image": image.read_image_image,
+    "video-labels": video.read_video_labels,
+    "video-choices": video.read_video_choices,
+    "video-search": video.read_video_search,
+    **dict.fromkeys(video.QUESTIONS, video.read_video_questions),
+    "moments": video.read_moments,
+    "momentseeker": video.read_momentseeker,
+    "beir": visdoc.read_beir,
 }
 
 

@@ -19,45 +19,52 @@ LABELS: Mapping[str, list[str]] = json.loads(files(__package__).joinpath("labels
 NUM_CLIPS = 10  # that a moment competes among
 
 
-def _rows(builder: TaskBuilder, *columns: str) -> list[dict[str, Any]]:
+def _rows(builder: TaskBuilder, *columns: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read the rows of a task, each with the id of its query."""
     task = builder.task
+    if task.layout == "mvbench":
+        return [
+            (f"{subset}/{number}", {**row, "subset": subset})
+            for subset in MVBENCH
+            for number, row in enumerate(read_annotations(task, builder.folder, subset, columns))
+        ]
     rows = read_annotations(task, builder.folder, task.config, columns)
-    return rows[: task.num_queries] if task.first_rows else rows
+    return [(str(number), row) for number, row in enumerate(rows[: task.num_queries if task.first_rows else None])]
 
 
 def read_video_labels(builder: TaskBuilder) -> None:
     """Read which of all the dataset's classes a video shows: `video_id`, `pos_text`."""
     labels = {label: builder.candidate(label, text=label) for label in LABELS[builder.task.name]}
-    for number, row in enumerate(_rows(builder, "video_id", "pos_text")):
+    for query_id, row in _rows(builder, "video_id", "pos_text"):
         if row["pos_text"] not in labels:
-            raise builder.error(str(number), f"its class {row['pos_text']!r} is none of the {len(labels)} of the task")
+            raise builder.error(query_id, f"its class {row['pos_text']!r} is none of the {len(labels)} of the task")
         video, right = str(row["video_id"]), labels[row["pos_text"]]
-        builder.query(str(number), {"video": builder.media.frames(video)}, [right], {right: 1.0}, video)
+        builder.query(query_id, {"video": builder.media.frames(video)}, [right], {right: 1.0}, video)
 
 
 def read_video_choices(builder: TaskBuilder) -> None:
     """Read which of its row's classes a video shows: `video_id`, `pos_text`, and all of them in `neg_text`."""
-    for number, row in enumerate(_rows(builder, "video_id", "pos_text", "neg_text")):
+    for query_id, row in _rows(builder, "video_id", "pos_text", "neg_text"):
         pool = [builder.candidate(text, text=text) for text in row["neg_text"]]
         if row["pos_text"] not in row["neg_text"]:
-            raise builder.error(str(number), f"its class {row['pos_text']!r} is not among its candidates (neg_text)")
+            raise builder.error(query_id, f"its class {row['pos_text']!r} is not among its candidates (neg_text)")
         video, right = str(row["video_id"]), builder.candidate(row["pos_text"], text=row["pos_text"])
-        builder.query(str(number), {"video": builder.media.frames(video)}, pool, {right: 1.0}, video)
+        builder.query(query_id, {"video": builder.media.frames(video)}, pool, {right: 1.0}, video)
 
 
 def read_video_search(builder: TaskBuilder) -> None:
     """Read which of all videos a text tells of; of several captions the first."""
     columns = builder.task.columns
     video_column, text_column = columns.get("video", columns.get("file", "")), columns["text"]
-    for number, row in enumerate(_rows(builder, video_column, text_column)):
+    for query_id, row in _rows(builder, video_column, text_column):
         text = row[text_column] if isinstance(row[text_column], str) else next(iter(row[text_column] or []), "")
         if not text.strip():
-            raise builder.error(str(number), f"it has no text ({text_column})")
+            raise builder.error(query_id, f"it has no text ({text_column})")
         video = str(row[video_column])
         if "file" in columns:
             video = PurePosixPath(video).stem
         right = builder.candidate(video, video=builder.media.frames(video))
-        builder.query(str(number), {"text": text.strip()}, [right], {right: 1.0}, video)
+        builder.query(query_id, {"text": text.strip()}, [right], {right: 1.0}, video)
 
 
 class VideoQuestion(NamedTuple):
@@ -138,7 +145,7 @@ QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], VideoQuestion], tupl
 def read_video_questions(builder: TaskBuilder) -> None:
     """Read which of its row's answers is right, seen the video."""
     parse, columns = QUESTIONS[builder.task.layout]
-    for query_id, row in _numbered(builder, columns):
+    for query_id, row in _rows(builder, *columns):
         video, text, options, right = parse(row)
         if not right or min(right) < 0:
             raise builder.error(query_id, f"its answer {row['answer']!r} is none of its candidates")
@@ -149,35 +156,25 @@ def read_video_questions(builder: TaskBuilder) -> None:
         builder.query(query_id, value, pool, {pool[place]: 1.0 for place in right}, video)
 
 
-def _numbered(builder: TaskBuilder, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    if builder.task.layout != "mvbench":
-        return [(str(number), row) for number, row in enumerate(_rows(builder, *columns))]
-    return [
-        (f"{subset}/{number}", {**row, "subset": subset})
-        for subset in MVBENCH
-        for number, row in enumerate(read_annotations(builder.task, builder.folder, subset, columns))
-    ]
-
-
 def read_moments(builder: TaskBuilder) -> None:
     """
     Read which clip of a video a text tells of: `query`, `video_path`. In the video's folder are folders of frames:
     `query` holds the whole video, `positive*` the right clip, all the others wrong ones.
     """
     odd = []
-    for number, row in enumerate(_rows(builder, "query", "video_path")):
+    for query_id, row in _rows(builder, "query", "video_path"):
         video = PurePosixPath(row["video_path"]).stem
         clips = [name for name in builder.media.folders(video) if name != "query"]
         right = [name for name in clips if name.startswith("positive")]
         if not right or len(right) == len(clips):
-            raise builder.error(str(number), f"{video} has {len(right)} positive clips and {len(clips)} in all")
+            raise builder.error(query_id, f"{video} has {len(right)} positive clips and {len(clips)} in all")
         if len(clips) != NUM_CLIPS:
             odd.append(video)
         ids = {
             name: builder.candidate(f"{video}/{name}", video=builder.media.frames(f"{video}/{name}")) for name in clips
         }
         value = {"text": row["query"], "video": builder.media.frames(f"{video}/query")}
-        builder.query(str(number), value, ids.values(), {ids[name]: 1.0 for name in right}, video)
+        builder.query(query_id, value, ids.values(), {ids[name]: 1.0 for name in right}, video)
     builder.warn(odd, f"videos have another number of clips than {NUM_CLIPS}; clips may be missing in the local copy")
 
 
@@ -192,7 +189,7 @@ def read_momentseeker(builder: TaskBuilder) -> None:
     clips in `positive_frames` and `negative_frames`. Several clips may be right.
     """
     columns = ("query", "input_frames", "positive_frames", "negative_frames")
-    for number, row in enumerate(_rows(builder, *columns)):
+    for query_id, row in _rows(builder, *columns):
         shown = row["input_frames"] or ""
         value: dict[str, Any] = {"instruction": SEEK_TEXT, "text": row["query"]}
         if shown.endswith(".mp4"):
@@ -200,14 +197,14 @@ def read_momentseeker(builder: TaskBuilder) -> None:
         elif shown.endswith(".jpg"):
             value |= {"instruction": SEEK_IMAGE, "image": builder.media.picture(f"query_{shown}")}
         elif shown:
-            raise builder.error(str(number), f"its input_frames are {shown!r}; known are .mp4, .jpg and nothing")
+            raise builder.error(query_id, f"its input_frames are {shown!r}; known are .mp4, .jpg and nothing")
         right, wrong = (
-            [_clip(builder, str(number), clip) for clip in row[column] or []]
+            [_clip(builder, query_id, clip) for clip in row[column] or []]
             for column in ("positive_frames", "negative_frames")
         )
         if not right or not wrong:
-            raise builder.error(str(number), f"it has {len(right)} right clips and {len(wrong)} wrong ones")
-        builder.query(str(number), value, [*right, *wrong], dict.fromkeys(right, 1.0), str(number))
+            raise builder.error(query_id, f"it has {len(right)} right clips and {len(wrong)} wrong ones")
+        builder.query(query_id, value, [*right, *wrong], dict.fromkeys(right, 1.0), query_id)
 
 
 def _clip(builder: TaskBuilder, query_id: str, clip: Mapping[str, Any]) -> str:

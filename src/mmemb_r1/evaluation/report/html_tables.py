@@ -171,7 +171,7 @@ def choice_table(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality |
         cells = [Cell(group_name(group)), Cell(f"{choice.queries:,}"), Cell(choice.better_fixed)]
         cells += [_with_interval(choice.oracle), _with_interval(choice.headroom)]
         if decided:
-            cells += [_signed(choice.gain), _captured(choice.captured), _signed(choice.over_random)]
+            cells += [_signed(choice.gain), _signed(choice.captured, ".0f", 100, " %"), _signed(choice.over_random)]
         if has_gate:
             cells.append(_with_interval(quality.auc) if quality and quality.auc else Cell(NOTHING))
             cells.append(Cell(f"{quality.queries:,}", share(quality.share)) if quality else Cell(NOTHING))
@@ -210,16 +210,11 @@ def _with_interval(value: Interval) -> Cell:
     return Cell(score(value.mean), between((value.low, value.high)))
 
 
-def _signed(value: Interval) -> Cell:
-    mean, low, high = (_sign(f"{part:+.3f}") for part in value)
-    return Cell(mean, f"{low} to {high}")
-
-
-def _captured(value: Interval | None) -> Cell:
+def _signed(value: Interval | None, form: str = "+.3f", factor: int = 1, unit: str = "") -> Cell:
     if value is None:
         return Cell(NOTHING)
-    mean, low, high = (_sign(f"{100 * part:.0f}") for part in value)
-    return Cell(f"{mean} %", f"{low} to {high} %")
+    mean, low, high = (_sign(f"{factor * part:{form}}") for part in value)
+    return Cell(f"{mean}{unit}", f"{low} to {high}{unit}")
 
 
 def _sign(text: str) -> str:
