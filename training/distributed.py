@@ -17,6 +17,11 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_index() -> int:
+    """Get the number of this process, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """
     Gather the rows `(B, ...)` of all processes, one process after another: `(sum of B, ...)`.

@@ -137,7 +137,6 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             raise ValueError("beta > 0 needs a reference model, which can't be made of adapters here; set beta=0.")
         is_needed = beta or args.scorer == "frozen"
         self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if is_needed else None
-        self._gate_inputs = prompt_states(model, processing_class, prompts)
         self._rows = torch.empty(0, dtype=torch.long)
         self._gate_logits = torch.empty(0)
         stops = [StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []
@@ -154,6 +153,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._refuse_sharding()
         if num_processes() > 1:  # TRL gathers pictures only in processes that have some, and waits for ever
             self.log_multimodal = False
+        self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts)  # on its device by now
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._frozen.to(self.accelerator.device)

@@ -410,5 +410,3 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
         facts = {"data": dataset_name} if dataset_name else {}
         write_model_card(folder, training=facts | self.facts | {"steps": self.state.global_step})
-
-
