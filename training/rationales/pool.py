@@ -127,7 +127,8 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
         worker_class = import_object(KINDS.get(kind, kind))
     except ValueError as error:
         raise ValueError(f"{worker}: its kind {error}") from error
-    if not dataclasses.is_dataclass(worker_class):
+    takes_keys = dataclasses.is_dataclass(worker_class)
+    if not takes_keys:
         raise ValueError(f"{worker}: {kind} is no dataclass; its fields are the keys that a pool file may give.")
     # in the file, `num_samples` is called `samples`, as it is at the top
     fields = {
