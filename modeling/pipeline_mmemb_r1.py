@@ -8,9 +8,8 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .configuration_mmemb_r1 import REASONING_OPTIONS
-from .inputs_mmemb_r1 import to_conversations
-from .media_mmemb_r1 import MediaOptions
-from .rendering_mmemb_r1 import render
+from .inputs_mmemb_r1 import InputError
+from .rendering_mmemb_r1 import render_inputs
 
 
 class MMEmbR1Pipeline(Pipeline):
@@ -36,7 +35,11 @@ class MMEmbR1Pipeline(Pipeline):
                 f"batch_size={batch_size}: this pipeline embeds one input at a time; for batches use "
                 "SentenceTransformer(...).encode."
             )
-        return super().__call__(inputs, *args, batch_size=1, **kwargs)
+        try:
+            return super().__call__(inputs, *args, batch_size=1, **kwargs)
+        except InputError as error:  # each input is read alone
+            several = inputs if isinstance(inputs, list | tuple) else []
+            raise error.at(next((place for place, value in enumerate(several) if value is error.value), 0)) from error
 
     def _sanitize_parameters(
         self,
@@ -58,11 +61,8 @@ class MMEmbR1Pipeline(Pipeline):
     def preprocess(
         self, value: Any, instruction: str | None = None, allow_remote_media: bool = False
     ) -> dict[str, Tensor]:
-        config = self.model.config
-        media = MediaOptions.of(config, allow_remote_media)
         value = getattr(value, "messages", value)  # transformers wraps chat messages
-        conversations = to_conversations([value], instruction=instruction, media=media)
-        return dict(render(self.processor, conversations, config.max_text_tokens))
+        return render_inputs(self.processor, [value], self.model.config, instruction, allow_remote_media)[0]
 
     def _forward(self, features: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
         return {"embedding": self.model.embed(**features, **options).embeddings[0]}

@@ -24,7 +24,7 @@ from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config, resolve_reasoning
 from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, is_file, stored_source
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, find_file, stored_source
 
 CHARACTERS_PER_TOKEN = 4
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
@@ -114,10 +114,11 @@ def _size(source: Any) -> tuple[int, int]:
     if getattr(source, "ndim", 0) > 1:
         return int(source.shape[1]), int(source.shape[0])
     is_bytes = isinstance(source, bytes | bytearray)
-    if not is_bytes and not (isinstance(source, str | os.PathLike) and is_file(source)):
+    path = find_file(source) if isinstance(source, str | os.PathLike) else None
+    if not is_bytes and path is None:
         return UNKNOWN_SIZE
     try:
-        with Image.open(io.BytesIO(source) if is_bytes else os.path.expanduser(source)) as image:
+        with Image.open(io.BytesIO(source) if is_bytes else path) as image:
             return image.size
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return UNKNOWN_SIZE  # whoever opens it says what is wrong with it
