@@ -21,6 +21,7 @@ from .backbones_mmemb_r1 import rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .heads_mmemb_r1 import ReasoningGate, pooling_class
+from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
@@ -105,9 +106,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the processor has no chat template or no tokenizer, or the config no such field.
         """
-        unknown = [name for name in config if not hasattr(cls.config_class, name)]
-        if unknown:
-            raise ValueError(f"{cls.config_class.__name__} has no field {unknown[0]!r}.")
+        for name in config:
+            if not hasattr(cls.config_class, name):
+                raise ValueError(f"{cls.config_class.__name__} has no field {name!r}{nearest_name(name, FIELDS)}")
         tokens = add_control_tokens(processor)
         initialise_new_rows(vlm, len(processor.tokenizer), tokens.new_ids)
         configuration = cls.config_class(
