@@ -6,6 +6,7 @@ test_sentence_transformers.py.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +406,67 @@ def test_what_is_not_said_to_be_a_query_is_embedded_as_documents_are(thinking, i
         assert_close(host.encode(inputs, task="query"), reasoned)
     assert_close(model.encode(inputs, prompt_name="query"), reasoned)
     assert not any(item["reasoned"] for item in model.explain(inputs))
+
+
+# threads, hooks, hosts
+
+
+def test_threads_get_what_one_gets(thinking):
+    """Fast tokenizers keep the padding of a call until the next: what threads render must not mix."""
+    model = thinking()
+    batches = [[f"text {number}", "word " * (40 * number), "x " * number] for number in range(1, 7)]
+    alone = [model[0].preprocess(batch)["input_ids"] for batch in batches]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: model[0].preprocess(batches[number % 6])["input_ids"], range(600)))
+    assert all(torch.equal(ids, alone[number % 6]) for number, ids in enumerate(found))
+
+
+@pytest.mark.slow
+def test_a_pool_serves_one_call_at_a_time(model, pool):
+    lists = [[f"list {number} text {row}" for row in range(9 + number)] for number in range(4)]
+    alone = [model.encode(texts, reasoning="never") for texts in lists]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(
+            threads.map(lambda texts: model.encode(texts, pool=pool, chunk_size=2, reasoning="never"), lists * 3)
+        )
+    for number, vectors in enumerate(together):
+        assert_close(vectors, alone[number % 4])
+
+
+def test_a_pool_whose_results_are_left_over_is_refused(model, monkeypatch):
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    pool: dict[str, Any] = {"processes": []}
+    monkeypatch.setattr(SentenceTransformer, "_multi_process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.encode(["Lima"], pool=pool)
+    with pytest.raises(RuntimeError, match="A call with this pool was interrupted.* start a new one"):
+        model.encode(["Lima"], pool=pool)
+
+
+def test_hooks_and_compiled_models_are_called(tiny_checkpoint, inputs, vectors):
+    model, seen = MMEmbR1(str(tiny_checkpoint), device="cpu"), []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(len(output["sentence_embedding"])))
+    assert_close(model.encode(inputs, batch_size=2, **ALWAYS), vectors)
+    assert sorted(seen) == [1, 2, 2]
+    handle.remove()
+    assert_close(model.encode(inputs, **ALWAYS), vectors)
+    assert len(seen) == 3
+    before = model[0].register_forward_pre_hook(lambda module, args: seen.append(args))
+    model.encode(inputs, batch_size=2, **ALWAYS)
+    assert len(seen) == 6
+    before.remove()
+    calls: list[Any] = []
+    model._compiled_call_impl = lambda *args, **options: calls.append(args) or model._call_impl(*args, **options)
+    assert_close(model.encode(inputs, **ALWAYS), vectors)
+    assert len(calls) == 1
+
+
+def test_hosts_that_look_at_the_type_see_a_sentence_transformer(model, tmp_path, monkeypatch):
+    """BERTopic and KeyBERT take another model, silently, for a class whose module is not called so."""
+    assert "sentence_transformers" in str(type(model))
+    assert isinstance(model, SentenceTransformer)
+    monkeypatch.chdir(tmp_path)
+    assert model.save(None) is None
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -75,13 +76,15 @@ class MMEmbR1(SentenceTransformer):
         check_device(kwargs.get("device"))
         if kwargs.get("truncate_dim") is not None:
             kwargs["truncate_dim"] = check_option("truncate_dim", kwargs["truncate_dim"])
+        if model_name_or_path is None and not kwargs.get("modules"):
+            raise ValueError("MMEmbR1 needs a checkpoint: a folder or a Hub id.")
         if model_name_or_path is not None:
             check_source(str(model_name_or_path))
         # of adapters alone, the model that they belong to may be on the Hub
         if model_name_or_path is not None and (Path(model_name_or_path) / "config.json").is_file():
             kwargs.setdefault("local_files_only", True)  # the Hub would be asked about the base model otherwise
         super().__init__(model_name_or_path, **kwargs)
-        first = type(next(iter(self), None)).__name__
+        first = type(self[0]).__name__
         if first != MMEmbR1Module.__name__:
             raise ValueError(
                 f"{model_name_or_path or 'This'} is no mmemb-r1 checkpoint: its first module is {first}, not "
@@ -158,9 +161,9 @@ class MMEmbR1(SentenceTransformer):
                 config: its `reasoning` for queries (`encode_query`, `task="query"`, `prompt_name="query"`) and where a
                 `gate_threshold` is given, its `document_reasoning` for everything else. `batch_size` inputs are read
                 at once (fewer if they have more than `max_batch_tokens` tokens), and `decode_batch_size` think at
-                once, four times as many unless it is given. Equal inputs are embedded once. With `allow_remote_media=True`,
-                pictures and videos may be web addresses. Vectors that `truncate_dim` shortens have unit norm again, if
-                the model's have, unless `normalize_embeddings=False`.
+                once, four times as many unless it is given. Equal inputs are embedded once. With
+                `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that `truncate_dim`
+                shortens have unit norm again, if the model's have, unless `normalize_embeddings=False`.
 
         Raises:
             InputError: a `ValueError` that names the index of an input that can't be embedded.
@@ -415,9 +418,9 @@ def check_source(name: str) -> None:
     Raises:
         ValueError: if it is a file, or there is no such folder.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return
-    if Path(name).exists():
+    if os.path.exists(name):
         raise ValueError(f"{name} is a file; name the folder that holds the checkpoint.")
     if not HUB_ID.fullmatch(name):
         raise ValueError(f"There is no folder {name}, and it is no Hub id, which has the form owner/name.")
