@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from trl.trainer.utils import RepeatSampler
 
+Config = TypeVar("Config")
+TRAINING_FILE = "training.json"
 TRAINING_FILE = "training.json"
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -17,34 +22,33 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def last_checkpoint(folder: Path) -> str | None:
     """
-    Find the last checkpoint that is complete.
+    Find the path of the last checkpoint that is complete, for `resume_from_checkpoint`; `None` if there is none.
 
     A process that is killed while it saves leaves a part of one. `Trainer` would go on from that part: without its
     last file from the first step, with whatever weights are there.
-
-    Returns:
-        Its path, for `resume_from_checkpoint`; `None` if there is none, or no such folder.
     """
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return next((str(path) for _, path in sorted(found, reverse=True) if _is_complete(path)), None)
+    for _, path in sorted(found, reverse=True):
+        try:
+            json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return str(path)
+    return None
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
+def with_help(config_class: type[Config]) -> type[Config]:
+    """Give each field of a config the text about it in the class's docstring as the help of its flag."""
+    entries = r"^    (\w+)(?: \([^\n]*\))?:\s+(.+?)(?=\n    \w|\n\n|\Z)"
+    texts = dict(re.findall(entries, inspect.getdoc(config_class) or "", re.MULTILINE | re.DOTALL))
+    for one in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if one.name in texts:
+            one.metadata = MappingProxyType({"help": " ".join(texts[one.name].split())})
+    return config_class
 
 
 def with_earlier_phases(facts: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
-    """
-    Add to the facts of a phase, under `before`, those of the phases that made the checkpoint it began with, in order.
-
-    Args:
-        facts: name -> value, for the model card.
-        checkpoint: a folder, or a Hub id, of which nothing is known here.
-    """
+    """Add to a phase's facts, as `before`, those of the phases that made the checkpoint it began with, in order."""
     path = Path(checkpoint) / TRAINING_FILE
     if not path.is_file():
         return dict(facts)
@@ -59,12 +63,7 @@ def write_facts(folder: Path, facts: Mapping[str, Any], steps: int) -> None:
 
 
 class PhaseTrainer:
-    """
-    Mixed into a trainer of TRL's, before it.
-
-    Attributes:
-        facts: the training record, beside each checkpoint and in the model card: name -> value.
-    """
+    """Mixed into a trainer of TRL's, before it. Its `facts` are the training record, beside each checkpoint."""
 
     _paper = {
         "title": "MMEmb-R1: Reasoning-Enhanced Multimodal Embedding with Pair-Aware Selection and Adaptive Control",
@@ -81,23 +80,17 @@ class PhaseTrainer:
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
         if self.is_world_process_zero():
-            self.save_facts(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-    def save_facts(self, folder: Path) -> None:
-        """Write what was trained, on which data, from which weights, beside a checkpoint."""
-        write_facts(folder, self.facts, self.state.global_step)
+            steps = self.state.global_step
+            write_facts(Path(self.args.output_dir) / f"checkpoint-{steps}", self.facts, steps)
 
 
 class EpochSampler(RepeatSampler):
     """
-    Repeat rows as TRL's sampler does, in an order that follows from the seed and the number of the epoch.
+    Repeat rows as TRL's sampler does, in an order that follows from the seed and the number of the epoch that begins,
+    which `epoch` returns.
 
     TRL's own goes on drawing from one generator, so that a run that is resumed in its second epoch sees the first
     one's order again.
-
-    Args:
-        epoch: returns the number of the epoch that begins.
-        **kwargs: those of [`~trl.trainer.utils.RepeatSampler`].
     """
 
     def __init__(self, *, epoch: Callable[[], int], **kwargs: Any) -> None:

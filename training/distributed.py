@@ -16,16 +16,10 @@ def num_processes() -> int:
 
 def gather_rows(tensor: Tensor) -> Tensor:
     """
-    Gather the rows of all processes, one process after another.
+    Gather the rows `(B, ...)` of all processes, one process after another: `(sum of B, ...)`.
 
     Gradients flow into the own rows only. Every process computes the same loss from the same rows, so the sum of the
-    processes' gradients is that of the whole batch.
-
-    Args:
-        tensor: `(B, ...)`. Processes may differ in every size, not in the number of dimensions; zeros fill it up.
-
-    Returns:
-        `(sum of B, ...)`.
+    processes' gradients is that of the whole batch. Processes may differ in every size; zeros fill it up.
     """
     if num_processes() == 1:
         return tensor
@@ -87,10 +81,7 @@ def expect_unused(model: nn.Module) -> None:
     Let a model that FSDP2 shards, and averages itself, treat unused parameters like `average_gradients`.
 
     Otherwise a process without pictures would reduce other gradients than those with some. Models that are not sharded
-    are left alone.
-
-    Raises:
-        ValueError: if this version of torch can't do it.
+    are left alone; a torch that can't do it is a `ValueError`.
     """
     if num_processes() == 1:
         return

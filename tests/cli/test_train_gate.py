@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import build_atlas
 from mmemb_r1.cli import main
+from mmemb_r1.training import GateConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +72,7 @@ def test_any_pairs_table_and_options_before_yaml(checkpoint, atlas, tmp_path, ca
     ("options", "message"),
     [
         (("--tasks", "fact-capitol"), "there is no task or group 'fact-capitol'"),
-        (("--per-task", "0"), "--per-task 0; allowed: 1 or more"),
+        (("--per-task", "0"), "per_task is 0; allowed: 1 or more"),
         (("--holdout", "2"), "holdout is 2.0; allowed"),
         (("--candidates", "nowhere.parquet"), "--candidates nowhere.parquet: there is no such file"),
     ],
@@ -79,7 +83,30 @@ def test_errors(checkpoint, atlas, tmp_path, capsys, options, message):
     assert not (tmp_path / "run" / "run.json").exists() or "holdout" in message
 
 
+def test_every_field_is_a_flag_with_its_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "gate", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    for field in dataclasses.fields(GateConfig):
+        assert f"--{field.name}" in shown and field.metadata["help"] in shown, field.name
+
+
 def test_a_typo_in_yaml_names_the_fields(checkpoint, atlas, tmp_path, capsys):
     (tmp_path / "gate.yaml").write_text("holdouts: 0\n")
     assert train(checkpoint, atlas, tmp_path / "run", "--config", str(tmp_path / "gate.yaml")) == 2
     assert "GateConfig has no field 'holdouts'; did you mean 'holdout'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rounds", ["1", "2"])
+def test_a_query_that_cannot_be_read_is_named(checkpoint, tmp_path, capsys, rounds):
+    rows = [
+        {"pair_id": str(row), "query": {"text": f"query {row}", "image": []}, "target": {"text": f"target {row}"}}
+        for row in range(5)
+    ]
+    rows[3]["query"]["image"] = ["missing.png"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    options = ["--pairs", str(tmp_path / "pairs.parquet"), "--output", str(tmp_path / "run"), "--rounds", rounds]
+    command = ["train", "gate", "--model", str(checkpoint), "--device", "cpu", "--batch-size", "2", "--holdout", "0"]
+    assert main([*command, *options]) == 2
+    assert "number 3 of the queries, counted from 0, can't be embedded: " in capsys.readouterr().err

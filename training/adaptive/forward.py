@@ -15,15 +15,8 @@ class PolicyForward:
     """
     Take the model's place in TRL's pass over completions, which asks for fused log-probabilities.
 
-    The model is called as it is, wrapped or not, and once: what it embeds on the way is kept.
-
-    Args:
-        model: the model, possibly wrapped.
-        config: its config.
-        temperature: of gate and tokens when rollouts are drawn.
-
-    Attributes:
-        outputs: what the model returned, call by call.
+    The model is called as it is, wrapped or not, and once: what it returns is kept in `outputs`. The temperature is
+    that of gate and tokens when rollouts are drawn.
     """
 
     def __init__(self, model: nn.Module, config: Any, temperature: float) -> None:
@@ -32,14 +25,12 @@ class PolicyForward:
 
     def __call__(self, input_ids: Tensor, labels: Tensor, fused_lm_head: bool = True, **inputs: Any) -> Any:
         """
+        Compute `log_probs` and `entropy`, `(B, S)` float32, of each token of a completion; 0 for `<|embed|>`.
+
         Args:
-            input_ids: `(B, S)` prompts and completions.
-            labels: `(B, S)`, -100 except in completions.
+            input_ids, labels: `(B, S)` prompts and completions; labels are -100 except in completions.
             fused_lm_head: ignored.
             **inputs: attention mask and media.
-
-        Returns:
-            `log_probs` and `entropy`, `(B, S)` float32, of each token of a completion; 0 for `<|embed|>`.
         """
         markers = input_ids == self.config.embed_token_id  # (B, S)
         decisions = nn.functional.pad(markers[:, :-1], (1, 0)) & (labels != -100)
@@ -65,11 +56,7 @@ class PolicyForward:
 
 def decision_logps(logits: Tensor, thinks: Tensor) -> Tensor:
     """
-    Compute log-probabilities of decisions: softmax([0, logit]) over stopping and reasoning.
-
-    Args:
-        logits: `(...)` of the gate.
-        thinks: `(...)` bool, what was decided.
+    Compute log-probabilities of decisions `(...)` from gate logits: softmax([0, logit]) over stopping and reasoning.
 
     >>> decision_logps(torch.zeros(2), torch.tensor([True, False])).exp().tolist()
     [0.5, 0.5]

@@ -7,7 +7,6 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBat
 from mmemb_r1.training.joint.forward import (
     SIDES,
     RandomState,
-    Vectors,
     contrastive_loss,
     encode,
     in_order,
@@ -54,16 +52,11 @@ def joint_facts(
     peft_config: Any | None = None,
 ) -> dict[str, Any]:
     """
-    Record what a joint phase was run with, name -> value, for the model card. No path of this machine is among them.
+    Record what a joint phase was run with, name -> value, for the model card; no path of this machine is among it.
     """
-    tasks = Counter(pairs["task"]) if "task" in pairs.column_names else {}
-    facts: dict[str, Any] = {
-        "phase": "joint",
-        "started from weights": weights_fingerprint(model),
-        "pairs": len(pairs),
-    }
-    if tasks:
-        drawn = args.task_weights or tasks
+    facts = {"phase": "joint", "started from weights": weights_fingerprint(model), "pairs": len(pairs)}
+    if "task" in pairs.column_names:
+        drawn = args.task_weights or Counter(pairs["task"])
         facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
     facts["rationales"] = _describe_rationales(args, pairs, selected)
     in_batch = args.train_batch_size * args.world_size - 1
@@ -103,20 +96,15 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     gate's logit, the language-model loss on the rationale and the reasoned embedding.
 
     Args:
-        model ([`MMEmbR1Model`]): the model.
-        args ([`JointConfig`]): arguments.
-        train_dataset (`datasets.Dataset`): a pairs table with `query`, `target`, and optionally `pair_id`, `task`,
-            `negatives` (lists of inputs), `query_rationale` and `target_rationale` (lists of segments).
-        processing_class (`ProcessorMixin`): the processor saved beside the model.
-        eval_dataset (`datasets.Dataset`, *optional*): another such table; the loss and its terms are measured on it.
-        rationales (`datasets.Dataset`, *optional*): what `mmemb-r1 select` kept of these pairs, in place of the pairs'
-            own rationales. With each pair one of them is drawn from the posterior; pairs of which nothing was kept
-            train the direct path alone.
-        augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own. Default:
-            nothing, or with `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
-        peft_config (`peft.LoraConfig`, *optional*): train adapters instead of the whole model.
-        callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
-        optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
+        model, processing_class: the model, and the processor saved beside it.
+        train_dataset: a pairs table with `query`, `target`, and optionally `pair_id`, `task`, `negatives` (lists of
+            inputs), `query_rationale` and `target_rationale` (lists of segments).
+        eval_dataset: another such table of other pairs; the loss and its terms are measured on it.
+        rationales: what `mmemb-r1 select` kept of these pairs, in place of the pairs' own rationales. With each pair
+            one of them is drawn from the posterior; pairs of which nothing was kept train the direct path alone.
+        augment: applied to every training picture, with a random stream of its own. Default: nothing, or with
+            `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
+        peft_config: train adapters instead of the whole model.
 
     Raises:
         ValueError: if a table is not what it has to be, or the two have pairs in common.
@@ -144,9 +132,12 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         check_tables(train_dataset, eval_dataset)
         self._seed = args.seed if args.data_seed is None else args.data_seed
         selected = None if rationales is None else SelectedRationales(rationales)
-        self._pairs = {"train": self._rows_of(train_dataset, args, selected)}
-        if eval_dataset is not None:  # selected rationales are of the training pairs
-            self._pairs["eval"] = self._rows_of(eval_dataset, args, None)
+        tables = {"train": (train_dataset, selected), "eval": (eval_dataset, None)}  # selected ones are for training
+        self._pairs = {
+            mode: JointPairs(table, self._seed, drawn_from, args.weight_by_posterior, args.num_hard_negatives)
+            for mode, (table, drawn_from) in tables.items()
+            if table is not None
+        }
         self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
         config = model.config
         if args.freeze_vision_tower or peft_config is not None:
@@ -191,14 +182,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     # Data
 
-    def _rows_of(self, table: Dataset, args: JointConfig, selected: SelectedRationales | None) -> JointPairs:
-        return JointPairs(table, self._seed, selected, args.weight_by_posterior, args.num_hard_negatives)
-
     def get_train_dataloader(self) -> DataLoader:
         """Load this process's part of batches that are made of sub-batches of one task each."""
-        args = self.args
-        steps = args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else None
-        return self._loader("train", self.train_dataset, args.train_batch_size, args.task_weights, steps)
+        steps = max(self.args.max_steps, 0) * self.args.gradient_accumulation_steps
+        return self._loader("train", self.train_dataset, self.args.task_weights, steps)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load batches of the same make, tasks by their number of pairs; they are the same each time."""
@@ -208,10 +195,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             )
         if self.eval_dataset is None:
             raise ValueError("There is nothing to evaluate on: JointTrainer was made without an eval_dataset.")
-        return self._loader("eval", self.eval_dataset, self.args.train_batch_size, None, None)
+        return self._loader("eval", self.eval_dataset)
 
-    def _loader(self, mode: str, table: Dataset, batch_size: int, task_weights: Any, steps: int | None) -> DataLoader:
-        whole = batch_size * num_processes()
+    def _loader(self, mode: str, table: Dataset, task_weights: Any = None, steps: int = 0) -> DataLoader:
+        whole = self.args.train_batch_size * num_processes()
         sampler = TaskBatchSampler(
             table["task"] if "task" in table.column_names else [""] * len(table),
             whole,
@@ -254,7 +241,9 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 parts.append(part)
                 rationale_losses.append(self._rationale_loss(name, side, chunk, logps, totals[name]))
             vectors[name] = in_order(side, parts)
-        loss = self._contrast(vectors, inputs) + torch.stack(rationale_losses).sum()
+        contrastive, metrics = contrastive_loss(vectors, inputs, self.args)
+        self._means[self._mode].add(metrics)
+        loss = contrastive + torch.stack(rationale_losses).sum()
         return (loss, vectors) if return_outputs else loss
 
     def _begin(self, inputs: JointBatch) -> dict[str, float]:
@@ -265,11 +254,6 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             )
         self._shares = {name: torch.zeros((), device=self.accelerator.device) for name in SIDES}
         return token_totals(inputs, self.accelerator.device)
-
-    def _contrast(self, vectors: dict[str, Vectors], inputs: JointBatch) -> Tensor:
-        loss, metrics = contrastive_loss(vectors, inputs, self.args)
-        self._add(metrics)
-        return loss
 
     def _rationale_loss(self, name: str, side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
         """Weigh a chunk's share of the loss on rationale tokens, and keep it for the log."""
@@ -298,11 +282,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     def _cached_step(self, model: nn.Module, inputs: JointBatch) -> Tensor:
         """
-        Run a step with gradient caching.
+        Run a step with gradient caching: memory depends on the chunk, not on the batch.
 
         Vectors are made without gradient, the loss is taken of them, and then they are made again chunk by chunk, with
-        gradient, to pass the loss's gradient on. Memory depends on the chunk, not on the batch. Source: GradCache
-        (arXiv 2101.06983).
+        gradient, to pass the loss's gradient on. Source: GradCache (arXiv 2101.06983).
         """
         model.train()
         encoder, device = _unwrapped(model), self.accelerator.device
@@ -316,12 +299,13 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                     state = RandomState.now(device)
                     with torch.no_grad():
                         part, _ = encode(encoder, chunk, with_tokens=False)
-                    parts.append(
-                        Vectors(part.embeddings.requires_grad_(), part.path_mask, part.gate_logits.requires_grad_())
-                    )
-                    runs.append((name, chunk, state, parts[-1]))
+                    part.embeddings.requires_grad_()
+                    part.gate_logits.requires_grad_()
+                    parts.append(part)
+                    runs.append((name, chunk, state, part))
                 leaves[name] = in_order(inputs[name], parts)
-            loss = self._contrast(leaves, inputs)
+            loss, metrics = contrastive_loss(leaves, inputs, self.args)
+        self._means[self._mode].add(metrics)
         loss.backward()
         total = loss.detach()
         for place, (name, chunk, state, leaf) in enumerate(runs):
@@ -361,8 +345,14 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 )
         self._since = time.perf_counter()
         # parameters that never get a gradient are an error where models are sharded
-        with contextlib.nullcontext() if self.args.gate_weight else _frozen(self.model.gate):
+        frozen = [] if self.args.gate_weight else [one for one in self.model.gate.parameters() if one.requires_grad]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     # Logs and files
 
@@ -370,15 +360,12 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _add(self, metrics: dict[str, Tensor]) -> None:
-        self._means[self._mode].add(metrics)
-
     def _log_rationale_loss(self) -> None:
         """Log the loss on the rationale tokens of the batch that was just run."""
         for name, share in self._shares.items():
             total = summed(share)
             if bool(total > 0):
-                self._add({f"rationale_{name}": total})
+                self._means[self._mode].add({f"rationale_{name}": total})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the rest, the means since the last log of each loss term and of [`batch_metrics`]."""
@@ -398,10 +385,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """
-        Write `README.md` beside the model in `output_dir`: what it is, what it was trained on and how. Adapters alone
-        get TRL's card.
-        """
+        """Write `README.md` beside the model in `output_dir`. Adapters alone get TRL's card."""
         folder = Path(self.args.output_dir)
         if not self.is_world_process_zero():
             return
@@ -416,15 +400,3 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel | nn.DataParallel) else model
-
-
-@contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

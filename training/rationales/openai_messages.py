@@ -112,15 +112,8 @@ def read_completion(completion: Any, style: Style) -> Rationale | Failure:
     else from between the tags in `content`. Its length is the server's `reasoning_tokens` where they are given, else
     all `completion_tokens` (those of the answer after it included), else estimated as one token for four bytes.
 
-    Args:
-        completion: the parsed JSON of an answer.
-        style: how the model was asked.
-
-    Returns:
-        A `Failure` if it holds no rationale.
-
     Raises:
-        ValueError: if it is no chat completion.
+        ValueError: if `completion`, the parsed JSON of an answer, is no chat completion.
     """
     if not isinstance(completion, Mapping) or not isinstance(completion.get("choices"), list):
         if isinstance(completion, Mapping) and completion.get("error"):  # some gateways say 200 and then this

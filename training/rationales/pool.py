@@ -1,4 +1,4 @@
-"""A pool of workers from a YAML file."""
+"""Load a pool of workers from a YAML file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML's own loader would silently drop the first."""
+    """Refuses a key that is there twice: YAML's own loader would silently drop the first."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 
 def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | None = None) -> list[RationaleWorker]:
     """
-    The workers of a pool file. Models and clients are not loaded before they are used.
+    Make the workers of a pool file. Models and clients are not loaded before they are used.
 
         samples: 4                  # rationales per input, unless a worker says otherwise; default: 4
         workers:
@@ -59,7 +59,7 @@ def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | N
         samples: rationales per input of every worker, whatever the file says. Default: what the file says.
 
     Raises:
-        ValueError: naming the line, or the worker and the key, that is to be mended.
+        ValueError: naming the line, or the worker and the key, to correct.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
@@ -69,8 +69,8 @@ def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | N
         if unknown := [name for name in only or () if name not in entries]:
             raise ValueError(f"there is no worker {unknown[0]!r}; there are: {', '.join(entries)}.")
         default = {"samples": pool.get("samples", DEFAULT_SAMPLES)}
-        asked = {} if samples is None else {"samples": samples}
-        return [make_worker({**default, **entries[name], **asked}) for name in entries if only is None or name in only]
+        own = {} if samples is None else {"samples": samples}
+        return [make_worker({**default, **entries[name], **own}) for name in entries if only is None or name in only]
     except yaml.MarkedYAMLError as error:  # its own text would repeat lines of the file
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -80,7 +80,7 @@ def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | N
 
 
 def _entries(pool: Any) -> dict[str, dict[str, Any]]:
-    """The workers of a pool file by their names."""
+    """Check the content of a pool file, and return its workers by their names."""
     if not isinstance(pool, dict):
         held = "nothing" if pool is None else f"a {type(pool).__name__}"
         raise ValueError(f"it holds {held}; allowed: the keys {', '.join(POOL_KEYS)}.")
@@ -104,10 +104,7 @@ def _entries(pool: Any) -> dict[str, dict[str, Any]]:
 
 def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
     """
-    One worker.
-
-    Args:
-        entry: `name`, `kind`, `samples` and the keys of that kind.
+    Make a worker of an entry: `name`, `kind`, `samples` and the keys of that kind.
 
     Raises:
         ValueError: naming the worker, and the key that is missing, unknown, of the wrong type, or refused by the
@@ -130,7 +127,8 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
         worker_class = import_object(KINDS.get(kind, kind))
     except ValueError as error:
         raise ValueError(f"{worker}: its kind {error}") from error
-    if not dataclasses.is_dataclass(worker_class):
+    takes_keys = dataclasses.is_dataclass(worker_class)
+    if not takes_keys:
         raise ValueError(f"{worker}: {kind} is no dataclass; its fields are the keys that a pool file may give.")
     # in the file, `num_samples` is called `samples`, as it is at the top
     fields = {

@@ -90,12 +90,7 @@ def request_conversation(style: Style, request: RationaleRequest, num_video_fram
     Make the chat messages of a request, with opened media, in the form that processors' templates take.
 
     The style's instructions are the system turn. The user's turn holds the input and nothing else: first its own
-    instruction, as `Task: ...`, then pictures, videos and text.
-
-    Args:
-        style: how to ask.
-        request: the input to ask about; the model is not told its side.
-        num_video_frames: frames that are sampled evenly from a video file.
+    instruction, as `Task: ...`, then pictures, videos and text. The model is not told the side.
 
     Raises:
         InputError: if the input can't be used; its `reason` says why.

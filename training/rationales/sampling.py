@@ -1,4 +1,4 @@
-"""Drawing continuations of prompts that were read once, each row from its own source of randomness."""
+"""Sample continuations of prompts that were read once, each row from its own random numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmemb_r1.training.shared_prefix import Prefix, extend
 @dataclass(frozen=True)
 class Continuation:
     """
-    What was drawn after a prompt.
+    The tokens sampled after a prompt.
 
     Args:
-        token_ids: the tokens, without the one that ended them.
-        ended: whether there was one; otherwise the budget was spent.
+        token_ids: the tokens, without the end token.
+        ended: whether an end token came; otherwise the budget was spent.
     """
 
     token_ids: list[int]
@@ -31,9 +31,8 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: fl
     Draw one token per row by inverting the distribution function: the same number gives the same token, whatever the
     other rows are and on whatever device.
 
-    The tokens are ordered from the likeliest down (ties: by id), and those kept that it takes to reach `top_p`. With
-    their probabilities scaled to a sum of one, the token is drawn in whose share of the unit interval the number
-    falls.
+    The tokens are sorted from the likeliest down (ties: by id), and the first ones kept that reach `top_p` together.
+    Their probabilities, scaled to a sum of one, divide the unit interval; the number falls into one token's share.
 
     Args:
         logits: `(N, V)`.
@@ -52,7 +51,7 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: fl
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() - logits.max(dim=-1, keepdim=True).values  # no temperature is too low then
+    logits = logits.float() - logits.max(dim=-1, keepdim=True).values  # so that no temperature is too low
     probabilities = (logits / temperature).softmax(dim=-1)
     sorted_, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     cumulative = sorted_.cumsum(dim=-1)  # (N, V)
@@ -60,14 +59,14 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: fl
         (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     )  # (N, 1) least likely one kept
     wanted = uniforms.to(cumulative)[:, None] * cumulative.gather(1, last)
-    place = torch.searchsorted(cumulative, wanted, right=True).minimum(last)  # (N, 1)
-    return ids.gather(1, place).squeeze(1)
+    position = torch.searchsorted(cumulative, wanted, right=True).minimum(last)  # (N, 1)
+    return ids.gather(1, position).squeeze(1)
 
 
 def row_uniforms(seeds: Sequence[int], length: int) -> Tensor:
     """
-    Numbers in [0, 1) `(N, length)`: row i from its own generator with seed i, on the CPU. A longer row begins like a
-    shorter one.
+    Draw numbers in [0, 1) `(N, length)`, row i from a generator with its own seed, on the CPU. A longer row begins
+    like a shorter one.
     """
     rows = [torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, length)
@@ -86,16 +85,16 @@ def draw_continuations(
     narrow: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
     """
-    Continue every row until it ends or its budget is spent; rows that have ended leave the batch.
+    Continue every row until it ends or its budget is spent; ended rows leave the batch.
 
     Args:
         vlm: the model that read the prefix.
-        prefix: one row per continuation; used up.
+        prefix: one row per continuation; its cache is changed.
         seeds: one per row. Token t of a row is chosen by number t of its seed, so it does not depend on other rows.
         end_ids: tokens that end a continuation.
         max_tokens: budget of one.
         temperature, top_p: as for `choose`.
-        narrow: logits `(N, V)` -> those that tokens are drawn from, not in place. Default: the model's own.
+        narrow: restricts logits `(N, V)` to those that tokens are drawn from, not in place. Default: no restriction.
     """
     uniforms = row_uniforms(seeds, max_tokens).to(prefix.logits.device)
     ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=prefix.logits.device)

@@ -91,12 +91,7 @@ def posterior(gain: Tensor, margin: float = 0.0, temperature: float = 0.1) -> tu
 
 
 def scaled(logit: Tensor, space: str) -> Tensor:
-    """
-    Convert a match logit to the space in which gains are taken.
-
-    Raises:
-        ValueError: if there is no such space.
-    """
+    """Convert a match logit to the space in which gains are taken."""
     if space not in SPACES:
         raise ValueError(f"space={space!r}; allowed: {', '.join(map(repr, SPACES))}.")
     return confidence(logit) if space == "probability" else logit

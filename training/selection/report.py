@@ -42,15 +42,7 @@ def build_report(
     evaluator: Mapping[str, Any],
 ) -> Report:
     """
-    Sum up a selection from the files that it wrote.
-
-    Args:
-        folder: holds `candidates.parquet`.
-        shards: of the scores, for the evaluator's answers without rationales.
-        pairs: the pairs table, for the examples.
-        index: of it.
-        options: of the selection.
-        evaluator: its definition.
+    Sum up a selection from the files that it wrote to `folder`, and from the `shards` of the scores.
 
     Returns:
         `options` (defaults filled in), `evaluator` (`definition`, `direct`: see `direct_accuracy`), `rows` (see
@@ -115,12 +107,7 @@ def direct_accuracy(
 
 
 def quantiles(values: npt.NDArray[np.floating]) -> dict[str, float] | None:
-    """
-    Compute the `QUANTILES` of all values but NaN, `None` if there are none.
-
-    >>> quantiles(np.array([0.0, np.nan, 2.0]))["50%"]
-    1.0
-    """
+    """Compute the `QUANTILES` of all values but NaN, `None` if there are none."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None

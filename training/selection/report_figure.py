@@ -19,17 +19,8 @@ _GREY = "#57606a"
 
 
 def draw_report(report: Report, folder: Path, path: Path) -> None:
-    """
-    Draw what became of each worker's rationales, how their gains are distributed, and where none was kept.
-
-    Args:
-        report: what `build_report` returned.
-        folder: holds `candidates.parquet`, for the histograms.
-        path: of the PNG.
-
-    Raises:
-        ImportError: naming the extra that brings matplotlib, if it is missing.
-    """
+    """Draw what became of each worker's rationales (in `folder`), how their gains are distributed, and where none was
+    kept; an `ImportError` names the extra that brings matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -65,7 +56,7 @@ def _gains_by_worker(candidates: Path, workers: Sequence[str]) -> list[dict[str,
 
 
 def _draw_counts(axis: Any, workers: Mapping[str, Mapping[str, Any]]) -> None:
-    places = np.arange(len(workers))
+    rows = np.arange(len(workers))
     start = np.zeros(len(workers))
     parts = {
         "kept": (KEPT, [counts["kept"] for counts in workers.values()]),
@@ -74,12 +65,12 @@ def _draw_counts(axis: Any, workers: Mapping[str, Mapping[str, Any]]) -> None:
     }
     for label, (color, widths) in parts.items():
         if any(widths):
-            axis.barh(places, widths, left=start, color=color, label=label, height=0.62)
+            axis.barh(rows, widths, left=start, color=color, label=label, height=0.62)
         start += widths
-    for place, counts in zip(places, workers.values(), strict=True):
+    for row, counts in zip(rows, workers.values(), strict=True):
         share = "none scored" if counts["share"] is None else f"{counts['share']:.0%} kept"
-        axis.text(counts["rows"], place, f" {share}", va="center", fontsize=9, color=_GREY)
-    axis.set_yticks(places, [_short(worker) for worker in workers])
+        axis.text(counts["rows"], row, f" {share}", va="center", fontsize=9, color=_GREY)
+    axis.set_yticks(rows, [_short(worker) for worker in workers])
     axis.set_ylim(-0.5, len(workers) - 0.5)
     axis.set_xlim(0, 1.22 * max(counts["rows"] for counts in workers.values()))
     _finish(axis, "What became of each worker's rationales", "rationales")

@@ -46,17 +46,11 @@ def score_trials(
     progress: bool | None = None,
 ) -> bool:
     """
-    Ask the evaluator all trials but those of shards that are there already.
+    Ask the evaluator all trials but those of shards that are there already; the arguments are as for
+    `select_rationales`.
 
-    Args:
-        trials: the trials.
-        evaluator: the evaluator.
-        folder: `run.json` says what the scores belong to, `shards/` holds them: per rationale its row of the
-            rationales table and the columns of `SCHEMA`.
-        batch_size, shard_size, part, progress: as for `select_rationales`.
-
-    Returns:
-        Whether all shards are there now.
+    In `folder`, `run.json` says what the scores belong to, and `shards/` holds them: per rationale its row of the
+    rationales table and the columns of `SCHEMA`. Returns whether all shards are there now.
 
     Raises:
         ValueError: if the folder holds the scores of other tables or settings, an input can't be read, or the
@@ -142,12 +136,7 @@ def _with_rationales(rationales: Dataset, rows: list[int], scores: list[dict[str
 
 
 def _answers(evaluator: PairEvaluator, built: Sequence[BuiltTrial]) -> list[Tensor]:
-    """
-    Ask the evaluator: match logits `(others, rationales)` of each trial.
-
-    Raises:
-        ValueError: naming the pair for which the evaluator fails, or gives something other than finite logits.
-    """
+    """Ask the evaluator: match logits `(others, rationales)` of each trial. An error names the pair."""
     if not built:
         return []
     try:

@@ -26,16 +26,7 @@ _SELECTION_COLUMNS = ("confidence_with", "confidence_without", "gain", "posterio
 
 
 def gains(scores: pa.Table, options: SelectionOptions) -> Tensor:
-    """
-    Compute what is compared with the margin.
-
-    Args:
-        scores: columns of `SCHEMA`, N rows.
-        options: selection `"none"` compares nothing; its gains are those of `"counterfactual"`.
-
-    Returns:
-        `(N,)` float32, NaN where a rationale was not scored.
-    """
+    """Compute what is compared with the margin: `(N,)` float32, NaN where a rationale was not scored."""
     with_, without = (_logits(scores[f"logit_{name}"]) for name in ("with", "without"))  # (N,)
     wrong_with, wrong_without = (_negatives(scores[f"negatives_{name}"]) for name in ("with", "without"))  # (M, N)
     if options.selection == "absolute":

@@ -29,18 +29,11 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class RationaleGroup:
-    """
-    Names all rationales proposed for one side of one pair.
+    """Names all rationales proposed for one side of one pair."""
 
-    Args:
-        pair: row of the pair.
-        side: `"query"` or `"target"`.
-        rows: of the rationales table.
-    """
-
-    pair: int
+    pair: int  # row of the pairs table
     side: str
-    rows: list[int]
+    rows: list[int]  # of the rationales table
 
 
 @dataclass(frozen=True)
@@ -81,10 +74,6 @@ class Candidates:
 def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
     """
     Check a rationales table and find its groups.
-
-    Args:
-        rationales: columns `pair_id`, `side`, `worker`, `sample`, `text` and, optionally, `error`; others are kept.
-        index: of the pairs table.
 
     Raises:
         ValueError: if a column is missing or holds something else, a side is unknown, a rationale's pair is not in
@@ -214,16 +203,7 @@ class BuiltTrial:
 class TrialBuilder:
     """
     Builds one trial per group of rationales, on demand: only the rows that it needs are read, and no picture is
-    decoded.
-
-    Args:
-        pairs: the pairs table.
-        index: of it.
-        candidates: the rationales.
-        options: its intervention, number of negatives and seed.
-
-    Raises:
-        ValueError: if the table has too few pairs to draw negatives from.
+    decoded. Refuses a table with too few pairs to draw negatives from.
     """
 
     def __init__(self, pairs: Dataset, index: PairIndex, candidates: Candidates, options: SelectionOptions) -> None:

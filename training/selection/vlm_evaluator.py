@@ -14,7 +14,6 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
@@ -61,12 +60,7 @@ class EvaluatorPrompt:
 
     @classmethod
     def load(cls, name: str) -> EvaluatorPrompt:
-        """
-        Load a prompt that comes with the package, or one from a text file.
-
-        Raises:
-            ValueError: if there is neither.
-        """
+        """Load a prompt that comes with the package, or one from a text file."""
         if name in PROMPTS:
             return cls(files("mmemb_r1.training").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8"))
         if not Path(name).is_file():
@@ -100,7 +94,6 @@ class PromptRenderer:
         processor: of a vision-language model or an mmemb-r1 checkpoint.
         prompt: the text around them.
         max_text_tokens: the text of an input is truncated to so many tokens; the rationale never is.
-        num_video_frames: frames that are sampled from a video file.
     """
 
     def __init__(
@@ -108,10 +101,8 @@ class PromptRenderer:
         processor: ProcessorMixin,
         prompt: EvaluatorPrompt,
         max_text_tokens: int | None = None,
-        num_video_frames: int = 8,
     ) -> None:
-        self.processor, self.prompt = processor, prompt
-        self.max_text_tokens, self.num_video_frames = max_text_tokens, num_video_frames
+        self.processor, self.prompt, self.max_text_tokens = processor, prompt, max_text_tokens
         template = chat_template(processor).removesuffix("\n")  # which jinja drops, but not at the end of a block
         self._before, after = (
             _CUT.replace("PART", part).replace("MARK", _MARK).replace("TEMPLATE", template) for part in "01"
@@ -148,7 +139,7 @@ class PromptRenderer:
 
     def _content(self, value: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
         try:
-            (conversation,) = to_conversations([value], media=MediaOptions(self.num_video_frames))
+            (conversation,) = to_conversations([value])
         except InputError as error:
             raise ValueError(f"of its {side}, {error.reason}") from error
         if self.max_text_tokens is not None:

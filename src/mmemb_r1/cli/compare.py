@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1.cli._options import show_progress
     from mmemb_r1.evaluation.compare import compare_runs, paired_table, remark
-    from mmemb_r1.evaluation.report.terminal import print_table
+    from mmemb_r1.evaluation.report.text import print_table
     from mmemb_r1.evaluation.run_folder import save_results
     from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
     from mmemb_r1.evaluation.tasks import ALL

@@ -42,10 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1.cli._options import load_model, show_progress
-    from mmemb_r1.evaluation.diagnose.run import run_diagnosis
-    from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
+    from mmemb_r1.evaluation.diagnose.run import ShortcutSettings, run_diagnosis
     from mmemb_r1.evaluation.diagnose.verdict import shortcut_table, verdict_line
-    from mmemb_r1.evaluation.report.terminal import print_table
+    from mmemb_r1.evaluation.report.text import print_table
     from mmemb_r1.evaluation.tasks import ALL
 
     settings = ShortcutSettings(

@@ -155,8 +155,7 @@ def _next_step(args: argparse.Namespace, folder: Path | None) -> str:
 
 
 def _show(results: Results, kind: str) -> None:
-    from mmemb_r1.evaluation.report.markdown import results_markdown
-    from mmemb_r1.evaluation.report.terminal import print_table, results_table
+    from mmemb_r1.evaluation.report.text import print_table, results_markdown, results_table
 
     if kind == "json":
         print(json.dumps(results, indent=2, ensure_ascii=False))

@@ -26,6 +26,7 @@ in shards: a run that was stopped goes on with the same command, and --selection
 
 KINDS = ("vlm", "embedding")
 LOG_FILE = "jobs.log"  # what the processes of `--jobs` print
+TRIALS = 16  # inputs with all their rationales that the evaluator gets at once
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     work = parser.add_argument_group("how to work")
     work.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="pairs that the evaluator reads at once; default: 16"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pairs (of a vlm; default: 16) or inputs (of an embedding evaluator; default: 32) that are read at once",
     )
     add_shard_options(work)
     work.add_argument(
@@ -99,7 +103,7 @@ class _Renamed(argparse.Action):
 def run(args: argparse.Namespace) -> int:
     if not args.pairs.is_file():
         raise ValueError(f"--pairs {args.pairs}: there is no such file")
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
     if args.jobs < 1 or (args.jobs > 1 and args.part != (1, 1)):
         raise ValueError(f"--jobs {args.jobs}; allowed: 1 or more, and together with --part 1 alone")
@@ -124,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         load_evaluator_of(args),
         args.output,
         options,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or TRIALS,
         shard_size=args.shard_size,
         part=args.part,
         progress=show_progress("mmemb_r1.training.selection"),
@@ -180,7 +184,7 @@ def load_evaluator_of(args: argparse.Namespace) -> PairEvaluator:
                 f"--{option.replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
                 "another --evaluator-kind"
             )
-    options = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
+    options = {**_given(args, {**own[kind], "batch_size": "batch_size"}), "device": args.device}
     return load_evaluator(args.evaluator, kind, **options)
 
 

@@ -6,7 +6,7 @@ import argparse
 from hashlib import sha256
 from pathlib import Path
 
-from mmemb_r1.cli._training import FIELD, add_training_options, require_file, run_of
+from mmemb_r1.cli._training import FIELD, add_files, add_training_options, require_file, run_of
 
 HELP = """\
 Train an evaluator for `mmemb-r1 select`, where no strong chat model is at hand. It learns to answer yes or no to "does
@@ -15,22 +15,12 @@ optionally task, query_rationale and target_rationale), without a rationale, wit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="DIR",
-        help="the model to start from, a folder or a Hub id: a vision-language model, or an mmemb-r1 checkpoint",
-    )
-    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs to learn from, Parquet")
-    parser.add_argument(
-        "--eval-pairs", type=Path, metavar="FILE", help="pairs to measure on, that were not learnt from"
-    )
-    parser.add_argument(
-        "--rationales",
-        type=Path,
-        metavar="DIR",
-        help="what `mmemb-r1 rationales` wrote, from workers to be trusted; default: the columns of the pairs",
-    )
+    start = "the model to start from, a folder or a Hub id: a vision-language model, or an mmemb-r1 checkpoint"
+    parser.add_argument("--model", required=True, metavar="DIR", help=start)
+    add_files(parser, {"--pairs": "the pairs to learn from, Parquet"}, required=True)
+    add_files(parser, {"--eval-pairs": "pairs to measure on, that were not learnt from"})
+    trusted = "what `mmemb-r1 rationales` wrote, from workers to be trusted; default: the columns of the pairs"
+    parser.add_argument("--rationales", type=Path, metavar="DIR", help=trusted)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the evaluator goes")
     add_training_options(parser, "EvaluatorConfig")
     parser.add_argument(
@@ -67,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
-    said = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
-    train_in_folder(trainer, training, rationales=said)
+    digest = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
+    train_in_folder(trainer, training, rationales=digest)
     measured = trainer.measure(eval_pairs) if eval_pairs else {}
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():

@@ -30,16 +30,13 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
 
         mteb.evaluate(MTEBModel(model, reasoning="auto"), tasks=mteb.get_tasks(["VidoreDocVQARetrieval"]))
 
-    mteb takes a sentence-transformers model for one of text alone; this one says what it reads. Queries, and inputs of
-    tasks that have no documents, are embedded with the options that are given here or in `encode_kwargs`; documents
-    with `document_reasoning` in the place of `reasoning`.
+    Queries, and inputs of tasks that have no documents, are embedded with the options that are given here or in
+    `encode_kwargs`; documents with `document_reasoning` in the place of `reasoning`.
 
     mteb keeps results by the model's name and revision, which is a digest of the checkpoint, and by options given
-    here. It does not look at `encode_kwargs`: with these, runs that differ in nothing else would find each other's
-    results, so a warning says to give `cache=None`.
+    here. It does not look at `encode_kwargs`, so with these a warning says to give `cache=None`.
 
     Args:
-        model: the model.
         name: its id, `org/name`. Default: the id that it was loaded by from the Hub, else `local/` and the last part
             of its path.
         **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of `encode`, and
