@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Pipeline
 
-from .configuration_mmemb_r1 import REASONING_OPTIONS
 from .inputs_mmemb_r1 import InputError
+from .options_mmemb_r1 import REASONING_OPTIONS, check_options, resolve_reasoning
 from .rendering_mmemb_r1 import render_inputs
 
 
@@ -51,11 +51,14 @@ class MMEmbR1Pipeline(Pipeline):
         unknown = [name for name in options if name not in REASONING_OPTIONS]
         if unknown:
             raise TypeError(f"{unknown[0]!r} is no option; allowed besides: {', '.join(REASONING_OPTIONS)}.")
-        given = {"instruction": instruction, "allow_remote_media": allow_remote_media}
+        options = check_options(options)
+        given = check_options({"instruction": instruction, "allow_remote_media": allow_remote_media})
+        given |= check_options({"return_tensors": return_tensors})
+        shown = {"return_tensors": True} if given.pop("return_tensors", False) else {}
         return (
             {name: value for name, value in given.items() if value},
             options,
-            {"return_tensors": True} if return_tensors else {},
+            shown,
         )
 
     def preprocess(
@@ -65,6 +68,7 @@ class MMEmbR1Pipeline(Pipeline):
         return render_inputs(self.processor, [value], self.model.config, instruction, allow_remote_media)[0]
 
     def _forward(self, features: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        options = resolve_reasoning(self.model.config, options)
         return {"embedding": self.model.embed(**features, **options).embeddings[0]}
 
     def postprocess(self, outputs: dict[str, Tensor], return_tensors: bool = False) -> Tensor | list[float]:

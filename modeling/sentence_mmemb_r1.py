@@ -18,9 +18,10 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbones_mmemb_r1 import MEDIA_COUNTS, model_inputs, takes_videos
-from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, resolve_reasoning
+from .configuration_mmemb_r1 import MMEmbR1Config
 from .inputs_mmemb_r1 import InputError
 from .modeling_mmemb_r1 import MMEmbR1Model
+from .options_mmemb_r1 import FIELDS, REASONING_OPTIONS, check_options, nearest_name, resolve_reasoning
 from .rendering_mmemb_r1 import render_inputs
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
@@ -106,6 +107,7 @@ class MMEmbR1Module(InputModule):
             InputError: a `ValueError` that shows the input and names its position among those of `encode`.
             ValueError: for `processing_kwargs`: pictures and videos are opened here, the config says how.
         """
+        allow_remote_media = check_options({**kwargs, "allow_remote_media": allow_remote_media})["allow_remote_media"]
         if kwargs.get("processing_kwargs"):
             raise ValueError(
                 f"processing_kwargs={kwargs['processing_kwargs']!r} is not supported; set max_text_tokens, "
@@ -150,8 +152,8 @@ class MMEmbR1Module(InputModule):
 
     def reasoning_options(self, **options: Any) -> dict[str, Any]:
         """Resolve the options that the model takes, by the config, the task and whether there are gradients."""
-        task = options.get("task")
-        options = {name: options[name] for name in DECODING_OPTIONS if options.get(name) is not None}
+        options = check_options({name: options.get(name) for name in (*DECODING_OPTIONS, "task")})
+        task = options.pop("task", None)
         if torch.is_grad_enabled():
             if options.get("reasoning", "never") != "never":
                 raise ValueError(
@@ -206,6 +208,9 @@ class MMEmbR1Module(InputModule):
         if Path(config_home).is_dir() and not Path(config_home, subfolder, CONFIG_NAME).is_file():
             # transformers would build the default model, which has billions of parameters
             raise ValueError(f"{config_home} has no {CONFIG_NAME}; name a folder that save_pretrained wrote.")
+        for name in config_kwargs or {}:
+            if not hasattr(MMEmbR1Config, name):  # transformers passes over it without a word
+                raise ValueError(f"MMEmbR1Config has no field {name!r}{nearest_name(name, FIELDS)}")
         config = MMEmbR1Config.from_pretrained(config_home, **hub, **(config_kwargs or {}))
         model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
         processor = AutoProcessor.from_pretrained(
