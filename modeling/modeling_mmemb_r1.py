@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +32,10 @@ from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
 
 OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1.0.dev0
+
+
+MODULES_FILE = "modules.json"
+MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
 
 
 class MMEmbR1Model(PreTrainedModel, GenerationMixin):
@@ -85,6 +93,14 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         used = getattr(model, "_weight_conversions", None) or []
         model._weight_conversions = [rule for rule in used if rule.target_patterns != list(OLD_NAMES.values())]
         return loaded
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Save the model, see [`PreTrainedModel.save_pretrained`], with what sentence-transformers loads it by."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_modules(save_directory)
 
     @classmethod
     def _load_pretrained_model(
@@ -383,6 +399,18 @@ def _refuse_weights(what: str, names: Iterable[str]) -> None:
             f"The checkpoint does not fit its config: of its weights these {what}: {', '.join(names[:3])}{more}. "
             "Load it with the config it was saved with, or get its files again."
         )
+
+
+def write_modules(folder: str | os.PathLike[str]) -> None:
+    """
+    Write what tells sentence-transformers how a folder's weights, or adapters, are loaded. Without it, it would take
+    the mean of the backbone's states without a word.
+    """
+    modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE_REFERENCE}]
+    Path(folder, MODULES_FILE).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    for source in Path(__file__).parent.glob("*_mmemb_r1.py"):
+        if not Path(folder, source.name).exists():
+            shutil.copy(source, folder)
 
 
 MMEmbR1Model.register_for_auto_class("AutoModel")

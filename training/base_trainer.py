@@ -6,17 +6,24 @@ import dataclasses
 import inspect
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from accelerate.utils import DistributedType
+from transformers.utils import cached_file
 from trl.trainer.utils import RepeatSampler
+
+from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
+from mmemb_r1.training.distributed import average_gradients
 
 Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
-TRAINING_FILE = "training.json"
+ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
+_AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -69,7 +76,9 @@ class PhaseTrainer:
         "title": "MMEmb-R1: Reasoning-Enhanced Multimodal Embedding with Pair-Aware Selection and Adaptive Control",
         "id": "2604.06156",
     }
+    accelerator: Any
     args: Any
+    model: Any
     state: Any
     is_world_process_zero: Any
     facts: dict[str, Any]
@@ -82,6 +91,24 @@ class PhaseTrainer:
         if self.is_world_process_zero():
             steps = self.state.global_step
             write_facts(Path(self.args.output_dir) / f"checkpoint-{steps}", self.facts, steps)
+
+    def average_gradients(self) -> None:
+        """Average gradients over the processes before a step of the optimiser, but of a model that FSDP2 shards."""
+        if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
+            average_gradients(self.model.parameters())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save such that sentence-transformers loads the model, or adapters, with the prompts that it began with."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        folder, start = output_dir or self.args.output_dir, self.model.config.name_or_path
+        write_modules(folder)
+        found = start and cached_file(
+            start, ENCODING_FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        if found:
+            shutil.copy(found, folder)
 
 
 class EpochSampler(RepeatSampler):

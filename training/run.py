@@ -265,6 +265,7 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
     from mmemb_r1.training.adapters import load_adapters, merged
 
     state = trainer.accelerator.get_state_dict(trainer.model)
@@ -275,6 +276,8 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
     model = MMEmbR1(run.model, device="cpu")
     if is_peft_model(trained):
         trained.save_pretrained(str(run.output / "adapter"), state_dict=state)
+        trainer.processing_class.save_pretrained(run.output / "adapter")
+        write_modules(run.output / "adapter")
         model[0].model = merged(load_adapters(model[0].model, run.output / "adapter"))
     else:
         model[0].model.load_state_dict(state)

@@ -31,7 +31,7 @@ from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, spread
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
 from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.stream import StreamSummary, encode_stream
@@ -49,7 +49,6 @@ PROMPTS = {
     "moment-retrieval": "Find the part of the video that the text tells of.",
 }
 ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query` and `encode_document` is the same
-MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +34,7 @@ class PolicyForward:
             fused_lm_head: ignored.
             **inputs: attention mask and media.
         """
+        check_token_types(input_ids, inputs, self.config.vlm_config)
         markers = input_ids == self.config.embed_token_id  # (B, S)
         decisions = nn.functional.pad(markers[:, :-1], (1, 0)) & (labels != -100)
         in_rationale = (labels != -100) & ~decisions & ~markers
@@ -62,3 +65,40 @@ def decision_logps(logits: Tensor, thinks: Tensor) -> Tensor:
     [0.5, 0.5]
     """
     return nn.functional.logsigmoid(torch.where(thinks, logits, -logits))
+
+
+@contextmanager
+def padded_left(tokenizer: Any) -> Iterator[None]:
+    """
+    Make a tokenizer pad on the left for the length of a block.
+
+    TRL pads prompts on the left itself, but takes the token types of pictures from the processor, padded as its
+    tokenizer happens to be set.
+    """
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = side
+
+
+def check_token_types(input_ids: Tensor, inputs: Mapping[str, Any], backbone: Any) -> None:
+    """
+    Check that the types of tokens, which say where pictures are, belong to these ids.
+
+    Args:
+        input_ids: `(B, S)`.
+        inputs: what else the model is given.
+        backbone: the backbone's config, with the id that stands for pictures.
+
+    Raises:
+        ValueError: if they do not; rotary positions would be wrong without another error.
+    """
+    image_id = getattr(backbone, "image_token_id", None)
+    for name in {"token_type_ids", "mm_token_type_ids"}.intersection(inputs):
+        if image_id is not None and bool(((inputs[name] == 1) != (input_ids == image_id)).any()):
+            raise ValueError(
+                f"{name} marks other tokens as pictures than those with id {image_id}: it was padded or cut in "
+                "another way than the ids. Take both from one call of the processor."
+            )

@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from mmemb_r1.content import content_key, given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import plain_conversations, render
+from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs
 
 BATCH_SIZE = 32
@@ -57,17 +58,20 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
 
 @torch.no_grad()
 def prompt_states(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
-    """Compute the states `(N, H)` at the `<|embed|>` of at most `number` of the prompts, from all over their table."""
-    training, states = model.training, []
+    """
+    Compute the states `(N, H)` at the `<|embed|>` of at most `number` of the prompts, from all over their table.
+    Processes share the work, and all get all states.
+    """
+    training, states = model.training, [torch.zeros(0, model.config.hidden_size, device=model.device)]
     model.eval()
-    places = range(0, len(prompts), -(-len(prompts) // number))
+    places = range(0, len(prompts), -(-len(prompts) // number))[process_index() :: num_processes()]
     for start in range(0, len(places), BATCH_SIZE):
         rows = [prompts[place] for place in places[start : start + BATCH_SIZE]]
         chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
         output = model(**render(processor, chats).to(model.device))
         states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
     model.train(training)
-    return torch.cat(states)
+    return gather_rows(torch.cat(states))
 
 
 def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:

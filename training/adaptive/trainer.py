@@ -25,12 +25,12 @@ from mmemb_r1.training.adaptive.advantages import (
     utility_rewards,
 )
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
-from mmemb_r1.training.adaptive.forward import PolicyForward
+from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
 from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, prompt_states, warn_of_overlap
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
-from mmemb_r1.training.distributed import summed
+from mmemb_r1.training.distributed import num_processes, summed, unwrapped
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
@@ -137,7 +137,6 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             raise ValueError("beta > 0 needs a reference model, which can't be made of adapters here; set beta=0.")
         is_needed = beta or args.scorer == "frozen"
         self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if is_needed else None
-        self._gate_inputs = prompt_states(model, processing_class, prompts)
         self._rows = torch.empty(0, dtype=torch.long)
         self._gate_logits = torch.empty(0)
         stops = [StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []
@@ -152,6 +151,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             rollout_func=lambda prompts, _: self._roll_out(prompts),
         )
         self._refuse_sharding()
+        if num_processes() > 1:  # TRL gathers pictures only in processes that have some, and waits for ever
+            self.log_multimodal = False
+        self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts)  # on its device by now
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._frozen.to(self.accelerator.device)
@@ -183,7 +185,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """Do as TRL, with an advantage of each token instead of each rollout."""
         self._rows = torch.tensor([row["row"] for row in inputs])
         self._embed_candidates()
-        output = super()._generate_and_score_completions(inputs)
+        with padded_left(self._tokenizer):
+            output = super()._generate_and_score_completions(inputs)
         output["advantages"] = self._token_advantages(output)
         output["rows"] = self._rows.to(output["advantages"].device)
         return output
@@ -285,9 +288,15 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     # The loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a forward and a backward pass over a batch; gradients are the mean over all processes."""
+        loss = super().training_step(*args, **kwargs)
+        self.average_gradients()
+        return loss
+
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the gate's log-probabilities for decisions in the same pass as the tokens'."""
-        self._policy = PolicyForward(model, self._bare_model.config, self.temperature)
+        self._policy = PolicyForward(unwrapped(model), self._bare_model.config, self.temperature)
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -316,7 +325,13 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         optimizer.add_param_group(
             {"params": moved, "lr": self.args.gate_learning_rate, "weight_decay": 0.0, "is_gate": True}
         )
-        StandardisedGate(moved[0], moved[1], self._gate_inputs).attach(optimizer)  # the layer that reads the state
+        layer = "output" if self._bare_model.gate.hidden is None else "hidden"  # the one that reads the state
+        named = {name: weight for name, weight in self._bare_model.gate.named_parameters() if name.startswith(layer)}
+        weight, bias = (
+            next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
+            for kind in ("weight", "bias")
+        )
+        StandardisedGate(weight, bias, self._gate_inputs).attach(optimizer)
         return optimizer
 
     # Logs

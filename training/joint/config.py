@@ -46,6 +46,7 @@ class JointConfig(_BaseConfig):
         max_rationale_tokens: Longer rationales are refused, not cut: a cut rationale teaches to stop in the middle.
         freeze_vision_tower: Whether the vision tower stays as it is.
         augment_pictures: Whether training pictures are shifted, turned and recoloured a little, anew each time.
+        dataloader_persistent_workers: Whether data workers are kept from one epoch to the next.
     """
 
     temperature: float = 0.02
@@ -70,6 +71,7 @@ class JointConfig(_BaseConfig):
     max_rationale_tokens: int = 256
     freeze_vision_tower: bool = False
     augment_pictures: bool = False
+    dataloader_persistent_workers: bool = True
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
 
     _argument_group_name: ClassVar[str] = "settings"
@@ -84,6 +86,16 @@ class JointConfig(_BaseConfig):
                 f"sub_batch_size={self.sub_batch_size} has to divide per_device_train_batch_size="
                 f"{self.per_device_train_batch_size}."
             )
+        # options of the Trainer's that would have no effect here have one value
+        fixed = {
+            "auto_find_batch_size": False,
+            "dataloader_drop_last": False,
+            "label_smoothing_factor": 0.0,
+            "train_sampling_strategy": "random",
+        }
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect in this phase; leave it out.")
         sizes = ("max_reasoning_rounds", "num_length_chunks", "similarity_chunk_size", "max_rationale_tokens")
         for name in (*sizes, "mini_batch_size", "num_hard_negatives"):
             value, least = getattr(self, name), int(name != "num_hard_negatives")

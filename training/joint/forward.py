@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmemb_r1.training.distributed import gather_rows, num_processes, summed
+from mmemb_r1.training.distributed import gather_rows, num_processes, process_index, summed
 from mmemb_r1.training.gate import gate_loss
 from mmemb_r1.training.joint.collator import IGNORED, Chunk, JointBatch, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
@@ -169,7 +168,7 @@ def _not_finite(vectors: Mapping[str, Vectors], batch: JointBatch, terms: PathTe
             names = batch[name]["names"]
             return blame("the embedding", [names[row] for row in bad.nonzero().flatten().tolist()])
     query, size = batch["query"], len(batch["query"]["index"])
-    start = size * (dist.get_rank() if num_processes() > 1 else 0)
+    start = size * process_index()
     for (dim, a, b), term in terms.at.items():
         if not bool(term.loss.isfinite()):
             bad = ~(term.query_to_target + term.target_to_query).isfinite() & term.valid  # (B,)

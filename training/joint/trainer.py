@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import time
 from collections import Counter
@@ -12,10 +13,8 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
@@ -23,7 +22,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
 from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
-from mmemb_r1.training.distributed import average_gradients, expect_unused, num_processes, summed
+from mmemb_r1.training.distributed import expect_unused, keep_float32, num_processes, summed, unwrapped
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
@@ -39,9 +38,7 @@ from mmemb_r1.training.joint.forward import (
 from mmemb_r1.training.joint.metrics import Means
 from mmemb_r1.training.vlm import weights_fingerprint
 
-# Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
-# only some see pictures: this trainer averages by itself.
-_AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+logger = logging.getLogger(__name__)
 
 
 def joint_facts(
@@ -140,6 +137,13 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         }
         self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
         config = model.config
+        if args.use_rationales and args.max_rationale_tokens > config.max_reasoning_tokens:
+            logger.warning(
+                "Rationales of up to %d tokens are trained on (max_rationale_tokens), but the model writes at most %d "
+                "(max_reasoning_tokens of its config): longer ones will be cut when it embeds.",
+                args.max_rationale_tokens,
+                config.max_reasoning_tokens,
+            )
         if args.freeze_vision_tower or peft_config is not None:
             from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters
 
@@ -171,6 +175,14 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed takes an optimiser step with every backward pass, of which a batch has several here. Shard "
+                "the model with FSDP2 (accelerate launch --use_fsdp --fsdp_version 2), or use accelerate launch "
+                "--multi_gpu, with adapters (lora) where memory is short."
+            )
+        if self.is_fsdp_enabled:
+            keep_float32(self.accelerator.state.fsdp_plugin)
         collator.fixed_num_chunks = self.is_fsdp_enabled  # its processes must make as many passes
         self._eval_collator = copy.copy(collator)
         self._eval_collator.augment = None
@@ -213,7 +225,9 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             batch_sampler=sampler,
             collate_fn=self.data_collator if mode == "train" else self._eval_collator,
             num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_num_workers > 0,
+            persistent_workers=self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
             generator=torch.Generator().manual_seed(self._seed),  # the global one is left to dropout
         )
         # not `accelerator.prepare`: the sampler has parted the batches, and chunks go to the device one at a time
@@ -237,7 +251,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         for name in SIDES:
             side, parts = inputs[name], []
             for chunk in side["chunks"]:
-                part, logps = encode(_unwrapped(model), chunk)
+                part, logps = encode(unwrapped(model), chunk)
                 parts.append(part)
                 rationale_losses.append(self._rationale_loss(name, side, chunk, logps, totals[name]))
             vectors[name] = in_order(side, parts)
@@ -276,8 +290,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         except FloatingPointError as error:
             raise FloatingPointError(f"after {self.state.global_step} steps {error}") from error
         self._log_rationale_loss()
-        if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
-            average_gradients(self.model.parameters())
+        self.average_gradients()
         return loss
 
     def _cached_step(self, model: nn.Module, inputs: JointBatch) -> Tensor:
@@ -288,7 +301,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         gradient, to pass the loss's gradient on. Source: GradCache (arXiv 2101.06983).
         """
         model.train()
-        encoder, device = _unwrapped(model), self.accelerator.device
+        encoder, device = unwrapped(model), self.accelerator.device
         scale = 1 / self.current_gradient_accumulation_steps
         totals = self._begin(inputs)
         runs, leaves = [], {}
@@ -371,8 +384,9 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         """Log, beside the rest, the means since the last log of each loss term and of [`batch_metrics`]."""
         mode = self._mode
         means, now = self._means[mode].take(), time.perf_counter()
-        if mode == "eval":
-            means = {f"eval_{name}": value for name, value in means.items()}
+        if mode == "eval":  # in place: `evaluate` returns what it logs, and the best checkpoint is found by that
+            logs.update({f"eval_{name}": value for name, value in means.items()})
+            means = {}
         elif means:
             means["tokens_per_second"] = self._tokens * num_processes() / max(now - self._since, 1e-9)
         self._tokens, self._since = 0, now  # also after an evaluation, whose time is not training's
@@ -396,7 +410,3 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
         facts = {"data": dataset_name} if dataset_name else {}
         write_model_card(folder, training=facts | self.facts | {"steps": self.state.global_step})
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel | nn.DataParallel) else model

@@ -39,6 +39,20 @@ def test_the_sub_batch_has_to_divide_the_batch(config):
         config(sub_batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("auto_find_batch_size", True),
+        ("dataloader_drop_last", True),
+        ("label_smoothing_factor", 0.1),
+        ("train_sampling_strategy", "group_by_length"),
+    ],
+)
+def test_options_without_effect_are_refused(config, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} has no effect in this phase; leave it out"):
+        config(**{name: value})
+
+
 @pytest.mark.parametrize("value", [0, -0.1, float("nan")])
 def test_the_temperature_has_to_be_positive(config, value):
     with pytest.raises(ValueError, match=f"temperature={value} has to be positive"):
