@@ -336,7 +336,7 @@ def test_what_changes_nothing_leaves_the_key():
 def test_options_out_of_range_are_refused_also_where_they_change_nothing():
     for options, message in [
         ({"reasoning": "sometimes"}, "'sometimes' is not known"),
-        ({"reasoning": "never", "gate_threshold": 2}, "has to be a probability"),
+        ({"reasoning": "never", "gate_threshold": 2}, "has to be a number from 0 to 1"),
         ({"max_reasoning_tokens": [3, 4]}, "has to be one whole number for all inputs"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -28,7 +28,7 @@ from mmemb_r1.objective import target_probability
 from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
 from mmemb_r1.runs import progress_bar, record_run, replaced_file, step_of
 from mmemb_r1.seeding import random_order, seeded_random
-from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 from mmemb_r1.training.vlm import weights_fingerprint
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
 from mmemb_r1.seeding import random_order, seeded_random
-from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.base_trainer import with_help
 from mmemb_r1.training.gate import fit_gate
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions

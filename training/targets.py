@@ -20,7 +20,7 @@ from mmemb_r1.objective import TEMPERATURE, target_probability
 from mmemb_r1.training.tables import StoredInputs, check_pairs, number_distinct, stored_column
 
 if TYPE_CHECKING:
-    from mmemb_r1.sentence_transformer import MMEmbR1
+    from mmemb_r1.sentence_transformers import MMEmbR1
 
 
 class TargetScorer:

@@ -210,9 +210,9 @@ class AdaptiveEncoder:
     def reasoning_options(self) -> dict[str, Any]:
         if not hasattr(self.model, "embedding_cache"):
             return self.given
-        from mmemb_r1.modeling.configuration_mmemb_r1 import resolve_reasoning
+        from mmemb_r1.modeling.options_mmemb_r1 import resolve_reasoning
 
-        resolved = resolve_reasoning(self.model[0].model.config, self.given)
+        resolved = resolve_reasoning(self.model[0].model.config, self.given, "query")
         return {name: resolved[name] for name in OPTIONS}
 
     def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:

@@ -14,7 +14,7 @@ except ImportError as error:
     raise ImportError("mteb is missing: pip install 'mmemb-r1[eval]'") from error
 
 from mmemb_r1.fingerprint import checkpoint_fingerprint
-from mmemb_r1.modeling.configuration_mmemb_r1 import REASONING_OPTIONS
+from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

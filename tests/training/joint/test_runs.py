@@ -150,7 +150,7 @@ class TestWriting:
         for load in (partial(SentenceTransformer, trust_remote_code=True), MMEmbR1, load_model):
             assert abs(load(str(tmp_path), device="cpu").encode(["say red"]) - expected).max() < 1e-6
         (tmp_path / "modules.json").unlink()
-        with pytest.raises(ValueError, match="has no modules.json, so it is not known to be an mmemb-r1 checkpoint"):
+        with pytest.raises(ValueError, match="is no mmemb-r1 checkpoint: it has no modules.json"):
             MMEmbR1(str(tmp_path), device="cpu")
 
     def test_facts_lie_beside_each_checkpoint(self, trained, rows, tmp_path):

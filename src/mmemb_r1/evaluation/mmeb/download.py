@@ -62,7 +62,7 @@ def download_task(
     """
     from huggingface_hub import snapshot_download
 
-    from mmemb_r1.hub.errors import explained
+    from mmemb_r1.hub.client import explained
 
     task, root = task_named(name), Path(folder).expanduser().resolve()
     place, note = annotation_folders(task, root)[0], revision_note(task, root)
@@ -86,8 +86,7 @@ def archive_of(task: MMEBTask) -> Archive | None:
 
 
 def _commit(repo_id: str, revision: str | None = None) -> str:
-    from mmemb_r1.hub.errors import explained
-    from mmemb_r1.hub.files import hub_api
+    from mmemb_r1.hub.client import explained, hub_api
 
     with explained(repo_id, revision):
         return str(hub_api().dataset_info(repo_id, revision=revision).sha)
@@ -96,7 +95,7 @@ def _commit(repo_id: str, revision: str | None = None) -> str:
 def _download_archive(archive: Archive, root: Path) -> None:
     from huggingface_hub import hf_hub_download
 
-    from mmemb_r1.hub.errors import explained
+    from mmemb_r1.hub.client import explained
 
     target = root / archive.folder
     note, facts = target / ".unpacked.json", {"archive": list(archive.parts)}
