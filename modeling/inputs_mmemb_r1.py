@@ -20,6 +20,10 @@ _ALLOWED = (
 )
 
 
+class EmptyText(str):
+    """Say that a text is meant to be empty: `{"text": EmptyText()}` is an empty turn; other blank texts are errors."""
+
+
 class InputError(ValueError):
     """
     Report an input that can't be embedded.
@@ -77,6 +81,8 @@ def parse_input(value: Any, media: MediaOptions = DEFAULTS, instruction: str | N
         content += [_part("video", video) for video in _as_videos(fields.get("video"))]
         if text := "\n".join(text for text in map(_text, _as_list(fields.get("text"))) if text.strip()):
             content.append(_part("text", text))
+        elif isinstance(fields.get("text"), EmptyText):
+            content.append(_part("text", fields["text"]))
         _require_content(content)
         messages = [{"role": "user", "content": content}]
         instruction = fields.get("instruction") or instruction
@@ -125,7 +131,9 @@ def _part(kind: str, source: Any) -> dict[str, Any]:
 
 
 def _require_content(parts: list[dict[str, Any]]) -> None:
-    if not any(part["type"] != "text" or part["text"].strip() for part in parts):
+    if not any(
+        part["type"] != "text" or part["text"].strip() or isinstance(part["text"], EmptyText) for part in parts
+    ):
         raise ValueError("it is empty. Pass some text, an image or a video.")
 
 
