@@ -7,11 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
+from safetensors import SafetensorError, safe_open
 from trl.trainer.utils import RepeatSampler
 
 TRAINING_FILE = "training.json"
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
+SECRETS = ("hub_token",)  # fields of a config that are never written
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -19,8 +22,8 @@ def last_checkpoint(folder: Path) -> str | None:
     """
     Find the last checkpoint that is complete.
 
-    A process that is killed while it saves leaves a part of one. `Trainer` would go on from that part: without its
-    last file from the first step, with whatever weights are there.
+    A process that is killed while it saves leaves a part of one, a full disk leaves files that end early. `Trainer`
+    would go on from that part: without its last file from the first step, with whatever weights are there.
 
     Returns:
         Its path, for `resume_from_checkpoint`; `None` if there is none, or no such folder.
@@ -32,9 +35,13 @@ def last_checkpoint(folder: Path) -> str | None:
 def _is_complete(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, framework="pt"):
+                pass
+    except (FileNotFoundError, json.JSONDecodeError, SafetensorError):
         return False
-    return True
+    # what torch writes are ZIP archives, whose directory comes last
+    return all(is_zipfile(path) for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
 
 
 def with_earlier_phases(facts: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
@@ -56,6 +63,13 @@ def write_facts(folder: Path, facts: Mapping[str, Any], steps: int) -> None:
     """Write the facts of a training and how long it has gone on beside a checkpoint."""
     text = json.dumps({**facts, "steps": steps}, indent=2, ensure_ascii=False) + "\n"
     (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
+
+
+class TokensLeftOut:
+    """Mixed into a config, before TRL's: tokens are not pickled, so that `training_args.bin` holds none."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: None if name in SECRETS else value for name, value in vars(self).items()}
 
 
 class PhaseTrainer:

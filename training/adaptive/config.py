@@ -9,13 +9,14 @@ from typing import ClassVar, cast
 from trl import GRPOConfig
 
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, find_reward
+from mmemb_r1.training.base_trainer import TokensLeftOut
 
 SCORERS = ("frozen", "live")
 DECISION_REWARDS = ("reward", "utility")
 
 
 @dataclass
-class AdaptiveGRPOConfig(GRPOConfig):
+class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
     """
     Configuration of [`AdaptiveGRPOTrainer`]: those of [`~trl.GRPOConfig`] and the following.
 

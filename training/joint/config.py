@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from trl.trainer.base_config import _BaseConfig
 
+from mmemb_r1.training.base_trainer import TokensLeftOut
 from mmemb_r1.training.joint.losses import PathWeights
 
 
 @dataclass
-class JointConfig(_BaseConfig):
+class JointConfig(TokensLeftOut, _BaseConfig):
     """
     Configuration of [`JointTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
 
