@@ -17,18 +17,8 @@ from safetensors import safe_open
 
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.formatting import table
-from mmemb_r1.model_card import sections
-from mmemb_r1.model_card.sources import (
-    RESULTS_FILE,
-    TRAINING_FILE,
-    curve_name,
-    curves_in,
-    find_curve,
-    read_curve,
-    read_emissions,
-    read_results,
-    read_training,
-)
+from mmemb_r1.model_card import sections, sources
+from mmemb_r1.model_card.sources import RESULTS_FILE, TRAINING_FILE, curve_name, curves_in
 from mmemb_r1.model_card.validation import header_faults, is_repo_id, read_header, validate_model_card
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.runs import replaced_file
@@ -60,18 +50,16 @@ def build_model_card(
         directory: The saved checkpoint.
         results: A file that [`save_results`] wrote. Default: `results.json` in `directory`.
         base_model: Hub id of the backbone, if it was not trained from scratch.
-        training: What to say of the training, name -> value, say `{"steps": 1200}`. Default: `training.json` in
-            `directory`, which the trainers write.
+        training: What to say of the training, name -> value. Default: what the trainers wrote to `training.json`.
         license: Identifier of the licence of the weights, as the Hub knows it; the card names none without it.
         curve: Scores over the gate's threshold, see [`read_curve`]. Default: `curve.csv` or `curve-SPLIT.csv` in
             `directory`. The card shows the picture of the same name, PNG, that lies beside it.
         datasets: Hub ids of the training data.
-        emissions: Of the training: CodeCarbon's emissions.csv, or grams of CO2 equivalents. The file is not looked for
-            in `directory`, because it holds coordinates, which should not be published by accident.
+        emissions: CodeCarbon's emissions.csv, or grams of CO2 equivalents. The file is not looked for in `directory`:
+            it holds coordinates, which should not be published by accident.
         repo_id: The model's id on the Hub, which the snippets then use. Default: the name of `directory`.
         keep: Take what no file holds (licence, language, base model, datasets, emissions, repository) from the
-            README.md that is there, unless an argument gives it. Defaults to `False`: after a training, the card
-            there may be that of the model that training began with.
+            README.md that is there. Defaults to `False`: it may be the card of the model that training began with.
 
     Raises:
         ValueError: If `directory` holds no checkpoint, a file is damaged, or the Hub would refuse an id or licence.
@@ -89,28 +77,24 @@ def build_model_card(
         "license": license,
         "base_model": base_model if base_model is None or isinstance(base_model, str) else list(base_model),
         "datasets": None if datasets is None else list(datasets),
-        "co2_eq_emissions": None if emissions is None else read_emissions(emissions),
+        "co2_eq_emissions": None if emissions is None else sources.read_emissions(emissions),
     }
     header |= {key: value for key, value in given.items() if value is not None}
-    measured = _read_if_there(results, folder / RESULTS_FILE, read_results)
-    facts = training if training is not None else _read_if_there(None, folder / TRAINING_FILE, read_training) or {}
-    metadata = _metadata(name, header, measured)
-    body = _body(folder, name, header, facts, measured, curve)
-    return f"---\n{metadata.to_yaml()}\n---\n\n{body.rstrip()}\n"
-
-
-def _metadata(name: str, header: Mapping[str, Any], results: Results | None) -> ModelCardData:
+    measured = _read_if_there(results, folder / RESULTS_FILE, sources.read_results)
+    if training is None:
+        training = _read_if_there(None, folder / TRAINING_FILE, sources.read_training) or {}
     metadata = ModelCardData(
         model_name=name,
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
         tags=TAGS,
-        eval_results=None if results is None else _eval_results(results),
+        eval_results=None if measured is None else _eval_results(measured),
         **header,
     )
     if faults := list(header_faults(metadata.to_dict())):
         raise ValueError(faults[0][1])
-    return metadata
+    body = _body(folder, name, header, training, measured, curve)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body.rstrip()}\n"
 
 
 def _body(
@@ -126,11 +110,11 @@ def _body(
     parts = [sections.training_section(training, header.get("datasets") or [])]
     if results is not None:
         parts += [sections.results_section(results), sections.cost_section(results)]
-    curve_file = Path(curve) if curve is not None else find_curve(folder)
+    curve_file = Path(curve) if curve is not None else sources.find_curve(folder)
     if curve_file is not None:
         picture = Path(curve_name(curve_file)).with_suffix(".png").name
         has_picture = curve_file.with_suffix(".png").is_file()
-        parts.append(sections.curve_section(read_curve(curve_file), picture if has_picture else None))
+        parts.append(sections.curve_section(sources.read_curve(curve_file), picture if has_picture else None))
     if "co2_eq_emissions" in header:
         parts.append(sections.carbon_section(header["co2_eq_emissions"]))
     return Template(files(__package__).joinpath("template.md").read_text(encoding="utf-8")).substitute(
@@ -153,16 +137,9 @@ def write_model_card(
 ) -> Path:
     """Render, check and write the README.md of a checkpoint, whole or not at all, and return its path.
 
-    What lies elsewhere is copied into the checkpoint, so that the card can be made again from it alone: `results` as
-    `results.json`, `training` as `training.json`, `curve` and the picture beside it under their own names.
-
-    Args:
-        directory, results, training, curve: As for [`build_model_card`].
-        **options: Its other arguments.
-
-    Raises:
-        ValueError: As [`build_model_card`] and [`validate_model_card`]; and if a curve of another name, or its
-            picture, lies there already.
+    The arguments are those of [`build_model_card`]. What lies elsewhere is copied into the checkpoint, so that the
+    card can be made again from it alone: `results` as `results.json`, `training` as `training.json`, `curve` and the
+    picture beside it under their own names. ValueError if a curve of another name, or its picture, lies there already.
     """
     folder = Path(directory)
     text = build_model_card(folder, results, training=training, curve=curve, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 from urllib.parse import quote
 
@@ -34,7 +35,10 @@ def _measured_limits(results: Results) -> list[str]:
         task: max(numbers["score"] for numbers in result["modes"].values())
         for task, result in results["tasks"].items()
     }
-    floors = {task: max(_baselines(result), default=None) for task, result in results["tasks"].items()}
+    floors = {
+        task: [result.get("majority", -1.0), *result.get("no_image", {}).values()]
+        for task, result in results["tasks"].items()
+    }
     items = []
     if weak := {task: value for task, value in best.items() if value < WEAK}:
         items.append(
@@ -43,28 +47,19 @@ def _measured_limits(results: Results) -> list[str]:
             + ", ".join(f"{task} ({score(value)})" for task, value in sorted(weak.items(), key=lambda item: item[1]))
             + "."
         )
-    if idle := [task for task, floor in floors.items() if floor is not None and best[task] <= floor]:
+    if idle := [task for task, floor in floors.items() if best[task] <= max(floor)]:
         items.append(
             "No better than without the picture, or than the most frequent training answer: " + ", ".join(idle) + "."
         )
     ratio = results["summary"]["all"]["modes"].get("auto", {}).get("invocation_ratio")
-    if ratio == 0:
-        items.append('The gate chose to think on none of these queries: `"auto"` was the same as `"never"`.')
-    if ratio == 1:
-        items.append('The gate chose to think on all of these queries: `"auto"` was the same as `"always"`.')
+    if ratio in (0, 1):
+        chosen, same = ("all", "always") if ratio else ("none", "never")
+        items.append(f'The gate chose to think on {chosen} of these queries: `"auto"` was the same as `"{same}"`.')
     return items
 
 
-def _baselines(result: Mapping[str, Any]) -> list[float]:
-    majority = [result["majority"]] if "majority" in result else []
-    return [*majority, *result.get("no_image", {}).values()]
-
-
 def training_section(facts: Mapping[str, Any], datasets: Sequence[str]) -> str:
-    """
-    Data and selection, then settings, then the phases `before` this one. Other lists and objects among the facts (say
-    logs) are left out.
-    """
+    """Write data and selection, then settings, then the phases `before` this one, without logs and other lists."""
     told = _told(facts)
     data = {name: told.pop(name) for name in DATA_FACTS if name in told}
     if datasets:
@@ -120,10 +115,13 @@ def results_section(results: Results) -> str:
         "no image": " *No image* is the better of never and always without the query's pictures.",
     }
     thinks = ["auto thinks on"] if "auto" in modes else []
+    answers = results["config"].get("document_reasoning", "never")
+    how = "directly" if answers == "never" else f'with reasoning="{answers}"'
+    intervals = any("interval" in numbers for result in tasks.values() for numbers in result["modes"].values())
     return (
         f"\n## Results\n\n{measured_on(results)}, {_counted(results)}: {_what_is_scored(results)}, for each reasoning "
-        f"mode of the queries. {_how_answers(results)}; ties count as misses; means give each task the same weight."
-        + (" In brackets, 95 % intervals that draw whole clusters of queries." if _has_intervals(results) else "")
+        f"mode of the queries. Answers are embedded {how}; ties count as misses; means give each task the same weight."
+        + (" In brackets, 95 % intervals that draw whole clusters of queries." if intervals else "")
         + "".join(text for name, text in told.items() if name in columns)
         + f"\n\n{table(['task', 'queries', *columns, *modes, *thinks], rows)}\n"
     )
@@ -145,15 +143,6 @@ def _what_is_scored(results: Results) -> str:
     return "mean over the queries of each task's metric, " + " or ".join(
         sorted({result["metric"] for result in results["tasks"].values()})
     )
-
-
-def _how_answers(results: Results) -> str:
-    mode = results["config"].get("document_reasoning", "never")
-    return "Answers are embedded directly" if mode == "never" else f'Answers are embedded with reasoning="{mode}"'
-
-
-def _has_intervals(results: Results) -> bool:
-    return any("interval" in numbers for result in results["tasks"].values() for numbers in result["modes"].values())
 
 
 def _scored(numbers: Mapping[str, Any]) -> str:
@@ -208,16 +197,13 @@ def _price(means: Mapping[str, Mapping[str, Any]], metric: str) -> str:
 def curve_section(curve: Curve, picture: str | None) -> str:
     """Write a table of the score over the invocation rate: at most [`CURVE_ROWS`] points of each model of the file."""
     chosen = {model: _spread(points) for model, points in curve.models.items()}
-    length = max(map(len, chosen.values()))
     header = [
         f"{model}: {name}" if model else name
         for model in chosen
         for name in ("queries that think", "R@1 [95 % interval]", "gate threshold")
     ]
-    rows = [
-        [cell for points in chosen.values() for cell in (_cells(points[row]) if row < len(points) else [""] * 3)]
-        for row in range(length)
-    ]
+    cells = zip_longest(*(map(_cells, points) for points in chosen.values()), fillvalue=[""] * 3)
+    rows = [list(chain.from_iterable(row)) for row in cells]
     where = [
         curve.dataset or "dataset not recorded",
         f"{curve.split} split" if curve.split else "split not recorded",

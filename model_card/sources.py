@@ -43,11 +43,7 @@ class Curve:
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
-    """Read what [`save_results`] wrote, and check every number that the card shows.
-
-    Raises:
-        ValueError: if the file is damaged, or a number is missing or out of its range.
-    """
+    """Read what [`save_results`] wrote, and check every number that the card shows."""
     try:
         results = load_results(path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -78,11 +74,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
 
 
 def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the facts of a training, name -> value.
-
-    Raises:
-        ValueError: if the file holds something else.
-    """
+    """Read the facts of a training, name -> value."""
     try:
         facts = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -95,9 +87,6 @@ def read_curve(path: str | os.PathLike[str]) -> Curve:
 
     Its columns are those of [`Point`], and where known `model` (several curves in one file), `dataset`, `split` and
     `queries`. A file `curve-test.csv` without a column `split` is of the test split.
-
-    Raises:
-        ValueError: if a column is missing, a number is none or out of its range, or there are no rows.
     """
     rows = _rows(path, Point._fields)
     models: dict[str, list[Point]] = {}
@@ -137,14 +126,7 @@ def find_curve(folder: Path) -> Path | None:
 
 
 def read_emissions(source: str | os.PathLike[str] | float) -> dict[str, Any]:
-    """Make the value of the Hub's `co2_eq_emissions` for a training.
-
-    Args:
-        source: CodeCarbon's emissions.csv, or grams of CO2 equivalents.
-
-    Raises:
-        ValueError: if the file is something else, or the number is negative or infinite.
-    """
+    """Make the Hub's `co2_eq_emissions` of a training from CodeCarbon's emissions.csv or grams of CO2 equivalents."""
     if isinstance(source, int | float):
         _number(source, "emissions", "the number of grams", math.inf)
         return {"emissions": float(source)}

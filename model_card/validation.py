@@ -24,7 +24,7 @@ ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#", re.IGNORECASE)  # a URL, or a pl
 
 
 def validate_model_card(text: str, folder: str | os.PathLike[str]) -> None:
-    """Check a card without a network.
+    """Check a card without a network. ValueError at the first fault: it names the line and what is allowed.
 
     The header is YAML; licence, library, task, tags and ids are such as the Hub knows; the model index keeps its
     results when it is read and written; Python snippets compile; relative links lead to files of the folder.
@@ -32,9 +32,6 @@ def validate_model_card(text: str, folder: str | os.PathLike[str]) -> None:
     Args:
         text: The README.md.
         folder: The checkpoint that it lies in, or will.
-
-    Raises:
-        ValueError: At the first fault. It names the line and what is allowed.
     """
     header, start = read_header(text)
     lines = text.splitlines()
@@ -42,17 +39,16 @@ def validate_model_card(text: str, folder: str | os.PathLike[str]) -> None:
         place = next((number for number, line in enumerate(lines[:start], 1) if line.startswith(f"{key}:")), 1)
         raise ValueError(f"README.md, line {place}: {fault}")
     fence, language, opened = "", "", 0
-    code: list[str] = []
     for number, line in enumerate(lines[start:], start + 1):
         mark = re.match(r" {0,3}(`{3,}|~{3,})\s*(\w*)", line)
         if fence and mark and mark[1].startswith(fence) and not mark[2]:
-            fence, snippet = "", "\n".join(code)
+            fence = ""
             if language == "python":
-                _check_snippet(snippet, opened)
+                _check_snippet("\n".join(lines[opened : number - 1]), opened)
         elif fence:
-            code.append(line)
+            continue
         elif mark:
-            fence, language, code, opened = mark[1], mark[2], [], number
+            fence, language, opened = mark[1], mark[2], number
         else:
             _check_links(line, number, Path(folder))
     if fence:

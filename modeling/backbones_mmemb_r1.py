@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache as cached
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .caching_mmemb_r1 import RoomyLayer
@@ -168,6 +172,63 @@ def takes_videos(processor: Any) -> bool:
     return getattr(processor, "video_processor", None) is not None
 
 
+def compatible_runs(
+    processor: Any, conversations: Sequence[list[dict[str, Any]]]
+) -> list[Sequence[list[dict[str, Any]]]]:
+    """
+    Cut a batch into runs of neighbours whose pictures and videos the processor takes in one call.
+
+    SmolVLM's would write the longest video's number of frames into every prompt, InternVL's fails; and beside videos
+    SmolVLM's loses pictures.
+    """
+    name = type(processor).__name__
+    if name not in EQUAL_FRAMES:
+        return [conversations]
+    starts, media = [0], set[int]()
+    for row, chat in enumerate(conversations):
+        parts = [part for message in chat for part in message["content"]]
+        own = {len(part["video"]) for part in parts if part["type"] == "video"}
+        if name == "SmolVLMProcessor" and any(part["type"] == "image" for part in parts):
+            own.add(0)
+        if own and media and own != media:
+            starts.append(row)
+            media = set()
+        media |= own
+    return [conversations[start:end] for start, end in pairwise([*starts, len(conversations)])]
+
+
+def join_batches(batches: Sequence[Mapping[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
+    """
+    Join batches to one, padded on the left: what the processor would have made of all rows.
+
+    Raises:
+        ValueError: if their pictures and frames differ in size.
+    """
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    joined = {}
+    for name in dict.fromkeys(name for batch in batches for name in batch):
+        values = [batch[name] for batch in batches if name in batch]
+        if all(is_per_token(batch[name], batch["input_ids"]) for batch in batches if name in batch):
+            filler = pad_token_id if name == "input_ids" else 0
+            values = [pad(value, (width - value.shape[1], 0), value=filler) for value in values]  # (B, S)
+        elif name.startswith("pixel_") and values[0].ndim > 3 and len({value.shape[2:] for value in values}) == 1:
+            most = max(value.shape[1] for value in values)  # pictures of a row
+            values = [pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1])) for value in values]
+        if len({value.shape[1:] for value in values}) > 1:
+            raise ValueError("their pictures and frames differ in size; encode them in separate calls.")
+        joined[name] = torch.cat(values)
+    return joined
+
+
+def fitted_video(processor: Any, part: dict[str, Any]) -> dict[str, Any]:
+    """Repeat the last frame of a video that is shorter than what one step of a Qwen-VL takes in, two frames."""
+    least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", None) or 1
+    if part["type"] != "video" or len(part["video"]) >= least:
+        return part
+    frames = part["video"]
+    return {**part, "video": np.concatenate([frames, frames[-1:].repeat(least - len(frames), axis=0)])}
+
+
 def video_options(processor: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     Get the processor's options for the videos of a batch.
@@ -185,14 +246,16 @@ def video_options(processor: Any, parts: Sequence[Mapping[str, Any]]) -> dict[st
     if not takes_videos(processor):
         raise ValueError("this model's backbone takes no videos; pass frames as images.")
     name = type(processor).__name__
-    # both kinds would go to `pixel_values`, where the model loses the images
     if name == "SmolVLMProcessor" and any(part["type"] == "image" for part in parts):
-        raise ValueError("SmolVLM takes either images or videos in one batch; encode them in separate calls.")
-    # SmolVLM's would write the longest video's number of frames into every prompt, InternVL's fails
+        raise ValueError("SmolVLM takes either images or videos in one input; pass frames as images, too.")
     lengths = {len(part["video"]) for part in videos}
     if name in EQUAL_FRAMES and len(lengths) > 1:
         raise ValueError(
-            f"this model's backbone takes videos of equally many frames in one batch, these have {sorted(lengths)}; "
-            "sample as many of each, or encode them in separate calls."
+            f"this model's backbone takes videos of equally many frames in one input, these have {sorted(lengths)}; "
+            "sample as many of each."
         )
-    return {"do_sample_frames": False, "video_metadata": [part["metadata"] for part in videos]}
+    # some processors write into the list of numbers
+    metadata = [{**part["metadata"], "frames_indices": list(part["metadata"]["frames_indices"])} for part in videos]
+    # frames of few pixels would have their channels looked for in another axis, and with them all videos of the batch
+    options = {"do_sample_frames": False, "video_metadata": metadata, "input_data_format": "channels_last"}
+    return {"videos_kwargs": options}

@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .heads_mmemb_r1 import pooling_class
+from .options_mmemb_r1 import FIELDS, check_option, nearest_name, resolve_reasoning
 
 REPOSITORY_FORMAT = 1
-REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
-REASONING_MODES = ("auto", "always", "never")
-
-
-def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None = None) -> dict[str, Any]:
-    """
-    Fill in the options of thinking that are not given, and check them: the one place where this is done.
-
-    Args:
-        config: the [`MMEmbR1Config`], whose values are the defaults.
-        options: those that are given; `None` counts as not given, and other names are passed over.
-        task: `"document"` makes the config's `document_reasoning` the default of `reasoning`.
-
-    Returns:
-        All of `REASONING_OPTIONS`; `max_reasoning_tokens` is one number, or a list of one per row.
-
-    Raises:
-        ValueError: if an option is out of its range.
-
-    >>> resolve_reasoning(MMEmbR1Config(), {"gate_threshold": 0.9, "batch_size": 8}, task="document")
-    {'reasoning': 'never', 'gate_threshold': 0.9, 'max_reasoning_tokens': 128, 'max_reasoning_rounds': 1}
-    """
-    defaults = {name: getattr(config, name) for name in REASONING_OPTIONS}
-    if task == "document":
-        defaults["reasoning"] = config.document_reasoning
-    given = {name: options[name] for name in REASONING_OPTIONS if options.get(name) is not None}
-    reasoning, threshold, tokens, rounds = (defaults | given).values()
-    if reasoning not in REASONING_MODES:
-        raise ValueError(f"reasoning={reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}.")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"gate_threshold={threshold} has to be a probability, from 0 to 1.")
-    if not isinstance(rounds, Integral):
-        raise ValueError(f"max_reasoning_rounds={rounds!r:.80} has to be a whole number.")
-    budgets = listed_budgets(tokens)
-    if min(budgets, default=1) < 1 or rounds < 1:
-        raise ValueError(
-            f"max_reasoning_tokens={tokens!r:.80} and max_reasoning_rounds={rounds} have to be at least 1; use "
-            'reasoning="never" not to think.'
-        )
-    values = reasoning, float(threshold), int(tokens) if isinstance(tokens, Integral) else budgets, int(rounds)
-    return dict(zip(REASONING_OPTIONS, values, strict=True))
-
-
-def listed_budgets(budgets: Any) -> list[int]:
-    """
-    List the budgets of rationales: one for all rows, or one per row.
-
-    Raises:
-        ValueError: if they are no whole numbers.
-    """
-    given = budgets if isinstance(budgets, Sequence) else [budgets]
-    if isinstance(budgets, str) or not all(isinstance(budget, Integral) for budget in given):
-        raise ValueError(f"max_reasoning_tokens={budgets!r:.80} has to be one whole number, or a list of one per row.")
-    return [int(budget) for budget in given]
 
 
 class MMEmbR1Config(PreTrainedConfig):
@@ -105,9 +50,10 @@ class MMEmbR1Config(PreTrainedConfig):
         gate_threshold (`float`, *optional*, defaults to 0.5):
             With `reasoning="auto"` an input thinks when its gate probability is at least this.
         reasoning (`str`, *optional*, defaults to `"auto"`):
-            Default reasoning mode of `embed` and `encode`: `"auto"`, `"always"` or `"never"`.
+            Default reasoning mode of `encode_query` and `embed`: `"auto"`, `"always"` or `"never"`.
         document_reasoning (`str`, *optional*, defaults to `"never"`):
-            Default reasoning mode of `encode_document`: a corpus is embedded directly unless it is worth more.
+            Default reasoning mode of `encode_document`, and of `encode` where nothing says that inputs are queries:
+            a corpus is embedded directly unless it is worth more.
         max_reasoning_tokens (`int`, *optional*, defaults to 128):
             Budget of one rationale in tokens. A longer one is truncated: `</think>` is inserted, and the text so far
             is embedded.
@@ -167,19 +113,51 @@ class MMEmbR1Config(PreTrainedConfig):
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
-        pooling_class(self.pooling)  # an unknown one is an error here, not when the model is built
-        if self.document_reasoning not in REASONING_MODES:
-            raise ValueError(
-                f"document_reasoning={self.document_reasoning!r} is not known; allowed: {', '.join(REASONING_MODES)}."
-            )
-        for name in ("num_video_frames", "max_image_pixels", "max_video_frames", "max_video_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1.")
-        resolve_reasoning(self, {})
-        width = self.embedding_dim or self.hidden_size
-        for dim in [*self.matryoshka_dims, *([self.truncate_dim] if self.truncate_dim is not None else [])]:
-            if not 0 < dim <= width:
+        resolve_reasoning(
+            self, {name: getattr(self, name) for name in ("max_reasoning_tokens", "max_reasoning_rounds")}
+        )
+        self._check_dimensions()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a field whenever it is set: when the config is made, loaded with other values, or changed later."""
+        if name in FIELDS:
+            if value is not None or "None" not in MMEmbR1Config.__annotations__[name]:
+                value = check_option(name, value, FIELDS)
+            if name == "pooling":
+                pooling_class(value)  # an unknown one is an error here, not when the model is built
+            if name in ("embedding_dim", "truncate_dim", "matryoshka_dims"):
+                self._check_dimensions(**{name: value})
+        elif not hasattr(self, name):
+            _refuse_typo(name)
+        super().__setattr__(name, value)
+
+    def _check_dimensions(self, **changed: Any) -> None:
+        """Refuse to truncate vectors to more than they have; while the config is being made, nothing is known yet."""
+        values = {**self.__dict__, **changed}
+        if not isinstance(values.get("vlm_config"), PreTrainedConfig):
+            return
+        width = values.get("embedding_dim") or self.hidden_size
+        for dim in [*(values.get("matryoshka_dims") or []), values.get("truncate_dim")]:
+            if dim is not None and dim > width:
                 raise ValueError(f"An embedding of {width} dimensions can't be truncated to {dim}.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a config of what a checkpoint says, see [`PreTrainedConfig.from_dict`]."""
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"This is the config of a model of the type {kind!r}, not of an mmemb-r1 checkpoint. Make one of a "
+                "vision-language model with `mmemb-r1 init --vlm MODEL --output DIR`, or with MMEmbR1.from_vlm."
+            )
+        if not config_dict.get("vlm_config"):
+            raise ValueError(
+                "The checkpoint's config.json has no vlm_config: nothing says which backbone its weights belong to. "
+                "Copy the file from the checkpoint's origin, or save the checkpoint again."
+            )
+        for name in kwargs:
+            _refuse_typo(name)
+        return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """Get the language model's configuration, which caches, vocabulary and generation read."""
@@ -199,6 +177,12 @@ class MMEmbR1Config(PreTrainedConfig):
     def image_token_id(self) -> int | None:
         """Id of the backbone's image placeholder."""
         return getattr(self.vlm_config, "image_token_id", getattr(self.vlm_config, "image_token_index", None))
+
+
+def _refuse_typo(name: str) -> None:
+    """Refuse a name that is nearly that of a field: other attributes are transformers' own, or another program's."""
+    if name not in FIELDS and (hint := nearest_name(name, FIELDS, cutoff=0.85)):
+        raise ValueError(f"{MMEmbR1Config.__name__} has no field {name!r}{hint}")
 
 
 MMEmbR1Config.register_for_auto_class()

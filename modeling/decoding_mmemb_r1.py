@@ -12,6 +12,7 @@ and its cache.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -215,6 +216,7 @@ class RationaleState:
     Attributes:
         max_tokens: budget of one rationale.
         max_rounds: rationales at most.
+        max_fed: once this row was fed so many tokens it begins no further rationale, however many rounds are left.
         token_ids: everything the row was fed: `<think> r </think> <|embed|>`, once per round.
         embeddings: `(D,)` after each rationale.
         num_tokens: rationale tokens, control tokens not counted.
@@ -224,6 +226,7 @@ class RationaleState:
 
     max_tokens: int
     max_rounds: int
+    max_fed: int = sys.maxsize
     token_ids: list[int] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
     num_tokens: int = 0
@@ -258,7 +261,7 @@ class RationaleState:
         """Take the embedding `(D,)` at an `<|embed|>`, and think `again` if there is a round left."""
         self.embeddings.append(embedding)
         self.feed = None
-        if again and len(self.embeddings) < self.max_rounds:
+        if again and len(self.embeddings) < self.max_rounds and len(self.token_ids) < self.max_fed:
             self.begin(think_id)
 
 

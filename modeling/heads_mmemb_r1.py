@@ -69,8 +69,7 @@ class EmbeddingHead(nn.Module):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.truncate_dim = config.truncate_dim
-        self.normalize = config.normalize
+        self.config = config  # whose truncate_dim and normalize may be set later
         self.add_weights(config)
         self.projection = (
             nn.Linear(config.hidden_size, config.embedding_dim, bias=False) if config.embedding_dim else None
@@ -103,8 +102,8 @@ class EmbeddingHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32."""
         embedding = pooled if self.projection is None else self.projection(pooled.to(self.projection.weight.dtype))
-        embedding = embedding[..., : self.truncate_dim].float()
-        return nn.functional.normalize(embedding, dim=-1) if self.normalize else embedding
+        embedding = embedding[..., : self.config.truncate_dim].float()
+        return nn.functional.normalize(embedding, dim=-1) if self.config.normalize else embedding
 
 
 _POOLINGS: dict[str, type[EmbeddingHead]] = {}

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from .media_mmemb_r1 import DEFAULTS, MediaOptions, is_file, open_image, open_video, parse_address
+from .media_mmemb_r1 import (
+    DEFAULTS,
+    SUFFIXES,
+    MediaOptions,
+    find_file,
+    image_formats,
+    is_array,
+    open_image,
+    parse_address,
+)
+from .videos_mmemb_r1 import open_video
 
 PARTS = ("text", "image", "video", "instruction")
 ROLES = ("system", "user", "assistant")
+VIDEO_PARTS = ("array", "video_metadata")  # of a video in memory
+_VIDEO_SUFFIXES = tuple(SUFFIXES["video"].split())
+_ALSO_CODE = (".ts", ".mts")  # a name that ends so is a film's only where there is such a file
 _ALLOWED = (
-    "a string, a PIL image, a dict with any of the keys 'text', 'image', 'video' and 'instruction', or a list of chat "
-    "messages"
+    "a string, a PIL image, an array, a dict with any of the keys 'text', 'image', 'video' and 'instruction', or a "
+    "list of chat messages"
 )
 
 
@@ -47,7 +60,7 @@ class InputError(ValueError):
 
     def at(self, index: int) -> InputError:
         """Make the same error for another position."""
-        return type(self)(index, self.reason)
+        return type(self)(index, self.fault if self.value is not None else self.reason, self.value)
 
 
 def parse_input(value: Any, media: MediaOptions = DEFAULTS, instruction: str | None = None) -> list[dict[str, Any]]:
@@ -58,8 +71,8 @@ def parse_input(value: Any, media: MediaOptions = DEFAULTS, instruction: str | N
     made of what it returns. Messages that it returned are an input, too, which it returns as it is.
 
     Args:
-        value: a string, a PIL image, a dict with any of `text`, `image`, `video`, `instruction` (lists for several),
-            or chat messages.
+        value: a string, a picture or video in memory, a dict with any of `text`, `image`, `video`, `instruction`
+            (lists for several), or chat messages. What each of them may be: docs/inputs.md.
         media: whether a string may be a web address.
         instruction: the system turn, if the input brings none itself.
 
@@ -74,7 +87,6 @@ def parse_input(value: Any, media: MediaOptions = DEFAULTS, instruction: str | N
         value = [value]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         messages = _parsed_messages(value)
-        _require_content([part for message in messages if message["role"] != "system" for part in message["content"]])
     else:
         fields = _fields(value, media)
         content = [_part("image", image) for image in _as_list(fields.get("image"))]
@@ -85,10 +97,11 @@ def parse_input(value: Any, media: MediaOptions = DEFAULTS, instruction: str | N
             content.append(_part("text", fields["text"]))
         _require_content(content)
         messages = [{"role": "user", "content": content}]
-        instruction = fields.get("instruction") or instruction
-    if not instruction or messages[0]["role"] == "system":
+        own = fields.get("instruction")
+        instruction = own if own is not None and _text(own).strip() else instruction
+    if instruction is None or not _text(instruction).strip() or messages[0]["role"] == "system":
         return messages
-    return [{"role": "system", "content": [_part("text", _text(instruction))]}, *messages]
+    return [{"role": "system", "content": [_part("text", instruction)]}, *messages]
 
 
 def to_conversations(
@@ -131,10 +144,13 @@ def _part(kind: str, source: Any) -> dict[str, Any]:
 
 
 def _require_content(parts: list[dict[str, Any]]) -> None:
-    if not any(
-        part["type"] != "text" or part["text"].strip() or isinstance(part["text"], EmptyText) for part in parts
-    ):
+    if _is_blank(parts):
         raise ValueError("it is empty. Pass some text, an image or a video.")
+
+
+def _is_blank(content: list[dict[str, Any]]) -> bool:
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    return len(texts) == len(content) and not any(text.strip() or isinstance(text, EmptyText) for text in texts)
 
 
 def _text(value: Any) -> str:
@@ -148,8 +164,12 @@ def _fields(value: Any, media: MediaOptions) -> Mapping[str, Any]:
     """Read one input that is no chat as a dict."""
     if isinstance(value, str):
         return _string_field(value, media)
-    if isinstance(value, Image.Image | bytes | np.ndarray):
+    if is_array(value):
+        return {"video" if value.ndim == 4 else "image": value}
+    if isinstance(value, Image.Image | bytes | bytearray | io.IOBase):
         return {"image": value}
+    if hasattr(value, "get_frames_at") or (isinstance(value, Mapping) and value and set(value) <= set(VIDEO_PARTS)):
+        return {"video": value}  # a decoder, or frames with their metadata
     if not isinstance(value, Mapping):
         raise ValueError(f"it is of type {type(value).__name__}; allowed: {_ALLOWED}.")
     if unknown := [key for key in value if key not in PARTS]:
@@ -159,12 +179,22 @@ def _fields(value: Any, media: MediaOptions) -> Mapping[str, Any]:
 
 def _string_field(value: str, media: MediaOptions) -> dict[str, Any]:
     """Read a bare string as text, unless it plainly names a picture or a video."""
-    place, kind = parse_address(value)
+    place, kind, target = parse_address(value)
     if kind is None:
         return {"text": value}
-    if place == "data" or is_file(value) or (place == "web" and media.allow_remote):
+    exists = place == "path" and find_file(value) is not None
+    if kind == "unsupported" and (exists or place == "data"):
+        what = "is a file of a kind" if exists else "is a data URL of something"
+        raise ValueError(
+            f"{value!r:.200} {what} that is not embedded. Make it a picture ({', '.join(image_formats())}) or a "
+            'video, say what it is with {"image": ...} or {"video": ...}, or pass {"text": ...} to embed the string '
+            "itself."
+        )
+    if kind != "unsupported" and (exists or place == "data" or (place == "web" and media.allow_remote)):
         return {kind: value}
-    if re.fullmatch(r"\S+", value) or re.match(r"~?/|\.\.?/|[A-Za-z]:\\", value):
+    if kind == "unsupported" or target.lower().endswith(_ALSO_CODE):
+        return {"text": value}
+    if re.fullmatch(r"\S+", target) or re.match(r"~?/|\.\.?/|[A-Za-z]:\\", target):
         raise ValueError(
             f"{value!r:.200} looks like the path of a file ({kind}), but there is no such file, and nothing "
             'is downloaded unless allow_remote_media=True. Correct the path, or pass {"text": ...} to embed the '
@@ -190,7 +220,7 @@ def _is_frame(value: Any) -> bool:
     if isinstance(value, str | Path):
         return parse_address(str(value)).kind == "image"
     if isinstance(value, Mapping):  # an undecoded picture of `datasets`
-        return set(value) == {"bytes", "path"}
+        return set(value) == {"bytes", "path"} and not str(value["path"] or "").endswith(_VIDEO_SUFFIXES)
     return isinstance(value, Image.Image) or getattr(value, "ndim", 0) in (2, 3)
 
 
@@ -204,6 +234,7 @@ def _parsed_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
                 f"it is a list that holds {type(message).__name__}; allowed in a list: chat messages, dicts with "
                 "'role' and 'content'. Several inputs are passed as a list of inputs."
             )
+        _refuse_unknown(message, "a message", ("role", "content"))
         role, content = message["role"], message["content"]
         if role not in ROLES:  # templates write it into the prompt as it is
             raise ValueError(f"a message has the role {role!r:.80}; allowed: {', '.join(ROLES)}.")
@@ -212,8 +243,21 @@ def _parsed_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
             raise ValueError(
                 f"a message's content is of type {type(parts).__name__}; allowed: a string or a list of parts."
             )
-        parsed.append({"role": role, "content": [_parsed_part(part) for part in parts]})
+        content = [_parsed_part(part) for part in parts]
+        if role != "system" or not _is_blank(content):  # a blank instruction is none
+            parsed.append({"role": role, "content": content})
+    _require_content([part for turn in parsed if turn["role"] != "system" for part in turn["content"]])
     return parsed
+
+
+def _refuse_unknown(value: Mapping[str, Any], name: str, allowed: Sequence[str]) -> None:
+    """Refuse what would be dropped. A key without a value is fine: tables give every row the keys of all."""
+    unknown = [key for key, given in value.items() if key not in allowed and given is not None]
+    if unknown:
+        raise ValueError(
+            f"{name} has the key {unknown[0]!r:.80}, which is not used; allowed: {', '.join(allowed)}. An instruction "
+            "is a turn of the role 'system'; sizes and numbers of frames are set in the config and the processor."
+        )
 
 
 def _parsed_part(part: Any) -> dict[str, Any]:
@@ -223,4 +267,5 @@ def _parsed_part(part: Any) -> dict[str, Any]:
             f"a message holds {part!r:.80}; allowed: {{'type': 'text', 'text': ...}} and likewise for 'image' and "
             "'video'."
         )
+    _refuse_unknown(part, f"a part of the type {kind!r}", ("type", kind))
     return _part(kind, _text(part["text"]) if kind == "text" else part[kind])

@@ -1,32 +1,51 @@
-"""Open pictures and videos: whatever holds them becomes upright RGB pixels, or an error that says what is wrong."""
+"""Open pictures: whatever holds one becomes upright RGB pixels, or an error that says what is wrong."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .remote_mmemb_r1 import download
 
-_WEB = ("http://", "https://")
-_SUFFIXES = {
-    "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    "video": (".mp4", ".mov", ".mkv", ".webm", ".avi"),
-}
-_LONGEST = len("https://")  # of these: only the ends of a text are looked at
-# What is decoded. Other formats can name further files and addresses (playlists, SDP), or run programs (EPS).
+# The one list of what is read. What else refers to it, or is tested against it: docs/inputs.md, SECURITY.md, errors.
+# Other formats can name further files and addresses (playlists, SDP), or run programs (EPS).
 IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif"  # FFmpeg's names of containers
+SUFFIXES = {
+    "image": ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .dib .tif .tiff .avif .jp2 .j2k .jpx .jpf .ico "
+    ".ppm .pgm .pbm .pnm",
+    "video": ".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .vob .flv .f4v .ogv .3gp .3g2 .mj2",
+    # media all the same: a file of one of these is never embedded as the words of its name
+    "unsupported": ".heic .heif .hif .svg .svgz .pdf .djvu .tga .psd .xcf .eps .jxl .exr .hdr .dds .icns .wmf .emf "
+    ".dng .cr2 .cr3 .nef .arw .wmv .asf .rm .rmvb .mxf .swf .m3u8 .mp3 .wav .flac .ogg .oga .opus .aac .m4a .wma "
+    ".aiff",
+}
+_KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes.split()}
+_DATA_URL = re.compile(r"data:\s*([\w.+-]+/[\w.+-]+)?((?:\s*;[^;,\s]+)*)\s*,", re.IGNORECASE)
+# What decoders raise for files that are damaged, besides errors of their own
+BROKEN_MEDIUM = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+class MediumError(ValueError):
+    """Say what is wrong with a picture or video, what is allowed and what to do."""
 
 
 @dataclass(frozen=True)
@@ -64,70 +83,131 @@ class Address(NamedTuple):
 
     place: str
     kind: str | None
+    target: str
 
 
 def parse_address(text: str) -> Address:
     """
     Read a text as the address of a picture or video: the one rule for what is a path, a web address and a data URL.
 
-    Returns:
-        The place, `"data"` (a data URL), `"web"` or `"path"`; and the kind, `"image"` or `"video"`, if the text
-        plainly names one, else `None`.
+    Blanks and quotes around it don't count, nor do capitals, nor a web address's query.
 
-    >>> parse_address("HTTPS://example.org/a.PNG")
-    Address(place='web', kind='image')
-    >>> parse_address("data:video/mp4;base64,AAAA")
-    Address(place='data', kind='video')
+    Returns:
+        The place, `"data"` (a data URL), `"web"` or `"path"` (`file://` too); the kind, `"image"`, `"video"` or
+        `"unsupported"` (a medium that is not read, or a data URL that does not say which one it holds), if the text
+        plainly names one, else `None`; and the address itself.
+
+    >>> parse_address("HTTPS://example.org/a.PNG?width=200")
+    Address(place='web', kind='image', target='HTTPS://example.org/a.PNG?width=200')
+    >>> parse_address(" Data:video/mp4;base64,AAAA")
+    Address(place='data', kind='video', target='Data:video/mp4;base64,AAAA')
     >>> parse_address("Lima")
-    Address(place='path', kind=None)
+    Address(place='path', kind=None, target='Lima')
     """
-    if text.startswith("data:"):
-        return Address("data", next((kind for kind in _SUFFIXES if text.startswith(f"data:{kind}/")), None))
-    end = text[-_LONGEST:].lower()
-    kind = next((kind for kind, suffixes in _SUFFIXES.items() if end.endswith(suffixes)), None)
-    return Address("web" if text[:_LONGEST].lower().startswith(_WEB) else "path", kind)
+    target = text.strip()
+    if len(target) > 1 and target[0] + target[-1] in ('""', "''", "``", "<>"):
+        target = target[1:-1].strip()
+    scheme = target[:8].lower()
+    if scheme.startswith("data:") and (found := _DATA_URL.match(target)):
+        mime, options = (found[1] or "text/plain").lower(), found[2].lower()
+        kind = mime.split("/")[0]
+        if kind not in ("image", "video"):
+            is_binary = options.endswith(";base64") and not (found[1] and kind == "text")
+            return Address("data", "unsupported" if is_binary or kind == "audio" else None, target)
+        return Address("data", kind, target)
+    if scheme.startswith(("http://", "https://")) and not re.search(r"\s", target):
+        kind = _kind(re.split("[?#]", target, maxsplit=1)[0])
+        return Address("web", None if kind == "unsupported" else kind, target)  # the page of a PDF is a text, too
+    if scheme.startswith("file://"):
+        with contextlib.suppress(ValueError):
+            target = unquote(urlsplit(target).path)
+    return Address("path", _kind(target), target)
+
+
+def _kind(path: str) -> str | None:
+    return _KINDS.get(os.path.splitext(path[-16:].lower())[1])  # of a long text only the end is looked at
 
 
 def stored_source(source: Any) -> Any:
-    """Take an undecoded picture of `datasets`, `{"bytes", "path"}`, as its bytes or its path; all else as it is."""
+    """Take an undecoded picture or video of `datasets`, `{"bytes", "path"}`, as its bytes or its path."""
     if isinstance(source, Mapping) and set(source) <= {"bytes", "path"}:
         return source.get("bytes") or source.get("path")
     return source
 
 
-def is_file(path: str | os.PathLike[str]) -> bool:
-    """Tell whether there is such a file; `~` is the home folder."""
-    return os.path.isfile(os.path.expanduser(path))  # unlike Path.is_file, False for names no file system takes
+def find_file(path: str | os.PathLike[str]) -> str | None:
+    """Find the file that a path or a text names, as it is written or as `parse_address` reads it."""
+    names = (path, parse_address(path).target) if isinstance(path, str) else (path,)
+    # unlike Path.is_file, False for names no file system takes; `~` is the home folder
+    return next((name for name in map(os.path.expanduser, names) if os.path.isfile(name)), None)
+
+
+def is_array(source: Any) -> bool:
+    """Tell whether pixels come as an array or as a tensor of torch."""
+    return isinstance(source, np.ndarray) or (hasattr(source, "detach") and hasattr(source, "ndim"))
+
+
+def pixel_array(source: Any) -> np.ndarray:
+    """
+    Take an array or tensor of pixels as an array with the channels last.
+
+    Where both the first and the last axis could be that of the channels, it is the last one of an array and the first
+    one of a tensor, as everywhere in numpy and torch.
+
+    >>> pixel_array(np.zeros((3, 8, 9), np.uint8)).shape, pixel_array(np.zeros((3, 9, 3), np.uint8)).shape
+    ((8, 9, 3), (3, 9, 3))
+    """
+    is_tensor = not isinstance(source, np.ndarray)
+    pixels = np.asarray(source.detach().cpu()) if is_tensor else source
+    if pixels.ndim < 3:
+        return pixels
+    first, last = pixels.shape[-3] in (1, 3, 4), pixels.shape[-1] in (1, 3, 4)
+    return np.moveaxis(pixels, -3, -1) if first and (is_tensor or not last) else pixels
+
+
+@contextlib.contextmanager
+def reading(kind: str, source: Any, hint: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn whatever a decoder raises into a `MediumError`; `errors`: further ones."""
+    try:
+        yield
+    except MediumError:
+        raise
+    except (*BROKEN_MEDIUM, *errors) as error:
+        # PIL's own words for an unknown format show an address in memory
+        unknown = f"it is in none of the formats {', '.join(image_formats())}"
+        why = unknown if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise MediumError(f"its {kind} {source_name(source)} can't be read ({why}). {hint}") from error
 
 
 def open_image(source: Any, options: MediaOptions = DEFAULTS) -> Image.Image:
     """
-    Open a picture as RGB, upright (EXIF) and with transparency on white.
+    Open a picture as RGB, upright (EXIF) and with transparency on white; of several frames or pages, the first.
 
     Args:
-        source: a PIL image, a path, the bytes of a file, a `data:` URL, an array `(H, W)` or `(H, W, 3 | 4)` of uint8,
-            or the `{"bytes", "path"}` dict of an undecoded `datasets` image; a web address where that is allowed.
+        source: a PIL image, a path, the bytes of a file or an open one, a `data:` URL, an array or tensor of uint8
+            `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels, or the `{"bytes", "path"}` dict of an
+            undecoded `datasets` image; a web address where that is allowed.
         options: limits.
 
     Raises:
-        ValueError: if there is no such file, it is no picture, it is too large, or its pixels have no range (32-bit).
+        MediumError: if there is no such file, it is no picture or not a whole one, it is too large, or its pixels have
+            no range (32-bit).
     """
     source = stored_source(source)
-    if isinstance(source, np.ndarray):
-        source = _from_array(source)
-    data = None if isinstance(source, Image.Image) else read_source(source, "image", options)
-    try:
+    with reading("image", source, "Pass a picture that is whole."):
+        if is_array(source):
+            source = _from_array(source)
+        data = None if isinstance(source, Image.Image) else read_source(source, "image", options)
+        if data is not None and data[:4] == b"\0\0\1\0":
+            _check_icons(data, options)  # PIL decodes these when it opens them
         image = source if data is None else Image.open(io.BytesIO(data), formats=image_formats())
-        _check_size(f"image {_name(source)}", image.size, options)  # nothing is decoded yet
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # PIL's own words for an unknown format show an address in memory
-        unknown = f"it is in none of the formats {', '.join(image_formats())}"
-        why = unknown if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"its image {_name(source)} can't be read ({why}). Pass a picture that is whole.") from error
-    if 0 in image.size:
-        raise ValueError(f"its image has no pixels (size {image.size}).")
-    return _rgb(image)
+        check_size(f"image {source_name(source)}", image.size, options)  # nothing is decoded yet
+        if 0 in image.size:
+            raise MediumError(f"its image has no pixels (size {image.size}).")
+        if data is not None and image.format == "PNG" and not _ends(data):
+            raise EOFError("image file is truncated: it lacks its end")
+        levels = _transparent_levels(image)
+        return _rgb(ImageOps.exif_transpose(image), levels)
 
 
 @cache
@@ -137,46 +217,82 @@ def image_formats() -> tuple[str, ...]:
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
-def _check_size(name: str, size: tuple[int, int], options: MediaOptions) -> None:
+def check_size(name: str, size: tuple[int, int], options: MediaOptions) -> None:
+    """Refuse a picture or frame with more pixels than the config allows."""
     if size[0] * size[1] > options.max_image_pixels:
-        raise ValueError(
+        raise MediumError(
             f"its {name} has {size[0]} x {size[1]} pixels, more than max_image_pixels={options.max_image_pixels} of "
             "the config; make it smaller, or raise that limit if you trust where it comes from."
         )
 
 
-def _check_kept(name: str, pixels: int, options: MediaOptions) -> None:
-    if pixels > options.max_video_pixels:
-        raise ValueError(
-            f"its {name} has more than max_video_pixels={options.max_video_pixels} of the config in the frames that "
-            "are kept; take fewer or smaller ones, or raise that limit."
+def _check_icons(data: bytes, options: MediaOptions) -> None:
+    """Look into the icons of an ICO file: what its directory says of their sizes need not be true."""
+    for entry in range(6, 6 + 16 * int.from_bytes(data[4:6], "little"), 16):
+        length, start = struct.unpack_from("<LL", data, entry + 8)
+        if start + length > len(data):
+            raise EOFError("image file is truncated")
+        if data[start : start + 8] == b"\x89PNG\r\n\x1a\n":
+            size = struct.unpack_from(">LL", data, start + 16)
+        else:
+            width, height = struct.unpack_from("<LL", data, start + 4)
+            size = (width, height // 2)  # a bitmap and its mask
+        check_size("image (an icon)", size, options)
+
+
+def _ends(data: bytes) -> bool:
+    """Tell whether a PNG has its last chunk."""
+    place = 8
+    while place + 12 <= len(data):
+        if data[place + 4 : place + 8] == b"IEND":
+            return True
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return False
+
+
+def _from_array(source: Any) -> Image.Image:
+    pixels = pixel_array(source)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))):
+        raise MediumError(
+            f"its image is an array of {pixels.dtype} with shape {tuple(source.shape)}; allowed: uint8 with shape "
+            "(H, W), (H, W, C) or (C, H, W) and 1, 3 or 4 channels."
         )
+    if 0 in pixels.shape:
+        raise MediumError(f"its image has no pixels (size {pixels.shape[1::-1]}).")
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
-def _check_length(name: str, frames: int, options: MediaOptions) -> None:
-    if frames > options.max_video_frames:
-        raise ValueError(
-            f"its {name} has more than max_video_frames={options.max_video_frames} of the config; cut it, or raise "
-            "that limit."
-        )
+def _transparent_levels(image: Image.Image) -> int | tuple[int, ...] | None:
+    """
+    Get the colour of a PNG that is transparent, by the values of its decoded pixels.
+
+    A PNG names it by the values in the file. PIL compares these with what it decoded to 8 bits.
+    """
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or image.mode == "P" or clear is None or isinstance(clear, bytes) or not image.tile:
+        return None
+    depth = str(image.tile[0][3])
+    if depth.startswith("I;16"):
+        return int(clear)
+    if depth in ("L;2", "L;4"):
+        return int(clear) * {"L;2": 85, "L;4": 17}[depth]
+    return tuple(level >> 8 for level in clear) if ";16" in depth and isinstance(clear, tuple) else None
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
-        raise ValueError(
-            f"its image is an array of {pixels.dtype} with shape {pixels.shape}; allowed: uint8 with shape (H, W), "
-            "(H, W, 3) or (H, W, 4)."
-        )
-    return Image.fromarray(pixels)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, clear: int | tuple[int, ...] | None = None) -> Image.Image:
+    """Make a picture RGB, with what is transparent on white; `clear`: a colour that is."""
     if image.mode in ("I", "F"):
-        raise ValueError(
+        raise MediumError(
             f"its image has 32-bit pixels (mode {image.mode}) of unknown range; convert it to 8 or 16 bits."
         )
+    if clear is not None and isinstance(clear, tuple):
+        image.info["transparency"] = clear
     if image.mode.startswith("I;16"):  # PIL would clip these to the darkest 1/256 of their range
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        levels = np.asarray(image)
+        shades = (levels >> 8).astype(np.uint8)
+        return Image.fromarray(shades if clear is None else np.where(levels == clear, 255, shades)).convert("RGB")
+    if isinstance(clear, int):
+        image.info["transparency"] = clear
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -188,121 +304,61 @@ def read_source(source: Any, kind: str, options: MediaOptions = DEFAULTS) -> byt
     Read the bytes of a picture's or video's file.
 
     Args:
-        source: a path, a data URL, a web address where that is allowed, or bytes.
+        source: a path, a data URL, a web address where that is allowed, bytes, or an open file.
         kind: `"image"` or `"video"`, for messages.
         options: whether web addresses are downloaded.
 
     Raises:
-        ValueError: if there is no such file, or it is not allowed.
+        MediumError: if there is no such file, or it is not allowed.
     """
-    if isinstance(source, bytes | bytearray):
+    if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
-    place = parse_address(source).place if isinstance(source, str) else None
+    if isinstance(source, io.IOBase):
+        return _read_open_file(source, kind)
+    place, _, target = parse_address(source) if isinstance(source, str) else (None, None, "")
     if place == "data":
-        header, _, payload = source.partition(",")
+        header, _, payload = target.partition(",")
+        data = unquote_to_bytes(payload)
         try:
-            return (
-                base64.b64decode(payload, validate=True) if header.endswith(";base64") else unquote_to_bytes(payload)
-            )
+            is_base64 = header.lower().rstrip().endswith(";base64")
+            return base64.b64decode(b"".join(data.split()), validate=True) if is_base64 else data
         except binascii.Error as error:
-            raise ValueError(f"its data URL {_name(source)} is not valid base64 ({error}).") from error
+            raise MediumError(f"its data URL {source_name(source)} is not valid base64 ({error}).") from error
     if place == "web":
         if options.allow_remote:
-            return download(source)
-        raise ValueError(
+            return download(target)
+        raise MediumError(
             f"{source!r:.200} is a web address; nothing is downloaded unless that is asked for. Download the {kind} "
             "and pass its path or bytes, or encode with allow_remote_media=True."
         )
     if not isinstance(source, str | Path):
         decoded = {"image": "a PIL image or array", "video": "a list of frames or an array"}[kind]
-        raise ValueError(
+        raise MediumError(
             f"its {kind} is of type {type(source).__name__}; allowed: {decoded}, a path, bytes or a data URL."
         )
-    if not is_file(source):
-        raise ValueError(f"there is no {kind} file {str(source)!r:.200}.")
-    return Path(os.path.expanduser(source)).read_bytes()
+    if (path := find_file(source)) is None:
+        raise MediumError(f"there is no {kind} file {str(source)!r:.200}.")
+    return Path(path).read_bytes()
 
 
-def _name(source: Any) -> str:
-    if isinstance(source, bytes | bytearray):
+def _read_open_file(file: Any, kind: str) -> bytes:
+    """Read an open file from its beginning; it is left where it was."""
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    if not isinstance(data, bytes):
+        raise MediumError(f"its {kind} is a file that was opened as text; open it with mode 'rb'.")
+    return data
+
+
+def source_name(source: Any) -> str:
+    """Name a picture or video in messages."""
+    if isinstance(source, bytes | bytearray | memoryview):
         return f"of {len(source)} bytes"
-    name = str(source)
+    if is_array(source):
+        return f"of shape {tuple(source.shape)}"
+    name = re.sub(" at 0x[0-9a-fA-F]+", "", str(source))  # the same input gives the same message
     if len(name) <= 60:
         return repr(name)
     return repr(f"{name[:57]}..." if parse_address(name).place == "data" else f"...{name[-57:]}")  # a path by its file
-
-
-def open_video(source: Any, options: MediaOptions = DEFAULTS) -> tuple[np.ndarray, dict[str, Any]]:
-    """
-    Open a video as frames `(T, H, W, 3)` of uint8 and their metadata.
-
-    Args:
-        source: a path or the bytes of a file (decoded with PyAV, some of its frames, evenly spread), or the frames
-            themselves, as an array or a list of pictures: these are all kept.
-        options: how many frames to sample from a file, and limits.
-
-    Raises:
-        ValueError: if there is no such file, it is no video, there are no frames, or it is too large.
-    """
-    if isinstance(source, np.ndarray) and source.ndim == 4:
-        source = list(source)
-    if isinstance(source, list | tuple):
-        if not source:
-            raise ValueError("its video has no frames.")
-        _check_length("video", len(source), options)
-        frames, pixels = [], 0
-        for frame in source:
-            frames.append(np.asarray(open_image(frame, options)))
-            pixels += frames[-1].shape[0] * frames[-1].shape[1]
-            _check_kept("video", pixels, options)
-        if len({frame.shape for frame in frames}) > 1:
-            raise ValueError("the frames of its video differ in size; resize them to one size.")
-        return np.stack(frames), _metadata(len(frames), 24.0, range(len(frames)))
-    return _decode_video(source, options)
-
-
-def _decode_video(source: Any, options: MediaOptions) -> tuple[np.ndarray, dict[str, Any]]:
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError("videos need PyAV: pip install av, or pass the frames as a list of pictures.") from error
-
-    data = read_source(source, "video", options)
-    num_frames = options.num_video_frames
-    try:
-        with av.open(io.BytesIO(data), "r", container_options={"format_whitelist": VIDEO_FORMATS}) as container:
-            rate = float(container.streams.video[0].average_rate or 24.0) if container.streams.video else 24.0
-            # only as much as is sampled is kept as arrays: an hour of frames does not fit into memory
-            total = _count_frames(f"video {_name(source)}", container, options) if container.streams.video else 0
-        wanted = sorted(
-            set(np.linspace(0, max(total - 1, 0), min(num_frames, max(total, 1))).round().astype(int).tolist())
-        )
-        with av.open(io.BytesIO(data), "r", container_options={"format_whitelist": VIDEO_FORMATS}) as container:
-            decoded = enumerate(container.decode(video=0)) if total else iter(())
-            frames, pixels = [], 0
-            for index, frame in decoded:
-                if index in wanted:
-                    pixels += frame.width * frame.height
-                    _check_kept(f"video {_name(source)}", pixels, options)
-                    frames.append(frame.to_ndarray(format="rgb24"))
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"its video {_name(source)} can't be read ({error}). Pass a video that FFmpeg can open."
-        ) from error
-    if not frames:
-        raise ValueError(f"its video {_name(source)} has no frames.")
-    return np.stack(frames), _metadata(total, rate, wanted)
-
-
-def _count_frames(name: str, container: Any, options: MediaOptions) -> int:
-    context, total = container.streams.video[0].codec_context, 0
-    _check_size(name, (context.width, context.height), options)
-    for frame in container.decode(video=0):
-        _check_size(name, (frame.width, frame.height), options)  # a stream may change its size
-        total += 1
-        _check_length(name, total, options)
-    return total
-
-
-def _metadata(total: int, fps: float, indices: Sequence[int]) -> dict[str, Any]:
-    return {"total_num_frames": total, "fps": fps, "duration": total / fps, "frames_indices": list(indices)}

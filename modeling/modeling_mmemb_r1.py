@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +25,17 @@ from .backbones_mmemb_r1 import rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .heads_mmemb_r1 import ReasoningGate, pooling_class
+from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
 
 OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1.0.dev0
+
+
+MODULES_FILE = "modules.json"
+MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
 
 
 class MMEmbR1Model(PreTrainedModel, GenerationMixin):
@@ -70,7 +79,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         Load a checkpoint, see [`PreTrainedModel.from_pretrained`]; only from safetensors, which hold no code.
 
         Raises:
-            ValueError: for `use_safetensors=False`.
+            ValueError: for `use_safetensors=False`; if weights are missing, not known, of another shape, or no
+                numbers; if the checkpoint's index names other files than safetensors.
             OSError: if the checkpoint holds no safetensors.
         """
         if use_safetensors is False:
@@ -78,10 +88,41 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         kwargs["key_mapping"] = {**OLD_NAMES, **(kwargs.get("key_mapping") or {})}
         loaded = super().from_pretrained(*args, use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_finite(model)
         # transformers would write the old names again
         used = getattr(model, "_weight_conversions", None) or []
         model._weight_conversions = [rule for rule in used if rule.target_patterns != list(OLD_NAMES.values())]
         return loaded
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Save the model, see [`PreTrainedModel.save_pretrained`], with what sentence-transformers loads it by."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_modules(save_directory)
+
+    @classmethod
+    def _load_pretrained_model(
+        cls, model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        for file in checkpoint_files or ():
+            if not str(file).endswith(".safetensors"):
+                raise ValueError(
+                    f"The checkpoint's index names {file}, which is no safetensors file and could hold code; mmemb-r1 "
+                    "reads safetensors only. Convert it, and name the new file in the index."
+                )
+        return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        """Refuse a checkpoint that does not fit: transformers would fill up with random weights, and go on."""
+        shapes = [f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in loading_info.mismatched_keys]
+        _refuse_weights("are of another shape", shapes)
+        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        _refuse_weights("are missing", loading_info.missing_keys)
+        _refuse_weights("belong to no part of the model", loading_info.unexpected_keys)
+        return loading_info
 
     @classmethod
     def from_vlm(
@@ -105,9 +146,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the processor has no chat template or no tokenizer, or the config no such field.
         """
-        unknown = [name for name in config if not hasattr(cls.config_class, name)]
-        if unknown:
-            raise ValueError(f"{cls.config_class.__name__} has no field {unknown[0]!r}.")
+        for name in config:
+            if not hasattr(cls.config_class, name):
+                raise ValueError(f"{cls.config_class.__name__} has no field {name!r}{nearest_name(name, FIELDS)}")
         tokens = add_control_tokens(processor)
         initialise_new_rows(vlm, len(processor.tokenizer), tokens.new_ids)
         configuration = cls.config_class(
@@ -330,6 +371,46 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
                 "Render prompts with the chat template of the processor that is saved beside the model, and don't "
                 "truncate them."
             )
+
+
+def check_finite(model: nn.Module) -> None:
+    """
+    Refuse weights that are no numbers.
+
+    Raises:
+        ValueError: that names them.
+    """
+    loaded = [
+        (name, weight)
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and weight.itemsize > 1 and weight.numel() and not weight.is_meta
+    ]
+    _refuse_weights("hold NaN or infinity", [name for name, weight in loaded if not _is_finite(weight.detach())])
+
+
+def _is_finite(weight: Tensor) -> bool:
+    return bool(torch.stack(weight.aminmax()).isfinite().all())  # which is NaN if any is; nothing is copied for it
+
+
+def _refuse_weights(what: str, names: Iterable[str]) -> None:
+    if names := sorted(names):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(
+            f"The checkpoint does not fit its config: of its weights these {what}: {', '.join(names[:3])}{more}. "
+            "Load it with the config it was saved with, or get its files again."
+        )
+
+
+def write_modules(folder: str | os.PathLike[str]) -> None:
+    """
+    Write what tells sentence-transformers how a folder's weights, or adapters, are loaded. Without it, it would take
+    the mean of the backbone's states without a word.
+    """
+    modules = [{"idx": 0, "name": "0", "path": "", "type": MODULE_REFERENCE}]
+    Path(folder, MODULES_FILE).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    for source in Path(__file__).parent.glob("*_mmemb_r1.py"):
+        if not Path(folder, source.name).exists():
+            shutil.copy(source, folder)
 
 
 MMEmbR1Model.register_for_auto_class("AutoModel")

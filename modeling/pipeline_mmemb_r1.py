@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 from transformers import Pipeline
 
-from .configuration_mmemb_r1 import REASONING_OPTIONS
-from .inputs_mmemb_r1 import to_conversations
-from .media_mmemb_r1 import MediaOptions
-from .rendering_mmemb_r1 import render
+from .inputs_mmemb_r1 import InputError
+from .options_mmemb_r1 import REASONING_OPTIONS, check_options, resolve_reasoning
+from .rendering_mmemb_r1 import render_inputs
 
 
 class MMEmbR1Pipeline(Pipeline):
@@ -36,7 +35,11 @@ class MMEmbR1Pipeline(Pipeline):
                 f"batch_size={batch_size}: this pipeline embeds one input at a time; for batches use "
                 "SentenceTransformer(...).encode."
             )
-        return super().__call__(inputs, *args, batch_size=1, **kwargs)
+        try:
+            return super().__call__(inputs, *args, batch_size=1, **kwargs)
+        except InputError as error:  # each input is read alone
+            several = inputs if isinstance(inputs, list | tuple) else []
+            raise error.at(next((place for place, value in enumerate(several) if value is error.value), 0)) from error
 
     def _sanitize_parameters(
         self,
@@ -48,23 +51,24 @@ class MMEmbR1Pipeline(Pipeline):
         unknown = [name for name in options if name not in REASONING_OPTIONS]
         if unknown:
             raise TypeError(f"{unknown[0]!r} is no option; allowed besides: {', '.join(REASONING_OPTIONS)}.")
-        given = {"instruction": instruction, "allow_remote_media": allow_remote_media}
+        options = check_options(options)
+        given = check_options({"instruction": instruction, "allow_remote_media": allow_remote_media})
+        given |= check_options({"return_tensors": return_tensors})
+        shown = {"return_tensors": True} if given.pop("return_tensors", False) else {}
         return (
             {name: value for name, value in given.items() if value},
             options,
-            {"return_tensors": True} if return_tensors else {},
+            shown,
         )
 
     def preprocess(
         self, value: Any, instruction: str | None = None, allow_remote_media: bool = False
     ) -> dict[str, Tensor]:
-        config = self.model.config
-        media = MediaOptions.of(config, allow_remote_media)
         value = getattr(value, "messages", value)  # transformers wraps chat messages
-        conversations = to_conversations([value], instruction=instruction, media=media)
-        return dict(render(self.processor, conversations, config.max_text_tokens))
+        return render_inputs(self.processor, [value], self.model.config, instruction, allow_remote_media)[0]
 
     def _forward(self, features: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        options = resolve_reasoning(self.model.config, options)
         return {"embedding": self.model.embed(**features, **options).embeddings[0]}
 
     def postprocess(self, outputs: dict[str, Tensor], return_tensors: bool = False) -> Tensor | list[float]:

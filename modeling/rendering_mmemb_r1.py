@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 
-from .backbones_mmemb_r1 import video_options
-from .inputs_mmemb_r1 import InputError
+from .backbones_mmemb_r1 import compatible_runs, fitted_video, join_batches, video_options
+from .inputs_mmemb_r1 import InputError, to_conversations
+from .media_mmemb_r1 import MediaOptions
 from .tokens_mmemb_r1 import as_plain_text, control_strings
+
+MAX_INSTRUCTION_TOKENS = 8192  # instructions are not cut
+# Fast tokenizers keep the padding of a call until the next one: two threads that render would change each other's.
+_LOCK = threading.RLock()
+
+
+def _unlock_child() -> None:
+    """Give a forked process a lock of its own: the thread that may hold the old one is not there."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_child)
 
 RENDERING_ERRORS: tuple[type[Exception], ...] = (ValueError,)
 try:  # transformers renders chat templates with it, and asks for it only then
@@ -47,6 +65,37 @@ def truncate_conversation(tokenizer: Any, conversation: list[dict[str, Any]], ma
     return messages
 
 
+def check_instruction(tokenizer: Any, conversation: list[dict[str, Any]]) -> None:
+    """Refuse a system turn that is too long: it is never cut, and what it costs grows with the square of it."""
+    parts = [part for turn in conversation if turn["role"] == "system" for part in turn["content"]]
+    text = "".join(part["text"] for part in parts if part["type"] == "text")
+    if truncate_text(tokenizer, text[: 32 * MAX_INSTRUCTION_TOKENS], MAX_INSTRUCTION_TOKENS) != text:
+        raise ValueError(
+            f"its instruction has {len(text)} characters, which are more than {MAX_INSTRUCTION_TOKENS} tokens; make "
+            "it shorter, or pass it as text, which is cut to max_text_tokens of the config."
+        )
+
+
+def render_inputs(
+    processor: ProcessorMixin, inputs: Sequence[Any], config: Any, instruction: str | None, allow_remote_media: bool
+) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """
+    Open inputs and render them, as a checkpoint's config says.
+
+    Returns:
+        The tensors of the batch, see [`render`], and the conversations, see [`to_conversations`].
+
+    Raises:
+        InputError: showing the input and its position in this batch.
+    """
+    media = MediaOptions.of(config, allow_remote_media)
+    conversations = to_conversations(inputs, instruction=instruction, media=media)
+    try:
+        return dict(render(processor, conversations, config.max_text_tokens)), conversations
+    except InputError as error:
+        raise InputError(error.index, error.reason, inputs[error.index]) from error
+
+
 def render(
     processor: ProcessorMixin,
     conversations: list[list[dict[str, Any]]],
@@ -69,15 +118,16 @@ def render(
         InputError: naming the index of the conversation that the processor can't take.
         ValueError: if it takes each of them alone but not all together.
     """
-    try:
-        return _render(processor, conversations, max_text_tokens, chat_template)
-    except RENDERING_ERRORS as error:
-        for index, chat in enumerate(conversations):
-            try:
-                _render(processor, [chat], max_text_tokens, chat_template)
-            except RENDERING_ERRORS as alone:
-                raise InputError(index, str(alone)) from error
-        raise
+    with _LOCK:
+        try:
+            return _render(processor, conversations, max_text_tokens, chat_template)
+        except RENDERING_ERRORS as error:
+            for index, chat in enumerate(conversations):
+                try:
+                    _render(processor, [chat], max_text_tokens, chat_template)
+                except RENDERING_ERRORS as alone:
+                    raise InputError(index, str(alone)) from error
+            raise
 
 
 def _render(
@@ -87,6 +137,19 @@ def _render(
     chat_template: str | None,
 ) -> BatchFeature:
     conversations = plain_conversations(processor, conversations, max_text_tokens)
+    batches = [_render_run(processor, run, chat_template) for run in compatible_runs(processor, conversations)]
+    if len(batches) == 1:
+        return batches[0]
+    return BatchFeature(join_batches(batches, processor.tokenizer.pad_token_id))
+
+
+def _render_run(
+    processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]], chat_template: str | None
+) -> BatchFeature:
+    conversations = [
+        [{**turn, "content": [fitted_video(processor, part) for part in turn["content"]]} for turn in chat]
+        for chat in conversations
+    ]
     parts = [part for chat in conversations for message in chat for part in message["content"]]
     return processor.apply_chat_template(
         conversations,
@@ -109,6 +172,8 @@ def plain_conversations(
     """
     controls = control_strings(processor)
     conversations = [_with_plain_text(chat, controls) for chat in conversations]
+    for chat in conversations:
+        check_instruction(processor.tokenizer, chat)
     if max_text_tokens is None:
         return conversations
     return [truncate_conversation(processor.tokenizer, chat, max_text_tokens) for chat in conversations]

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 
 from .backbones_mmemb_r1 import can_join, is_per_token
-from .configuration_mmemb_r1 import REASONING_OPTIONS, listed_budgets, resolve_reasoning
 from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, RationaleState, Sampling, left_padded, prefill
+from .options_mmemb_r1 import (
+    REASONING_OPTIONS,
+    check_option,
+    context_length,
+    list_budgets,
+    resolve_reasoning,
+)
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
 
 REFILL_FRACTION = 1 / 8  # of a full decoder: its cache is copied only when so many new rows can join
@@ -33,16 +39,16 @@ class ReasoningOptions:
     def of(cls, config: Any, sampling: Sampling | None, *given: Any) -> ReasoningOptions:
         """Resolve the values that are `given`, in the order of `REASONING_OPTIONS`, see [`resolve_reasoning`]."""
         options = dict(zip(REASONING_OPTIONS, given, strict=True))
-        return cls(**resolve_reasoning(config, options), sampling=sampling or Sampling())
+        return cls(**resolve_reasoning(config, options, "query"), sampling=sampling or Sampling())
 
     def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:
         """List each row's budget of one rationale; `given` ones go before the options'."""
         budgets = self.max_reasoning_tokens if given is None else given
-        budgets = listed_budgets(budgets) * (rows if isinstance(budgets, Integral) else 1)
-        if len(budgets) != rows or min(budgets, default=1) < 1:
+        budgets = list_budgets(budgets) * (rows if isinstance(budgets, Integral) else 1)
+        if len(budgets) != rows:
             raise ValueError(
-                f"max_reasoning_tokens={str(list(budgets)):.80} are the budgets of {rows} rows; pass one number of at "
-                "least 1 per row, or one for all."
+                f"max_reasoning_tokens={str(list(budgets)):.80} are the budgets of {rows} rows; pass one number per "
+                "row, or one for all."
             )
         return budgets
 
@@ -122,8 +128,8 @@ def embed_batches(
     several: bool = True,
 ) -> Iterator[MMEmbR1EmbedOutput]:
     """Embed batches, see [`MMEmbR1Model.embed_batches`]; `several` is whether there can be more than one."""
-    if decode_batch_size is not None and decode_batch_size < 1:
-        raise ValueError(f"decode_batch_size={decode_batch_size} has to be at least 1, or None for all rows at once.")
+    if decode_batch_size is not None:
+        decode_batch_size = check_option("decode_batch_size", decode_batch_size)
     slots = 1 if options.reasoning == "never" else options.max_reasoning_rounds + 1
     decoder = Decoder(
         model,
@@ -174,7 +180,10 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, **media)
         direct = model.embedding_head(context.pooled.mean)
         gate_prob = model.gate(context.hidden).sigmoid()
-    states = {row: RationaleState(budgets[row], options.max_reasoning_rounds) for row in options.thinks(gate_prob)}
+    limit = context_length(model.config)
+    states = {
+        row: RationaleState(budgets[row], options.max_reasoning_rounds, limit) for row in options.thinks(gate_prob)
+    }
     return ReadBatch(direct, gate_prob, states), context
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
@@ -15,11 +18,11 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbones_mmemb_r1 import MEDIA_COUNTS, model_inputs, takes_videos
-from .configuration_mmemb_r1 import REASONING_OPTIONS, MMEmbR1Config, resolve_reasoning
-from .inputs_mmemb_r1 import InputError, to_conversations
-from .media_mmemb_r1 import MediaOptions
+from .configuration_mmemb_r1 import MMEmbR1Config
+from .inputs_mmemb_r1 import InputError
 from .modeling_mmemb_r1 import MMEmbR1Model
-from .rendering_mmemb_r1 import render
+from .options_mmemb_r1 import FIELDS, REASONING_OPTIONS, check_options, nearest_name, resolve_reasoning
+from .rendering_mmemb_r1 import render_inputs
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
 DECODING_OPTIONS = (*REASONING_OPTIONS, "decode_batch_size")
@@ -31,6 +34,22 @@ OUTPUTS = (  # besides the embeddings
     "num_forced_closings",
     "rationale_ids",
 )
+
+
+def _place_in_call(error: InputError) -> int:
+    """
+    Find an input among those of the call of `encode`.
+
+    sentence-transformers sorts inputs before it makes batches, and shows a module nothing but its batch: what was
+    passed to `encode` is found where it is called.
+    """
+    encode, frame = inspect.unwrap(SentenceTransformer.encode).__code__, sys._getframe()
+    while frame is not None and frame.f_code is not encode:
+        frame = frame.f_back
+    inputs = frame.f_locals.get("inputs") if frame is not None else None
+    if not isinstance(inputs, list):
+        return error.index
+    return next((place for place, value in enumerate(inputs) if value is error.value), error.index)
 
 
 class MMEmbR1Module(InputModule):
@@ -85,21 +104,21 @@ class MMEmbR1Module(InputModule):
             **kwargs: options of `forward`.
 
         Raises:
-            InputError: a `ValueError` that shows the input and names its position in this batch.
+            InputError: a `ValueError` that shows the input and names its position among those of `encode`.
             ValueError: for `processing_kwargs`: pictures and videos are opened here, the config says how.
         """
+        allow_remote_media = check_options({**kwargs, "allow_remote_media": allow_remote_media})["allow_remote_media"]
         if kwargs.get("processing_kwargs"):
             raise ValueError(
                 f"processing_kwargs={kwargs['processing_kwargs']!r} is not supported; set max_text_tokens, "
                 "num_video_frames and the limits in the config, and sizes of pictures in the processor."
             )
-        config = self.model.config
-        media = MediaOptions.of(config, allow_remote_media)
-        conversations = to_conversations(inputs, instruction=prompt, media=media)
         try:
-            features = dict(render(self.processor, conversations, config.max_text_tokens))
+            features, conversations = render_inputs(
+                self.processor, inputs, self.model.config, prompt, allow_remote_media
+            )
         except InputError as error:
-            raise InputError(error.index, error.reason, inputs[error.index]) from error
+            raise error.at(_place_in_call(error)) from error
         for kind, name in MEDIA_COUNTS.items():
             counts = [sum(part["type"] == kind for turn in chat for part in turn["content"]) for chat in conversations]
             if any(counts):
@@ -133,8 +152,8 @@ class MMEmbR1Module(InputModule):
 
     def reasoning_options(self, **options: Any) -> dict[str, Any]:
         """Resolve the options that the model takes, by the config, the task and whether there are gradients."""
-        task = options.get("task")
-        options = {name: options[name] for name in DECODING_OPTIONS if options.get(name) is not None}
+        options = check_options({name: options.get(name) for name in (*DECODING_OPTIONS, "task")})
+        task = options.pop("task", None)
         if torch.is_grad_enabled():
             if options.get("reasoning", "never") != "never":
                 raise ValueError(
@@ -189,6 +208,9 @@ class MMEmbR1Module(InputModule):
         if Path(config_home).is_dir() and not Path(config_home, subfolder, CONFIG_NAME).is_file():
             # transformers would build the default model, which has billions of parameters
             raise ValueError(f"{config_home} has no {CONFIG_NAME}; name a folder that save_pretrained wrote.")
+        for name in config_kwargs or {}:
+            if not hasattr(MMEmbR1Config, name):  # transformers passes over it without a word
+                raise ValueError(f"MMEmbR1Config has no field {name!r}{nearest_name(name, FIELDS)}")
         config = MMEmbR1Config.from_pretrained(config_home, **hub, **(config_kwargs or {}))
         model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
         processor = AutoProcessor.from_pretrained(

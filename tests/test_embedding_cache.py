@@ -167,7 +167,7 @@ def test_a_cache_that_cannot_be_used_says_what_to_do(tmp_path, cache, monkeypatc
         EmbeddingCache(tmp_path / "file" / "inside")
     cache.put({b"a": row(1)})
     cache._connection().execute("PRAGMA max_page_count = 1")  # as on a disk without space
-    message = r"embeddings.sqlite3 can't be used as a cache of embeddings \(.*\). .* choose another folder, or encode"
+    message = r"embeddings.sqlite3 can't be used as a cache of embeddings \(.*\). .* Choose another folder, or encode"
     with pytest.raises(ValueError, match=message):
         cache.put({bytes([n]): {"x": torch.zeros(1000)} for n in range(100)})
     assert cache.get([b"a"])[0] is not None
@@ -358,7 +358,7 @@ def test_what_changes_nothing_leaves_the_key():
 def test_options_out_of_range_are_refused_also_where_they_change_nothing():
     for options, message in [
         ({"reasoning": "sometimes"}, "'sometimes' is not known"),
-        ({"reasoning": "never", "gate_threshold": 2}, "has to be a probability"),
+        ({"reasoning": "never", "gate_threshold": 2}, "has to be a number from 0 to 1"),
         ({"max_reasoning_tokens": [3, 4]}, "has to be one whole number for all inputs"),
     ]:
         with pytest.raises(ValueError, match=message):

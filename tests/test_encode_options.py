@@ -1,11 +1,12 @@
 """What else sentence-transformers' `encode` takes, and how a model may be loaded for it.
 
 Batches, inputs, errors, truncation, prompts of queries and documents, and the options of thinking are in
-test_sentence_transformer.py.
+test_sentence_transformers.py.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Config
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.tiny import build_tiny_vlm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +82,7 @@ def test_bits_are_the_signs(model, inputs, vectors):
 
 
 def test_an_unknown_precision_is_an_error(model):
-    with pytest.raises(ValueError, match="Precision 'int4' is not supported, must be one of"):
+    with pytest.raises(ValueError, match="precision='int4' is not known; allowed: float32, int8"):
         model.encode(["Lima"], precision="int4")
 
 
@@ -142,7 +145,7 @@ def test_everything_on_request_is_one_dict_per_input(model, inputs, vectors):
 @pytest.mark.parametrize("value", ["token_embeddings", "sentence"])
 def test_other_values_are_refused(value, model):
     """There is one vector per input; the states of its tokens are what `model[0].model(...)` returns."""
-    with pytest.raises(ValueError, match=f"output_value='{value}'.* allowed: 'sentence_embedding'"):
+    with pytest.raises(ValueError, match=f"output_value='{value}'.* allowed: sentence_embedding"):
         model.encode(["Lima"], output_value=value)
 
 
@@ -208,8 +211,8 @@ def test_options_of_the_model(options, tiny_checkpoint, model, inputs):
 
 def test_options_of_the_configuration(tiny_checkpoint, inputs, vectors):
     loaded = MMEmbR1(str(tiny_checkpoint), device="cpu", config_kwargs=ALWAYS)
-    assert_close(loaded.encode(inputs), vectors)
-    assert all(item["reasoned"] for item in loaded.explain(inputs))
+    assert_close(loaded.encode_query(inputs), vectors)
+    assert all(item["reasoned"] for item in loaded.explain(inputs, task="query"))
 
 
 # adapters
@@ -303,3 +306,167 @@ def test_errors_of_a_pool_name_the_input_among_all(place, model, pool, inputs):
 @pytest.mark.slow
 def test_a_list_of_devices_is_a_pool_for_one_call(model, inputs, vectors):
     assert_close(model.encode(inputs, device=["cpu", "cpu"], chunk_size=2, **ALWAYS), vectors)
+
+
+# what is refused
+
+WRONG = [
+    ("batch_size", (0, -1, 1.5, "8", True, float("nan"))),
+    ("decode_batch_size", (0, "8", True)),
+    ("max_batch_tokens", (0, 2.0, "many")),
+    ("truncate_dim", (0, -3, 10**6, 8.0, "8", True)),
+    ("normalize_embeddings", ("no", 0, 1)),
+    ("convert_to_tensor", ("yes",)),
+    ("show_progress_bar", ("no",)),
+    ("allow_remote_media", ("false", 1)),
+    ("reasoning", ("often", True)),
+    ("gate_threshold", (-0.1, 2, float("nan"), "0.5", True)),
+    ("max_reasoning_tokens", (0, 1.5, True, "4", 10**9)),
+    ("max_reasoning_rounds", (0, 1.0, "2", 10**9)),
+    ("task", ("documents", "doc", "", 3)),
+    ("prompt", (3,)),
+    ("prompt_name", (3,)),
+    ("device", ("nonsense", "cuda:99")),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), WRONG)
+def test_every_door_refuses_what_an_option_cannot_be(name, values, model, tmp_path):
+    from mmemb_r1.stream import encode_stream
+
+    doors = [
+        lambda **options: model.encode(["Lima"], **options),
+        lambda **options: model.encode_query("Lima", **options),
+        lambda **options: model.encode_document(["Lima"], **options),
+        lambda **options: model.explain(["Lima"], **options),
+        lambda **options: encode_stream(model, ["Lima"], tmp_path / "shards", **options),
+    ]
+    if name == "task":
+        doors = [doors[0], *doors[3:]]  # the others say which it is
+    for value in values:
+        for door in doors:
+            with pytest.raises(ValueError, match=f"{name}[= ]|can't be truncated to"):
+                door(**{"reasoning": "never", name: value})
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize(("name", "values"), [row for row in WRONG if row[0] in MMEmbR1Module.forward_kwargs])
+def test_so_do_plain_sentence_transformers(name, values, model):
+    plain = SentenceTransformer(modules=[model[0]], device="cpu")
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name}="):
+            plain.encode(["Lima"], **{"reasoning": "never", name: value})
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    options = {"batch_size": np.int64(2), "truncate_dim": np.int32(8), "normalize_embeddings": np.bool_(True)}
+    thinking = {"max_reasoning_tokens": np.int16(4), "gate_threshold": np.float32(0.5), "reasoning": "always"}
+    texts = ["Lima", "Quito", "La Paz"]
+    plain = model.encode(texts, batch_size=2, truncate_dim=8, **ALWAYS)
+    assert_close(model.encode(texts, **options, **thinking), plain)
+
+
+def test_rounds_end_with_the_context(thinking):
+    """However many rounds are allowed, a row begins no more than the model's context holds."""
+    model = thinking(max_reasoning_tokens=2)
+    model[0].model.config.get_text_config().max_position_embeddings = 40
+    explained = model.explain("Lima", reasoning="always", max_reasoning_rounds=40)
+    assert 5 <= explained["num_reasoning_rounds"] <= 14
+    with pytest.raises(ValueError, match="max_reasoning_rounds=41 is more than the model's context of 40 tokens"):
+        model.encode("Lima", reasoning="always", max_reasoning_rounds=41)
+
+
+def test_limits_that_are_set_later_are_checked(tiny_checkpoint):
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    with pytest.raises(ValueError, match="max_text_tokens=0"):
+        model.max_seq_length = 0
+    model.truncate_dim = -3
+    with pytest.raises(ValueError, match="truncate_dim=-3"):
+        model.encode("Lima")
+    with pytest.raises(ValueError, match="truncate_dim=0"):
+        MMEmbR1(str(tiny_checkpoint), device="cpu", truncate_dim=0)
+    model.truncate_dim = None
+    model[0].model.config.truncate_dim = 8
+    assert model.encode("Lima").shape == (model.get_embedding_dimension(),) == (8,)
+
+
+# what a plain `encode` does
+
+
+def test_what_is_not_said_to_be_a_query_is_embedded_as_documents_are(thinking, inputs):
+    """LlamaIndex, Haystack and LanceDB embed documents with a plain `encode`."""
+    model = thinking(reasoning="always", document_reasoning="never")
+    plain = SentenceTransformer(modules=[model[0]], prompts={"query": "", "document": ""}, device="cpu")
+    direct, reasoned = (model.encode(inputs, reasoning=mode) for mode in ("never", "always"))
+    for host in (model, plain):
+        assert_close(host.encode(inputs), direct)
+        assert_close(host.encode(inputs, prompt_name="document"), direct)
+        assert_close(host.encode_document(inputs), direct)
+        assert_close(host.encode_query(inputs), reasoned)
+        assert_close(host.encode(inputs, task="query"), reasoned)
+    assert_close(model.encode(inputs, prompt_name="query"), reasoned)
+    assert not any(item["reasoned"] for item in model.explain(inputs))
+
+
+# threads, hooks, hosts
+
+
+def test_threads_get_what_one_gets(thinking):
+    """Fast tokenizers keep the padding of a call until the next: what threads render must not mix."""
+    model = thinking()
+    batches = [[f"text {number}", "word " * (40 * number), "x " * number] for number in range(1, 7)]
+    alone = [model[0].preprocess(batch)["input_ids"] for batch in batches]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: model[0].preprocess(batches[number % 6])["input_ids"], range(600)))
+    assert all(torch.equal(ids, alone[number % 6]) for number, ids in enumerate(found))
+
+
+@pytest.mark.slow
+def test_a_pool_serves_one_call_at_a_time(model, pool):
+    lists = [[f"list {number} text {row}" for row in range(9 + number)] for number in range(4)]
+    alone = [model.encode(texts, reasoning="never") for texts in lists]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(
+            threads.map(lambda texts: model.encode(texts, pool=pool, chunk_size=2, reasoning="never"), lists * 3)
+        )
+    for number, vectors in enumerate(together):
+        assert_close(vectors, alone[number % 4])
+
+
+def test_a_pool_whose_results_are_left_over_is_refused(model, monkeypatch):
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    pool: dict[str, Any] = {"processes": []}
+    monkeypatch.setattr(SentenceTransformer, "_multi_process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.encode(["Lima"], pool=pool)
+    with pytest.raises(RuntimeError, match="A call with this pool was interrupted.* start a new one"):
+        model.encode(["Lima"], pool=pool)
+
+
+def test_hooks_and_compiled_models_are_called(tiny_checkpoint, inputs, vectors):
+    model, seen = MMEmbR1(str(tiny_checkpoint), device="cpu"), []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(len(output["sentence_embedding"])))
+    assert_close(model.encode(inputs, batch_size=2, **ALWAYS), vectors)
+    assert sorted(seen) == [1, 2, 2]
+    handle.remove()
+    assert_close(model.encode(inputs, **ALWAYS), vectors)
+    assert len(seen) == 3
+    before = model[0].register_forward_pre_hook(lambda module, args: seen.append(args))
+    model.encode(inputs, batch_size=2, **ALWAYS)
+    assert len(seen) == 6
+    before.remove()
+    calls: list[Any] = []
+    model._compiled_call_impl = lambda *args, **options: calls.append(args) or model._call_impl(*args, **options)
+    assert_close(model.encode(inputs, **ALWAYS), vectors)
+    assert len(calls) == 1
+
+
+def test_hosts_that_look_at_the_type_see_a_sentence_transformer(model, tmp_path, monkeypatch):
+    """BERTopic and KeyBERT take another model, silently, for a class whose module is not called so."""
+    assert "sentence_transformers" in str(type(model))
+    assert isinstance(model, SentenceTransformer)
+    monkeypatch.chdir(tmp_path)
+    assert model.save(None) is None
+    assert not list(tmp_path.iterdir())

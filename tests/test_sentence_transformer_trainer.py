@@ -71,7 +71,7 @@ def test_fine_tuning(cached, tiny_checkpoint: Path, rows, decoded, tmp_path):
     inputs = [rows[0]["query"], "This is red.", picture("red")]
     before = model.encode(inputs, reasoning="never")
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
-    assert model.explain("This is red.")["reasoned"]
+    assert model.explain("This is red.", task="query")["reasoned"]
     decoded.clear()
 
     if cached:

@@ -402,17 +402,40 @@ def test_integers_of_numpy_are_ids(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shard_size": 0}, "shard_size is 0; at least 1"),
+        ({"shard_size": 0}, "shard_size=0 .* at least 1"),
         ({"file_format": "npy"}, "file_format='npy' is not known; allowed: safetensors, parquet"),
         ({"precision": "int8"}, "precision can't be chosen here"),
         ({"reasoning": "sometimes"}, "reasoning='sometimes' is not known"),
         ({"colour": "red"}, "colour"),
+        ({"shard_size": "8"}, "shard_size='8' "),
+        ({"shard_size": True}, "shard_size=True "),
+        ({"rationales": "no"}, "rationales='no' .* has to be True or False"),
+        ({"truncate_dim": 10**6}, "can't be truncated to 1000000"),
     ],
 )
 def test_arguments_that_are_refused(options, message, model, tmp_path):
     with pytest.raises(ValueError, match=message):
         encode_stream(model, TEXTS, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "one",
+    ["Lima", b"Lima", {"text": "Lima"}, [{"role": "user", "content": "Lima"}], np.zeros((8, 8, 3), np.uint8), 3, None],
+    ids=str,
+)
+def test_one_input_is_no_stream(one, model, tmp_path):
+    """Or a word would be embedded letter by letter, and a dict by the names of its keys."""
+    with pytest.raises(ValueError, match="is one input, or none; pass a list of inputs"):
+        encode_stream(model, one, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_numpy_in_the_settings(model, tmp_path):
+    given = {"truncate_dim": np.int64(8), "shard_size": np.int64(4), "max_reasoning_tokens": np.int32(4)}
+    assert encode_stream(model, TEXTS, tmp_path, **{**OPTIONS, **given}).dim == 8
+    plain = {"truncate_dim": 8, "shard_size": 4, "max_reasoning_tokens": 4}
+    assert encode_stream(model, TEXTS, tmp_path, **{**OPTIONS, **plain}).skipped == 3  # it goes on as the same run
 
 
 def test_no_inputs_and_no_folder(model, tmp_path):

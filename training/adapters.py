@@ -1,4 +1,4 @@
-"""Train with LoRA: small adapters in the language model; heads and control tokens in full."""
+"""Train with LoRA (needs peft): small adapters in the language model; heads and control tokens in full."""
 
 from __future__ import annotations
 
@@ -52,19 +52,14 @@ def lora_config(
 
     Args:
         model: the model to be adapted; nothing is done to it.
-        r: rank of the adapters.
-        alpha: their scale is `alpha / r`.
+        r: rank of the adapters; their scale is `alpha / r`.
         dropout: in front of the adapters.
         target_modules: `"all-linear"`, or the last names of linear layers, for example `["q_proj", "v_proj"]`. Any
             other text is a regular expression that full names of modules have to match, wherever they are.
         adapt_vision_tower: whether linear layers of these names get adapters in the vision tower as well.
         **options: further fields of peft's `LoraConfig`, for example `use_rslora`.
 
-    Returns:
-        The configuration for [`with_adapters`] and for `JointTrainer(peft_config=...)`.
-
     Raises:
-        ImportError: without peft.
         ValueError: if no linear layer has such a name, or there is no such option.
     """
     peft = _peft()
@@ -77,11 +72,15 @@ def lora_config(
     else:
         towers = [model.vlm.get_decoder(), *([_vision_tower(model)] if adapt_vision_tower else [])]
         names = _linear_names(model, towers)
-        names = names if target_modules == ALL_LINEAR else _wanted(names, target_modules)
+        if target_modules != ALL_LINEAR:
+            last = {name.rpartition(".")[2] for name in names}
+            if missing := [name for name in target_modules if name not in last]:
+                raise ValueError(f"target_modules: there is no linear layer {missing[0]!r}; there are {sorted(last)}.")
+            names = [name for name in names if name.rpartition(".")[2] in target_modules]
         pattern = _pattern(names, {name for name, _ in model.named_modules()}.difference(names))
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     # in most small backbones the two are one tensor: peft then lets the output follow the input
-    layers = [embedding] if output is None or output.weight is embedding.weight else [embedding, output]
+    layers = {id(embedding)} if output is None or output.weight is embedding.weight else {id(embedding), id(output)}
     return peft.LoraConfig(
         r=r,
         lora_alpha=alpha,
@@ -89,29 +88,20 @@ def lora_config(
         target_modules=pattern,
         # peft goes by the ends of names: "head" would be "lm_head" too
         modules_to_save=_linear_names(model, [model.gate, model.embedding_head]),
-        trainable_token_indices={_name(model, layer): sorted(_control_ids(model)) for layer in layers},
+        trainable_token_indices={
+            name: sorted(_control_ids(model)) for name, module in model.named_modules() if id(module) in layers
+        },
         **options,
     )
 
 
 def with_adapters(model: MMEmbR1Model, peft_config: LoraConfig, seed: int = 0) -> PeftModel:
     """
-    Put adapters into a model, in place.
+    Put adapters into a model, in place, and return it wrapped by peft; another model with adapters is a `ValueError`.
 
     Trained weights are float32 whatever the model's dtype, for small steps vanish in bfloat16: train under autocast
-    (`bf16=True`) then.
-
-    Args:
-        model: the model; all that the configuration does not name is frozen.
-        peft_config: best from [`lora_config`].
-        seed: of the adapters' first weights. All processes of a run have to start from the same.
-
-    Returns:
-        The model wrapped by peft; it is called, and embeds, like the model.
-
-    Raises:
-        ImportError: without peft.
-        ValueError: if the model has adapters already, or its embeddings would come apart.
+    (`bf16=True`) then. All that the configuration, best from [`lora_config`], does not name is frozen. The `seed` is
+    of the adapters' first weights: all processes of a run have to start from the same.
     """
     peft = _peft()
     _require_plain(model)
@@ -127,15 +117,10 @@ def with_adapters(model: MMEmbR1Model, peft_config: LoraConfig, seed: int = 0) -
 
 def load_adapters(model: MMEmbR1Model, folder: str | os.PathLike[str], trainable: bool = False) -> PeftModel:
     """
-    Put saved adapters into the model that they were trained for, in place.
-
-    Args:
-        model: the checkpoint that they were trained on, without adapters.
-        folder: what `save_pretrained` of the wrapped model wrote.
-        trainable: whether they can be trained on.
+    Put adapters that `save_pretrained` of the wrapped model wrote into the model that they were trained for, in place,
+    to be trained on if `trainable`.
 
     Raises:
-        ImportError: without peft.
         ValueError: if there are no adapters, the model has some already, or they are another model's.
     """
     peft = _peft()
@@ -161,11 +146,9 @@ def load_adapters(model: MMEmbR1Model, folder: str | os.PathLike[str], trainable
 
 def merged(model: PeftModel) -> MMEmbR1Model:
     """
-    Add adapters to the weights of their model and return it. Done in place: `model` is not to be used any more.
+    Add adapters to the weights of their model, in place, and return it; `model` is not to be used any more.
 
-    Raises:
-        ImportError: without peft.
-        ValueError: if the model has no adapters, or is quantised.
+    A model without adapters, or with quantised weights, is a `ValueError`.
     """
     peft = _peft()
     if not isinstance(model, peft.PeftModel):
@@ -181,11 +164,8 @@ def merged(model: PeftModel) -> MMEmbR1Model:
 
 def freeze_vision_tower(model: MMEmbR1Model) -> None:
     """
-    Freeze everything that only pictures and videos pass through: the vision tower and the connector to the language
-    model, which some families build into the tower and others beside it.
-
-    Raises:
-        ValueError: if the backbone has no vision tower.
+    Freeze what only pictures and videos pass through: the vision tower and the connector to the language model, which
+    some families build into the tower and others beside it. It is a `ValueError` if there is no tower.
     """
     _vision_tower(model)
     language = [model.vlm.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
@@ -199,15 +179,9 @@ def quantization_config(**options: Any) -> BitsAndBytesConfig:
     """
     Configure how a checkpoint is quantised, for QLoRA: `MMEmbR1(folder, model_kwargs={"quantization_config": ...})`.
 
-    Gate, embedding head, output embeddings and whatever only pictures pass through stay as they are.
-
-    Args:
-        **options: of TRL's `ModelConfig`: `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`,
-            `use_bnb_nested_quant`, `bnb_4bit_quant_storage`, and `dtype`, in which it computes (default: bfloat16).
-
-    Raises:
-        ImportError: without bitsandbytes.
-        ValueError: if there is no such option, or nothing is asked for.
+    Gate, embedding head, output embeddings and whatever only pictures pass through stay as they are. Options are those
+    of TRL's `ModelConfig` for it, `load_in_4bit` or `load_in_8bit` among them, and `dtype`, in which it computes
+    (default: bfloat16); others are a `ValueError`. It needs bitsandbytes.
     """
     from transformers.utils import is_bitsandbytes_available
     from trl import ModelConfig
@@ -257,22 +231,10 @@ def _vision_tower(model: MMEmbR1Model) -> nn.Module:
     return tower
 
 
-def _name(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
-
-
 def _linear_names(model: nn.Module, parts: Iterable[nn.Module]) -> list[str]:
     """List full names of the linear layers in some parts of a model."""
     layers = {id(module) for part in parts for module in part.modules() if isinstance(module, nn.Linear)}
     return [name for name, module in model.named_modules() if id(module) in layers]
-
-
-def _wanted(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Keep the full names whose last part is wanted."""
-    last = {name.rpartition(".")[2] for name in names}
-    if missing := [name for name in wanted if name not in last]:
-        raise ValueError(f"target_modules: there is no linear layer {missing[0]!r}; there are {sorted(last)}.")
-    return [name for name in names if name.rpartition(".")[2] in wanted]
 
 
 def _pattern(names: Sequence[str], others: Iterable[str]) -> str:
@@ -295,8 +257,8 @@ def _any_number(name: str) -> str:
 @contextmanager
 def _ties_kept(model: MMEmbR1Model) -> Iterator[None]:
     """
-    Let peft see that input and output embeddings are one tensor, and check afterwards that it did: trained rows would
-    be the input's alone otherwise, and the output's as well once they are merged.
+    Let peft see that input and output embeddings are one tensor, and check that it did: trained rows would be the
+    input's alone otherwise, and the output's as well once they are merged.
     """
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     tied = output is not None and output.weight is embedding.weight

@@ -16,15 +16,7 @@ Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
 def augmented(
     value: dict[str, Any], augment: Augment, rng: np.random.Generator, media: MediaOptions = DEFAULTS
 ) -> dict[str, Any]:
-    """
-    Apply an augmentation to each picture of an input.
-
-    Args:
-        value: the input; one without pictures is returned as it is.
-        augment: makes another picture of a picture, given a random stream.
-        rng: the example's random stream.
-        media: how pictures are opened.
-    """
+    """Apply an augmentation to each picture of an input, which `media` says how to open."""
     images = value.get("image")
     if not images:
         return value

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 from zipfile import is_zipfile
 
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
 from trl.trainer.utils import RepeatSampler
 
+from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
+from mmemb_r1.training.distributed import average_gradients
+
+Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
+ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
 SECRETS = ("hub_token",)  # fields of a config that are never written
+_AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """
-    Find the last checkpoint that is complete.
+    Find the path of the last checkpoint that is complete, for `resume_from_checkpoint`; `None` if there is none.
 
     A process that is killed while it saves leaves a part of one, a full disk leaves files that end early. `Trainer`
     would go on from that part: without its last file from the first step, with whatever weights are there.
-
-    Returns:
-        Its path, for `resume_from_checkpoint`; `None` if there is none, or no such folder.
     """
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return next((str(path) for _, path in sorted(found, reverse=True) if _is_complete(path)), None)
@@ -44,14 +53,18 @@ def _is_complete(checkpoint: Path) -> bool:
     return all(is_zipfile(path) for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
 
 
-def with_earlier_phases(facts: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
-    """
-    Add to the facts of a phase, under `before`, those of the phases that made the checkpoint it began with, in order.
+def with_help(config_class: type[Config]) -> type[Config]:
+    """Give each field of a config the text about it in the class's docstring as the help of its flag."""
+    entries = r"^    (\w+)(?: \([^\n]*\))?:\s+(.+?)(?=\n    \w|\n\n|\Z)"
+    texts = dict(re.findall(entries, inspect.getdoc(config_class) or "", re.MULTILINE | re.DOTALL))
+    for one in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if one.name in texts:
+            one.metadata = MappingProxyType({"help": " ".join(texts[one.name].split())})
+    return config_class
 
-    Args:
-        facts: name -> value, for the model card.
-        checkpoint: a folder, or a Hub id, of which nothing is known here.
-    """
+
+def with_earlier_phases(facts: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
+    """Add to a phase's facts, as `before`, those of the phases that made the checkpoint it began with, in order."""
     path = Path(checkpoint) / TRAINING_FILE
     if not path.is_file():
         return dict(facts)
@@ -73,18 +86,15 @@ class TokensLeftOut:
 
 
 class PhaseTrainer:
-    """
-    Mixed into a trainer of TRL's, before it.
-
-    Attributes:
-        facts: the training record, beside each checkpoint and in the model card: name -> value.
-    """
+    """Mixed into a trainer of TRL's, before it. Its `facts` are the training record, beside each checkpoint."""
 
     _paper = {
         "title": "MMEmb-R1: Reasoning-Enhanced Multimodal Embedding with Pair-Aware Selection and Adaptive Control",
         "id": "2604.06156",
     }
+    accelerator: Any
     args: Any
+    model: Any
     state: Any
     is_world_process_zero: Any
     facts: dict[str, Any]
@@ -95,23 +105,35 @@ class PhaseTrainer:
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
         if self.is_world_process_zero():
-            self.save_facts(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            steps = self.state.global_step
+            write_facts(Path(self.args.output_dir) / f"checkpoint-{steps}", self.facts, steps)
 
-    def save_facts(self, folder: Path) -> None:
-        """Write what was trained, on which data, from which weights, beside a checkpoint."""
-        write_facts(folder, self.facts, self.state.global_step)
+    def average_gradients(self) -> None:
+        """Average gradients over the processes before a step of the optimiser, but of a model that FSDP2 shards."""
+        if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
+            average_gradients(self.model.parameters())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save such that sentence-transformers loads the model, or adapters, with the prompts that it began with."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        folder, start = output_dir or self.args.output_dir, self.model.config.name_or_path
+        write_modules(folder)
+        found = start and cached_file(
+            start, ENCODING_FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        if found:
+            shutil.copy(found, folder)
 
 
 class EpochSampler(RepeatSampler):
     """
-    Repeat rows as TRL's sampler does, in an order that follows from the seed and the number of the epoch.
+    Repeat rows as TRL's sampler does, in an order that follows from the seed and the number of the epoch that begins,
+    which `epoch` returns.
 
     TRL's own goes on drawing from one generator, so that a run that is resumed in its second epoch sees the first
     one's order again.
-
-    Args:
-        epoch: returns the number of the epoch that begins.
-        **kwargs: those of [`~trl.trainer.utils.RepeatSampler`].
     """
 
     def __init__(self, *, epoch: Callable[[], int], **kwargs: Any) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def num_processes() -> int:
@@ -14,18 +17,17 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_index() -> int:
+    """Get the number of this process, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """
-    Gather the rows of all processes, one process after another.
+    Gather the rows `(B, ...)` of all processes, one process after another: `(sum of B, ...)`.
 
     Gradients flow into the own rows only. Every process computes the same loss from the same rows, so the sum of the
-    processes' gradients is that of the whole batch.
-
-    Args:
-        tensor: `(B, ...)`. Processes may differ in every size, not in the number of dimensions; zeros fill it up.
-
-    Returns:
-        `(sum of B, ...)`.
+    processes' gradients is that of the whole batch. Processes may differ in every size; zeros fill it up.
     """
     if num_processes() == 1:
         return tensor
@@ -82,15 +84,36 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad /= num_processes()
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """
+    Take a model out of the wrapper that averages gradients.
+
+    It does so after a backward pass, but stumbles where only some processes see pictures, or a step has several
+    forward passes. The trainers call the model itself, and `average_gradients` once a step.
+    """
+    return model.module if isinstance(model, DistributedDataParallel | nn.DataParallel) else model
+
+
+def keep_float32(plugin: Any) -> None:
+    """
+    Let FSDP2 return what the model returns, and sum gradients in float32, whatever it computes in.
+
+    accelerate's policy casts all that the model returns: embeddings in bfloat16, of which similarities at a
+    temperature of 0.02 turn the gradient by a tenth and more.
+
+    Args:
+        plugin: accelerate's FSDP plugin, before the model is sharded; another version's is left alone.
+    """
+    if plugin.fsdp_version == 2 and (policy := plugin.mixed_precision_policy) is not None:
+        plugin.mixed_precision_policy = replace(policy, output_dtype=None, reduce_dtype=torch.float32)
+
+
 def expect_unused(model: nn.Module) -> None:
     """
     Let a model that FSDP2 shards, and averages itself, treat unused parameters like `average_gradients`.
 
     Otherwise a process without pictures would reduce other gradients than those with some. Models that are not sharded
-    are left alone.
-
-    Raises:
-        ValueError: if this version of torch can't do it.
+    are left alone; a torch that can't do it is a `ValueError`.
     """
     if num_processes() == 1:
         return

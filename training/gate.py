@@ -9,17 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 
 def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None = None) -> Tensor:
     """
-    Cross-entropy of the gate against the sign of the net utility, each input weighted by how much is at stake.
+    Compute the cross-entropy of gate logits `(B,)` against the sign of the net utility, weighted by what is at stake.
 
     Args:
-        logits: `(B,)` gate logits.
-        gap: `(B,)` utility gap, alignment after thinking minus alignment before.
-        cost: what a thought has to gain to be worth its time.
+        gap: `(B,)` what a rationale added to the target's probability.
+        cost: what it has to add to be worth its time.
         weights: `(B,)` further weights of the inputs. Default: none.
 
     Returns:
@@ -40,34 +39,24 @@ def fit_gate(
     gap: Tensor,
     cost: float = 0.02,
     weight_decay: float = 0.1,
-    steps: int = 200,
     weights: Tensor | None = None,
 ) -> dict[str, float]:
     """
-    Fit a gate to utility gaps that were measured; the rest of the model stays as it is.
+    Fit a [`ReasoningGate`], in place, to utility gaps that were measured at states `(B, H)` at the first `<|embed|>`.
 
     Args:
-        gate: the [`ReasoningGate`], changed in place.
-        hidden: `(B, H)` hidden states at the first `<|embed|>`.
-        gap: `(B,)` utility gap of each input.
-        cost: what a thought has to gain to be worth its time, in units of the gap.
+        gap, cost, weights: see [`gate_loss`].
         weight_decay: of the squared weights (not the bias).
-        steps: iterations of L-BFGS at most.
-        weights: `(B,)` of the inputs, besides what is at stake in each. Default: none.
 
     Returns:
-        `loss`, `thinks` (share of inputs with gate probability of at least a half) and `pays` (share of inputs whose
-        gap is above the cost).
-
-    Raises:
-        ValueError: if there are no inputs, or the two differ in number.
+        `loss`, and the shares of inputs on which the gate `thinks` (at a half) and thinking `pays`.
     """
     if len(hidden) == 0 or len(hidden) != len(gap):
         raise ValueError(f"{len(hidden)} hidden states and {len(gap)} gaps: as many of each are needed, at least one.")
     dtype = next(gate.parameters()).dtype
     hidden, gap = hidden.detach().to(dtype).clone(), gap.detach().clone()
     matrices = [parameter for parameter in gate.parameters() if parameter.ndim > 1]
-    optimizer = torch.optim.LBFGS(gate.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(gate.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
@@ -81,11 +70,8 @@ def fit_gate(
     gate.zero_grad(set_to_none=True)
     with torch.no_grad():
         logits = gate(hidden)
-        return {
-            "loss": float(gate_loss(logits, gap, cost, weights)),
-            "thinks": float((logits >= 0).float().mean()),
-            "pays": float((gap > cost).float().mean()),
-        }
+        loss = float(gate_loss(logits, gap, cost, weights))
+    return {"loss": loss, "thinks": float((logits >= 0).float().mean()), "pays": float((gap > cost).float().mean())}
 
 
 LEAST_SCALE = 1e-3  # of the largest deviation: a dimension that hardly varies is not blown up
@@ -100,14 +86,11 @@ class StandardisedGate:
     v = w * scale and the bias b + w mean, the layer computes the same, and what inputs have in common is the bias's.
 
     Around each step of the optimiser, weights and gradients are changed to these coordinates and back; its moments are
-    of these coordinates. Between steps the layer is as it always is, also when it is saved.
+    of these coordinates. Between steps the layer is as it always is, also when it is saved. Source: ours.
 
     Args:
-        weight: `(O, H)`.
-        bias: `(O,)`.
+        weight, bias: `(O, H)` and `(O,)`.
         hidden: `(N, H)` inputs to standardise by.
-
-    Source: ours.
     """
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter, hidden: Tensor) -> None:
@@ -140,24 +123,12 @@ LEAST = 0.01
 
 
 class StopOnCollapse(TrainerCallback):
-    """
-    Stops training when the gate thinks on almost nothing, or on almost everything, in several logs in a row.
-
-    Args:
-        patience: how many.
-    """
+    """Stops training when the gate thinks on almost nothing, or almost everything, in `patience` logs in a row."""
 
     def __init__(self, patience: int) -> None:
         self.patience, self.seen = patience, 0
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         share = (logs or {}).get("gate/thinks")
         if share is None:
             return
@@ -174,7 +145,7 @@ class StopOnCollapse(TrainerCallback):
 
 def calibrated_threshold(gate_probs: npt.ArrayLike, target: float, costs: npt.ArrayLike | None = None) -> float:
     """
-    The lowest threshold at which thinking costs no more than wanted, on average over the inputs.
+    Find the lowest threshold, in 0 ... 1, at which thinking costs no more than wanted, on average over the inputs.
 
     Inputs with the same probability think together or not at all. The threshold lies half-way between the last
     probability that thinks and the next, so that rounding on another machine moves neither across.
@@ -183,14 +154,10 @@ def calibrated_threshold(gate_probs: npt.ArrayLike, target: float, costs: npt.Ar
         gate_probs: `(N,)` probabilities of thinking.
         target: mean cost of an input.
         costs: `(N,)` what each costs if it thinks, for example its tokens. Default: 1 each, so that `target` is the
-            invocation ratio, 0 to 1.
-
-    Returns:
-        The threshold, in 0 ... 1. Source: ours.
+            invocation rate, 0 to 1.
 
     Raises:
-        ValueError: if there are no inputs, a number is not finite or negative, or the threshold would have to be above
-            1 because the gate is certain.
+        ValueError: if there are no inputs, a number is not finite or negative, or the gate is certain of too many.
 
     >>> calibrated_threshold([0.1, 0.2, 0.6, 0.8], target=0.5)
     0.4

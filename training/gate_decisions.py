@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import count
@@ -28,7 +28,7 @@ from mmemb_r1.objective import target_probability
 from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
 from mmemb_r1.runs import progress_bar, record_run, replaced_file, step_of
 from mmemb_r1.seeding import random_order, seeded_random
-from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -36,18 +36,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Decisions(NamedTuple):
-    """
-    What the gate decides on: N queries that think R rounds each, whatever the gate says.
+    """Hold what the gate decides on: N queries that think R rounds each, whatever the gate says."""
 
-    Attributes:
-        hidden: `(N, R, H)` states before each round, which the gate reads.
-        probabilities: `(N, R + 1)` of the target, before any rationale and after each round.
-        ranks: `(N, R + 1)` of the target.
-    """
-
-    hidden: Tensor
-    probabilities: Tensor
-    ranks: npt.NDArray[np.int64]
+    hidden: Tensor  # (N, R, H) states before each round, which the gate reads
+    probabilities: Tensor  # (N, R + 1) of the target, before any rationale and after each round
+    ranks: npt.NDArray[np.int64]  # (N, R + 1) of the target
 
     @property
     def gains(self) -> Tensor:
@@ -61,36 +54,20 @@ class Decisions(NamedTuple):
 
 @dataclass(frozen=True)
 class Competition:
-    """
-    Queries whose targets compete among the same candidates.
+    """Hold Q queries whose targets compete among the same C candidates."""
 
-    Args:
-        rows: `(Q,)` of the pairs table, in its order.
-        candidates: `(C,)` inputs.
-        right: `(Q,)`, the places of each query's right candidates.
-        pools: `(Q,)`, the places of those that it competes with. `None`: all, for every query.
-    """
-
-    rows: npt.NDArray[np.int64]
-    candidates: Sequence[Any]
-    right: list[list[int]]
-    pools: list[list[int]] | None = None
+    rows: npt.NDArray[np.int64]  # (Q,) of the pairs table, in its order
+    candidates: Sequence[Any]  # C inputs
+    right: list[list[int]]  # Q, the places of each query's right candidates
+    pools: list[list[int]] | None = None  # Q, the places of those that it competes with; None: all
 
 
 def competitions_of(
     pairs: Dataset, candidates: Dataset | None = None, batch_size: int | None = None, seed: int = 0
 ) -> list[Competition]:
     """
-    What the target of each pair competes with.
-
-    Args:
-        pairs: a pairs table, see [`train_gate`].
-        candidates: each target competes with the candidates of its set. Default: with the targets of its task.
-        batch_size: of these, only with those of so many random pairs.
-        seed: of the random pairs.
-
-    Raises:
-        ValueError: if a table is not what it has to be, or a target has no competitor.
+    Find what the target of each pair competes with: the candidates of its set or, without `candidates`, the targets of
+    its task; with `batch_size`, only those of so many pairs that `seed` draws. One without a competitor is an error.
     """
     if candidates is None:
         check_pairs(pairs, PAIR_COLUMNS)
@@ -108,7 +85,7 @@ def competitions_of(
 
 
 def in_batches(task: RetrievalTask, batch_size: int, seed: int) -> RetrievalTask:
-    """The same task, its queries in random batches, each among the right candidates of its batch."""
+    """Put the queries of a task into random batches, each among the right candidates of its batch."""
     order = list(random_order(len(task.query_ids), seeded_random(seed, "batches", task.name)))
     pools: dict[int, list[str]] = {}
     for batch in np.array_split(order, max(1, round(len(order) / batch_size))):
@@ -118,7 +95,7 @@ def in_batches(task: RetrievalTask, batch_size: int, seed: int) -> RetrievalTask
 
 
 def _competition(tasks: Sequence[RetrievalTask], row_of: Mapping[str, int]) -> Competition:
-    """Tasks that share their candidates as one, the queries in the order of the table."""
+    """Make one competition of tasks that share their candidates, the queries in the order of the table."""
     place = {candidate: number for number, candidate in enumerate(tasks[0].candidate_ids)}
     queries = []
     for task in tasks:
@@ -140,14 +117,9 @@ def outcomes(
     competition: Competition, queries: Tensor, candidates: Tensor, temperature: float
 ) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """
-    Probability and rank `(Q,)` of the targets, ties counted against them; of several right candidates of a query the
-    nearest counts, and the others don't compete.
+    Compute probability and rank `(Q,)` of the targets of queries `(Q, D)` among candidates `(C, D)`, all unit vectors.
 
-    Args:
-        competition: of Q queries and C candidates.
-        queries: `(Q, D)` unit vectors.
-        candidates: `(C, D)` unit vectors.
-        temperature: divides the cosine similarities.
+    Ties count against the target. Of several right candidates the nearest counts, and the others don't compete.
     """
     probabilities, places = [], []
     step = max(1, SCORES_AT_ONCE // len(candidates))
@@ -155,9 +127,8 @@ def outcomes(
         scores = queries[start : start + step] @ candidates.T  # (q, C)
         right = _mask(scores, competition.right[start : start + step])
         nearest = scores.masked_fill(~right, -torch.inf).argmax(dim=1, keepdim=True)  # (q, 1)
-        others = (
-            ~right if competition.pools is None else _mask(scores, competition.pools[start : start + step]) & ~right
-        )
+        pools = competition.pools and competition.pools[start : start + step]
+        others = ~right if pools is None else _mask(scores, pools) & ~right
         competing = scores.masked_fill(~others.scatter(1, nearest, True), -torch.inf)
         probabilities.append(target_probability(competing, nearest.squeeze(1), temperature))
         places.append((competing >= competing.gather(1, nearest) - TIE_TOLERANCE).sum(dim=1))  # the target is one
@@ -165,7 +136,7 @@ def outcomes(
 
 
 def _mask(scores: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
-    """`(q, C)` booleans of the shape of `scores`, true at some places of each row."""
+    """Make a mask of the shape of `scores` `(q, C)`, true at some places of each row."""
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for row, columns in enumerate(places):
         mask[row, list(columns)] = True
@@ -187,22 +158,16 @@ def measure_decisions(
     Embed all candidates directly, and all queries before and after each round, whatever the gate says.
 
     Args:
-        model: left as it is.
-        queries: N inputs, the rows of `competitions`.
-        competitions: of [`competitions_of`]; every query is in one of them.
+        queries: N inputs, the rows of `competitions`, of which each is in one.
         rounds: rationales of each query.
-        batch_size: inputs that are read at once.
-        temperature: divides the cosine similarities.
-        folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept.
-        progress: show bars on standard error.
-
-    Raises:
-        ValueError: if the folder holds what another model or other inputs gave.
+        folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept. What another
+            model or other inputs gave is a `ValueError`.
     """
     encoder = encoder_of(model, Settings(modes=("never",), batch_size=batch_size))
     if folder is not None:
         inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
-        facts = {"weights": weights_fingerprint(model[0].model), "inputs": digest_of(inputs)}
+        digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
+        facts = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
         record_run(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})
 
     def embed(inputs: list[Any]) -> Arrays:
@@ -235,7 +200,7 @@ def measure_decisions(
 
 @torch.no_grad()
 def gate_inputs(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Tensor:
-    """`(N, H)` hidden states at the first `<|embed|>`, which the gate reads, on the CPU."""
+    """Compute the states `(N, H)`, on the CPU, at the first `<|embed|>`, which the gate reads."""
     states = [
         model[0].model(**_on_device(model, features)).last_hidden_state[:, -1].float().cpu()  # padded on the left
         for features in _batches(model, queries, batch_size)
@@ -246,10 +211,7 @@ def gate_inputs(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Tens
 @torch.no_grad()
 def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: int) -> Arrays:
     """
-    Let queries think all rounds.
-
-    Returns:
-        `hidden` `(N, R, H)` states before each round, and `vectors` `(N, R + 1, D)`, before any and after each.
+    Let queries think all rounds: `hidden` `(N, R, H)` before each, `vectors` `(N, R + 1, D)` also after the last.
     """
     hidden: list[Tensor] = []
     vectors: list[Tensor] = []
@@ -261,7 +223,9 @@ def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: i
             options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
             written = network.embed(**_on_device(model, features), **options)
             seen.clear()
-            network(**_on_device(model, with_rationales(model, features, written.rationale_ids)))
+            suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
+            whole = append_tokens(features, suffixes, model.tokenizer.pad_token_id, "left")
+            network(**_on_device(model, whole))
             if len(seen) != rounds + 1:
                 raise ValueError(f"the queries thought {len(seen) - 1} rounds; expected {rounds} of each")
             hidden.append(torch.stack(seen[:rounds], dim=1).float().cpu())  # (B, R, H)
@@ -284,21 +248,6 @@ def _on_device(model: MMEmbR1, features: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.to(model.device) for name, value in features.items()}
 
 
-def with_rationales(model: MMEmbR1, features: Mapping[str, Any], rationale_ids: Tensor) -> dict[str, Any]:
-    """Prompts with their rationales after them, for one pass over both. `rationale_ids` `(B, T)` as `embed` gives."""
-    config = model[0].model.config
-    suffixes = [suffix_of_ids(config, ids[ids >= 0].tolist()) for ids in rationale_ids]
-    return append_tokens(dict(features), suffixes, model.tokenizer.pad_token_id, "left")
-
-
-def digest_of(inputs: Iterable[Any]) -> str:
-    """A digest of the content of inputs, in their order."""
-    digest = blake2b(digest_size=16)
-    for value in inputs:
-        digest.update(content_key(value))
-    return digest.hexdigest()
-
-
 def _in_files(
     folder: Path | None,
     name: str,
@@ -307,15 +256,19 @@ def _in_files(
     make: Callable[[list[Any]], Arrays],
     advance: Callable[[int], None],
 ) -> Arrays:
-    """What `make` makes of all inputs, part by part; each is kept in a file of the folder, and read where it is."""
+    """Make arrays of all inputs, part by part; each is kept in a file of the folder, and read where it is."""
     numbers = count()
 
     def part(some: list[Any]) -> Arrays:
         path = None if folder is None else folder / f"{name}-{next(numbers):05}.npz"
-        arrays = make(some) if path is None or not path.exists() else _read(path)
-        if path is not None and not path.exists():
-            with replaced_file(path) as temporary:
-                np.savez(temporary, **arrays)
+        if path is not None and path.exists():
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = dict(stored)
+        else:
+            arrays = make(some)
+            if path is not None:
+                with replaced_file(path) as temporary:
+                    np.savez(temporary, **arrays)
         advance(len(some))
         return arrays
 
@@ -326,8 +279,3 @@ def _in_files(
             f"number {error.index} of the {name}, counted from 0, can't be embedded: {error.reason}"
         ) from error
     return {key: np.concatenate([one[key] for one in parts]) for key in parts[0]}
-
-
-def _read(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}

@@ -16,7 +16,8 @@ from datasets import Dataset
 from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
 from mmemb_r1.seeding import random_order, seeded_random
-from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.sentence_transformers import MMEmbR1
+from mmemb_r1.training.base_trainer import with_help
 from mmemb_r1.training.gate import fit_gate
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions
 
@@ -24,26 +25,23 @@ GATE_FILE = "gate.json"  # what `train_gate` returned, where it is kept
 NEGATIVES = ("table", "in-batch")
 
 
+@with_help
 @dataclass(frozen=True)
 class GateConfig:
     """
     How [`train_gate`] measures where thinking pays, and fits the gate.
 
     Args:
-        negatives: what the target of a query competes with: `"table"`, all other targets of its task, or `"in-batch"`,
-            those of `batch_size` pairs of its task, drawn at random. Candidates that are given take their place.
-        max_reasoning_rounds: rationales of a query at most. The gate is fitted on the decision before each of them,
-            and the model keeps the number. Default: the checkpoint's.
-        holdout: share of the queries that the gate is not fitted to, and measured on; equal queries stay together.
-            At 0 it is fitted to all, and measured on those.
+        negatives: what a target competes with: `"table"`, all other targets of its task, or `"in-batch"`, those of
+            `batch_size` pairs of its task, drawn at random. Candidates that are given take their place.
+        max_reasoning_rounds: rationales of a query at most, each with a decision to fit; the model keeps it. Default:
+            the model's.
+        holdout: share of the queries, equal ones together, to measure on, not to fit to. At 0 all are for both.
         cost: what a rationale has to gain, as probability of the target, to be worth its time.
         temperature: divides the cosine similarities.
         weight_decay: of the gate's weights.
         batch_size: inputs that are read at once.
         seed: of the batches of `"in-batch"`, and of what is held out.
-
-    Raises:
-        ValueError: if a value is not allowed.
     """
 
     negatives: str = "table"
@@ -56,20 +54,18 @@ class GateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.negatives not in NEGATIVES:
-            raise ValueError(f"negatives is {self.negatives!r}; allowed: {', '.join(NEGATIVES)}.")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout is {self.holdout}; allowed: a share of the queries, from 0 to below 1.")
-        if self.max_reasoning_rounds is not None and self.max_reasoning_rounds < 1:
-            raise ValueError(f"max_reasoning_rounds is {self.max_reasoning_rounds}; allowed: 1 or more.")
-        if self.batch_size < (2 if self.negatives == "in-batch" else 1):
-            raise ValueError(
-                f"batch_size is {self.batch_size}; allowed: 1 or more, 2 or more with in-batch negatives."
-            )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; allowed: numbers above 0.")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; allowed: 0 or more.")
+        least = 2 if self.negatives == "in-batch" else 1
+        allowed = {
+            "negatives": (self.negatives in NEGATIVES, ", ".join(NEGATIVES)),
+            "holdout": (0 <= self.holdout < 1, "a share of the queries, from 0 to below 1"),
+            "max_reasoning_rounds": (self.max_reasoning_rounds is None or self.max_reasoning_rounds >= 1, "1 or more"),
+            "batch_size": (self.batch_size >= least, "1 or more, 2 or more with in-batch negatives"),
+            "temperature": (self.temperature > 0, "numbers above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+        }
+        for name, (fits, text) in allowed.items():
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {text}.")
 
 
 def train_gate(
@@ -89,23 +85,19 @@ def train_gate(
     by heart it finds with and without thinking.
 
     Args:
-        model: after the joint phase; its gate is changed.
         pairs: a pairs table with `pair_id`, `query` and `target`, and optionally `task`. With `candidates` the columns
             are `task`, `complexity`, `query`, `candidate_set` and `target_id`.
-        config: how. Default: `GateConfig()`.
         candidates: a table with `candidate_set`, `candidate_id` and `input`: each target competes with its set.
         folder: keeps what was embedded, so that a run that was killed goes on there, and another `cost` or `holdout`
-            embeds nothing anew. Default: nothing is kept.
+            embeds nothing anew. Default: nothing is kept. What was embedded for another run is a `ValueError`.
         progress: show bars on standard error. Default: if that is a terminal.
 
     Returns:
-        The number of `pairs`, and of those `fitted` and `held out`; of the fit its `loss`, the share of decisions on
-        which thinking `pays` and on which the gate `thinks` with a probability of a half; and `measured`, see
-        [`measured_gate`].
+        Numbers of `pairs`, of those `fitted` and `held out`; of the fit its `loss` and the shares of decisions where
+        thinking `pays` and the gate `thinks`; and `measured`, see [`measured_gate`].
 
     Raises:
-        ValueError: if a table is not what it has to be, a target has no competitor, too few queries are left, or the
-            folder holds what was embedded for another run.
+        ValueError: if a table is not what it has to be, a target has no competitor, or too few queries are left.
     """
     config = config or GateConfig()
     network = model.eval()[0].model
@@ -146,23 +138,20 @@ def train_gate(
 
 def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float, cost: float) -> dict[str, Any]:
     """
-    What a gate's decisions are worth.
+    Measure what a gate's decisions are worth.
 
     Returns:
-        `queries`, how many; `pays`, the share of decisions on which a rationale gains more than it costs;
-        `invocation rate`, the share of queries that think at the `threshold`; `auc`, how well the gate tells gains
-        from losses of at least 0.1 (`None` if there are only gains or only losses); and hit@1 of `never`, `always` and
-        `auto`.
+        Number of `queries`; shares of decisions where thinking `pays` and of queries that think (`invocation rate`);
+        `auc` of telling gains from losses of at least 0.1 (`None` if one of them is missing); hit@1 of three modes.
     """
     with torch.no_grad():
         probs = gate(decisions.hidden.flatten(0, 1)).sigmoid().view(decisions.hidden.shape[:2])  # (N, R)
     thinks = torch.cat([probs >= threshold, torch.zeros(len(probs), 1, dtype=torch.bool)], dim=1)  # (N, R + 1)
     stops = (~thinks).int().argmax(dim=1).numpy()  # (N,) rounds that are thought
-    hits = decisions.ranks == 1  # (N, R + 1)
-    gains = decisions.gains
+    hits, gains = decisions.ranks == 1, decisions.gains  # (N, R + 1), (N, R)
     large = gains.abs() >= LEAST_GAP
     signs = (gains[large] > 0).numpy()
-    both = len(signs) > 0 and signs.any() and not signs.all()
+    both = signs.any() and not signs.all()
     return {
         "queries": len(probs),
         "pays": float((gains > cost).float().mean()),
@@ -176,7 +165,7 @@ def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float,
 
 
 def gate_report(facts: Mapping[str, Any]) -> list[str]:
-    """The lines that tell what [`train_gate`] returned."""
+    """Write the lines that tell what [`train_gate`] returned."""
     measured = facts["measured"]
     where = "held-out queries" if facts["held out"] else "queries that it was fitted to (none were held out)"
     auc_ = "not known: thinking helps all or none" if measured["auc"] is None else f"{measured['auc']:.3f}"
@@ -191,13 +180,7 @@ def gate_report(facts: Mapping[str, Any]) -> list[str]:
 
 
 def gate_facts(facts: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """
-    What a model card tells of the gate's training.
-
-    Args:
-        facts: what [`train_gate`] returned.
-        weights: fingerprint of the model that it began with.
-    """
+    """Tell a model card what [`train_gate`] returned; `weights` is the fingerprint of the model that it began with."""
     measured = facts["measured"]
     where = f"{measured['queries']:,} held-out queries" if facts["held out"] else "the queries that it was fitted to"
     return {
@@ -212,12 +195,7 @@ def gate_facts(facts: Mapping[str, Any], weights: str) -> dict[str, Any]:
 
 
 def held_out(keys: Sequence[bytes], share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """
-    `(N,)` which of N queries are held out; equal ones, which have equal keys, stay together.
-
-    Raises:
-        ValueError: if a share is wanted, and there are too few queries for it.
-    """
+    """Choose which of N queries, `(N,)`, are held out; those with equal keys stay together. Too few are an error."""
     distinct = sorted(set(keys))
     number = round(share * len(distinct))
     if share and not 0 < number < len(distinct):

@@ -34,10 +34,7 @@ class TrainingRun:
         model: what to start from: a folder or a Hub id.
         pairs: the pairs table, Parquet.
         output: `output/model` is what was trained; a run that was stopped goes on from `output/checkpoints`.
-        settings: fields of the config, `config_class`, and their values. Default: those of the config.
-
-    Raises:
-        ValueError: if the config has no such field.
+        settings: fields of the config, `config_class`, and their values; others are a `ValueError`.
     """
 
     model: str
@@ -92,9 +89,6 @@ class PhaseRun(TrainingRun):
             `output/adapter`. Default: the whole model is trained.
         model_options: `dtype` of the weights and `attn_implementation`. Default: float32; below adapters, which are
             float32 themselves, the checkpoint's dtype.
-
-    Raises:
-        ValueError: if settings or options are not there or do not go together.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -120,18 +114,10 @@ class PhaseRun(TrainingRun):
 
     def load(self, device: Any, quantization: Mapping[str, Any] | None = None) -> Any:
         """
-        Load the checkpoint's model and processor.
+        Load the checkpoint's `MMEmbR1Module`: on the CPU, from where the trainer moves it, or, if it is quantised with
+        options of [`~mmemb_r1.training.adapters.quantization_config`], on `device`, for it can't be moved.
 
-        Args:
-            device: where quantised weights go, which can't be moved afterwards. Others stay on the CPU, from where the
-                trainer moves them.
-            quantization: options of [`~mmemb_r1.training.adapters.quantization_config`]. Default: none.
-
-        Returns:
-            The `MMEmbR1Module`.
-
-        Raises:
-            ValueError: if there is no checkpoint, or it is a backbone without gate and embedding head.
+        No checkpoint, or a backbone without gate and embedding head, is a `ValueError`.
         """
         from transformers import AutoConfig
 
@@ -177,10 +163,8 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
     """
     Read a YAML file as arguments of a run: `JointRun(..., **read_recipe(path, JointRun))`.
 
-    It maps fields of the config to values, and may hold a mapping for each section of the run.
-
-    Raises:
-        ValueError: as of [`read_settings`], or if the file holds a field that the config lacks.
+    It maps fields of the config to values, and may hold a mapping for each section of the run. Anything else is a
+    `ValueError`.
     """
     settings, found = read_settings(path), {}
     for name, argument in run_class.sections.items():
@@ -200,12 +184,7 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:
-    """
-    Read a YAML file that maps names to values. Default: there are none.
-
-    Raises:
-        ValueError: if the file is missing, no YAML or no mapping.
-    """
+    """Read a YAML file that maps names to values; a `ValueError` if it does not. Default: there are none."""
     import yaml
 
     if path is None:
@@ -223,10 +202,7 @@ def read_settings(path: Path | None) -> dict[str, Any]:
 
 def check_fields(names: Collection[str], config_class: type) -> None:
     """
-    Check that a config has all of these fields.
-
-    Raises:
-        ValueError: if it lacks one; it names the new name of a field that was renamed, or the nearest one.
+    Check that a config has all of these fields; the `ValueError` names the new name of a field, or the nearest one.
     """
     known = [one.name for one in dataclasses.fields(config_class)]
     for name in sorted(set(names) - set(known)):
@@ -239,12 +215,11 @@ def check_fields(names: Collection[str], config_class: type) -> None:
 
 
 def as_number(name: str, value: Any, default: Any) -> Any:
-    """Convert a number that YAML took for text (it reads 5e-4 as a string), where the default is a number.
+    """
+    Convert a number that YAML took for text, where the default is a number.
 
-    >>> as_number("learning_rate", "5e-4", 5e-5)
-    0.0005
-    >>> as_number("lr_scheduler_type", "cosine", "linear")
-    'cosine'
+    >>> as_number("learning_rate", "5e-4", 5e-5), as_number("lr_scheduler_type", "cosine", "linear")
+    (0.0005, 'cosine')
     """
     if not isinstance(value, str) or not isinstance(default, float):
         return value
@@ -258,16 +233,11 @@ def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
     """
     Train, from the last complete checkpoint of the run if there is one, unless the trained model is saved already.
 
-    Args:
-        trainer: made from the run, ready to train.
-        run: the run. Its folder is claimed only now, so that settings which are refused do not occupy it.
-        facts: further facts that make this run another one.
+    The folder is claimed only now, so that settings which are refused do not occupy it; `facts` make this run another
+    one as well, and a folder that was begun with others is a `ValueError`.
 
     Returns:
         Whether the model has to be saved; `False` if it was before.
-
-    Raises:
-        ValueError: if the folder was begun with another model, table or other settings.
     """
     record_run(run.output / "run.json", run.identity() | facts)
     checkpoint = last_checkpoint(run.output / "checkpoints")
@@ -278,7 +248,9 @@ def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
 
 
 def is_finished(run: TrainingRun, checkpoint: Path, config: Any) -> bool:
-    """Whether a run was trained as long as its config wants, as its last checkpoint says, and its model was saved."""
+    """
+    Tell whether a run was trained as long as its config wants, as its last checkpoint says, and its model was saved.
+    """
     record = run.output / "model" / TRAINING_FILE
     if not record.is_file():
         return False
@@ -291,17 +263,17 @@ def is_finished(run: TrainingRun, checkpoint: Path, config: Any) -> bool:
 
 def save_trained(trainer: Any, run: PhaseRun) -> None:
     """
-    Save a trained model in `output/model`, complete and with its card, and adapters, if it has any, in
-    `output/adapter` as well.
+    Save a trained model in `output/model`, complete and with its card, and adapters in `output/adapter` as well.
 
     All processes of a run have to call it; the main one saves. Sharded weights are gathered. The model is put together
-    anew from the checkpoint that training began with, and is saved in that one's dtype: adapters are merged into its
-    weights as they are stored, also where training saw them quantised.
+    anew from the checkpoint that training began with, in its dtype: adapters are merged into weights as they are
+    stored, also where training saw them quantised.
     """
     from accelerate.utils import is_peft_model
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
     from mmemb_r1.training.adapters import load_adapters, merged
 
     state = trainer.accelerator.get_state_dict(trainer.model)
@@ -312,6 +284,8 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
     model = MMEmbR1(run.model, device="cpu")
     if is_peft_model(trained):
         trained.save_pretrained(str(run.output / "adapter"), state_dict=state)
+        trainer.processing_class.save_pretrained(run.output / "adapter")
+        write_modules(run.output / "adapter")
         model[0].model = merged(load_adapters(model[0].model, run.output / "adapter"))
     else:
         model[0].model.load_state_dict(state)

@@ -18,20 +18,12 @@ from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded
 
 @dataclass
 class Prefix:
-    """
-    Hold what the backbone keeps of the tokens that it has read. Padding may lie between them, where the mask is 0.
+    """Hold what the backbone keeps of the tokens that it has read, with padding between them where the mask is 0."""
 
-    Attributes:
-        cache: the key-value cache.
-        mask: `(B, S)` attention mask of the tokens so far; the last column is real in every row.
-        offset: `(B, 1)` difference between a token's rotary position and its index in the row (multimodal RoPE).
-        logits: `(B, V)` float32, of the token that comes next.
-    """
-
-    cache: Any
-    mask: Tensor
-    offset: Tensor
-    logits: Tensor
+    cache: Any  # of keys and values
+    mask: Tensor  # (B, S) attention mask of the tokens so far; the last column is real in every row
+    offset: Tensor  # (B, 1) a token's rotary position minus its index in the row (multimodal RoPE)
+    logits: Tensor  # (B, V) float32, of the token that comes next
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -53,11 +45,8 @@ def read_prefix(vlm: Any, batch: Mapping[str, Any]) -> Prefix:
 
     Args:
         vlm: an `AutoModelForImageTextToText`.
-        batch: what a processor gave (`input_ids` and `attention_mask` `(B, S)`, pixel values ...), padded on the left;
-            it is moved to the model's device and dtype.
-
-    Raises:
-        ValueError: if a row is padded on the right.
+        batch: what a processor gave (`input_ids` and `attention_mask` `(B, S)`, pixel values ...), padded on the left
+            (otherwise: `ValueError`); it is moved to the model's device and dtype.
     """
     inputs = {key: _placed(value, vlm) for key, value in batch.items()}
     input_ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
@@ -77,12 +66,9 @@ def read_prefix(vlm: Any, batch: Mapping[str, Any]) -> Prefix:
 
 def branch(prefix: Prefix, rows: Tensor) -> Prefix:
     """
-    Copy rows, to continue each in its own way; `prefix` stays as it is.
+    Copy rows, `(N,)`, to continue each in its own way; a row may be left out or repeated, and `prefix` stays as it is.
 
-    Args:
-        prefix: prompts that were read.
-        rows: `(N,)` which ones; a row may be left out or repeated. K continuations of each prompt, side by side:
-            `torch.arange(B).repeat_interleave(K)`.
+    K continuations of each prompt, side by side: `torch.arange(B).repeat_interleave(K)`.
     """
     rows = rows.to(prefix.mask.device)
     return prefix.of(branched(prefix.cache, rows), rows)
@@ -96,8 +82,7 @@ def extend(vlm: Any, prefix: Prefix, token_ids: Tensor, token_mask: Tensor | Non
     Args:
         vlm: the model that read the prefix.
         prefix: is used up, as its cache grows in place; to go on from it more than once, `branch` it.
-        token_ids: `(B, T)` ids, suffixes of different length padded on the left.
-        token_mask: `(B, T)` which of them are real. Default: all.
+        token_ids, token_mask: `(B, T)` ids, and which are real (default: all); short suffixes are padded on the left.
 
     Raises:
         ValueError: if shapes don't fit, a suffix is empty or padded on the right, or suffixes of different length
@@ -140,17 +125,9 @@ def suffix_logits(
     batch_size: int = 64,
 ) -> Tensor:
     """
-    Compute the logits `(N, V)` float32 of the token after each suffix; the prefix is not read again.
+    Compute the logits `(N, V)` float32 of the token after each suffix; the prefix is not read again, and stays.
 
-    Args:
-        vlm: the model that read the prefix.
-        prefix: prompts that were read; stays as it is.
-        rows: N numbers of the prompts that the suffixes continue.
-        suffixes: N lists of token ids of any length, also none.
-        batch_size: suffixes that are read at once; those of similar length are.
-
-    Raises:
-        ValueError: if there are more or fewer rows than suffixes.
+    Suffix n, of any length, continues prompt `rows[n]`. At most `batch_size` of similar length are read at once.
     """
     if len(rows) != len(suffixes):
         raise ValueError(f"Got {len(rows)} rows for {len(suffixes)} suffixes; they have to be as many.")
@@ -183,12 +160,10 @@ def _require_last_column(mask: Tensor, what: str) -> None:
 
 def _reach(cache: Any) -> float:
     """Count the columns, padding included, up to which every token attends to all before it."""
-    return min(map(_layer_reach, cache.layers), default=math.inf)
-
-
-def _layer_reach(layer: Any) -> float:
-    if isinstance(layer, DynamicSlidingWindowLayer):
-        return layer.sliding_window
-    return (
-        math.inf if type(layer) in (DynamicLayer, RoomyLayer) else 0
-    )  # recurrent states and whatever else: not known to skip
+    reach = math.inf
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            reach = min(reach, layer.sliding_window)
+        elif type(layer) not in (DynamicLayer, RoomyLayer):  # recurrent states: not known to skip padding
+            return 0
+    return reach

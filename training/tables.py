@@ -48,6 +48,9 @@ def read_pairs(
 
 
 def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | None, name: str) -> Dataset:
+    import pyarrow
+    from datasets import Dataset
+
     from mmemb_r1.evaluation.tasks import rows_by, task_names
 
     if per_task is not None and per_task < 1:
@@ -60,23 +63,17 @@ def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | Non
         rows = {
             task: rows[task] for task in task_names({task: {"": groups[own[0]]} for task, own in rows.items()}, tasks)
         }
-    kept = sorted(row for own in rows.values() for row in own[:per_task])
-    return pairs.select(kept).flatten_indices()
+    kept = {row for own in rows.values() for row in own[:per_task]}
+    return Dataset(pairs.data.table.filter(pyarrow.array([row in kept for row in range(len(pairs))])))
 
 
 def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs table") -> None:
     """
     Check that a pairs table has rows and some columns, and that these are filled. No picture is decoded for it.
 
-    Args:
-        pairs: the table.
-        required: `pair_id` has to be text that is there once per row; any other column an input (an object with the
-            keys `text`, `image`, `video`, `instruction`) with a text that is not blank, an image or a video in each
-            row.
-        name: what messages call the table.
-
-    Raises:
-        ValueError: naming the column, and the row (counted from 0) and its `pair_id`.
+    `pair_id` has to be text that is there once per row; any other column an input (an object with the keys `text`,
+    `image`, `video`, `instruction`) with a text that is not blank, an image or a video in each row. The `ValueError`
+    names the table, the column, and the row (counted from 0) and its `pair_id`.
     """
     if missing := [column for column in required if column not in pairs.column_names]:
         raise ValueError(
@@ -152,14 +149,10 @@ def stored_column(table: Dataset, column: str) -> pyarrow.ChunkedArray:
 
 class StoredInputs(Sequence[dict[str, Any]]):
     """
-    Read the inputs of one column, each as a dict of the parts that are there, when they are asked for.
+    Read the inputs of a column that `check_pairs` passed, each as a dict of the parts that are there, when asked for.
 
     Pictures stay as they are stored: a path, or `{"bytes", "path"}`, without the path where there are bytes: a name is
     no part of the input, and may give away the label.
-
-    Args:
-        table: a table that `check_pairs` passed for that column.
-        column: `"query"` or `"target"`.
     """
 
     def __init__(self, table: Dataset, column: str) -> None:
@@ -201,9 +194,10 @@ def number_distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
 
 
 def stored_digest(value: Any) -> bytes:
-    """Digest an input as a table stores it, for seeds and to tell whether a table changed; no file is read.
+    """
+    Digest an input as a table stores it, for seeds and to tell whether a table changed; no file is read.
 
-    It is not for comparing inputs: that is [`mmemb_r1.content.content_key`].
+    To compare inputs use [`mmemb_r1.content.content_key`].
 
     >>> stored_digest({"text": "a", "image": []}) == stored_digest({"text": "a"})
     True

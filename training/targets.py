@@ -20,23 +20,16 @@ from mmemb_r1.objective import TEMPERATURE, target_probability
 from mmemb_r1.training.tables import StoredInputs, check_pairs, number_distinct, stored_column
 
 if TYPE_CHECKING:
-    from mmemb_r1.sentence_transformer import MMEmbR1
+    from mmemb_r1.sentence_transformers import MMEmbR1
 
 
 class TargetScorer:
     """
     Measure how probable the target of a pair is for a vector of its query. Distinct candidates are embedded once.
 
-    Candidates of a pair are the targets of its task and its own hard negatives, without those that are targets of the
-    same query.
-
-    Args:
-        pairs: with `query` and `target`, and optionally `task` and `negatives`.
-        more: another pairs table whose targets are candidates too, task by task.
-        temperature: divides the cosine similarities.
-
-    Raises:
-        ValueError: if a pair would have no negative.
+    Candidates of a pair are the targets of its task, in `pairs` (with `query` and `target`, and optionally `task` and
+    `negatives`) and `more`, and its own hard negatives, without those that are targets of the same query. A pair
+    without a negative is a `ValueError`.
     """
 
     def __init__(self, pairs: Dataset, more: Dataset | None = None, temperature: float = TEMPERATURE) -> None:
@@ -46,12 +39,13 @@ class TargetScorer:
         tables = [pairs] if more is None else [pairs, more]
         targets = [target for table in tables for target in StoredInputs(table, "target")]
         tasks = [task for table in tables for task in _tasks(table)]
-        has_negatives = "negatives" in pairs.column_names
-        rows = stored_column(pairs, "negatives").to_pylist() if has_negatives else [[]] * len(pairs)
+        rows = [[]] * len(pairs)
+        if "negatives" in pairs.column_names:
+            rows = stored_column(pairs, "negatives").to_pylist()
         hard = [[given_parts(value) for value in row or []] for row in rows]
-        flat = [value for row in hard for value in row]
-        numbers, first = number_distinct([content_key(value) for value in [*targets, *flat]])
-        self.inputs = [[*targets, *flat][place] for place in first]
+        everything = [*targets, *(value for row in hard for value in row)]
+        numbers, first = number_distinct([content_key(value) for value in everything])
+        self.inputs = [everything[place] for place in first]
         self._vectors: Tensor | None = None
         self._positive = torch.tensor(numbers[: len(pairs)])
         of_task: dict[str, set[int]] = defaultdict(set)
@@ -86,11 +80,9 @@ class TargetScorer:
 
     def log_probability(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """
-        Compute the log-probability `(N,)` of each target among its pair's candidates.
+        Compute the log-probability `(N,)` of the targets of rows `(N,)` of the pairs for unit vectors `(N, D)`.
 
-        Args:
-            rows: `(N,)` in the pairs table.
-            vectors: `(N, D)` unit vectors; gradients reach them.
+        Gradients reach the vectors. Before [`embed`] it is a `ValueError`.
         """
         if self._vectors is None:
             raise ValueError("The candidates are not embedded yet; call embed first.")
@@ -131,18 +123,10 @@ def validation_score(model: MMEmbR1, pairs: Dataset, batch_size: int = 32) -> fl
     """
     Score a checkpoint by one number, by which it is preferred to another: the mean over the tasks of the mean target
     probability, among the targets of its task and its own negatives, of queries that reason where the gate says so
-    [ours].
+    [ours]. A pair without a negative is a `ValueError`.
 
     It moves with every pair, unlike the share of targets that come first, and a model that gives everything the same
     vector scores 1 / candidates.
-
-    Args:
-        model: its queries are embedded with `reasoning="auto"`, candidates directly.
-        pairs: with `query` and `target`, and optionally `task` and `negatives`, that it was not trained on.
-        batch_size: of the embedding.
-
-    Raises:
-        ValueError: if a pair has no negative.
     """
     check_pairs(pairs, ("query", "target"))
     scorer = TargetScorer(pairs)
@@ -151,7 +135,6 @@ def validation_score(model: MMEmbR1, pairs: Dataset, batch_size: int = 32) -> fl
     vectors = model.encode(queries, reasoning="auto", batch_size=batch_size, convert_to_tensor=True)  # (N, D)
     probabilities = scorer.log_probability(torch.arange(len(pairs)), vectors).exp().tolist()
     of_task: dict[str, list[float]] = defaultdict(list)
-    tasks = pairs["task"] if "task" in pairs.column_names else [""] * len(pairs)
-    for task, probability in zip(tasks, probabilities, strict=True):
+    for task, probability in zip(_tasks(pairs), probabilities, strict=True):
         of_task[task].append(probability)
     return sum(sum(values) / len(values) for values in of_task.values()) / len(of_task)

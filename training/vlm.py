@@ -22,20 +22,20 @@ def load_vlm(
     model: str | os.PathLike[str], device: Any = None, dtype: Any = "auto"
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
-    Load a vision-language model and its processor, padding on the left.
+    Load a vision-language model, in eval mode, and its processor, padding on the left.
 
     Args:
         model: a folder, from which alone everything is then read, or an ID on the Hub: an
-            `AutoModelForImageTextToText`, or an mmemb-r1 checkpoint, of which the backbone is taken.
+            `AutoModelForImageTextToText`, or an mmemb-r1 checkpoint, of which the backbone is taken. Prompts are
+            rendered with `chat_template(processor)`.
         device: where it goes. Default: a GPU if there is one, else the CPU.
         dtype: a torch dtype or one of `DTYPES`; `"auto"` is the one it was saved in.
-
-    Returns:
-        The model in eval mode and its processor. Prompts for it are rendered with `chat_template(processor)`.
 
     Raises:
         ValueError: if there is no such model or dtype, it is no vision-language model, or it has no chat template.
     """
+    from sentence_transformers.util import get_device_name
+
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(repr, DTYPES))}.")
     folder = Path(model).expanduser()
@@ -58,7 +58,7 @@ def load_vlm(
         ) from error
     chat_template(processor)
     processor.tokenizer.padding_side = "left"
-    return vlm.to(device or default_device()).eval(), processor
+    return vlm.to(device or get_device_name()).eval(), processor
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -86,20 +86,12 @@ def weights_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def default_device() -> str:
-    """Choose a GPU if there is one."""
-    from sentence_transformers.util import get_device_name
-
-    return get_device_name()
-
-
 def chat_template(processor: ProcessorMixin) -> str:
     """
     Find the template that prompts a vision-language model as the chat model it is, to be passed to `render`: its own,
     also where the processor is that of an mmemb-r1 checkpoint and would end prompts in `<|embed|>`.
 
-    Raises:
-        ValueError: if the processor has no tokenizer or no single template.
+    A processor without a tokenizer or a single template is a `ValueError`.
     """
     tokenizer = getattr(processor, "tokenizer", None)
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)

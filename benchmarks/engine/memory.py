@@ -79,6 +79,6 @@ def apart(function: Callable[..., Any], subject: Subject, *args: Any) -> Any:
     if torch.device(subject.device).type == "cuda":
         return function(subject, *args)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmemb_r1.sentence_transformer", "mmemb_r1.training.joint.trainer"])
+    context.set_forkserver_preload(["mmemb_r1.sentence_transformers", "mmemb_r1.training.joint.trainer"])
     with ProcessPoolExecutor(1, mp_context=context) as processes:
         return processes.submit(function, subject, *args).result()

@@ -137,6 +137,6 @@ def answers_of(columns: Mapping[str, npt.NDArray[Any]]) -> Answers:
         always=columns["always"],
         tokens=columns["tokens"],
         gate_prob=columns["gate_prob"],
-        alignment_never=columns["aligned_never"],
-        alignment_always=columns["aligned_always"],
+        target_probability_never=columns["aligned_never"],
+        target_probability_always=columns["aligned_always"],
     )

@@ -40,8 +40,7 @@ from experiments.study.tasks import ERRORS_FOLDER, NUM_PARTS, Study, own_folder
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, build_atlas, load_atlas
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
-from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, run_diagnosis
-from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
+from mmemb_r1.evaluation.diagnose.run import RESULT_FILE, ShortcutSettings, run_diagnosis
 from mmemb_r1.runs import write_json
 from mmemb_r1.training.gate_phase import GATE_FILE
 from mmemb_r1.training.rationales.table import read_rationales

@@ -12,7 +12,7 @@ from mmemb_r1._lazy import lazy_attributes
 if TYPE_CHECKING:
     from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
     from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
-    from mmemb_r1.sentence_transformer import MMEmbR1
+    from mmemb_r1.sentence_transformers import MMEmbR1
 
 
 __version__ = "0.1.0.dev0"
@@ -21,7 +21,7 @@ __all__ = ["MMEmbR1", "MMEmbR1Config", "MMEmbR1Model", "__version__"]
 __getattr__ = lazy_attributes(
     __name__,
     {
-        "MMEmbR1": "mmemb_r1.sentence_transformer",
+        "MMEmbR1": "mmemb_r1.sentence_transformers",
         "MMEmbR1Config": "mmemb_r1.modeling.configuration_mmemb_r1",
         "MMEmbR1Model": "mmemb_r1.modeling.modeling_mmemb_r1",
     },

@@ -14,11 +14,13 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.media_mmemb_r1 import (
     DEFAULTS,
     MediaOptions,
+    is_array,
     open_image,
     parse_address,
     read_source,
     stored_source,
 )
+from mmemb_r1.modeling.videos_mmemb_r1 import given_frames, open_video
 
 DIGEST_SIZE = 32
 _Piece = tuple[str, bytes]  # what it is, and its content
@@ -114,21 +116,23 @@ def _pieces(messages: list[dict[str, Any]], media: MediaOptions) -> Iterator[_Pi
 
 def _image(source: Any, media: MediaOptions) -> _Piece:
     source = stored_source(source)
-    if isinstance(source, Image.Image | np.ndarray):
+    if isinstance(source, Image.Image) or is_array(source):
         picture = open_image(source, media)
         return f"pixels {picture.width}x{picture.height}", picture.tobytes()
     return _file("image", source, media)
 
 
 def _video(source: Any, media: MediaOptions) -> Iterator[_Piece]:
-    if isinstance(source, np.ndarray) and source.ndim == 4:
-        source = list(source)
-    if isinstance(source, list | tuple):
-        yield "frames", str(len(source)).encode()
-        for frame in source:
-            yield _image(frame, media)
+    given = given_frames(source)
+    if given is None and hasattr(source, "get_frames_at"):  # a decoder, which does not tell its bytes
+        given = open_video(source, media)
+    if given is None:
+        yield _file("video", stored_source(source), media)
         return
-    yield _file("video", source, media)
+    frames, metadata = given
+    yield "frames", str(metadata).encode()
+    for frame in frames:
+        yield _image(frame, media)
 
 
 def _file(kind: str, source: Any, media: MediaOptions) -> _Piece:

@@ -156,8 +156,8 @@ class EmbeddingCache:
     def _unusable(self, error: Exception) -> str:
         return (
             f"{self.path} can't be used as a cache of embeddings ({error}). It has to be on a local disk that has "
-            "space, in a folder where you may write, and not held by another process; choose another folder, or encode "
-            "without a cache."
+            "space, in a folder where you may write, and not held by another process. Choose another folder, or "
+            "encode without a cache."
         )
 
 

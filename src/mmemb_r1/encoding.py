@@ -22,9 +22,10 @@ from mmemb_r1.content import DIGEST_SIZE, content_key
 from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
-from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config, resolve_reasoning
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, is_file, stored_source
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, find_file, stored_source
+from mmemb_r1.modeling.options_mmemb_r1 import resolve_reasoning
 
 CHARACTERS_PER_TOKEN = 4
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
@@ -114,10 +115,11 @@ def _size(source: Any) -> tuple[int, int]:
     if getattr(source, "ndim", 0) > 1:
         return int(source.shape[1]), int(source.shape[0])
     is_bytes = isinstance(source, bytes | bytearray)
-    if not is_bytes and not (isinstance(source, str | os.PathLike) and is_file(source)):
+    path = find_file(source) if isinstance(source, str | os.PathLike) else None
+    if not is_bytes and path is None:
         return UNKNOWN_SIZE
     try:
-        with Image.open(io.BytesIO(source) if is_bytes else os.path.expanduser(source)) as image:
+        with Image.open(io.BytesIO(source) if is_bytes else path) as image:
             return image.size
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return UNKNOWN_SIZE  # whoever opens it says what is wrong with it
@@ -139,7 +141,8 @@ def row_options(config: MMEmbR1Config, options: Mapping[str, Any]) -> dict[str, 
     >>> row_options(MMEmbR1Config(), {"task": "document", "gate_threshold": 0.9, "batch_size": 8})
     {'reasoning': 'never'}
     """
-    resolved = resolve_reasoning(config, options, options.get("task"))
+    task = options.get("task") or ("query" if options.get("prompt_name") == "query" else None)
+    resolved = resolve_reasoning(config, options, task)
     if not isinstance(resolved["max_reasoning_tokens"], int):
         raise ValueError(
             f"max_reasoning_tokens={resolved['max_reasoning_tokens']!r:.80} has to be one whole number for all inputs."
@@ -239,8 +242,6 @@ def adaptive_rows(
     """
     resolved = row_options(model[0].model.config, options)
     options = options | resolved
-    if options.get("max_batch_tokens", 1) < 1:
-        raise ValueError(f"max_batch_tokens={options['max_batch_tokens']} has to be at least 1.")
     if cache is None:
         yield from _embedded(model, inputs, range(len(inputs)), device, prompt, batch_size, options)
         return
@@ -267,6 +268,20 @@ def _embedded(
     options: dict[str, Any],
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Embed the inputs at the places `wanted`: those of several batches think together."""
+    plan, read, options = read_batches(model, inputs, wanted, device, prompt, batch_size, options)
+    yield from zip(plan, model[0].embed_batches(read, **options), strict=True)
+
+
+def read_batches(
+    model: SentenceTransformer,
+    inputs: Sequence[Any],
+    wanted: Sequence[int],
+    device: torch.device,
+    prompt: str | None,
+    batch_size: int,
+    options: dict[str, Any],
+) -> tuple[list[list[int]], Iterator[dict[str, Tensor]], dict[str, Any]]:
+    """Plan batches of the inputs at the places `wanted`: their places, their tensors one by one, and the options."""
     options = {"decode_batch_size": DECODED_PER_READ * batch_size, "max_batch_tokens": MAX_BATCH_TOKENS, **options}
     max_batch_tokens = options.pop("max_batch_tokens")
     media = media_options(model, options)
@@ -276,4 +291,27 @@ def _embedded(
         batch_to_device(model.preprocess([inputs[place] for place in places], prompt=prompt, **options), device)
         for places in plan
     )
-    yield from zip(plan, model[0].embed_batches(read, **options), strict=True)
+    return plan, read, options
+
+
+def check_device(device: Any) -> None:
+    """
+    Refuse a device that is not there, or each of a list of them.
+
+    Raises:
+        ValueError: that says which there are.
+    """
+    for one in device if isinstance(device, list | tuple) else [device]:
+        if one is None:
+            continue
+        try:
+            found = torch.device(one)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"device={one!r:.80} is not known; allowed are names such as cpu, cuda:1 or mps."
+            ) from error
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device={one!r:.80} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA "
+                "devices. Leave the device out to use the best one there is, or say cpu."
+            )

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mmemb_r1.content import DIGEST_SIZE, as_input, content_key
-from mmemb_r1.encoding import row_options
+from mmemb_r1.encoding import check_device, row_options
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.options_mmemb_r1 import check_options
 from mmemb_r1.runs import as_json, check_run, progress_bar, read_json, record_run, write_json
 from mmemb_r1.stream_shards import (
     COLUMNS,
-    FORMATS,
     Ids,
     ShardInfo,
     read_shard,
@@ -110,8 +111,10 @@ def encode_stream(
             an id comes twice in a shard; if the folder was begun with another model, options or settings; if a shard
             that is there holds other inputs or ids.
     """
-    _check(shard_size, file_format, options)
-    run = _Run(model, Path(output).expanduser(), shard_size, file_format, rationales, options)
+    own = {"shard_size": shard_size, "file_format": file_format, "rationales": rationales}
+    own = check_options(own | {"show_progress_bar": show_progress_bar})
+    options = _check(model, inputs, options)
+    run = _Run(model, Path(output).expanduser(), own["shard_size"], file_format, own["rationales"], options)
     shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
     with progress_bar(shown) as bar:
         task = bar.add_task("Embedding", total=len(inputs) if isinstance(inputs, Sized) else None)
@@ -166,13 +169,18 @@ def _index(folder: Path) -> dict[str, Any]:
     return read_json(folder / INDEX)
 
 
-def _check(shard_size: int, file_format: str, options: Mapping[str, Any]) -> None:
-    if shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; at least 1 is needed.")
-    if file_format not in FORMATS:
-        raise ValueError(f"file_format={file_format!r} is not known; allowed: {', '.join(FORMATS)}.")
+def _check(model: SentenceTransformer, inputs: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check all that is given before anything is read, and make the options of `encode` plain values."""
+    whole = str | bytes | Mapping | Image.Image | np.ndarray | list
+    if not isinstance(inputs, Iterable) or (isinstance(inputs, whole) and model.is_singular_input(inputs)):
+        raise ValueError(
+            f"inputs={inputs!r:.80} is one input, or none; pass a list of inputs, or an iterator. A single "
+            "one is embedded by encode."
+        )
     if fixed := [name for name in FIXED if name in options]:
         raise ValueError(f"{fixed[0]} can't be chosen here: shards hold float32 vectors. Leave it out.")
+    check_device(options.get("device"))
+    return check_options(options)
 
 
 def _with_ids(inputs: Iterable[Any], ids: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:

@@ -96,6 +96,27 @@ class TestInit:
         assert main(arguments) == 2
         assert "is not an empty folder" in capsys.readouterr().err
 
+    def test_a_save_that_failed_is_not_in_the_way(self, tmp_path, monkeypatch):
+        from mmemb_r1 import MMEmbR1
+        from mmemb_r1.tiny import build_tiny_vlm
+
+        for part in build_tiny_vlm("smolvlm"):
+            part.save_pretrained(tmp_path / "vlm")
+        output = tmp_path / "checkpoint"
+        output.mkdir()
+        arguments = ["init", "--vlm", str(tmp_path / "vlm"), "--output", str(output)]
+
+        def fills_the_disk(self: MMEmbR1, path: str) -> None:
+            (Path(path) / "model").mkdir(parents=True)
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MMEmbR1, "save_pretrained", fills_the_disk)
+            assert main(arguments) != 0
+        assert main(arguments) == 0
+        assert [path.name for path in tmp_path.iterdir() if path.name != "vlm"] == ["checkpoint"]
+        assert MMEmbR1(str(output), device="cpu").encode("a dog").shape == (32,)
+
     def test_settings(self):
         assert parse_settings(["a=1", "b=mean", "c=[1, 2]", "d=null"]) == {"a": 1, "b": "mean", "c": [1, 2], "d": None}
         with pytest.raises(ValueError, match="'pooling' is not of the form NAME=VALUE"):

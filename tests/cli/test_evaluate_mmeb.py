@@ -8,7 +8,7 @@ import pytest
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
-from mmemb_r1.cli._submission import metadata_of, submit
+from mmemb_r1.cli.evaluate import metadata_of, submit
 from mmemb_r1.evaluation import load_results
 from mmemb_r1.evaluation.mmeb import TASKS
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import build_atlas
 from mmemb_r1.cli import main
+from mmemb_r1.training import GateConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,6 +81,15 @@ def test_errors(checkpoint, atlas, tmp_path, capsys, options, message):
     assert train(checkpoint, atlas, tmp_path / "run", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "run.json").exists() or "holdout" in message
+
+
+def test_every_field_is_a_flag_with_its_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "gate", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    for field in dataclasses.fields(GateConfig):
+        assert f"--{field.name}" in shown and field.metadata["help"] in shown, field.name
 
 
 def test_a_typo_in_yaml_names_the_fields(checkpoint, atlas, tmp_path, capsys):

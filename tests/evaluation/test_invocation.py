@@ -33,8 +33,8 @@ def drawn(queries=600, seed=0, **columns):
             "gate_prob": np.round((pays + rng.random(queries)) / 2, 2),
             "seconds_never": np.full(queries, 0.01),
             "seconds_always": np.where(np.arange(queries) < queries // 4, 0.02, 0.05),
-            "alignment_never": rng.random(queries),
-            "alignment_always": rng.random(queries),
+            "target_probability_never": rng.random(queries),
+            "target_probability_always": rng.random(queries),
         }
         | columns
     )
@@ -172,8 +172,8 @@ class TestGateQuality:
                 always=np.zeros(5),
                 tokens=np.zeros(5),
                 gate_prob=np.array([0.9, 0.8, 0.1, 0.2, 0.99]),
-                alignment_never=np.array([0.1, 0.2, 0.9, 0.5, 0.9]),
-                alignment_always=np.array([0.9, 0.3, 0.5, 0.55, np.nan]),
+                target_probability_never=np.array([0.1, 0.2, 0.9, 0.5, 0.9]),
+                target_probability_always=np.array([0.9, 0.3, 0.5, 0.55, np.nan]),
             ),
             least_gap=0.09,
         )
@@ -192,8 +192,8 @@ class TestGateQuality:
                     task=np.full(100 * copies, "a"),
                     cluster=clusters,
                     gate_prob=np.tile(gate, copies),
-                    alignment_never=np.zeros(100 * copies),
-                    alignment_always=np.tile(gap, copies),
+                    target_probability_never=np.zeros(100 * copies),
+                    target_probability_always=np.tile(gap, copies),
                     **columns,
                 )
             ).auc
@@ -204,10 +204,10 @@ class TestGateQuality:
         alone = quality(4, np.arange(400))
         assert (once.high - once.low) / (alone.high - alone.low) == pytest.approx(2, rel=0.15)
 
-    def test_nothing_is_said_without_alignments_or_of_one_sign(self):
-        assert gate_quality(drawn(alignment_never=None)) is None
-        assert gate_quality(drawn(alignment_never=np.full(600, np.nan))) is None
-        helped = drawn(alignment_never=np.zeros(600), alignment_always=np.ones(600))
+    def test_nothing_is_said_without_target_probabilities_or_of_one_sign(self):
+        assert gate_quality(drawn(target_probability_never=None)) is None
+        assert gate_quality(drawn(target_probability_never=np.full(600, np.nan))) is None
+        helped = drawn(target_probability_never=np.zeros(600), target_probability_always=np.ones(600))
         assert gate_quality(helped) == (None, 1.0, 600)
 
 

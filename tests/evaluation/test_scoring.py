@@ -65,14 +65,14 @@ def test_agrees_with_the_metrics_on_the_whole_matrix(vectors, graded):
     np.testing.assert_array_equal(scored.rank, ranks(scores, grades > 0, tolerance=1e-6))
 
 
-def test_margin_and_alignment_against_all_that_are_not_relevant(vectors, graded):
+def test_margin_and_target_probability_against_all_that_are_not_relevant(vectors, graded):
     scores, grades = cosines(*vectors).astype(float), table(graded)
     scored = score_queries(make_task("ndcg_linear@5", graded), *vectors)
     for row in range(NUM_QUERIES):
         best, others = scores[row][grades[row] > 0].max(), scores[row][grades[row] == 0]
         assert scored.margin[row] == pytest.approx(best - others.max(), abs=1e-6)
         logits = np.array([best, *others]) / TEMPERATURE
-        assert scored.alignment[row] == pytest.approx(1 / np.exp(logits - logits[0]).sum(), rel=1e-4)
+        assert scored.target_probability[row] == pytest.approx(1 / np.exp(logits - logits[0]).sum(), rel=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["hit@1", "ndcg_linear@5"])
@@ -85,7 +85,7 @@ def test_parts_are_the_whole(metric, at_once, vectors, graded, monkeypatch):
     for name, values in whole.metrics.items():
         np.testing.assert_allclose(parts.metrics[name], values)
     np.testing.assert_array_equal(parts.rank, whole.rank)
-    np.testing.assert_allclose(parts.alignment, whole.alignment, rtol=1e-4)
+    np.testing.assert_allclose(parts.target_probability, whole.target_probability, rtol=1e-4)
 
 
 def test_pools_of_all_candidates_in_any_order_are_no_pools(vectors, graded):
@@ -130,14 +130,14 @@ def test_a_collapsed_encoder_scores_at_the_floor(metric, pooled):
     assert scored.metrics[metric].tolist() == [0.0] * 5
     assert scored.rank.tolist() == [15] * 5
     np.testing.assert_allclose(scored.margin, 0, atol=1e-6)
-    np.testing.assert_allclose(scored.alignment, 1 / 15, rtol=1e-4)
+    np.testing.assert_allclose(scored.target_probability, 1 / 15, rtol=1e-4)
 
 
 def test_without_other_candidates_there_is_no_margin(vectors):
     queries, candidates = vectors[0][:1], vectors[1][:2]
     scored = score_queries(make_task("map", [{"c0": 1, "c1": 2}], None, 1, 2), queries, candidates)
     assert np.isnan(scored.margin).all()
-    assert scored.alignment.tolist() == [1.0]
+    assert scored.target_probability.tolist() == [1.0]
     assert scored.metrics["map"].tolist() == [1.0]
 
 

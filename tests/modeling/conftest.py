@@ -61,11 +61,6 @@ class Tiny:
     def takes_videos(self) -> bool:
         return getattr(self.processor, "video_processor", None) is not None
 
-    @property
-    def mixes_media(self) -> bool:
-        """Whether one batch may hold images and videos."""
-        return self.takes_videos and self.family != "smolvlm"
-
     def batch(self, inputs: Sequence[Any]) -> dict[str, Tensor]:
         return dict(render(self.processor, to_conversations(inputs)))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
+import numpy as np
 import pytest
 
 from mmemb_r1 import MMEmbR1Config
@@ -43,13 +45,62 @@ def test_lists_are_not_shared():
         ({"pooling": "max"}, "pooling='max' is not known; allowed: last, mean, attention"),
         ({"reasoning": "maybe"}, "reasoning='maybe' is not known; allowed: auto, always, never"),
         ({"embedding_dim": 64, "truncate_dim": 65}, "64 dimensions can't be truncated to 65"),
-        ({"embedding_dim": 64, "truncate_dim": 0}, "64 dimensions can't be truncated to 0"),
+        ({"embedding_dim": 64, "truncate_dim": 0}, "truncate_dim=0 .* has to be one whole number of at least 1"),
         ({"embedding_dim": 64, "matryoshka_dims": [32, 128]}, "64 dimensions can't be truncated to 128"),
+        ({"truncate_dim": -3}, "truncate_dim=-3 "),
+        ({"truncate_dim": True}, "truncate_dim=True "),
+        ({"max_text_tokens": 0}, "max_text_tokens=0 .* has to be one whole number of at least 1"),
+        ({"max_text_tokens": "8"}, "max_text_tokens='8' "),
+        ({"num_video_frames": 1.5}, "num_video_frames=1.5 "),
+        ({"normalize": "no"}, "normalize='no' .* has to be True or False"),
+        ({"gate_threshold": float("nan")}, "gate_threshold=nan .* has to be a number from 0 to 1"),
+        ({"gate_init_bias": float("inf")}, "gate_init_bias=inf "),
+        ({"suppressed_token_ids": "12"}, "suppressed_token_ids='12' .* has to be a list of whole numbers"),
+        ({"matryoshka_dims": [8, 0]}, "matryoshka_dims=.* has to be a list of whole numbers of at least 1"),
+        ({"embedding_dim": 10**9}, "embedding_dim=1000000000 .* from 1 to 65536"),
+        ({"max_reasoning_tokens": 10**9}, "max_reasoning_tokens=1000000000 is more than the model's context"),
+        ({"max_text_token": 8}, "has no field 'max_text_token'; did you mean 'max_text_tokens'"),
     ],
 )
 def test_values_that_cannot_be(values, message):
     with pytest.raises(ValueError, match=message):
         MMEmbR1Config(**values)
+    config = MMEmbR1Config(**({"embedding_dim": 64} if values.get("embedding_dim") == 64 else {}))
+    if "max_reasoning_tokens" in values:
+        return  # what depends on the backbone is looked at when it is used
+    with pytest.raises(ValueError, match=message):  # the same when they are set later
+        for name, value in values.items():
+            setattr(config, name, value)
+
+
+def test_what_is_given_at_loading_is_checked(tmp_path):
+    MMEmbR1Config().save_pretrained(tmp_path)
+    for name, value in (("truncate_dim", 10**6), ("max_text_tokens", 0), ("pooling", "cls"), ("max_text_token", 9)):
+        with pytest.raises(ValueError, match=f"{name}|{value}"):
+            MMEmbR1Config.from_pretrained(tmp_path, **{name: value})
+
+
+def test_a_value_that_is_refused_changes_nothing():
+    config = MMEmbR1Config(truncate_dim=np.int64(8), gate_threshold=np.float32(0.5))
+    assert (type(config.truncate_dim), type(config.gate_threshold)) == (int, float)  # JSON knows no others
+    with pytest.raises(ValueError, match="can't be truncated to 1000000"):
+        config.truncate_dim = 10**6
+    assert config.truncate_dim == 8
+    config.anything = 3  # transformers and others keep values of their own in it
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model_type": "qwen3_vl", "text_config": {}}, "type 'qwen3_vl'.*mmemb-r1 init --vlm"),
+        ({"model_type": "mmemb_r1", "vlm_config": None}, "has no vlm_config"),
+        ({"model_type": "mmemb_r1"}, "has no vlm_config"),
+    ],
+)
+def test_a_config_without_a_backbone_is_not_loaded(content, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        MMEmbR1Config.from_pretrained(tmp_path)
 
 
 def test_every_field_is_documented_with_its_default():

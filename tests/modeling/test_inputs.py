@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageFile
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, open_image, open_video
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, open_image
 from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation, truncate_text
+from mmemb_r1.modeling.videos_mmemb_r1 import open_video
 from mmemb_r1.tiny import build_tiny_vlm
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -167,7 +168,7 @@ BAD_PICTURES = {
     "none inside": ([None], "its image is of type NoneType"),
     "undecoded none": ({"bytes": None, "path": None}, "its image is of type NoneType"),
     "float array": (np.zeros((2, 2, 3)), r"an array of float64 with shape \(2, 2, 3\); allowed: uint8"),
-    "channels first": (np.zeros((3, 8, 8), np.uint8), r"an array of uint8 with shape \(3, 8, 8\)"),
+    "two channels": (np.zeros((8, 8, 2), np.uint8), r"an array of uint8 with shape \(8, 8, 2\)"),
     "four dimensions": (np.zeros((1, 2, 2, 3), np.uint8), r"with shape \(1, 2, 2, 3\)"),
     "no pixels": (np.zeros((0, 4, 3), np.uint8), r"its image has no pixels \(size \(4, 0\)\)"),
     "32-bit": (Image.new("I", (2, 2)), r"32-bit pixels \(mode I\) of unknown range"),
@@ -258,7 +259,12 @@ def test_instructions():
     assert to_conversations([message], instruction=own)[0][0] == system
     chat = [{"role": "system", "content": own}, *message]
     assert to_conversations([chat], instruction=default)[0] == [system, {"role": "user", "content": parts("x")}]
-    for nothing in (None, ""):
+    blank = [{"role": "system", "content": " \n"}, *message]
+    assert to_conversations([blank])[0] == to_conversations([message])[0]
+    assert to_conversations([{"text": "x", "instruction": " "}], instruction=default)[0][0]["content"] == parts(
+        default
+    )
+    for nothing in (None, "", " \n"):
         assert len(to_conversations([{"text": "x", "instruction": nothing}], instruction=nothing)[0]) == 1
 
 
@@ -270,6 +276,9 @@ def test_chat_messages(picture, path):
         assert [part["type"] for part in opened["content"]] == ["text", "image"]
         assert_same(opened["content"][1]["image"], picture)
     assert message["content"][1]["image"] == str(path)
+    (kept,) = message["content"][:1]  # tables give every row the keys of all
+    row = {"role": "user", "content": [{**kept, "image": None}], "name": None}
+    assert to_conversations([row])[0][0]["content"] == [kept]
 
 
 BAD_INPUTS: dict[str, tuple[Any, str]] = {
@@ -280,7 +289,7 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
     "empty values": ({"text": "", "image": [], "video": []}, "it is empty"),
     "none values": ({"text": None, "image": None}, "it is empty"),
     "unknown key": ({"txt": "a"}, "unknown key 'txt'; allowed keys: text, image, video, instruction"),
-    "number": (3, "it is of type int; allowed: a string, a PIL image, a dict"),
+    "number": (3, "it is of type int; allowed: a string, a PIL image, an array, a dict"),
     "none": (None, "it is of type NoneType; allowed"),
     "generator": ((x for x in "ab"), "it is of type generator; allowed"),
     "text of a wrong type": ({"text": 3}, "its text is of type int; allowed: a string"),
@@ -315,6 +324,21 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
         [{"role": "user", "content": [{"type": "text", "text": 1}]}],
         "its text is of type int",
     ),
+    "part with an option": (
+        [{"role": "user", "content": [{"type": "text", "text": "a", "max_pixels": 9}]}],
+        "a part of the type 'text' has the key 'max_pixels', which is not used; allowed: type, text",
+    ),
+    "part of two kinds": (
+        [{"role": "user", "content": [{"type": "text", "text": "a", "image": "a.png"}]}],
+        "has the key 'image', which is not used",
+    ),
+    "message with tool calls": (
+        [{"role": "user", "content": "a", "tool_calls": []}],
+        "a message has the key 'tool_calls', which is not used; allowed: role, content",
+    ),
+    "message with an instruction": ({"role": "user", "content": "a", "instruction": "b"}, "has the key 'instruction'"),
+    "message with reasoning": ([{"role": "assistant", "content": "a", "reasoning_content": "b"}], "reasoning_content"),
+    "sound": ({"array": np.zeros(9), "sampling_rate": 16000}, "unknown key 'array'"),
     "part missing image": (
         [{"role": "user", "content": [{"type": "image", "image": "no.png"}]}],
         "there is no image file",
@@ -493,20 +517,43 @@ def test_a_film_is_embedded(tiny, film):
 def test_smolvlm_refuses_images_beside_videos(draw, clips):
     """Its processor writes both to `pixel_values`, and the model would lose the images."""
     _, processor = build_tiny_vlm("smolvlm")
-    with pytest.raises(ValueError, match="either images or videos in one batch; encode them in separate calls"):
-        render(processor, to_conversations([draw(0), *clips]))
-    with pytest.raises(InputError, match="Input 0 .*either images or videos"):
-        render(processor, to_conversations([{**clips[0], "image": draw(0)}]))
+    with pytest.raises(InputError, match="Input 1 .*either images or videos in one input; pass frames as images"):
+        render(processor, to_conversations(["fine", {**clips[0], "image": draw(0)}]))
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "internvl"])
-def test_videos_of_different_length_are_refused_where_they_would_disturb_each_other(family):
+def test_videos_of_different_length_are_refused_in_one_input(family):
     """SmolVLM's processor writes the longest one's number of frames into all prompts, InternVL's can't stack them."""
-    clips = [{"video": np.zeros((frames, 64, 64, 3), np.uint8)} for frames in (2, 4, 4)]
+    clips = [np.zeros((frames, 64, 64, 3), np.uint8) for frames in (2, 4)]
     _, processor = build_tiny_vlm(family)
-    with pytest.raises(ValueError, match=r"videos of equally many frames in one batch, these have \[2, 4\]"):
-        render(processor, to_conversations(clips))
-    assert len(render(processor, to_conversations(clips[1:]))["input_ids"]) == 2
+    with pytest.raises(InputError, match=r"Input 0 .*of equally many frames in one input, these have \[2, 4\]"):
+        render(processor, to_conversations([{"video": clips}]))
+
+
+def test_the_outcome_does_not_depend_on_neighbours(tiny, draw):
+    """Media of all kinds and sizes in one batch, also those that a processor can't take together."""
+
+    def noise(*shape: int) -> np.ndarray:
+        return np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
+
+    inputs = [draw(1, 40, 30), "a text", {"image": [draw(2, 64, 64), draw(3, 3, 50)]}, draw(4, 3, 3), draw(5, 50, 1)]
+    if tiny.takes_videos:
+        shapes = [(8, 30, 30), (4, 3, 60), (1, 40, 50), (4, 1, 60), (3, 3, 3), (2, 60, 1)]
+        videos = [{"video": noise(*shape, 3)} for shape in shapes]
+        inputs = [value for pair in zip(videos, [*inputs, {"video": noise(2, 64, 64, 3), "text": "b"}], strict=True)
+                  for value in pair]  # fmt: skip
+    together = tiny.embed(inputs, reasoning="never").embeddings
+    alone = torch.cat([tiny.embed([value], reasoning="never").embeddings for value in inputs])
+    assert (together - alone).abs().max() < 1e-4
+
+
+def test_an_instruction_has_a_limit(qwen):
+    for value in ({"text": "a", "instruction": "word " * 20_000}, [
+        {"role": "system", "content": "x" * 10**6}, {"role": "user", "content": "a"},
+    ]):  # fmt: skip
+        with pytest.raises(InputError, match="Input 1 .*its instruction has .* characters, .* more than 8192 tokens"):
+            qwen.batch(["fine", value])
+    assert qwen.batch([{"text": "a", "instruction": "word " * 1000}])["input_ids"].shape[1] > 1000
 
 
 def test_what_a_processor_refuses_is_named(qwen, draw):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
 from transformers import pipeline
 
 from mmemb_r1 import MMEmbR1
@@ -44,6 +46,19 @@ def test_options(extractor, model):
 def test_batches_are_not_for_it(extractor):
     with pytest.raises(ValueError, match=r"batch_size=2: this pipeline embeds one input at a time; .*encode"):
         extractor(["Lima", "Peru"], batch_size=2)
+
+
+def test_errors_name_the_input(extractor, tiny_checkpoint):
+    """Each input is a batch of its own here; plain sentence-transformers sorts them into batches by their length."""
+    plain = SentenceTransformer(str(tiny_checkpoint), trust_remote_code=True, device="cpu")
+    texts, wide = ["x" * length for length in range(1, 20)], Image.new("RGB", (900, 2))
+    for bad in (Image.new("F", (8, 8)), "", {"image": "nowhere.png"}, wide, {"text": "a", "instruction": "x" * 10**5}):
+        for call in (lambda inputs: plain.encode(inputs, batch_size=4, reasoning="never"), extractor):
+            with pytest.raises(ValueError, match="^Input 19 can't be embedded: .* It was: ") as caught:
+                call([*texts, bad, "y" * 30])
+            assert caught.value.index == 19
+            with pytest.raises(ValueError, match="^Input 0 can't be embedded: "):
+                call(bad)
 
 
 def test_defaults_given_when_it_is_made(tiny_checkpoint, model):

@@ -238,7 +238,7 @@ def test_recurrent_states_are_decoded_batch_by_batch(close, recurrent_vlm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decode_batch_size": 0}, "decode_batch_size=0 has to be at least 1"),
+        ({"decode_batch_size": 0}, "decode_batch_size=0 .* has to be one whole number of at least 1"),
         ({"max_reasoning_tokens": [4, 4]}, r"=\[4, 4\] are the budgets of 5 rows; pass one number"),
         ({"max_reasoning_tokens": [4, 4, 0, 4, 4]}, "max_reasoning_tokens=0"),
     ],

@@ -8,7 +8,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from mmemb_r1.modeling.configuration_mmemb_r1 import REASONING_OPTIONS
+from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 

@@ -5,6 +5,7 @@ This file is also what `torchrun` starts.
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -18,7 +19,17 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
-from mmemb_r1.training.distributed import average_gradients, expect_unused, gather_rows, num_processes, pad_to, summed
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
+from mmemb_r1.training.distributed import (
+    average_gradients,
+    expect_unused,
+    gather_rows,
+    keep_float32,
+    num_processes,
+    pad_to,
+    summed,
+)
 
 COLORS = ("red", "green", "blue", "white", "black", "gray")
 GLOBAL_BATCH, STEPS, LEARNING_RATE = 8, 2, 0.02
@@ -33,6 +44,17 @@ COMMON: dict[str, Any] = {
     "similarity_chunk_size": 3,
     "temperature": 0.1,
     "optim": "sgd",
+}
+BASE: dict[str, Any] = {
+    "learning_rate": LEARNING_RATE,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "use_cpu": True,
+    "bf16": False,
+    "activation_checkpointing": False,
+    "report_to": [],
+    "disable_tqdm": True,
+    "save_strategy": "no",
 }
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -90,15 +112,7 @@ def made_trainer(folder: Path, callbacks: Any = None, **fields: Any) -> Any:
             "per_device_train_batch_size": GLOBAL_BATCH // num_processes(),
             "sub_batch_size": GLOBAL_BATCH // 2,
             "max_steps": STEPS,
-            "learning_rate": LEARNING_RATE,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "report_to": [],
-            "disable_tqdm": True,
-            "save_strategy": "no",
+            **BASE,
             **COMMON,
             **fields,
         }
@@ -178,6 +192,66 @@ def stepped(folder: Path, **fields: Any) -> dict[str, Any]:
     return {"logs": [{"loss": float(loss)} for loss in losses], "gradients": gradients, "held": batches}
 
 
+def adaptive(folder: Path) -> dict[str, Any]:
+    """The same of the adaptive phase. A group's rollouts are drawn from a seed of its own, on whatever process."""
+    from transformers import TrainerCallback
+
+    from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
+
+    model, processor = fresh_model()
+    with torch.no_grad():
+        for weight in model.vlm.parameters():  # an untrained one hardly tells what it is shown
+            weight.mul_(6.0 if weight.ndim > 1 else 1.0)
+    gradients, held = [], []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            gradients.append(gradients_of(model))
+
+    args = AdaptiveGRPOConfig(
+        **BASE,
+        output_dir=str(folder),
+        per_device_train_batch_size=GLOBAL_BATCH // num_processes(),
+        num_generations=4,
+        max_reasoning_tokens=4,
+        max_steps=3,
+        target_probability_temperature=0.1,
+        optim="sgd",
+        seed=0,  # of the order: one process has no pictures, the other has some in the second and third step
+    )
+    trainer = AdaptiveGRPOTrainer(model.train(), args, pairs(), processor, callbacks=[Watch()])
+    assert len(trainer._gate_inputs) == len(pairs())
+    roll_out, size = trainer._roll_out, args.num_generations
+
+    def seeded(prompts: list[Any]) -> dict[str, Any]:
+        rows, gate_logits, columns = trainer._rows, [], []
+        for start in range(0, len(prompts), size):
+            trainer._rows = rows[start : start + size]
+            torch.manual_seed(int(trainer._rows[0]))
+            columns.append(roll_out(prompts[start : start + size]))
+            gate_logits.append(trainer._gate_logits)
+        trainer._rows, trainer._gate_logits = rows, torch.cat(gate_logits)
+        images = [part for prompt in prompts for turn in prompt for part in turn["content"] if part["type"] == "image"]
+        held.append({"pictures": bool(images)})
+        return {name: value and sum((part[name] for part in columns), []) for name, value in columns[0].items()}
+
+    trainer._roll_out = seeded
+    trainer.train()
+    names = (
+        "loss",
+        "grad_norm",
+        "gate/prob",
+        "gate/thinks",
+        "utility_gap",
+        "contrastive",
+        "rationale/tokens",
+        "reward",
+    )
+    logs = [{name: log[name] for name in names} for log in trainer.state.log_history if "loss" in log]
+    weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    return {"logs": logs, "gradients": gradients, "weights": weights, "held": held}
+
+
 def exchanged(rank: int) -> dict[str, Any]:
     """Both processes' part in an exchange of tensors that differ in all sizes."""
     own = torch.arange(2.0 * (rank + 1) ** 2).reshape(rank + 1, 1, 2 * (rank + 1)).requires_grad_()
@@ -201,7 +275,8 @@ def exchanged(rank: int) -> dict[str, Any]:
 def results(folder: Path) -> dict[str, Any]:
     """All cases on as many processes as there are."""
     found = {name: trained(folder / name, **fields) for name, fields in CASES.items()}
-    return found | {name: stepped(folder / name, **fields) for name, fields in SHARDED.items()}
+    found |= {name: stepped(folder / name, **fields) for name, fields in SHARDED.items()}
+    return found | {"adaptive": adaptive(folder / "adaptive")}
 
 
 @pytest.fixture(scope="module")
@@ -239,13 +314,13 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    @pytest.mark.parametrize("case", [*CASES, *SHARDED])
+    @pytest.mark.parametrize("case", [*CASES, *SHARDED, "adaptive"])
     def test_have_the_losses_of_one(self, one, two, case):
         for process in two:
             for ours, theirs in zip(one[case]["logs"], process[case]["logs"], strict=True):
                 assert theirs == pytest.approx(ours, rel=TOLERANCE, abs=TOLERANCE)
 
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("case", [*CASES, "adaptive"])
     def test_have_the_gradients_and_weights_of_one(self, one, two, case):
         for process in two:
             for ours, theirs in zip(one[case]["gradients"], process[case]["gradients"], strict=True):
@@ -269,6 +344,8 @@ class TestTwoProcesses:
                 by_process = [[batch[what] for batch in process[case]["held"]] for process in two]
                 assert any(first != second for first, second in zip(*by_process, strict=True)), (what, case)
                 assert any(batch[what] for batch in one[case]["held"])
+        first, second = ([batch["pictures"] for batch in process["adaptive"]["held"]] for process in two)
+        assert first != second
         moved = one["plain"]["gradients"][0]
         assert all(moved[name].any() for name in ("vlm.model.visual.patch_embed.proj.weight", "gate.output.weight"))
 
@@ -318,6 +395,35 @@ class TestOneProcess:
         assert wide.shape == (3, 2, 2) and wide.sum() == 2
         (2 * wide).sum().backward()
         assert rows.grad.tolist() == [[[2], [2]]]
+
+
+@pytest.mark.parametrize("returned", [True, False])
+def test_fsdp2_returns_float32_whatever_it_computes_in(tmp_path, returned, processor, tiny):
+    """With accelerate's policy for bfloat16 everything that the model returns was bfloat16, and so was the loss."""
+    import torch.distributed as dist
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16", override=True)
+    if returned:
+        keep_float32(plugin)
+        assert plugin.mixed_precision_policy.reduce_dtype == torch.float32
+    model = copy.deepcopy(tiny[0])
+    batch = render(processor, to_conversations(["say red", "blue"]))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for part in (*model.vlm.get_decoder().layers, model):
+            fully_shard(part, mesh=mesh, mp_policy=plugin.mixed_precision_policy)
+        output = model(**batch, labels=batch["input_ids"])
+    finally:
+        dist.destroy_process_group()
+    expected = torch.float32 if returned else torch.bfloat16
+    for value in (output.embeddings, output.gate_logits, output.rationale_logps):
+        assert value.dtype == expected
+    assert output.last_hidden_state.dtype == torch.bfloat16
 
 
 def test_a_torch_that_cant_shard_such_batches_is_refused(monkeypatch):

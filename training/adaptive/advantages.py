@@ -15,8 +15,7 @@ def decision_advantages(rewards: Tensor, reasoned: Tensor, gate_probs: Tensor, f
     advantage x gradient of log pi(a) is then p (1 - p) (Q_r - Q_d), the exact policy gradient, whatever n_d : n_r.
 
     Args:
-        rewards: `(N, G)`.
-        reasoned: `(N, G)` bool. Each group needs rollouts of both kinds.
+        rewards, reasoned: `(N, G)`, the latter bool. Each group needs rollouts of both kinds.
         gate_probs: `(N,)` probability of thinking when the group was drawn.
         floor: pi(a) counts as at least so much, so that a gate that has collapsed can recover.
 
@@ -48,17 +47,11 @@ def strata(values: Tensor, reasoned: Tensor) -> tuple[Tensor, Tensor]:
 
 def leave_one_out(rewards: Tensor, chosen: Tensor) -> Tensor:
     """
-    Subtract from each chosen reward the mean of the others that are chosen in its group; 0 for the rest, and for one
-    alone.
+    Subtract from each chosen reward `(N, G)` the mean of the others that are chosen in its group; 0 for the rest, and
+    for one alone.
 
-    This tells good rationales from bad ones, and does not punish reasoning where it does not pay.
-
-    Args:
-        rewards: `(N, G)`.
-        chosen: `(N, G)` bool.
-
-    Returns:
-        `(N, G)`. Source: the leave-one-out baseline of RLOO (arXiv 2402.14740).
+    This tells good rationales from bad ones, and does not punish reasoning where it does not pay. Source: the
+    leave-one-out baseline of RLOO (arXiv 2402.14740).
 
     >>> leave_one_out(torch.tensor([[9.0, 1.0, 2.0, 6.0]]), torch.tensor([[False, True, True, True]])).tolist()
     [[0.0, -3.0, -1.5, 4.5]]
@@ -71,16 +64,10 @@ def leave_one_out(rewards: Tensor, chosen: Tensor) -> Tensor:
 
 def utility_rewards(utility: Tensor, reasoned: Tensor, clip: float, tolerance: float) -> Tensor:
     """
-    Reward the decision by the sign of the net utility of reasoning.
+    Reward the decisions `(N, G)`, with either sign, by that of the net utility of reasoning `(N,)`.
 
-    Args:
-        utility: `(N,)` what reasoning gained, minus what it cost.
-        reasoned: `(N, G)` bool.
-        clip: largest reward.
-        tolerance: a smaller utility counts as one for the direct embedding.
-
-    Returns:
-        `(N, G)`, of either sign. Source: the paper rewards by the utility gap; clip and tolerance are ours.
+    Sizes end at `clip`; a utility below `tolerance` counts as one for the direct embedding. Source: the paper rewards
+    by the utility gap; clip and tolerance are ours.
 
     >>> utility_rewards(torch.tensor([0.4, 0.01]), torch.tensor([[False, True]] * 2), clip=1.0, tolerance=0.05)
     tensor([[-0.4000,  0.4000],
@@ -98,12 +85,10 @@ def token_advantages(
     Give every token its advantage, scaled so that a mean over all tokens gives each kind of loss its mean and weight.
 
     Args:
-        decided: `(B,)` of the first decision, [`decision_advantages`].
-        later: `(B,)` of everything after it, [`leave_one_out`].
+        decided, later: `(B,)` of the first decision and of everything after it.
         markers: `(B, C)` bool, where completions hold `<|embed|>`: decisions follow them.
         counts: `(3,)` over all processes: rollouts, chosen tokens after the first, all chosen tokens.
-        decision_weight: of the mean over rollouts.
-        rationale_weight: of the mean over the tokens of rationales.
+        decision_weight, rationale_weight: of the means over rollouts and over the tokens of rationales.
 
     Returns:
         `(B, C)`. Source: ours.

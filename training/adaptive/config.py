@@ -9,12 +9,13 @@ from typing import ClassVar, cast
 from trl import GRPOConfig
 
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, find_reward
-from mmemb_r1.training.base_trainer import TokensLeftOut
+from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
 
 SCORERS = ("frozen", "live")
 DECISION_REWARDS = ("reward", "utility")
 
 
+@with_help
 @dataclass
 class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
     """
@@ -25,76 +26,49 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
     well as those of tokens. `max_completion_length` follows from the budget.
 
     Args:
-        num_generations (`int`, *optional*, defaults to `4`):
-            Rollouts of a group.
-        num_direct_rollouts (`int`, *optional*, defaults to `1`):
-            How many of them embed directly. One is enough: it is the same every time.
-        max_reasoning_tokens (`int`, *optional*):
-            Budget of one rationale. `None` takes the model's.
-        max_reasoning_rounds (`int`, *optional*):
-            Rationales of a rollout at most. `None` takes the model's. The first decision of a group is stratified,
-            later ones are drawn from the gate.
-        format_weight (`float`, *optional*, defaults to `0.1`):
-            Weight of the reward for being well-formed.
-        target_probability_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the reward for the target's probability.
-        cost_weight (`float`, *optional*, defaults to `0.05`):
-            Weight of the cost of rationales: by so much has a whole budget to raise the target's probability.
-        rewards (`dict[str, float]`, *optional*):
-            Further rewards and their weights, by name (see `REWARDS`) or, for your own, by import path
-            `module:function`.
-        target_probability_temperature (`float`, *optional*, defaults to `0.02`):
-            Divides cosine similarities where the target's probability is measured.
-        decision_reward (`str`, *optional*, defaults to `"reward"`):
-            What decides whether reasoning pays: the `"reward"` of each rollout, or the sign of the net `"utility"` of
-            the group, clipped; rewards then train the rationales only.
-        utility_clip (`float`, *optional*, defaults to `0.5`):
-            Largest reward by utility.
-        utility_tolerance (`float`, *optional*, defaults to `0.01`):
-            A utility below this counts as one for the direct embedding.
-        decision_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the loss on decisions, a mean over rollouts.
-        rationale_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the loss on rationale tokens, a mean over these tokens.
-        contrastive_weight (`float`, *optional*, defaults to `0.1`):
-            Weight of the contrastive term on the live direct and last embeddings, against targets as the scorer embeds
-            them.
-        min_decision_prob (`float`, *optional*, defaults to `0.02`):
-            Least probability that a decision is weighted with, so that a collapsed gate can recover.
-        gate_learning_rate (`float`, *optional*, defaults to `0.001`):
-            Learning rate of the gate, for hidden states that are standardised (see [`StandardisedGate`]);
-            `learning_rate` is that of everything else.
-        scorer (`str`, *optional*, defaults to `"frozen"`):
-            Which model measures the target's probability: a `"frozen"` copy of the first one, or the `"live"` one.
-        refresh_steps (`int`, *optional*, defaults to `16`):
-            Generations after which a `"live"` scorer embeds the candidates again.
-        stop_on_collapse (`int`, *optional*):
-            Logs in a row with an invocation rate below 1 % or above 99 % after which training stops. `None` never
-            stops it.
+        num_generations: Rollouts of a group.
+        num_direct_rollouts: How many of them embed directly. One is enough: it is the same every time.
+        max_reasoning_tokens: Budget of one rationale. `None` takes the model's.
+        max_reasoning_rounds: Rationales of a rollout at most; later ones are drawn from the gate. `None`: the model's.
+        format_weight: Weight of the reward for being well-formed.
+        target_probability_weight: Weight of the reward for the target's probability.
+        cost_weight: Weight of the cost of rationales: by so much has a whole budget to raise the target's probability.
+        rewards: Further rewards (names of `REWARDS` or import paths `module:function`) -> weights, in a flag as JSON.
+        target_probability_temperature: Divides cosine similarities where the target's probability is measured.
+        decision_reward: What decides whether reasoning pays: the `"reward"` of each rollout, or the group's net
+            `"utility"`, clipped; rewards then train the rationales only.
+        utility_clip: Largest reward by utility.
+        utility_tolerance: A utility below this counts as one for the direct embedding.
+        decision_weight: Weight of the loss on decisions, a mean over rollouts.
+        rationale_weight: Weight of the loss on rationale tokens, a mean over these tokens.
+        contrastive_weight: Weight of the contrastive term on live embeddings, direct and last, and scored targets.
+        min_decision_prob: Least probability that a decision is weighted with, so that a collapsed gate can recover.
+        gate_learning_rate: Learning rate of the gate, for standardised states (see [`StandardisedGate`]).
+        scorer: Which model measures the target's probability: a `"frozen"` copy of the first one, or the `"live"` one.
+        refresh_steps: Generations after which a `"live"` scorer embeds the candidates again.
+        stop_on_collapse: Logs in a row with an invocation rate below 0.01 or above 0.99 that end training.
     """
 
-    num_generations: int | None = field(default=4, metadata={"help": "Rollouts of a group."})
-    num_direct_rollouts: int = field(default=1, metadata={"help": "Direct rollouts of a group."})
-    max_reasoning_tokens: int | None = field(default=None, metadata={"help": "Budget of one rationale."})
-    max_reasoning_rounds: int | None = field(default=None, metadata={"help": "Rationales of a rollout at most."})
-    format_weight: float = field(default=0.1, metadata={"help": "Weight of being well-formed."})
-    target_probability_weight: float = field(default=1.0, metadata={"help": "Weight of the target's probability."})
-    cost_weight: float = field(default=0.05, metadata={"help": "Weight of the cost of rationales."})
-    rewards: dict | str | None = field(default=None, metadata={"help": "JSON: further rewards and their weights."})
-    target_probability_temperature: float = field(default=0.02, metadata={"help": "Divides cosine similarities."})
-    decision_reward: str = field(
-        default="reward", metadata={"help": "What decides whether reasoning pays: reward or utility."}
-    )
-    utility_clip: float = field(default=0.5, metadata={"help": "Largest reward by utility."})
-    utility_tolerance: float = field(default=0.01, metadata={"help": "A smaller utility counts as none."})
-    decision_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on decisions."})
-    rationale_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on rationale tokens."})
-    contrastive_weight: float = field(default=0.1, metadata={"help": "Weight of the contrastive term."})
-    min_decision_prob: float = field(default=0.02, metadata={"help": "Floor of a decision's weight."})
-    gate_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the gate."})
-    scorer: str = field(default="frozen", metadata={"help": "Which model measures: frozen or live."})
-    refresh_steps: int = field(default=16, metadata={"help": "Generations after which a live scorer embeds again."})
-    stop_on_collapse: int | None = field(default=None, metadata={"help": "Logs of a collapsed gate before a stop."})
+    num_generations: int | None = 4
+    num_direct_rollouts: int = 1
+    max_reasoning_tokens: int | None = None
+    max_reasoning_rounds: int | None = None
+    format_weight: float = 0.1
+    target_probability_weight: float = 1.0
+    cost_weight: float = 0.05
+    rewards: dict | str | None = None
+    target_probability_temperature: float = 0.02
+    decision_reward: str = "reward"
+    utility_clip: float = 0.5
+    utility_tolerance: float = 0.01
+    decision_weight: float = 1.0
+    rationale_weight: float = 1.0
+    contrastive_weight: float = 0.1
+    min_decision_prob: float = 0.02
+    gate_learning_rate: float = 1e-3
+    scorer: str = "frozen"
+    refresh_steps: int = 16
+    stop_on_collapse: int | None = None
     scale_rewards: str = field(
         default="none", metadata={"help": "Has to be none: dividing by a deviation hides the gap."}
     )
@@ -116,14 +90,13 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         self._check_choices()
         super().__post_init__()
         self._check_rewards()
-        local = self.per_device_train_batch_size * self.steps_per_generation
-        if local % size:
+        window = self.steps_per_generation * self.num_iterations
+        if self.per_device_train_batch_size * self.steps_per_generation % size:
             raise ValueError(
                 f"per_device_train_batch_size={self.per_device_train_batch_size} times steps_per_generation="
                 f"{self.steps_per_generation} has to be a multiple of num_generations={size}: a group must not be "
                 "spread over processes."
             )
-        window = self.steps_per_generation * self.num_iterations
         if window % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation={self.steps_per_generation} times num_iterations={self.num_iterations} has to "

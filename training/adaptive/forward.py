@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +17,8 @@ class PolicyForward:
     """
     Take the model's place in TRL's pass over completions, which asks for fused log-probabilities.
 
-    The model is called as it is, wrapped or not, and once: what it embeds on the way is kept.
-
-    Args:
-        model: the model, possibly wrapped.
-        config: its config.
-        temperature: of gate and tokens when rollouts are drawn.
-
-    Attributes:
-        outputs: what the model returned, call by call.
+    The model is called as it is, wrapped or not, and once: what it returns is kept in `outputs`. The temperature is
+    that of gate and tokens when rollouts are drawn.
     """
 
     def __init__(self, model: nn.Module, config: Any, temperature: float) -> None:
@@ -32,15 +27,14 @@ class PolicyForward:
 
     def __call__(self, input_ids: Tensor, labels: Tensor, fused_lm_head: bool = True, **inputs: Any) -> Any:
         """
+        Compute `log_probs` and `entropy`, `(B, S)` float32, of each token of a completion; 0 for `<|embed|>`.
+
         Args:
-            input_ids: `(B, S)` prompts and completions.
-            labels: `(B, S)`, -100 except in completions.
+            input_ids, labels: `(B, S)` prompts and completions; labels are -100 except in completions.
             fused_lm_head: ignored.
             **inputs: attention mask and media.
-
-        Returns:
-            `log_probs` and `entropy`, `(B, S)` float32, of each token of a completion; 0 for `<|embed|>`.
         """
+        check_token_types(input_ids, inputs, self.config.vlm_config)
         markers = input_ids == self.config.embed_token_id  # (B, S)
         decisions = nn.functional.pad(markers[:, :-1], (1, 0)) & (labels != -100)
         in_rationale = (labels != -100) & ~decisions & ~markers
@@ -65,13 +59,46 @@ class PolicyForward:
 
 def decision_logps(logits: Tensor, thinks: Tensor) -> Tensor:
     """
-    Compute log-probabilities of decisions: softmax([0, logit]) over stopping and reasoning.
-
-    Args:
-        logits: `(...)` of the gate.
-        thinks: `(...)` bool, what was decided.
+    Compute log-probabilities of decisions `(...)` from gate logits: softmax([0, logit]) over stopping and reasoning.
 
     >>> decision_logps(torch.zeros(2), torch.tensor([True, False])).exp().tolist()
     [0.5, 0.5]
     """
     return nn.functional.logsigmoid(torch.where(thinks, logits, -logits))
+
+
+@contextmanager
+def padded_left(tokenizer: Any) -> Iterator[None]:
+    """
+    Make a tokenizer pad on the left for the length of a block.
+
+    TRL pads prompts on the left itself, but takes the token types of pictures from the processor, padded as its
+    tokenizer happens to be set.
+    """
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = side
+
+
+def check_token_types(input_ids: Tensor, inputs: Mapping[str, Any], backbone: Any) -> None:
+    """
+    Check that the types of tokens, which say where pictures are, belong to these ids.
+
+    Args:
+        input_ids: `(B, S)`.
+        inputs: what else the model is given.
+        backbone: the backbone's config, with the id that stands for pictures.
+
+    Raises:
+        ValueError: if they do not; rotary positions would be wrong without another error.
+    """
+    image_id = getattr(backbone, "image_token_id", None)
+    for name in {"token_type_ids", "mm_token_type_ids"}.intersection(inputs):
+        if image_id is not None and bool(((inputs[name] == 1) != (input_ids == image_id)).any()):
+            raise ValueError(
+                f"{name} marks other tokens as pictures than those with id {image_id}: it was padded or cut in "
+                "another way than the ids. Take both from one call of the processor."
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from mmemb_r1.content import content_key, given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import plain_conversations, render
+from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs
 
 BATCH_SIZE = 32
@@ -22,20 +23,12 @@ Messages = list[dict[str, Any]]
 
 def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: int | None = None) -> Dataset:
     """
-    Make prompts of the queries of a pairs table. Pictures are opened when a row is read.
-
-    Args:
-        pairs: with `pair_id`, `query` and `target`.
-        processor: saved beside the model.
-        max_text_tokens: longest text of a query; what is longer is cut.
+    Make prompts of the queries of a pairs table; texts longer than `max_text_tokens` are cut.
 
     Returns:
-        Rows of `prompt` (chat messages with a place for each picture), `images` (a list, `[]` where there are none),
-        `row` (in `pairs`) and `pair_id`.
-
-    Raises:
-        ValueError: if the table lacks a column or something in it; while rows are read, if a query can't be used or
-            holds a video, which TRL's trainers don't take.
+        Rows, in which pictures are opened when they are read, of `prompt` (chat messages with a place for each
+        picture), `images` (a list, `[]` where there are none), `row` (in `pairs`) and `pair_id`. A bad table, or, when
+        it is read, a query that is unusable or a video, is a `ValueError`.
     """
     check_pairs(pairs, PAIR_COLUMNS)
     ids = pairs["pair_id"]
@@ -49,12 +42,14 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
             (conversation,) = plain_conversations(processor, to_conversations([given_parts(query)]), max_text_tokens)
         except InputError as error:
             raise ValueError(f"the query of pair {pair_id!r} can't be used: {error.reason}") from error
-        prompt, images = without_pictures(conversation)
-        if any(part["type"] == "video" for message in prompt for part in message["content"]):
+        parts = [part for message in conversation for part in message["content"]]
+        if any(part["type"] == "video" for part in parts):
             raise ValueError(
                 f"the query of pair {pair_id!r} holds a video; the adaptive phase takes texts and pictures. Leave "
                 "such pairs out, or pass frames as pictures."
             )
+        prompt = _with_parts(conversation, lambda part: {"type": "image"})
+        images = [part["image"] for part in parts if part["type"] == "image"]
         return {"prompt": prompt, "images": images, "row": row, "pair_id": pair_id}
 
     table = pairs.select_columns(["query"]).add_column("row", list(range(len(pairs))))
@@ -62,26 +57,21 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
 
 
 @torch.no_grad()
-def gate_inputs(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
+def prompt_states(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
     """
-    Compute the hidden states `(N, H)` at the `<|embed|>` of prompts from all over a table.
-
-    Args:
-        model: the [`MMEmbR1Model`], with or without adapters; left in the mode it is in.
-        processor: saved beside the model.
-        prompts: of [`policy_prompts`].
-        number: largest N.
+    Compute the states `(N, H)` at the `<|embed|>` of at most `number` of the prompts, from all over their table.
+    Processes share the work, and all get all states.
     """
-    training, states = model.training, []
+    training, states = model.training, [torch.zeros(0, model.config.hidden_size, device=model.device)]
     model.eval()
-    places = range(0, len(prompts), -(-len(prompts) // number))
+    places = range(0, len(prompts), -(-len(prompts) // number))[process_index() :: num_processes()]
     for start in range(0, len(places), BATCH_SIZE):
         rows = [prompts[place] for place in places[start : start + BATCH_SIZE]]
         chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
         output = model(**render(processor, chats).to(model.device))
         states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
     model.train(training)
-    return torch.cat(states)
+    return gather_rows(torch.cat(states))
 
 
 def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
@@ -98,23 +88,11 @@ def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
         )
 
 
-def without_pictures(conversation: Sequence[dict[str, Any]]) -> tuple[Messages, list[Any]]:
-    """Take the pictures, in their order, out of a conversation, and leave a place for each."""
-    images = [part["image"] for message in conversation for part in message["content"] if part["type"] == "image"]
-    prompt = [
-        {**message, "content": [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]}
-        for message in conversation
-    ]
-    return prompt, images
-
-
 def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id: int | None) -> None:
     """
-    Check that rollouts and log-probabilities will be of the same ids, on the first prompt with a picture and the first
-    without.
+    Check that rollouts and log-probabilities will be of the same ids, on the first prompts with and without a picture.
 
-    Raises:
-        ValueError: if one does not end in `embed_token_id`, or TRL, which renders text first, would give other ids.
+    It is a `ValueError` if one does not end in `embed_token_id`, or TRL, which renders text first, gives other ids.
     """
     first: dict[bool, int] = {}
     for place, query in enumerate(StoredInputs(prompts, "query")):  # no picture is opened for it
@@ -145,13 +123,12 @@ def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id
 def with_pictures(prompt: Messages, images: Sequence[Any]) -> Messages:
     """Put pictures into their places in a prompt."""
     left = iter(images)
+    return _with_parts(prompt, lambda part: {"type": "image", "image": next(left)})
+
+
+def _with_parts(messages: Sequence[dict[str, Any]], picture: Callable[[Any], dict[str, Any]]) -> Messages:
+    """Replace the pictures of messages, in their order."""
     return [
-        {
-            **message,
-            "content": [
-                {"type": "image", "image": next(left)} if part["type"] == "image" else part
-                for part in message["content"]
-            ],
-        }
-        for message in prompt
+        {**message, "content": [picture(part) if part["type"] == "image" else part for part in message["content"]]}
+        for message in messages
     ]

@@ -12,10 +12,10 @@ RewardFunction = Callable[..., list[float]]
 
 def target_probability_reward(target_probability: Sequence[float], **kwargs: Any) -> list[float]:
     """
-    Reward what the last embedding of each rollout is for: the probability of its pair's target among negatives, in
-    0 ... 1. Being relative to the negatives, it does not reward rationales that raise every pair's score.
+    Reward what the last embedding is for: the probability of the pair's target among negatives.
 
-    Source: a reward for meeting the target is the paper's; a bounded one is ours.
+    Being relative to them, it does not reward rationales that raise every pair's score. Source: a reward for meeting
+    the target is the paper's; a bounded one is ours.
 
     >>> target_probability_reward(target_probability=[0.25, 1.0])
     [0.25, 1.0]
@@ -25,12 +25,7 @@ def target_probability_reward(target_probability: Sequence[float], **kwargs: Any
 
 def cost_reward(num_reasoning_tokens: Sequence[int], reasoning_budget: Sequence[int], **kwargs: Any) -> list[float]:
     """
-    Charge each rollout the share of its budget that it spent: 0 for a direct embedding, -1 for a spent budget.
-
-    Args:
-        num_reasoning_tokens, reasoning_budget: rationale tokens of each rollout, in all rounds, and the most allowed.
-
-    Source: ours.
+    Charge each rollout the share of its budget that its rationale tokens spent: -1 for a whole one. Source: ours.
 
     >>> cost_reward(num_reasoning_tokens=[0, 16], reasoning_budget=[64, 64])
     [0.0, -0.25]
@@ -43,13 +38,8 @@ def format_reward(
 ) -> list[float]:
     """
     Reward form: 1 for a direct embedding and for rationales that say something and end by themselves, 0 for others.
-    It favours neither decision.
 
-    Args:
-        reasoned: whether each rollout has a rationale.
-        truncated: whether a rationale was cut where its budget ended.
-
-    Source: a format reward is the paper's; that both decisions get it is ours.
+    It favours neither decision. Source: a format reward is the paper's; that both decisions get it is ours.
 
     >>> format_reward(reasoned=[False, True, True], num_reasoning_tokens=[0, 9, 64], truncated=[False, False, True])
     [1.0, 1.0, 0.0]
@@ -70,10 +60,7 @@ ALWAYS_USED = ("format", "target_probability", "cost")
 
 def find_reward(name: str) -> RewardFunction:
     """
-    Find a reward by its name in `REWARDS`, or by its import path `module:function`.
-
-    Raises:
-        ValueError: if there is no such reward.
+    Find a reward by its name in `REWARDS`, or by its import path `module:function`; others are a `ValueError`.
 
     >>> find_reward("cost").__name__
     'cost_reward'

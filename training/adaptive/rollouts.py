@@ -15,26 +15,15 @@ from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 
 class RolloutGroup(NamedTuple):
-    """
-    Hold B prompts, each with a direct embedding and n reasoned rollouts.
+    """Hold B prompts, each with a direct embedding and n reasoned rollouts, those of a prompt side by side."""
 
-    Attributes:
-        direct: `(B, D)` direct embeddings.
-        gate_logits: `(B,)` at the first `<|embed|>`.
-        reasoned: `(B * n, D)` last embeddings, rollouts of a prompt side by side.
-        rationales: per rollout `<think> r </think> <|embed|>`, once or, with several rounds, more often.
-        num_tokens: `(B * n,)` rationale tokens.
-        num_rounds: `(B * n,)` rationales.
-        num_forced: `(B * n,)` rationales that were truncated.
-    """
-
-    direct: Tensor
-    gate_logits: Tensor
-    reasoned: Tensor
-    rationales: list[list[int]]
-    num_tokens: Tensor
-    num_rounds: Tensor
-    num_forced: Tensor
+    direct: Tensor  # (B, D) embeddings
+    gate_logits: Tensor  # (B,) at the first `<|embed|>`
+    reasoned: Tensor  # (B * n, D) last embeddings
+    rationales: list[list[int]]  # per rollout `<think> r </think> <|embed|>`, once a round
+    num_tokens: Tensor  # (B * n,) of rationales
+    num_rounds: Tensor  # (B * n,) rationales
+    num_forced: Tensor  # (B * n,) rationales that were truncated
 
 
 @torch.no_grad()
@@ -49,23 +38,19 @@ def roll_out(
     generator: torch.Generator | None = None,
 ) -> RolloutGroup:
     """
-    Read each prompt once, pictures included, and draw rationales that go on from there.
+    Read B prompts once each, pictures included, and draw `num_reasoned` rationales of each that go on from there.
 
     Args:
         model: the policy.
-        batch: what the processor gave for B prompts, padded on the left, on the model's device.
-        num_reasoned: n, reasoned rollouts of each prompt.
+        batch: what the processor gave, padded on the left, on the model's device.
         max_tokens: budget of one rationale.
-        max_rounds: rationales per rollout at most. The first is drawn in any case, whether another follows is drawn
-            from the gate.
+        max_rounds: rationales per rollout at most. Whether another follows the first is drawn from the gate.
         temperature: divides the logits of tokens and of the gate.
         generator: source of randomness. Default: torch's.
     """
-    media = dict(batch)
-    input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask")
-    context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
-    direct, gate_logits = model.embedding_head(context.pooled.mean), model.gate(context.hidden)
-    rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(num_reasoned)
+    context, direct = _read(model, batch)
+    gate_logits = model.gate(context.hidden)
+    rows = torch.arange(len(direct), device=direct.device).repeat_interleave(num_reasoned)
     states = [RationaleState(max_tokens, max_rounds) for _ in range(len(rows))]
     decoder = Decoder(
         model,
@@ -92,11 +77,7 @@ def embed_after(model: MMEmbR1Model, context: Context, rows: Tensor, rationales:
     """
     Embed prompts after rationales that another model wrote, `(N, D)`; the prompts are not read again.
 
-    Args:
-        model: the embedder.
-        context: B prompts that it read.
-        rows: `(N,)` the prompt of each rationale.
-        rationales: N lists of ids, each ending in `<|embed|>`.
+    Rationale n, a list of ids that ends in `<|embed|>`, continues prompt `rows[n]` of the `context` that `model` read.
     """
     context = context.branch(rows)
     tails = [torch.tensor(ids, device=rows.device) for ids in rationales]
@@ -118,21 +99,19 @@ def embed_after(model: MMEmbR1Model, context: Context, rows: Tensor, rationales:
 
 
 def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: RolloutGroup) -> tuple[Tensor, Tensor]:
-    """
-    Embed the direct `(B, D)` and the reasoned rollouts `(B * n, D)` of a group with another embedder.
-
-    Args:
-        model: the embedder.
-        batch: the B prompts.
-        group: the rollouts that a policy drew.
-    """
-    media = dict(batch)
-    with torch.no_grad():
-        input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask")
-        context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
-        direct = model.embedding_head(context.pooled.mean)
+    """Embed the direct `(B, D)` and the reasoned rollouts `(B * n, D)` of a policy's group with another embedder."""
+    context, direct = _read(model, batch)
     rows = torch.arange(len(direct), device=direct.device).repeat_interleave(len(group.rationales) // len(direct))
     return direct, embed_after(model, context, rows, group.rationales)
+
+
+@torch.no_grad()
+def _read(model: MMEmbR1Model, batch: Mapping[str, Tensor]) -> tuple[Context, Tensor]:
+    """Read prompts, and embed them directly."""
+    media = dict(batch)
+    input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask")
+    context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
+    return context, model.embedding_head(context.pooled.mean)
 
 
 def in_groups(direct: Tensor, reasoned: Tensor, num_direct: int) -> Tensor:
@@ -152,16 +131,9 @@ def as_columns(
     """
     Write a group as columns with a row per rollout: for each prompt the direct ones, then the reasoned ones.
 
-    Args:
-        group: of B prompts.
-        num_direct: direct rollouts of each.
-        config: with the ids of the control tokens.
-        eos_token_id: the last id of a completion.
-        max_tokens, max_rounds: budget of one rationale, and of rationales.
-
     Returns:
-        `completion_ids`, `env_mask` (see [`loss_mask`]), `reasoned`, `num_reasoning_tokens`, `num_reasoning_rounds`,
-        `truncated` and `reasoning_budget`.
+        `completion_ids`, which end in `eos_token_id`, `env_mask` (see [`loss_mask`]), `reasoned`,
+        `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated` and `reasoning_budget`.
     """
     number = len(group.rationales) // len(group.direct)
     rationales: list[list[int]] = []
@@ -185,14 +157,8 @@ def as_columns(
 
 def loss_mask(rationale: Sequence[int], config: Any, max_tokens: int, max_rounds: int) -> list[int]:
     """
-    Mark the tokens of a completion, the ids of its rationale and the end, that were chosen, 1, not inserted, 0.
-
-    Inserted are `<|embed|>`, the `</think>` of a rationale that has spent its budget, and the end after the last round
-    that was allowed.
-
-    Args:
-        rationale: of the rollout; none for a direct embedding.
-        config, max_tokens, max_rounds: as for [`as_columns`].
+    Mark the tokens of a rationale, and the end of its completion, that were chosen, 1, not inserted, 0: inserted are
+    `<|embed|>`, the `</think>` of a spent budget, and the end after the last round that was allowed.
     """
     mask, spent, rounds = [], 0, 0
     for token in rationale:

@@ -18,12 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveRun(PhaseRun):
-    """
-    Describe an adaptive phase.
-
-    Args:
-        joint_pairs: the table that the joint phase was trained on: its targets are negatives too.
-    """
+    """Describe an adaptive phase. Targets of `joint_pairs`, what the joint phase was trained on, are negatives too."""
 
     joint_pairs: Path | None = None
 
@@ -32,12 +27,9 @@ class AdaptiveRun(PhaseRun):
 
 def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info) -> None:
     """
-    Run an adaptive phase, or go on with one that was stopped, and save the trained checkpoint in
-    `run.output / "model"`.
+    Run an adaptive phase, or go on with one that was stopped, and save the checkpoint in `run.output / "model"`.
 
-    Args:
-        run: the phase.
-        notify: called in the main process with what is good to know.
+    `notify` is called in the main process with what is good to know.
 
     Raises:
         ValueError: if a table or the checkpoint is not what it has to be, the folder holds another run, or a reward is

@@ -25,12 +25,12 @@ from mmemb_r1.training.adaptive.advantages import (
     utility_rewards,
 )
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
-from mmemb_r1.training.adaptive.forward import PolicyForward
-from mmemb_r1.training.adaptive.prompts import check_rendering, gate_inputs, policy_prompts, warn_of_overlap
+from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
+from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, prompt_states, warn_of_overlap
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
-from mmemb_r1.training.distributed import summed
+from mmemb_r1.training.distributed import num_processes, summed, unwrapped
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
@@ -46,11 +46,9 @@ def rollout_metrics(
 
     Args:
         fields: `(N * G,)` of the rollouts: `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated`.
-        rewards: `(N, G)`.
-        reasoned: `(N, G)` bool.
+        rewards, reasoned: `(N, G)`, the latter bool.
         gap: `(N,)` mean target probability after reasoning minus before.
-        probs: `(N,)` the gate's probability of reasoning.
-        threshold: the gate's threshold.
+        probs: `(N,)` the gate's probability of reasoning; `threshold` is the gate's.
 
     Returns:
         `gate/prob`, `gate/thinks` (share of queries) and `gate/right` (how often that is the sign of the gap);
@@ -95,17 +93,13 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     kinds; for the advantage of each token see [`decision_advantages`] and [`leave_one_out`].
 
     Args:
-        model ([`MMEmbR1Model`] or a `PeftModel` of one): after the joint phase.
-        args ([`AdaptiveGRPOConfig`]): arguments.
-        train_dataset (`datasets.Dataset`): a pairs table with `pair_id`, `query`, `target`, and optionally `task` and
-            `negatives`. Use pairs that the joint phase has not seen: on those it knows by heart reasoning never pays.
-        processing_class (`ProcessorMixin`): the processor saved beside the model.
-        joint_pairs (`datasets.Dataset`, *optional*): what the joint phase was trained on. Its targets are negatives
-            too, task by task, and it warns of pairs that are in both tables.
-        reward_funcs (`list[Callable]`, *optional*): further rewards in TRL's form, beside those that `args.rewards`
-            names; `args.reward_weights` are their weights.
-        callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
-        optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
+        model, processing_class: a model after the joint phase, possibly with adapters, and the processor beside it.
+        train_dataset: a pairs table with `pair_id`, `query`, `target`, and optionally `task` and `negatives`. The
+            pairs should be new to the joint phase: on those it knows by heart reasoning never pays.
+        joint_pairs: what the joint phase was trained on. Its targets are negatives too, task by task, and it warns of
+            pairs that are in both tables.
+        reward_funcs: further rewards in TRL's form, beside those that `args.rewards` names; `args.reward_weights` are
+            their weights.
 
     Raises:
         ValueError: if a table or the processor is not what it has to be; while training, if a reward is not finite.
@@ -137,31 +131,29 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         args = copy.copy(args)
         args.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
         args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
-        others = args.reward_weights or [1.0] * len(reward_funcs)
-        args.reward_weights = [*args.all_rewards.values(), *others]
+        args.reward_weights = [*args.all_rewards.values(), *(args.reward_weights or [1.0] * len(reward_funcs))]
         beta, args.beta = args.beta, 0.0  # TRL would load the reference from the Hub by the model's name
-        adapted = hasattr(model, "peft_config")
-        if beta and adapted:
+        if beta and hasattr(model, "peft_config"):
             raise ValueError("beta > 0 needs a reference model, which can't be made of adapters here; set beta=0.")
-        needed = beta or args.scorer == "frozen"
-        self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if needed else None
-        self._gate_inputs = gate_inputs(model, processing_class, prompts)
+        is_needed = beta or args.scorer == "frozen"
+        self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if is_needed else None
         self._rows = torch.empty(0, dtype=torch.long)
         self._gate_logits = torch.empty(0)
+        stops = [StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []
         super().__init__(
             model=model,
             reward_funcs=[*map(find_reward, args.all_rewards), *reward_funcs],
             args=args,
             train_dataset=prompts,
             processing_class=processing_class,
-            callbacks=[
-                *(callbacks or []),
-                *([StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []),
-            ],
+            callbacks=[*(callbacks or []), *stops],
             optimizers=optimizers,
             rollout_func=lambda prompts, _: self._roll_out(prompts),
         )
         self._refuse_sharding()
+        if num_processes() > 1:  # TRL gathers pictures only in processes that have some, and waits for ever
+            self.log_multimodal = False
+        self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts)  # on its device by now
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._frozen.to(self.accelerator.device)
@@ -193,7 +185,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """Do as TRL, with an advantage of each token instead of each rollout."""
         self._rows = torch.tensor([row["row"] for row in inputs])
         self._embed_candidates()
-        output = super()._generate_and_score_completions(inputs)
+        with padded_left(self._tokenizer):
+            output = super()._generate_and_score_completions(inputs)
         output["advantages"] = self._token_advantages(output)
         output["rows"] = self._rows.to(output["advantages"].device)
         return output
@@ -210,10 +203,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             scorer.train(training)
 
     @property
-    def _scoring_model(self) -> MMEmbR1Model:
-        if self.args.scorer == "frozen" and self._frozen is not None:
-            return self._frozen
-        return self._bare_model
+    def _scoring_model(self) -> Any:
+        return self._bare_model if self.args.scorer == "live" else self._frozen
 
     @property
     def _bare_model(self) -> Any:
@@ -224,7 +215,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""
         size = self.num_generations if self.model.training else self.num_generations_eval
         model, scorer, direct = self._bare_model, self._scoring_model, self.args.num_direct_rollouts
-        batch, training = self._rendered(prompts[::size]), model.training
+        conversations = to_conversations(prompts[::size], media=MediaOptions.of(model.config))
+        batch = dict(render(self.processing_class, conversations).to(self.accelerator.device))
+        training = model.training
         with self.accelerator.autocast():  # in the precision that log-probabilities will be taken in
             group = roll_out(
                 model.eval(),
@@ -248,26 +241,20 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             **as_columns(group, direct, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
         }
 
-    def _rendered(self, prompts: list[Any]) -> dict[str, Tensor]:
-        """Render prompts as `encode` does."""
-        conversations = to_conversations(prompts, media=MediaOptions.of(self._bare_model.config))
-        return dict(render(self.processing_class, conversations).to(self.accelerator.device))
-
     # Advantages
 
     def _calculate_rewards(self, inputs: Any, *args: Any) -> Tensor:
         """Compute rewards as TRL does; one that is not finite is an error."""
         rewards = super()._calculate_rewards(inputs, *args)  # (B of all processes, number of rewards)
-        bad = (~rewards.isfinite()).nonzero()
-        if len(bad):
+        start = self.accelerator.process_index * len(inputs)
+        if len(bad := (~rewards.isfinite()).nonzero()):
             row, which = bad[0].tolist()
-            local = row - self.accelerator.process_index * len(inputs)
+            local = row - start
             whose = f"pair {inputs[local]['pair_id']!r}" if 0 <= local < len(inputs) else "a pair of another process"
             raise ValueError(
                 f"after {self.state.global_step} steps the reward {self.reward_func_names[which]!r} is "
                 f"{rewards[row, which]} for a rollout of {whose}; it has to return a finite number for each rollout."
             )
-        start = self.accelerator.process_index * len(inputs)
         self._rewards = (rewards[start : start + len(inputs)] * self.reward_weights.to(rewards)).sum(dim=1)
         self._fields = {
             name: torch.tensor([float(row[name]) for row in inputs], device=rewards.device)
@@ -301,9 +288,15 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     # The loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a forward and a backward pass over a batch; gradients are the mean over all processes."""
+        loss = super().training_step(*args, **kwargs)
+        self.average_gradients()
+        return loss
+
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the gate's log-probabilities for decisions in the same pass as the tokens'."""
-        self._policy = PolicyForward(model, self._bare_model.config, self.temperature)
+        self._policy = PolicyForward(unwrapped(model), self._bare_model.config, self.temperature)
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -332,7 +325,13 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         optimizer.add_param_group(
             {"params": moved, "lr": self.args.gate_learning_rate, "weight_decay": 0.0, "is_gate": True}
         )
-        StandardisedGate(moved[0], moved[1], self._gate_inputs).attach(optimizer)  # the layer that reads the state
+        layer = "output" if self._bare_model.gate.hidden is None else "hidden"  # the one that reads the state
+        named = {name: weight for name, weight in self._bare_model.gate.named_parameters() if name.startswith(layer)}
+        weight, bias = (
+            next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
+            for kind in ("weight", "bias")
+        )
+        StandardisedGate(weight, bias, self._gate_inputs).attach(optimizer)
         return optimizer
 
     # Logs

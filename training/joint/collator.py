@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -25,118 +26,66 @@ IGNORED = -100
 
 
 class Chunk(TypedDict):
-    """
-    Hold b inputs that run through the model at once.
+    """Hold b inputs that run through the model at once, with N labelled tokens."""
 
-    Attributes:
-        features: keyword arguments of the model's `forward`, `labels` among them.
-        token_weights: `(N,)` weight of each labelled token, row by row.
-        token_rows: `(N,)` the place of each token's input among those of its side.
-    """
-
-    features: dict[str, Tensor]
-    token_weights: Tensor
-    token_rows: Tensor
+    features: dict[str, Tensor]  # keyword arguments of the model's `forward`, `labels` among them
+    token_weights: Tensor  # (N,), row by row
+    token_rows: Tensor  # (N,) the place of each token's input among those of its side
 
 
 class SideBatch(TypedDict):
-    """
-    Hold one side of a batch: U inputs in chunks.
+    """Hold one side of a batch: R rows, U distinct inputs in chunks."""
 
-    Attributes:
-        chunks: the chunks, each of similar lengths.
-        order: `(U,)` the place of each input in the chunks, one after another.
-        index: `(R,)` the input of each row.
-        keys: `(R,)` integers, equal where rows hold the same.
-        names: U descriptions of the inputs, for messages.
-    """
-
-    chunks: list[Chunk]
-    order: Tensor
-    index: Tensor
-    keys: Tensor
-    names: list[str]
+    chunks: list[Chunk]  # each of similar lengths
+    order: Tensor  # (U,) the place of each input in the chunks, one after another
+    index: Tensor  # (R,) the input of each row
+    keys: Tensor  # (R,) integers, equal where rows hold the same
+    names: list[str]  # U descriptions of the inputs, for messages
 
 
 JointBatch = dict[str, SideBatch]  # "query", B rows; "target", B rows and behind them the hard negatives
 
 
-class _Row(TypedDict):
-    value: dict[str, Any]
-    rationale: list[list[int]]
-    weight: float
-    seed: int
-    name: str
+_Row = dict[str, Any]  # an input's value, rationale (ids of each round), weight, seed, and name for messages
 
 
+@dataclass
 class JointCollator:
     """
     Make `prompt <|embed|> <think> r </think> <|embed|>` of both sides of every pair; without a rationale, the prompt.
 
     The tokens of a rationale and its `</think>` are labelled; `<think>`, which the gate decides, and the last
-    `<|embed|>`, which always follows, are not.
-
-    Args:
-        processor: the processor saved beside the model.
-        config: the model's config, for the control tokens.
-        use_rationales: whether rationales are appended.
-        max_reasoning_rounds: segments that become rounds of their own, each with an `<|embed|>` after it; what is left
-            goes into the last one.
-        max_rationale_tokens: longer rationales are refused.
-        augment: applied to every picture, with the random stream of its example. Default: none.
-        num_chunks: number of chunks of a side, by length, each padded to its own length.
-        chunk_size: inputs per chunk instead.
-        fixed_num_chunks: whether a chunk is repeated, without weight, where equal inputs leave too few of them: all
-            processes then make as many passes.
+    `<|embed|>`, which always follows, are not. See [`JointConfig`] for most fields.
     """
 
-    def __init__(
-        self,
-        processor: ProcessorMixin,
-        config: MMEmbR1Config,
-        use_rationales: bool = True,
-        max_reasoning_rounds: int = 1,
-        max_rationale_tokens: int = 256,
-        augment: Augment | None = None,
-        num_chunks: int = 1,
-        chunk_size: int | None = None,
-        fixed_num_chunks: bool = False,
-    ) -> None:
-        self.processor = processor
-        self.config = config
-        self.use_rationales = use_rationales
-        self.max_reasoning_rounds = max_reasoning_rounds
-        self.max_rationale_tokens = max_rationale_tokens
-        self.augment = augment
-        self.num_chunks = num_chunks
-        self.chunk_size = chunk_size
-        self.fixed_num_chunks = fixed_num_chunks
+    processor: ProcessorMixin
+    config: MMEmbR1Config
+    use_rationales: bool = True
+    max_reasoning_rounds: int = 1
+    max_rationale_tokens: int = 256
+    augment: Augment | None = None  # of every picture, with the random stream of its example
+    num_chunks: int = 1  # of a side, by length, each padded to its own length
+    chunk_size: int | None = None  # inputs per chunk instead
+    fixed_num_chunks: bool = False  # repeat chunks, without weight, where equal inputs leave too few
 
     def __call__(self, examples: Sequence[Example]) -> JointBatch:
         """
-        Args:
-            examples: of [`JointPairs`], B of them.
+        Collate B examples: `query` with B rows, `target` with B and, behind them, the hard negatives.
 
-        Returns:
-            `query`, a [`SideBatch`] with B rows, and `target`, one whose first B rows are the targets and whose others
-            are the hard negatives. Inputs that occur several times with the same rationale run once.
+        Inputs that occur several times with the same rationale run once.
         """
-        queries, targets = ([self._row(example, side) for example in examples] for side in ("query", "target"))
-        negatives = [
-            _Row(value=value, rationale=[], weight=1.0, seed=example["seed"], name=_name(example, "negative"))
-            for example in examples
-            for value in example["negatives"]
-        ]
-        return {"query": self._side(queries), "target": self._side([*targets, *negatives])}
 
-    def _row(self, example: Example, side: str) -> _Row:
-        return {
-            "value": example[side],  # type: ignore[literal-required]
-            "rationale": self._rationale_ids(example[f"{side}_rationale"]),  # type: ignore[literal-required]
-            "weight": example[f"{side}_weight"],  # type: ignore[literal-required]
-            "seed": example["seed"],
-            "name": _name(example, side),
-        }
+        def row_of(example: Example, side: str, value: Any, segments: Sequence[str] = (), weight: float = 1.0) -> _Row:
+            name = f"the {side} of pair {example['pair_id']!r}"
+            ids = self._rationale_ids(segments)
+            return {"value": value, "rationale": ids, "weight": weight, "seed": example["seed"], "name": name}
+
+        queries, targets = (
+            [row_of(one, side, one[side], one[f"{side}_rationale"], one[f"{side}_weight"]) for one in examples]
+            for side in ("query", "target")
+        )
+        negatives = [row_of(one, "negative", value) for one in examples for value in one["negatives"]]
+        return {"query": self._side(queries), "target": self._side([*targets, *negatives])}
 
     def _rationale_ids(self, segments: Sequence[str]) -> list[list[int]]:
         """`<think> r </think> <|embed|>` of each round."""
@@ -197,12 +146,7 @@ def append_rationales(
     batch: dict[str, Tensor], rationales: Sequence[Sequence[Sequence[int]]], pad_token_id: int
 ) -> dict[str, Tensor]:
     """
-    Append rationales to the prompts of a batch and label them.
-
-    Args:
-        batch: what the processor returned.
-        rationales: per row and round `<think> r </think> <|embed|>`; `[]` for the prompt alone.
-        pad_token_id: fills up rows on the right.
+    Append rationales, per row and round `<think> r </think> <|embed|>`, to the prompts of a batch and label them.
 
     Returns:
         The batch with rows one after another without gaps, padded on the right, and `labels` `(B, S')`.
@@ -216,10 +160,6 @@ def append_rationales(
             start += len(ids)
     result["labels"] = labels
     return result
-
-
-def _name(example: Example, side: str) -> str:
-    return f"the {side} of pair {example['pair_id']!r}"
 
 
 def _rough_length(value: dict[str, Any]) -> int:

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from trl.trainer.base_config import _BaseConfig
 
-from mmemb_r1.training.base_trainer import TokensLeftOut
+from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
 from mmemb_r1.training.joint.losses import PathWeights
 
 
+@with_help
 @dataclass
 class JointConfig(TokensLeftOut, _BaseConfig):
     """
@@ -20,87 +21,57 @@ class JointConfig(TokensLeftOut, _BaseConfig):
     candidates of every query.
 
     Args:
-        temperature (`float`, *optional*, defaults to `0.02`):
-            Divides the cosine similarities of the contrastive terms.
-        direct_direct_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the term direct query against direct target.
-        reasoned_direct_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the term reasoned query against direct target: what search over a direct index does.
-        direct_reasoned_weight (`float`, *optional*, defaults to `0.5`):
-            Weight of the term direct query against reasoned target.
-        reasoned_reasoned_weight (`float`, *optional*, defaults to `0.5`):
-            Weight of the term reasoned query against reasoned target.
-        rationale_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the language-model loss on the rationale tokens.
-        weight_by_posterior (`bool`, *optional*, defaults to `False`):
-            Whether that loss weighs each rationale by its posterior. Rationales are drawn from the posterior, so the
-            unweighted loss is its expectation already; with weights the posterior counts twice, and pairs of which
-            much was kept count less.
-        gate_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the gate's warm start: cross-entropy against whether thinking pays within the batch. It means
-            something only on pairs that the embedder is not fitted to; at 0 the gate is left as it is.
-        gate_cost (`float`, *optional*, defaults to `0.02`):
-            What a rationale has to gain to pay, as probability of the target within the batch.
-        use_rationales (`bool`, *optional*, defaults to `True`):
-            Whether rationales are trained on; `False` trains the direct path alone (the ablation and baseline).
-        max_reasoning_rounds (`int`, *optional*, defaults to `1`):
-            Segments of a rationale that are trained as rounds of their own, each with an embedding after it; what is
-            left goes into the last one. At 1 a rationale is one round.
-        matryoshka_dims (`list[int]`, *optional*):
-            Dimensions at which the contrastive terms are taken as well, each with the same weight as the full one.
-        sub_batch_size (`int`, *optional*, defaults to `8`):
-            Pairs of one task that stand together in a batch, so that negatives are of the kind they are told apart
-            from.
-        task_weights (`dict[str, float]`, *optional*):
-            How often each task is drawn, relative to the others. `None` draws tasks by their number of pairs. Tasks
-            that are not named are not drawn.
-        mini_batch_size (`int`, *optional*):
-            Inputs that are run at once, whatever the batch size, for the price of one more forward pass (gradient
-            caching). `None` runs a batch at once.
-        num_length_chunks (`int`, *optional*, defaults to `2`):
-            Without gradient caching: forward passes of each side of a batch, which is split by length to save padding.
-        num_hard_negatives (`int`, *optional*, defaults to `0`):
-            Hard negatives of each pair, drawn anew from the column `negatives` each time. They are negatives of all
-            queries in the batch.
-        score_mask_margin (`float`, *optional*):
-            A negative whose direct cosine similarity is above the target's by more than this is taken for a false
-            one and left out. `None`, the default, is right from scratch; 0.1 for pretrained backbones.
-        similarity_chunk_size (`int`, *optional*, defaults to `64`):
-            Rows of the similarity matrix that are held in memory at once.
-        max_rationale_tokens (`int`, *optional*, defaults to `256`):
-            Longer rationales are refused, not cut: a cut rationale teaches to stop in the middle.
-        freeze_vision_tower (`bool`, *optional*, defaults to `False`):
-            Whether the vision tower stays as it is.
-        augment_pictures (`bool`, *optional*, defaults to `False`):
-            Whether every training picture is shifted, turned and recoloured a little, anew each time it is drawn.
+        temperature: Divides the cosine similarities.
+        direct_direct_weight: Weight of the term direct query against direct target.
+        reasoned_direct_weight: Weight of reasoned query against direct target: search over a direct index.
+        direct_reasoned_weight: Weight of the term direct query against reasoned target.
+        reasoned_reasoned_weight: Weight of the term reasoned query against reasoned target.
+        rationale_weight: Weight of the language-model loss on the rationale tokens.
+        weight_by_posterior: Whether that loss weighs each rationale by its posterior, though it is drawn from it
+            already.
+        gate_weight: Weight of the gate's warm start, on whether thinking pays within the batch; only for pairs that
+            the embedder is not fitted to. At 0 the gate is left as it is.
+        gate_cost: What a rationale has to gain to pay, as probability of the target within the batch.
+        use_rationales: Whether rationales are trained on; `False` trains the direct path alone.
+        max_reasoning_rounds: Segments of a rationale that are trained as rounds of their own; the rest joins the last.
+        matryoshka_dims: Dimensions at which the contrastive terms are taken as well, with the same weight.
+        sub_batch_size: Pairs of one task that stand together in a batch, as each other's negatives.
+        task_weights: Task -> how often it is drawn, in a flag as JSON; others are not. `None`: by number of pairs.
+        mini_batch_size: Inputs that are run at once, at the price of a forward pass (gradient caching). `None`: all.
+        num_length_chunks: Without gradient caching: forward passes of each side, which is split by length.
+        num_hard_negatives: Hard negatives of each pair, drawn anew from its `negatives`, for the whole batch.
+        score_mask_margin: A negative with a direct cosine similarity above the target's by more than this counts as
+            false and is left out. `None`, the default, is right from scratch; 0.1 for pretrained backbones.
+        similarity_chunk_size: Rows of the similarity matrix that are held in memory at once.
+        max_rationale_tokens: Longer rationales are refused, not cut: a cut rationale teaches to stop in the middle.
+        freeze_vision_tower: Whether the vision tower stays as it is.
+        augment_pictures: Whether training pictures are shifted, turned and recoloured a little, anew each time.
+        dataloader_persistent_workers: Whether data workers are kept from one epoch to the next.
     """
 
-    temperature: float = field(default=0.02, metadata={"help": "Divides the cosine similarities."})
-    direct_direct_weight: float = field(default=1.0, metadata={"help": "Weight of direct query vs direct target."})
-    reasoned_direct_weight: float = field(default=1.0, metadata={"help": "Weight of reasoned query vs direct target."})
-    direct_reasoned_weight: float = field(default=0.5, metadata={"help": "Weight of direct query vs reasoned target."})
-    reasoned_reasoned_weight: float = field(
-        default=0.5, metadata={"help": "Weight of reasoned query vs reasoned target."}
-    )
-    rationale_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on rationale tokens."})
-    weight_by_posterior: bool = field(default=False, metadata={"help": "Weigh that loss by the posterior as well."})
-    gate_weight: float = field(default=0.0, metadata={"help": "Weight of the gate's warm start; 0: gate untouched."})
-    gate_cost: float = field(default=0.02, metadata={"help": "What a rationale has to gain to pay."})
-    use_rationales: bool = field(default=True, metadata={"help": "Train on rationales; False: direct path only."})
-    max_reasoning_rounds: int = field(default=1, metadata={"help": "Segments trained as rounds of their own."})
-    matryoshka_dims: list[int] | None = field(default=None, metadata={"help": "Further dimensions of the loss."})
-    sub_batch_size: int = field(default=8, metadata={"help": "Pairs of one task that stand together."})
-    task_weights: dict | str | None = field(default=None, metadata={"help": "JSON: how often each task is drawn."})
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Inputs per pass, with gradient caching."})
-    num_length_chunks: int = field(default=2, metadata={"help": "Forward passes per side, each of similar lengths."})
-    num_hard_negatives: int = field(default=0, metadata={"help": "Hard negatives drawn for each pair."})
-    score_mask_margin: float | None = field(
-        default=None, metadata={"help": "Lead over the target of false negatives."}
-    )
-    similarity_chunk_size: int = field(default=64, metadata={"help": "Rows of the similarity matrix at once."})
-    max_rationale_tokens: int = field(default=256, metadata={"help": "Longest allowed rationale."})
-    freeze_vision_tower: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
-    augment_pictures: bool = field(default=False, metadata={"help": "Vary every training picture a little."})
+    temperature: float = 0.02
+    direct_direct_weight: float = 1.0
+    reasoned_direct_weight: float = 1.0
+    direct_reasoned_weight: float = 0.5
+    reasoned_reasoned_weight: float = 0.5
+    rationale_weight: float = 1.0
+    weight_by_posterior: bool = False
+    gate_weight: float = 0.0
+    gate_cost: float = 0.02
+    use_rationales: bool = True
+    max_reasoning_rounds: int = 1
+    matryoshka_dims: list[int] | None = None
+    sub_batch_size: int = 8
+    task_weights: dict | str | None = None
+    mini_batch_size: int | None = None
+    num_length_chunks: int = 2
+    num_hard_negatives: int = 0
+    score_mask_margin: float | None = None
+    similarity_chunk_size: int = 64
+    max_rationale_tokens: int = 256
+    freeze_vision_tower: bool = False
+    augment_pictures: bool = False
+    dataloader_persistent_workers: bool = True
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
 
     _argument_group_name: ClassVar[str] = "settings"
@@ -115,17 +86,21 @@ class JointConfig(TokensLeftOut, _BaseConfig):
                 f"sub_batch_size={self.sub_batch_size} has to divide per_device_train_batch_size="
                 f"{self.per_device_train_batch_size}."
             )
-        least = {
-            "max_reasoning_rounds": 1,
-            "num_length_chunks": 1,
-            "similarity_chunk_size": 1,
-            "max_rationale_tokens": 1,
-            "mini_batch_size": 1,
-            "num_hard_negatives": 0,
+        # options of the Trainer's that would have no effect here have one value
+        fixed = {
+            "auto_find_batch_size": False,
+            "dataloader_drop_last": False,
+            "label_smoothing_factor": 0.0,
+            "train_sampling_strategy": "random",
         }
-        for name, value in least.items():
-            if getattr(self, name) is not None and getattr(self, name) < value:
-                raise ValueError(f"{name}={getattr(self, name)}; allowed: whole numbers from {value} on.")
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect in this phase; leave it out.")
+        sizes = ("max_reasoning_rounds", "num_length_chunks", "similarity_chunk_size", "max_rationale_tokens")
+        for name in (*sizes, "mini_batch_size", "num_hard_negatives"):
+            value, least = getattr(self, name), int(name != "num_hard_negatives")
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}; allowed: whole numbers from {least} on.")
         for name in ("rationale_weight", "gate_weight", *_PATH_WEIGHTS.values()):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; allowed: 0 or more.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset as Table
@@ -31,12 +31,8 @@ class SelectedRationales:
 
     Args:
         table: what `mmemb-r1 select` wrote: the columns `pair_id`, `side`, `text` and, optionally, `posterior`
-            (without it all of a pair's rationales are equally likely), `worker`, and `segments`, the parts of each
-            text that become rounds where more than one is trained.
-
-    Raises:
-        ValueError: if a column is missing, the table is empty, a side is unknown, a text or a segment blank, or a
-            posterior no positive number.
+            (default: all of a pair's are equally likely), `worker`, and `segments`, which may become rounds. Anything
+            else is a `ValueError`.
     """
 
     def __init__(self, table: Table) -> None:
@@ -49,44 +45,38 @@ class SelectedRationales:
             raise ValueError(
                 "The selected table has no rows: nothing was kept. Select with another margin, or without."
             )
-        columns = {name: stored_column(table, name).to_pylist() for name in COLUMNS}
-        posteriors = (
-            stored_column(table, "posterior").to_pylist() if "posterior" in table.column_names else [1.0] * len(table)
-        )
-        segments = (
-            stored_column(table, "segments").to_pylist()
-            if "segments" in table.column_names
-            else [[text] for text in columns["text"]]
-        )
+
+        def column(name: str, default: list[Any]) -> list[Any]:
+            return stored_column(table, name).to_pylist() if name in table.column_names else default
+
+        ids, sides, texts = (column(name, []) for name in COLUMNS)
+        posteriors = column("posterior", [1.0] * len(table))
+        segments = column("segments", [[text] for text in texts])
         kept: dict[tuple[str, str], list[Drawn]] = defaultdict(list)
-        rows = zip(*columns.values(), posteriors, segments, strict=True)
+        rows = zip(ids, sides, texts, posteriors, segments, strict=True)
         for row, (pair_id, side, text, posterior, parts) in enumerate(rows):
             _check_row(row, side, text, posterior, parts)
             kept[pair_id, side].append(Drawn(text, posterior, tuple(parts)))
-        self._kept = {key: _normalised(candidates) for key, candidates in kept.items()}
+        self._kept = dict(kept)
         self.pair_ids = {pair_id for pair_id, _ in self._kept}
         self.num_rationales = len(table)
-        workers = stored_column(table, "worker").to_pylist() if "worker" in table.column_names else []
-        self.workers = dict(sorted(Counter(workers).items()))
+        self.workers = dict(sorted(Counter(column("worker", [])).items()))
 
     def draw(self, pair_id: str, side: str, rng: np.random.Generator) -> Drawn | None:
         """
         Draw a rationale of a pair's `"query"` or `"target"`; `None` if it has none.
 
-        One number is drawn from `rng` in any case. Posteriors of a side add up to 1.
+        One number is drawn from `rng` in any case.
         """
         number = rng.random()
         candidates = self._kept.get((pair_id, side))
         if candidates is None:
             return None
-        place = int(np.searchsorted(np.cumsum([one.posterior for one in candidates]), number, side="right"))
-        return candidates[min(place, len(candidates) - 1)]  # the sum may end a rounding below 1
-
-
-def _normalised(candidates: list[Drawn]) -> list[Drawn]:
-    posteriors = np.array([one.posterior for one in candidates])
-    shares = (posteriors / posteriors.sum()).tolist()
-    return [one._replace(posterior=share) for one, share in zip(candidates, shares, strict=True)]
+        posteriors = np.array([one.posterior for one in candidates])
+        shares = posteriors / posteriors.sum()
+        place = int(np.searchsorted(np.cumsum(shares), number, side="right"))
+        place = min(place, len(candidates) - 1)  # the sum may end a rounding below 1
+        return candidates[place]._replace(posterior=float(shares[place]))
 
 
 def _check_row(row: int, side: Any, text: Any, posterior: Any, segments: Any) -> None:
@@ -105,10 +95,9 @@ def _check_row(row: int, side: Any, text: Any, posterior: Any, segments: Any) ->
 
 class DrawnRow(NamedTuple):
     """
-    Name a row of the table at its position in an epoch.
+    Name a row of the table at its position in an epoch, from which, and the run's seed, all randomness follows.
 
-    All randomness of that use follows from these and the run's seed, so that a run that was killed goes on as if it
-    had not been, whatever the number of processes and data workers.
+    So a run that was killed goes on as if it had not been, whatever the number of processes and data workers.
     """
 
     row: int
@@ -116,44 +105,24 @@ class DrawnRow(NamedTuple):
     position: int
 
 
-class Example(TypedDict):
-    """
-    Hold a pair as the collator takes it.
-
-    Attributes:
-        pair_id: of the pair, or its row.
-        query, target, negatives: inputs.
-        query_rationale, target_rationale: segments; empty for the direct path alone.
-        query_weight, target_weight: of the rationale's tokens in the loss.
-        seed: of the augmentation.
-    """
-
-    pair_id: str
-    query: dict[str, Any]
-    target: dict[str, Any]
-    negatives: list[dict[str, Any]]
-    query_rationale: list[str]
-    target_rationale: list[str]
-    query_weight: float
-    target_weight: float
-    seed: int
+# A pair as the collator takes it: pair_id, query, target, negatives and seed (of the augmentation), and for each side
+# query_rationale (segments; none for the direct path alone) and query_weight (of the rationale's tokens in the loss).
+Example = dict[str, Any]
 
 
 class JointPairs(Dataset[Example]):
     """
-    Turn rows of a pairs table into examples, with other draws each time.
+    Turn rows of a pairs table into examples, with other draws, by the seed, each time.
 
     Args:
         table: the pairs, with `query`, `target` and, optionally, `pair_id`, `negatives`, `query_rationale` and
             `target_rationale` (lists of segments).
-        seed: of the draws.
         rationales: drawn from instead of the table's own rationales.
         weight_by_posterior: whether a drawn rationale weighs as much as its posterior. Default: each weighs 1.
         num_hard_negatives: drawn from `negatives`, without replacement; fewer where a pair has fewer.
 
     Raises:
-        ValueError: if hard negatives are wanted and there is no such column, or rationales and no `pair_id`, or none
-            of the rationales is of these pairs.
+        ValueError: if a column that is needed is missing, or none of the rationales is of these pairs.
     """
 
     def __init__(
@@ -196,27 +165,20 @@ class JointPairs(Dataset[Example]):
         row = self.table[drawn.row]
         rng = np.random.default_rng((self.seed, drawn.epoch, drawn.position))
         pair_id = row.get("pair_id") or f"row {drawn.row}"
-        rationales = {side: self._rationale(row, pair_id, side, rng) for side in ("query", "target")}
+        example: Example = {"pair_id": pair_id}
+        for side in ("query", "target"):
+            segments, weight = self._rationale(row, pair_id, side, rng)
+            example |= {side: given_parts(row[side]), f"{side}_rationale": segments, f"{side}_weight": weight}
         negatives = [given_parts(value) for value in row.get("negatives") or []] if self.num_hard_negatives else []
         chosen = rng.permutation(len(negatives))[: self.num_hard_negatives]
-        return {
-            "pair_id": pair_id,
-            "query": given_parts(row["query"]),
-            "target": given_parts(row["target"]),
-            "negatives": [negatives[place] for place in sorted(chosen.tolist())],
-            "query_rationale": rationales["query"][0],
-            "target_rationale": rationales["target"][0],
-            "query_weight": rationales["query"][1],
-            "target_weight": rationales["target"][1],
-            "seed": int(rng.integers(2**63)),
-        }
+        example["negatives"] = [negatives[place] for place in sorted(chosen.tolist())]
+        return {**example, "seed": int(rng.integers(2**63))}
 
     def _rationale(
         self, row: dict[str, Any], pair_id: str, side: str, rng: np.random.Generator
     ) -> tuple[list[str], float]:
         if self.rationales is None:
-            segments: Sequence[str] = row.get(f"{side}_rationale") or []
-            return list(segments), 1.0
+            return list(row.get(f"{side}_rationale") or []), 1.0
         rationale = self.rationales.draw(pair_id, side, rng)
         if rationale is None:
             return [], 1.0
@@ -225,22 +187,16 @@ class JointPairs(Dataset[Example]):
 
 def check_tables(train: Any, other: Any) -> None:
     """
-    Check the table that is trained on and the one, if any, that is evaluated on.
-
-    Raises:
-        ValueError: if one is no table, lacks columns, has no rows, an empty input or a `pair_id` twice; or if they
-            have a `pair_id` in common.
+    Check the table that is trained on and the one, if any, that is evaluated on, and that they share no `pair_id`.
     """
-    for name, table in (("the pairs table", train), ("the evaluation table", other)):
-        if table is None and name != "the pairs table":
-            continue
+    tables = {"the pairs table": train} | ({} if other is None else {"the evaluation table": other})
+    for name, table in tables.items():
         if not isinstance(table, Table):
             raise ValueError(
                 f"{name} is a {type(table).__name__}; allowed: datasets.Dataset. Read a Parquet file with "
                 "mmemb_r1.training.tables.read_pairs."
             )
-        ids = [column for column in ("pair_id",) if column in table.column_names]
-        check_pairs(table, [*ids, "query", "target"], name)
+        check_pairs(table, [*({"pair_id"} & set(table.column_names)), "query", "target"], name)
     if other is not None and "pair_id" in train.column_names and "pair_id" in other.column_names:
         shared = set(train["pair_id"]) & set(other["pair_id"])
         if shared:
@@ -253,23 +209,16 @@ def check_tables(train: Any, other: Any) -> None:
 class TaskBatchSampler(Sampler[list[DrawnRow]]):
     """
     Draw a fixed number of batches, each made of sub-batches of one task: without replacement until a task's pairs are
-    used up, then shuffled anew.
-
-    Every process draws the same batches and yields its own part of each: a batch does not depend on the number of
-    processes.
+    used up, then shuffled anew. They do not depend on the number of processes, of which each yields its part.
 
     Args:
         tasks: task name of every row.
         batch_size: rows per batch, of all processes together.
         sub_batch_size: rows of one task that stand together; divides `batch_size`.
         num_batches: length of the sampler.
-        task_weights: how often each task is drawn. `None`: by its number of rows. Tasks that are not named are not
-            drawn.
-        seed: of the order.
+        task_weights: how often each task is drawn; one that is not named is not. `None`: by its number of rows.
+            Names that are not there, or no weight at all, are a `ValueError`.
         process: `(i, n)`: yield the i-th (from 0) of n parts of each batch.
-
-    Raises:
-        ValueError: if a weight names a task that is not there, or nothing has a weight.
     """
 
     def __init__(

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmemb_r1.training.distributed import gather_rows, num_processes, summed
+from mmemb_r1.training.distributed import gather_rows, num_processes, process_index, summed
 from mmemb_r1.training.gate import gate_loss
 from mmemb_r1.training.joint.collator import IGNORED, Chunk, JointBatch, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
@@ -21,31 +20,19 @@ from mmemb_r1.training.joint.metrics import batch_metrics, blame, utility_gap
 
 
 class Vectors(NamedTuple):
-    """
-    Hold what the contrastive terms and the gate's are made of, for U inputs.
+    """Hold what the contrastive terms and the gate's are made of, for U inputs and K paths."""
 
-    Attributes:
-        embeddings: `(U, K, D)`, per path.
-        path_mask: `(U, K)` bool, which of them exist.
-        gate_logits: `(U, K)` of the decision after each.
-    """
-
-    embeddings: Tensor
-    path_mask: Tensor
-    gate_logits: Tensor
+    embeddings: Tensor  # (U, K, D)
+    path_mask: Tensor  # (U, K) bool, which of them exist
+    gate_logits: Tensor  # (U, K) of the decision after each
 
 
 def encode(model: nn.Module, chunk: Chunk, with_tokens: bool = True) -> tuple[Vectors, Tensor]:
     """
-    Run one forward pass, in which the gate's loss reaches nothing but the gate.
-
-    Args:
-        model: the model, or the model with adapters.
-        chunk: b inputs; they are moved to the model's device.
-        with_tokens: whether log-probabilities of the rationale tokens are computed.
+    Run b inputs through the model, or the model with adapters; the gate's loss reaches nothing but the gate.
 
     Returns:
-        The vectors of the b inputs, and `(N,)` log-probabilities.
+        Their vectors, and `(N,)` log-probabilities of the rationale tokens, if they are wanted.
     """
     device = next(model.parameters()).device
     features = {name: value.to(device, non_blocking=True) for name, value in chunk["features"].items()}
@@ -99,21 +86,15 @@ def contrastive_loss(
     vectors: Mapping[str, Vectors], batch: JointBatch, args: JointConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """
-    Compute the contrastive terms over the pairs of paths, and the gate's.
-
-    Args:
-        vectors: of the inputs of each side, of this process.
-        batch: of this process.
-        args: weights, temperature, masks.
+    Compute the contrastive terms over the pairs of paths, and the gate's, of the inputs of this process.
 
     Returns:
         The loss of the batch of all processes, and numbers to log (see [`batch_metrics`]). Its gradient reaches this
-        process's own rows, scaled so that the mean of the processes' gradients is that of the whole batch.
-
-    Raises:
-        FloatingPointError: if it is not finite; it names the term and the rows.
+        process's own rows, scaled so that the mean of the processes' gradients is that of the whole batch. A loss that
+        is not finite is a `FloatingPointError`, which names the term and the rows.
     """
-    query, target = (_of_rows(vectors[name], batch[name]) for name in SIDES)
+    device = vectors["query"].embeddings.device
+    query, target = (Vectors(*(one[batch[name]["index"].to(device)] for one in vectors[name])) for name in SIDES)
     paths = _gathered(query, target, batch, hard_negatives=bool(args.num_hard_negatives))
     gate_logits = gather_rows(query.gate_logits[:, 0])
     weights, width = args.path_weights, paths.queries.shape[-1]
@@ -153,8 +134,7 @@ def token_loss(side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Te
     """
     Compute a chunk's share of the loss on the rationale tokens of its side, whose weights sum to `total`.
 
-    Raises:
-        FloatingPointError: if it is not finite; it names the rows.
+    A share that is not finite is a `FloatingPointError`, which names the rows.
     """
     share = rationale_loss(logps, chunk["token_weights"].to(logps.device), total)
     if not bool(share.isfinite()):
@@ -163,14 +143,8 @@ def token_loss(side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Te
     return share
 
 
-def _of_rows(vectors: Vectors, side: SideBatch) -> Vectors:
-    """The vectors of a side's inputs -> those of its rows."""
-    index = side["index"].to(vectors.embeddings.device)
-    return Vectors(*(value[index] for value in vectors))
-
-
 def _gathered(query: Vectors, target: Vectors, batch: JointBatch, hard_negatives: bool) -> PathBatch:
-    """The rows of all processes; their queries and targets stand in the same order."""
+    """Gather the rows of all processes; their queries and targets stand in the same order."""
     size, device = len(query.embeddings), query.embeddings.device
     keys = batch["target"]["keys"].to(device)
     negatives, negative_keys = target.embeddings[size:, 0], keys[size:]
@@ -194,7 +168,7 @@ def _not_finite(vectors: Mapping[str, Vectors], batch: JointBatch, terms: PathTe
             names = batch[name]["names"]
             return blame("the embedding", [names[row] for row in bad.nonzero().flatten().tolist()])
     query, size = batch["query"], len(batch["query"]["index"])
-    start = size * (dist.get_rank() if num_processes() > 1 else 0)
+    start = size * process_index()
     for (dim, a, b), term in terms.at.items():
         if not bool(term.loss.isfinite()):
             bad = ~(term.query_to_target + term.target_to_query).isfinite() & term.valid  # (B,)

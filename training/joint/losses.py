@@ -17,27 +17,16 @@ PathWeights = Mapping[PathPair, float]
 
 
 class PathBatch(NamedTuple):
-    """
-    Hold everything that the contrastive terms of one batch are made of.
+    """Hold everything that the contrastive terms of one batch are made of."""
 
-    Attributes:
-        queries: `(B, K, D)` embeddings per path, unit norm.
-        query_paths: `(B, K)` bool, which of them exist; path 0 always does.
-        targets: `(B, L, D)`, target of each query, likewise.
-        target_paths: `(B, L)` bool.
-        negatives: `(N, D)` direct embeddings of hard negatives.
-        query_keys: `(B,)` integers, equal where the queries are the same.
-        target_keys: `(B,)`, negative_keys: `(N,)`, likewise, and equal where a negative is a target.
-    """
-
-    queries: Tensor
-    query_paths: Tensor
-    targets: Tensor
-    target_paths: Tensor
-    negatives: Tensor
-    query_keys: Tensor
-    target_keys: Tensor
-    negative_keys: Tensor
+    queries: Tensor  # (B, K, D) embeddings per path, unit norm
+    query_paths: Tensor  # (B, K) bool, which of them exist; path 0 always does
+    targets: Tensor  # (B, L, D) of each query
+    target_paths: Tensor  # (B, L) bool
+    negatives: Tensor  # (N, D) direct embeddings of hard negatives
+    query_keys: Tensor  # (B,) integers, equal where the queries are the same
+    target_keys: Tensor  # (B,)
+    negative_keys: Tensor  # (N,), equal to a target's where a negative is a target
 
     def query(self, path: int) -> Tensor:
         """`(B, D)` after `path` rationales; the direct vector where a query has not so many."""
@@ -50,21 +39,12 @@ class PathBatch(NamedTuple):
 
 
 class PathTerm(NamedTuple):
-    """
-    Hold the loss of one pair of paths, row by row.
+    """Hold the loss of one pair of paths, row by row."""
 
-    Attributes:
-        query_to_target: `(B,)` cross-entropy of the target among all candidates.
-        target_to_query: `(B,)` cross-entropy of the query among all queries.
-        hit: `(B,)` bool, whether the target comes before every negative. Ties do not count.
-        valid: `(B,)` bool, rows that have both paths. The others are no anchors, but stay negatives with their direct
-            vector.
-    """
-
-    query_to_target: Tensor
-    target_to_query: Tensor
-    hit: Tensor
-    valid: Tensor
+    query_to_target: Tensor  # (B,) cross-entropy of the target among all candidates
+    target_to_query: Tensor  # (B,) cross-entropy of the query among all queries
+    hit: Tensor  # (B,) bool, whether the target comes before every negative; ties do not count
+    valid: Tensor  # (B,) bool, rows with both paths; others are no anchors, but negatives with their direct vector
 
     @property
     def loss(self) -> Tensor:
@@ -73,18 +53,11 @@ class PathTerm(NamedTuple):
 
 
 class PathTerms(NamedTuple):
-    """
-    Hold the contrastive terms of a batch.
+    """Hold the contrastive terms of a batch."""
 
-    Attributes:
-        at: (dimensions, query path, target path) -> term.
-        num_negatives: `(B,)` candidates beside the target that count, per query.
-        num_masked: `(B,)` candidates that only their score made false negatives.
-    """
-
-    at: dict[tuple[int, int, int], PathTerm]
-    num_negatives: Tensor
-    num_masked: Tensor
+    at: dict[tuple[int, int, int], PathTerm]  # (dimensions, query path, target path) -> term
+    num_negatives: Tensor  # (B,) candidates beside the target that count
+    num_masked: Tensor  # (B,) candidates that only their score made false negatives
 
 
 def path_terms(
@@ -100,19 +73,9 @@ def path_terms(
 
     Negatives of a query are all candidates but those of the same query or the same target, and, with a margin, those
     whose direct score is above the positive's by more than that. Similarities are held `chunk_size` rows at a time:
-    in the backward pass they are computed again.
-
-    Args:
-        batch: the embeddings.
-        paths: the pairs of paths wanted; those that no row has are left out.
-        temperature: divides the cosine similarities.
-        dims: dimensions at which the terms are taken. Default: the full width.
-        score_mask_margin: of the mask by score. Default: no such mask.
-        chunk_size: rows of the similarity matrix that are held at once.
-
-    Returns:
-        The terms, row by row. Source: a direct and a reasoning path are the paper's; one space for all pairs of
-        paths, and the masks, are ours.
+    in the backward pass they are computed again. Pairs of paths that no row has are left out. By default the terms are
+    taken at full width, and no other `dims`. Source: a direct and a reasoning path are the paper's; one space for all
+    pairs of paths, and the masks, are ours.
     """
     valid = {
         (a, b): batch.query_paths[:, a] & batch.target_paths[:, b]
@@ -150,12 +113,7 @@ def path_terms(
 
 def ignored(batch: PathBatch, rows: slice, score_mask_margin: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Find what is neither positive nor negative for some rows, from keys and direct scores, without gradient.
-
-    Args:
-        batch: the embeddings; of them only the direct ones are read.
-        rows: which rows, c of them.
-        score_mask_margin: see [`path_terms`].
+    Find what is neither positive nor negative for c rows, from keys and direct scores, without gradient.
 
     Returns:
         `(c, B + N)` bool, candidates that the queries ignore; `(c, B)` bool, queries that the targets ignore;
@@ -184,14 +142,12 @@ def cross_entropy(
     anchors: Tensor, candidates: Tensor, ignored: Tensor, rows: slice, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """
-    Compute the cross-entropy of each anchor's counterpart (a query's target, a target's query) among the candidates.
+    Compute the cross-entropy of anchors' counterparts (a query's target, a target's query) among the candidates.
 
     Args:
-        anchors: `(c, D)` unit vectors.
-        candidates: `(C, D)` unit vectors.
+        anchors, candidates: `(c, D)` and `(C, D)` unit vectors.
         ignored: `(c, C)` bool, candidates that do not compete; never the counterpart.
         rows: the counterparts' places among the candidates, one after another.
-        temperature: divides the cosine similarities.
 
     Returns:
         `(c,)` losses, and `(c,)` bool, whether the counterpart beats all others.
@@ -224,11 +180,8 @@ def matryoshka(embeddings: Tensor, dim: int) -> Tensor:
 
 def rationale_loss(logps: Tensor, weights: Tensor, total: Tensor | float) -> Tensor:
     """
-    Compute the share that rationale tokens have in the weighted mean cross-entropy of a batch.
-
-    Args:
-        logps, weights: `(N,)` log-probabilities of the gold tokens, and their weights.
-        total: sum of the weights of the whole batch, of which these tokens may be a part.
+    Compute the share that rationale tokens have in the weighted mean cross-entropy of a batch, whose weights sum to
+    `total`, from log-probabilities `(N,)` and weights `(N,)` of the tokens.
 
     >>> round(rationale_loss(torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 0.0]), 1.0).item(), 4)
     1.0

@@ -11,7 +11,7 @@ from mmemb_r1.training.joint.losses import PathTerm, PathTerms, mean_where
 
 
 class Means:
-    """Average named numbers since the means were last taken. They stay on their device until then."""
+    """Average named numbers, kept on their device, since the means were last taken."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -24,15 +24,7 @@ class Means:
             self._counts[name] += 1
 
     def take(self) -> dict[str, float]:
-        """Return the means and start anew.
-
-        >>> import torch
-        >>> means = Means()
-        >>> means.add({"loss": torch.tensor(1.0)})
-        >>> means.add({"loss": torch.tensor(2.0)})
-        >>> means.take(), means.take()
-        ({'loss': 1.5}, {})
-        """
+        """Return the means and start anew."""
         means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         self._sums.clear()
         self._counts.clear()
@@ -41,14 +33,9 @@ class Means:
 
 def utility_gap(direct: PathTerm, reasoned: PathTerm) -> Tensor:
     """
-    Compute how much a rationale raises the probability of each query's target within the batch.
+    Compute how much a rationale raises the probability `(B,)` of each query's direct target within the batch.
 
-    Args:
-        direct, reasoned: terms of direct and reasoned queries against direct targets.
-
-    Returns:
-        `(B,)` probability of the target after the rationale minus before, without gradient. Source: utility gap of the
-        paper; the probability of the target as its measure is ours.
+    It has no gradient. Source: utility gap of the paper; the probability of the target as its measure is ours.
     """
     return (-reasoned.query_to_target.detach()).exp() - (-direct.query_to_target.detach()).exp()
 
@@ -96,13 +83,7 @@ def batch_metrics(terms: PathTerms, gate_logits: Tensor, gate_cost: float) -> di
 
 
 def blame(what: str, names: Sequence[str]) -> FloatingPointError:
-    """
-    Make the error for numbers that are not finite.
-
-    Args:
-        what: what is not finite.
-        names: the rows it is of; none where they are another process's.
-    """
+    """Make the error that something is not finite, and in which rows; none are named if they are another process's."""
     whose = f" for {', '.join(names[:8])}" if names else " for rows of another process"
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return FloatingPointError(

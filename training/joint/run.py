@@ -21,16 +21,12 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class JointRun(PhaseRun):
     """
-    Describe a joint phase.
+    Describe a joint phase. Settings that do not go together are a `ValueError`.
 
     Args:
         rationales: `selected.parquet` of `mmemb-r1 select`, in place of the rationales in the pairs table.
         eval_pairs: a table of other pairs, to measure the loss on.
-        quantization: options of [`~mmemb_r1.training.adapters.quantization_config`], for adapters on quantised
-            weights. Default: weights are loaded as they are.
-
-    Raises:
-        ValueError: if settings or options are not there or do not go together.
+        quantization: options of [`~mmemb_r1.training.adapters.quantization_config`], below `lora`. Default: none.
     """
 
     rationales: Path | None = None
@@ -54,9 +50,7 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
     """
     Run a joint phase, or go on with one that was stopped, and save the trained checkpoint in `run.output / "model"`.
 
-    Args:
-        run: the phase.
-        notify: called in the main process with what is good to know before a long training.
+    `notify` is called in the main process with what is good to know before a long training.
 
     Returns:
         What was measured on `run.eval_pairs`, name -> value; nothing without them.

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
@@ -24,14 +22,13 @@ from trl.trainer.base_trainer import _BaseTrainer
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
 from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
-from mmemb_r1.training.distributed import average_gradients, expect_unused, num_processes, summed
+from mmemb_r1.training.distributed import expect_unused, keep_float32, num_processes, summed, unwrapped
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
 from mmemb_r1.training.joint.forward import (
     SIDES,
     RandomState,
-    Vectors,
     contrastive_loss,
     encode,
     in_order,
@@ -41,9 +38,7 @@ from mmemb_r1.training.joint.forward import (
 from mmemb_r1.training.joint.metrics import Means
 from mmemb_r1.training.vlm import weights_fingerprint
 
-# Their wrappers average gradients after a backward pass, but stumble where a step has several forward passes of which
-# only some see pictures: this trainer averages by itself.
-_AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+logger = logging.getLogger(__name__)
 
 
 def joint_facts(
@@ -54,16 +49,11 @@ def joint_facts(
     peft_config: Any | None = None,
 ) -> dict[str, Any]:
     """
-    Record what a joint phase was run with, name -> value, for the model card. No path of this machine is among them.
+    Record what a joint phase was run with, name -> value, for the model card; no path of this machine is among it.
     """
-    tasks = Counter(pairs["task"]) if "task" in pairs.column_names else {}
-    facts: dict[str, Any] = {
-        "phase": "joint",
-        "started from weights": weights_fingerprint(model),
-        "pairs": len(pairs),
-    }
-    if tasks:
-        drawn = args.task_weights or tasks
+    facts = {"phase": "joint", "started from weights": weights_fingerprint(model), "pairs": len(pairs)}
+    if "task" in pairs.column_names:
+        drawn = args.task_weights or Counter(pairs["task"])
         facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
     facts["rationales"] = _describe_rationales(args, pairs, selected)
     in_batch = args.train_batch_size * args.world_size - 1
@@ -103,20 +93,15 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     gate's logit, the language-model loss on the rationale and the reasoned embedding.
 
     Args:
-        model ([`MMEmbR1Model`]): the model.
-        args ([`JointConfig`]): arguments.
-        train_dataset (`datasets.Dataset`): a pairs table with `query`, `target`, and optionally `pair_id`, `task`,
-            `negatives` (lists of inputs), `query_rationale` and `target_rationale` (lists of segments).
-        processing_class (`ProcessorMixin`): the processor saved beside the model.
-        eval_dataset (`datasets.Dataset`, *optional*): another such table; the loss and its terms are measured on it.
-        rationales (`datasets.Dataset`, *optional*): what `mmemb-r1 select` kept of these pairs, in place of the pairs'
-            own rationales. With each pair one of them is drawn from the posterior; pairs of which nothing was kept
-            train the direct path alone.
-        augment (`Callable`, *optional*): applied to every training picture, with a random stream of its own. Default:
-            nothing, or with `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
-        peft_config (`peft.LoraConfig`, *optional*): train adapters instead of the whole model.
-        callbacks (`list[TrainerCallback]`, *optional*): as for [`~transformers.Trainer`].
-        optimizers (`tuple`, *optional*): as for [`~transformers.Trainer`].
+        model, processing_class: the model, and the processor saved beside it.
+        train_dataset: a pairs table with `query`, `target`, and optionally `pair_id`, `task`, `negatives` (lists of
+            inputs), `query_rationale` and `target_rationale` (lists of segments).
+        eval_dataset: another such table of other pairs; the loss and its terms are measured on it.
+        rationales: what `mmemb-r1 select` kept of these pairs, in place of the pairs' own rationales. With each pair
+            one of them is drawn from the posterior; pairs of which nothing was kept train the direct path alone.
+        augment: applied to every training picture, with a random stream of its own. Default: nothing, or with
+            `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
+        peft_config: train adapters instead of the whole model.
 
     Raises:
         ValueError: if a table is not what it has to be, or the two have pairs in common.
@@ -144,11 +129,21 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         check_tables(train_dataset, eval_dataset)
         self._seed = args.seed if args.data_seed is None else args.data_seed
         selected = None if rationales is None else SelectedRationales(rationales)
-        self._pairs = {"train": self._rows_of(train_dataset, args, selected)}
-        if eval_dataset is not None:  # selected rationales are of the training pairs
-            self._pairs["eval"] = self._rows_of(eval_dataset, args, None)
+        tables = {"train": (train_dataset, selected), "eval": (eval_dataset, None)}  # selected ones are for training
+        self._pairs = {
+            mode: JointPairs(table, self._seed, drawn_from, args.weight_by_posterior, args.num_hard_negatives)
+            for mode, (table, drawn_from) in tables.items()
+            if table is not None
+        }
         self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
         config = model.config
+        if args.use_rationales and args.max_rationale_tokens > config.max_reasoning_tokens:
+            logger.warning(
+                "Rationales of up to %d tokens are trained on (max_rationale_tokens), but the model writes at most %d "
+                "(max_reasoning_tokens of its config): longer ones will be cut when it embeds.",
+                args.max_rationale_tokens,
+                config.max_reasoning_tokens,
+            )
         if args.freeze_vision_tower or peft_config is not None:
             from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters
 
@@ -180,6 +175,14 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed takes an optimiser step with every backward pass, of which a batch has several here. Shard "
+                "the model with FSDP2 (accelerate launch --use_fsdp --fsdp_version 2), or use accelerate launch "
+                "--multi_gpu, with adapters (lora) where memory is short."
+            )
+        if self.is_fsdp_enabled:
+            keep_float32(self.accelerator.state.fsdp_plugin)
         collator.fixed_num_chunks = self.is_fsdp_enabled  # its processes must make as many passes
         self._eval_collator = copy.copy(collator)
         self._eval_collator.augment = None
@@ -191,14 +194,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     # Data
 
-    def _rows_of(self, table: Dataset, args: JointConfig, selected: SelectedRationales | None) -> JointPairs:
-        return JointPairs(table, self._seed, selected, args.weight_by_posterior, args.num_hard_negatives)
-
     def get_train_dataloader(self) -> DataLoader:
         """Load this process's part of batches that are made of sub-batches of one task each."""
-        args = self.args
-        steps = args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else None
-        return self._loader("train", self.train_dataset, args.train_batch_size, args.task_weights, steps)
+        steps = max(self.args.max_steps, 0) * self.args.gradient_accumulation_steps
+        return self._loader("train", self.train_dataset, self.args.task_weights, steps)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load batches of the same make, tasks by their number of pairs; they are the same each time."""
@@ -208,10 +207,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             )
         if self.eval_dataset is None:
             raise ValueError("There is nothing to evaluate on: JointTrainer was made without an eval_dataset.")
-        return self._loader("eval", self.eval_dataset, self.args.train_batch_size, None, None)
+        return self._loader("eval", self.eval_dataset)
 
-    def _loader(self, mode: str, table: Dataset, batch_size: int, task_weights: Any, steps: int | None) -> DataLoader:
-        whole = batch_size * num_processes()
+    def _loader(self, mode: str, table: Dataset, task_weights: Any = None, steps: int = 0) -> DataLoader:
+        whole = self.args.train_batch_size * num_processes()
         sampler = TaskBatchSampler(
             table["task"] if "task" in table.column_names else [""] * len(table),
             whole,
@@ -226,7 +225,9 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             batch_sampler=sampler,
             collate_fn=self.data_collator if mode == "train" else self._eval_collator,
             num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_num_workers > 0,
+            persistent_workers=self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and self.accelerator.device.type == "cuda",
             generator=torch.Generator().manual_seed(self._seed),  # the global one is left to dropout
         )
         # not `accelerator.prepare`: the sampler has parted the batches, and chunks go to the device one at a time
@@ -250,11 +251,13 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         for name in SIDES:
             side, parts = inputs[name], []
             for chunk in side["chunks"]:
-                part, logps = encode(_unwrapped(model), chunk)
+                part, logps = encode(unwrapped(model), chunk)
                 parts.append(part)
                 rationale_losses.append(self._rationale_loss(name, side, chunk, logps, totals[name]))
             vectors[name] = in_order(side, parts)
-        loss = self._contrast(vectors, inputs) + torch.stack(rationale_losses).sum()
+        contrastive, metrics = contrastive_loss(vectors, inputs, self.args)
+        self._means[self._mode].add(metrics)
+        loss = contrastive + torch.stack(rationale_losses).sum()
         return (loss, vectors) if return_outputs else loss
 
     def _begin(self, inputs: JointBatch) -> dict[str, float]:
@@ -265,11 +268,6 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             )
         self._shares = {name: torch.zeros((), device=self.accelerator.device) for name in SIDES}
         return token_totals(inputs, self.accelerator.device)
-
-    def _contrast(self, vectors: dict[str, Vectors], inputs: JointBatch) -> Tensor:
-        loss, metrics = contrastive_loss(vectors, inputs, self.args)
-        self._add(metrics)
-        return loss
 
     def _rationale_loss(self, name: str, side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
         """Weigh a chunk's share of the loss on rationale tokens, and keep it for the log."""
@@ -292,20 +290,18 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         except FloatingPointError as error:
             raise FloatingPointError(f"after {self.state.global_step} steps {error}") from error
         self._log_rationale_loss()
-        if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
-            average_gradients(self.model.parameters())
+        self.average_gradients()
         return loss
 
     def _cached_step(self, model: nn.Module, inputs: JointBatch) -> Tensor:
         """
-        Run a step with gradient caching.
+        Run a step with gradient caching: memory depends on the chunk, not on the batch.
 
         Vectors are made without gradient, the loss is taken of them, and then they are made again chunk by chunk, with
-        gradient, to pass the loss's gradient on. Memory depends on the chunk, not on the batch. Source: GradCache
-        (arXiv 2101.06983).
+        gradient, to pass the loss's gradient on. Source: GradCache (arXiv 2101.06983).
         """
         model.train()
-        encoder, device = _unwrapped(model), self.accelerator.device
+        encoder, device = unwrapped(model), self.accelerator.device
         scale = 1 / self.current_gradient_accumulation_steps
         totals = self._begin(inputs)
         runs, leaves = [], {}
@@ -316,12 +312,13 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                     state = RandomState.now(device)
                     with torch.no_grad():
                         part, _ = encode(encoder, chunk, with_tokens=False)
-                    parts.append(
-                        Vectors(part.embeddings.requires_grad_(), part.path_mask, part.gate_logits.requires_grad_())
-                    )
-                    runs.append((name, chunk, state, parts[-1]))
+                    part.embeddings.requires_grad_()
+                    part.gate_logits.requires_grad_()
+                    parts.append(part)
+                    runs.append((name, chunk, state, part))
                 leaves[name] = in_order(inputs[name], parts)
-            loss = self._contrast(leaves, inputs)
+            loss, metrics = contrastive_loss(leaves, inputs, self.args)
+        self._means[self._mode].add(metrics)
         loss.backward()
         total = loss.detach()
         for place, (name, chunk, state, leaf) in enumerate(runs):
@@ -361,8 +358,14 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 )
         self._since = time.perf_counter()
         # parameters that never get a gradient are an error where models are sharded
-        with contextlib.nullcontext() if self.args.gate_weight else _frozen(self.model.gate):
+        frozen = [] if self.args.gate_weight else [one for one in self.model.gate.parameters() if one.requires_grad]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     # Logs and files
 
@@ -370,22 +373,20 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _add(self, metrics: dict[str, Tensor]) -> None:
-        self._means[self._mode].add(metrics)
-
     def _log_rationale_loss(self) -> None:
         """Log the loss on the rationale tokens of the batch that was just run."""
         for name, share in self._shares.items():
             total = summed(share)
             if bool(total > 0):
-                self._add({f"rationale_{name}": total})
+                self._means[self._mode].add({f"rationale_{name}": total})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the rest, the means since the last log of each loss term and of [`batch_metrics`]."""
         mode = self._mode
         means, now = self._means[mode].take(), time.perf_counter()
-        if mode == "eval":
-            means = {f"eval_{name}": value for name, value in means.items()}
+        if mode == "eval":  # in place: `evaluate` returns what it logs, and the best checkpoint is found by that
+            logs.update({f"eval_{name}": value for name, value in means.items()})
+            means = {}
         elif means:
             means["tokens_per_second"] = self._tokens * num_processes() / max(now - self._since, 1e-9)
         self._tokens, self._since = 0, now  # also after an evaluation, whose time is not training's
@@ -398,10 +399,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """
-        Write `README.md` beside the model in `output_dir`: what it is, what it was trained on and how. Adapters alone
-        get TRL's card.
-        """
+        """Write `README.md` beside the model in `output_dir`. Adapters alone get TRL's card."""
         folder = Path(self.args.output_dir)
         if not self.is_world_process_zero():
             return
@@ -412,19 +410,3 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
         facts = {"data": dataset_name} if dataset_name else {}
         write_model_card(folder, training=facts | self.facts | {"steps": self.state.global_step})
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel | nn.DataParallel) else model
-
-
-@contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -14,7 +14,7 @@ from mmemb_r1.content import content_key
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix
-from mmemb_r1.sentence_transformer import MMEmbR1
+from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
 from mmemb_r1.training.selection.pairs import other_side
 from mmemb_r1.training.vlm import weights_fingerprint

@@ -23,7 +23,7 @@ from mmemb_r1.training.selection.pairs import NegativeSampler, PairIndex, other_
 from mmemb_r1.training.tables import StoredInputs, stored_column
 
 REQUIRED_COLUMNS = ("pair_id", "side", "worker", "sample", "text")
-FAILED, EMPTY, ALONE = "failed", "empty", "nothing to swap with"
+FAILED, EMPTY, CUT, ALONE = "failed", "empty", "cut off", "nothing to swap with"
 _BATCH = 4096
 
 
@@ -95,7 +95,8 @@ def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
     if unusable.astype(bool).all():
         raise ValueError(
             f"none of the {len(unusable)} rows of the rationales table holds a rationale: "
-            f"{(unusable == FAILED).sum()} failed, {(unusable == EMPTY).sum()} are empty. See their column error"
+            f"{(unusable == FAILED).sum()} failed, {(unusable == EMPTY).sum()} are empty, {(unusable == CUT).sum()} "
+            "were cut off. See their column error, or give the worker a larger budget"
         )
     order = np.lexsort((sides, pairs))  # stable: inside a group the table's order
     begins = (np.diff(pairs[order]) != 0) | (np.diff(sides[order]) != 0)
@@ -150,6 +151,8 @@ def _unusable(columns: pa.Table) -> npt.NDArray[np.object_]:
     texts = columns["text"]
     reasons = np.full(len(texts), None, dtype=object)
     reasons[pc.equal(pc.utf8_trim_whitespace(texts), "").fill_null(False).to_numpy()] = EMPTY
+    if "finish_reason" in columns.column_names:  # trained on, half a rationale would teach to stop in the middle
+        reasons[pc.equal(columns["finish_reason"].cast(pa.string()), "length").fill_null(False).to_numpy()] = CUT
     failed = texts.is_null().to_numpy()
     if "error" in columns.column_names:
         failed = failed | columns["error"].is_valid().to_numpy()

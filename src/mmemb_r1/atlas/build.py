@@ -6,7 +6,6 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -35,19 +34,12 @@ MANIFEST = "atlas.json"
 
 @dataclass(frozen=True)
 class Atlas:
-    """The benchmark Atlas, loaded.
+    """The benchmark Atlas, loaded."""
 
-    Args:
-        pairs (`datasets.DatasetDict`): splits train, policy, validation, test with the columns of `pair_features`.
-        candidates (`datasets.Dataset`): every candidate of every set, columns of `candidate_features`.
-        directory (`pathlib.Path`): its folder.
-        manifest (`dict`): arguments, versions of the sources, counts, hashes.
-    """
-
-    pairs: DatasetDict
-    candidates: Dataset
+    pairs: DatasetDict  # splits train, policy, validation, test with the columns of `pair_features`
+    candidates: Dataset  # every candidate of every set, columns of `candidate_features`
     directory: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # arguments, versions of the sources, counts, hashes
 
 
 def build_atlas(
@@ -63,18 +55,15 @@ def build_atlas(
     """Build the benchmark in `directory`, or load it when the same one is already there.
 
     Args:
-        directory (`str` or path): written as a whole or not at all; an older Atlas in it is replaced.
-        seed (`int`, *optional*, defaults to 0): seed of the splits, the generated questions and the renderings.
-        size (`int`, *optional*, defaults to 64): side of every picture in pixels, at least 16.
-        num_objects (`int`, *optional*, defaults to 400): objects beside the flags, at least 10.
-        num_countries (`int`, *optional*): the most populous ones with a flag like no other's, at least 12; by default
-            all, and then the countries whose flag is left out as a look-alike are taught as text too.
-        generated_rows (`int`, *optional*, defaults to 1000): training rows of each comparison and digit task.
-        second_font (`str` or path, *optional*, defaults to `"auto"`): a colour font of another vendor for the task
-            `picture-name-noto`; `"auto"` looks for NotoColorEmoji in the usual folders, None leaves the task out.
-
-    Returns:
-        `Atlas`: loaded from what was written.
+        directory: written as a whole or not at all; an older Atlas in it is replaced.
+        seed: of the splits, the generated questions and the renderings.
+        size: side of every picture in pixels, at least 16.
+        num_objects: objects beside the flags, at least 10.
+        num_countries: the most populous ones with a flag like no other's, at least 12; by default all, and then the
+            countries whose flag is left out as a look-alike are taught as text too.
+        generated_rows: training rows of each comparison and digit task.
+        second_font: a colour font of another vendor for the task `picture-name-noto`; `"auto"` looks for
+            NotoColorEmoji in the usual folders, None leaves the task out.
 
     Raises:
         ValueError: an argument is out of range, or `directory` holds something else than an Atlas.
@@ -188,14 +177,10 @@ def atlas_texts(atlas: Atlas) -> list[str]:
 def majority_baseline(pairs_train: Dataset, pairs_eval: Dataset) -> dict[str, float]:
     """Compute hit@1 per task of always giving the task's most frequent training answer (0 for a task not trained)."""
     trained: dict[str, Counter[str]] = {}
-    for task, answer in _tasks_and_answers(pairs_train):
+    for task, answer in zip(pairs_train["task"], pairs_train["target_id"], strict=True):
         trained.setdefault(task, Counter())[answer] += 1
     majority = {task: min(count, key=lambda answer: (-count[answer], answer)) for task, count in trained.items()}
     hits: dict[str, list[bool]] = {}
-    for task, answer in _tasks_and_answers(pairs_eval):
+    for task, answer in zip(pairs_eval["task"], pairs_eval["target_id"], strict=True):
         hits.setdefault(task, []).append(majority.get(task) == answer)
     return {task: sum(right) / len(right) for task, right in hits.items()}
-
-
-def _tasks_and_answers(pairs: Dataset) -> Iterator[tuple[str, str]]:
-    return zip(pairs["task"], pairs["target_id"], strict=True)

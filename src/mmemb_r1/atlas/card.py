@@ -13,10 +13,7 @@ SOURCES = {
     "emoji": ("names of the pictures in several languages, Unicode CLDR", "BSD-3-Clause, data Unicode-3.0"),
     "babel": ("names of countries, currencies and languages, Unicode CLDR", "BSD-3-Clause, data Unicode-3.0"),
     "countryinfo": ("capital, region, borders, area, population, domain", "MIT"),
-    "scikit-learn": (
-        "handwritten digits, UCI Machine Learning Repository",
-        "BSD-3-Clause, data CC BY 4.0",
-    ),
+    "scikit-learn": ("handwritten digits, UCI Machine Learning Repository", "BSD-3-Clause, data CC BY 4.0"),
     "resvg-py": ("renders the pictures; none of it is in the tables", "MIT"),
     "pillow": ("scales the pictures; none of it is in the tables", "MIT-CMU"),
 }
@@ -86,12 +83,7 @@ Handwritten Digits, UCI Machine Learning Repository (CC BY 4.0; arranged and sca
 
 
 def build_card(manifest: dict[str, Any]) -> str:
-    """Write the README.md: licences, arguments, counts and hashes.
-
-    Args:
-        manifest (`dict`): `arguments`, `versions`, `counts` (table -> task or candidate set -> rows), `fingerprint`,
-            `content_hash`.
-    """
+    """Write the README.md: licences, arguments, counts and hashes, all from what `atlas.json` holds."""
     sources = [
         f"| {name} {manifest['versions'][name]} | {use} | {licence} |" for name, (use, licence) in SOURCES.items()
     ]
@@ -101,16 +93,14 @@ def build_card(manifest: dict[str, Any]) -> str:
     rows = [f"| {task} | {' | '.join(str(table.get(task, 0)) for table in counts.values())} |" for task in tasks]
     totals = " | ".join(str(sum(table.values())) for table in counts.values())
     sets = [f"| {name} | {number} |" for name, number in candidates.items()]
-    settings = [f"* {name}: {value}" for name, value in manifest["arguments"].items()]
+    built = [f"* {name}: {value}" for name, value in manifest["arguments"].items()]
+    built += [f"* fingerprint of the inputs: `{manifest['fingerprint']}`"]
+    built += [f"* content hash: `{manifest['content_hash']}`"]
     header, rule = f"| task | {' | '.join(counts)} |", f"|---|{'---|' * len(counts)}"
     parts = {
         f"{HEADER}\n{SOURCES_TEXT}": ["| package | used for | licence |", "|---|---|---|", *sources],
         "## Pairs\n": [header, rule, *rows, f"| all | {totals} |"],
         "## Candidates\n": ["| set | candidates |", "|---|---|", *sets],
-        "## Built with\n": [
-            *settings,
-            f"* fingerprint of the inputs: `{manifest['fingerprint']}`",
-            f"* content hash: `{manifest['content_hash']}`",
-        ],
+        "## Built with\n": built,
     }
     return "\n\n".join("\n".join([title, *lines]) for title, lines in parts.items()) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
@@ -17,13 +16,8 @@ LARGEST, SMALLEST = "largest-neighbour", "smallest-neighbour"
 
 # Short forms where CLDR's name is longer than its everyday use.
 NAMES = {
-    "CC": "Cocos Islands",
-    "CD": "DR Congo",
-    "CG": "Congo",
-    "HK": "Hong Kong",
-    "MM": "Myanmar",
-    "PS": "Palestine",
-}
+    "CC": "Cocos Islands", "CD": "DR Congo", "CG": "Congo", "HK": "Hong Kong", "MM": "Myanmar", "PS": "Palestine",
+}  # fmt: skip
 # Entries of countryinfo 1.0.1 that are out of date, misspelt, of another country, or fill a class of two.
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "GG": {"intermediateregion": ""},
@@ -39,16 +33,10 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Relation:
-    """How one kind of fact is asked and stated.
+    """How one kind of fact is asked and stated."""
 
-    Args:
-        noun (`str`): the words a question uses ("capital").
-        candidate_set (`str`): the set that holds all answers.
-        sentence (`str`): format string with `{noun}`, `{name}` and `{answer}`.
-    """
-
-    noun: str
-    candidate_set: str
+    noun: str  # in a question
+    candidate_set: str  # that holds all answers
     sentence: str = "The {noun} of {name} is {answer}."
 
 
@@ -67,23 +55,14 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class Country:
-    """One country or territory.
+    """One country or territory."""
 
-    Args:
-        code (`str`): ISO 3166 alpha-2.
-        name (`str`): English short name.
-        area (`float`): km2.
-        population (`int`): people.
-        facts (`dict[str, str]`): relation -> answer; a relation the country lacks (no land border) is absent.
-        neighbours (`dict[str, str]`): largest / smallest neighbour (by area) -> its alpha-2 code.
-    """
-
-    code: str
-    name: str
-    area: float
+    code: str  # ISO 3166 alpha-2
+    name: str  # English short name
+    area: float  # km2
     population: int
-    facts: dict[str, str]
-    neighbours: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str]  # relation -> answer; a relation that the country lacks (no land border) is absent
+    neighbours: dict[str, str] = field(default_factory=dict)  # largest / smallest neighbour (by area) -> its code
 
     def state(self, relation: str) -> str:
         """State a fact, in the sentence used everywhere."""
@@ -94,8 +73,10 @@ class Country:
 def load_countries() -> list[Country]:
     """Load all countries with a capital, a language, an area and at least 500 people, most populous first."""
     records: dict[str, dict[str, Any]] = {}
-    for record in _read_records():
+    for path in sorted((package_folder("countryinfo") / "data").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
         code = record["ISO"]["alpha2"]
+        record |= CORRECTIONS.get(code, {})
         if _is_complete(record) and code not in records:  # a few codes have two files, one of them nearly empty
             records[code] = record
     by_alpha3 = {record["ISO"]["alpha3"]: code for code, record in records.items()}
@@ -126,12 +107,6 @@ def round_in_words(number: float) -> str:
         if rounded >= size:
             return f"{rounded / size:g} {unit}"
     return f"{rounded:g}"
-
-
-def _read_records() -> Iterator[dict[str, Any]]:
-    for path in sorted((package_folder("countryinfo") / "data").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        yield {**record, **CORRECTIONS.get(record["ISO"]["alpha2"], {})}
 
 
 def _is_complete(record: dict[str, Any]) -> bool:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from mmemb_r1.atlas.card import package_folder
-
-if TYPE_CHECKING:
-    from PIL import ImageFont
-
 
 WHITE = (255, 255, 255)
 MARGIN = 1 / 32  # of the picture's side, on each side
@@ -62,11 +57,7 @@ def fit_square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def render_digits(digits: list[np.ndarray], size: int) -> Image.Image:
-    """Draw two to four digits in reading order in a 2 x 2 grid, dark on white, RGB `size` x `size`.
-
-    Args:
-        digits (`list[np.ndarray]`): each (8, 8), ink 0 to 16, as in `sklearn.datasets.load_digits`.
-    """
+    """Draw digits, each (8, 8) with ink 0 to 16, in reading order in a 2 x 2 grid, dark on white."""
     cell = size // 2
     side = round(cell * DIGIT_SHARE)
     square = Image.new("L", (size, size), 255)
@@ -100,13 +91,8 @@ def augment(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         cosine, sine, middle_x - cosine * (middle_x + shift_x) - sine * (middle_y + shift_y),
         -sine, cosine, middle_y + sine * (middle_x + shift_x) - cosine * (middle_y + shift_y),
     )  # fmt: skip
-    moved = picture.transform(
-        picture.size,
-        Image.Transform.AFFINE,
-        tuple(float(x) for x in matrix),
-        Image.Resampling.BICUBIC,
-        fillcolor=WHITE,
-    )
+    affine = tuple(float(x) for x in matrix)
+    moved = picture.transform(picture.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC, fillcolor=WHITE)
     contrast, brightness = rng.uniform(*CONTRAST), rng.uniform(*BRIGHTNESS)
     table = ((np.arange(256) - 128) * contrast + 128) * brightness
     return moved.point(np.clip(table, 0, 255).round().astype(int).tolist() * 3)
@@ -128,9 +114,7 @@ def as_vector(picture: Image.Image) -> np.ndarray:
 def keep_distinct(pictures: dict[str, Image.Image], threshold: float) -> list[str]:
     """List the keys of `pictures` in their order, without those that look like an earlier one.
 
-    Args:
-        pictures (`dict[str, PIL.Image.Image]`): RGB, all of one size.
-        threshold (`float`): least mean absolute difference per pixel and channel, in 0 to 1.
+    They look alike if their mean absolute difference per pixel and channel, in 0 to 1, is below `threshold`.
     """
     kept: list[str] = []
     vectors = np.empty((len(pictures), 3 * COMPARED_SIZE**2), dtype=np.float32)
@@ -144,13 +128,9 @@ def keep_distinct(pictures: dict[str, Image.Image], threshold: float) -> list[st
 
 FONT_NAME = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
-    "/usr/share/fonts",
-    "/usr/local/share/fonts",
-    "~/.fonts",
-    "~/.local/share/fonts",
-    "/Library/Fonts",
+    "/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/Library/Fonts",
     "~/Library/Fonts",
-)
+)  # fmt: skip
 BITMAP_SIZE = 109  # the one size of the font's bitmaps
 UNASSIGNED = "\U0010ffff"  # what the font draws for a character that it lacks
 
@@ -170,8 +150,6 @@ def find_font(choice: str | os.PathLike[str] | None) -> Path | None:
 
 def render_emoji(entity: str, font: Path, size: int) -> Image.Image | None:
     """Draw a flag (alpha-2 code) or object (hexcode) with `font`, RGB `size` x `size`; None if the font lacks it."""
-    from PIL import ImageFont
-
     hexcodes = flag_hexcode(entity) if len(entity) == 2 else entity
     text = "".join(chr(int(code, 16)) for code in hexcodes.split("-"))
     typeface = ImageFont.truetype(str(font), BITMAP_SIZE)
@@ -185,8 +163,6 @@ def render_emoji(entity: str, font: Path, size: int) -> Image.Image | None:
 
 
 def _draw(text: str, typeface: ImageFont.FreeTypeFont) -> Image.Image:
-    from PIL import ImageDraw
-
     canvas = Image.new("RGBA", (2 * BITMAP_SIZE, 2 * BITMAP_SIZE), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((BITMAP_SIZE // 4, BITMAP_SIZE // 4), text, font=typeface, embedded_color=True)
     return canvas

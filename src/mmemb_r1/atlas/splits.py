@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import permutations
+from itertools import islice, permutations
 
+from mmemb_r1.atlas import tasks
 from mmemb_r1.atlas.hashing import seeded_rng, split_keys, unit_hash
 from mmemb_r1.atlas.knowledge import Country
-from mmemb_r1.atlas.tasks import (
-    COMPARISONS,
-    LOOKUP_RELATIONS,
-    MAX_DIGITS,
-    AtlasQuestion,
-    comparison,
-    country_facts,
-    country_lookups,
-    digit_question,
-    flag_facts,
-    flag_lookups,
-    flag_naming,
-    object_naming,
-)
+from mmemb_r1.atlas.tasks import AtlasQuestion
 from mmemb_r1.atlas.world import LANGUAGES, World
 
 TRAIN = "train"
@@ -35,13 +23,7 @@ DIGIT_TASKS = ("digits-sum", "digits-largest", "digits-nth")
 
 
 def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str, list[AtlasQuestion]]:
-    """Ask the questions of every split, in a fixed order.
-
-    Args:
-        world (`World`): what to ask about.
-        seed (`int`): seed of every choice.
-        generated_rows (`int`): training rows of each comparison and digit task.
-    """
+    """Ask the questions of every split, in a fixed order."""
     by_code = {country.code: country for country in world.countries}
     unique = unique_answers(world.countries)
     country_split = split_keys((flag.code for flag in world.flags), FRACTIONS, seed, "country")
@@ -56,15 +38,15 @@ def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str
             named, things, known = world.flags, world.objects, world.countries
         rows: list[AtlasQuestion] = []
         for flag in named:
-            rows.extend(flag_naming(flag))
+            rows.extend(tasks.flag_naming(flag))
         for thing in things:
-            rows.extend(object_naming(thing, LANGUAGES if thing.hexcode in world.translated else ()))
+            rows.extend(tasks.object_naming(thing, LANGUAGES if thing.hexcode in world.translated else ()))
         for country in known:
-            rows.extend(country_facts(country))
-            rows.extend(country_lookups(country, unique))
+            rows.extend(tasks.country_facts(country))
+            rows.extend(tasks.country_lookups(country, unique))
         for flag in own:
-            rows.extend(flag_facts(flag, by_code))
-            rows.extend(flag_lookups(flag, unique))
+            rows.extend(tasks.flag_facts(flag, by_code))
+            rows.extend(tasks.flag_lookups(flag, unique))
         number = round(share * generated_rows)
         rows.extend(_comparisons(own, number, seed))
         own_digits = [index for index in range(len(world.digits)) if digit_split[str(index)] == split]
@@ -75,7 +57,9 @@ def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str
 
 def unique_answers(countries: Collection[Country]) -> Mapping[str, set[str]]:
     """Find the answers that belong to one country only, by relation (Kingston is the capital of two)."""
-    counts = {relation: Counter(country.facts[relation] for country in countries) for relation in LOOKUP_RELATIONS}
+    counts = {
+        relation: Counter(country.facts[relation] for country in countries) for relation in tasks.LOOKUP_RELATIONS
+    }
     return {relation: {answer for answer, n in count.items() if n == 1} for relation, count in counts.items()}
 
 
@@ -90,11 +74,10 @@ def digit_indices(key: str) -> list[int]:
 
 def _comparisons(flags: list[Country], number: int, seed: int) -> Iterator[AtlasQuestion]:
     by_code = {flag.code: flag for flag in flags}
-    for relation in COMPARISONS:
+    for relation in tasks.COMPARISONS:
         ordered = sorted(permutations(by_code, 2), key=lambda pair: unit_hash(seed, "compare", relation, *pair))
-        asked = (comparison(relation, by_code[first], by_code[second]) for first, second in ordered)
-        found = [question for question in asked if question is not None]
-        yield from found[:number]
+        asked = (tasks.comparison(relation, by_code[first], by_code[second]) for first, second in ordered)
+        yield from islice(filter(None, asked), number)
 
 
 def _digit_questions(
@@ -104,9 +87,9 @@ def _digit_questions(
         rng = seeded_rng(seed, "digits", split, task)
         asked: dict[str, AtlasQuestion] = {}
         while len(asked) < number:
-            count = int(rng.integers(2, MAX_DIGITS + 1))
+            count = int(rng.integers(2, tasks.MAX_DIGITS + 1))
             chosen = [indices[i] for i in rng.choice(len(indices), size=count, replace=False)]
             key = "-".join(["digits", *map(str, chosen)])
             place = int(rng.integers(count))
-            asked.setdefault(key, digit_question(task, key, [int(labels[i]) for i in chosen], place))
+            asked.setdefault(key, tasks.digit_question(task, key, [int(labels[i]) for i in chosen], place))
         yield from asked.values()

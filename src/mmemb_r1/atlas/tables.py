@@ -11,13 +11,11 @@ from mmemb_r1.atlas.knowledge import RELATIONS
 from mmemb_r1.atlas.pictures import augment, encode_png, render_digits, render_emoji
 from mmemb_r1.atlas.splits import TRAIN, digit_indices
 from mmemb_r1.atlas.tasks import MAX_DIGITS, AtlasQuestion
-from mmemb_r1.atlas.world import LANGUAGES
+from mmemb_r1.atlas.world import LANGUAGES, World
 
 if TYPE_CHECKING:
     from datasets import Features
     from PIL import Image
-
-    from mmemb_r1.atlas.world import World
 
 
 def input_feature() -> dict[str, Any]:
@@ -127,16 +125,9 @@ def candidate_rows(world: World, studio: Studio) -> list[Row]:
     for language in LANGUAGES:
         named = (thing for thing in world.objects if thing.hexcode in world.translated)
         texts[f"name-{language}"] = [thing.translations[language] for thing in named]
-    rows = [
-        {"candidate_set": candidate_set, "candidate_id": text, "input": _input(text)}
-        for candidate_set, answers in texts.items()
-        for text in sorted(set(answers))
-    ]
-    rows.extend(
-        {"candidate_set": "picture", "candidate_id": key, "input": _candidate_picture(key, studio)}
-        for key in world.pictures
-    )
-    return rows
+    found = [(name, text, _input(text)) for name, answers in texts.items() for text in sorted(set(answers))]
+    found += [("picture", key, _candidate_picture(key, studio)) for key in world.pictures]
+    return [{"candidate_set": name, "candidate_id": answer, "input": made} for name, answer, made in found]
 
 
 def _answer(split: str, question: AtlasQuestion, studio: Studio) -> Row:

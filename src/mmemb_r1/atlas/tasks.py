@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmemb_r1.atlas.knowledge import LARGEST, RELATIONS, SMALLEST, Country
 from mmemb_r1.atlas.world import LANGUAGES, PictureObject
@@ -20,31 +20,18 @@ MAX_DIGITS = len(ORDINALS)
 
 @dataclass(frozen=True)
 class AtlasQuestion:
-    """A pair of Atlas before its pictures are rendered.
-
-    Args:
-        task (`str`): kebab-case name.
-        complexity (`str`): "simple" or "multi-hop".
-        entity (`str`): country code, object hexcode or digit key; two compared countries are joined by "+".
-        candidate_set (`str`): the set that the answer is searched in.
-        answer (`str`): candidate id: the answer's text, or the key of the picture that is the answer.
-        rationale (`tuple[str, ...]`): query side, 1 to 3 segments.
-        text (`str`, *optional*): the question.
-        pictures (`tuple[str, ...]`): keys of the query's pictures.
-        answer_rationale (`tuple[str, ...]`): target side, for answers that are pictures.
-        variant (`str`): distinguishes questions of the same task and entity.
-    """
+    """A pair of Atlas before its pictures are rendered."""
 
     task: str
     complexity: str
-    entity: str
-    candidate_set: str
-    answer: str
-    rationale: tuple[str, ...]
+    entity: str  # country code, object hexcode or digit key; two compared countries are joined by "+"
+    candidate_set: str  # the set that the answer is searched in
+    answer: str  # candidate id: the answer's text, or the key of the picture that is the answer
+    rationale: tuple[str, ...]  # query side, 1 to 3 segments
     text: str | None = None
-    pictures: tuple[str, ...] = ()
-    answer_rationale: tuple[str, ...] = ()
-    variant: str = ""
+    pictures: tuple[str, ...] = ()  # keys of the query's pictures
+    answer_rationale: tuple[str, ...] = ()  # target side, for answers that are pictures
+    variant: str = ""  # distinguishes questions of the same task and entity
 
 
 def flag_sentence(country: Country) -> str:
@@ -68,31 +55,22 @@ def object_naming(thing: PictureObject, languages: Collection[str] = ()) -> Iter
     yield AtlasQuestion("name-picture", SIMPLE, code, "picture", code, seen, thing.name, answer_rationale=seen)
     for language in languages:
         answer = thing.translations[language]
-        yield AtlasQuestion(
-            f"picture-name-{language}",
-            SIMPLE,
-            code,
-            f"name-{language}",
-            answer,
-            (*seen, f"The {LANGUAGES[language]} name is {answer}."),
-            f"What is this in {LANGUAGES[language]}?",
-            (code,),
-        )
+        rationale = (*seen, f"The {LANGUAGES[language]} name is {answer}.")
+        text = f"What is this in {LANGUAGES[language]}?"
+        task, candidates = f"picture-name-{language}", f"name-{language}"
+        yield AtlasQuestion(task, SIMPLE, code, candidates, answer, rationale, text, (code,))
+
+
+def _fact(country: Country, relation: str, told_of: str) -> AtlasQuestion:
+    """Ask, as text, a fact of a country that the question calls `told_of`."""
+    rule, answer, rationale = RELATIONS[relation], country.facts[relation], (country.state(relation),)
+    text = f"{rule.noun} of {told_of}?"
+    return AtlasQuestion(f"fact-{relation}", SIMPLE, country.code, rule.candidate_set, answer, rationale, text)
 
 
 def country_facts(country: Country) -> Iterator[AtlasQuestion]:
     """Ask fact-<relation>: everything known of a country, as text."""
-    for relation, answer in country.facts.items():
-        rule = RELATIONS[relation]
-        yield AtlasQuestion(
-            f"fact-{relation}",
-            SIMPLE,
-            country.code,
-            rule.candidate_set,
-            answer,
-            (country.state(relation),),
-            f"{rule.noun} of {country.name}?",
-        )
+    return (_fact(country, relation, country.name) for relation in country.facts)
 
 
 def country_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Iterator[AtlasQuestion]:
@@ -100,15 +78,10 @@ def country_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> 
     for relation in LOOKUP_RELATIONS:
         answer = country.facts[relation]
         if answer in unique[relation]:
+            text = f"country with {RELATIONS[relation].noun} {answer}?"
+            seen = (country.state(relation),)
             yield AtlasQuestion(
-                "fact-country",
-                SIMPLE,
-                country.code,
-                "country",
-                country.name,
-                (country.state(relation),),
-                f"country with {RELATIONS[relation].noun} {answer}?",
-                variant=relation,
+                "fact-country", SIMPLE, country.code, "country", country.name, seen, text, variant=relation
             )
 
 
@@ -116,16 +89,15 @@ def flag_lookups(country: Country, unique: Mapping[str, Collection[str]]) -> Ite
     """Ask fact-flag: the flag of the country that a fact belongs to."""
     seen = flag_sentence(country)
     for question in country_lookups(country, unique):
-        yield AtlasQuestion(
-            "fact-flag",
-            MULTI_HOP,
-            country.code,
-            "picture",
-            country.code,
-            (*question.rationale, seen),
-            f"flag of the {question.text}",
+        yield replace(
+            question,
+            task="fact-flag",
+            complexity=MULTI_HOP,
+            candidate_set="picture",
+            answer=country.code,
+            rationale=(*question.rationale, seen),
+            text=f"flag of the {question.text}",
             answer_rationale=(seen,),
-            variant=question.variant,
         )
 
 
@@ -133,32 +105,22 @@ def flag_facts(country: Country, countries: Mapping[str, Country]) -> Iterator[A
     """Ask flag-<relation> and neighbour-<relation> of a flag. `countries`: code -> country, neighbours included."""
     code, seen = country.code, flag_sentence(country)
     for relation in FLAG_RELATIONS:
-        rule = RELATIONS[relation]
-        yield AtlasQuestion(
-            f"flag-{relation}",
-            MULTI_HOP,
-            code,
-            rule.candidate_set,
-            country.facts[relation],
-            (seen, country.state(relation)),
-            f"{rule.noun} of this country?",
-            (code,),
-        )
+        fact = _fact(country, relation, "this country")
+        rationale = (seen, *fact.rationale)
+        yield replace(fact, task=f"flag-{relation}", complexity=MULTI_HOP, rationale=rationale, pictures=(code,))
     for which in (LARGEST, SMALLEST):
         if which not in country.neighbours:
             continue
         neighbour = countries[country.neighbours[which]]
         for relation in NEIGHBOUR_RELATIONS:
-            rule = RELATIONS[relation]
-            yield AtlasQuestion(
-                f"neighbour-{relation}",
-                MULTI_HOP,
-                code,
-                rule.candidate_set,
-                neighbour.facts[relation],
-                (seen, country.state(which), neighbour.state(relation)),
-                f"{rule.noun} of its {RELATIONS[which].noun}?",
-                (code,),
+            fact = _fact(neighbour, relation, f"its {RELATIONS[which].noun}")
+            yield replace(
+                fact,
+                task=f"neighbour-{relation}",
+                complexity=MULTI_HOP,
+                entity=code,
+                rationale=(seen, country.state(which), *fact.rationale),
+                pictures=(code,),
                 variant=which,
             )
 
@@ -187,27 +149,13 @@ def comparison(relation: str, first: Country, second: Country) -> AtlasQuestion 
 
 
 def digit_question(task: str, key: str, digits: Sequence[int], place: int = 0) -> AtlasQuestion:
-    """Ask digits-sum, digits-largest or digits-nth of a picture of 2 to 4 digits.
-
-    Args:
-        task (`str`): one of the three.
-        key (`str`): key of the picture.
-        digits (`Sequence[int]`): in reading order.
-        place (`int`, *optional*, defaults to 0): which digit digits-nth asks for, from 0.
-    """
+    """Ask digits-sum, digits-largest or digits-nth (of the digit at `place`, from 0) of a picture of digits."""
     text, conclusion, answer = {
         "digits-sum": ("sum of the digits?", "The sum", sum(digits)),
         "digits-largest": ("largest digit?", "The largest", max(digits)),
         "digits-nth": (f"{ORDINALS[place]} digit?", f"The {ORDINALS[place]}", digits[place]),
     }[task]
     listed = f"The digits are {', '.join(map(str, digits))}."
-    return AtlasQuestion(
-        task,
-        MULTI_HOP,
-        key,
-        "sum" if task == "digits-sum" else "digit",
-        str(answer),
-        (listed, f"{conclusion} is {answer}."),
-        text,
-        (key,),
-    )
+    candidates = "sum" if task == "digits-sum" else "digit"
+    rationale = (listed, f"{conclusion} is {answer}.")
+    return AtlasQuestion(task, MULTI_HOP, key, candidates, str(answer), rationale, text, (key,))

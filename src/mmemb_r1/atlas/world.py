@@ -5,46 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
 
 from mmemb_r1.atlas.hashing import unit_hash
 from mmemb_r1.atlas.knowledge import Country, load_countries, restrict_neighbours
 from mmemb_r1.atlas.pictures import flag_hexcode, keep_distinct, render_svg, svg_folder
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
 
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French"}
 
 # Blocks that hold things, food, plants and animals: people, gestures, hearts, moons, buttons and clocks are left out,
 # because at 64 pixels they are many pictures of nearly the same.
 BLOCKS = (
-    (0x1F30A, 0x1F30B),
-    (0x1F321, 0x1F43F),
-    (0x1F451, 0x1F460),
-    (0x1F484, 0x1F484),
-    (0x1F488, 0x1F48E),
-    (0x1F490, 0x1F490),
-    (0x1F4A1, 0x1F4A3),
-    (0x1F4B0, 0x1F4F2),
-    (0x1F4F7, 0x1F4FF),
-    (0x1F50B, 0x1F52F),
-    (0x1F56F, 0x1F579),
-    (0x1F58A, 0x1F58D),
-    (0x1F5A5, 0x1F5DE),
-    (0x1F680, 0x1F6AA),
-    (0x1F6B2, 0x1F6B2),
-    (0x1F6BD, 0x1F6BF),
-    (0x1F6C1, 0x1F6C1),
-    (0x1F6CB, 0x1F6FC),
-    (0x1F940, 0x1F96F),
-    (0x1F97B, 0x1F9B4),
-    (0x1F9BA, 0x1F9CB),
-    (0x1F9E0, 0x1FAC1),
-    (0x1FACD, 0x1FADC),
-)
+    (0x1F30A, 0x1F30B), (0x1F321, 0x1F43F), (0x1F451, 0x1F460), (0x1F484, 0x1F484), (0x1F488, 0x1F48E),
+    (0x1F490, 0x1F490), (0x1F4A1, 0x1F4A3), (0x1F4B0, 0x1F4F2), (0x1F4F7, 0x1F4FF), (0x1F50B, 0x1F52F),
+    (0x1F56F, 0x1F579), (0x1F58A, 0x1F58D), (0x1F5A5, 0x1F5DE), (0x1F680, 0x1F6AA), (0x1F6B2, 0x1F6B2),
+    (0x1F6BD, 0x1F6BF), (0x1F6C1, 0x1F6C1), (0x1F6CB, 0x1F6FC), (0x1F940, 0x1F96F), (0x1F97B, 0x1F9B4),
+    (0x1F9BA, 0x1F9CB), (0x1F9E0, 0x1FAC1), (0x1FACD, 0x1FADC),
+)  # fmt: skip
 LEFT_OUT = re.compile(
     r"\b(person|people|man|woman|flags?|oncoming|banknote|button|sign|symbol|light latin|no|off|input|one|playing"
     r"|mobile phone|envelope|station|horse racing|snowboarder|selfie|deaf|love|ice hockey|detective|superhero)\b"
@@ -54,17 +33,11 @@ SHORT_NAME = re.compile(r"(?=.{3,18}$)[a-z]+(?:[ -][a-z]+){0,2}")
 
 @dataclass(frozen=True)
 class PictureObject:
-    """An object that Atlas shows.
+    """An object that Atlas shows."""
 
-    Args:
-        hexcode (`str`): code point, OpenMoji's file name ("1F436").
-        name (`str`): English name, unique among the objects.
-        translations (`dict[str, str]`): language code -> name in that language.
-    """
-
-    hexcode: str
-    name: str
-    translations: dict[str, str]
+    hexcode: str  # code point, OpenMoji's file name ("1F436")
+    name: str  # English, unique among the objects
+    translations: dict[str, str]  # language code -> name in that language
 
     def state(self) -> str:
         """Say what the picture shows, in the sentence used everywhere."""
@@ -119,39 +92,21 @@ NUM_TRANSLATED = 150
 
 @dataclass(frozen=True)
 class World:
-    """Everything that questions and candidates are made of.
+    """Everything that questions and candidates are made of."""
 
-    Args:
-        countries (`list[Country]`): all whose facts are taught, most populous first.
-        flags (`list[Country]`): those among them whose flag is shown: it looks like no other's.
-        objects (`list[PictureObject]`): all objects shown.
-        translated (`set[str]`): hexcodes of the objects that are named in other languages too.
-        digits (`list[int]`): the label of each digit image.
-        digit_images (`np.ndarray`): shape (N, 8, 8), ink 0 to 16.
-        pictures (`dict[str, PIL.Image.Image]`): canonical picture of each flag (by code) and object (by hexcode).
-    """
-
-    countries: list[Country]
-    flags: list[Country]
+    countries: list[Country]  # all whose facts are taught, most populous first
+    flags: list[Country]  # those among them whose flag is shown: it looks like no other's
     objects: list[PictureObject]
-    translated: set[str]
-    digits: list[int]
-    digit_images: np.ndarray = field(repr=False)
-    pictures: dict[str, Image.Image] = field(repr=False)
+    translated: set[str]  # hexcodes of the objects that are named in other languages too
+    digits: list[int]  # the label of each digit image
+    digit_images: np.ndarray = field(repr=False)  # (N, 8, 8), ink 0 to 16
+    pictures: dict[str, Image.Image] = field(repr=False)  # canonical, of each flag (by code) and object (by hexcode)
 
 
 def make_world(size: int, num_objects: int, num_countries: int | None) -> World:
     """Load and render countries, objects and digits without look-alikes. ValueError if there are too few."""
-    countries, flags, flag_pictures = _choose_countries(size, num_countries)
-    objects, object_pictures = _choose_objects(size, num_objects)
-    digits, digit_images = _load_digits()
-    pictures = flag_pictures | object_pictures
-    return World(countries, flags, objects, _translated(objects), digits, digit_images, pictures)
+    from sklearn.datasets import load_digits
 
-
-def _choose_countries(
-    size: int, num_countries: int | None
-) -> tuple[list[Country], list[Country], dict[str, Image.Image]]:
     countries = load_countries()
     rendered = {country.code: render_svg(flag_hexcode(country.code), size) for country in countries}
     distinct = set(keep_distinct(rendered, FLAG_DISTANCE))  # of two alike, the first is the more populous one
@@ -159,18 +114,19 @@ def _choose_countries(
     if num_countries is not None:
         _check_enough("num_countries", num_countries, len(flags))
         flags = countries = restrict_neighbours(flags[:num_countries])
-    return countries, flags, {flag.code: rendered[flag.code] for flag in flags}
 
-
-def _choose_objects(size: int, num_objects: int) -> tuple[list[PictureObject], dict[str, Image.Image]]:
     objects = load_objects()
     _check_enough("num_objects", num_objects, len(objects))
-    available = objects[: num_objects + SPARE_OBJECTS]
-    rendered = {thing.hexcode: render_svg(thing.hexcode, size) for thing in available}
-    distinct = set(keep_distinct(rendered, OBJECT_DISTANCE))
-    objects = [thing for thing in available if thing.hexcode in distinct][:num_objects]
+    objects = objects[: num_objects + SPARE_OBJECTS]
+    drawn = {thing.hexcode: render_svg(thing.hexcode, size) for thing in objects}
+    distinct = set(keep_distinct(drawn, OBJECT_DISTANCE))
+    objects = [thing for thing in objects if thing.hexcode in distinct][:num_objects]
     _check_enough("num_objects", num_objects, len(objects))
-    return objects, {thing.hexcode: rendered[thing.hexcode] for thing in objects}
+
+    shown = [*(flag.code for flag in flags), *(thing.hexcode for thing in objects)]
+    pictures = {key: (rendered | drawn)[key] for key in shown}
+    digits = load_digits()
+    return World(countries, flags, objects, _translated(objects), digits.target.tolist(), digits.images, pictures)
 
 
 def _translated(objects: Iterable[PictureObject]) -> set[str]:
@@ -188,10 +144,3 @@ def _translated(objects: Iterable[PictureObject]) -> set[str]:
 def _check_enough(name: str, wanted: int, available: int) -> None:
     if wanted > available:
         raise ValueError(f"{name} is {wanted}, but there are only {available} that differ; ask for fewer.")
-
-
-def _load_digits() -> tuple[list[int], np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return digits.target.tolist(), digits.images

@@ -35,11 +35,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `mmemb-r1` and return its exit status: 0, 2 for an error that the user can correct, 130 when interrupted.
-
-    Args:
-        argv: The arguments; defaults to those of the process.
-    """
+    """Run `mmemb-r1` and return its exit status: 0, 2 for an error that the user can correct, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return exit_status(_parser(arguments).parse_args(arguments))
 
@@ -59,11 +55,7 @@ def exit_status(args: argparse.Namespace) -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a sub-command and return its exit status; its errors are raised.
-
-    Args:
-        arguments: As on the command line.
-    """
+    """Run a sub-command, with arguments as on the command line, and return its exit status; its errors are raised."""
     args = _parser(arguments).parse_args(arguments)
     return args.run(args)
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from mmemb_r1.evaluation.tasks import TaskSource
+
 
 def add_shard_options(parser: argparse._ActionsContainer) -> None:
     """Add `--shard-size` and `--part`."""
@@ -55,6 +57,12 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
+def check_file(option: str, path: Path) -> None:
+    """Raise a ValueError unless the file that an option names is there."""
+    if not path.is_file():
+        raise ValueError(f"{option} {path}: there is no such file")
+
+
 def add_row_options(parser: argparse._ActionsContainer) -> None:
     """Add `--tasks` and `--per-task`: which rows of the table of `--pairs` are read, see [`read_pairs`]."""
     parser.add_argument(
@@ -63,25 +71,52 @@ def add_row_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
 
 
-MODULES_FILE = "modules.json"
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--atlas`, `--mmeb`, `--pairs` or `--reader`, of which one is required, and what chooses their tasks."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--atlas", metavar="DIR", help="what `mmemb-r1 atlas build` wrote")
+    source.add_argument("--mmeb", metavar="DIR", help="a local copy of MMEB-V2")
+    source.add_argument(
+        "--pairs", metavar="FILE", help="a pairs table (Parquet): a query competes for the targets of its task"
+    )
+    source.add_argument("--reader", metavar="MODULE:FUNCTION", help="a reader of your own, which reads --source")
+    parser.add_argument("--source", metavar="X", help="what --reader is given: a folder, a file, a name")
+    parser.add_argument("--split", choices=("policy", "validation", "test"), help="of Atlas; default: test")
+    parser.add_argument(
+        "--tasks",
+        type=listed,
+        metavar="NAMES",
+        help="comma-separated, of tasks or groups, say multi-hop, video or image/qa; default: all that are there",
+    )
+
+
+def asked_source(args: argparse.Namespace, *, limit: int | None = None, num_frames: int | None = None) -> TaskSource:
+    """Read the tasks that the options of [`add_source_options`] ask for."""
+    from mmemb_r1.evaluation.readers import read_tasks
+
+    for option, of in (("split", "atlas"), ("source", "reader")):
+        if getattr(args, option) is not None and getattr(args, of) is None:
+            raise ValueError(f"--{option} is for --{of}; leave it out")
+    if args.reader is not None and args.source is None:
+        raise ValueError(f"--reader {args.reader} needs to be told what to read: --source X")
+    if args.reader is not None:
+        return read_tasks(args.reader, args.source, names=args.tasks, limit=limit)
+    if args.pairs is not None:
+        return read_tasks("pairs", args.pairs, names=args.tasks, limit=limit)
+    if args.mmeb is not None:
+        return read_tasks("mmeb", args.mmeb, names=args.tasks, limit=limit, num_frames=num_frames)
+    return read_tasks("atlas", args.atlas, names=args.tasks, limit=limit, split=args.split or "test")
 
 
 def load_model(name: str, device: str | None = None, trust_remote_code: bool = False) -> SentenceTransformer:
-    """
-    Load an mmemb-r1 checkpoint as an [`MMEmbR1`], any other model as a [`SentenceTransformer`].
-
-    Args:
-        name: a folder or a Hub id.
-        device: say `"cpu"`. Default: the best one there is.
-        trust_remote_code: whether code of another model's repository may run. An mmemb-r1 checkpoint needs none.
-    """
+    """Load an mmemb-r1 checkpoint, which needs no remote code, or any other model of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import load_file_path
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.evaluation.encoders import ADAPTIVE_MODULE
 
-    path = load_file_path(name, MODULES_FILE)
+    path = load_file_path(name, "modules.json")
     if path is not None:
         types = [module["type"] for module in json.loads(Path(path).read_text(encoding="utf-8"))]
         if any(kind.split(".")[-1] == ADAPTIVE_MODULE for kind in types):

@@ -11,7 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._training import on_cpu, require_file
+from mmemb_r1.cli._training import add_files, on_cpu, require_file
+from mmemb_r1.runs import record_run, write_json
 
 HELP = """\
 Run the stages one after another, --n times: rationales from a pool, selection, joint phase, adaptive phase. From the
@@ -24,7 +25,7 @@ command, and with a larger --n it goes on from its end."""
 
 SETTINGS = ("model", "evaluator", "selection", "margin", "samples", "seed")  # that make a run another one
 TABLES = ("pairs", "policy_pairs", "eval_pairs")
-RECORDS, BEST = "rounds.json", "model"
+BEST = "model"
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,20 @@ class Rounds:
     def device(self) -> str | None:
         return "cpu" if self.cpu else None
 
-    @property
-    def rationales(self) -> Path:
-        """The folder of the rationales of all rounds."""
-        return self.output / "rationales"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint to start from, a folder")
-    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="pairs of the joint phase, Parquet")
-    parser.add_argument(
-        "--policy-pairs", required=True, type=Path, metavar="FILE", help="pairs of the adaptive phase, others"
-    )
-    parser.add_argument(
-        "--eval-pairs", required=True, type=Path, metavar="FILE", help="pairs that checkpoints are compared on, others"
-    )
-    parser.add_argument("--pool", required=True, type=Path, metavar="FILE", help="the workers, YAML")
+    tables = {
+        "--pairs": "pairs of the joint phase, Parquet",
+        "--policy-pairs": "pairs of the adaptive phase, others",
+        "--eval-pairs": "pairs that checkpoints are compared on, others",
+    }
+    add_files(parser, {**tables, "--pool": "the workers, YAML"}, required=True)
     parser.add_argument("--evaluator", required=True, metavar="DIR", help="the evaluator, as for `mmemb-r1 select`")
     parser.add_argument("--n", type=int, default=2, metavar="N", help="rounds; default: 2")
-    parser.add_argument("--joint-config", type=Path, metavar="FILE", help="YAML, as for `mmemb-r1 train joint`")
-    parser.add_argument("--adaptive-config", type=Path, metavar="FILE", help="YAML, as for `mmemb-r1 train adaptive`")
+    add_files(
+        parser, {f"--{phase}-config": f"YAML, as for `mmemb-r1 train {phase}`" for phase in ("joint", "adaptive")}
+    )
     parser.add_argument("--selection", metavar="NAME", help="as for `mmemb-r1 select`; default: counterfactual")
     parser.add_argument("--margin", type=float, metavar="X", help="as for `mmemb-r1 select`; default: 0")
     parser.add_argument("--samples", type=int, metavar="K", help="rationales per input of each worker")
@@ -82,13 +77,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     plan = Rounds(**{one.name: getattr(args, one.name) for one in dataclasses.fields(Rounds)})
     check(plan)
-    output, records = plan.output, read_records(plan.output)
     claim_folder(plan)
-    start = Path(plan.model)
+    output, path = plan.output, plan.output / "rounds.json"
+    records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+    def note(model: Path) -> None:
+        number, score = len(records), measure(model, plan)
+        kept = not number or score > best_of(records)["score"]
+        records.append({"round": number, "model": str(model), "score": score, "kept": kept})
+        write_json(path, records)
+        name, verdict = (f"round {number}", ", kept" if kept else ", not kept") if number else ("before", "")
+        print(f"{name}: validation {score:.4f}{verdict}", flush=True)
+
     if not records:
-        records = [{"round": 0, "model": str(start), "score": measure(start, plan), "kept": True}]
-        write_records(output, records)
-        print_record(records[-1])
+        note(Path(plan.model))
     while len(records) <= plan.n:
         number, best = len(records), best_of(records)
         if number > 1 and proposers(records) == proposers(records[:-1]) and best == best_of(records[:-1]):
@@ -97,11 +99,7 @@ def run(args: argparse.Namespace) -> int:
         draw(plan, records)
         for command in stages(plan, number, Path(best["model"])):
             run_command(command)
-        made = output / f"round-{number}" / "adaptive" / "model"
-        score = measure(made, plan)
-        records.append({"round": number, "model": str(made), "score": score, "kept": score > best["score"]})
-        write_records(output, records)
-        print_record(records[-1])
+        note(output / f"round-{number}" / "adaptive" / "model")
     best = best_of(records)
     replace_model(output, Path(best["model"]))
     print(f"the best is that of round {best['round']} ({best['score']:.4f}); it is in {output / BEST}")
@@ -145,8 +143,6 @@ def check(plan: Rounds) -> None:
 
 def claim_folder(plan: Rounds) -> None:
     """Keep another run out of this one's folder; one with a larger `--n` may go on there."""
-    from mmemb_r1.runs import record_run
-
     files = {name: getattr(plan, name) for name in (*TABLES, "pool", "joint_config", "adaptive_config")}
     digests = {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}
     record_run(plan.output / "run.json", {**{name: getattr(plan, name) for name in SETTINGS}, **digests})
@@ -159,17 +155,14 @@ def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:
     from mmemb_r1.training.rationales.pool import load_pool
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    options: dict[str, Any] = {"device": plan.device}
-    if plan.samples is not None:
-        options["num_samples"] = plan.samples
-    workers = [
-        *load_pool(plan.pool, samples=plan.samples),
-        *(
-            CheckpointWorker(name=f"round-{record['round']}", model=record["model"], **options)
-            for record in proposers(records)
-        ),
+    options = {"device": plan.device} | ({} if plan.samples is None else {"num_samples": plan.samples})
+    workers: list[Any] = load_pool(plan.pool, samples=plan.samples)
+    workers += [
+        CheckpointWorker(name=f"round-{one['round']}", model=one["model"], **options) for one in proposers(records)
     ]
-    summary = draw_rationales(read_pairs(plan.pairs, PAIR_COLUMNS), workers, plan.rationales, seed=plan.seed)
+    summary = draw_rationales(
+        read_pairs(plan.pairs, PAIR_COLUMNS), workers, plan.output / "rationales", seed=plan.seed
+    )
     print(*summary.lines(), sep="\n")
 
 
@@ -179,10 +172,9 @@ def stages(plan: Rounds, number: int, model: Path) -> list[list[str]]:
     cpu = ["--cpu"] if plan.cpu else []
     joint = ["train", "joint", "--model", str(model), "--pairs", str(plan.pairs), *cpu]
     joint += ["--rationales", str(folder / "selection" / "selected.parquet"), "--output", str(folder / "joint")]
-    adaptive = ["train", "adaptive", "--model", str(folder / "joint" / "model"), *cpu]
-    adaptive += ["--pairs", str(plan.policy_pairs)]
-    adaptive += ["--joint-pairs", str(plan.pairs), "--output", str(folder / "adaptive")]
-    select = ["select", "--pairs", str(plan.pairs), "--rationales", str(plan.rationales)]
+    adaptive = ["train", "adaptive", "--model", str(folder / "joint" / "model"), "--pairs", str(plan.policy_pairs)]
+    adaptive += ["--joint-pairs", str(plan.pairs), "--output", str(folder / "adaptive"), *cpu]
+    select = ["select", "--pairs", str(plan.pairs), "--rationales", str(plan.output / "rationales")]
     select += ["--evaluator", plan.evaluator, "--seed", str(plan.seed), "--output", str(folder / "selection")]
     given = {"--selection": plan.selection, "--margin": plan.margin, "--device": plan.device}
     select += [str(part) for option in given.items() if option[1] is not None for part in option]
@@ -229,25 +221,6 @@ def proposers(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     best = [best_of(records[:rounds]) for rounds in range(2, len(records) + 1)]
     return [record for place, record in enumerate(best) if record not in best[:place]]
-
-
-def read_records(output: Path) -> list[dict[str, Any]]:
-    path = output / RECORDS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def write_records(output: Path, records: list[dict[str, Any]]) -> None:
-    from mmemb_r1.runs import write_json
-
-    write_json(output / RECORDS, records)
-
-
-def print_record(record: dict[str, Any]) -> None:
-    if record["round"] == 0:
-        print(f"before: validation {record['score']:.4f}", flush=True)
-        return
-    verdict = "kept" if record["kept"] else "not kept"
-    print(f"round {record['round']}: validation {record['score']:.4f}, {verdict}", flush=True)
 
 
 def replace_model(output: Path, model: Path) -> None:

@@ -19,12 +19,9 @@ SET_BY_OUTPUT = "output_dir"
 
 class PhaseParser(argparse.ArgumentParser):
     """
-    Parse the options of a training phase, and every field of its config as a flag.
+    Parse the options of a training phase, and every field of its config (an import path), if it has one, as a flag.
 
     The fields are added when this phase is parsed, not before: to import a config takes seconds.
-
-    Args:
-        config: import path of the config's class. Default: there are no fields.
     """
 
     def __init__(self, *args: Any, config: str | None = None, **kwargs: Any) -> None:
@@ -49,7 +46,7 @@ class PhaseParser(argparse.ArgumentParser):
 
 
 def _field_flags(config: str) -> argparse.ArgumentParser:
-    """The fields of a config as flags that leave nothing where they are not given."""
+    """Make flags of the fields of a config that leave nothing where they are not given."""
     from trl import TrlParser
 
     from mmemb_r1._lazy import import_object
@@ -67,47 +64,44 @@ def _field_flags(config: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_training_options(parser: argparse.ArgumentParser, config: str) -> None:
-    """Add `--config` and `--cpu`; `config` names the class of the config."""
+def add_training_options(parser: argparse.ArgumentParser, config: str, cpu: bool = True) -> None:
+    """Add `--config` and, with `cpu`, `--cpu`; `config` names the class of the config."""
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML: fields of {config} and their values")
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
+    if cpu:
+        parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
 
 
-def add_phase_options(parser: argparse.ArgumentParser, config: str, model: str) -> None:
-    """Add what every training phase has: `--model`, `--pairs`, `--output`, and those of `add_training_options`.
+def add_files(parser: argparse.ArgumentParser, helps: dict[str, str], required: bool = False) -> None:
+    """Add options that name a file: option -> help."""
+    for option, text in helps.items():
+        parser.add_argument(option, required=required, type=Path, metavar="FILE", help=text)
 
-    Args:
-        parser: of the phase.
-        config: the class of its config.
-        model: what it starts from, for the help.
-    """
+
+def add_phase_options(parser: argparse.ArgumentParser, model: str) -> None:
+    """Add what every training phase has: `--model`, described as `model`, `--pairs` and which rows, `--output`."""
     parser.add_argument("--model", required=True, metavar="DIR", help=f"{model}: a folder or a Hub id")
-    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    add_files(parser, {"--pairs": "the pairs table, Parquet"}, required=True)
     add_row_options(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
-    add_training_options(parser, config)
+
+
+def flags_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Find the fields of a config that were given as flags."""
+    return {name.removeprefix(FIELD): value for name, value in vars(args).items() if name.startswith(FIELD)}
 
 
 def run_of(args: argparse.Namespace, run_class: type[Run], **tables: Any) -> Run:
-    """
-    Make the run that parsed options describe: `--config`, and over it flags, and over these `--cpu`.
-
-    Args:
-        args: with `model`, `pairs`, `output`, `config` and `cpu`.
-        run_class: what to make.
-        tables: further arguments of the run.
-    """
+    """Make the run that parsed options and `tables` describe: `--config`, over it flags, and over these `--cpu`."""
     from mmemb_r1.training.run import read_recipe
 
     require_file("--config", args.config)
     recipe = read_recipe(args.config, run_class)
-    flags = {name.removeprefix(FIELD): value for name, value in vars(args).items() if name.startswith(FIELD)}
-    recipe["settings"] |= flags | (on_cpu() if args.cpu else {})
+    recipe["settings"] |= flags_of(args) | (on_cpu() if args.cpu else {})
     return run_class(model=args.model, pairs=args.pairs, output=args.output, **recipe, **tables)
 
 
 def on_cpu() -> dict[str, bool]:
-    """The fields of a config that `--cpu` sets."""
+    """Give the fields of a config that `--cpu` sets."""
     return {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
 
 
@@ -121,7 +115,7 @@ def require_file(option: str, path: Path | None) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints, of those of a run."""
+    """Tell whether this process, of those of a run, is the one that prints."""
     from accelerate import PartialState
 
     return PartialState().is_main_process

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import add_row_options
+from mmemb_r1.cli._options import add_row_options, check_file
 
 HELP = """\
 Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
@@ -74,17 +74,15 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("nothing was saved; to save it, leave --dry-run out")
         return 0
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(path.read_text(encoding="utf-8")) | {"gate_threshold": threshold}
     with replaced_file(path) as temporary:
-        temporary.write_text(
-            json.dumps({**config, "gate_threshold": threshold}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     print(f"saved in {path}; next, measure it: mmemb-r1 evaluate --model {args.model}")
     return 0
 
 
 def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
-    """What each input is called in messages, and the inputs."""
+    """Read the inputs, and what each is called in messages."""
     if args.pairs is None:
         from mmemb_r1.cli.encode import read_inputs
 
@@ -92,8 +90,7 @@ def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
             raise ValueError("--tasks and --per-task are for --pairs; leave them out")
         lines, inputs = read_inputs(args.input)
         return [f"line {line}" for line in lines], inputs
-    if not args.pairs.is_file():
-        raise ValueError(f"--pairs {args.pairs}: there is no such file")
+    check_file("--pairs", args.pairs)
     from mmemb_r1.content import inputs_of
     from mmemb_r1.training.tables import read_pairs
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.cli._options import check_file
+
 HELP = """\
 Write the model card (README.md) of a checkpoint from the files in its folder:
 
@@ -56,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         return _check(args.directory, options)
     for name in ("results", "curve"):
-        if name in options and not options[name].is_file():
-            raise ValueError(f"--{name} {options[name]}: there is no such file")
+        if name in options:
+            check_file(f"--{name}", options[name])
     if "emissions" in options:
         options["emissions"] = _emissions(options["emissions"])
 

@@ -22,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", type=Path, metavar="B", help="another one, or the same to compare its modes")
     parser.add_argument("--mode-a", metavar="MODE", help="never, always or auto; default: that of B, or each in turn")
     parser.add_argument("--mode-b", metavar="MODE", help="default: that of A, or each in turn")
-    parser.add_argument("--tasks", metavar="NAMES", help="comma-separated, of tasks or groups; default: all")
+    parser.add_argument(
+        "--tasks", type=listed, metavar="NAMES", help="comma-separated, of tasks or groups; default: all"
+    )
     parser.add_argument("--num-samples", type=int, metavar="N", help="draws; default: 5000")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default: 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go as JSON")
@@ -34,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1.cli._options import show_progress
     from mmemb_r1.evaluation.compare import compare_runs, paired_table, remark
-    from mmemb_r1.evaluation.report.terminal import print_table
+    from mmemb_r1.evaluation.report.text import print_table
     from mmemb_r1.evaluation.run_folder import save_results
     from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
     from mmemb_r1.evaluation.tasks import ALL
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         args.b,
         mode_a=args.mode_a,
         mode_b=args.mode_b,
-        tasks=None if args.tasks is None else listed(args.tasks),
+        tasks=args.tasks,
         num_samples=NUM_SAMPLES if args.num_samples is None else args.num_samples,
         seed=args.seed,
         progress=show_progress("mmemb_r1.evaluation"),

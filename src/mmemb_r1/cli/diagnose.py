@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmemb_r1.cli._sources import add_source_options, asked_source
+from mmemb_r1.cli._options import add_source_options, asked_source
 
 HELP = """\
 The shortcut test: does a checkpoint read its rationales, or only write them? Every query thinks; then its rationale is
@@ -42,10 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1.cli._options import load_model, show_progress
-    from mmemb_r1.evaluation.diagnose.run import run_diagnosis
-    from mmemb_r1.evaluation.diagnose.tester import ShortcutSettings
+    from mmemb_r1.evaluation.diagnose.run import ShortcutSettings, run_diagnosis
     from mmemb_r1.evaluation.diagnose.verdict import shortcut_table, verdict_line
-    from mmemb_r1.evaluation.report.terminal import print_table
+    from mmemb_r1.evaluation.report.text import print_table
     from mmemb_r1.evaluation.tasks import ALL
 
     settings = ShortcutSettings(

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import listed
-from mmemb_r1.cli._sources import add_source_options, asked_source, listed_tasks
-from mmemb_r1.cli._submission import OPTIONS as OF_SUBMISSION
-from mmemb_r1.cli._submission import add_submission_options, check_options, metadata_of, submit, submitted_mode
+from mmemb_r1.cli._options import add_source_options, asked_source, listed
 from mmemb_r1.evaluation.settings import MODES
 
 if TYPE_CHECKING:
-    from mmemb_r1.evaluation import Settings
     from mmemb_r1.evaluation.run_folder import Results
     from mmemb_r1.evaluation.tasks import TaskSource
 
@@ -33,6 +30,7 @@ from MMEB's datasets without --download.
 --output FILE.json keeps the results alone, at the end."""
 
 FORMATS = ("table", "markdown", "json")
+OF_SUBMISSION = ("submission", "submission_mode", "submission_metadata")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,13 +50,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="how often one input may think")
     parser.add_argument("--rationales", action="store_true", help="keep rationales, in rows of --output RUN/")
     parser.add_argument(
-        "--cache",
-        metavar="DIR",
-        help="keep vectors here, for other runs too; default: cache in --output RUN/",
+        "--cache", metavar="DIR", help="keep vectors here, for other runs too; default: cache in --output RUN/"
     )
     parser.add_argument("--num-frames", type=int, metavar="N", help="of a video of MMEB; default: 8")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N queries of each task, for a quick look")
-    add_submission_options(parser)
+    parser.add_argument("--submission", type=Path, metavar="FILE", help="write the file that MMEB's leaderboard takes")
+    parser.add_argument(
+        "--submission-mode", choices=MODES, help="whose scores it has; needed where several modes are run"
+    )
+    parser.add_argument("--submission-metadata", type=Path, metavar="FILE", help="JSON: what it says of the model")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code of another model's repository")
@@ -69,18 +69,27 @@ def run(args: argparse.Namespace) -> int:
     if unknown := [mode for mode in modes or () if mode not in MODES]:
         raise ValueError(f"--modes {args.modes}: {unknown[0]!r} is not known; allowed: {', '.join(MODES)}")
     _check(args)
-    told = check_options(args, modes)
+    told = _check_submission(args, modes)
 
     from mmemb_r1.cli._options import load_model, show_progress
-    from mmemb_r1.evaluation import run_evaluation, save_results
+    from mmemb_r1.evaluation import Settings, run_evaluation, save_results
 
     bar = show_progress("mmemb_r1.evaluation")
     source = _source(args)
     model = load_model(args.model, args.device, args.trust_remote_code)
     name = Path(args.model).resolve().name
-    settings = _settings(args, modes or (MODES if hasattr(model, "explain") else ("never",)))
+    settings = Settings(
+        modes=modes or (MODES if hasattr(model, "explain") else ("never",)),
+        document_reasoning=args.document_reasoning,
+        batch_size=args.batch_size,
+        gate_threshold=args.gate_threshold,
+        max_reasoning_tokens=args.max_reasoning_tokens,
+        max_reasoning_rounds=args.max_reasoning_rounds,
+        rationales=args.rationales,
+        no_image=args.atlas is not None,
+    )
     if args.submission:
-        submitted = submitted_mode(args.submission_mode, settings.modes), metadata_of(model, name, told)
+        submitted = _submitted_mode(args.submission_mode, settings.modes), metadata_of(model, name, told)
     folder = args.output if args.output and args.output.suffix != ".json" else None
     results = run_evaluation(
         model, source, settings, output=folder, cache=args.cache, config={"model": name}, progress=bar
@@ -110,19 +119,71 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--limit {args.limit}: at least 1 is needed")
 
 
-def _settings(args: argparse.Namespace, modes: tuple[str, ...]) -> Settings:
-    from mmemb_r1.evaluation import Settings
+def _check_submission(args: argparse.Namespace, modes: Sequence[str] | None) -> dict[str, Any]:
+    """Refuse options that no submission comes of, before the model is loaded. Returns the metadata that were given."""
+    if args.submission is None:
+        for option in OF_SUBMISSION:
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')} is of the file that --submission FILE writes; name it")
+        return {}
+    if args.limit is not None:
+        raise ValueError("--submission takes all queries of all tasks; leave --limit out")
+    if args.submission.is_dir():
+        raise ValueError(f"--submission {args.submission} is a folder; name a file")
+    if modes is not None:
+        _submitted_mode(args.submission_mode, modes)
+    if args.submission_metadata is None:
+        return {}
 
-    return Settings(
-        modes=modes,
-        document_reasoning=args.document_reasoning,
-        batch_size=args.batch_size,
-        gate_threshold=args.gate_threshold,
-        max_reasoning_tokens=args.max_reasoning_tokens,
-        max_reasoning_rounds=args.max_reasoning_rounds,
-        rationales=args.rationales,
-        no_image=args.atlas is not None,
-    )
+    from mmemb_r1.evaluation.mmeb.submission import check_metadata
+
+    try:
+        told = json.loads(args.submission_metadata.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--submission-metadata {args.submission_metadata} is no JSON ({error})") from error
+    if not isinstance(told, dict):
+        raise ValueError(
+            f"--submission-metadata {args.submission_metadata} holds a {type(told).__name__}; expected an object"
+        )
+    check_metadata(told)
+    return told
+
+
+def _submitted_mode(asked: str | None, modes: Sequence[str]) -> str:
+    """Choose the mode whose scores are submitted: the one that was asked for, or the only one."""
+    if asked is None and len(modes) > 1:
+        raise ValueError(f"--submission has the scores of one mode; choose it: --submission-mode {' or '.join(modes)}")
+    if asked is not None and asked not in modes:
+        raise ValueError(f"--submission-mode {asked}: that mode is not run; it would be {', '.join(modes)}")
+    return asked or modes[0]
+
+
+def metadata_of(model: Any, name: str, told: dict[str, Any]) -> dict[str, Any]:
+    """Say in a submission what was told of a model, and for the rest what the model tells itself."""
+    from mmemb_r1.evaluation.mmeb.submission import check_metadata
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    metadata = {
+        "model_name": name,
+        "model_backbone": getattr(getattr(config, "vlm_config", config), "model_type", None),
+        "model_size": f"{parameters / 1e9:.2g}B",
+        "embedding_dimension": model.get_embedding_dimension(),
+        "max_length_tokens": getattr(model, "max_seq_length", None),
+        "model_release_date": None,
+        "url": None,
+        **told,
+    }
+    check_metadata(metadata)
+    return metadata
+
+
+def submit(results: Results, mode: str, metadata: dict[str, Any], path: Path) -> None:
+    """Write what the leaderboard takes; an error says what is missing."""
+    from mmemb_r1.evaluation.mmeb.submission import submission, write_submission
+
+    write_submission(submission(results, mode, metadata), path)
+    print(f"the leaderboard's file, of mode {mode}, is {path}", file=sys.stderr)
 
 
 def _source(args: argparse.Namespace) -> TaskSource:
@@ -131,7 +192,7 @@ def _source(args: argparse.Namespace) -> TaskSource:
         return asked_source(args, limit=args.limit)
     from mmemb_r1.evaluation.mmeb import check_tasks, download_task, select
 
-    tasks = select(listed_tasks(args))
+    tasks = select(args.tasks)
     if args.submission and args.tasks is not None:
         check_tasks([task.name for task in tasks])
     for number, task in enumerate(tasks if args.download else (), start=1):
@@ -155,8 +216,7 @@ def _next_step(args: argparse.Namespace, folder: Path | None) -> str:
 
 
 def _show(results: Results, kind: str) -> None:
-    from mmemb_r1.evaluation.report.markdown import results_markdown
-    from mmemb_r1.evaluation.report.terminal import print_table, results_table
+    from mmemb_r1.evaluation.report.text import print_table, results_markdown, results_table
 
     if kind == "json":
         print(json.dumps(results, indent=2, ensure_ascii=False))

@@ -37,12 +37,16 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mmemb_r1 import MMEmbR1
+    from mmemb_r1.runs import replaced_file
 
     # a backbone with code of its own could not be loaded again as part of a checkpoint
     options = {"revision": args.revision, "trust_remote_code": False}
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, **options)
     processor = AutoProcessor.from_pretrained(args.vlm, **options)
-    MMEmbR1.from_vlm(vlm, processor, **settings).save_pretrained(str(args.output))
+    model = MMEmbR1.from_vlm(vlm, processor, **settings)
+    # a save that fails, of a full disk say, leaves nothing in the way of the next try
+    with replaced_file(args.output.resolve()) as folder:
+        model.save_pretrained(str(folder))
     print(f"saved an untrained checkpoint to {args.output}")
     return 0
 

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mmemb_r1.hub import Pulled
-
 
 HELP = """\
 Download a checkpoint from the Hugging Face Hub at one commit, check every file against the hash that the repository
@@ -37,13 +32,7 @@ def run(args: argparse.Namespace) -> int:
     for name in pulled.left_out:
         print(f"left out {name}, which is not a file of a checkpoint")
     print(f"in {pulled.folder}")
-    for line in load_lines(pulled):
-        print(line)
-    return 0
-
-
-def load_lines(pulled: Pulled) -> list[str]:
-    """Write the calls that load just this commit: with this package, which brings its own code, and without."""
     code = f', model_kwargs={{"code_revision": "{pulled.code_commit}"}}' if pulled.code_commit else ""
     pinned = f'"{pulled.repo_id}", revision="{pulled.commit}"'
-    return [f"MMEmbR1({pinned})", f"SentenceTransformer({pinned}, trust_remote_code=True{code})"]
+    print(f"MMEmbR1({pinned})\nSentenceTransformer({pinned}, trust_remote_code=True{code})")
+    return 0

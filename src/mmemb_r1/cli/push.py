@@ -20,10 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="BRANCH", help="branch, or pull request to add to; default: main")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument(
-        "--message",
-        default="Push checkpoint",
-        metavar="TEXT",
-        help="message of the commit; default: 'Push checkpoint'",
+        "--message", default="Push checkpoint", metavar="TEXT", help="of the commit; default: 'Push checkpoint'"
     )
 
 

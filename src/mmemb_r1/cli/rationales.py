@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_row_options, add_shard_options, listed, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, check_file, listed, show_progress
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
@@ -49,10 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.pairs.is_file():
-        raise ValueError(f"--pairs {args.pairs}: there is no such file")
-    if not args.pool.is_file():
-        raise ValueError(f"--pool {args.pool}: there is no such file")
+    check_file("--pairs", args.pairs)
+    check_file("--pool", args.pool)
 
     from mmemb_r1.training.rationales.pool import load_pool
 

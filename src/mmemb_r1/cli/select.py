@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_row_options, add_shard_options, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, check_file, show_progress
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
@@ -26,6 +26,7 @@ in shards: a run that was stopped goes on with the same command, and --selection
 
 KINDS = ("vlm", "embedding")
 LOG_FILE = "jobs.log"  # what the processes of `--jobs` print
+TRIALS = 16  # inputs with all their rationales that the evaluator gets at once
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     work = parser.add_argument_group("how to work")
     work.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="pairs that the evaluator reads at once; default: 16"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pairs (of a vlm; default: 16) or inputs (of an embedding evaluator; default: 32) that are read at once",
     )
     add_shard_options(work)
     work.add_argument(
@@ -97,14 +101,13 @@ class _Renamed(argparse.Action):
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.pairs.is_file():
-        raise ValueError(f"--pairs {args.pairs}: there is no such file")
-    if args.batch_size < 1:
+    check_file("--pairs", args.pairs)
+    if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
     if args.jobs < 1 or (args.jobs > 1 and args.part != (1, 1)):
         raise ValueError(f"--jobs {args.jobs}; allowed: 1 or more, and together with --part 1 alone")
     if args.jobs > 1:
-        score_in_processes(args)
+        _score_in_processes(args)
 
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.selection.config import SelectionOptions
@@ -121,10 +124,10 @@ def run(args: argparse.Namespace) -> int:
     report = select_rationales(
         pairs,
         rationales,
-        load_evaluator_of(args),
+        _load_evaluator(args),
         args.output,
         options,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or TRIALS,
         shard_size=args.shard_size,
         part=args.part,
         progress=show_progress("mmemb_r1.training.selection"),
@@ -138,23 +141,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def score_in_processes(args: argparse.Namespace) -> None:
-    """
-    Let several processes ask the evaluator, each for its part. The matrices of a small model are too small for several
-    threads to be faster than one.
-    """
+def _score_in_processes(args: argparse.Namespace) -> None:
+    """Let processes of one thread ask the evaluator, each for its part: a small model gains nothing by more."""
     from concurrent.futures import FIRST_EXCEPTION, wait
 
     from mmemb_r1.processes import process_pool
     from mmemb_r1.runs import progress_bar
 
     args.output.mkdir(parents=True, exist_ok=True)
-    parts = [
-        argparse.Namespace(**{**vars(args), "jobs": 1, "part": (number, args.jobs)})
-        for number in range(1, args.jobs + 1)
-    ]
+    asked = [{**vars(args), "jobs": 1, "part": (number, args.jobs)} for number in range(1, args.jobs + 1)]
     with process_pool(args.jobs, 1, args.output / LOG_FILE) as pool, progress_bar(sys.stderr.isatty()) as bar:
-        waiting = {pool.submit(run, part) for part in parts}
+        waiting = {pool.submit(run, argparse.Namespace(**options)) for options in asked}
         shown = bar.add_task("shards of scores", total=None)
         while waiting:
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
@@ -163,24 +160,19 @@ def score_in_processes(args: argparse.Namespace) -> None:
             bar.update(shown, completed=len(list((args.output / "shards").glob("*.parquet"))))
 
 
-def load_evaluator_of(args: argparse.Namespace) -> PairEvaluator:
-    """
-    Load the evaluator that the options ask for.
-
-    Raises:
-        ValueError: if it can't be loaded, or an option belongs to the other kind.
-    """
+def _load_evaluator(args: argparse.Namespace) -> PairEvaluator:
+    """Load the evaluator that the options ask for. ValueError if an option belongs to the other kind."""
     from mmemb_r1.training.selection.evaluator import evaluator_kind, load_evaluator
 
     kind = args.evaluator_kind or evaluator_kind(args.evaluator)
     own = {"vlm": {"prompt": "prompt"}, "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias"}}
-    for option in (option for other in KINDS if other != kind for option in own[other]):
+    for option in own["embedding" if kind == "vlm" else "vlm"]:
         if getattr(args, option) is not None:
             raise ValueError(
                 f"--{option.replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
                 "another --evaluator-kind"
             )
-    options = {**_given(args, own[kind]), "batch_size": args.batch_size, "device": args.device}
+    options = {**_given(args, {**own[kind], "batch_size": "batch_size"}), "device": args.device}
     return load_evaluator(args.evaluator, kind, **options)
 
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import json
+import sys
+from dataclasses import asdict
+from hashlib import sha256
+from typing import Any
 
-from mmemb_r1.cli import _train_gate, _train_rounds
-from mmemb_r1.cli._training import PhaseParser, add_phase_options, is_main_process, require_file, run_of
+from mmemb_r1.cli import _train_rounds
+from mmemb_r1.cli._training import (
+    PhaseParser,
+    add_files,
+    add_phase_options,
+    add_training_options,
+    flags_of,
+    is_main_process,
+    require_file,
+    run_of,
+)
 
-HELP = """\
-Train a checkpoint, phase by phase. A run that was stopped goes on from its last checkpoint with the same command.
+RUNS = """\
+A run that was stopped goes on from its last checkpoint with the same command.
 On several GPUs: accelerate launch -m mmemb_r1.cli train PHASE ..."""
+HELP = f"Train a checkpoint, phase by phase. {RUNS}"
 
-JOINT_HELP = """\
+JOINT_HELP = f"""\
 Train reasoning and embedding together, on a pairs table (Parquet with the columns query, target and, optionally,
 pair_id, task, negatives, query_rationale and target_rationale).
 
@@ -22,21 +36,30 @@ beside the fields:
   quantization:  load the weights below the adapters quantised: load_in_4bit or load_in_8bit
   model:         dtype of the weights (float32, with adapters that of the checkpoint) and attn_implementation
 
-On several GPUs: accelerate launch -m mmemb_r1.cli train joint ...
-A run that was stopped goes on from its last checkpoint with the same command."""
+{RUNS}"""
 
-ADAPTIVE_HELP = """\
+GATE_HELP = """\
+Teach a checkpoint's gate where thinking pays; everything else stays as it is. `mmemb-r1 train gate` embeds the queries
+of a pairs table (Parquet with the columns pair_id, query, target and, optionally, task) without and with rationales,
+and fits the gate to what the rationales add to the probability of the target. It is then measured on held-out queries.
+The pairs should be new to the model: what it knows by heart it finds without thinking.
+
+Every field of GateConfig is a flag, and a key of the YAML of --config; flags win. The output is a folder: model/ (the
+checkpoint), gate.json (what was measured) and embedded/ (vectors and states; may be removed). A run that was stopped
+goes on with the same command."""
+
+ADAPTIVE_HELP = f"""\
 Teach a checkpoint that reasons well when to reason at all, by GRPO on a pairs table (Parquet with the columns pair_id,
 query, target and, optionally, task and negatives) whose pairs the joint phase has not seen.
 
 Every field of AdaptiveGRPOConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold two
 mappings beside the fields, lora and model, as for `mmemb-r1 train joint`.
 
-On several GPUs: accelerate launch -m mmemb_r1.cli train adaptive ...
-A run that was stopped goes on from its last checkpoint with the same command."""
+{RUNS}"""
 
 CONFIGS = {
     "joint": "mmemb_r1.training.joint.config:JointConfig",
+    "gate": "mmemb_r1.training.gate_phase:GateConfig",
     "adaptive": "mmemb_r1.training.adaptive.config:AdaptiveGRPOConfig",
 }
 
@@ -45,42 +68,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
     phases = parser.add_subparsers(dest="phase", metavar="PHASE", required=True, parser_class=PhaseParser)
     for name, summary, description, add_options in (
         ("joint", "reasoning and embedding together", JOINT_HELP, configure_joint),
-        ("gate", "where reasoning pays", _train_gate.HELP, _train_gate.configure),
+        ("gate", "where reasoning pays", GATE_HELP, configure_gate),
         ("adaptive", "when to reason", ADAPTIVE_HELP, configure_adaptive),
         ("rounds", "rationales, selection, both phases, again", _train_rounds.HELP, _train_rounds.configure),
     ):
         phase = phases.add_parser(name, help=summary, description=description, config=CONFIGS.get(name))
         phase.formatter_class = argparse.RawDescriptionHelpFormatter
         add_options(phase)
+        if name in CONFIGS:
+            add_training_options(phase, CONFIGS[name].rpartition(":")[2], cpu=name != "gate")
 
 
 def configure_joint(parser: argparse.ArgumentParser) -> None:
-    add_phase_options(parser, "JointConfig", "the checkpoint to start from")
-    parser.add_argument(
-        "--rationales",
-        type=Path,
-        metavar="FILE",
-        help="selected.parquet of `mmemb-r1 select`, in place of the rationales in the pairs table",
+    add_phase_options(parser, "the checkpoint to start from")
+    rationales = "selected.parquet of `mmemb-r1 select`, in place of the rationales in the pairs table"
+    eval_pairs = "pairs to measure the loss on, that are not trained on"
+    add_files(parser, {"--rationales": rationales, "--eval-pairs": eval_pairs})
+
+
+def configure_gate(parser: argparse.ArgumentParser) -> None:
+    add_phase_options(parser, "a checkpoint after the joint phase")
+    candidates = (
+        "candidate_set, candidate_id and input, Parquet: a target competes with the set that the columns "
+        "candidate_set and target_id of the pairs name"
     )
-    parser.add_argument(
-        "--eval-pairs", type=Path, metavar="FILE", help="pairs to measure the loss on, that are not trained on"
-    )
+    add_files(parser, {"--candidates": candidates})
+    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
 def configure_adaptive(parser: argparse.ArgumentParser) -> None:
-    add_phase_options(parser, "AdaptiveGRPOConfig", "a checkpoint after the joint phase")
-    parser.add_argument(
-        "--joint-pairs",
-        type=Path,
-        metavar="FILE",
-        help="what the joint phase was trained on: its targets are negatives too; warns of pairs in both tables",
-    )
+    add_phase_options(parser, "a checkpoint after the joint phase")
+    joint = "what the joint phase was trained on: its targets are negatives too; warns of pairs in both tables"
+    add_files(parser, {"--joint-pairs": joint})
 
 
 def run(args: argparse.Namespace) -> int:
-    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates"):
+    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates", "config"):
         require_file(f"--{option.replace('_', '-')}", getattr(args, option, None))
-    phases = {"joint": run_joint, "gate": _train_gate.run, "adaptive": run_adaptive, "rounds": _train_rounds.run}
+    phases = {"joint": run_joint, "gate": run_gate, "adaptive": run_adaptive, "rounds": _train_rounds.run}
     return phases[args.phase](args)
 
 
@@ -104,6 +129,42 @@ def run_joint(args: argparse.Namespace) -> int:
     else:
         print('its gate was not trained: until then, embed with reasoning="always" or "never"')
         print(f"next: mmemb-r1 train gate --model {model} --pairs OTHER_PAIRS --output DIR")
+    return 0
+
+
+def run_gate(args: argparse.Namespace) -> int:
+    """`mmemb-r1 train gate`."""
+    from mmemb_r1 import MMEmbR1
+    from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.runs import record_run, write_json
+    from mmemb_r1.training.base_trainer import with_earlier_phases
+    from mmemb_r1.training.gate_phase import GATE_FILE, GateConfig, gate_facts, gate_report, train_gate
+    from mmemb_r1.training.run import check_fields, read_settings
+    from mmemb_r1.training.tables import read_pairs
+    from mmemb_r1.training.vlm import weights_fingerprint
+
+    settings = read_settings(args.config)
+    check_fields(settings, GateConfig)
+    config = GateConfig(**settings | flags_of(args))
+    pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task)
+    candidates = read_pairs(args.candidates) if args.candidates else None
+    model = MMEmbR1(args.model, device=args.device)
+    weights = weights_fingerprint(model[0].model)
+    tables = {"pairs": args.pairs, "candidates": args.candidates}
+    identity = {name: sha256(path.read_bytes()).hexdigest() for name, path in tables.items() if path}
+    identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": asdict(config)}
+    record_run(args.output / "run.json", identity)
+    report, folder = args.output / GATE_FILE, args.output / "model"
+    if report.is_file():
+        facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        print("the gate was trained before; nothing is done again", file=sys.stderr)
+    else:
+        facts = train_gate(model, pairs, config, candidates, folder=args.output / "embedded")
+        model.save_pretrained(str(folder), create_model_card=False)
+        write_model_card(folder, training=with_earlier_phases(gate_facts(facts, weights), args.model))
+        write_json(report, facts)
+    print(*gate_report(facts), f"the trained checkpoint is in {folder}", sep="\n")
+    print("next: mmemb-r1 train adaptive, or, to choose how often it thinks, mmemb-r1 calibrate")
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from hashlib import sha256
 from pathlib import Path
 
-from mmemb_r1.cli._training import FIELD, add_training_options, require_file, run_of
+from mmemb_r1.cli._training import FIELD, add_files, add_training_options, require_file, run_of
 
 HELP = """\
 Train an evaluator for `mmemb-r1 select`, where no strong chat model is at hand. It learns to answer yes or no to "does
@@ -15,22 +15,12 @@ optionally task, query_rationale and target_rationale), without a rationale, wit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="DIR",
-        help="the model to start from, a folder or a Hub id: a vision-language model, or an mmemb-r1 checkpoint",
-    )
-    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs to learn from, Parquet")
-    parser.add_argument(
-        "--eval-pairs", type=Path, metavar="FILE", help="pairs to measure on, that were not learnt from"
-    )
-    parser.add_argument(
-        "--rationales",
-        type=Path,
-        metavar="DIR",
-        help="what `mmemb-r1 rationales` wrote, from workers to be trusted; default: the columns of the pairs",
-    )
+    start = "the model to start from, a folder or a Hub id: a vision-language model, or an mmemb-r1 checkpoint"
+    parser.add_argument("--model", required=True, metavar="DIR", help=start)
+    add_files(parser, {"--pairs": "the pairs to learn from, Parquet"}, required=True)
+    add_files(parser, {"--eval-pairs": "pairs to measure on, that were not learnt from"})
+    trusted = "what `mmemb-r1 rationales` wrote, from workers to be trusted; default: the columns of the pairs"
+    parser.add_argument("--rationales", type=Path, metavar="DIR", help=trusted)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the evaluator goes")
     add_training_options(parser, "EvaluatorConfig")
     parser.add_argument(

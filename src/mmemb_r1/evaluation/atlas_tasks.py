@@ -31,12 +31,8 @@ def read_atlas_tasks(
     folder: str | os.PathLike[str], *, names: Sequence[str] | None = None, split: str = "test"
 ) -> TaskSource:
     """
-    Read the tasks of a split of an Atlas that `mmemb-r1 atlas build` wrote.
-
-    Args:
-        folder: the Atlas.
-        names: of tasks or groups. Default: all.
-        split: `"policy"`, `"validation"` or `"test"`. Default: `"test"`.
+    Read the tasks of a split (`"policy"`, `"validation"` or `"test"`) of an Atlas that `mmemb-r1 atlas build` wrote;
+    `names` are of tasks or groups, all by default.
     """
     from mmemb_r1.atlas import load_atlas
 
@@ -48,7 +44,9 @@ def read_atlas_tasks(
         pairs = pairs.select([row for row, task in enumerate(pairs["task"]) if task in wanted])
     data = {"dataset": "Atlas", "split": split, "content": atlas.manifest["content_hash"]}
     tasks = atlas_tasks(pairs, atlas.candidates, data, train_pairs=atlas.pairs["train"])
-    return TaskSource(tasks, {"dataset": "Atlas", "split": split, "candidates": _set_sizes(pairs, atlas.candidates)})
+    sizes = Counter(atlas.candidates["candidate_set"])
+    sizes_of_used = {name: sizes[name] for name in sorted(set(pairs["candidate_set"]))}
+    return TaskSource(tasks, {"dataset": "Atlas", "split": split, "candidates": sizes_of_used})
 
 
 def atlas_tasks(
@@ -69,13 +67,18 @@ def atlas_tasks(
         train_pairs: pairs whose most frequent answer per task gives the majority baseline; left out when `None`.
 
     Raises:
-        ValueError: if a set has no candidates, or one twice; a target is not among its candidates; a task has several
-            complexities or sets; or a pair id stands twice in a task.
+        ValueError: if a set has no candidates, or one twice; a target is none of them; a task has several complexities
+            or sets; or a pair id stands twice in a task.
     """
     kept = [name for name in (*COLUMNS, *OPTIONAL) if name in pairs.column_names]
     pairs = pairs.select_columns(kept)  # pictures of the other columns would be decoded for nothing
     sets = candidate_inputs(candidates, set(pairs["candidate_set"]))
-    majority = _majority(train_pairs, pairs)
+    inputs = {name: list(answers.values()) for name, answers in sets.items()}  # one list for all tasks of a set
+    majority: dict[str, float] = {}
+    if train_pairs is not None:
+        from mmemb_r1.atlas import majority_baseline
+
+        majority = majority_baseline(train_pairs, pairs)
     tasks = []
     for name, rows in sorted(rows_by(pairs["task"]).items()):
         own = pairs.select(rows)
@@ -85,8 +88,10 @@ def atlas_tasks(
                 f"the pairs of a task have the complexities {sorted(complexities)} and the candidate sets "
                 f"{sorted(names)}; a task has one of each"
             )
-        answers, targets = sets[names.pop()], list(own["target_id"])
-        target_rows(answers.rows, targets)
+        candidate_set, targets = names.pop(), list(own["target_id"])
+        answers = sets[candidate_set]
+        if missing := [target for target in targets if target not in answers]:
+            raise ValueError(f"the target {missing[0]!r} is not among the {len(answers)} candidates of its set")
         tasks.append(
             RetrievalTask(
                 name=name,
@@ -94,27 +99,19 @@ def atlas_tasks(
                 groups={"complexity": complexities.pop()},
                 query_ids=list(own["pair_id"]) if "pair_id" in kept else [str(row) for row in rows],
                 queries=[given_parts(value) for value in own["query"]],
-                candidate_ids=list(answers.rows),
-                candidates=answers.inputs,
+                candidate_ids=list(answers),
+                candidates=inputs[candidate_set],
                 relevance=[{target: 1.0} for target in targets],
                 clusters=list(own["entity"]) if "entity" in kept else None,
                 data=data or {},
-                baselines=majority.get(name, {}),
+                baselines={"majority": majority[name]} if name in majority else {},
             )
         )
     return tasks
 
 
-@dataclass(frozen=True)
-class CandidateInputs:
-    """Holds the answers that compete: candidate id -> row of `inputs`."""
-
-    rows: dict[str, int]
-    inputs: list[Any]
-
-
-def candidate_inputs(candidates: Dataset, names: set[str]) -> dict[str, CandidateInputs]:
-    """Look up the candidates of the named sets, sorted by name; refuse a set that is empty or holds one twice."""
+def candidate_inputs(candidates: Dataset, names: set[str]) -> dict[str, dict[str, Any]]:
+    """Look up the candidates of the named sets: set -> candidate id -> input; refuse an empty set, or an id twice."""
     rows_of_set = rows_by(candidates["candidate_set"])
     if missing := names - set(rows_of_set):
         raise ValueError(
@@ -123,34 +120,10 @@ def candidate_inputs(candidates: Dataset, names: set[str]) -> dict[str, Candidat
     sets = {}
     for name in sorted(names):
         table = candidates.select(rows_of_set[name])
-        rows = {candidate: row for row, candidate in enumerate(table["candidate_id"])}
-        if len(rows) < len(table):
+        sets[name] = dict(zip(table["candidate_id"], map(given_parts, table["input"]), strict=True))
+        if len(sets[name]) < len(table):
             raise ValueError(f"the candidate set {name!r} holds a candidate twice")
-        sets[name] = CandidateInputs(rows, [given_parts(value) for value in table["input"]])
     return sets
-
-
-def target_rows(rows: Mapping[str, int], target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Look up the row `(Q,)` of each target, from candidate id -> row; refuse a target that is no candidate."""
-    missing = [target for target in target_ids if target not in rows]
-    if missing:
-        raise ValueError(f"the target {missing[0]!r} is not among the {len(rows)} candidates of its set")
-    return np.array([rows[target] for target in target_ids])
-
-
-def _set_sizes(pairs: Dataset, candidates: Dataset) -> dict[str, int]:
-    """Count the candidates of each set that a pair names."""
-    sizes = Counter(candidates["candidate_set"])
-    return {name: sizes[name] for name in sorted(set(pairs["candidate_set"]))}
-
-
-def _majority(train_pairs: Dataset | None, pairs: Dataset) -> dict[str, dict[str, float]]:
-    """Score always giving a task's most frequent answer among `train_pairs`: task -> `{"majority": hit@1}`."""
-    if train_pairs is None:
-        return {}
-    from mmemb_r1.atlas import majority_baseline
-
-    return {task: {"majority": value} for task, value in majority_baseline(train_pairs, pairs).items()}
 
 
 @dataclass(frozen=True)
@@ -167,7 +140,7 @@ class CandidateSet:
 
     def places(self, target_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Look up the row `(Q,)` of each target among the candidates."""
-        return target_rows(self.rows, target_ids)
+        return np.array([self.rows[target] for target in target_ids])
 
 
 def embed_candidates(
@@ -177,8 +150,7 @@ def embed_candidates(
     settings = Settings(modes=("never",), document_reasoning=reasoning, batch_size=batch_size)
     encoder, sets = encoder_of(model, settings), {}
     for name, answers in candidate_inputs(candidates, names).items():
-        embedded = embed_all(
-            encoder, answers.inputs, side=DOCUMENT, reasoning=reasoning, batch_size=batch_size, ids=list(answers.rows)
-        )
-        sets[name] = CandidateSet(answers.rows, embedded.embeddings)
+        ids, inputs = list(answers), list(answers.values())
+        embedded = embed_all(encoder, inputs, side=DOCUMENT, reasoning=reasoning, batch_size=batch_size, ids=ids)
+        sets[name] = CandidateSet({one: row for row, one in enumerate(ids)}, embedded.embeddings)
     return sets

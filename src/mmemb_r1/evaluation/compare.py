@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmemb_r1.evaluation.report.layout import as_points, points_between
-from mmemb_r1.evaluation.report.terminal import Head, lined_table
-from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_query_rows, rows_path
+from mmemb_r1.evaluation.report.text import Head, as_points, lined_table, points_between
+from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, load_results, read_query_rows, rows_path
 from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
 from mmemb_r1.evaluation.statistics import Floats, holm, paired_difference
 from mmemb_r1.evaluation.tasks import members_of, task_names
@@ -47,17 +47,8 @@ class Run:
     def modes(self) -> list[str]:
         return list(self.results["config"]["modes"])
 
-    def rows(self, task: str, mode: str) -> Columns:
-        """Read the rows of a task and mode, one per query."""
-        return read_query_rows(rows_path(self.folder, task, mode))
 
-
-class _PairedRows(NamedTuple):
-    """Holds scores `(N,)` of A and of B, and clusters of the queries."""
-
-    a: Floats
-    b: Floats
-    clusters: list[str]
+PairedRows = tuple[Floats, Floats, list[str]]  # scores `(N,)` of A and of B, and clusters of the queries
 
 
 def compare_runs(
@@ -85,12 +76,10 @@ def compare_runs(
     Returns:
         A dict that JSON can hold: `format`, `a` and `b` (the runs' `config`), `num_samples`, `seed`, and
         `comparisons`, a list with `mode_a`, `mode_b`, `tasks` (name -> `metric`, `groups`, what [`Difference`] holds,
-        and `p_holm`, corrected over the tasks) and `summary` (group -> `tasks` and what [`Difference`] holds; over all
-        under `all`).
+        and `p_holm`, corrected over the tasks) and `summary` (group -> `tasks` and what [`Difference`] holds).
 
     Raises:
-        ValueError: if a folder holds no evaluation, the runs are not of the same tasks, data or queries, or lack a
-            mode; it says what differs.
+        ValueError: if a folder holds no evaluation, or the runs differ in tasks, data, queries or modes; it says how.
     """
     a, b = Run.load(first), Run.load(second)
     pairs = _mode_pairs(a, b, mode_a, mode_b)
@@ -102,7 +91,10 @@ def compare_runs(
     with progress_bar(progress) as bar:
         step = bar.add_task("drawing", total=len(pairs) * (len(names) + len(members)))
         for of_a, of_b in pairs:
-            rows = {name: _paired_rows(name, a.rows(name, of_a), b.rows(name, of_b)) for name in names}
+            rows = {}
+            for name in names:
+                both = (read_query_rows(rows_path(run.folder, name, mode)) for run, mode in ((a, of_a), (b, of_b)))
+                rows[name] = _paired_rows(name, *both)
             entries: dict[str, dict[str, Any]] = {}
             for name in names:
                 entries[name] = {**facts[name], **_difference(rows, [name], num_samples, seed)}
@@ -124,14 +116,14 @@ def compare_runs(
     }
 
 
-def _difference(rows: Mapping[str, _PairedRows], names: Sequence[str], num_samples: int, seed: int) -> dict[str, Any]:
+def _difference(rows: Mapping[str, PairedRows], names: Sequence[str], num_samples: int, seed: int) -> dict[str, Any]:
     """Compare over some tasks, each with the same weight."""
-    parts = [rows[name] for name in names]
+    a, b, clusters = zip(*(rows[name] for name in names), strict=True)
     found = paired_difference(
-        np.concatenate([part.a for part in parts]),
-        np.concatenate([part.b for part in parts]),
-        [cluster for part in parts for cluster in part.clusters],
-        [name for name, part in zip(names, parts, strict=True) for _ in part.clusters],
+        np.concatenate(a),
+        np.concatenate(b),
+        [*chain.from_iterable(clusters)],
+        [name for name, of_task in zip(names, clusters, strict=True) for _ in of_task],
         num_samples=num_samples,
         seed=seed,
     )
@@ -155,25 +147,21 @@ def _mode_pairs(a: Run, b: Run, mode_a: str | None, mode_b: str | None) -> list[
 
 
 def _common_tasks(a: Run, b: Run, wanted: Sequence[str] | None) -> list[str]:
-    names = {run.folder: _chosen_tasks(run, wanted) for run in (a, b)}
-    for one, other in ((a, b), (b, a)):
-        if alone := sorted(set(names[one.folder]) - set(names[other.folder])):
+    chosen = []
+    for run in (a, b):
+        groups = {name: entry["groups"] for name, entry in run.results["tasks"].items()}
+        try:
+            chosen.append(list(groups) if wanted is None else task_names(groups, wanted))
+        except ValueError as error:
+            raise ValueError(f"{run.folder}: {error}") from error
+    for one, other, names, others in ((a, b, *chosen), (b, a, *reversed(chosen))):
+        if alone := sorted(set(names) - set(others)):
             shown = ", ".join(alone[:3]) + (" ..." if len(alone) > 3 else "")
             raise ValueError(
                 f"{one.folder} has {len(alone)} tasks that {other.folder} lacks: {shown}; name the tasks to compare "
                 "(--tasks), or evaluate both on the same"
             )
-    return names[a.folder]
-
-
-def _chosen_tasks(run: Run, wanted: Sequence[str] | None) -> list[str]:
-    groups = {name: entry["groups"] for name, entry in run.results["tasks"].items()}
-    if wanted is None:
-        return list(groups)
-    try:
-        return task_names(groups, wanted)
-    except ValueError as error:
-        raise ValueError(f"{run.folder}: {error}") from error
+    return chosen[0]
 
 
 def _check_data(a: Run, b: Run, names: Sequence[str]) -> None:
@@ -195,7 +183,7 @@ def _check_data(a: Run, b: Run, names: Sequence[str]) -> None:
             )
 
 
-def _paired_rows(task: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> _PairedRows:
+def _paired_rows(task: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> PairedRows:
     """Pair the rows of a task in two runs, in the order of A's queries."""
     place = {query: row for row, query in enumerate(b["query_id"])}
     if different := sorted(set(a["query_id"]) ^ set(place)):
@@ -210,18 +198,14 @@ def _paired_rows(task: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> _Pair
             f"{task}: the query {a['query_id'][row]!r} is of the cluster {a['cluster'][row]!r} in one run and of "
             f"{b['cluster'][order][row]!r} in the other; evaluate both on the same data"
         )
-    return _PairedRows(a["score"], b["score"][order], a["cluster"].tolist())
+    return a["score"], b["score"][order], a["cluster"].tolist()
 
 
 ALPHA = 0.05  # p values below it are called significant
 
 
 def paired_table(comparison: Mapping[str, Any]) -> Table:
-    """
-    Lay out one of the `comparisons` as a `rich` table: per task, group and over all both scores, what B gains in
-    points with the 95 % interval, the share of draws in which it gains, and p values, of tasks also corrected for
-    their number.
-    """
+    """Lay out one of the `comparisons` as a `rich` table: both scores, what B gains in points, and p values."""
     modes = comparison["mode_a"], comparison["mode_b"]
     title = f"B - A, {modes[0]}" if modes[0] == modes[1] else f"{modes[1]} of B - {modes[0]} of A"
     names = ("n", "A", "B", "B - A", "95 %", "B > A in", "p", "p (Holm)")

@@ -34,9 +34,8 @@ class Embedded:
 
     Attributes:
         embeddings: `(N, D)` float32.
-        reasoned: `(N,)` whether each thought.
-        num_reasoning_tokens: `(N,)` int64, of its rationale.
-        num_reasoning_rounds: `(N,)` int64, how often it thought.
+        reasoned: `(N,)` whether each has a rationale.
+        num_reasoning_tokens, num_reasoning_rounds: `(N,)` int64, of its rationale.
         gate_prob: `(N,)` float64; `None` of a model without a gate.
         rationales: of each input, `""` if none; `None` of a model that writes none.
         seconds: what embedding took, without what a cache took.
@@ -71,15 +70,15 @@ class Encoder(Protocol):
         """Embed inputs at once; arguments as in [`embed_all`]."""
 
 
-def settings_beside(model: SentenceTransformer) -> dict[str, Any]:
-    """Collect what a loaded model may be told beside its checkpoint."""
-    return {"truncate_dim": model.truncate_dim, "prompts": saved_prompts(model)}
-
-
 def saved_prompts(model: Any) -> dict[str, str]:
     """Look up the prompts that a model saved: side -> prompt."""
     saved = getattr(model, "prompts", None) or {}
     return {side: saved[side] for side in (QUERY, DOCUMENT) if saved.get(side)}
+
+
+def _settings_beside(model: SentenceTransformer) -> dict[str, Any]:
+    """Collect what a loaded model may be told beside its checkpoint."""
+    return {"truncate_dim": model.truncate_dim, "prompts": saved_prompts(model)}
 
 
 def check_count(rows: Sequence[Any], inputs: Sequence[Any]) -> None:
@@ -94,8 +93,8 @@ Made = TypeVar("Made")
 
 def in_parts(inputs: Sequence[Any], batch_size: int, embed: Callable[[list[Any]], Made]) -> Iterator[tuple[int, Made]]:
     """
-    Call a function with inputs part by part, 16 batches each, and yield the number of a part's first input and what
-    was made of it. An [`InputError`] of the function gets the number of the input among all of them.
+    Call a function with parts of 16 batches each, and yield the number of a part's first input and what was made of
+    it. An [`InputError`] of the function gets the number of the input among all of them.
     """
     from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 
@@ -120,13 +119,10 @@ def embed_all(
     advance: Callable[[int], None] = lambda count: None,
 ) -> Embedded:
     """
-    Embed inputs part by part, so that no more of them are read than one part has.
+    Embed N inputs, at least one, part by part: no more of them are read than one part has.
 
     Args:
-        encoder: the model.
-        inputs: N of them, at least one; read in order.
         side: `"query"` or `"document"`.
-        reasoning: mode.
         batch_size: inputs that are read at once; a part has 16 times as many.
         prompt: instruction of inputs that have none of their own. `None`: what the model saved for the side.
         ids: of the inputs, for errors. Default: their numbers.
@@ -156,14 +152,12 @@ def _joined(parts: list[Embedded]) -> Embedded:
     def column(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    rationales: list[str] = [text for part in parts for text in part.rationales or []]
+    first = parts[0]
+    arrays = ("embeddings", "reasoned", "num_reasoning_tokens", "num_reasoning_rounds")
     return Embedded(
-        embeddings=column("embeddings"),
-        reasoned=column("reasoned"),
-        num_reasoning_tokens=column("num_reasoning_tokens"),
-        num_reasoning_rounds=column("num_reasoning_rounds"),
-        gate_prob=None if parts[0].gate_prob is None else column("gate_prob"),
-        rationales=None if parts[0].rationales is None else rationales,
+        **{name: column(name) for name in arrays},
+        gate_prob=None if first.gate_prob is None else column("gate_prob"),
+        rationales=None if first.rationales is None else [text for part in parts for text in part.rationales or []],
         seconds=sum(part.seconds for part in parts),
         timed=sum(part.timed for part in parts),
     )
@@ -211,14 +205,14 @@ class AdaptiveEncoder:
             return {"checkpoint": None}
         from mmemb_r1.fingerprint import checkpoint_fingerprint
 
-        return {"checkpoint": checkpoint_fingerprint(*self.model), **settings_beside(self.model)}
+        return {"checkpoint": checkpoint_fingerprint(*self.model), **_settings_beside(self.model)}
 
     def reasoning_options(self) -> dict[str, Any]:
         if not hasattr(self.model, "embedding_cache"):
             return self.given
-        from mmemb_r1.modeling.configuration_mmemb_r1 import resolve_reasoning
+        from mmemb_r1.modeling.options_mmemb_r1 import resolve_reasoning
 
-        resolved = resolve_reasoning(self.model[0].model.config, self.given)
+        resolved = resolve_reasoning(self.model[0].model.config, self.given, "query")
         return {name: resolved[name] for name in OPTIONS}
 
     def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
@@ -277,17 +271,15 @@ def check_cache(model: Any, cache: EmbeddingCache | None) -> None:
 
 class PlainEncoder:
     """
-    Embeds with any sentence-transformers model, which never thinks.
-
-    The instruction of an input, else the prompt of its task, takes the place of the prompt that the model saved for
-    the side.
+    Embeds with any sentence-transformers model, which never thinks. The instruction of an input, else the prompt of
+    its task, takes the place of the prompt that the model saved for the side.
     """
 
     def __init__(self, model: SentenceTransformer, settings: Settings) -> None:
         self.model, self.batch_size = model, settings.batch_size
 
     def facts(self) -> dict[str, Any]:
-        return {"checkpoint": plain_fingerprint(self.model), **settings_beside(self.model)}
+        return {"checkpoint": plain_fingerprint(self.model), **_settings_beside(self.model)}
 
     def reasoning_options(self) -> dict[str, Any]:
         return {}
@@ -303,31 +295,23 @@ class PlainEncoder:
             instruction, rest = _without_instruction(value)
             of_instruction[instruction or prompt].append(row)
             values.append(rest)
-        embeddings: npt.NDArray[np.float32] | None = None
         start = time.perf_counter()
+        parts = []
         for instruction, rows in of_instruction.items():
-            part = encode(
-                [values[row] for row in rows],
-                batch_size=self.batch_size,
-                show_progress_bar=False,
-                **({"prompt": instruction if apart else separated(instruction)} if instruction else {}),
-            )
+            given = {"prompt": instruction if apart else separated(instruction)} if instruction else {}
+            chosen = [values[row] for row in rows]
+            part = encode(chosen, batch_size=self.batch_size, show_progress_bar=False, **given)
             check_count(part, rows)
-            if embeddings is None:
-                embeddings = np.empty((len(inputs), part.shape[1]), dtype=np.float32)
-            embeddings[rows] = part
+            parts.append(part)
         seconds = time.perf_counter() - start
-        if embeddings is None:
-            raise ValueError("there are no inputs to embed")
+        embeddings = np.empty((len(inputs), parts[0].shape[1]), dtype=np.float32)
+        embeddings[[row for rows in of_instruction.values() for row in rows]] = np.concatenate(parts)
         nothing = np.zeros(len(inputs), dtype=np.int64)
         return Embedded(embeddings, nothing.astype(bool), nothing, nothing, None, None, seconds, len(inputs))
 
 
 def plain_fingerprint(model: SentenceTransformer) -> str:
-    """
-    Compute a digest of what turns an input into a vector, as far as any sentence-transformers model tells: its
-    weights, the settings and configurations of its modules, and its tokenizer's vocabulary. 64 hexadecimal digits.
-    """
+    """Compute a digest of weights, modules' settings and configurations, and vocabulary: 64 hexadecimal digits."""
     from mmemb_r1.fingerprint import weights_digest
 
     facts: list[Any] = [weights_digest(model)]
@@ -352,8 +336,7 @@ def separated(prompt: str) -> str:
 
 def _without_instruction(value: Any) -> tuple[str | None, Any]:
     """
-    Split an input into its own instruction and what else it has, as other models take it: text alone as a string, and
-    pictures opened that are bytes.
+    Split an input into its instruction and the rest as other models take it: text as a string, pictures opened.
 
     >>> _without_instruction({"text": "a dog", "instruction": "Name the breed."})
     ('Name the breed.', 'a dog')
@@ -392,7 +375,7 @@ def encoder_of(
     plain: SentenceTransformer = model
     if any(type(module).__name__ == ADAPTIVE_MODULE for module in plain):
         raise ValueError(
-            f"this mmemb-r1 checkpoint was loaded as a {type(model).__name__}, which does not say when it thought; "
+            f"this mmemb-r1 checkpoint was loaded as a {type(model).__name__}, which does not say when it reasoned; "
             "load it as mmemb_r1.MMEmbR1"
         )
     check_cache(plain, cache)

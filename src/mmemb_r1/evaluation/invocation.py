@@ -21,15 +21,13 @@ class Answers:
     Holds both answers to each query of one or several tasks, and what the gate said.
 
     Args:
-        task: `(N,)` names.
-        cluster: `(N,)` names of what the queries are about.
-        never: `(N,)` scores of the direct vectors, say 1 where the right candidate came first.
-        always: `(N,)` scores of the reasoned vectors.
+        task, cluster: `(N,)` names of the tasks, and of what the queries are about.
+        never, always: `(N,)` scores of the direct and the reasoned vectors, say 1 where the right one came first.
         tokens: `(N,)` of each query's rationale.
         gate_prob: `(N,)` probabilities that the gate thinks. `None` for models without a gate.
         seconds_never, seconds_always: `(N,)` that a query of its task takes in each mode. `None` if not measured.
-        alignment_never, alignment_always: `(N,)` how close each vector comes to the right candidate, 0 to 1; NaN where
-            it was not measured. `None` if it never was.
+        target_probability_never, target_probability_always: `(N,)` of the right candidate, with either vector; NaN
+            where it was not measured. `None` if it never was.
 
     Raises:
         ValueError: if there are no queries, lengths differ, or a number that has to be there is not finite.
@@ -43,8 +41,8 @@ class Answers:
     gate_prob: npt.NDArray[Any] | None = None
     seconds_never: npt.NDArray[Any] | None = None
     seconds_always: npt.NDArray[Any] | None = None
-    alignment_never: npt.NDArray[Any] | None = None
-    alignment_always: npt.NDArray[Any] | None = None
+    target_probability_never: npt.NDArray[Any] | None = None
+    target_probability_always: npt.NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.task):
@@ -69,10 +67,7 @@ class Answers:
         return self.gate() >= threshold
 
     def threshold(self, share: float) -> float:
-        """
-        Find the highest threshold at which at least this share of all queries thinks, the nearest whole number of
-        them; infinite for none. Queries of equal probability think together.
-        """
+        """Find the highest threshold at which at least this share of all queries thinks; infinite for none."""
         if not 0 <= share <= 1:
             raise ValueError(f"share={share}; allowed: 0 to 1")
         number = round(share * len(self.task))
@@ -85,10 +80,10 @@ class Answers:
         return self.gate_prob
 
     def gap(self) -> Floats:
-        """Compute the utility gap `(N,)`: alignment of the reasoned vector minus that of the direct one, or NaN."""
-        if self.alignment_never is None or self.alignment_always is None:
+        """Compute the utility gap `(N,)`: target probability after the rationale minus that before, or NaN."""
+        if self.target_probability_never is None or self.target_probability_always is None:
             return np.full(len(self.task), np.nan)
-        return self.alignment_always.astype(np.float64) - self.alignment_never.astype(np.float64)
+        return self.target_probability_always.astype(np.float64) - self.target_probability_never.astype(np.float64)
 
 
 LEAST_GAP = 0.1  # of the utility gap's size, for the gate to be judged by its sign
@@ -110,11 +105,7 @@ class GateQuality(NamedTuple):
 
 
 def gate_quality(answers: Answers, least_gap: float = LEAST_GAP, *, seed: int = 0) -> GateQuality | None:
-    """
-    Judge how well the gate's probability tells whether thinking pays, where the gap is at least `least_gap` in size.
-
-    Returns `None` if no query's gap is known.
-    """
+    """Judge how well the gate tells whether thinking pays, where the gap counts; `None` if no gap is known."""
     gate, gap = answers.gate(), answers.gap()
     known = ~np.isnan(gap)
     if not known.any():
@@ -136,13 +127,8 @@ def auc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike |
     """
     Compute the area under the ROC curve: how often a positive scores above a negative, ties counting half.
 
-    Args:
-        scores: `(N,)`.
-        positive: `(N,)` booleans.
-        weights: `(D, N)`: how often each entry counts, in each of D cases. Default: once, in one case.
-
-    Returns:
-        `(D,)`, NaN where there is no positive or no negative.
+    Takes `(N,)` scores and signs, and `(D, N)` how often each entry counts in each of D cases (default: once, in one
+    case). Returns `(D,)`, NaN where there is no positive or no negative.
 
     >>> auc([0.9, 0.5, 0.5, 0.1], [True, True, False, False]).tolist()
     [0.875]
@@ -155,9 +141,8 @@ def auc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike |
         )
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf) > 0)  # (L,) where a new level of scores begins
-    up, down = (
-        np.add.reduceat(times[:, order] * part[order], starts, axis=1) for part in (signs, ~signs)
-    )  # (D, L) each
+    # (D, L) each
+    up, down = (np.add.reduceat(times[:, order] * part[order], starts, axis=1) for part in (signs, ~signs))
     below = np.cumsum(down, axis=1) - down / 2
     pairs = up.sum(axis=1) * down.sum(axis=1)
     return np.divide((up * below).sum(axis=1), pairs, out=np.full(len(times), np.nan), where=pairs > 0)
@@ -176,7 +161,7 @@ def _interval(values: Floats) -> Interval:
 
 
 def coin(means: dict[str, Floats], ratio: float) -> Floats:
-    """Compute expected scores `(1 + S,)` if every query thought with the probability `ratio`."""
+    """Compute expected scores `(1 + S,)` if every query had a rationale with the probability `ratio`."""
     return ratio * means["always"] + (1 - ratio) * means["never"]
 
 
@@ -195,18 +180,14 @@ class Choice(NamedTuple):
     Says what a choice of the queries that think is worth: means over tasks, with intervals.
 
     Attributes:
-        never, always: scores of the fixed modes.
-        auto: score of the choice.
+        never, always, auto: scores of the fixed modes and of the choice.
         oracle: score if every query got the better of its two vectors.
-        random: expected score if every query thought with the probability `invocation`.
+        random: expected score if every query had a rationale with the probability `invocation`.
         invocation: share of the queries that think.
-        tokens: of a query's rationale, 0 where it does not think.
-        tokens_always: if all think.
+        tokens, tokens_always: of a query's rationale, 0 where it does not think; and if all think.
         better_fixed: `"never"` or `"always"`, whichever scores higher.
-        gain: auto minus the better fixed mode.
-        headroom: oracle minus the better fixed mode.
-        captured: gain as a share of the head-room; below 0 if the choice is worse than the fixed mode. `None` if there
-            is no head-room.
+        gain, headroom: auto and oracle, minus the better fixed mode.
+        captured: gain as a share of the head-room, below 0 if the choice is worse. `None` if there is no head-room.
         over_random: auto minus random.
         queries: how many.
     """
@@ -232,11 +213,7 @@ def judge_choice(answers: Answers, thinks: npt.NDArray[np.bool_], *, seed: int =
     Compare a choice with the fixed modes, the best choice and a coin, query by query.
 
     In every draw the share at which the coin thinks, and which fixed mode is the better one, are those of all queries.
-
-    Args:
-        answers: N queries.
-        thinks: `(N,)`, say `answers.thinks(0.5)`.
-        seed: of the bootstrap.
+    `thinks` is `(N,)`, say `answers.thinks(0.5)`; `seed` is that of the bootstrap.
 
     >>> two = np.array([0.0, 1.0])
     >>> answers = Answers(np.array(["a", "a"]), np.array(["x", "y"]), never=two, always=1 - two, tokens=two)
@@ -280,14 +257,12 @@ class CurvePoint(NamedTuple):
 
     Attributes:
         threshold: queries whose probability is at least this think; infinite if none does.
-        share: of all queries, those that think.
-        invocation: the same as a mean over tasks.
-        score: mean over tasks.
-        random: expected score if every query thought with the probability `invocation`.
+        share, invocation: of all queries those that think, and the same as a mean over tasks.
+        score, tokens: means over tasks; tokens are 0 where a query does not think.
+        random: expected score if every query had a rationale with the probability `invocation`.
         over_random: score minus random.
-        tokens: of a query's rationale, 0 where it does not think; mean over tasks.
-        seconds: expected per query, mean over tasks: those that think take what their task takes with `always`, the
-            others what it takes with `never`. `None` if times are not known.
+        seconds: expected per query, mean over tasks: a query takes what its task takes in the mode that it is
+            embedded in. `None` if times are not known.
     """
 
     threshold: float
@@ -312,7 +287,6 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
     thresholds = [answers.threshold(share) for share in shares]
     decided = [answers.thinks(threshold) for threshold in thresholds]
     direct, reasoned = answers.seconds_never, answers.seconds_always
-    timed = direct is not None and reasoned is not None
     columns = {"never": answers.never, "always": answers.always}
     for place, thinks in enumerate(decided):
         columns[f"score-{place}"] = choice_scores(answers, thinks)
@@ -334,7 +308,7 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
                 random=_interval(random),
                 over_random=_interval(score - random),
                 tokens=float(means[f"tokens-{place}"][0]),
-                seconds=float(means[f"seconds-{place}"][0]) if timed else None,
+                seconds=float(means[f"seconds-{place}"][0]) if f"seconds-{place}" in means else None,
             )
         )
     return points
@@ -342,8 +316,7 @@ def invocation_curve(answers: Answers, shares: Sequence[float] = SHARES, *, seed
 
 def efficient(costs: npt.ArrayLike, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """
-    Find the points `(N,)` on the frontier of cost and score: no other one scores higher for as little or less. Of
-    points alike in both, all or none.
+    Find the points `(N,)` on the frontier of cost and score: no other one scores higher for as little or less.
 
     >>> efficient([1.0, 2.0, 3.0, 2.0], [0.5, 0.7, 0.6, 0.4]).tolist()
     [True, True, False, False]

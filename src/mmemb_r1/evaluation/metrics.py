@@ -137,10 +137,9 @@ def _find_places(scores: Floats, relevance: Floats, tolerance: float) -> Places:
     Find the tie groups of relevant candidates, and how many candidates each of them holds.
 
     A group is led by the best relevant candidate that is in no group yet, and holds all that score within `tolerance`
-    of it, less what the group before holds. So a group never spans more than twice the tolerance, whereas chains of
-    neighbours closer than that can run through half of a large pool; and it does not depend on the order in which
-    candidates are given. Those that are not relevant, and not tied with one that is, only count.
-    Scores `(Q, C)` are `-inf` where a query has no candidate.
+    of it, less what the group before holds. So a group never spans more than twice the tolerance, and does not depend
+    on the order of candidates. Those that are not relevant, and not tied with one that is, only count. Scores `(Q, C)`
+    are `-inf` where a query has no candidate.
     """
     relevant = relevance > 0
     query, column = np.nonzero(relevant)  # (N,) each
@@ -272,22 +271,6 @@ def per_query_of(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _hit(places: Places, k: int) -> Floats:
-    return _at_best(places, _cut(np.ones(places.num_candidates), k))
-
-
-def _mrr(places: Places, k: int) -> Floats:
-    return _at_best(places, _cut(1 / _all_ranks(places), k))
-
-
-def _recall(places: Places, k: int) -> Floats:
-    return _found_until(places, k) / np.bincount(places.query)
-
-
-def _precision(places: Places, k: int) -> Floats:
-    return _found_until(places, k) / k
-
-
 def _found_until(places: Places, k: int) -> npt.NDArray[Any]:
     """Count `(Q,)` the relevant candidates among the first `k`; a mean over orders where they are tied."""
     return np.bincount(places.query, _mean_at(places, _cut(np.ones(places.num_candidates), k)))
@@ -309,10 +292,6 @@ def _map(places: Places, k: int) -> Floats:
     ones_before = within - (above + 1) * reciprocals  # sum of (j - 1) / (A + j)
     precision = ((places.relevant_above + 1) * reciprocals + share * ones_before) / tied
     return np.bincount(places.query, precision) / np.bincount(places.query)
-
-
-def _ndcg_linear(places: Places, k: int) -> Floats:
-    return _ndcg(places, places.grade, k)
 
 
 def _ndcg_exponential(places: Places, k: int) -> Floats:
@@ -364,12 +343,12 @@ def _at_best(places: Places, weights: Floats) -> Floats:
 
 
 METRICS: Mapping[str, Callable[[Places, int], Floats]] = {
-    "hit": _hit,
-    "recall": _recall,
-    "precision": _precision,
-    "mrr": _mrr,
+    "hit": lambda places, k: _at_best(places, _cut(np.ones(places.num_candidates), k)),
+    "recall": lambda places, k: _found_until(places, k) / np.bincount(places.query),
+    "precision": lambda places, k: _found_until(places, k) / k,
+    "mrr": lambda places, k: _at_best(places, _cut(1 / _all_ranks(places), k)),
     "map": _map,
-    "ndcg_linear": _ndcg_linear,
+    "ndcg_linear": lambda places, k: _ndcg(places, places.grade, k),
     "ndcg_exponential": _ndcg_exponential,
 }
 NEED_CUTOFF = ("hit", "recall", "precision")  # have no meaning without @k

@@ -18,8 +18,8 @@ except ImportError as error:
     raise ImportError("mteb is missing: pip install 'mmemb-r1[eval]'") from error
 
 from mmemb_r1.fingerprint import checkpoint_fingerprint
-from mmemb_r1.modeling.configuration_mmemb_r1 import REASONING_OPTIONS
 from mmemb_r1.modeling.inputs_mmemb_r1 import EmptyText
+from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -43,9 +43,8 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
 
         mteb.evaluate(MTEBModel(model, reasoning="auto"), tasks=mteb.get_tasks(["VidoreDocVQARetrieval"]))
 
-    mteb takes a sentence-transformers model for one of text alone; this one says what it reads. Queries, and inputs of
-    tasks that have no documents, are embedded with the options that are given here or in `encode_kwargs`; documents
-    with `document_reasoning` in the place of `reasoning`.
+    Queries, and inputs of tasks that have no documents, are embedded with the options that are given here or in
+    `encode_kwargs`; documents with `document_reasoning` in the place of `reasoning`.
 
     mteb keeps results by the model's name, by options given here, and by the revision, which is a digest of all else
     that changes a vector or a score: the checkpoint, prompts, `truncate_dim`, the similarity, how videos are sampled.
@@ -56,7 +55,6 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
     `encode` refuses, are embedded as an empty turn; a warning counts them.
 
     Args:
-        model: the model.
         name: its id, `org/name`. Default: the id that it was loaded by from the Hub, else `local/` and the last part
             of its path.
         **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of `encode`, and

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 from mmemb_r1._lazy import import_object
@@ -30,8 +29,8 @@ def read_tasks(
     Read tasks, for `run_evaluation` and `run_diagnosis`.
 
     Args:
-        reader: `"atlas"`, `"mmeb"`, `"pairs"`, or the import path of a function of one's own, `module:function`. It is
-            called with the source and the options, and returns or yields [`RetrievalTask`] objects.
+        reader: a name of `READERS`, or the import path of a function of one's own, `module:function`. It is called
+            with the source and the options, and returns or yields [`RetrievalTask`] objects.
         source: what is read: a folder, a file, or whatever the reader takes.
         names: of tasks or groups. Default: all.
         limit: the first so many queries of each task, for a quick look. Default: all.
@@ -42,7 +41,12 @@ def read_tasks(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit}: at least 1 is needed")
-    read = _reader(reader)
+    if reader not in READERS and ":" not in reader:
+        raise ValueError(
+            f"there is no reader {reader!r}; allowed: {', '.join(READERS)}, or the import path of one of your own, "
+            "module:function"
+        )
+    read = import_object(READERS.get(reader, reader))
     if reader in READERS:
         found = read(os.fspath(source), names=names, **options)
     else:
@@ -53,15 +57,3 @@ def read_tasks(
         return found
     few = (first_queries(task, limit) for task in found.tasks)
     return replace(found, tasks=few, noted={**found.noted, "limit": limit})
-
-
-def _reader(name: str) -> Callable[..., Any]:
-    if name in READERS:
-        module, _, function = READERS[name].partition(":")
-        return getattr(import_module(module), function)
-    if ":" not in name:
-        raise ValueError(
-            f"there is no reader {name!r}; allowed: {', '.join(READERS)}, or the import path of one of your own, "
-            "module:function"
-        )
-    return import_object(name)

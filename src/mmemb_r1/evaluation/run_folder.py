@@ -130,24 +130,18 @@ def load_results(path: str | os.PathLike[str]) -> Results:
 
 
 def _of_format_1(results: Results) -> Results:
-    """Upgrade results of before there were other metrics than hit@1 and other groups than complexities."""
+    """Upgrade results of before there were other metrics and groups; what is damaged stays, and readers say so."""
     for part in ("tasks", "summary"):
         entries = results[part].values() if isinstance(results[part], dict) else ()
-        for entry in entries:
-            if part == "tasks" and isinstance(entry, dict):
-                groups = {"complexity": entry["complexity"]} if "complexity" in entry else {}
+        for entry in (one for one in entries if isinstance(one, dict)):
+            if part == "tasks":
                 entry.setdefault("metric", "hit@1")
-                entry.setdefault("groups", groups)
-            for numbers in _objects(entry):
-                if "hit@1" in numbers:
+                entry.setdefault("groups", {"complexity": entry["complexity"]} if "complexity" in entry else {})
+            modes = entry.get("modes")
+            for numbers in modes.values() if isinstance(modes, dict) else ():
+                if isinstance(numbers, dict) and "hit@1" in numbers:
                     numbers.setdefault("score", numbers["hit@1"])
     return {"format": FORMAT, **results}
-
-
-def _objects(entry: Any) -> list[dict[str, Any]]:
-    """List the objects under a task's or a group's modes; what is damaged has none, and readers say so."""
-    modes = entry.get("modes") if isinstance(entry, dict) else None
-    return [numbers for numbers in modes.values() if isinstance(numbers, dict)] if isinstance(modes, dict) else []
 
 
 RUN_FILE, TASK_FILE, RESULTS_FILE = "run.json", "task.json", "results.json"
@@ -161,9 +155,8 @@ class Measured:
     Attributes:
         numbers: means over the queries, what JSON holds: `score`, its `interval`, the metrics, `invocation_ratio`,
             `mean_reasoning_tokens`, `seconds_per_query` (`None` if nothing was timed), and `no_image` where measured.
-        rows: columns `(Q,)`: `query_id`, `cluster`, `score`, `rank`, `margin` (NaN: there is no other candidate),
-            `alignment`, `gate_prob` (NaN: there is no gate), `reasoned`, `num_reasoning_tokens`,
-            `num_reasoning_rounds`, and `rationale` and `query_text` (`None`: not asked for).
+        rows: columns `(Q,)`, those of `COLUMNS`; NaN in `margin` is of queries without another candidate, in
+            `gate_prob` of models without a gate, and `None` in `rationale` and `query_text`: not asked for.
     """
 
     numbers: dict[str, Any]
@@ -172,10 +165,8 @@ class Measured:
 
 class RunFolder:
     """
-    Keeps what is measured, file by file, each written whole or not at all.
-
-    `facts` are what makes this another run: the checkpoint, the settings. If another one was begun in the folder, an
-    error says what differs.
+    Keeps what is measured, file by file, each written whole or not at all. `facts` are what makes this another run:
+    the checkpoint, the settings. If another one was begun in the folder, an error says what differs.
     """
 
     def __init__(self, folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
@@ -185,20 +176,16 @@ class RunFolder:
     def begin(self, task: RetrievalTask, digest: str) -> None:
         """Note what a task asks, by its `task_digest`; an error if the task of this name was another one before."""
         facts = {"name": task.name, "metric": task.metric, "data": dict(task.data), "digest": digest}
-        record_run(
-            rows_path(self.folder, task.name, TASK_FILE).with_name(TASK_FILE),
-            facts,
-            what=f"{task.name} in {self.folder}",
-        )
+        note = rows_path(self.folder, task.name, TASK_FILE).with_name(TASK_FILE)
+        record_run(note, facts, what=f"{task.name} in {self.folder}")
 
     def find(self, task: str, mode: str) -> Measured | None:
         """Read what was measured before, if anything was."""
         path = numbers_path(self.folder, task, mode)
         if not path.is_file():
             return None
-        return Measured(
-            json.loads(path.read_text(encoding="utf-8")), read_query_rows(rows_path(self.folder, task, mode))
-        )
+        rows = read_query_rows(rows_path(self.folder, task, mode))
+        return Measured(json.loads(path.read_text(encoding="utf-8")), rows)
 
     def keep(self, task: str, mode: str, measured: Measured) -> None:
         """Keep what is measured: the numbers come last, for they say that it is done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,19 +54,19 @@ def run_evaluation(
 
     Candidates are embedded once per task, or once for several tasks that hold the same sequence of them. With
     `output`, every task and mode is written as soon as it is measured, and the same call goes on where a killed one
-    stopped: nothing that is there is embedded again. docs/evaluation.md says what the folder holds.
+    stopped. docs/evaluation.md says what the folder holds.
 
     Args:
         model: an [`MMEmbR1`], anything with its `explain`, or any sentence-transformers model, in the mode `"never"`.
         tasks: what `read_tasks` returned, or tasks of one's own; names have to be unique.
         settings: how. Default: `Settings()`.
         output: the folder for rows, results and reports. Default: nothing is written.
-        cache: where vectors of mmemb-r1 models are kept, for other runs, too. Default: `cache` in `output`, so that
-            a killed run loses a batch and not a task; without `output`, what the model has as its `embedding_cache`.
-        checkpoint: what names the weights of a model with an `explain` of its own, another name for other weights;
-            needed there with `output`. Of models whose weights are known it is taken from these, and refused.
+        cache: where vectors of mmemb-r1 models are kept. Default: `cache` in `output`, so that a killed run loses a
+            batch and not a task; without `output`, what the model has as its `embedding_cache`.
+        checkpoint: what names the weights of a model with an `explain` of its own; needed there with `output`, refused
+            of models whose weights are known.
         config: what else to note about this run, say the model's name and the seed.
-        progress: whether to show bars on standard error; defaults to `True`. A line per task and mode is logged.
+        progress: whether to show bars on standard error; defaults to `True`.
 
     Returns:
         A dict that JSON can hold: `format`; `config`; `tasks`, per task `metric`, `groups`, `n`, `candidates`, `data`
@@ -76,9 +76,8 @@ def run_evaluation(
         and over all; and `overall`, of benchmarks that have one.
 
     Raises:
-        ValueError: if there are no tasks, or two of one name; if `output` holds another checkpoint's run, one with
-            other settings or of other data, or nothing tells which checkpoint's it is to hold; if a model can't do
-            what the settings ask, or gives vectors that are not finite, too many or too few.
+        ValueError: if there are no tasks, or two of one name; if `output` holds another run, or nothing tells which
+            checkpoint's it is to hold; if a model can't do what the settings ask, or gives unfit vectors.
     """
     settings, source = settings or Settings(), TaskSource.of(tasks)
     if output is not None and cache is None and hasattr(model, "embedding_cache"):
@@ -127,13 +126,7 @@ def in_turn(tasks: Iterable[RetrievalTask], bar: Progress) -> Iterator[Retrieval
 
 class TaskRunner:
     """
-    Measures the tasks of one evaluation, one after the other.
-
-    Args:
-        encoder: the model.
-        settings: how.
-        folder: where what is measured is kept and found again. `None`: nowhere.
-        bar: shows how far it is.
+    Measures the tasks of one evaluation, one after the other; `folder` keeps what is measured, if there is one.
 
     Attributes:
         entries: task name -> what results tell of it.
@@ -164,38 +157,31 @@ class TaskRunner:
         self.entries[task.name] = _entry(task, digest, measured)
 
     def _in_mode(self, task: RetrievalTask, mode: str) -> Measured:
-        candidates = self.candidates.of(task, self._candidates)
-        embedded = self._embed(task, mode, task.queries, task.query_ids)
+        candidates = self.candidate_vectors(task)
+        embedded = self._embed(task, QUERY, mode, task.queries, task.query_ids)
         scored = score_queries(task, embedded.embeddings, candidates)
         rows = _task_rows(task, embedded, scored, rationales=self.settings.rationales)
         numbers = _task_means(embedded, scored, rows)
         if self.settings.no_image and mode != "auto" and (blind := without_images(task.queries)):
-            numbers["no_image"] = self._blind_score(task, mode, blind, candidates)
+            from mmemb_r1.content import distinct
+
+            unique, index = distinct(blind)  # many are the same question
+            vectors = self._embed(task, QUERY, mode, unique, None).embeddings[index]
+            numbers["no_image"] = float(score_queries(task, vectors, candidates).metrics[task.metric].mean())
         return Measured(numbers, rows)
 
-    def _blind_score(
-        self, task: RetrievalTask, mode: str, queries: Sequence[Any], candidates: npt.NDArray[np.float32]
-    ) -> float:
-        from mmemb_r1.content import distinct
+    def candidate_vectors(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
+        """Embed the candidates of a task, unless they are those of one before: `(C, D)`."""
+        mode = self.settings.document_reasoning
+        return self.candidates.of(
+            task, lambda task: self._embed(task, DOCUMENT, mode, task.candidates, task.candidate_ids).embeddings
+        )
 
-        unique, index = distinct(queries)  # many are the same question
-        embedded = self._embed(task, mode, unique, None)
-        return float(score_queries(task, embedded.embeddings[index], candidates).metrics[task.metric].mean())
-
-    def _embed(self, task: RetrievalTask, mode: str, queries: Sequence[Any], ids: Sequence[str] | None) -> Embedded:
-        return self._embed_side(QUERY, f"{task.name} {mode}", queries, mode, task.query_prompt, ids)
-
-    def _candidates(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
-        """Embed the candidates: `(C, D)`."""
-        name, mode = f"{task.name} candidates", self.settings.document_reasoning
-        return self._embed_side(
-            DOCUMENT, name, task.candidates, mode, task.candidate_prompt, task.candidate_ids
-        ).embeddings
-
-    def _embed_side(
-        self, side: str, name: str, inputs: Sequence[Any], mode: str, prompt: str | None, ids: Sequence[str] | None
+    def _embed(
+        self, task: RetrievalTask, side: str, mode: str, inputs: Sequence[Any], ids: Sequence[str] | None
     ) -> Embedded:
-        with step_of(self.bar, name, len(inputs)) as advance:
+        what, prompt = (mode, task.query_prompt) if side == QUERY else ("candidates", task.candidate_prompt)
+        with step_of(self.bar, f"{task.name} {what}", len(inputs)) as advance:
             return embed_all(
                 self.encoder,
                 inputs,
@@ -212,7 +198,7 @@ def _task_rows(task: RetrievalTask, embedded: Embedded, scored: Scored, *, ratio
     """Lay out the columns of a task's rows, see [`Measured`]."""
     count = len(task.query_ids)
     nothing = [None] * count
-    written = embedded.rationales if rationales and embedded.rationales is not None else nothing
+    written = (embedded.rationales if rationales else None) or nothing
     texts = [_text(task.queries[row]) for row in range(count)] if rationales else nothing
     return {
         "query_id": np.array(task.query_ids, dtype=object),
@@ -220,7 +206,7 @@ def _task_rows(task: RetrievalTask, embedded: Embedded, scored: Scored, *, ratio
         "score": scored.metrics[task.metric],
         "rank": scored.rank,
         "margin": scored.margin,
-        "alignment": scored.alignment,
+        "alignment": scored.target_probability,
         "gate_prob": np.full(count, np.nan) if embedded.gate_prob is None else embedded.gate_prob,
         "reasoned": embedded.reasoned,
         "num_reasoning_tokens": embedded.num_reasoning_tokens,
@@ -256,9 +242,8 @@ def without_images(queries: Sequence[Any]) -> list[Any] | None:
     [{'text': 'capital?'}, {'text': 'capital of Peru?'}]
     """
     values = [queries[row] for row in range(len(queries))]
-    if not all(isinstance(value, Mapping) and value.get("text") for value in values):
-        return None
-    if not any(value.get("image") for value in values):
+    asked = all(isinstance(value, Mapping) and value.get("text") for value in values)
+    if not asked or not any(value.get("image") for value in values):
         return None
     return [{key: part for key, part in value.items() if key != "image"} for value in values]
 
@@ -266,11 +251,7 @@ def without_images(queries: Sequence[Any]) -> list[Any] | None:
 def _with_checkpoint(
     facts: dict[str, Any], checkpoint: str | None, output: str | os.PathLike[str] | None, model: object
 ) -> dict[str, Any]:
-    """
-    Complete the facts of a model by its checkpoint, named by the caller where the model does not tell.
-
-    It is an error if both tell, or if neither does and a folder would hold what is measured.
-    """
+    """Complete the facts of a model by its checkpoint: the model tells it or, if there is a folder, the caller."""
     kind = type(model).__name__
     if facts["checkpoint"] is not None:
         if checkpoint is not None:
@@ -309,13 +290,9 @@ def summarise_tasks(
     """
     Average over the tasks of each group, and over all of them under `all`, every task with the same weight.
 
-    Args:
-        tasks: name -> what results tell of it; a group is a value of its `groups`.
-        rows: name -> mode -> its rows, of which `score` and `cluster` are read.
-
-    Returns:
-        Group -> `tasks` and `n` (how many tasks and queries), `modes` (per mode the means of what all its tasks have,
-        and the `interval` of the score), and `majority` if all have it. With a `None` among them a mean is `None`.
+    Takes name -> what results tell of a task, and name -> mode -> its rows, of which `score` and `cluster` are read.
+    Returns group -> `tasks` and `n` (how many tasks and queries), `modes` (per mode the means of what all its tasks
+    have, and the `interval` of the score), and `majority` if all have it. With a `None` among them a mean is `None`.
     """
     members = members_of({name: result["groups"] for name, result in tasks.items()})
     return {group: _summary(names, tasks, rows) for group, names in members.items()}
@@ -333,13 +310,10 @@ def _summary(
             key: _mean([one[key] for one in numbers])
             for key in numbers[0]
             if key not in NO_MEANS and all(key in one for one in numbers)
-        } | {
-            "interval": interval_ends(
-                np.concatenate([part["score"] for part in own]),
-                np.concatenate([part["cluster"] for part in own]),
-                [name for name, part in zip(names, own, strict=True) for _ in part["score"]],
-            )
         }
+        scores, clusters = (np.concatenate([part[column] for part in own]) for column in KEPT_ROWS)
+        of_task = [name for name, part in zip(names, own, strict=True) for _ in part["score"]]
+        summary["modes"][mode]["interval"] = interval_ends(scores, clusters, of_task)
     if all("majority" in result for result in results):
         summary["majority"] = _mean([result["majority"] for result in results])
     return summary
@@ -361,13 +335,12 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-@contextmanager
-def _opened(cache: EmbeddingCache | str | os.PathLike[str] | None) -> Iterator[EmbeddingCache | None]:
+def _opened(
+    cache: EmbeddingCache | str | os.PathLike[str] | None,
+) -> AbstractContextManager[EmbeddingCache | None]:
     """Open a cache by its folder, and close it again; one that was opened elsewhere stays open."""
     if not isinstance(cache, str | os.PathLike):
-        yield cache
-        return
+        return nullcontext(cache)
     from mmemb_r1.embedding_cache import EmbeddingCache
 
-    with EmbeddingCache(cache) as opened:
-        yield opened
+    return EmbeddingCache(cache)

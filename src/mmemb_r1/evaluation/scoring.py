@@ -23,6 +23,7 @@ FAMILIES = {
     "rank": ("hit@1", "mrr", "hit@5", "hit@10"),
     "graded": ("hit@1", "mrr", "recall@5", "map", "ndcg_linear@5", "ndcg_linear@10", "ndcg_exponential@5"),
 }
+BESIDE_METRICS = ("rank", "margin", "target_probability")  # fields of `Scored`
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,14 +37,14 @@ class Scored:
         rank: `(Q,)` int64, of the best positive, ties against it.
         margin: `(Q,)` float64, cosine of the best positive minus that of the best other candidate; NaN where there is
             no other.
-        alignment: `(Q,)` float64, target probability: of the best positive among itself and all that are no positives;
-            see [`~mmemb_r1.objective.target_probability`].
+        target_probability: `(Q,)` float64, of the best positive among itself and all that are no positives, see
+            [`~mmemb_r1.objective.target_probability`]. In the files of rows its column is called `alignment`.
     """
 
     metrics: dict[str, Floats]
     rank: npt.NDArray[np.int64]
     margin: Floats
-    alignment: Floats
+    target_probability: Floats
 
 
 def score_queries(
@@ -67,12 +68,8 @@ def score_queries(
         place = ranks(scores, relevance, tolerance=TIE_TOLERANCE)
         metrics = metrics_of(names, scores, relevance, place)
         parts.append(Scored(metrics, place, *margin_and_target_probability(scores, relevance)))
-    return Scored(
-        metrics={name: np.concatenate([part.metrics[name] for part in parts]) for name in names},
-        rank=np.concatenate([part.rank for part in parts]),
-        margin=np.concatenate([part.margin for part in parts]),
-        alignment=np.concatenate([part.alignment for part in parts]),
-    )
+    rest = {field: np.concatenate([getattr(part, field) for part in parts]) for field in BESIDE_METRICS}
+    return Scored({name: np.concatenate([part.metrics[name] for part in parts]) for name in names}, **rest)
 
 
 def metrics_of(
@@ -149,10 +146,7 @@ class CandidateVectors:
     def of(
         self, task: RetrievalTask, embed: Callable[[RetrievalTask], npt.NDArray[np.float32]]
     ) -> npt.NDArray[np.float32]:
-        """
-        Look up the vectors `(C, D)` of a task's candidates, or ask `embed` for them. Tasks that hold the same sequence
-        of candidates, with the same prompt, share them.
-        """
+        """Look up the vectors `(C, D)` of a task's candidates, by sequence and prompt, or ask `embed` for them."""
         held = self._held.pop(id(task.candidates), None)
         if held is None or held[1] != task.candidate_prompt:
             held = (task.candidates, task.candidate_prompt, embed(task))

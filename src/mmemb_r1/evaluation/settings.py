@@ -18,9 +18,8 @@ class Settings:
         modes: reasoning modes of the queries, at least one of `"never"`, `"always"` and `"auto"`.
         document_reasoning: reasoning mode of the candidates; defaults to `"never"`.
         batch_size: inputs that are read at once; defaults to 64.
-        gate_threshold: `"auto"` thinks from this gate probability on. Default: the checkpoint's.
-        max_reasoning_tokens: budget of one rationale. Default: the checkpoint's.
-        max_reasoning_rounds: how often one input may think. Default: the checkpoint's.
+        gate_threshold, max_reasoning_tokens, max_reasoning_rounds: `"auto"` thinks from this gate probability on;
+            budget of one rationale; how often one input may think. Default: the checkpoint's.
         rationales: whether the rows hold the rationales; defaults to `False`.
         no_image: whether tasks whose queries have pictures are also asked without them, in the modes `"never"` and
             `"always"`; defaults to `False`.

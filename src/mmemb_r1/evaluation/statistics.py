@@ -33,28 +33,23 @@ def clustered_bootstrap(
     """
     Average rows that come in clusters, with a percentile interval from drawing whole clusters with replacement.
 
-    A cluster's rows (say, all questions about one country) are right or wrong together, so there is less to learn from
-    them than from as many independent ones; intervals that draw rows are too narrow. For the difference of two models
-    on the same queries, pass the differences.
+    A cluster's rows (say, all questions about one country) are right or wrong together: intervals that draw rows are
+    too narrow. For the difference of two models on the same queries, pass the differences.
 
     Tasks that share clusters, directly or by way of others, are drawn together: a country that is drawn comes with its
-    rows in all of them, so that what goes wrong in all at once widens the interval. Tasks that share none are drawn
-    apart, each as many clusters as it has. So every draw is of the same tasks: a task that is there by chance in some
-    draws alone would make them draws of another mean. Where tasks share clusters and a draw has none of a task's, its
-    own are drawn once more, for it alone [ours].
+    rows in all of them. Tasks that share none are drawn apart, each as many clusters as it has, so that every draw is
+    of the same tasks. Where tasks share clusters and a draw has none of a task's, its own are drawn once more, for it
+    alone [ours].
 
     Args:
         values: `(N,)` finite numbers, say hits, or differences of hits, averaged over seeds.
         clusters: `(N,)` names of what the rows are about.
-        tasks: `(N,)`: what is estimated is then the mean over tasks of the means over their rows, however many rows
-            each has, in every draw. Default: one task.
-        num_samples: draws. Default: 2000.
-        seed: of the draws.
+        tasks: `(N,)`: what is estimated is then the mean over tasks of the means over their rows. Default: one task.
+        num_samples, seed: draws, and their seed. Default: 2000, 0.
         level: share of the draws that lie inside. Default: 0.95.
 
     Returns:
-        The mean and both ends. With a single cluster nothing varies, and both ends are the mean: that says nothing
-        about how far off it is.
+        The mean and both ends. With a single cluster nothing varies: both ends are the mean, and tell nothing.
 
     Raises:
         ValueError: if there are no rows, the lengths differ, a value is not finite, or an option is out of its range.
@@ -103,10 +98,7 @@ def bootstrap_means(
     """
     Average several columns `(N, K)`, and every draw of them; arguments and errors as in [`clustered_bootstrap`].
 
-    What is computed from the means of a draw, say a ratio or a difference, is a draw of that.
-
-    Returns:
-        `(K,)` means of the rows as they are, and `(S, K)` of the draws, with the same clusters for all columns.
+    Returns `(K,)` means of the rows as they are, and `(S, K)` of the draws, with the same clusters for all columns.
 
     >>> mean, draws = bootstrap_means([[1.0, 2.0], [0.0, 2.0]], ["fr", "de"], num_samples=4)
     >>> mean.tolist(), draws.shape
@@ -182,11 +174,9 @@ def cluster_draws(
     Draw clusters: yield how often each is drawn, float64 `(D, num_clusters)`, some draws at a time.
 
     Args:
-        num_clusters: at least 1.
-        num_samples: draws in all, at least 1. Default: 2000.
+        num_clusters, num_samples: at least 1 each.
         seed: of the draws, which don't depend on how many come at a time.
-        columns: of the widest table that is made of a draw; fewer come at a time the wider it is.
-            Default: `num_clusters`.
+        columns: of the widest table that is made of a draw. Default: `num_clusters`.
         strata: `(num_clusters,)`: as many clusters of every stratum are drawn as it has. Default: all are of one.
 
     Raises:
@@ -202,49 +192,30 @@ def cluster_draws(
     rng = np.random.default_rng(seed)
     size = max(1, _CELLS // max(num_clusters, columns or 1))
     even = np.full(num_clusters, 1 / num_clusters)
-    apart = None if strata is None or (strata == strata[0]).all() else _Strata.of(strata)
+    strata = None if strata is None or (strata == strata[0]).all() else strata
     for start in range(0, num_samples, size):
         number = min(size, num_samples - start)
-        if apart is not None:
-            yield apart.draws(rng, number)
-            continue
-        if num_clusters < _MANY:
+        if strata is not None:
+            yield _stratified_draws(rng, number, strata)
+        elif num_clusters < _MANY:
             yield rng.multinomial(num_clusters, even, size=number).astype(np.float64)
-            continue
-        drawn = rng.integers(num_clusters, size=(number, num_clusters), dtype=np.int32)
-        yield np.stack([np.bincount(row, minlength=num_clusters) for row in drawn]).astype(np.float64)
+        else:
+            drawn = rng.integers(num_clusters, size=(number, num_clusters), dtype=np.int32)
+            yield np.stack([np.bincount(row, minlength=num_clusters) for row in drawn]).astype(np.float64)
 
 
-class _Strata(NamedTuple):
-    """
-    Sorts clusters stratum by stratum.
-
-    Attributes:
-        order: `(C,)` clusters, those of a stratum side by side.
-        low, size: `(C,)` of each place in that order, where its stratum begins, and how many places it has.
-    """
-
-    order: npt.NDArray[np.int64]
-    low: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, strata: npt.NDArray[np.int64]) -> _Strata:
-        order = np.argsort(strata, kind="stable")
-        ordered = strata[order]
-        low = np.searchsorted(ordered, ordered)
-        return cls(order, low, np.searchsorted(ordered, ordered, "right") - low)
-
-    def draws(self, rng: np.random.Generator, number: int) -> npt.NDArray[np.float64]:
-        """Count how often each cluster is drawn: `(number, C)`."""
-        clusters = len(self.order)
-        # twice as fast as integers between two bounds; a number below 1 times a size is never rounded up to that size
-        places = (rng.random((number, clusters)) * self.size).astype(np.int64)
-        places += self.low
-        drawn = np.empty((number, clusters))
-        for row, chosen in enumerate(places):
-            drawn[row, self.order] = np.bincount(chosen, minlength=clusters)
-        return drawn
+def _stratified_draws(rng: np.random.Generator, number: int, strata: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Count how often each cluster is drawn, as many of a stratum as it has: `(number, C)`."""
+    order = np.argsort(strata, kind="stable")  # (C,): those of a stratum side by side
+    ordered = strata[order]
+    low = np.searchsorted(ordered, ordered)  # (C,): where the stratum of each place begins
+    size = np.searchsorted(ordered, ordered, "right") - low
+    # twice as fast as integers between two bounds; a number below 1 times a size is never rounded up to that size
+    places = (rng.random((number, len(order))) * size).astype(np.int64) + low
+    drawn = np.empty((number, len(order)))
+    for row, chosen in enumerate(places):
+        drawn[row, order] = np.bincount(chosen, minlength=len(order))
+    return drawn
 
 
 def interval_of(mean: float, draws: npt.NDArray[np.float64], level: float = 0.95) -> Interval:
@@ -318,13 +289,8 @@ def paired_difference(
 
     Args:
         a, b: `(N,)` scores.
-        clusters: `(N,)` what the queries are about.
-        tasks: `(N,)`: every task then has the same weight. Default: one task.
+        clusters, tasks, seed: as in [`clustered_bootstrap`]; so are the errors.
         num_samples: draws; p is at least 2 / (num_samples + 1). Default: 5000.
-        seed: of the draws.
-
-    Raises:
-        ValueError: as `clustered_bootstrap`.
 
     >>> found = paired_difference([0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], ["fr", "de", "it", "es"])
     >>> found.a, found.b, found.difference.mean, found.below
@@ -348,8 +314,7 @@ def paired_difference(
 
 def two_sided_p(draws: Floats) -> float:
     """
-    Double the share of `(S,)` draws on the rarer side of zero, zero being on both; 1 at most. One more draw than there
-    are is counted there, so that p is never 0.
+    Double the share of `(S,)` draws on the rarer side of zero, zero being on both; one more is counted, so that p > 0.
 
     >>> two_sided_p(np.array([-0.1, 0.2, 0.3, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8]))
     0.4

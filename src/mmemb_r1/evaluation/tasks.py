@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,12 +18,10 @@ class RetrievalTask:
     Args:
         name: unique among the tasks of a run.
         metric: the main one, a name that `mmemb_r1.evaluation.metrics` knows, say `"hit@1"` or `"ndcg_linear@5"`.
-        groups: kind of group -> the group this task belongs to, say `{"modality": "image", "meta_task":
-            "classification"}` or `{"complexity": "simple"}`. Means are reported per group.
-        query_ids: `(Q,)`, unique.
-        queries: `(Q,)` inputs as `encode` takes them; may read its items from disk when asked for them.
-        candidate_ids: `(C,)`, unique.
-        candidates: `(C,)` inputs.
+        groups: kind of group -> the group this task belongs to, say `{"complexity": "simple"}`; reports give means
+            per group.
+        query_ids, candidate_ids: `(Q,)` and `(C,)`, unique.
+        queries, candidates: `(Q,)` and `(C,)` inputs as `encode` takes them; items may be read when asked for.
         relevance: `(Q,)`, per query candidate id -> grade above 0; at least one each.
         pools: `(Q,)`, per query the ids of the candidates it competes with. `None`: all candidates, for every query.
         query_prompt, candidate_prompt: instruction given to all inputs of that side that have none of their own;
@@ -151,12 +149,7 @@ def clusters_of(task: RetrievalTask) -> list[str]:
 
 
 def _twice(ids: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for one in ids:
-        if one in seen:
-            return one
-        seen.add(one)
-    return None
+    return next((one for one, count in Counter(ids).items() if count > 1), None)
 
 
 def members_of(groups: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:

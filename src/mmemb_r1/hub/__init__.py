@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmemb_r1.hub.checks import check_checkpoint
-from mmemb_r1.hub.errors import HubError, RepositoryMovedError
+from mmemb_r1.hub.client import HubError, RepositoryMovedError
 from mmemb_r1.hub.pull import Pulled, pull_checkpoint
 from mmemb_r1.hub.push import Pushed, push_checkpoint
 

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
-from mmemb_r1.hub.files import ALLOWED, HUB_FILE, is_allowed
+from mmemb_r1.hub.client import ALLOWED, HUB_FILE, is_allowed
 
 # One of each line has to be there. Without it the checkpoint fails to load or to embed, or knows no instructions by
 # name; README.md is the card that the Hub shows.
@@ -46,13 +46,10 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
     """
     Check that a folder is a whole checkpoint that loads where this package is not installed, and nothing else.
 
-    It needs what `save_pretrained` of a whole model writes: configurations, tokenizer, chat template, README.md with
-    metadata, model.safetensors or an index with all its shards, and every code file that these name or that another
-    one imports. It must hold no file of another name than those of `ALLOWED_NAMES` (so no pickle), no adapters, no
-    link to a folder, and nothing that looks like a secret. Whether the weights fit the configuration is not checked.
-
-    Args:
-        folder: the checkpoint, as `save_pretrained` writes it.
+    It needs what `save_pretrained` of a whole model writes, README.md with metadata included, and every code file that
+    this names or that another one imports. It must hold no file of another name than those of `ALLOWED_NAMES` (so no
+    pickle), no adapters, no link to a folder, and nothing that looks like a secret. Whether the weights fit the
+    configuration is not checked.
 
     Returns:
         The paths of its files, relative and with slashes, in order. `.git`, `.cache`, `__pycache__` and
@@ -159,9 +156,9 @@ def _code_problems(root: Path, contents: Mapping[str, Any]) -> Iterator[str]:
     named: dict[str, str] = {}  # code file -> who names it
     for config in CONFIGS_WITH_CODE:
         auto_map = contents.get(config, {}).get("auto_map") or {}
-        if config == "config.json" and config in contents:
-            lacking = [name for name in AUTO_CLASSES if name not in auto_map]
-            yield from (f"{config} names no code for {name}; save the model again" for name in lacking)
+        for name in AUTO_CLASSES:
+            if config == "config.json" and config in contents and name not in auto_map:
+                yield f"{config} names no code for {name}; save the model again"
         for value in auto_map.values():
             for reference in filter(None, value if isinstance(value, list) else [value]):
                 if "--" in reference:

@@ -9,30 +9,20 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 
-from mmemb_r1.hub.errors import HubError, check_repo_id, explained
-from mmemb_r1.hub.files import content_hashes, find_commit, hub_api, is_allowed
+from mmemb_r1.hub.client import HubError, check_repo_id, content_hashes, explained, find_commit, hub_api, is_allowed
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """
-    What a pull brought.
-
-    Attributes:
-        repo_id: the repository.
-        commit: the commit that the revision stood for.
-        folder: where the files are.
-        code_commit: the commit of the code, if that was asked for separately.
-        left_out: files of the repository that were not downloaded, because a checkpoint has no files of such names.
-    """
+    """What a pull brought."""
 
     repo_id: str
-    commit: str
+    commit: str  # that the revision stood for
     folder: Path
-    code_commit: str | None = None
-    left_out: tuple[str, ...] = ()
+    code_commit: str | None = None  # of the code, if that was asked for separately
+    left_out: tuple[str, ...] = ()  # files that were not downloaded: a checkpoint has none of such names
 
 
 def pull_checkpoint(
@@ -46,10 +36,9 @@ def pull_checkpoint(
     """
     Download a repository at one commit and check every file against the hash that the repository lists.
 
-    Nothing that was downloaded is run. Files that are not of a checkpoint, pickles among them, are left out (see
-    `Pulled.left_out`). A pull that was cut short is resumed when it is repeated: files that have arrived are not
-    downloaded again. Token and endpoint are those of the environment (`HF_TOKEN`, `HF_ENDPOINT`) or of
-    `hf auth login`.
+    Nothing that was downloaded is run. Files that are not of a checkpoint, pickles among them, are left out. A pull
+    that was cut short is resumed when it is repeated. Token and endpoint are those of the environment (`HF_TOKEN`,
+    `HF_ENDPOINT`) or of `hf auth login`.
 
     Args:
         repo_id: `owner/name`.
@@ -60,13 +49,9 @@ def pull_checkpoint(
             where loading by id finds the checkpoint.
         cache_dir: another cache. Default: that of the environment (`HF_HOME`).
 
-    Returns:
-        What was pulled, and the commit that it is pinned to.
-
     Raises:
         ValueError: if an argument is wrong.
-        HubError: if the Hub refuses or can't be reached, or if a file is not what the repository lists. That file is
-            removed, and the next pull downloads it again.
+        HubError: if the Hub refuses or can't be reached, or a file is not what the repository lists; it is removed.
     """
     check_repo_id(repo_id)
     target = None if output is None else Path(output).resolve()  # the current folder has a name and a parent, too
@@ -125,15 +110,12 @@ def _download(
         listed = sorted(filter(wanted, content_hashes(api, repo_id, commit)))
         chosen = set(filter(is_allowed, listed))
         folder = Path(
-            snapshot_download(
+            api.snapshot_download(
                 repo_id,
                 revision=commit,
                 allow_patterns=[escape(name) for name in chosen],
                 cache_dir=cache_dir,
                 local_dir=local_dir,
-                endpoint=api.endpoint,
-                library_name=api.library_name,
-                library_version=api.library_version,
             )
         )
         bad: list[str] = []

@@ -10,9 +10,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+from mmemb_r1.hub import client
 from mmemb_r1.hub.checks import check_checkpoint
-from mmemb_r1.hub.errors import LOG_IN, HubError, RepositoryMovedError, check_repo_id, explained
-from mmemb_r1.hub.files import HUB_FILE, content_hashes, find_commit, hub_api
+from mmemb_r1.hub.client import HUB_FILE, LOG_IN, HubError, RepositoryMovedError, content_hashes, find_commit
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PULL_REQUESTS = "refs/pr/"
@@ -21,22 +21,13 @@ HAS_MOVED = 412  # HTTP: precondition failed
 
 @dataclass(frozen=True)
 class Pushed:
-    """
-    What a push did.
-
-    Attributes:
-        repo_id: the repository.
-        commit: the commit that holds the checkpoint now.
-        changed: the files that are new or differ from before; none if the repository held the checkpoint already.
-        deleted: the files of the repository that the checkpoint does not have.
-        pull_request: its address, if one was opened.
-    """
+    """What a push did."""
 
     repo_id: str
-    commit: str
-    changed: tuple[str, ...] = ()
-    deleted: tuple[str, ...] = ()
-    pull_request: str | None = None
+    commit: str  # that holds the checkpoint now
+    changed: tuple[str, ...] = ()  # files that are new or differ; none if the repository held the checkpoint already
+    deleted: tuple[str, ...] = ()  # files of the repository that the checkpoint does not have
+    pull_request: str | None = None  # its address, if one was opened
 
 
 def push_checkpoint(
@@ -51,11 +42,9 @@ def push_checkpoint(
     """
     Make a repository on the Hub hold what a folder holds, in one commit; the commit deletes what else was there.
 
-    Large files go first and the commit comes last: until then every branch is as it was, and a push that was cut short
-    is resumed when it is repeated, without the large files that have arrived. A new repository has to be made before
-    anything can be sent, and is empty until the commit; a new branch is made right before it, as a copy of the main
-    one. The commit is refused if the repository moved since the push began. Token and endpoint are those of the
-    environment (`HF_TOKEN`, `HF_ENDPOINT`) or of `hf auth login`.
+    Large files go first and the commit comes last: until then every branch is as it was, a new repository is empty,
+    and a push that was cut short is resumed when it is repeated. The commit is refused if the repository moved since
+    the push began. Token and endpoint are those of the environment (`HF_TOKEN`, `HF_ENDPOINT`) or of `hf auth login`.
 
     Args:
         folder: the checkpoint; `check_checkpoint` says what it has to hold.
@@ -66,22 +55,24 @@ def push_checkpoint(
         create_pr: open a pull request instead, to a repository that exists.
         commit_message: first line of the commit, and title of a pull request.
 
-    Returns:
-        What was done. If the repository holds the same already, there is no commit, and nothing in `changed`.
-
     Raises:
         ValueError: if an argument is wrong or the folder is not fit to be pushed.
         RepositoryMovedError: if somebody else committed meanwhile; nothing was changed.
         HubError: if the Hub refuses or can't be reached.
     """
-    check_repo_id(repo_id)
-    _check_revision(revision, create_pr)
+    client.check_repo_id(repo_id)
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
+        raise ValueError(
+            f"revision={revision!r} and create_pr=True: a pull request goes to the main branch; leave one out"
+        )
+    if revision is not None and COMMIT.fullmatch(revision):
+        raise ValueError(f"revision={revision!r} is a commit, which can't change; name a branch")
     root = Path(folder)
     names = check_checkpoint(root)
     if (token := get_token()) is None:
         raise HubError(f"no token was found, and pushing to {repo_id} needs one: {LOG_IN}")
-    api = hub_api(token)
-    with explained(repo_id, revision):
+    api = client.hub_api(token)
+    with client.explained(repo_id, revision):
         _make_repository(api, repo_id, private, create_pr)
         new_branch = revision if revision is not None and not _has_branch(api, repo_id, revision) else None
         start = revision if new_branch is None else None  # the revision that the push builds on
@@ -115,15 +106,6 @@ def push_checkpoint(
         _check_arrived(api, repo_id, commit.oid, root, names)
     changed = tuple(name for name in names if before.get(name) != after[name])
     return Pushed(repo_id, commit.oid, changed, tuple(deleted), commit.pr_url)
-
-
-def _check_revision(revision: str | None, create_pr: bool) -> None:
-    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
-        raise ValueError(
-            f"revision={revision!r} and create_pr=True: a pull request goes to the main branch; leave one out"
-        )
-    if revision is not None and COMMIT.fullmatch(revision):
-        raise ValueError(f"revision={revision!r} is a commit, which can't change; name a branch")
 
 
 def _make_repository(api: HfApi, repo_id: str, private: bool | None, create_pr: bool) -> None:

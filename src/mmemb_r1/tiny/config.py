@@ -20,28 +20,17 @@ class TinySizes:
 
     A square picture becomes `image_size x image_size` pixels and then `(image_size / patch_size / 2) ** 2` tokens
     (LLaVA, which merges nothing: four times as many). Of other pictures the Qwen families keep the aspect, within that
-    area; LLaVA pads and the rest stretch them to a square.
-
-    Args:
-        hidden_size (`int`, *optional*, defaults to `32`): Width of the language model.
-        num_layers (`int`, *optional*, defaults to `2`): Layers of the language model.
-        num_heads (`int`, *optional*, defaults to `4`): Attention heads, of the language model and of the vision model.
-        vision_hidden_size (`int`, *optional*, defaults to `16`): Width of the vision model.
-        vision_layers (`int`, *optional*, defaults to `2`): Layers of the vision model.
-        image_size (`int`, *optional*, defaults to `64`): Edge of a picture, in pixels.
-        patch_size (`int`, *optional*, defaults to `16`): Edge of a patch, in pixels.
-
-    Raises:
-        ValueError: If a size is not a positive integer or two sizes do not fit together.
+    area; LLaVA pads and the rest stretch them to a square. ValueError if a size is not a positive integer or two sizes
+    do not fit together.
     """
 
-    hidden_size: int = 32
-    num_layers: int = 2
-    num_heads: int = 4
-    vision_hidden_size: int = 16
+    hidden_size: int = 32  # width of the language model
+    num_layers: int = 2  # of the language model
+    num_heads: int = 4  # of the language model and of the vision model
+    vision_hidden_size: int = 16  # width of the vision model
     vision_layers: int = 2
-    image_size: int = 64
-    patch_size: int = 16
+    image_size: int = 64  # edge of a picture, in pixels
+    patch_size: int = 16  # edge of a patch, in pixels
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -128,21 +117,10 @@ def vision_config(sizes: TinySizes, **extra: Any) -> dict[str, Any]:
     }
 
 
-def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """Look up the id of a control token."""
-    return tokenizer.get_vocab()[token]
-
-
 @dataclass(frozen=True)
 class Family:
-    """A family of VLMs.
+    """Hold what makes a family of VLMs: its control tokens, the config of the whole model, and the processor."""
 
-    Args:
-        special_tokens (`Mapping[str, str]`): Role -> control token, see [`train_tokenizer`].
-        make_config (`Callable`): `(sizes, tokenizer) -> config` of the whole model.
-        make_processor (`Callable`): `(sizes, tokenizer) -> processor` with its chat template.
-    """
-
-    special_tokens: Mapping[str, str]
+    special_tokens: Mapping[str, str]  # role -> token, see [`train_tokenizer`]
     make_config: Callable[[TinySizes, PreTrainedTokenizerFast], PreTrainedConfig]
     make_processor: Callable[[TinySizes, PreTrainedTokenizerFast], ProcessorMixin]

@@ -27,18 +27,6 @@ FAMILIES = tuple(_REGISTRY)
 WEIGHT_STD = 0.02
 
 
-@torch.no_grad()
-def _draw_zero_weights(vlm: PreTrainedModel) -> None:
-    """Draw the matrices that a family starts at zero.
-
-    Gemma 3 starts its projection of pictures at zero, and InternVL its position embeddings: without this the random
-    model would be blind to what it is shown, or to where.
-    """
-    for parameter in vlm.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            parameter.normal_(std=WEIGHT_STD)
-
-
 def build_tiny_vlm(
     family: str,
     *,
@@ -57,8 +45,7 @@ def build_tiny_vlm(
         **sizes: Fields of [`TinySizes`], such as `hidden_size`, `num_layers` or `image_size`.
 
     Returns:
-        `tuple[PreTrainedModel, ProcessorMixin]`: The model (float32, CPU, eval mode, tied embeddings) and the family's
-        own processor with tokenizer and chat template.
+        The model (float32, CPU, eval mode, tied embeddings) and the family's own processor.
 
     Raises:
         ValueError: If the family or a size is unknown, or sizes do not fit together.
@@ -69,9 +56,13 @@ def build_tiny_vlm(
     checked = TinySizes.from_kwargs(sizes)
     tokenizer = train_tokenizer(DEFAULT_TEXTS if texts is None else texts, vocab_size, parts.special_tokens)
     config = parts.make_config(checked, tokenizer)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         vlm = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-        _draw_zero_weights(vlm)
+        # Gemma 3 starts its projection of pictures at zero, and InternVL its position embeddings: a random model would
+        # be blind to what it is shown, or to where.
+        for parameter in vlm.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=WEIGHT_STD)
     vlm.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return vlm.eval(), parts.make_processor(checked, tokenizer)

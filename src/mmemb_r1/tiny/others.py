@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-from transformers import (
-    Gemma3Config,
-    Gemma3ImageProcessor,
-    Gemma3Processor,
-    GotOcr2ImageProcessor,
-    Idefics3Config,
-    Idefics3ImageProcessor,
-    Idefics3Processor,
-    InternVLConfig,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    LlavaConfig,
-    LlavaImageProcessor,
-    LlavaProcessor,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-    SmolVLMConfig,
-    SmolVLMImageProcessor,
-    SmolVLMProcessor,
-    SmolVLMVideoProcessor,
-)
+import transformers
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 
-from mmemb_r1.tiny.config import MERGE_SIZE, Family, TinySizes, text_config, token_id, vision_config
+from mmemb_r1.tiny.config import MERGE_SIZE, Family, TinySizes, text_config, vision_config
 from mmemb_r1.tiny.text import tiny_chat_template
+
+
+def _square(sizes: TinySizes) -> dict[str, int]:
+    return {"height": sizes.image_size, "width": sizes.image_size}
+
 
 GEMMA_SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -41,7 +27,7 @@ GEMMA_SPECIAL_TOKENS = {
 SLIDING_WINDOW = 512
 
 
-def _gemma_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Gemma3Config:
+def _gemma_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     text = text_config(
         sizes,
         tokenizer,
@@ -50,27 +36,23 @@ def _gemma_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Gemma
         sliding_window=SLIDING_WINDOW,
         layer_types=["sliding_attention"] * (sizes.num_layers - 1) + ["full_attention"],
     )
-    return Gemma3Config(
+    return transformers.Gemma3Config(
         text_config=text,
         vision_config={"model_type": "siglip_vision_model", **vision_config(sizes, vision_use_head=False)},
         mm_tokens_per_image=sizes.tokens_per_image,
-        boi_token_index=token_id(tokenizer, GEMMA_SPECIAL_TOKENS["boi_token"]),
-        eoi_token_index=token_id(tokenizer, GEMMA_SPECIAL_TOKENS["eoi_token"]),
-        image_token_index=token_id(tokenizer, GEMMA_SPECIAL_TOKENS["image_token"]),
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
         tie_word_embeddings=True,
     )
 
 
-def _gemma_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Gemma3Processor:
-    return Gemma3Processor(
-        image_processor=Gemma3ImageProcessor(size={"height": sizes.image_size, "width": sizes.image_size}),
+def _gemma_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    return transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessor(size=_square(sizes)),
         tokenizer=tokenizer,
         image_seq_length=sizes.tokens_per_image,
-        chat_template=tiny_chat_template(
-            GEMMA_SPECIAL_TOKENS["boi_token"],
-            start=GEMMA_SPECIAL_TOKENS["turn_start_token"],
-            end=GEMMA_SPECIAL_TOKENS["eos_token"],
-        ),
+        chat_template=tiny_chat_template(tokenizer, tokenizer.boi_token),
     )
 
 
@@ -93,7 +75,7 @@ def _idefics_config(kind: type[PreTrainedConfig]) -> Callable[[TinySizes, PreTra
         text_config={"model_type": "llama", **text_config(sizes, tokenizer)},
         vision_config=vision_config(sizes),
         scale_factor=MERGE_SIZE,
-        image_token_id=token_id(tokenizer, IDEFICS3_TOKENS["image_token"]),
+        image_token_id=tokenizer.image_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
@@ -104,31 +86,27 @@ def _edges(sizes: TinySizes) -> dict[str, Any]:
     return {"size": edge, "max_image_size": edge}
 
 
-def _template(video: str | None = None) -> str:
-    return tiny_chat_template(IDEFICS3_TOKENS["image_token"], video, end=IDEFICS3_TOKENS["eos_token"])
-
-
-def _idefics3_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
-    return Idefics3Processor(
-        image_processor=Idefics3ImageProcessor(do_image_splitting=False, **_edges(sizes)),
+def _idefics3_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    return transformers.Idefics3Processor(
+        image_processor=transformers.Idefics3ImageProcessor(do_image_splitting=False, **_edges(sizes)),
         tokenizer=tokenizer,
         image_seq_len=sizes.tokens_per_image,
-        chat_template=_template(),
+        chat_template=tiny_chat_template(tokenizer, tokenizer.image_token),
     )
 
 
-def _smolvlm_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> SmolVLMProcessor:
-    return SmolVLMProcessor(
-        image_processor=SmolVLMImageProcessor(do_image_splitting=False, **_edges(sizes)),
+def _smolvlm_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    return transformers.SmolVLMProcessor(
+        image_processor=transformers.SmolVLMImageProcessor(do_image_splitting=False, **_edges(sizes)),
         tokenizer=tokenizer,
-        video_processor=SmolVLMVideoProcessor(**_edges(sizes)),
+        video_processor=transformers.SmolVLMVideoProcessor(**_edges(sizes)),
         image_seq_len=sizes.tokens_per_image,
-        chat_template=_template(SMOLVLM_TOKENS["video_token"]),
+        chat_template=tiny_chat_template(tokenizer, tokenizer.image_token, tokenizer.video_token),
     )
 
 
-IDEFICS3 = Family(IDEFICS3_TOKENS, _idefics_config(Idefics3Config), _idefics3_processor)
-SMOLVLM = Family(SMOLVLM_TOKENS, _idefics_config(SmolVLMConfig), _smolvlm_processor)
+IDEFICS3 = Family(IDEFICS3_TOKENS, _idefics_config(transformers.Idefics3Config), _idefics3_processor)
+SMOLVLM = Family(SMOLVLM_TOKENS, _idefics_config(transformers.SmolVLMConfig), _smolvlm_processor)
 
 
 INTERNVL_SPECIAL_TOKENS = {
@@ -142,28 +120,26 @@ INTERNVL_SPECIAL_TOKENS = {
 }
 
 
-def _internvl_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
-    return InternVLConfig(
+def _internvl_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    return transformers.InternVLConfig(
         text_config={"model_type": "qwen2", **text_config(sizes, tokenizer)},
         vision_config=vision_config(sizes),
-        image_token_id=token_id(tokenizer, INTERNVL_SPECIAL_TOKENS["context_image_token"]),
+        image_token_id=tokenizer.context_image_token_id,
         image_seq_length=sizes.tokens_per_image,
         downsample_ratio=1 / MERGE_SIZE,
         tie_word_embeddings=True,
     )
 
 
-def _internvl_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
-    size = {"height": sizes.image_size, "width": sizes.image_size}
-    return InternVLProcessor(
+def _internvl_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    size = _square(sizes)
+    return transformers.InternVLProcessor(
         # The processor cuts pictures into tiles by default; with one tile at most a picture stays whole.
-        image_processor=GotOcr2ImageProcessor(size=size, min_patches=1, max_patches=1),
+        image_processor=transformers.GotOcr2ImageProcessor(size=size, min_patches=1, max_patches=1),
         tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(size=size),
+        video_processor=transformers.InternVLVideoProcessor(size=size),
         image_seq_length=sizes.tokens_per_image,
-        chat_template=tiny_chat_template(
-            INTERNVL_SPECIAL_TOKENS["context_image_token"], INTERNVL_SPECIAL_TOKENS["video_token"]
-        ),
+        chat_template=tiny_chat_template(tokenizer, tokenizer.context_image_token, tokenizer.video_token),
     )
 
 
@@ -176,17 +152,15 @@ LLAVA_SPECIAL_TOKENS = {
     "eos_token": "<|im_end|>",
     "image_token": "<image>",
 }
-FEATURES: Literal["default"] = "default"  # all patches, without the class token
+FEATURES = "default"  # all patches, without the class token
 
 
-def _llava_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    return LlavaConfig(
+def _llava_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    vision = vision_config(sizes, projection_dim=sizes.vision_hidden_size)
+    return transformers.LlavaConfig(
         text_config={"model_type": "llama", **text_config(sizes, tokenizer)},
-        vision_config={
-            "model_type": "clip_vision_model",
-            **vision_config(sizes, projection_dim=sizes.vision_hidden_size),
-        },
-        image_token_index=token_id(tokenizer, LLAVA_SPECIAL_TOKENS["image_token"]),
+        vision_config={"model_type": "clip_vision_model", **vision},
+        image_token_index=tokenizer.image_token_id,
         image_seq_length=sizes.grid**2,
         vision_feature_select_strategy=FEATURES,
         vision_feature_layer=-1,
@@ -194,19 +168,16 @@ def _llava_config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Llava
     )
 
 
-def _llava_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    image_processor = LlavaImageProcessor(
-        size={"shortest_edge": sizes.image_size},
-        crop_size={"height": sizes.image_size, "width": sizes.image_size},
-        do_pad=True,
-    )
-    return LlavaProcessor(
-        image_processor=image_processor,
+def _llava_processor(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    return transformers.LlavaProcessor(
+        image_processor=transformers.LlavaImageProcessor(
+            size={"shortest_edge": sizes.image_size}, crop_size=_square(sizes), do_pad=True
+        ),
         tokenizer=tokenizer,
         patch_size=sizes.patch_size,
         vision_feature_select_strategy=FEATURES,
         num_additional_image_tokens=1,
-        chat_template=tiny_chat_template(LLAVA_SPECIAL_TOKENS["image_token"]),
+        chat_template=tiny_chat_template(tokenizer, tokenizer.image_token),
     )
 
 

@@ -33,26 +33,19 @@ _BODY = """
 """
 
 
-def tiny_chat_template(
-    image: str, video: str | None = None, *, start: str = "<|im_start|>", end: str = "<|im_end|>"
-) -> str:
-    """Write the Jinja chat template of a family.
+def tiny_chat_template(tokenizer: PreTrainedTokenizerFast, image: str, video: str | None = None) -> str:
+    """Write the Jinja chat template of a family, of `messages` and `add_generation_prompt`.
 
-    A space goes before each text, so that a word has the same token at the start of a text as inside it. The template
-    renders turns of any role; a content is a string or a list of parts `{"type": "text", "text": ...}`,
-    `{"type": "image"}`, `{"type": "video"}`. A part that the family does not have raises an error.
+    A space goes before each text, so that a word has the same token at the start of a text as inside it. A part that
+    the family does not have raises an error.
 
     Args:
+        tokenizer (`PreTrainedTokenizerFast`): Its `turn_start_token` opens a turn, and its `eos_token` closes it.
         image (`str`): What stands for a picture, control tokens around it included.
         video (`str`, *optional*): What stands for a video; a family without videos has none.
-        start (`str`, *optional*, defaults to `"<|im_start|>"`): Token that opens a turn.
-        end (`str`, *optional*, defaults to `"<|im_end|>"`): Token that closes a turn.
-
-    Returns:
-        `str`: A template of `messages` and `add_generation_prompt`.
     """
     media = {"image": image} if video is None else {"image": image, "video": video}
-    names = {"media": media, "start": start, "end": end}
+    names = {"media": media, "start": tokenizer.turn_start_token, "end": tokenizer.eos_token}
     header = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in names.items())
     return header + _BODY.strip()
 
@@ -78,9 +71,8 @@ def train_tokenizer(
     Args:
         texts (`Iterable[str]`): Training texts. The chat roles are added to them, so that each role is one token.
         vocab_size (`int`): Upper bound on the vocabulary, control tokens and the 256 bytes included.
-        special_tokens (`Mapping[str, str]`): Role -> control token, in the order of their ids, e.g.
-            `{"pad_token": "<pad>", "eos_token": "<eos>", "image_token": "<image>"}`. Each role becomes an attribute of
-            the tokenizer (`tokenizer.image_token`, `tokenizer.image_token_id`).
+        special_tokens (`Mapping[str, str]`): Role -> control token, in the order of their ids, say
+            `{"image_token": "<image>"}`. Each becomes two attributes: `tokenizer.image_token` and `.image_token_id`.
 
     Raises:
         ValueError: If `vocab_size` does not hold the control tokens and the 256 bytes.

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mmemb_r1.evaluation.diagnose.run import run_diagnosis
-from mmemb_r1.evaluation.diagnose.tester import (
+from mmemb_r1.evaluation.diagnose.run import (
     ShortcutSettings,
     check_forced,
     donors_of,
     drawn_queries,
     own_rationales,
+    run_diagnosis,
 )
 from mmemb_r1.evaluation.diagnose.verdict import read_outcomes, shortcut_table, verdict_line
 from mmemb_r1.evaluation.run_folder import rows_path
@@ -129,7 +129,7 @@ def test_vectors_that_move_alone_are_no_proof(thinking):
 @pytest.mark.parametrize("options", [{}, {"max_reasoning_rounds": 2}, {"pooling": "mean"}, {"normalize": False}])
 def test_the_own_rationale_forced_gives_the_vector_of_encode(thinking, options, monkeypatch):
     """Below the tolerance by far, so that it can't be met by chance; for thoughts of several rounds, too."""
-    monkeypatch.setattr("mmemb_r1.evaluation.diagnose.tester.TOLERANCE", {"float32": 5e-5})
+    monkeypatch.setattr("mmemb_r1.evaluation.diagnose.run.TOLERANCE", {"float32": 5e-5})
     model = thinking(max_reasoning_tokens=5, **options)
     results = run_diagnosis(model, [task_of(QUERIES[:9])], SETTINGS, progress=False)
     assert results["tasks"]["colors"]["mean_reasoning_tokens"] > 1

@@ -10,7 +10,8 @@ import pytest
 
 from mmemb_r1.evaluation.metrics import ranks
 from mmemb_r1.evaluation.mmeb import TASKS, VARIANTS, load_tasks, task_named
-from mmemb_r1.modeling.media_mmemb_r1 import open_image, open_video
+from mmemb_r1.modeling.media_mmemb_r1 import open_image
+from mmemb_r1.modeling.videos_mmemb_r1 import open_video
 
 ONE_EACH = list({task.layout: name for name, task in {**VARIANTS, **TASKS}.items()}.values())
 CONTRACTS = sorted(

@@ -9,9 +9,7 @@ import re
 import pytest
 
 from mmemb_r1.evaluation import load_results, results_table, save_results
-from mmemb_r1.evaluation.report.layout import ends
-from mmemb_r1.evaluation.report.markdown import results_markdown
-from mmemb_r1.evaluation.report.terminal import print_table
+from mmemb_r1.evaluation.report.text import ends, print_table, results_markdown
 
 MODES = ("never", "always", "auto")
 

@@ -102,6 +102,14 @@ def test_everything_is_there(finished):
 
 
 @pytest.mark.slow
+def test_the_joint_phase_draws_all_tasks(root, finished):
+    from mmemb_r1.atlas import load_atlas
+
+    recipe = yaml.safe_load((root / "experiments" / "quickstart" / "joint.yaml").read_text(encoding="utf-8"))
+    assert set(load_atlas(finished[0] / "atlas").pairs["train"]["task"]) <= set(recipe["task_weights"])
+
+
+@pytest.mark.slow
 def test_the_card_tells_of_all_phases(finished):
     folder, _ = finished
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import pytest
 from trl import GRPOConfig
@@ -27,14 +26,7 @@ def fields():
     }
 
 
-def test_documented_defaults_are_the_defaults():
-    pattern = r"(\w+) \(`[^`]+`, \*optional\*(?:, defaults to `([^`]+)`)?\)"
-    documented = dict(re.findall(pattern, AdaptiveGRPOConfig.__doc__))
-    found = {name: str(field.default) for name, field in fields().items()}
-    assert {name: found[name] for name in documented} == {
-        name: text.strip('"') or "None" for name, text in documented.items()
-    }
-    assert set(found) - set(documented) == {"scale_rewards"}
+def test_every_field_has_a_help():
     assert all(field.metadata["help"] for field in fields().values())
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
 from mmemb_r1.training import AdaptiveGRPOTrainer
 from mmemb_r1.training.adaptive.prompts import with_pictures
 from mmemb_r1.training.base_trainer import last_checkpoint
@@ -31,6 +32,25 @@ def one_group(trainer_of, vivid, rows):
         return trainer, trainer._generate_and_score_completions(inputs)
 
     return build
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_token_types_are_those_of_the_ids_whatever_the_tokenizer_was_set_to(
+    trainer_of, vivid, mixed, processor, side, monkeypatch
+):
+    """Prompts of different lengths with 0, 1 and 2 pictures: TRL pads ids itself, and types as the tokenizer does."""
+    monkeypatch.setattr(processor.tokenizer, "padding_side", side)
+    trainer = trainer_of(vivid, mixed, per_device_train_batch_size=32)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[row] for row in range(8) for _ in range(4)])
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    assert ((batch["mm_token_type_ids"] == 1) == (ids == vivid.config.vlm_config.image_token_id)).all()
+    assert trainer._compute_loss(trainer.model, batch).isfinite()
+    assert processor.tokenizer.padding_side == side
+    batch["mm_token_type_ids"] = batch["mm_token_type_ids"].roll(1, dims=1)
+    with pytest.raises(ValueError, match="marks other tokens as pictures"):
+        trainer._compute_loss(trainer.model, batch)
 
 
 def logged(trainer, name):
@@ -131,6 +151,15 @@ def test_the_gate_has_its_own_learning_rate(trainer_of, vivid, rows):
         "gate.output.weight",
         "gate.output.bias",
     }
+
+
+def test_a_gate_with_a_hidden_layer_is_trained(trainer_of, vivid, rows):
+    """What is standardised are the inputs of the layer that reads the state, whatever the optimiser's order."""
+    vivid.config.gate_hidden_size = 8
+    vivid.gate = ReasoningGate(vivid.config)
+    before = copy.deepcopy(vivid.gate.state_dict())
+    trainer_of(vivid, rows, gate_learning_rate=0.1).train()
+    assert not any(torch.equal(before[name], after) for name, after in vivid.gate.state_dict().items())
 
 
 def test_the_gate_learns_what_pays(trainer_of, vivid, rows):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import pytest
 from trl.trainer.base_config import _BaseConfig
@@ -27,13 +26,6 @@ def fields():
     }
 
 
-def test_documented_defaults_are_the_defaults():
-    documented = dict(re.findall(r"(\w+) \(`[^`]+`, \*optional\*(?:, defaults to `([^`]+)`)?\)", JointConfig.__doc__))
-    found = {name: str(default) for name, default in fields().items()}
-    assert {name: found[name] for name in documented} == {name: text or "None" for name, text in documented.items()}
-    assert set(found) - set(documented) <= {"remove_unused_columns"}
-
-
 def test_every_field_has_a_help():
     for field in dataclasses.fields(JointConfig):
         if field.name in fields():
@@ -45,6 +37,20 @@ def test_the_sub_batch_has_to_divide_the_batch(config):
         config(per_device_train_batch_size=8, sub_batch_size=3)
     with pytest.raises(ValueError, match="sub_batch_size=0 has to divide"):
         config(sub_batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("auto_find_batch_size", True),
+        ("dataloader_drop_last", True),
+        ("label_smoothing_factor", 0.1),
+        ("train_sampling_strategy", "group_by_length"),
+    ],
+)
+def test_options_without_effect_are_refused(config, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} has no effect in this phase; leave it out"):
+        config(**{name: value})
 
 
 @pytest.mark.parametrize("value", [0, -0.1, float("nan")])

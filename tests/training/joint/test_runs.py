@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1.atlas.pictures import augment
+from mmemb_r1.cli._options import load_model
+from mmemb_r1.training import JointConfig, JointTrainer
+from mmemb_r1.training.adapters import lora_config
 
 SELECTED = {
     "pair_id": ["pair 0", "pair 0", "pair 1", "pair 1", "pair 7", "pair 7"],
@@ -110,6 +115,43 @@ class TestWriting:
         ours = MMEmbR1.from_model(trained.model.eval(), processor).encode(inputs, **options)
         theirs = MMEmbR1.from_model(again.eval(), processor).encode(inputs, **options)
         assert abs(ours - theirs).max() == 0
+
+    @pytest.mark.parametrize("adapted", [False, True])
+    def test_a_checkpoint_loads_as_what_it_is_in_all_loaders(self, adapted, model, processor, rows, tmp_path, on_cpu):
+        start, folder = str(tmp_path / "start"), tmp_path / "checkpoints" / "checkpoint-1"
+        prompts = {"query": "Find the color."}
+        MMEmbR1.from_model(model, processor, prompts=prompts).save_pretrained(start)
+        model = MMEmbR1(start, device="cpu")[0].model
+        args = JointConfig(
+            **on_cpu,
+            output_dir=str(folder.parent),
+            per_device_train_batch_size=3,
+            sub_batch_size=3,
+            max_steps=1,
+            save_steps=1,
+            learning_rate=0.01,
+        )
+        peft_config = lora_config(model, r=2) if adapted else None
+        trainer = JointTrainer(model.train(), args, rows, processor, peft_config=peft_config)
+        trainer.train()
+        expected = MMEmbR1.from_model(trainer.model.eval(), processor).encode(["say red", "green"], reasoning="never")
+        before = MMEmbR1(start, device="cpu").encode(["say red", "green"], reasoning="never")
+        assert abs(expected - before).max() > 1e-3
+        for load in (partial(SentenceTransformer, trust_remote_code=True), MMEmbR1, load_model):
+            loaded = load(str(folder), device="cpu")
+            assert abs(loaded.encode(["say red", "green"], reasoning="never") - expected).max() < 1e-6
+            assert loaded.prompts["query"] == prompts["query"]
+        assert (folder / "config.json").exists() is not adapted
+
+    def test_a_folder_of_the_model_alone_is_never_taken_for_another_one(self, model, processor, tmp_path):
+        expected = MMEmbR1.from_model(model.eval(), processor).encode(["say red"])
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        for load in (partial(SentenceTransformer, trust_remote_code=True), MMEmbR1, load_model):
+            assert abs(load(str(tmp_path), device="cpu").encode(["say red"]) - expected).max() < 1e-6
+        (tmp_path / "modules.json").unlink()
+        with pytest.raises(ValueError, match="is no mmemb-r1 checkpoint: it has no modules.json"):
+            MMEmbR1(str(tmp_path), device="cpu")
 
     def test_facts_lie_beside_each_checkpoint(self, trained, rows, tmp_path):
         facts = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "training.json").read_text(encoding="utf-8"))

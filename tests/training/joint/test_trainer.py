@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from datasets import Dataset
 
 from mmemb_r1.atlas.pictures import augment
+from mmemb_r1.training import JointConfig, JointTrainer
 
 WHOLE = {"per_device_train_batch_size": 8, "sub_batch_size": 8, "temperature": 0.1}
 GATE = {"gate.output.weight", "gate.output.bias"}
@@ -292,6 +295,7 @@ class TestEvaluation:
         names = {"eval_nce_00", "eval_rationale_query", "eval_accuracy_direct", "eval_negatives", "eval_gate_prob"}
         assert names <= set(found[0]) and not any(name.startswith("nce") for name in found[0])
         assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+        assert names <= trainer.evaluate().keys()  # `metric_for_best_model` is looked for there
 
     def test_training_is_the_same_with_it_and_without(self, make_trainer, tiny, tables):
         train, other = tables
@@ -381,6 +385,51 @@ class TestWhatIsNotFinite:
         with pytest.raises(FloatingPointError, match="after 0 steps"):
             trainer.train()
         assert trainer.state.global_step == 0
+
+
+def test_options_of_the_data_loader_are_passed_on(make_trainer, model, rows):
+    options = {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 3, "dataloader_persistent_workers": False}
+    loader = make_trainer(model, rows, **options).get_train_dataloader()
+    assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (2, 3, False)
+    assert make_trainer(model, rows, dataloader_num_workers=1).get_train_dataloader().persistent_workers
+
+
+@pytest.mark.parametrize("largest", [128, 256])
+def test_a_budget_that_the_model_does_not_have_is_told(make_trainer, model, rows, largest, caplog):
+    make_trainer(model, rows, max_rationale_tokens=largest)
+    assert ("the model writes at most 128" in caplog.text) is (largest > model.config.max_reasoning_tokens)
+
+
+class TestSharded:
+    def launched(self, model, table, processor, on_cpu, tmp_path, **plugins):
+        """A trainer where `accelerate launch` has set these plugins."""
+
+        class Launched(JointTrainer):
+            def create_accelerator_and_postprocess(self):
+                super().create_accelerator_and_postprocess()
+                self.is_deepspeed_enabled, self.is_fsdp_enabled = (
+                    "deepspeed_plugin" in plugins,
+                    "fsdp_plugin" in plugins,
+                )
+                vars(self.accelerator.state).update(plugins)
+
+        try:
+            args = JointConfig(**on_cpu, output_dir=str(tmp_path), per_device_train_batch_size=3, sub_batch_size=3)
+            return Launched(model, args, table, processor)
+        finally:
+            for name in plugins:
+                vars(AcceleratorState()).pop(name, None)
+
+    def test_deepspeed_is_refused(self, model, rows, processor, on_cpu, tmp_path):
+        """It made as many optimiser steps of a batch as the batch had chunks."""
+        with pytest.raises(ValueError, match="DeepSpeed takes an optimiser step with every backward pass"):
+            self.launched(model, rows, processor, on_cpu, tmp_path, deepspeed_plugin=object())
+
+    def test_fsdp2_is_told_to_return_float32(self, model, rows, processor, on_cpu, tmp_path):
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        plugin.set_mixed_precision("bf16", override=True)
+        self.launched(model, rows, processor, on_cpu, tmp_path, fsdp_plugin=plugin)
+        assert plugin.mixed_precision_policy.output_dtype is None
 
 
 def _poison(trainer, word):

@@ -181,7 +181,7 @@ def test_an_input_that_the_model_does_not_take_fails_alone(make, requests, tmp_p
 
 
 def test_inputs_that_do_not_go_together_go_apart(make, tmp_path, squares):
-    """SmolVLM takes pictures and videos, but not in one batch."""
+    """SmolVLM's processor takes pictures and videos, but not in one call."""
     worker = make(model=str(save(tmp_path, "smolvlm")))
     clip = [Image.fromarray(np.full((64, 64, 3), 60 * frame, dtype=np.uint8)) for frame in range(4)]
     together = [request(0, image=squares[0]), request(1, video=clip), request(2)]

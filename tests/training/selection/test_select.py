@@ -274,6 +274,13 @@ class TestTables:
         ]
         assert (row["kept"], row["reason"], row["gain"]) == (False, "empty", None)
 
+    def test_a_rationale_that_the_budget_cut_off_is_none(self, run, evaluator, make_rationale):
+        """It would be trained on as if it ended there."""
+        whole = make_rationale("sum/2 + 3", "w", "2 + 3 is 5")
+        rows = [make_rationale("sum/1 + 1", "w", "1 + 1 is 2") | {"finish_reason": "length"}, whole]
+        candidates = table(run(evaluator("knowing"), rationales=Dataset.from_list(rows)), "candidates")
+        assert [(row["kept"], row["reason"]) for row in candidates] == [(False, "cut off"), (True, None)]
+
     def test_what_was_selected_can_be_selected_from(self, run, evaluator):
         folder = run(evaluator("knowing"))
         again = run(evaluator("knowing"), "again", rationales=Dataset.from_parquet(str(folder / "selected.parquet")))

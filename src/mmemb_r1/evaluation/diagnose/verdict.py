@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.report.layout import MISSING, as_points, points_between
-from mmemb_r1.evaluation.report.terminal import Head, lined_table
+from mmemb_r1.evaluation.report.text import MISSING, Head, as_points, lined_table, points_between
 from mmemb_r1.evaluation.run_folder import Columns, read_table
 from mmemb_r1.evaluation.statistics import NUM_SAMPLES, Interval, clustered_means
 from mmemb_r1.evaluation.tasks import ALL
@@ -42,9 +41,8 @@ def judge(cost: Interval | None, cosine: float | None, between: float | None, cl
 
     It reads them if swapping them lowers the score beyond chance and by more than next to nothing, and either the cost
     or the way that the vectors go is large. It ignores them if the vectors stay where they are, also in comparison
-    with those of other queries, and so does the score: one that falls or rises by more than a little is not that of a
-    model which passes its rationales by. Otherwise there is no verdict: where rationales make no difference to what is
-    found, scores can't show whether they are read.
+    with those of other queries, and so does the score. Otherwise there is no verdict: where rationales make no
+    difference to what is found, scores can't show whether they are read.
 
     Args:
         cost: of the swap, own score minus swapped, as a share of 1, with its interval; `None` if nothing was swapped.
@@ -108,10 +106,8 @@ class ShortcutOutcomes:
     Holds what N queries got with their own rationales and with others.
 
     Args:
-        task: `(N,)` names.
-        cluster: `(N,)` what the queries are about.
-        tokens: `(N,)` of their own rationales.
-        own: `(N,)` scores with their own rationales.
+        task, cluster: `(N,)` names, and what the queries are about.
+        tokens, own: `(N,)` tokens of their own rationales, and scores with these.
         others: `(N,)` cosine of each query's vector and that of the query whose rationale it is given by `swap`, both
             after their own rationales; NaN where there is none.
         scores: intervention -> `(N,)` scores; NaN where it changes nothing.
@@ -148,9 +144,8 @@ def summarise_outcomes(
 
     Args:
         outcomes: N queries.
-        tasks: of which. Default: of all.
-        num_samples: draws. Default: 2000.
-        seed: of the draws.
+        tasks: whose queries are averaged. Default: of all.
+        num_samples, seed: of the draws. Default: 2000, 0.
 
     Returns:
         What JSON can hold: `n`; `score` with their own rationales and `mean_reasoning_tokens`; `interventions`, per
@@ -231,28 +226,14 @@ def join_outcomes(measured: Mapping[str, Columns]) -> ShortcutOutcomes:
     )
 
 
-STATEMENTS = {
-    READS: "reads its rationales",
-    IGNORES: "ignores its rationales",
-    UNDECIDED: "undecided whether it reads its rationales",
-}
-
-
 def shortcut_table(results: Mapping[str, Any], title: str = "What other rationales cost") -> Table:
     """
-    Lay out a `rich` table: per task, group and over all the score with the own rationales; what it costs, in points,
-    to take them away (`drop`: the direct vector; `empty`: `<think></think>`), to swap them, with the 95 % interval,
-    and to shuffle their words; the cosine of the vectors after each and after the own one; at last that of the vectors
-    of two queries, each after its own rationale (`queries`), and the verdict.
-
-    Args:
-        results: what `run_diagnosis` returned.
-        title: above it.
+    Lay out what `run_diagnosis` returned as a `rich` table: per task, group and over all the score with the own
+    rationales, what each intervention costs in points, the cosine of the vectors after it and after the own rationale,
+    that of the vectors of two queries, each after its own rationale (`queries`), and the verdict.
     """
-    names = ["n", "score"]
-    for name in INTERVENTIONS:
-        names += [name, "95 %"] if name == "swap" else [name]
-    names += [*(f"cos {name}" for name in INTERVENTIONS), "queries"]
+    names = ["n", "score", *INTERVENTIONS, *(f"cos {name}" for name in INTERVENTIONS), "queries"]
+    names.insert(names.index("swap") + 1, "95 %")
     heads = [Head(name, main=name in ("swap", "cos swap")) for name in names]
     return lined_table(title, [*heads, Head("verdict", number=False)], dict(results), _cells)
 
@@ -272,4 +253,5 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
 def verdict_line(results: Mapping[str, Any], model: str) -> str:
     """Write what the test says of a model, in one line."""
     found = results["summary"][ALL]
-    return f"{model}: {STATEMENTS[found['verdict']]}: {found['reason']}"
+    statement = "undecided whether it reads" if found["verdict"] == UNDECIDED else found["verdict"]
+    return f"{model}: {statement} its rationales: {found['reason']}"

@@ -37,33 +37,24 @@ def data_files(task: MMEBTask, folder: Path, config: str | None) -> list[Path]:
     """Find the files of one configuration and the task's split, in order; an error if the copy lacks them."""
     import datasets
 
-    place = annotation_folder(task, folder)
+    place, found, cause = annotation_folder(task, folder), {}, None
     try:
         # an absolute path: a relative one could be the id of a dataset on the Hub
-        builder = datasets.load_dataset_builder(str(place.resolve()), config)
-        found = builder.config.data_files
+        found = datasets.load_dataset_builder(str(place.resolve()), config).config.data_files
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(_absent(task, place, config, f" ({error})")) from error
+        cause = error
     if not found.get(task.split):
-        raise ValueError(_absent(task, place, config))
+        what = f"files of the configuration {config!r} and the split" if config else "files of the split"
+        why = f" ({cause})" if cause else ""
+        raise ValueError(
+            f"{task.name}: {place} has no {what} {task.split!r}{why}. Copy all of the Hub dataset {task.dataset}: its "
+            "README.md says which files these are."
+        ) from cause
     return [Path(file) for file in found[task.split]]
 
 
-def _absent(task: MMEBTask, place: Path, config: str | None, why: str = "") -> str:
-    what = f"files of the configuration {config!r} and the split" if config else "files of the split"
-    return (
-        f"{task.name}: {place} has no {what} {task.split!r}{why}. Copy all of the Hub dataset {task.dataset}: its "
-        "README.md says which files these are."
-    )
-
-
 def read_annotations(task: MMEBTask, folder: Path, config: str | None, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """
-    Read the rows of one configuration and the task's split, in memory; `columns` are those that have to be there.
-
-    Raises:
-        ValueError: if files, columns or all rows are missing.
-    """
+    """Read the rows of one configuration and the task's split; an error if these columns or all rows are missing."""
     files = data_files(task, folder, config)
     rows = [row for file in files for row in _read_file(task, file)]
     if not rows:
@@ -118,12 +109,7 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 class Media:
     """
-    Looks up the files that a task names, once each.
-
-    Args:
-        task: whose they are.
-        folder: root of the local copy.
-        num_frames: frames that are kept of a video.
+    Looks up the files that a task names in the local copy `folder`, and keeps `num_frames` frames of each video.
 
     Attributes:
         sizes: bytes of each file that was asked for, by its path from `folder`.
@@ -146,34 +132,21 @@ class Media:
         return root
 
     def picture(self, name: str) -> str:
-        """
-        Find a picture by its path from the folder of the task's media.
-
-        Raises:
-            ValueError: if the path leads out of the local copy, there is no such file, or nothing is in it.
-        """
+        """Find a picture by its path from the media folder; refuse a path out of the local copy, and an empty file."""
         return self._checked(self._inside(name, "picture"), "picture")
 
     def frames(self, name: str) -> list[str]:
-        """
-        Find the frames of a video by their folder's path: all, or `num_frames` evenly spread, first and last included.
-
-        Raises:
-            ValueError: if the path leads out of the local copy, there is no such folder, or it holds no frames, or one
-                that is kept is empty.
-        """
+        """Find the frames of a video by their folder's path: all, or `num_frames` evenly spread; errors likewise."""
         if name not in self._frames:
             place = self._inside(name, "folder of frames")
             if not place.is_dir():
                 raise ValueError(f"{self.task.name}: the folder {place} of a video's frames is missing.")
-            files = sorted(
-                (file for file in os.listdir(place) if file.lower().endswith(FRAME_SUFFIXES)), key=_by_number
-            )
+            files = [file for file in os.listdir(place) if file.lower().endswith(FRAME_SUFFIXES)]
             if not files:
                 raise ValueError(
                     f"{self.task.name}: the folder {place} holds no frames ({', '.join(FRAME_SUFFIXES)})."
                 )
-            kept = evenly_spread(files, self.num_frames)
+            kept = evenly_spread(sorted(files, key=_by_number), self.num_frames)
             self._frames[name] = [self._checked(place / file, "frame") for file in kept]
         return self._frames[name]
 

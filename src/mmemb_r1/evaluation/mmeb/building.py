@@ -20,15 +20,10 @@ PLACEHOLDER = "<|image_1|>"  # where a picture stands in the annotations' texts;
 
 class TaskBuilder:
     """
-    Collects the queries and candidates of a task.
-
-    Args:
-        task: of the catalogue.
-        folder: root of the local copy.
-        num_frames: frames that are kept of a video.
+    Collects the queries and candidates of a task of the catalogue, from the local copy in `folder`.
 
     Attributes:
-        media: its pictures and frames.
+        media: its pictures and frames, `num_frames` of each video.
         merged: candidates that stood in one query's pool more than once.
     """
 
@@ -49,7 +44,7 @@ class TaskBuilder:
 
         Another candidate of the same `name` that holds something else makes it `name #2`.
         """
-        value = self.value(**parts)
+        value = given_parts(parts)
         content = json.dumps(value, sort_keys=True)
         if content not in self._ids:
             unique, number = name, 1
@@ -63,10 +58,7 @@ class TaskBuilder:
     def query(
         self, query_id: str, value: Mapping[str, Any], pool: Iterable[str], relevant: Mapping[str, float], cluster: str
     ) -> None:
-        """
-        Add a query: its input, ids of the candidates that its row names, ids of the right ones -> grade, and what it
-        is about within the task.
-        """
+        """Add a query: its input, the candidates its row names, the right ones -> grade, and what it is about."""
         if query_id in self._queries:
             raise self.error(query_id, "another query has the same id")
         named = list(pool)
@@ -76,10 +68,6 @@ class TaskBuilder:
         self._relevance.append(dict(relevant))
         self._pools.append(unique)
         self._clusters.append(f"{self.task.name}/{cluster}")  # ids of two datasets can be equal by chance
-
-    def value(self, **parts: Any) -> dict[str, Any]:
-        """Make an input of these parts, without those that are empty."""
-        return given_parts(parts)
 
     def error(self, query_id: str, what: str) -> ValueError:
         """Make an error that says where in the annotations something is wrong."""
@@ -91,19 +79,13 @@ class TaskBuilder:
             logger.warning("%s: %d %s (%s).", self.task.name, len(names), what, ", ".join(names[:3]))
 
     def build(self, pages: tuple[Sequence[str], Sequence[Any], Mapping[str, int]] | None = None) -> RetrievalTask:
-        """
-        Make the task. `pages` are candidates that are not in memory: their ids, the inputs, and the sizes in bytes of
-        the files that hold them, by name. Default: those that were added.
-        """
+        """Make the task; `pages` are candidates that are not in memory: ids, inputs, and file -> its size in bytes."""
         task = self.task
         ids, inputs, sizes = pages or (list(self._candidates), list(self._candidates.values()), {})
         if len(self._queries) != task.num_queries:
             logger.warning(
-                "%s: there are %d queries, MMEB-V2 has %d; its score will count for no mean. Copy all of %s.",
-                task.name,
-                len(self._queries),
-                task.num_queries,
-                task.dataset,
+                f"{task.name}: there are {len(self._queries)} queries, MMEB-V2 has {task.num_queries}; its score will "
+                f"count for no mean. Copy all of {task.dataset}."
             )
         return RetrievalTask(
             name=task.name,

@@ -36,20 +36,17 @@ class MMEBTask:
 
     Attributes:
         name: as on the leaderboard.
-        modality: `"image"`, `"video"` or `"visdoc"`.
-        meta_task: its group with the modality in front, say `"image/classification"`.
-        dataset: Hub id of the annotations.
-        config: their configuration, or `None`; several in MVBench, and always three in BEIR layouts.
-        split: their split.
+        modality, meta_task: `"image"`, `"video"` or `"visdoc"`; and its group, say `"image/classification"`.
+        dataset, config, split: Hub id of the annotations, their configuration (several in MVBench, and always three in
+            BEIR layouts) and split.
         layout: how rows are read, a key of `loading.READERS`.
         pool: `"local"`, a query competes with the candidates of its own row; `"global"`, with those of all rows.
-        num_queries: how many there have to be.
+        num_queries: how many there have to be; with `first_rows` the task is so many rows of a longer table.
         media: folder of pictures or frames, from the root of the local copy.
         columns: what the layout looks for -> the column of this dataset that holds it.
         query_instruction, candidate_instruction: of all inputs of that side; `None` where rows bring their own, or
             where there is none.
         language: only queries whose `language` this is.
-        first_rows: the task is the first `num_queries` rows of a longer table.
     """
 
     name: str

@@ -36,9 +36,7 @@ def scores_of(results: Mapping[str, Any], mode: str) -> dict[str, TaskScore]:
 
 def overall(scores: Mapping[str, TaskScore]) -> float:
     """
-    Compute MMEB-V2's overall: the plain mean over its 78 tasks, whatever their groups and sizes.
-
-    Either both page tasks of the out-of-domain group are the fixed ones, or both are the old ones. Variants that don't
+    Compute MMEB-V2's overall: the plain mean over its 78 tasks, whatever their groups and sizes. Variants that don't
     count are left aside.
 
     Raises:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,18 +22,11 @@ ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos
 
 @dataclass(frozen=True)
 class Archive:
-    """
-    Names an archive of pictures or frames of several tasks.
+    """Names an archive of pictures or frames of several tasks."""
 
-    Attributes:
-        parts: files of the repository that make it when put one after the other.
-        folder: where it is unpacked, from the root of the local copy.
-        top: folder inside the archive that all is in, and that is left out.
-    """
-
-    parts: tuple[str, ...]
-    folder: str
-    top: str = ""
+    parts: tuple[str, ...]  # files of the repository that make it when put one after the other
+    folder: str  # where it is unpacked, from the root of the local copy
+    top: str = ""  # folder inside the archive that all is in, and that is left out
 
 
 _FRAMES = "video-tasks/frames"
@@ -56,8 +48,8 @@ def download_task(
     Args:
         name: of the task or variant.
         folder: root of the local copy; made if it is not there.
-        media: also the archive of pictures or frames that its group of tasks shares; it is unpacked, and stays where
-            it is. Visual-document tasks have none. Default: `True`.
+        media: also the archive of pictures or frames that its group of tasks shares; it is unpacked, and stays. Visual
+            documents have none. Default: `True`.
         revision: branch, tag or commit of the annotations. Default: the commit that was downloaded before, else that
             of the main branch. It is noted, and reported by the tasks as `data["revision"]`.
 
@@ -70,15 +62,15 @@ def download_task(
     """
     from huggingface_hub import snapshot_download
 
-    from mmemb_r1.hub.errors import explained
+    from mmemb_r1.hub.client import explained
 
     task, root = task_named(name), Path(folder).expanduser().resolve()
     place, note = annotation_folders(task, root)[0], revision_note(task, root)
     if not place.is_dir():
         note.unlink(missing_ok=True)  # of a copy that was removed
     commit = _commit(task.dataset, revision or (noted_revision(task, root) if place.is_dir() else None))
-    mend = f"Remove {place}, or ask for the revision that is there."
-    record_run(note, {"revision": commit}, what=str(place), hint=mend)
+    hint = f"Remove {place}, or ask for the revision that is there."
+    record_run(note, {"revision": commit}, what=str(place), hint=hint)
     with explained(task.dataset, revision):
         snapshot_download(
             task.dataset, repo_type="dataset", revision=commit, local_dir=place, allow_patterns=list(ANNOTATIONS)
@@ -94,8 +86,7 @@ def archive_of(task: MMEBTask) -> Archive | None:
 
 
 def _commit(repo_id: str, revision: str | None = None) -> str:
-    from mmemb_r1.hub.errors import explained
-    from mmemb_r1.hub.files import hub_api
+    from mmemb_r1.hub.client import explained, hub_api
 
     with explained(repo_id, revision):
         return str(hub_api().dataset_info(repo_id, revision=revision).sha)
@@ -104,7 +95,7 @@ def _commit(repo_id: str, revision: str | None = None) -> str:
 def _download_archive(archive: Archive, root: Path) -> None:
     from huggingface_hub import hf_hub_download
 
-    from mmemb_r1.hub.errors import explained
+    from mmemb_r1.hub.client import explained
 
     target = root / archive.folder
     note, facts = target / ".unpacked.json", {"archive": list(archive.parts)}
@@ -126,8 +117,7 @@ def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:
     there in full are left as they are.
 
     Raises:
-        ValueError: if it is no such archive, it was cut short, or it holds something that is to land outside of
-            `target`; or if this Python can't tell.
+        ValueError: if it is no such archive, was cut short, or holds something that is to land outside of `target`.
     """
     if not hasattr(tarfile, "data_filter"):
         raise ValueError("unpacking archives safely needs Python 3.10.12, 3.11.4 or a later one")
@@ -149,7 +139,7 @@ def unpack(parts: Sequence[Path], target: Path, top: str = "") -> None:
 
 
 @contextmanager
-def _joined(parts: Sequence[Path]) -> Iterator[IO[bytes]]:
+def _joined(parts: Sequence[Path]) -> Iterator[Any]:
     """Open the files one after the other, with a bar on standard error of how far they were read."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -157,33 +147,18 @@ def _joined(parts: Sequence[Path]) -> Iterator[IO[bytes]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         step = bar.add_task(f"unpacking {parts[0].name}", total=sum(part.stat().st_size for part in parts))
-        with _Parts(parts, lambda count: bar.advance(step, count)) as raw:
-            yield io.BufferedReader(raw, 2**20)
+        with ExitStack() as stack:
+            files = [stack.enter_context(part.open("rb")) for part in parts]
+            yield _Joined(files, lambda count: bar.advance(step, count))
 
 
-class _Parts(io.RawIOBase):
-    """Reads several files like one."""
+class _Joined:
+    """Reads several files like one, as far as `tarfile` asks."""
 
-    def __init__(self, parts: Sequence[Path], advance: Callable[[int], None]) -> None:
-        self._paths, self._advance = iter(parts), advance
-        self._file: IO[bytes] | None = None
+    def __init__(self, files: Sequence[IO[bytes]], advance: Callable[[int], None]) -> None:
+        self._files, self._advance = files, advance
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while True:
-            if self._file is None:
-                if (path := next(self._paths, None)) is None:
-                    return 0
-                self._file = path.open("rb", buffering=0)
-            if count := self._file.readinto(buffer):  # type: ignore[attr-defined]
-                self._advance(count)
-                return count
-            self._file.close()
-            self._file = None
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        super().close()
+    def read(self, size: int) -> bytes:
+        chunk = next(filter(None, (file.read(size) for file in self._files)), b"")
+        self._advance(len(chunk))
+        return chunk

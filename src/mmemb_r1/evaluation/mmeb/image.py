@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from mmemb_r1.content import given_parts
 from mmemb_r1.evaluation.mmeb.annotations import read_annotations
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder, plain
 
@@ -55,7 +56,7 @@ def _queries(builder: TaskBuilder, columns: tuple[str, ...]) -> Iterator[tuple[s
         if not text and not path:
             raise builder.error(str(number), "it has neither a text (qry_text) nor a picture (qry_img_path)")
         image = builder.media.picture(path) if path else None
-        yield str(number), row, builder.value(instruction=plain(row["qry_inst"]), text=text, image=image)
+        yield str(number), row, given_parts({"instruction": plain(row["qry_inst"]), "text": text, "image": image})
 
 
 def _add(builder: TaskBuilder, query_id: str, row: dict[str, Any], value: dict[str, Any], pool: list[str]) -> None:

@@ -7,34 +7,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from mmemb_r1.evaluation.mmeb import image, video, visdoc
 from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, data_files
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder
 from mmemb_r1.evaluation.mmeb.catalogue import TASKS, VARIANTS, MMEBTask, select
 from mmemb_r1.evaluation.mmeb.claims import overall_of
-from mmemb_r1.evaluation.mmeb.image import read_image_image, read_image_text
-from mmemb_r1.evaluation.mmeb.video import (
-    QUESTIONS,
-    read_moments,
-    read_momentseeker,
-    read_video_choices,
-    read_video_labels,
-    read_video_questions,
-    read_video_search,
-)
-from mmemb_r1.evaluation.mmeb.visdoc import read_beir
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource
 
 NUM_FRAMES = 8  # of a video, as in the benchmark's own evaluation
 READERS: Mapping[str, Callable[[TaskBuilder], Any]] = {
-    "image-text": read_image_text,
-    "image-image": read_image_image,
-    "video-labels": read_video_labels,
-    "video-choices": read_video_choices,
-    "video-search": read_video_search,
-    **dict.fromkeys(QUESTIONS, read_video_questions),
-    "moments": read_moments,
-    "momentseeker": read_momentseeker,
-    "beir": read_beir,
+    "image-text": image.read_image_text,
+    "image-image": image.read_image_image,
+    "video-labels": video.read_video_labels,
+    "video-choices": video.read_video_choices,
+    "video-search": video.read_video_search,
+    **dict.fromkeys(video.QUESTIONS, video.read_video_questions),
+    "moments": video.read_moments,
+    "momentseeker": video.read_momentseeker,
+    "beir": visdoc.read_beir,
 }
 
 
@@ -48,14 +38,8 @@ def read_mmeb_tasks(
 
 def find_tasks(folder: str | os.PathLike[str]) -> list[str]:
     """
-    List the tasks and variants whose annotations are in a local copy, in the catalogue's order. Pictures and frames
-    are not looked for.
-
-    Args:
-        folder: root of the copy, see `load_tasks`.
-
-    Raises:
-        ValueError: if there is no such folder, or the copy of a dataset lacks files.
+    List the tasks and variants whose annotations are in a local copy, in the catalogue's order; media are not looked
+    for. It is an error if there is no such folder, or the copy of a dataset lacks files.
     """
     root = _existing(folder)
     return [task.name for task in (*TASKS.values(), *VARIANTS.values()) if _has_annotations(task, root)]
@@ -80,9 +64,7 @@ def load_tasks(
 
     Returns:
         A sequence that reads a task each time that it is asked for it: iterate once; its `names` are known before. Of
-        each task all annotations are read then, and all pictures and frames are looked for, but not opened; what is
-        missing is an error that names the task and the path. A number of queries other than the benchmark's is warned
-        of.
+        each task all annotations are read then, and all media are looked for, but not opened.
 
     Raises:
         ValueError: if a name is unknown, annotations are missing, or there are none at all.
@@ -100,18 +82,12 @@ def load_tasks(
         return LocalTasks(tasks, root, num_frames)
     tasks = select(names)
     for task in tasks:
-        for config in task.configs:
-            data_files(task, root, config)
+        _check_annotations(task, root)
     return LocalTasks(tasks, root, num_frames)
 
 
 class LocalTasks(Sequence[RetrievalTask]):
-    """
-    Reads the tasks of a local copy, each when it is asked for.
-
-    Attributes:
-        names: of the tasks, in order.
-    """
+    """Reads the tasks of a local copy, each when it is asked for; `names` are theirs, in order."""
 
     def __init__(self, tasks: Sequence[MMEBTask], folder: Path, num_frames: int) -> None:
         self._tasks, self._folder, self._num_frames = list(tasks), folder, num_frames
@@ -139,13 +115,17 @@ def _existing(folder: str | os.PathLike[str]) -> Path:
     return root
 
 
+def _check_annotations(task: MMEBTask, folder: Path) -> None:
+    for config in task.configs:
+        data_files(task, folder, config)
+
+
 def _has_annotations(task: MMEBTask, folder: Path) -> bool:
     """Say whether they are there; raise an error if only some are."""
     if not any(place.is_dir() for place in annotation_folders(task, folder)):
         return False
     try:
-        for config in task.configs:
-            data_files(task, folder, config)
+        _check_annotations(task, folder)
     except ValueError:
         if task.modality == "image":  # one dataset for 36 tasks: it may well hold some of them
             return False

@@ -34,12 +34,10 @@ def submission(results: Mapping[str, Any], mode: str, metadata: Mapping[str, Any
     Make the leaderboard's JSON of a complete run.
 
     Args:
-        results: of `evaluate`, over all 78 tasks. The page tasks go under the names that they have there: fixed ones
-            with `-fixed`, old ones without; never some of each.
+        results: of `run_evaluation`, over all 78 tasks. The page tasks go under the names that they have there: fixed
+            ones with `-fixed`, old ones without; never some of each.
         mode: the reasoning mode that is submitted.
-        metadata: `model_name`, `model_backbone`, `model_size`, `embedding_dimension`, `max_length_tokens`,
-            `model_release_date` and `url`; all but the name may be `None`. `data_source` defaults to
-            `"Self-Reported"`.
+        metadata: the keys of `METADATA`; all but the name may be `None`, `data_source` defaults to `"Self-Reported"`.
 
     Returns:
         `{"metadata": {...}, "metrics": {modality: {task: {"hit@1": ..., "num_pred": ..., "num_data": ...}}}}`: of a
@@ -54,13 +52,10 @@ def submission(results: Mapping[str, Any], mode: str, metadata: Mapping[str, Any
     metrics: dict[str, dict[str, Any]] = {modality: {} for modality in MODALITIES}
     for name, task in TASKS.items():
         name = renamed.get(name, name)
-        entry = results["tasks"][name]["modes"][mode]
-        figures = {key: float(value) for key, value in entry.items() if _METRIC.fullmatch(key)}
-        metrics[task.modality][name] = {
-            task.metric: scores[name].score,
-            **figures,
-            **dict.fromkeys(COUNTS, scores[name].num_queries),
-        }
+        measured = results["tasks"][name]["modes"][mode]
+        figures = {key: float(value) for key, value in measured.items() if _METRIC.fullmatch(key)}
+        counts = dict.fromkeys(COUNTS, scores[name].num_queries)
+        metrics[task.modality][name] = {task.metric: scores[name].score, **figures, **counts}
     filled = {"data_source": "Self-Reported", **metadata}
     filled = {key: filled[key] for key in [*METADATA, *filled] if key in filled}  # in the usual order
     made = {"metadata": {**filled, GENERATED: datetime.now(UTC).isoformat()}, "metrics": metrics}
@@ -82,8 +77,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     """Refuse metadata that are unknown or of the wrong type, before anything is run; some may be missing."""
     now = datetime.now(UTC).isoformat()
     whole = {**dict.fromkeys(METADATA), "model_name": "any", GENERATED: now, **metadata}
-    if problems := _metadata_problems(whole):
-        raise ValueError(_listed(problems))
+    _refuse(_metadata_problems(whole))
 
 
 def validate_submission(submission: Any) -> None:
@@ -96,13 +90,12 @@ def validate_submission(submission: Any) -> None:
     if not isinstance(submission, Mapping) or set(submission) != {"metadata", "metrics"}:
         found = sorted(submission) if isinstance(submission, Mapping) else type(submission).__name__
         raise ValueError(f"a submission is an object of 'metadata' and 'metrics'; this is {found}")
-    problems = [*_metadata_problems(submission["metadata"]), *_metrics_problems(submission["metrics"])]
+    _refuse([*_metadata_problems(submission["metadata"]), *_metrics_problems(submission["metrics"])])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
-        raise ValueError(_listed(problems))
-
-
-def _listed(problems: list[str]) -> str:
-    return "the submission can't be sent:\n" + "\n".join(f"- {problem}" for problem in problems)
+        raise ValueError("the submission can't be sent:\n" + "\n".join(f"- {problem}" for problem in problems))
 
 
 def write_submission(submission: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:

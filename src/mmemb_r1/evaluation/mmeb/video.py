@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -18,62 +19,61 @@ LABELS: Mapping[str, list[str]] = json.loads(files(__package__).joinpath("labels
 NUM_CLIPS = 10  # that a moment competes among
 
 
-def _rows(builder: TaskBuilder, *columns: str) -> list[dict[str, Any]]:
+def _rows(builder: TaskBuilder, *columns: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read the rows of a task, each with the id of its query."""
     task = builder.task
+    if task.layout == "mvbench":
+        return [
+            (f"{subset}/{number}", {**row, "subset": subset})
+            for subset in MVBENCH
+            for number, row in enumerate(read_annotations(task, builder.folder, subset, columns))
+        ]
     rows = read_annotations(task, builder.folder, task.config, columns)
-    return rows[: task.num_queries] if task.first_rows else rows
+    return [(str(number), row) for number, row in enumerate(rows[: task.num_queries if task.first_rows else None])]
 
 
 def read_video_labels(builder: TaskBuilder) -> None:
     """Read which of all the dataset's classes a video shows: `video_id`, `pos_text`."""
     labels = {label: builder.candidate(label, text=label) for label in LABELS[builder.task.name]}
-    for number, row in enumerate(_rows(builder, "video_id", "pos_text")):
+    for query_id, row in _rows(builder, "video_id", "pos_text"):
         if row["pos_text"] not in labels:
-            raise builder.error(str(number), f"its class {row['pos_text']!r} is none of the {len(labels)} of the task")
+            raise builder.error(query_id, f"its class {row['pos_text']!r} is none of the {len(labels)} of the task")
         video, right = str(row["video_id"]), labels[row["pos_text"]]
-        builder.query(str(number), {"video": builder.media.frames(video)}, [right], {right: 1.0}, video)
+        builder.query(query_id, {"video": builder.media.frames(video)}, [right], {right: 1.0}, video)
 
 
 def read_video_choices(builder: TaskBuilder) -> None:
     """Read which of its row's classes a video shows: `video_id`, `pos_text`, and all of them in `neg_text`."""
-    for number, row in enumerate(_rows(builder, "video_id", "pos_text", "neg_text")):
+    for query_id, row in _rows(builder, "video_id", "pos_text", "neg_text"):
         pool = [builder.candidate(text, text=text) for text in row["neg_text"]]
         if row["pos_text"] not in row["neg_text"]:
-            raise builder.error(str(number), f"its class {row['pos_text']!r} is not among its candidates (neg_text)")
+            raise builder.error(query_id, f"its class {row['pos_text']!r} is not among its candidates (neg_text)")
         video, right = str(row["video_id"]), builder.candidate(row["pos_text"], text=row["pos_text"])
-        builder.query(str(number), {"video": builder.media.frames(video)}, pool, {right: 1.0}, video)
+        builder.query(query_id, {"video": builder.media.frames(video)}, pool, {right: 1.0}, video)
 
 
 def read_video_search(builder: TaskBuilder) -> None:
     """Read which of all videos a text tells of; of several captions the first."""
     columns = builder.task.columns
     video_column, text_column = columns.get("video", columns.get("file", "")), columns["text"]
-    for number, row in enumerate(_rows(builder, video_column, text_column)):
+    for query_id, row in _rows(builder, video_column, text_column):
         text = row[text_column] if isinstance(row[text_column], str) else next(iter(row[text_column] or []), "")
         if not text.strip():
-            raise builder.error(str(number), f"it has no text ({text_column})")
+            raise builder.error(query_id, f"it has no text ({text_column})")
         video = str(row[video_column])
         if "file" in columns:
             video = PurePosixPath(video).stem
         right = builder.candidate(video, video=builder.media.frames(video))
-        builder.query(str(number), {"text": text.strip()}, [right], {right: 1.0}, video)
+        builder.query(query_id, {"text": text.strip()}, [right], {right: 1.0}, video)
 
 
 class VideoQuestion(NamedTuple):
-    """
-    Holds what a row of a dataset of questions says.
+    """Holds what a row of a dataset of questions says."""
 
-    Attributes:
-        video: folder of its frames.
-        text: the question, with the options to choose from.
-        options: as they compete.
-        right: which of them are the answer; none if the row names none of them.
-    """
-
-    video: str
-    text: str
-    options: Sequence[str]
-    right: Sequence[int]
+    video: str  # folder of its frames
+    text: str  # the question, with the options to choose from
+    options: Sequence[str]  # as they compete
+    right: Sequence[int]  # which of them are the answer; none if the row names none of them
 
 
 def _nextqa(row: Mapping[str, Any]) -> VideoQuestion:
@@ -88,16 +88,10 @@ def _mvbench(row: Mapping[str, Any]) -> VideoQuestion:
     return VideoQuestion(f"{row['subset']}/{row['video']}", text, options, right)
 
 
-def _video_mme(row: Mapping[str, Any]) -> VideoQuestion:
-    options = row["options"]
-    text = "\n".join([row["question"], *options])
-    return VideoQuestion(str(row["videoID"]), text, _unlettered(options), [_place(row["answer"], options)])
-
-
-def _egoschema(row: Mapping[str, Any]) -> VideoQuestion:
-    options = row["option"]
-    text = "\n".join([row["question"], *options])
-    return VideoQuestion(str(row["video_idx"]), text, _unlettered(options), [_place(row["answer"], options)])
+def _with_letters(video: str, options: str, row: Mapping[str, Any]) -> VideoQuestion:
+    """Parse a row whose options have letters already, from the columns of these names."""
+    text = "\n".join([row["question"], *row[options]])
+    return VideoQuestion(str(row[video]), text, _unlettered(row[options]), [_place(row["answer"], row[options])])
 
 
 def _activitynetqa(row: Mapping[str, Any]) -> VideoQuestion:
@@ -142,8 +136,8 @@ def _place(answer: Any, options: Sequence[str]) -> int:
 QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], VideoQuestion], tuple[str, ...]]] = {
     "nextqa": (_nextqa, ("video", "question", "answer", "a0", "a1", "a2", "a3", "a4")),
     "mvbench": (_mvbench, ("video", "question", "answer", "candidates")),
-    "video-mme": (_video_mme, ("videoID", "question", "options", "answer")),
-    "egoschema": (_egoschema, ("video_idx", "question", "option", "answer")),
+    "video-mme": (partial(_with_letters, "videoID", "options"), ("videoID", "question", "options", "answer")),
+    "egoschema": (partial(_with_letters, "video_idx", "option"), ("video_idx", "question", "option", "answer")),
     "activitynetqa": (_activitynetqa, ("video_name", "question", "answer")),
 }
 
@@ -151,7 +145,7 @@ QUESTIONS: Mapping[str, tuple[Callable[[Mapping[str, Any]], VideoQuestion], tupl
 def read_video_questions(builder: TaskBuilder) -> None:
     """Read which of its row's answers is right, seen the video."""
     parse, columns = QUESTIONS[builder.task.layout]
-    for query_id, row in _numbered(builder, columns):
+    for query_id, row in _rows(builder, *columns):
         video, text, options, right = parse(row)
         if not right or min(right) < 0:
             raise builder.error(query_id, f"its answer {row['answer']!r} is none of its candidates")
@@ -162,35 +156,25 @@ def read_video_questions(builder: TaskBuilder) -> None:
         builder.query(query_id, value, pool, {pool[place]: 1.0 for place in right}, video)
 
 
-def _numbered(builder: TaskBuilder, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    if builder.task.layout != "mvbench":
-        return [(str(number), row) for number, row in enumerate(_rows(builder, *columns))]
-    return [
-        (f"{subset}/{number}", {**row, "subset": subset})
-        for subset in MVBENCH
-        for number, row in enumerate(read_annotations(builder.task, builder.folder, subset, columns))
-    ]
-
-
 def read_moments(builder: TaskBuilder) -> None:
     """
     Read which clip of a video a text tells of: `query`, `video_path`. In the video's folder are folders of frames:
     `query` holds the whole video, `positive*` the right clip, all the others wrong ones.
     """
     odd = []
-    for number, row in enumerate(_rows(builder, "query", "video_path")):
+    for query_id, row in _rows(builder, "query", "video_path"):
         video = PurePosixPath(row["video_path"]).stem
         clips = [name for name in builder.media.folders(video) if name != "query"]
         right = [name for name in clips if name.startswith("positive")]
         if not right or len(right) == len(clips):
-            raise builder.error(str(number), f"{video} has {len(right)} positive clips and {len(clips)} in all")
+            raise builder.error(query_id, f"{video} has {len(right)} positive clips and {len(clips)} in all")
         if len(clips) != NUM_CLIPS:
             odd.append(video)
         ids = {
             name: builder.candidate(f"{video}/{name}", video=builder.media.frames(f"{video}/{name}")) for name in clips
         }
         value = {"text": row["query"], "video": builder.media.frames(f"{video}/query")}
-        builder.query(str(number), value, ids.values(), {ids[name]: 1.0 for name in right}, video)
+        builder.query(query_id, value, ids.values(), {ids[name]: 1.0 for name in right}, video)
     builder.warn(odd, f"videos have another number of clips than {NUM_CLIPS}; clips may be missing in the local copy")
 
 
@@ -205,7 +189,7 @@ def read_momentseeker(builder: TaskBuilder) -> None:
     clips in `positive_frames` and `negative_frames`. Several clips may be right.
     """
     columns = ("query", "input_frames", "positive_frames", "negative_frames")
-    for number, row in enumerate(_rows(builder, *columns)):
+    for query_id, row in _rows(builder, *columns):
         shown = row["input_frames"] or ""
         value: dict[str, Any] = {"instruction": SEEK_TEXT, "text": row["query"]}
         if shown.endswith(".mp4"):
@@ -213,14 +197,14 @@ def read_momentseeker(builder: TaskBuilder) -> None:
         elif shown.endswith(".jpg"):
             value |= {"instruction": SEEK_IMAGE, "image": builder.media.picture(f"query_{shown}")}
         elif shown:
-            raise builder.error(str(number), f"its input_frames are {shown!r}; known are .mp4, .jpg and nothing")
+            raise builder.error(query_id, f"its input_frames are {shown!r}; known are .mp4, .jpg and nothing")
         right, wrong = (
-            [_clip(builder, str(number), clip) for clip in row[column] or []]
+            [_clip(builder, query_id, clip) for clip in row[column] or []]
             for column in ("positive_frames", "negative_frames")
         )
         if not right or not wrong:
-            raise builder.error(str(number), f"it has {len(right)} right clips and {len(wrong)} wrong ones")
-        builder.query(str(number), value, [*right, *wrong], dict.fromkeys(right, 1.0), str(number))
+            raise builder.error(query_id, f"it has {len(right)} right clips and {len(wrong)} wrong ones")
+        builder.query(query_id, value, [*right, *wrong], dict.fromkeys(right, 1.0), query_id)
 
 
 def _clip(builder: TaskBuilder, query_id: str, clip: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import md5
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,13 +116,8 @@ class Pages(Sequence[dict[str, bytes]]):
     """
     Reads pages of a corpus as inputs of `encode` from Parquet when asked for: a row group at a time.
 
-    Args:
-        files: with a column `image` of `{"bytes", "path"}`, as `datasets` writes pictures.
-        name: of the task, for messages.
-        rows: which rows these are. Default: all.
-
-    Raises:
-        ValueError: if a page has no bytes: at once where the files count these, else when it is asked for.
+    `files` have a column `image` of `{"bytes", "path"}`, as `datasets` writes pictures; `name` is the task's, for
+    messages, and `rows` are all by default. A page without bytes is an error: at once where the files count these.
     """
 
     def __init__(self, files: Sequence[Path], name: str, rows: Sequence[int] | None = None) -> None:
@@ -151,28 +146,23 @@ class Pages(Sequence[dict[str, bytes]]):
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
+        import pyarrow.parquet
+
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
         row = self._rows[index]
         group = bisect_right(self._starts, row) - 1
         if self._read[0] != group:
-            self._read = group, self._read_group(*self._groups[group])
+            file, number = self._groups[group]
+            with pyarrow.parquet.ParquetFile(file) as opened:
+                self._read = group, opened.read_row_group(number, columns=["image"])["image"].to_pylist()
         picture = self._read[1][row - self._starts[group]]
         if not picture or not picture.get("bytes"):
             raise ValueError(f"{self._name}: row {row} of the corpus in {self._groups[group][0]} has no picture.")
         return {"image": picture["bytes"]}
 
-    def __iter__(self) -> Iterator[dict[str, bytes]]:
-        return (self[row] for row in range(len(self)))
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_read": (-1, [])}  # other processes read for themselves
-
-    def _read_group(self, file: Path, group: int) -> list[Any]:
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(file) as opened:
-            return opened.read_row_group(group, columns=["image"])["image"].to_pylist()
 
 
 def _has_gaps(group: pyarrow.parquet.RowGroupMetaData) -> bool:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from mmemb_r1.evaluation.report.html import write_html
-from mmemb_r1.evaluation.report.markdown import results_markdown
+from mmemb_r1.evaluation.report.text import results_markdown
 from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, save_results
 from mmemb_r1.runs import replaced_file
 
@@ -15,10 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_reports(results: Results, run: Path) -> None:
-    """
-    Write `results.json`, `results.md` and, if what draws is installed, `report.html` into the folder of a run. If it
-    isn't, an older page is removed: it would show other results than those beside it.
-    """
+    """Write `results.json`, `results.md` and, if what draws is installed, `report.html`; else remove an older page."""
     save_results(results, run / RESULTS_FILE)
     with replaced_file(run / MARKDOWN_FILE) as temporary:
         temporary.write_text(results_markdown(results), encoding="utf-8")

@@ -32,7 +32,7 @@ def write_html(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Non
 
     Raises:
         ValueError: if the folder holds no results, rows are missing or damaged, or modes are not of the same queries.
-        ImportError: naming the extra that brings what draws, if that is missing.
+        ImportError: if the extra `eval`, which brings what draws, is missing.
     """
     page = render_html(run)
     with replaced_file(path) as temporary:
@@ -54,8 +54,7 @@ def render_html(run: str | os.PathLike[str]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(_data("report.html.jinja"))
-    return template.render(
+    return environment.from_string(_data("report.html.jinja")).render(
         style=_data("report.css"),
         title=f"Evaluation of {results['config'].get('model', 'a model')}",
         config=results["config"],
@@ -126,52 +125,33 @@ def _task_plots(results: Results) -> list[str]:
 def _choice_part(results: Results, answers: RunAnswers | None) -> dict[str, Any]:
     """Collect everything that compares modes query by query."""
     if answers is None:
-        missing = [mode for mode in FIXED if mode not in results["config"]["modes"]]
-        return {"missing": missing}
+        return {"missing": [mode for mode in FIXED if mode not in results["config"]["modes"]]}
     parts = {panel: answers.of_tasks(members) for panel, members in _panels(results).items()}
     has_gate, decided = answers.answers.gate_prob is not None, answers.thinks is not None
-    curves = {panel: invocation_curve(part.answers) if has_gate else None for panel, part in parts.items()}
-    judged = {panel: judge_choice(part.answers, _decisions(part)) for panel, part in parts.items()}
-    gates = {panel: gate_quality(part.answers) if has_gate else None for panel, part in parts.items()}
-    scored = {panel: _mode_scores(results["summary"][panel], tables.modes_of(results)) for panel in parts}
-    timed = all(scored[ALL][mode].seconds is not None for mode in FIXED)
+    judged, gates, curves, plotted = {}, {}, {}, defaultdict(list)
+    for panel, part in parts.items():
+        title, scores = tables.group_name(panel), _mode_scores(results["summary"][panel], tables.modes_of(results))
+        thinks = np.zeros(len(part.answers.task), bool) if part.thinks is None else part.thinks
+        judged[panel] = judge_choice(part.answers, thinks)
+        gates[panel] = gate_quality(part.answers) if has_gate else None
+        curve = curves[panel] = invocation_curve(part.answers) if has_gate else None
+        oracle = judged[panel].oracle.mean
+        plotted["invocation"].append(plots.invocation_plot(title, curve, oracle, scores, f"invocation {panel}"))
+        if all(results["summary"][ALL]["modes"][mode]["seconds_per_query"] is not None for mode in FIXED):
+            plotted["frontier"].append(plots.frontier_plot(title, curve, scores, f"frontier {panel}"))
+        gap = part.answers.gap()
+        known = ~np.isnan(gap)
+        if known.any():
+            decisions = None if part.thinks is None else part.thinks[known]
+            plotted["gaps"].append(plots.gap_plot(title, gap[known], decisions, f"gap {panel}"))
     return {
         "missing": [],
         "has_gate": has_gate,
         "decided": decided,
-        "timed": timed,
         "table": tables.choice_table(judged, gates, decided),
-        "invocation": [
-            plots.invocation_plot(
-                tables.group_name(panel),
-                curves[panel],
-                judged[panel].oracle.mean,
-                scored[panel],
-                f"invocation {panel}",
-            )
-            for panel in parts
-        ],
-        "frontier": [
-            plots.frontier_plot(tables.group_name(panel), curves[panel], scored[panel], f"frontier {panel}")
-            for panel in (parts if timed else ())
-        ],
-        "gaps": list(_gap_plots(parts)),
         "points": tables.curve_table(curves[ALL] or []),
+        **{kind: plotted[kind] for kind in ("invocation", "frontier", "gaps")},
     }
-
-
-def _decisions(part: RunAnswers) -> npt.NDArray[np.bool_]:
-    """Take what `auto` decided; if it was not run, that nothing thinks."""
-    return np.zeros(len(part.answers.task), bool) if part.thinks is None else part.thinks
-
-
-def _gap_plots(parts: Mapping[str, RunAnswers]) -> Iterator[str]:
-    for panel, part in parts.items():
-        gap = part.answers.gap()
-        known = ~np.isnan(gap)
-        if known.any():
-            thinks = None if part.thinks is None else part.thinks[known]
-            yield plots.gap_plot(tables.group_name(panel), gap[known], thinks, f"gap {panel}")
 
 
 def _examples(run: str | os.PathLike[str], results: Results) -> Iterator[dict[str, Any]]:
@@ -208,9 +188,9 @@ class RunAnswers:
 
     Args:
         answers: of N queries.
-        thinks: `(N,)` for which of them `auto` thought. `None` if it was not run.
-        strays: for how many of them the score of `auto` is not that of the fixed mode which it chose. More than a few
-            means that it thought several times, or not with the options of `always`.
+        thinks: `(N,)` for which of them `auto` wrote a rationale. `None` if it was not run.
+        strays: for how many the score of `auto` is not that of the fixed mode which it chose: more than a few means
+            several rounds of reasoning, or other options than those of `always`.
     """
 
     answers: Answers
@@ -224,13 +204,7 @@ class RunAnswers:
 
 
 def read_answers(run: str | os.PathLike[str], results: Results) -> RunAnswers | None:
-    """
-    Read a run's rows of `never`, `always` and, where it was run, `auto`; `None` if it lacks a fixed mode, for nothing
-    can be said of a choice between them then.
-
-    Raises:
-        ValueError: if a file of rows is missing or damaged, or the modes are not of the same queries.
-    """
+    """Read a run's rows of `never`, `always` and, where it was run, `auto`; `None` if it lacks a fixed mode."""
     modes = results["config"]["modes"]
     if not set(FIXED) <= set(modes):
         return None
@@ -278,8 +252,8 @@ def _columns(task: str, rows: Mapping[str, Columns], numbers: Mapping[str, Any])
         "always": always["score"],
         "tokens": always["num_reasoning_tokens"],
         "gate_prob": never["gate_prob"],
-        "alignment_never": never["alignment"],
-        "alignment_always": always["alignment"],
+        "target_probability_never": never["alignment"],
+        "target_probability_always": always["alignment"],
     }
     columns |= {f"seconds_{mode}": np.full(queries, numbers[mode]["seconds_per_query"], float) for mode in FIXED}
     if "auto" in rows:

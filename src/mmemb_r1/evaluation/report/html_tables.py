@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, repeat
 from typing import Any, NamedTuple
 
 from mmemb_r1.evaluation.invocation import Choice, CurvePoint, GateQuality
-from mmemb_r1.evaluation.report.layout import FIRST_GROUP
+from mmemb_r1.evaluation.report.text import FIRST_GROUP
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics import Interval
@@ -35,19 +36,13 @@ class ColumnHead(NamedTuple):
 class Table(NamedTuple):
     """Holds C columns, and rows of C cells; a row's kind is "total", "group", "", or "heading" with a single cell."""
 
-    columns: list[ColumnHead]
-    rows: list[tuple[str, list[Cell]]]
+    columns: Sequence[ColumnHead]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
 
     @property
     def spans(self) -> list[tuple[str, int]]:
         """Lay out the line above the heads: a mode, or "", and how many columns it spans."""
-        found: list[tuple[str, int]] = []
-        for column in self.columns:
-            if found and found[-1][0] == column.of:
-                found[-1] = column.of, found[-1][1] + 1
-            else:
-                found.append((column.of, 1))
-        return found
+        return [(mode, len(list(columns))) for mode, columns in groupby(column.of for column in self.columns)]
 
 
 def modes_of(results: Results) -> list[str]:
@@ -64,21 +59,21 @@ def run_facts(results: Results) -> list[tuple[str, str, str]]:
     config = results["config"]
     checkpoint = str(config.get("checkpoint") or "")
     tasks = len(results["tasks"])
-    known = [
-        ("Model", config.get("model")),
-        ("Checkpoint", checkpoint[:SHORT] + ("…" if len(checkpoint) > SHORT else "")),
-        ("Data", " · ".join(str(config[key]) for key in ("dataset", "split") if config.get(key))),
-        ("Queries", f"{results['summary'][ALL]['n']:,} in {tasks} task{'s' if tasks > 1 else ''}"),
-        ("Modes", ", ".join(config["modes"])),
-        ("Gate threshold", config.get("gate_threshold")),
-        ("Candidates", f"embedded with {config['document_reasoning']}" if config.get("document_reasoning") else ""),
-        ("Date", str(config.get("date") or "").replace("T", " ").replace("+00:00", " UTC")),
-        ("Seed", config.get("seed")),
-        ("Batch size", config.get("batch_size")),
-        ("Versions", ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items())),
-    ]
+    known = {
+        "Model": config.get("model"),
+        "Checkpoint": checkpoint[:SHORT] + ("…" if len(checkpoint) > SHORT else ""),
+        "Data": " · ".join(str(config[key]) for key in ("dataset", "split") if config.get(key)),
+        "Queries": f"{results['summary'][ALL]['n']:,} in {tasks} task{'s' if tasks > 1 else ''}",
+        "Modes": ", ".join(config["modes"]),
+        "Gate threshold": config.get("gate_threshold"),
+        "Candidates": f"embedded with {config['document_reasoning']}" if config.get("document_reasoning") else "",
+        "Date": str(config.get("date") or "").replace("T", " ").replace("+00:00", " UTC"),
+        "Seed": config.get("seed"),
+        "Batch size": config.get("batch_size"),
+        "Versions": ", ".join(f"{name} {value}" for name, value in config.get("versions", {}).items()),
+    }
     whole = {"Checkpoint": checkpoint}
-    return [(name, str(value), whole.get(name, "")) for name, value in known if value not in (None, "")]
+    return [(name, str(value), whole.get(name, "")) for name, value in known.items() if value not in (None, "")]
 
 
 def key_figures(results: Results) -> list[dict[str, str]]:
@@ -107,64 +102,53 @@ def _costs(mode: str, numbers: Mapping[str, Any]) -> Iterator[str]:
 
 def score_table(results: Results, entries: Mapping[str, Mapping[str, Any]], kind: str) -> Table:
     """Lay out what every mode got and took, a line per entry; `kind` of entry is `"group"` or `"task"`."""
-    modes = modes_of(results)
+    modes, of_groups = modes_of(results), kind == "group"
     paths = {name: tuple(task["groups"].values()) for name, task in results["tasks"].items()}
     order = ordered_tasks(results)
-    if kind == "group":  # all first, then every main group followed by its parts
+    if of_groups:  # all first, then every main group followed by its parts
         order = list(dict.fromkeys([ALL, *(group for name in order for group in paths[name])]))
     listed = {name: entries[name] for name in order if name in entries}
-    columns = [ColumnHead(kind, numbers=False)]
-    cells: list[list[Cell]] = [[Cell(group_name(name) if kind == "group" else name)] for name in listed]
+    found = list(listed.values())
+    columns: list[tuple[ColumnHead, list[Cell]]] = []
 
-    def add(head: str, texts: Sequence[str], of: str = "", notes: Sequence[str] | None = None) -> None:
-        columns.append(ColumnHead(head, of))
-        for row, text, note in zip(cells, texts, notes or [""] * len(texts), strict=True):
-            row.append(Cell(text or NOTHING, note))
+    def add(head: ColumnHead, texts: Iterable[str], notes: Iterable[str] = repeat("")) -> None:
+        columns.append((head, [Cell(text or NOTHING, note) for text, note in zip(texts, notes, strict=False)]))
 
-    timed = any(entry["modes"][mode]["seconds_per_query"] is not None for entry in listed.values() for mode in modes)
-
-    def found(mode: str, key: str) -> list[Any]:
-        return [entry["modes"][mode].get(key) for entry in listed.values()]
-
-    if kind == "group":
-        add("tasks", [f"{entry['tasks']:,}" for entry in listed.values()])
+    add(ColumnHead(kind, numbers=False), map(group_name, listed) if of_groups else listed)
+    if of_groups:
+        add(ColumnHead("tasks"), [f"{entry['tasks']:,}" for entry in found])
     else:
-        columns.append(ColumnHead("metric", numbers=False))
-        for row, entry in zip(cells, listed.values(), strict=True):
-            row.append(Cell(entry["metric"]))
-    add("queries", [f"{entry['n']:,}" for entry in listed.values()])
-    if kind == "task":
-        add("candidates", [f"{entry['candidates']:,}" for entry in listed.values()])
-    if any("majority" in entry for entry in listed.values()):
-        add("majority", [score(entry.get("majority")) for entry in listed.values()])
-    if any("no_image" in entry for entry in listed.values()):
-        blind = [max((entry.get("no_image") or {}).values(), default=None) for entry in listed.values()]
-        add("no image", [score(value) for value in blind])
+        add(ColumnHead("metric", numbers=False), [entry["metric"] for entry in found])
+    add(ColumnHead("queries"), [f"{entry['n']:,}" for entry in found])
+    if not of_groups:
+        add(ColumnHead("candidates"), [f"{entry['candidates']:,}" for entry in found])
+    if any("majority" in entry for entry in found):
+        add(ColumnHead("majority"), [score(entry.get("majority")) for entry in found])
+    if any("no_image" in entry for entry in found):
+        add(ColumnHead("no image"), [score(max(entry.get("no_image", {}).values(), default=None)) for entry in found])
+    timed = any(entry["modes"][mode]["seconds_per_query"] is not None for entry in found for mode in modes)
     for mode in modes:
-        add(
-            "score",
-            [score(value) for value in found(mode, "score")],
-            mode,
-            list(map(between, found(mode, "interval"))),
-        )
+        numbers = [entry["modes"][mode] for entry in found]
+        intervals = [between(one.get("interval")) for one in numbers]
+        add(ColumnHead("score", mode), [score(one["score"]) for one in numbers], intervals)
         if mode == "auto":
-            add("thinks", [f"{100 * value:.1f} %" for value in found(mode, "invocation_ratio")], mode)
+            add(ColumnHead("thinks", mode), [f"{100 * one['invocation_ratio']:.1f} %" for one in numbers])
         if mode != "never":
-            add("tokens", _decimals(found(mode, "mean_reasoning_tokens")), mode)
+            add(ColumnHead("tokens", mode), _decimals([one["mean_reasoning_tokens"] for one in numbers]))
         if timed:
-            add("ms", _decimals(found(mode, "seconds_per_query"), 1000), mode)
-    rows: list[tuple[str, list[Cell]]] = []
-    for name, row in zip(listed, cells, strict=True):
-        if kind == "group":
-            nested = any(len(path) > 1 for path in paths.values())
-            main = nested and any(path[:1] == (name,) for path in paths.values())
-            rows.append(("total" if name == ALL else "group" if main else "", row))
-        else:
-            before = paths[order[order.index(name) - 1]] if rows else ()
-            if paths[name] and paths[name] != before:
-                rows.append(("heading", [Cell(paths[name][-1])]))
-            rows.append(("", row))
-    return Table(columns, rows)
+            add(ColumnHead("ms", mode), _decimals([one["seconds_per_query"] for one in numbers], 1000))
+    mains = {path[:1] for path in paths.values()} if any(len(path) > 1 for path in paths.values()) else set()
+    rows: list[tuple[str, Sequence[Cell]]] = []
+    before: tuple[str, ...] = ()
+    for name, cells in zip(listed, zip(*(cells for _, cells in columns), strict=True), strict=True):
+        if of_groups:
+            rows.append(("total" if name == ALL else "group" if (name,) in mains else "", cells))
+            continue
+        if paths[name] and paths[name] != before:
+            rows.append(("heading", [Cell(paths[name][-1])]))
+        rows.append(("", cells))
+        before = paths[name]
+    return Table([head for head, _ in columns], rows)
 
 
 def ordered_tasks(results: Results) -> list[str]:
@@ -177,51 +161,41 @@ def ordered_tasks(results: Results) -> list[str]:
 
 def choice_table(judged: Mapping[str, Choice], gates: Mapping[str, GateQuality | None], decided: bool) -> Table:
     """Lay out what there was to gain by choosing, and, if decisions were made, what these gained."""
-    columns = [ColumnHead("group", numbers=False), ColumnHead("queries"), ColumnHead("better fixed", numbers=False)]
-    columns += [ColumnHead("oracle"), ColumnHead("head-room")]
-    if decided:
-        columns += [ColumnHead("auto − fixed"), ColumnHead("captured"), ColumnHead("auto − random")]
+    heads = ["group", "queries", "better fixed", "oracle", "head-room"]
+    heads += ["auto − fixed", "captured", "auto − random"] if decided else []
     has_gate = any(gates.values())
-    if has_gate:
-        columns += [ColumnHead("gate AUC"), ColumnHead("counted")]
+    heads += ["gate AUC", "counted"] if has_gate else []
     rows = []
     for group, choice in judged.items():
         quality = gates[group]
         cells = [Cell(group_name(group)), Cell(f"{choice.queries:,}"), Cell(choice.better_fixed)]
         cells += [_with_interval(choice.oracle), _with_interval(choice.headroom)]
         if decided:
-            cells += [_signed(choice.gain), _captured(choice.captured), _signed(choice.over_random)]
+            cells += [_signed(choice.gain), _signed(choice.captured, ".0f", 100, " %"), _signed(choice.over_random)]
         if has_gate:
-            auc = quality.auc if quality else None
-            cells.append(_with_interval(auc) if auc else Cell(NOTHING))
-            cells.append(Cell(f"{quality.queries:,}", f"{share(quality.share)}") if quality else Cell(NOTHING))
+            cells.append(_with_interval(quality.auc) if quality and quality.auc else Cell(NOTHING))
+            cells.append(Cell(f"{quality.queries:,}", share(quality.share)) if quality else Cell(NOTHING))
         rows.append(("total" if group == ALL else "", cells))
-    return Table(columns, rows)
+    return Table([ColumnHead(head, numbers=head not in ("group", "better fixed")) for head in heads], rows)
 
 
 def curve_table(curve: Sequence[CurvePoint]) -> Table:
     """Lay out the curve of invocation as numbers."""
     heads = ["gate threshold", "thinks", "score", "random", "score − random", "tokens"]
-    timed = any(point.seconds is not None for point in curve)
-    columns = [ColumnHead(head) for head in (*heads, *(["ms"] if timed else []))]
     tokens = _decimals([point.tokens for point in curve])
-    times = _decimals([point.seconds for point in curve], 1000)
-    rows = [
-        (
-            "",
-            [
-                Cell("none" if point.threshold > 1 else f"{point.threshold:.4f}"),
-                Cell(f"{100 * point.invocation:.1f} %"),
-                _with_interval(point.score),
-                Cell(score(point.random.mean)),
-                _signed(point.over_random),
-                Cell(tokens[place]),
-                *([Cell(times[place])] if timed else []),
-            ],
-        )
-        for place, point in enumerate(curve)
-    ]
-    return Table(columns, rows)
+    times = _decimals([point.seconds for point in curve], 1000) if curve and curve[0].seconds is not None else []
+    rows = []
+    for place, point in enumerate(curve):
+        cells = [
+            Cell("none" if point.threshold > 1 else f"{point.threshold:.4f}"),
+            Cell(f"{100 * point.invocation:.1f} %"),
+            _with_interval(point.score),
+            Cell(score(point.random.mean)),
+            _signed(point.over_random),
+            Cell(tokens[place]),
+        ]
+        rows.append(("", [*cells, *map(Cell, times[place : place + 1])]))
+    return Table([ColumnHead(head) for head in (*heads, *(["ms"] if times else []))], rows)
 
 
 def between(ends: Sequence[float] | None) -> str:
@@ -236,16 +210,11 @@ def _with_interval(value: Interval) -> Cell:
     return Cell(score(value.mean), between((value.low, value.high)))
 
 
-def _signed(value: Interval) -> Cell:
-    mean, low, high = (_sign(f"{part:+.3f}") for part in value)
-    return Cell(mean, f"{low} to {high}")
-
-
-def _captured(value: Interval | None) -> Cell:
+def _signed(value: Interval | None, form: str = "+.3f", factor: int = 1, unit: str = "") -> Cell:
     if value is None:
         return Cell(NOTHING)
-    mean, low, high = (_sign(f"{100 * part:.0f}") for part in value)
-    return Cell(f"{mean} %", f"{low} to {high} %")
+    mean, low, high = (_sign(f"{factor * part:{form}}") for part in value)
+    return Cell(f"{mean}{unit}", f"{low} to {high}{unit}")
 
 
 def _sign(text: str) -> str:

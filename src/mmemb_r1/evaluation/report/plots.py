@@ -50,7 +50,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class ModeScore(NamedTuple):
-    """Holds a mode's mean score over tasks, the share of the queries that thought, and its seconds per query."""
+    """Holds a mode's mean score over tasks, its invocation rate, and its seconds per query."""
 
     score: float
     interval: tuple[float, float] | None  # if known
@@ -69,10 +69,11 @@ def _canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _inlined(figure: Figure, label: str, salt: str) -> str:
+def _inlined(figure: Figure, kind: str, title: str, salt: str) -> str:
     """Write a figure as an `<svg>` for a page that may hold others."""
     import matplotlib
 
+    figure.axes[0].set_title(_short(title), loc="left", fontsize=11, fontweight="bold")
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the page's reader has a font for it
@@ -81,25 +82,19 @@ def _inlined(figure: Figure, label: str, salt: str) -> str:
     text = file.getvalue()
     view = re.search(r'viewBox="([^"]+)"', text)
     body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    body = re.sub(r"font-family: [^;\"]+;?", "", body)
+    body = re.sub(r"(?s)<style.*?</style>|font-family: [^;\"]+;?", "", re.sub(r'<g id="[^"]*"', "<g", body))
     for color, name in _VARIABLES.items():
         body = body.replace(color, f"var(--{name})")
     box = view[1] if view else ""
-    return f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}">{body}'
+    return f'<svg viewBox="{box}" role="img" aria-label="{escape(f"{kind}: {title}")}">{body}'
 
 
 def invocation_plot(
     title: str, curve: Sequence[CurvePoint] | None, oracle: float, measured: Mapping[str, ModeScore], salt: str
 ) -> str:
     """
-    Plot the score over the share of queries that think.
-
-    Args:
-        curve: as the gate's threshold sweeps. `None` for models without a gate.
-        oracle: score if every query got the better of both vectors.
-        measured: mode -> what it got; `never` and `always` at least.
+    Plot the score over the share of queries that think: `curve` as the gate's threshold sweeps (`None` without a
+    gate), `oracle` if every query got the better of both vectors, `measured` by mode, of the fixed ones at least.
     """
     with _canvas(3.3) as figure:
         axes = figure.subplots()
@@ -116,8 +111,7 @@ def invocation_plot(
         axes.set_xlim(-3, 103)
         axes.set_xlabel("queries that think, %")
         axes.set_ylabel("score, mean over tasks")
-        _named(axes, title)
-        return _inlined(figure, f"Score over the share of queries that think: {title}", salt)
+        return _inlined(figure, "Score over the share of queries that think", title, salt)
 
 
 def frontier_plot(title: str, curve: Sequence[CurvePoint] | None, measured: Mapping[str, ModeScore], salt: str) -> str:
@@ -141,8 +135,7 @@ def frontier_plot(title: str, curve: Sequence[CurvePoint] | None, measured: Mapp
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds per query")
         axes.set_ylabel("score, mean over tasks")
-        _named(axes, title)
-        return _inlined(figure, f"Score over time per query: {title}", salt)
+        return _inlined(figure, "Score over time per query", title, salt)
 
 
 _MARKERS = {"never": "o", "always": "s", "auto": "D"}
@@ -158,7 +151,7 @@ def _mark(axes: Any, place: float, numbers: ModeScore, mode: str) -> None:
 def gap_plot(title: str, gap: npt.NDArray[np.float64], thinks: npt.NDArray[np.bool_] | None, salt: str) -> str:
     """
     Plot how the utility gap `(N,)` is spread. Gaps below 0.1 in size stand in the middle, cut off if they tower above
-    the rest. `thinks` says for which queries `auto` thought; `None` if it was not run.
+    the rest. `thinks` says for which queries `auto` wrote a rationale; `None` if it was not run.
     """
     edges = np.linspace(-1, 1, 21)  # two of them are the least gaps that count
     # which side of an edge a gap of this size falls on must not hang on its last bits
@@ -188,8 +181,7 @@ def gap_plot(title: str, gap: npt.NDArray[np.float64], thinks: npt.NDArray[np.bo
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("utility gap: ← thinking hurts · thinking helps →")
         axes.set_ylabel("queries, %")
-        _named(axes, title)
-        return _inlined(figure, f"Histogram of the utility gap: {title}", salt)
+        return _inlined(figure, "Histogram of the utility gap", title, salt)
 
 
 def tasks_plot(title: str, tasks: Mapping[str, Mapping[str, ModeScore]], salt: str) -> str:
@@ -212,12 +204,7 @@ def tasks_plot(title: str, tasks: Mapping[str, Mapping[str, ModeScore]], salt: s
         axes.tick_params(axis="x", top=True, labeltop=True, length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.grid(visible=False, axis="y")
-        _named(axes, title)
-        return _inlined(figure, f"Scores per task: {title}", salt)
-
-
-def _named(axes: Any, title: str) -> None:
-    axes.set_title(_short(title), loc="left", fontsize=11, fontweight="bold")
+        return _inlined(figure, "Scores per task", title, salt)
 
 
 def _short(name: str, length: int = 52) -> str:

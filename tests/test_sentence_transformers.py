@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel
 from mmemb_r1 import MMEmbR1, modeling
 from mmemb_r1.model_card import validate_model_card, write_model_card
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.sentence_transformer import PROMPTS
+from mmemb_r1.sentence_transformers import PROMPTS
 from mmemb_r1.tiny import build_tiny_vlm
 
 
@@ -171,7 +171,9 @@ def test_queries_and_documents(model, inputs):
 def test_named_prompts(tmp_path, thinking):
     model = thinking()
     model.prompts = {"query": "Find the answer.", "document": ""}
-    np.testing.assert_allclose(model.encode_query("Lima"), model.encode("Lima", prompt="Find the answer."), atol=1e-4)
+    np.testing.assert_allclose(
+        model.encode_query("Lima"), model.encode("Lima", prompt="Find the answer.", task="query"), atol=1e-4
+    )
     direct = model.encode("Lima", reasoning="never")
     np.testing.assert_allclose(model.encode_document("Lima"), direct, atol=1e-4)
     model.save_pretrained(str(tmp_path))
@@ -194,7 +196,9 @@ def test_shortened_vectors_have_unit_norm_again(model, saved, inputs):
     whole = model.encode(inputs)
     expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
     np.testing.assert_allclose(model.encode(inputs, truncate_dim=8), expected, atol=1e-5)
-    np.testing.assert_allclose(model.encode_query(inputs[0], truncate_dim=8), expected[0], atol=1e-5)
+    np.testing.assert_allclose(
+        model.encode_query(inputs[0], truncate_dim=8, reasoning="never"), expected[0], atol=1e-5
+    )
     explained = model.explain(inputs, truncate_dim=8)
     np.testing.assert_allclose([item["embedding"] for item in explained], expected, atol=1e-5)
     short = MMEmbR1(str(saved), device="cpu", truncate_dim=8)
@@ -211,7 +215,7 @@ def test_arguments_may_be_positions_and_old_names(model, saved, inputs):
     np.testing.assert_allclose(model.encode(inputs, *before, False, 8), sliced, atol=1e-5)
     np.testing.assert_allclose(model.encode(inputs, *before, True, 8), expected, atol=1e-5)
     short = MMEmbR1(str(saved), device="cpu", truncate_dim=8)
-    np.testing.assert_allclose(short.encode_query(inputs, *before), expected, atol=1e-5)
+    np.testing.assert_allclose(short.encode_query(inputs, *before, reasoning="never"), expected, atol=1e-5)
     np.testing.assert_allclose(short.encode(inputs, *before, False), sliced, atol=1e-5)
     np.testing.assert_allclose(model.encode(sentences=inputs), model.encode(inputs), atol=1e-5)
     with pytest.raises(ValueError, match="output_value='token_embeddings' is not known"):
@@ -258,7 +262,7 @@ def test_defaults_of_both_sides_are_saved(tmp_path, inputs, thinking):
     for given in (model, plain):
         for encode, mode in (
             (given.encode_query, "never"),
-            (given.encode, "never"),
+            (given.encode, "always"),  # so do programs that don't say what they embed
             (given.encode_document, "always"),
         ):
             np.testing.assert_allclose(encode(inputs), model.encode(inputs, reasoning=mode), atol=1e-5)
@@ -269,7 +273,8 @@ def test_instructions_by_name(model, saved):
     assert again.prompts == model.prompts == PROMPTS, "a test has changed the shared model"
     assert {"classification", "question-answering", "retrieval", "grounding", "document-retrieval"} <= set(PROMPTS)
     for name, prompt in PROMPTS.items():
-        expected = model.encode({"text": "Lima", "instruction": prompt} if prompt else "Lima")
+        task = {"task": "query"} if name == "query" else {}
+        expected = model.encode({"text": "Lima", "instruction": prompt} if prompt else "Lima", **task)
         np.testing.assert_allclose(again.encode("Lima", prompt_name=name), expected, atol=1e-4)
     with pytest.raises(ValueError, match="Prompt name 'grunding' not found .*'grounding'"):
         model.encode("Lima", prompt_name="grunding")
@@ -502,4 +507,5 @@ def test_a_fresh_model_does_not_think():
     assert model[0].model.config.gate_threshold == 0.3
     assert model.device.type == "cpu"
     assert not model.explain("Lima")["reasoned"]
-    assert MMEmbR1.from_vlm(*build_tiny_vlm("smolvlm"), gate_threshold=0.1).explain("Lima")["reasoned"]
+    lower = MMEmbR1.from_vlm(*build_tiny_vlm("smolvlm"), gate_threshold=0.1)
+    assert lower.explain("Lima", task="query")["reasoned"]

@@ -1,11 +1,19 @@
-"""Use the adaptive model as a model of sentence-transformers: what users import."""
+"""
+Use the adaptive model as a model of sentence-transformers: what users import.
+
+BERTopic, KeyBERT and others look for "sentence_transformers" in the name of the class's module, hence this one's.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
+import logging
+import os
+import re
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +21,18 @@ import torch
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
-from sentence_transformers.util import truncate_embeddings
+from sentence_transformers.util import load_file_path, truncate_embeddings
 from torch.nn.functional import normalize
 from tqdm.autonotebook import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.content import as_input, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
-from mmemb_r1.encoding import adaptive_rows, media_options, spread
+from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, spread
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
+from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.stream import StreamSummary, encode_stream
 
@@ -40,8 +49,10 @@ PROMPTS = {
     "moment-retrieval": "Find the part of the video that the text tells of.",
 }
 ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query` and `encode_document` is the same
-MODULE_REFERENCE = "sentence_mmemb_r1.MMEmbR1Module"
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+logger = logging.getLogger(__name__)
 
 
 class MMEmbR1(SentenceTransformer):
@@ -51,7 +62,7 @@ class MMEmbR1(SentenceTransformer):
     Loads what `SentenceTransformer(path, trust_remote_code=True)` loads, without the flag, because the code comes from
     this package. `encode`, `encode_query` and `encode_document` take `reasoning` (`"auto"`, `"always"`, `"never"`),
     `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds` and `allow_remote_media` besides their usual
-    arguments. Documents are embedded directly by default: `document_reasoning` of the config.
+    arguments. What is not said to be a query is embedded directly by default: `document_reasoning` of the config.
 
     Args:
         model_name_or_path (`str`): a directory or Hub id.
@@ -61,10 +72,23 @@ class MMEmbR1(SentenceTransformer):
     _embedding_cache: EmbeddingCache | None = None
 
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
+        check_device(kwargs.get("device"))
+        if kwargs.get("truncate_dim") is not None:
+            kwargs["truncate_dim"] = check_option("truncate_dim", kwargs["truncate_dim"])
+        if model_name_or_path is None and not kwargs.get("modules"):
+            raise ValueError("MMEmbR1 needs a checkpoint: a folder or a Hub id.")
+        if model_name_or_path is not None:
+            check_source(str(model_name_or_path))
         # of adapters alone, the model that they belong to may be on the Hub
         if model_name_or_path is not None and (Path(model_name_or_path) / "config.json").is_file():
             kwargs.setdefault("local_files_only", True)  # the Hub would be asked about the base model otherwise
         super().__init__(model_name_or_path, **kwargs)
+        first = type(self[0]).__name__
+        if first != MMEmbR1Module.__name__:
+            raise ValueError(
+                f"{model_name_or_path or 'This'} is no mmemb-r1 checkpoint: its first module is {first}, not "
+                f"{MMEmbR1Module.__name__}. Load it with SentenceTransformer."
+            )
 
     @classmethod
     def from_model(cls, model: MMEmbR1Model, processor: ProcessorMixin, **kwargs: Any) -> MMEmbR1:
@@ -96,6 +120,34 @@ class MMEmbR1(SentenceTransformer):
             class_ref, model_name_or_path, trust_remote_code, revision, model_kwargs, **hub
         )
 
+    def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            f"{model_name_or_path} is no mmemb-r1 checkpoint: it has no modules.json. Make one of a vision-language "
+            f"model with `mmemb-r1 init --vlm {model_name_or_path} --output DIR`, or with MMEmbR1.from_vlm."
+        )
+
+    def _load_config_modules(self, model_name_or_path: str, **options: Any) -> Any:
+        hub = {name: options.get(name) for name in ("token", "cache_folder", "revision", "local_files_only")}
+
+        def found(path: str) -> str | None:
+            return load_file_path(model_name_or_path, path, **hub)
+
+        modules = json.loads(Path(str(found("modules.json"))).read_text(encoding="utf-8"))
+        folders = [module["path"] for module in modules if module["path"]]
+        for folder in list(folders):
+            if router := found(f"{folder}/router_config.json"):
+                folders += [
+                    f"{folder}/{name}" for name in json.loads(Path(router).read_text(encoding="utf-8"))["types"]
+                ]
+        for folder in folders:
+            pickled = f"{folder}/pytorch_model.bin"
+            if found(pickled) and not found(f"{folder}/model.safetensors"):
+                raise ValueError(
+                    f"{model_name_or_path} has {pickled}, a pickle, which can hold code. mmemb-r1 reads safetensors "
+                    "only: convert the file to model.safetensors beside it."
+                )
+        return super()._load_config_modules(model_name_or_path, **options)
+
     def encode(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """
         Embed inputs, see [`SentenceTransformer.encode`].
@@ -105,22 +157,19 @@ class MMEmbR1(SentenceTransformer):
                 `instruction`, or chat messages.
             *args, **kwargs: those of [`SentenceTransformer.encode`], and `reasoning` (`"auto"`, `"always"`,
                 `"never"`), `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`; their defaults are in the
-                config. `batch_size` inputs are read at once (fewer if they have more than `max_batch_tokens` tokens),
-                and `decode_batch_size` think at once, four times as many unless it is given. Equal inputs are embedded
-                once. With `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that
-                `truncate_dim` shortens have unit norm again, if the model's have, unless `normalize_embeddings=False`.
+                config: its `reasoning` for queries (`encode_query`, `task="query"`, `prompt_name="query"`) and where a
+                `gate_threshold` is given, its `document_reasoning` for everything else. `batch_size` inputs are read
+                at once (fewer if they have more than `max_batch_tokens` tokens), and `decode_batch_size` think at
+                once, four times as many unless it is given. Equal inputs are embedded once. With
+                `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that `truncate_dim`
+                shortens have unit norm again, if the model's have, unless `normalize_embeddings=False`.
 
         Raises:
             InputError: a `ValueError` that names the index of an input that can't be embedded.
-            ValueError: for an option that is not known.
+            ValueError: for an option that is not known or out of its range, see `OPTIONS` of `options_mmemb_r1`.
         """
         inputs, options = self._arguments(inputs, args, kwargs)
         whole = options.get("output_value", "sentence_embedding") is None
-        if not whole and options.get("output_value", "sentence_embedding") != "sentence_embedding":
-            raise ValueError(
-                f"output_value={options['output_value']!r} is not known; allowed: 'sentence_embedding', or None for "
-                "all there is to an input. The states of tokens are the last_hidden_state of the model's forward."
-            )
         is_single = self.is_singular_input(inputs)
         values = [inputs] if is_single else [as_input(value) for value in inputs]
         unique, index = distinct(values, media_options(self, options))
@@ -159,14 +208,23 @@ class MMEmbR1(SentenceTransformer):
         device = torch.device(self._resolve_inference_device(device))
         self.eval()
         later = {other: self._options_of(name, other, options) for name, other in list(self.named_children())[1:]}
+        if is_watched := self._is_watched():
+            later = {}
         rows: list[Any] = [None] * len(inputs)
         with tqdm(desc="Inputs", total=len(inputs), disable=not show_progress_bar) as bar:
-            rows_of_parts = adaptive_rows(self, inputs, device, prompt, batch_size, options, self.embedding_cache)
+            if is_watched:
+                rows_of_parts = self._called(inputs, device, prompt, batch_size, options)
+            else:
+                rows_of_parts = adaptive_rows(self, inputs, device, prompt, batch_size, options, self.embedding_cache)
             for places, features in rows_of_parts:
                 for other, taken in later.items():
                     features = other(features, **taken)
                 embeddings = features["sentence_embedding"]
                 if truncate_dim is not None:
+                    if check_option("truncate_dim", truncate_dim) > embeddings.shape[-1]:
+                        raise ValueError(
+                            f"An embedding of {embeddings.shape[-1]} dimensions can't be truncated to {truncate_dim}."
+                        )
                     embeddings = truncate_embeddings(embeddings, truncate_dim)
                 if output_value is None:
                     features["sentence_embedding"] = embeddings
@@ -180,6 +238,39 @@ class MMEmbR1(SentenceTransformer):
         if output_value is None:
             return rows
         return torch.stack(rows) if rows else torch.tensor([], device=device)
+
+    def _is_watched(self) -> bool:
+        """Tell whether calls of the model are watched by hooks, or were compiled."""
+        hooks = [
+            hooks for part in (self, *self.children()) for hooks in (part._forward_hooks, part._forward_pre_hooks)
+        ]
+        return any(hooks) or self._compiled_call_impl is not None
+
+    def _called(
+        self, inputs: list[Any], device: torch.device, prompt: str | None, batch_size: int, options: dict[str, Any]
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Embed batch by batch through the model's `__call__`, for hooks and `compile()`; without the cache."""
+        plan, read, options = read_batches(self, inputs, range(len(inputs)), device, prompt, batch_size, options)
+        for places, features in zip(plan, read, strict=True):
+            yield places, self(features, **options)
+
+    def _multi_process(self, inputs: Any, *args: Any, pool: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        if pool is None:
+            return super()._multi_process(inputs, *args, pool=pool, **kwargs)
+        with pool.setdefault("lock", threading.Lock()):  # results of two calls would be mixed up
+            if pool.get("is_broken"):
+                raise RuntimeError(
+                    "A call with this pool was interrupted, and its results would be taken for those of this one. "
+                    "Stop the pool and start a new one."
+                )
+            pool["is_broken"] = True
+            try:
+                result = super()._multi_process(inputs, *args, pool=pool, **kwargs)
+            except (ValueError, TypeError):
+                pool["is_broken"] = False  # what a worker raises comes when all have answered
+                raise
+            pool["is_broken"] = False
+            return result
 
     def _options_of(self, name: str, module: Any, options: dict[str, Any]) -> dict[str, Any]:
         """Pick the options that a module takes, as in sentence-transformers."""
@@ -213,8 +304,11 @@ class MMEmbR1(SentenceTransformer):
             inputs = kwargs.pop("sentences", None)  # its name in older versions of sentence-transformers
         named = ENCODE.bind(self, inputs, *args, **kwargs).arguments
         options = {name: value for name, value in named.items() if name not in ("self", "inputs", "kwargs")}
-        options |= named.get("kwargs", {})
-        shortened = options.get("truncate_dim") or self.truncate_dim
+        options = check_options(options | named.get("kwargs", {}))
+        check_device(options.get("device"))
+        if options.get("prompt_name") == "query" and "task" not in options:
+            options.setdefault("reasoning", self[0].model.config.reasoning)
+        shortened = options.get("truncate_dim", self.truncate_dim)
         if shortened is not None and self[0].model.config.normalize:
             options.setdefault("normalize_embeddings", True)
         return inputs, options
@@ -298,11 +392,13 @@ class MMEmbR1(SentenceTransformer):
         # anew, from what lies in this folder: results that were measured are those of what was loaded
         write_model_card(path, repo_id=repo_id if is_id else None, keep=True)
 
-    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+    def save(self, path: str | None, *args: Any, **kwargs: Any) -> None:
         """
         Save a complete, flat repository: weights (safetensors), configuration, processor, and the code that loads it
-        where this package is not installed.
+        where this package is not installed. As in sentence-transformers, `None` saves nothing.
         """
+        if path is None:
+            return
         super().save(path, *args, **kwargs)
         modules_file = Path(path) / "modules.json"
         modules = json.loads(modules_file.read_text(encoding="utf-8"))
@@ -312,3 +408,20 @@ class MMEmbR1(SentenceTransformer):
         modules_file.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
         for source in Path(sentence_mmemb_r1.__file__).parent.glob("*_mmemb_r1.py"):
             shutil.copy(source, path)
+
+
+def check_source(name: str) -> None:
+    """
+    Refuse what can be neither a checkpoint's folder nor a Hub id, before the Hub is asked for it.
+
+    Raises:
+        ValueError: if it is a file, or there is no such folder.
+    """
+    if os.path.isdir(name):
+        return
+    if os.path.exists(name):
+        raise ValueError(f"{name} is a file; name the folder that holds the checkpoint.")
+    if not HUB_ID.fullmatch(name):
+        raise ValueError(f"There is no folder {name}, and it is no Hub id, which has the form owner/name.")
+    if Path(name).parent.is_dir():
+        logger.warning("There is no %s in the folder %s; the Hub is asked for it.", *reversed(name.split("/")))
