@@ -33,6 +33,10 @@ _ALLOWED = (
 )
 
 
+class EmptyText(str):
+    """Say that a text is meant to be empty: `{"text": EmptyText()}` is an empty turn; other blank texts are errors."""
+
+
 class InputError(ValueError):
     """
     Report an input that can't be embedded.
@@ -89,6 +93,8 @@ def parse_input(value: Any, media: MediaOptions = DEFAULTS, instruction: str | N
         content += [_part("video", video) for video in _as_videos(fields.get("video"))]
         if text := "\n".join(text for text in map(_text, _as_list(fields.get("text"))) if text.strip()):
             content.append(_part("text", text))
+        elif isinstance(fields.get("text"), EmptyText):
+            content.append(_part("text", fields["text"]))
         _require_content(content)
         messages = [{"role": "user", "content": content}]
         own = fields.get("instruction")
@@ -143,7 +149,8 @@ def _require_content(parts: list[dict[str, Any]]) -> None:
 
 
 def _is_blank(content: list[dict[str, Any]]) -> bool:
-    return all(part["type"] == "text" and not part["text"].strip() for part in content)
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    return len(texts) == len(content) and not any(text.strip() or isinstance(text, EmptyText) for text in texts)
 
 
 def _text(value: Any) -> str:

@@ -161,6 +161,28 @@ def test_other_files_are_refused(tmp_path, cache):
         EmbeddingCache(tmp_path / "text" / FILE)
 
 
+def test_a_cache_that_cannot_be_used_says_what_to_do(tmp_path, cache, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        EmbeddingCache(tmp_path / "file" / "inside")
+    cache.put({b"a": row(1)})
+    cache._connection().execute("PRAGMA max_page_count = 1")  # as on a disk without space
+    message = r"embeddings.sqlite3 can't be used as a cache of embeddings \(.*\). .* Choose another folder, or encode"
+    with pytest.raises(ValueError, match=message):
+        cache.put({bytes([n]): {"x": torch.zeros(1000)} for n in range(100)})
+    assert cache.get([b"a"])[0] is not None
+    cache._connection().execute("PRAGMA query_only = 1")  # as in a folder where nothing may be written
+    with pytest.raises(ValueError, match="readonly database.*in a folder where you may write"):
+        cache.put({b"b": row(1)})
+
+    def refuse(*args):
+        raise OSError(30, "Read-only file system", str(cache.path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ValueError, match="Read-only file system"):
+        EmbeddingCache(tmp_path / "new")
+
+
 def test_a_file_that_is_damaged_later_says_so(cache):
     cache.put({str(number).encode(): {"x": torch.zeros(100)} for number in range(200)})
     cache.close()

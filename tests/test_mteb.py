@@ -189,6 +189,54 @@ def test_results_are_kept_by_checkpoint_and_options(model, tiny_checkpoint):
     assert MTEBModel(other, name="org/other").mteb_model_meta.name == "org/other"
 
 
+def test_whatever_changes_a_vector_or_a_score_is_in_the_revision(tiny_checkpoint):
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    adapted = MTEBModel(model)
+    seen = [adapted.mteb_model_meta.revision, MTEBModel(MMEmbR1(str(tiny_checkpoint), device="cpu", truncate_dim=2))]
+    seen[1:] = [seen[1].mteb_model_meta.revision]
+    for change in (
+        lambda: setattr(model, "truncate_dim", 4),
+        lambda: model.prompts.update(query="Find it."),
+        lambda: setattr(model, "similarity_fn_name", "dot"),
+        lambda: setattr(model[0].model.config, "normalize", False),
+        lambda: setattr(adapted, "num_frames", 2),
+    ):
+        change()
+        seen.append(adapted.mteb_model_meta.revision)
+    assert len(set(seen)) == len(seen)
+    assert MTEBModel(model).mteb_model_meta.revision != seen[-1]  # samples as many frames as the config says
+    assert MTEBModel(model).num_frames == model[0].model.config.num_video_frames
+
+
+def texts_of(values: list[str]) -> Any:
+    import mteb
+    from mteb._create_dataloaders import create_dataloader
+
+    metadata = mteb.get_task("STSBenchmark").metadata
+    loader = create_dataloader(Dataset.from_dict({"text": values}), task_metadata=metadata, input_column="text")
+    return {"inputs": loader, "task_metadata": metadata, "hf_split": "test", "hf_subset": "default"}
+
+
+def test_texts_are_texts_whatever_they_look_like(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "red").save("logo.png")
+    names = ["logo.png", "missing.png", "https://example.org/a.jpg", "data:image/png;base64,AAAA"]
+    found = MTEBModel(model, reasoning="never").encode(**texts_of(names))
+    np.testing.assert_allclose(found, model.encode([{"text": name} for name in names], reasoning="never"), atol=1e-6)
+
+
+@pytest.mark.parametrize("reasoning", ["never", "always"])
+def test_empty_texts_are_an_empty_turn_and_are_counted(reasoning, model, caplog):
+    adapted = MTEBModel(model, reasoning=reasoning, max_reasoning_tokens=2)
+    found = adapted.encode(**texts_of(["a", "", "b", " \n"]))
+    assert "2 of 4 texts are empty; embedded as an empty turn" in caplog.text
+    np.testing.assert_allclose(found[[0, 2]], adapted.encode(**texts_of(["a", "b"])), atol=1e-5)
+    np.testing.assert_allclose(found[1], found[3], atol=1e-6)
+    assert np.abs(found[1] - found[0]).max() > 1e-4
+    with pytest.raises(ValueError, match="it is empty"):
+        model.encode([""])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

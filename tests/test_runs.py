@@ -1,8 +1,14 @@
 from __future__ import annotations
 
-import pytest
+import os
+import stat
+import time
 
-from mmemb_r1.runs import check_run, record_run, write_json
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mmemb_r1.runs import check_run, read_json, record_run, replaced_file, write_json
 
 
 def test_a_claim_is_good_for_the_same_run_only(tmp_path):
@@ -36,3 +42,37 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"a": float("nan")}, allow_nan=False)
     assert path.read_text(encoding="utf-8") == '{\n  "a": [\n    1\n  ]\n}\n'
     assert [one.name for one in path.parent.iterdir()] == ["a.json"]
+
+
+def test_files_have_the_permissions_that_the_process_gives_new_ones(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", {})
+        with replaced_file(tmp_path / "a.safetensors") as temporary:  # which safetensors makes for the user alone
+            save_file({"a": np.zeros(1)}, temporary)
+        with replaced_file(tmp_path / "copy") as temporary:
+            temporary.touch(mode=0o400)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+    old, new, other = tmp_path / ".a.json.abc", tmp_path / ".a.json.def", tmp_path / ".b.json.abc"
+    for folder in (old, new, other):
+        folder.mkdir()
+        (folder / "a.json").write_text("{")
+    long_ago = time.time() - 2 * 24 * 60 * 60
+    for path in (old / "a.json", old, new):  # in `new`, somebody still writes
+        os.utime(path, (long_ago, long_ago))
+    write_json(tmp_path / "a.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json.def", ".b.json.abc", "a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}"])
+def test_a_damaged_note_is_named(content, tmp_path):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    for read in (read_json, lambda path: record_run(path, {"seed": 0})):
+        with pytest.raises(ValueError, match=r"run\.json is damaged .*remove it"):
+            read(path)

@@ -232,6 +232,73 @@ def test_a_damaged_shard_is_named(file_format, model, tmp_path):
     assert len(load_shards(tmp_path)[0]) == 10
 
 
+@pytest.mark.parametrize("ids", [None, [f"id {number}" for number in range(10)]])
+@pytest.mark.parametrize("file_format", ["safetensors", "parquet"])
+def test_a_flipped_bit_anywhere_is_noticed(file_format, ids, model, tmp_path):
+    """Vectors are right or there is an error that names the file; `shard-00000` is written over bit by bit."""
+    options = {"reasoning": "always", "max_reasoning_tokens": 2, "rationales": True, "file_format": file_format}
+    encode_stream(model, TEXTS, tmp_path, ids=ids, **{**OPTIONS, **options})
+    names, expected = load_shards(tmp_path)
+    shard = tmp_path / f"shard-00000.{file_format}"
+    whole, silent = shard.read_bytes(), 0
+    for place in np.linspace(0, len(whole) - 1, 60).astype(int):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(place) % 8
+        shard.write_bytes(broken)
+        try:
+            found, embeddings = load_shards(tmp_path)
+        except ValueError as error:
+            assert str(shard) in str(error)
+            continue
+        silent += 1
+        assert found == names
+        np.testing.assert_array_equal(embeddings, expected)
+    assert silent < 30  # a few bits carry nothing: what Parquet keeps for other readers
+
+
+def test_a_shard_of_another_run_or_place_is_refused(model, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    encode_stream(model, TEXTS, run, **OPTIONS)
+    encode_stream(model, TEXTS, other, prompt="Store it.", **OPTIONS)
+    names = [f"shard-0000{number}.safetensors" for number in range(3)]
+    whole = (run / names[0]).read_bytes()
+    for foreign, message in [
+        (other / names[0], "written by a run with another model"),
+        (run / names[1], "other inputs"),
+    ]:
+        (run / names[0]).write_bytes(foreign.read_bytes())
+        with pytest.raises(ValueError, match=rf"{names[0]} is not the file that .*index\.json lists"):
+            load_shards(run)
+        with pytest.raises(ValueError, match=rf"{names[0]} .*{message}"):
+            encode_stream(model, TEXTS, run, **OPTIONS)
+    (run / names[0]).write_bytes(whole)
+    assert encode_stream(model, TEXTS, run, **OPTIONS).skipped == 3
+
+
+def test_settings_that_are_gone_do_not_let_another_run_in(model, tmp_path):
+    encode_stream(model, TEXTS, tmp_path, **OPTIONS)
+    settings = (tmp_path / "settings.json").read_bytes()
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="shard-00000.safetensors was written by a run with another model, options"):
+        encode_stream(model, TEXTS, tmp_path, prompt="Store it.", **OPTIONS)
+    encode_stream(model, TEXTS, tmp_path, **OPTIONS)
+    assert (tmp_path / "settings.json").read_bytes() == settings
+
+
+def test_damaged_notes_are_named_and_the_index_is_written_anew(model, tmp_path):
+    encode_stream(model, TEXTS, tmp_path, **OPTIONS)
+    before = contents(tmp_path)
+    for note in ("index.json", "settings.json"):
+        (tmp_path / note).write_bytes(b'{"rows": 1\xff')
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+        load_shards(tmp_path)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged .*remove it"):
+        encode_stream(model, TEXTS, tmp_path, **OPTIONS)
+    (tmp_path / "settings.json").unlink()
+    assert encode_stream(model, TEXTS, tmp_path, **OPTIONS).skipped == 3
+    assert contents(tmp_path) == before
+
+
 def test_a_file_of_another_origin_is_no_shard(model, tmp_path):
     encode_stream(model, TEXTS, tmp_path, **OPTIONS)
     from safetensors.numpy import save_file

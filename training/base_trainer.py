@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
+from zipfile import is_zipfile
 
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 from trl.trainer.utils import RepeatSampler
 
@@ -23,6 +25,7 @@ Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
 ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
+SECRETS = ("hub_token",)  # fields of a config that are never written
 _AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -31,17 +34,23 @@ def last_checkpoint(folder: Path) -> str | None:
     """
     Find the path of the last checkpoint that is complete, for `resume_from_checkpoint`; `None` if there is none.
 
-    A process that is killed while it saves leaves a part of one. `Trainer` would go on from that part: without its
-    last file from the first step, with whatever weights are there.
+    A process that is killed while it saves leaves a part of one, a full disk leaves files that end early. `Trainer`
+    would go on from that part: without its last file from the first step, with whatever weights are there.
     """
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    for _, path in sorted(found, reverse=True):
-        try:
-            json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            continue
-        return str(path)
-    return None
+    return next((str(path) for _, path in sorted(found, reverse=True) if _is_complete(path)), None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, framework="pt"):
+                pass
+    except (FileNotFoundError, json.JSONDecodeError, SafetensorError):
+        return False
+    # what torch writes are ZIP archives, whose directory comes last
+    return all(is_zipfile(path) for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
 
 
 def with_help(config_class: type[Config]) -> type[Config]:
@@ -67,6 +76,13 @@ def write_facts(folder: Path, facts: Mapping[str, Any], steps: int) -> None:
     """Write the facts of a training and how long it has gone on beside a checkpoint."""
     text = json.dumps({**facts, "steps": steps}, indent=2, ensure_ascii=False) + "\n"
     (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
+
+
+class TokensLeftOut:
+    """Mixed into a config, before TRL's: tokens are not pickled, so that `training_args.bin` holds none."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: None if name in SECRETS else value for name, value in vars(self).items()}
 
 
 class PhaseTrainer:

@@ -12,8 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.runs import record_run
-from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
+from mmemb_r1.training.base_trainer import SECRETS, STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
 from mmemb_r1.training.tables import read_pairs
 
 if TYPE_CHECKING:
@@ -59,14 +60,21 @@ class TrainingRun:
         return self.config_class(**self.fields)
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes this run another one than those with other settings or tables, for `run.json`."""
+        """
+        Return what makes this run another one than those with another model, other settings or tables, for `run.json`.
+
+        A model in a folder counts by its content: it may move, and others may take its place. Tokens are left out.
+        """
         found: dict[str, Any] = {}
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
             if one.name not in ("output", "settings") and value is not None:
                 is_table = isinstance(value, Path) and value.is_file()
                 found[one.name] = sha256(value.read_bytes()).hexdigest() if is_table else value
-        return found | {"fields": {name: value for name, value in self.fields.items() if name not in LENGTH_OF_RUN}}
+        if Path(self.model).is_dir():
+            found["model"] = folder_digest(Path(self.model))
+        left_out = (*LENGTH_OF_RUN, *SECRETS)
+        return found | {"fields": {name: value for name, value in self.fields.items() if name not in left_out}}
 
 
 @dataclass(frozen=True, kw_only=True)

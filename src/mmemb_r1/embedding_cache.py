@@ -54,8 +54,10 @@ class EmbeddingCache:
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
+        except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"{self.folder} is a file; name a folder for the cache of embeddings.") from error
+        except OSError as error:
+            raise ValueError(self._unusable(error)) from error
         with self._readable():
             self._connection()
 
@@ -143,13 +145,20 @@ class EmbeddingCache:
         """Say what to do about a file that SQLite can't read."""
         try:
             yield
-        except sqlite3.OperationalError:  # that of a disk or of another process, not of the file
-            raise
+        except (sqlite3.OperationalError, OSError) as error:  # of a disk or another process, not of the file
+            raise ValueError(self._unusable(error)) from error
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{self.path} can't be read as a cache of embeddings ({error}). Choose another folder, or remove "
                 f"{FILE} and the files beside it whose names begin so; what it held is then computed again."
             ) from error
+
+    def _unusable(self, error: Exception) -> str:
+        return (
+            f"{self.path} can't be used as a cache of embeddings ({error}). It has to be on a local disk that has "
+            "space, in a folder where you may write, and not held by another process. Choose another folder, or "
+            "encode without a cache."
+        )
 
 
 def _set_up(connection: sqlite3.Connection) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 # Of a configuration, what says where it came from; the weights say their dtypes themselves.
 _TRANSIENT = ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype")
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+_ABOUT = ("training.json", "results.json")
 _PADDING = ("padding", "truncation")  # of a tokenizer, set anew by each call
 
 _State = list[tuple[weakref.ref[Tensor], int, int]]
@@ -54,6 +57,17 @@ def checkpoint_fingerprint(module: MMEmbR1Module, *others: nn.Module) -> str:
     ]
     text = json.dumps(_lasting(facts), sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest the files of a saved model that make its vectors; what was written beside it about it does not count."""
+    digest = blake2b(digest_size=32)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _MODEL_FILES and path.name not in _ABOUT and path.is_file():
+            digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file_digest(file, lambda: blake2b(digest_size=32)).digest())
+    return digest.hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_ABANDONED = 24 * 60 * 60  # seconds
+
 
 @contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
-    A block that fails leaves whatever was at `path` as it was. Missing folders are made.
+    A block that fails leaves whatever was at `path` as it was. Missing folders are made. The file gets the permissions
+    of any new file, whoever wrote it: safetensors would let the user alone read it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+    prefix = f".{target.name}."
+    _remove_abandoned(target.parent, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
         temporary = Path(folder) / target.name
         yield temporary
+        new = Path(folder) / "new"
+        new.touch()  # has these permissions; to ask for the umask itself would be to change it, for all threads
+        temporary.chmod(stat.S_IMODE(new.stat().st_mode))
         os.replace(temporary, target)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove temporary folders that killed processes left: those in which nothing was written for a day."""
+    for left in folder.glob(f"{glob.escape(prefix)}*"):
+        with suppress(FileNotFoundError):  # of another process that is done just now
+            newest = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+            if time.time() - newest > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a run left.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also where it is no UTF-8
+        raise ValueError(
+            f"{path} is damaged ({error}). Put it back from a copy, or remove it if you know that what lies beside it "
+            "is of this run."
+        ) from error
 
 
 def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
@@ -64,7 +99,7 @@ def record_run(
     if check_run(path, settings, what=what, hint=hint):
         return True
     with replaced_file(path) as temporary:
-        temporary.write_text(_as_json(settings), encoding="utf-8")
+        temporary.write_text(as_json(settings), encoding="utf-8")
     return False
 
 
@@ -78,14 +113,15 @@ def check_run(
     """Tell whether the same run was recorded before; an error if another one was, as in `record_run`."""
     if not path.exists():
         return False
-    there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(_as_json(settings))
+    there, here = read_json(path), json.loads(as_json(settings))
     if differences := list(_differences(there, here)):
         shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
         raise ValueError(f"{what or path.parent} was begun with other settings or data: {shown} (see {path}). {hint}")
     return True
 
 
-def _as_json(settings: Mapping[str, Any]) -> str:
+def as_json(settings: Mapping[str, Any]) -> str:
+    """Write settings in one form, whatever their order; what JSON does not know is written as text."""
     return json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n"
 
 

@@ -23,13 +23,12 @@ from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.options_mmemb_r1 import check_options
-from mmemb_r1.runs import check_run, progress_bar, record_run, write_json
+from mmemb_r1.runs import as_json, check_run, progress_bar, read_json, record_run, write_json
 from mmemb_r1.stream_shards import (
     COLUMNS,
     Ids,
     ShardInfo,
-    read_shard_info,
-    read_vectors,
+    read_shard,
     vectors_path,
     write_vectors,
 )
@@ -44,7 +43,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_SHARD_SIZE = 4096
 SETTINGS, INDEX = "settings.json", "index.json"
 FIXED = ("output_value", "precision", "convert_to_numpy", "convert_to_tensor")  # of `encode`: shards are float32
-_LAYOUT = 1
+_LAYOUT = 2
 _MISSING = object()
 
 
@@ -133,7 +132,14 @@ def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarra
     """
     folder = Path(output).expanduser()
     for shard in _index(folder)["shards"]:
-        yield read_vectors(folder / shard["file"])
+        path = folder / shard["file"]
+        info, ids, embeddings = read_shard(path)
+        if info.checksum != shard["checksum"]:
+            raise ValueError(
+                f"{path} is not the file that {folder / INDEX} lists, but one of another run or place. Put the right "
+                "one back, or remove it; the call that wrote it then makes it again."
+            )
+        yield ids, embeddings
 
 
 def load_shards(output: str | os.PathLike[str]) -> tuple[Ids, np.ndarray]:
@@ -160,7 +166,7 @@ def _index(folder: Path) -> dict[str, Any]:
             if begun
             else f"{folder} holds no embeddings of encode_stream."
         )
-    return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return read_json(folder / INDEX)
 
 
 def _check(model: SentenceTransformer, inputs: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,6 +259,7 @@ class _Run:
             "file_format": file_format,
             "rationales": rationales,
         }
+        self.digest = blake2b(as_json(self.settings).encode(), digest_size=16).hexdigest()
         check_run(output / SETTINGS, self.settings)
 
     def embed(self, pairs: Iterator[tuple[Any, Any]], bar: Progress, task: TaskID) -> StreamSummary:
@@ -274,8 +281,8 @@ class _Run:
             reasoned=sum(info.reasoned for info in shards),
             skipped=skipped,
         )
-        if skipped < len(shards) or not (self.output / INDEX).is_file():
-            self._write_index(summary, shards)
+        record_run(self.output / SETTINGS, self.settings)  # where it is gone: the shards are of this run
+        self._write_index(summary, shards)
         return summary
 
     def _shard(self, pairs: Iterator[tuple[Any, Any]], index: int) -> tuple[ShardInfo, bool] | None:
@@ -292,7 +299,12 @@ class _Run:
         digest = _digest(ids, values, self.media)
         path = vectors_path(self.output, index, self.file_format)
         if path.exists():
-            info = read_shard_info(path)
+            info, _, _ = read_shard(path)
+            if info.run != self.digest:
+                raise ValueError(
+                    f"{path} was written by a run with another model, options or settings than these. Remove it, or "
+                    "choose another folder."
+                )
             if info.digest != digest:
                 raise ValueError(
                     f"{path} holds other inputs or ids than those that come now: {info.rows} of them, now there are "
@@ -304,7 +316,7 @@ class _Run:
         # only now: until something came of them, settings may be corrected
         record_run(self.output / SETTINGS, self.settings)
         (self.output / INDEX).unlink(missing_ok=True)  # of a run that had fewer inputs, or lost this shard
-        return write_vectors(path, digest, ids, columns, rationales), True
+        return write_vectors(path, digest, self.digest, ids, columns, rationales), True
 
     def _embedded(self, values: list[Any], start: int) -> tuple[dict[str, np.ndarray], list[str] | None]:
         try:
@@ -336,7 +348,10 @@ class _Run:
         files = [vectors_path(self.output, index, self.file_format).name for index in range(len(shards))]
         index = {
             **{name: value for name, value in asdict(summary).items() if name in ("rows", "dim", "reasoned")},
-            "shards": [{"file": file, "rows": info.rows} for file, info in zip(files, shards, strict=True)],
+            "shards": [
+                {"file": file, "rows": info.rows, "checksum": info.checksum}
+                for file, info in zip(files, shards, strict=True)
+            ],
             "settings": self.settings,
         }
         write_json(self.output / INDEX, index)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ FORMATS = ("safetensors", "parquet")
 _INFO = "mmemb_r1"  # the name of the description in a file's metadata
 COLUMNS = {"gate_prob": np.float32, "reasoned": np.bool_, "num_reasoning_tokens": np.int64}  # beside the embeddings
 Ids = list[int] | list[str]
+_Content = tuple[Ids, dict[str, np.ndarray], Sequence[str] | None]  # ids, columns, rationales
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,19 @@ class ShardInfo:
 
     Attributes:
         digest: of its inputs and ids, in their order.
+        run: digest of the settings of the run that wrote it.
         rows: how many there are.
         dim: length of a vector.
         reasoned: how many of the inputs have a rationale.
+        checksum: of all of that and of everything in the file.
     """
 
     digest: str
+    run: str
     rows: int
     dim: int
     reasoned: int
+    checksum: str = ""
 
 
 def vectors_path(folder: Path, index: int, file_format: str) -> Path:
@@ -49,7 +55,7 @@ def vectors_path(folder: Path, index: int, file_format: str) -> Path:
 
 
 def write_vectors(
-    path: Path, digest: str, ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None
+    path: Path, digest: str, run: str, ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None
 ) -> ShardInfo:
     """
     Write a shard in the format that the path's suffix names.
@@ -57,6 +63,7 @@ def write_vectors(
     Args:
         path: where.
         digest: of its inputs and ids.
+        run: digest of the settings of the run.
         ids: one per row.
         columns: `embeddings` `(N, D)`, `gate_prob`, `reasoned` and `num_reasoning_tokens` `(N,)`.
         rationales: one text per row, or nothing.
@@ -66,34 +73,41 @@ def write_vectors(
         for name, dtype in {"embeddings": np.float32, **COLUMNS}.items()
     }
     rows, dim = columns["embeddings"].shape
-    info = ShardInfo(digest, rows, dim, int(columns["reasoned"].sum()))
+    info = ShardInfo(digest, run, rows, dim, int(columns["reasoned"].sum()))
+    info = replace(info, checksum=_checksum(info, ids, columns, rationales))
     write = _write_parquet if path.suffix == ".parquet" else _write_safetensors
     with replaced_file(path) as temporary:
         write(temporary, {_INFO: json.dumps(asdict(info))}, ids, columns, rationales)
     return info
 
 
-def read_shard_info(path: Path) -> ShardInfo:
+def read_shard(path: Path) -> tuple[ShardInfo, Ids, np.ndarray]:
     """
-    Read what a shard says of itself.
+    Read what a shard says of itself, its ids and its embeddings `(N, D)` float32.
+
+    Everything in the file is read once, to compare it with its checksum; embeddings of a safetensors file are mapped.
 
     Raises:
         ValueError: if the file is damaged, or no shard.
     """
     with _errors_explained(path):
-        return ShardInfo(**json.loads(_metadata(path)[_INFO]))
+        metadata = _metadata(path)
+        read = _parquet_content if path.suffix == ".parquet" else _safetensors_content
+        info = ShardInfo(**json.loads(metadata[_INFO]))
+        ids, columns, rationales = read(path, metadata)
+        if _checksum(info, ids, columns, rationales) != info.checksum:
+            raise _NoShardError("its content is not what was written: the checksum differs")
+    return info, ids, columns["embeddings"]
 
 
-def read_vectors(path: Path) -> tuple[Ids, np.ndarray]:
-    """
-    Read ids and embeddings `(N, D)` float32 of a shard; those of a safetensors file stay on disk until they are used.
-
-    Raises:
-        ValueError: if the file is damaged, or no shard.
-    """
-    with _errors_explained(path):
-        read = _parquet_rows if path.suffix == ".parquet" else _safetensors_rows
-        return read(path, _metadata(path))
+def _checksum(info: ShardInfo, ids: Ids, columns: dict[str, np.ndarray], rationales: Sequence[str] | None) -> str:
+    facts = [info.digest, info.run, info.rows, info.dim, info.reasoned, ids, rationales and list(rationales)]
+    digest = blake2b(json.dumps(facts).encode(), digest_size=16)
+    for name in sorted(columns):
+        values = np.ascontiguousarray(columns[name])
+        digest.update(json.dumps([name, str(values.dtype), values.shape]).encode())
+        digest.update(values.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -111,7 +125,9 @@ class _NoShardError(Exception):
 @contextmanager
 def _errors_explained(path: Path) -> Iterator[None]:
     """Turn the errors of reading a file into one that says what to do."""
-    unreadable: tuple[type[Exception], ...] = (_NoShardError, SafetensorError, OSError, *_parquet_errors(path))
+    # a flipped bit in the header can make any of the later ones of what is read there
+    damaged = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
+    unreadable: tuple[type[Exception], ...] = (_NoShardError, *damaged, *_parquet_errors(path))
     try:
         yield
     except unreadable as error:
@@ -125,7 +141,7 @@ def _parquet_errors(path: Path) -> tuple[type[Exception], ...]:
         return ()
     import pyarrow
 
-    return (pyarrow.ArrowInvalid,)
+    return (pyarrow.ArrowException,)
 
 
 def _write_safetensors(
@@ -145,14 +161,16 @@ def _safetensors_metadata(path: Path) -> dict[str, str]:
         return tensors.metadata() or {}
 
 
-def _safetensors_rows(path: Path, metadata: dict[str, str]) -> tuple[Ids, np.ndarray]:
+def _safetensors_content(path: Path, metadata: dict[str, str]) -> _Content:
     with safe_open(path, framework="numpy") as tensors:
         ids = json.loads(metadata["ids"]) if "ids" in metadata else tensors.get_tensor("ids").tolist()
+        columns = {name: tensors.get_tensor(name) for name in COLUMNS}
     with path.open("rb") as stream:  # 8 bytes say how long the header is; offsets count from its end
         length = int.from_bytes(stream.read(8), "little")
         entry = json.loads(stream.read(length))["embeddings"]
     offset = 8 + length + entry["data_offsets"][0]
-    return ids, np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=tuple(entry["shape"]))
+    columns["embeddings"] = np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=tuple(entry["shape"]))
+    return ids, columns, json.loads(metadata["rationales"]) if "rationales" in metadata else None
 
 
 def _write_parquet(
@@ -180,10 +198,13 @@ def _parquet_metadata(path: Path) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
-def _parquet_rows(path: Path, _: dict[str, str]) -> tuple[Ids, np.ndarray]:
+def _parquet_content(path: Path, _: dict[str, str]) -> _Content:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path, columns=["id", "embedding"])
+    table = pyarrow.parquet.read_table(path)
     embeddings = table["embedding"].combine_chunks()
     values = embeddings.flatten().to_numpy()  # (N * D,)
-    return table["id"].to_pylist(), values.reshape(len(embeddings), embeddings.type.list_size)  # (N, D)
+    columns = {name: table[name].to_numpy() for name in COLUMNS}
+    columns["embeddings"] = values.reshape(len(embeddings), embeddings.type.list_size)  # (N, D)
+    rationales = table["rationale"].to_pylist() if "rationale" in table.column_names else None
+    return table["id"].to_pylist(), columns, rationales

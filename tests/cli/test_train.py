@@ -3,13 +3,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
@@ -91,6 +92,39 @@ class TestJoint:
         assert (output / "checkpoints" / "checkpoint-3").is_dir()
         assert train({"learning_rate": 5e-4}, max_steps=4) == 2  # another run: it does not go on from this one
         assert "was begun with other settings or data" in capsys.readouterr().err
+
+    def test_a_model_counts_by_its_content(self, train, tiny_checkpoint, tmp_path, capsys):
+        """It may move; one of whose values another one was made is another model, also at the same place."""
+        start = tmp_path / "start"
+        shutil.copytree(tiny_checkpoint, start)
+        assert train({}, max_steps=1, model=start) == 0
+        moved = start.rename(tmp_path / "moved")
+        (moved / "README.md").write_text("about it")
+        assert train({}, max_steps=2, model=moved) == 0
+        shutil.copytree(moved, start)
+        values = load_file(start / "model.safetensors")
+        next(value for value in values.values() if value.numel() > 500).view(-1)[123] += 1
+        save_file(values, start / "model.safetensors", metadata={"format": "pt"})
+        assert train({}, max_steps=3, model=start) == 2
+        assert "begun with other settings or data: model was" in capsys.readouterr().err
+
+    def test_a_token_is_never_written(self, train, tmp_path):
+        assert train({"hub_token": "hf_secret"}, "--hub_token", "hf_other", max_steps=1) == 0
+        written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+        assert {"run.json", "training_args.bin"} <= {path.name for path in written}
+        assert not [path for path in written if b"hf_secret" in path.read_bytes() or b"hf_other" in path.read_bytes()]
+
+    def test_goes_on_from_the_last_checkpoint_that_is_whole(self, train, tmp_path):
+        assert train({}, max_steps=3) == 0
+        expected = weights(tmp_path / "run" / "model")
+        checkpoints = tmp_path / "run" / "checkpoints"
+        for step, name in ((3, "optimizer.pt"), (2, "model.safetensors")):
+            path = checkpoints / f"checkpoint-{step}" / name
+            path.write_bytes(path.read_bytes()[:-100])
+        shutil.rmtree(tmp_path / "run" / "model")
+        assert train({}, max_steps=3) == 0
+        found = weights(tmp_path / "run" / "model")
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
     def test_with_selected_rationales(self, train, tmp_path, capsys):
         selected = write_selected(tmp_path / "selected.parquet", ["pair 0", "pair 2", "another"])

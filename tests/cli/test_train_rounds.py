@@ -12,6 +12,7 @@ from datasets import Dataset
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import _train_rounds as rounds
 from mmemb_r1.cli import main
+from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.training.rationales.table import read_rationales
 from mmemb_r1.training.targets import validation_score
 
@@ -69,8 +70,9 @@ def test_two_rounds(arguments, tiny_checkpoint, tmp_path, capsys, monkeypatch):
         (0, 0.1, True), (1, 0.3, True), (2, 0.2, False),
     ]  # fmt: skip
     begun = json.loads((output / "round-2" / "joint" / "run.json").read_text(encoding="utf-8"))
-    assert begun["model"] == str(output / "round-1" / "adaptive" / "model")
-    best, first = (MMEmbR1(str(folder), device="cpu") for folder in (output / "model", begun["model"]))
+    kept = output / "round-1" / "adaptive" / "model"
+    assert begun["model"] == folder_digest(kept)
+    best, first = (MMEmbR1(str(folder), device="cpu") for folder in (output / "model", kept))
     assert (best.encode("Lima") == first.encode("Lima")).all()
     told = capsys.readouterr().out
     assert "round 1: validation 0.3000, kept" in told and "round 2: validation 0.2000, not kept" in told

@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 from trl import GRPOConfig
 
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, find_reward
-from mmemb_r1.training.base_trainer import with_help
+from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
 
 SCORERS = ("frozen", "live")
 DECISION_REWARDS = ("reward", "utility")
@@ -17,7 +17,7 @@ DECISION_REWARDS = ("reward", "utility")
 
 @with_help
 @dataclass
-class AdaptiveGRPOConfig(GRPOConfig):
+class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
     """
     Configuration of [`AdaptiveGRPOTrainer`]: those of [`~trl.GRPOConfig`] and the following.
 

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from trl.trainer.base_config import _BaseConfig
 
-from mmemb_r1.training.base_trainer import with_help
+from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
 from mmemb_r1.training.joint.losses import PathWeights
 
 
 @with_help
 @dataclass
-class JointConfig(_BaseConfig):
+class JointConfig(TokensLeftOut, _BaseConfig):
     """
     Configuration of [`JointTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
 

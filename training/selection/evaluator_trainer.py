@@ -19,6 +19,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from mmemb_r1.atlas import augment
 from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.rationale_tokens import append_tokens
+from mmemb_r1.training.base_trainer import TokensLeftOut
 from mmemb_r1.training.run import TrainingRun
 from mmemb_r1.training.selection.evaluator_data import KINDS, MatchExample, MatchExamples
 from mmemb_r1.training.selection.vlm_evaluator import (
@@ -31,7 +32,7 @@ from mmemb_r1.training.selection.vlm_evaluator import (
 
 
 @dataclass
-class EvaluatorConfig(_BaseConfig):
+class EvaluatorConfig(TokensLeftOut, _BaseConfig):
     """
     Configuration of [`EvaluatorTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
 

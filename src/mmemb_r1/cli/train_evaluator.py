@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         save_evaluator,
     )
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
-    from mmemb_r1.training.vlm import load_vlm
+    from mmemb_r1.training.vlm import load_vlm, weights_fingerprint
 
     training = run_of(args, EvaluatorRun)
     arguments = training.config()
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
     digest = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
-    train_in_folder(trainer, training, rationales=digest)
+    train_in_folder(trainer, training, rationales=digest, weights=weights_fingerprint(vlm))
     measured = trainer.measure(eval_pairs) if eval_pairs else {}
     save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmemb_r1.training.base_trainer import last_checkpoint
 
@@ -100,7 +100,7 @@ def saving(checkpoint: Path) -> bool:
 
 def write_checkpoint(folder: Path, name: str, state: str | None = '{"global_step": 1}') -> None:
     (folder / name).mkdir(parents=True)
-    (folder / name / "model.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, folder / name / "model.safetensors")
     if state is not None:
         (folder / name / "trainer_state.json").write_text(state)
 
