@@ -328,6 +328,7 @@ def test_it_may_be_sent_to_a_spawned_process(cache):
 
 
 def keys(values=("a",), prompt=None, fingerprint="f", media=DEFAULTS, **options) -> list[bytes]:
+    options = {"task": "query", **options}
     return row_keys(list(values), prompt, row_options(MMEmbR1Config(), options), fingerprint, media)
 
 

@@ -171,8 +171,9 @@ def _index(folder: Path) -> dict[str, Any]:
 
 def _check(model: SentenceTransformer, inputs: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Check all that is given before anything is read, and make the options of `encode` plain values."""
-    whole = str | bytes | Mapping | Image.Image | np.ndarray | list
-    if not isinstance(inputs, Iterable) or (isinstance(inputs, whole) and model.is_singular_input(inputs)):
+    messages = isinstance(inputs, list) and all(isinstance(one, Mapping) and "role" in one for one in inputs)
+    whole = isinstance(inputs, str | bytes | Mapping | Image.Image | np.ndarray) and model.is_singular_input(inputs)
+    if not isinstance(inputs, Iterable) or whole or (messages and inputs):
         raise ValueError(
             f"inputs={inputs!r:.80} is one input, or none; pass a list of inputs, or an iterator. A single "
             "one is embedded by encode."

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training import AdaptiveGRPOTrainer
 from mmemb_r1.training.adaptive.prompts import with_pictures
 from mmemb_r1.training.base_trainer import last_checkpoint
@@ -186,8 +188,9 @@ def test_the_gate_learns_what_pays(trainer_of, vivid, rows):
     trainer.train()
     queries = [trainer.train_dataset[row] for row in (0, 1, 2, 12, 13, 14)]
     prompts = [with_pictures(query["prompt"], query["images"]) for query in queries]
+    batch = render(trainer.processing_class, to_conversations(prompts))
     with torch.no_grad():
-        probs = vivid.eval().embed(**trainer._rendered(prompts), reasoning="never").gate_prob.tolist()
+        probs = vivid.eval().embed(**batch, reasoning="never").gate_prob.tolist()
     assert min(probs[:3]) > 0.5 > max(probs[3:]), probs
 
 
