@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 
 LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
+# Beginnings of fields that change no result, up to rounding: how much runs at once, what is written and logged.
+CHANGES_NOTHING = (
+    *("mini_batch_size", "similarity_chunk_size", "num_length_chunks", "activation_checkpointing"),
+    *("dataloader_", "disable_tqdm", "eval_", "hub_", "log_", "logging_", "push_to_hub", "report_to", "run_name"),
+    *("save_", "per_device_eval_"),
+)
 MODEL_OPTIONS = ("dtype", "attn_implementation")
 
 
@@ -35,12 +42,14 @@ class TrainingRun:
         pairs: the pairs table, Parquet.
         output: `output/model` is what was trained; a run that was stopped goes on from `output/checkpoints`.
         settings: fields of the config, `config_class`, and their values; others are a `ValueError`.
+        accept_changes: whether a run that was begun with other settings or data goes on with these.
     """
 
     model: str
     pairs: Path
     output: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
+    accept_changes: bool = False
 
     config_class: ClassVar[type]
     sections: ClassVar[dict[str, str]] = {}  # mappings of a recipe beside its settings -> fields of this class
@@ -68,13 +77,22 @@ class TrainingRun:
         found: dict[str, Any] = {}
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
-            if one.name not in ("output", "settings") and value is not None:
+            if one.name not in ("output", "settings", "accept_changes") and value is not None:
                 is_table = isinstance(value, Path) and value.is_file()
                 found[one.name] = sha256(value.read_bytes()).hexdigest() if is_table else value
+<<<<<<< HEAD
         if Path(self.model).is_dir():
             found["model"] = folder_digest(Path(self.model))
         left_out = (*LENGTH_OF_RUN, *SECRETS)
         return found | {"fields": {name: value for name, value in self.fields.items() if name not in left_out}}
+=======
+        fields = {name: value for name, value in self.fields.items() if not name.startswith(CHANGES_NOTHING)}
+        per_device = "per_device_train_batch_size"
+        default = next((one.default for one in dataclasses.fields(self.config_class) if one.name == per_device), None)
+        if default is not None:  # what counts is the batch of all devices
+            fields["train_batch_size"] = fields.pop(per_device, default) * int(os.environ.get("WORLD_SIZE", "1"))
+        return found | {"fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN}}
+>>>>>>> refs/heads/trainfix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +257,11 @@ def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
     Returns:
         Whether the model has to be saved; `False` if it was before.
     """
-    record_run(run.output / "run.json", run.identity() | facts)
+    record = run.output / "run.json"
+    if run.accept_changes:
+        record.unlink(missing_ok=True)
+    hint = "Choose another folder, remove it, or go on in it all the same with --accept-changes."
+    record_run(record, run.identity() | facts, hint=hint)
     checkpoint = last_checkpoint(run.output / "checkpoints")
     if checkpoint is not None and is_finished(run, Path(checkpoint), trainer.args):
         return False

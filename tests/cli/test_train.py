@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -14,6 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
+from mmemb_r1.cli._training import add_training_options, run_of
+from mmemb_r1.training.joint.run import JointRun
+from mmemb_r1.training.run import train_in_folder
 
 COLORS = ("red", "green", "blue", "white")
 RECIPE = {"per_device_train_batch_size": 4, "sub_batch_size": 2, "save_steps": 1, "disable_tqdm": True}
@@ -91,7 +95,8 @@ class TestJoint:
         assert train({}, max_steps=3) == 0
         assert (output / "checkpoints" / "checkpoint-3").is_dir()
         assert train({"learning_rate": 5e-4}, max_steps=4) == 2  # another run: it does not go on from this one
-        assert "was begun with other settings or data" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "was begun with other settings or data" in error and "--accept-changes" in error
 
     def test_a_model_counts_by_its_content(self, train, tiny_checkpoint, tmp_path, capsys):
         """It may move; one of whose values another one was made is another model, also at the same place."""
@@ -344,6 +349,43 @@ def test_a_finished_run_is_not_done_again_but_goes_on_if_more_is_wanted(train, t
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     assert train({"max_steps": 2}) == 0
     assert json.loads((tmp_path / "run" / "model" / "training.json").read_text())["steps"] == 2
+
+
+def test_only_what_changes_results_makes_another_run(pairs, tmp_path, monkeypatch):
+    def identity(**settings):
+        return JointRun(model="m", pairs=pairs, output=tmp_path, settings=settings).identity()
+
+    first = identity(per_device_train_batch_size=8, mini_batch_size=2)
+    assert first == identity(per_device_train_batch_size=8, mini_batch_size=4, save_steps=3, dataloader_num_workers=2)
+    assert first == identity(per_device_train_batch_size=8, report_to="tensorboard", logging_steps=5, max_steps=9)
+    assert first != identity(per_device_train_batch_size=4) and first != identity(temperature=0.1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert first == identity(per_device_train_batch_size=4) != identity(per_device_train_batch_size=8)
+
+
+def test_changes_are_accepted_where_they_are_meant(pairs, tmp_path):
+    """The record is then that of the changed run: it goes on without another word."""
+
+    class Trainer:
+        args, calls = None, 0
+
+        def train(self, resume_from_checkpoint):
+            self.calls += 1
+
+    def run(temperature, *options):
+        parser = argparse.ArgumentParser()
+        add_training_options(parser, "JointConfig")
+        args = parser.parse_args(options)
+        args.model, args.pairs, args.output = "m", pairs, tmp_path / "run"
+        return dataclasses.replace(run_of(args, JointRun), settings={"temperature": temperature})
+
+    trainer = Trainer()
+    train_in_folder(trainer, run(0.02))
+    with pytest.raises(ValueError, match="temperature was 0.02, is now 0.1 .* go on in it all the same with --accept"):
+        train_in_folder(trainer, run(0.1))
+    train_in_folder(trainer, run(0.1, "--accept-changes"))
+    train_in_folder(trainer, run(0.1))
+    assert trainer.calls == 3
 
 
 def test_a_run_does_not_go_on_from_another_model_in_the_same_place(train, tiny_checkpoint, tmp_path, capsys):

@@ -106,7 +106,14 @@ def test_a_query_that_cannot_be_read_is_named(checkpoint, tmp_path, capsys, roun
     ]
     rows[3]["query"]["image"] = ["missing.png"]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    options = ["--pairs", str(tmp_path / "pairs.parquet"), "--output", str(tmp_path / "run"), "--max-reasoning-rounds", rounds]
+    options = [
+        "--pairs",
+        str(tmp_path / "pairs.parquet"),
+        "--output",
+        str(tmp_path / "run"),
+        "--max-reasoning-rounds",
+        rounds,
+    ]
     command = ["train", "gate", "--model", str(checkpoint), "--device", "cpu", "--batch-size", "2", "--holdout", "0"]
     assert main([*command, *options]) == 2
     assert "number 3 of the queries, counted from 0, can't be embedded: " in capsys.readouterr().err

@@ -65,10 +65,13 @@ def _field_flags(config: str) -> argparse.ArgumentParser:
 
 
 def add_training_options(parser: argparse.ArgumentParser, config: str, cpu: bool = True) -> None:
-    """Add `--config` and, with `cpu`, `--cpu`; `config` names the class of the config."""
+    """Add `--config` and, with `cpu`, `--cpu` and `--accept-changes`; `config` names the class of the config."""
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML: fields of {config} and their values")
     if cpu:
         parser.add_argument("--cpu", action="store_true", help="train on the CPU in float32")
+        parser.add_argument(
+            "--accept-changes", action="store_true", help="go on in --output though its settings or data were others"
+        )
 
 
 def add_files(parser: argparse.ArgumentParser, helps: dict[str, str], required: bool = False) -> None:
@@ -97,7 +100,8 @@ def run_of(args: argparse.Namespace, run_class: type[Run], **tables: Any) -> Run
     require_file("--config", args.config)
     recipe = read_recipe(args.config, run_class)
     recipe["settings"] |= flags_of(args) | (on_cpu() if args.cpu else {})
-    return run_class(model=args.model, pairs=args.pairs, output=args.output, **recipe, **tables)
+    given = {"model": args.model, "pairs": args.pairs, "output": args.output, "accept_changes": args.accept_changes}
+    return run_class(**given, **recipe, **tables)
 
 
 def on_cpu() -> dict[str, bool]:
