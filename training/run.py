@@ -80,19 +80,19 @@ class TrainingRun:
             if one.name not in ("output", "settings", "accept_changes") and value is not None:
                 is_table = isinstance(value, Path) and value.is_file()
                 found[one.name] = sha256(value.read_bytes()).hexdigest() if is_table else value
-<<<<<<< HEAD
         if Path(self.model).is_dir():
             found["model"] = folder_digest(Path(self.model))
         left_out = (*LENGTH_OF_RUN, *SECRETS)
-        return found | {"fields": {name: value for name, value in self.fields.items() if name not in left_out}}
-=======
-        fields = {name: value for name, value in self.fields.items() if not name.startswith(CHANGES_NOTHING)}
+        fields = {
+            name: value
+            for name, value in self.fields.items()
+            if name not in left_out and not name.startswith(CHANGES_NOTHING)
+        }
         per_device = "per_device_train_batch_size"
         default = next((one.default for one in dataclasses.fields(self.config_class) if one.name == per_device), None)
         if default is not None:  # what counts is the batch of all devices
             fields["train_batch_size"] = fields.pop(per_device, default) * int(os.environ.get("WORLD_SIZE", "1"))
-        return found | {"fields": {name: value for name, value in fields.items() if name not in LENGTH_OF_RUN}}
->>>>>>> refs/heads/trainfix
+        return found | {"fields": fields}
 
 
 @dataclass(frozen=True, kw_only=True)
