@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key
+from mmemb_r1.encoding import input_sizes
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
@@ -108,7 +109,8 @@ class JointCollator:
         inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
         for row, place in zip(rows, index, strict=True):
             inputs[place]["weight"] += row["weight"]  # every row counts, however rows are spread over processes
-        lengths = [_rough_length(row["value"]) + sum(map(len, row["rationale"])) for row in inputs]
+        sizes = input_sizes([row["value"] for row in inputs], self.processor, self.config)
+        lengths = [size.tokens + sum(map(len, row["rationale"])) for size, row in zip(sizes, inputs, strict=True)]
         by_length = sorted(range(len(inputs)), key=lengths.__getitem__)
         number = self.num_chunks if self.chunk_size is None else -(-len(rows) // self.chunk_size)
         parts = [part.tolist() for part in np.array_split(by_length, number)]
@@ -160,9 +162,3 @@ def append_rationales(
             start += len(ids)
     result["labels"] = labels
     return result
-
-
-def _rough_length(value: dict[str, Any]) -> int:
-    """Estimate a prompt's length in tokens; only good for sorting."""
-    media = sum(len(value[key]) if isinstance(value[key], list) else 1 for key in ("image", "video") if value.get(key))
-    return len(str(value.get("text") or "")) // 4 + 6 * media

@@ -213,6 +213,18 @@ class TestChunks:
 
         assert padding(num_chunks=3) < 0.5 * padding(num_chunks=1)
 
+    def test_a_picture_is_as_long_as_its_tokens(self, collator, visit, make_pairs, tiny, monkeypatch):
+        """Large pictures stand beside large ones, whatever order they came in."""
+        limits = {"shortest_edge": 1024, "longest_edge": 2**24}
+        monkeypatch.setattr(tiny[1].image_processor, "size", limits)
+        colors = ("red", "green", "blue", "white", "black", "gray", "pink", "gold")
+        pictures = [Image.new("RGB", (32 + 224 * (place % 2),) * 2, color) for place, color in enumerate(colors)]
+        pairs = [{"query": {"image": [picture]}, "target": {"text": "a color"}} for picture in pictures]
+        small, large = collator(chunk_size=4)(visit(make_pairs(pairs)))["query"]["chunks"]
+        for chunk in (small, large):
+            assert (column(chunk, "attention_mask") == 1).all()
+        assert column(small, "input_ids").shape[1] < column(large, "input_ids").shape[1]
+
     @pytest.mark.parametrize("options", [{"chunk_size": 1}, {"num_chunks": 4}])
     def test_a_fixed_number_counts_rows_and_idle_ones_weigh_nothing(self, collator, tiny, visit, rows, options):
         examples = visit(rows, [6, 6, 6, 7])  # one pair three times, and another; thoughts on both sides
