@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.media_mmemb_r1 import (
     DEFAULTS,
     MediaOptions,
+    find_file,
     is_array,
     open_image,
     parse_address,
@@ -56,6 +58,50 @@ def content_key(value: Any, media: MediaOptions = DEFAULTS) -> bytes:
     except (ValueError, OSError):
         return b"refused " + os.urandom(DIGEST_SIZE)
     return digest.digest()
+
+
+def with_paths_from(folder: Path, value: Any) -> Any:
+    """
+    Make the relative paths of pictures and videos inside one input of a file start from `folder`: the one rule for
+    JSON lines and tables.
+
+    >>> with_paths_from(Path("data"), {"text": "a.png", "image": [{"path": "a.png", "bytes": None}, "/b.png"]})
+    {'text': 'a.png', 'image': [{'path': 'data/a.png', 'bytes': None}, '/b.png']}
+
+    Raises:
+        ValueError: if a bare string names a file of the current folder, and none of `folder`.
+    """
+    if isinstance(value, list):
+        return [with_paths_from(folder, item) for item in value]
+    if isinstance(value, dict):
+        media = {key: path_from(folder, value[key]) for key in ("image", "video") if key in value}
+        parts = value.get("content")
+        nested = {"content": with_paths_from(folder, parts)} if isinstance(parts, list) else {}
+        return {**value, **media, **nested}
+    if not isinstance(value, str) or parse_address(value).kind is None or parse_address(value).place != "path":
+        return value
+    inside = path_from(folder, value)
+    if find_file(inside) is None and inside != value and find_file(value) is not None:
+        raise ValueError(
+            f"there is no file {inside!r:.200}, but one of that name in the current folder. Paths start from the "
+            'folder of the file that holds them; correct the path, or write {"text": ...} to embed the string itself.'
+        )
+    return inside if find_file(inside) is not None else value
+
+
+def path_from(folder: Path, media: Any) -> Any:
+    """Make a relative path start from `folder`: as a string, in a `{"bytes", "path"}` dict, in lists of these."""
+    if isinstance(media, list):
+        return [path_from(folder, item) for item in media]
+    if isinstance(media, dict) and "path" in media:
+        return media if media.get("bytes") else {**media, "path": path_from(folder, media["path"])}
+    if not isinstance(media, str):
+        return media
+    place, _, target = parse_address(media)
+    if place != "path" or not target:
+        return media
+    written = folder / Path(media).expanduser()
+    return str(written if find_file(written) else folder / Path(target).expanduser())
 
 
 def as_input(value: Any) -> Any:

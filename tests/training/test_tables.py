@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, Features, List, Value
@@ -131,3 +132,29 @@ class TestDigests:
 
         assert key(b"1", "a.png") == key(b"1", "b.png") == key(b"1", None)
         assert len({key(b"1", None), key(b"2", None), key(None, "a.png"), key(None, "b.png")}) == 4
+
+
+def test_paths_start_from_the_folder_of_the_table(tmp_path, monkeypatch):
+    """However a path is written; what is stored in the table itself, is absolute or on the web stays as it is."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    stored = {"bytes": b"x", "path": "a.png"}
+    image = [[{"bytes": None, "path": "a.png"}, stored], None, [{"bytes": None, "path": "/b.png"}]]
+    video = ["film.mp4", "HTTPS://example.org/a.mp4", f"file://{tmp_path}/c.mp4"]
+    rows = [{"text": "a.png", "image": i, "video": v} for i, v in zip(image, video, strict=True)]
+    table = pyarrow.table({"pair_id": ["a", "b", "c"], "query": [*rows[:2], None], "target": rows})
+    pyarrow.parquet.write_table(table, folder / "pairs.parquet")
+    pairs = read_pairs(folder / "pairs.parquet")
+    found = pairs["target"][:]
+    assert found[0]["image"] == [{"bytes": None, "path": f"{folder}/a.png"}, stored]
+    assert [row["video"] for row in found] == [f"{folder}/film.mp4", video[1], f"{tmp_path}/c.mp4"]
+    assert found[0]["text"] == "a.png" and found[1]["image"] is None
+    assert found[2]["image"] == [{"bytes": None, "path": "/b.png"}]
+    assert pairs["query"][:] == [*found[:2], None]
+    assert read_pairs("data/pairs.parquet")["target"][0] == found[0]
+    elsewhere = read_pairs(folder / "pairs.parquet", base=Path("other"))
+    assert elsewhere["target"][0]["video"] == "other/film.mp4"

@@ -21,8 +21,8 @@ HELP = """\
 Embed the inputs of a JSON lines file, one vector per line and in the same order.
 
 Each line is a string, an object with any of the keys text, image, video and instruction, or a list of chat messages.
-Paths of images and videos inside objects and messages are relative to the file (to the current folder when it is read
-from standard input). Blank lines are passed over.
+Relative paths of images and videos start from the folder of the file (from the current folder when it is read from
+standard input), or from --base. Blank lines are passed over.
 
 The output's suffix chooses its format:
   .safetensors  tensors embeddings (N, D), gate_prob, reasoned and num_reasoning_tokens (N,); the rationales, if asked
@@ -44,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS)}; or a folder, with / at its end"
     )
+    parser.add_argument("--base", metavar="DIR", help="where relative paths in the input start; default: its folder")
     parser.add_argument("--format", choices=SHARD_FORMATS, help="of the shards in a folder; default: safetensors")
     parser.add_argument(
         "--shard-size", type=int, metavar="N", help="inputs per file in a folder, lost at most; default: 4096"
@@ -95,7 +96,9 @@ def _is_folder(args: argparse.Namespace) -> bool:
 
 
 def _encode_to_file(args: argparse.Namespace, output: Path) -> int:
-    lines, inputs = read_inputs(args.input)
+    written = [output, output.with_suffix(".meta.jsonl")] if output.suffix == ".npy" else [output]
+    _check_output(args, written)
+    lines, inputs = read_inputs(args.input, args.base)
 
     from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 
@@ -111,7 +114,9 @@ def _encode_to_file(args: argparse.Namespace, output: Path) -> int:
 
 
 def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
-    with _opened(args.input) as (stream, folder):
+    if Path(args.input).parent.resolve() == output.resolve():
+        _check_output(args, [output / "index.json", output / "settings.json", *output.glob("shard-*")])
+    with _opened(args.input, args.base) as (stream, folder):
         from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
         from mmemb_r1.stream import DEFAULT_SHARD_SIZE, encode_stream
 
@@ -135,6 +140,15 @@ def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
     there = f"; {summary.skipped} of {summary.shards} shards were there already" if summary.skipped else ""
     print(f"{summary.rows} embeddings in {output}, {summary.reasoned} of them reasoned{there}", file=sys.stderr)
     return 0
+
+
+def _check_output(args: argparse.Namespace, written: Iterable[Path]) -> None:
+    """Refuse to write over the input."""
+    for path in written:
+        if path.resolve() == Path(args.input).resolve() or (
+            path.exists() and Path(args.input).exists() and path.samefile(args.input)
+        ):
+            raise ValueError(f"--output {args.output} would write {path}, which is the --input; name another output")
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -171,25 +185,46 @@ class _Inputs:
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[tuple[Iterable[str], Path]]:
+def _opened(source: str, base: str | None) -> Iterator[tuple[Iterable[str], Path]]:
     """Open the lines of a file, or of standard input for `-`; also yield the folder that paths in them start from."""
     if source == "-":
-        yield sys.stdin, Path()
+        yield sys.stdin, Path(base or "")
         return
     path = Path(source)
+    if path.is_dir():
+        raise ValueError(f"--input {source} is a folder; name a file of JSON lines, one input a line")
     if not path.is_file():
         raise ValueError(f"--input {source}: there is no such file")
-    with path.open(encoding="utf-8") as stream:
-        yield stream, path.parent
+    _check_is_json_lines(path)
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            yield stream, path.parent if base is None else Path(base)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--input {source} is no text in UTF-8 ({error}); convert it first") from error
 
 
-def read_inputs(source: str) -> tuple[list[int], list[Any]]:
+def _check_is_json_lines(path: Path) -> None:
+    """Say what a file is that plainly holds something else than JSON lines."""
+    with path.open("rb") as stream:
+        start = stream.read(4096)
+    wanted = 'JSON lines are needed, one input a line, for example {"text": "a dog", "image": "dog.png"}'
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"--input {path} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path}")
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise ValueError(f"--input {path} is a table of separated values; {wanted}")
+    if b"\0" in start or start.startswith((b"\x89PNG", b"\xff\xd8", b"PAR1", b"PK", b"%PDF", b"GIF8")):
+        raise ValueError(f"--input {path} is no text; {wanted}")
+
+
+def read_inputs(source: str, base: str | None = None) -> tuple[list[int], list[Any]]:
     """Read a JSON lines file, or standard input for `-`: the number of each line that is not blank, and its input.
+
+    Relative paths in it start from `base`. Default: from the folder of the file.
 
     Raises:
         ValueError: naming the line that is no JSON or no input; when there is no input at all.
     """
-    with _opened(source) as (stream, folder):
+    with _opened(source, base) as (stream, folder):
         return parse_lines(stream, folder)
 
 
@@ -207,6 +242,8 @@ def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[An
 
 def iterate_lines(stream: Iterable[str], folder: Path) -> Iterator[tuple[int, Any]]:
     """Parse lines one by one, without an error if there are none."""
+    from mmemb_r1.content import with_paths_from
+
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
@@ -219,29 +256,11 @@ def iterate_lines(stream: Iterable[str], folder: Path) -> Iterator[tuple[int, An
                 f"line {number} is {line.strip()[:40]}; allowed: a string, an object with any of the keys text, "
                 "image, video and instruction, or a list of chat messages"
             )
-        yield number, with_paths_from(folder, value)
-
-
-def with_paths_from(folder: Path, value: Any) -> Any:
-    """Make the relative paths of images and videos inside one input start from `folder`."""
-    if isinstance(value, list):
-        return [with_paths_from(folder, item) for item in value]
-    if isinstance(value, dict):
-        media = {key: _path_from(folder, value[key]) for key in ("image", "video") if key in value}
-        nested = {"content": with_paths_from(folder, value["content"])} if "content" in value else {}
-        return {**value, **media, **nested}
-    return value
-
-
-def _path_from(folder: Path, media: Any) -> Any:
-    from mmemb_r1.modeling.media_mmemb_r1 import parse_address
-
-    if isinstance(media, list):
-        return [_path_from(folder, item) for item in media]
-    if isinstance(media, dict) and "path" in media:
-        return {**media, "path": _path_from(folder, media["path"])}
-    is_path = isinstance(media, str) and parse_address(media).place == "path"
-    return str(folder / Path(media).expanduser()) if is_path else media
+        try:
+            value = with_paths_from(folder, value)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        yield number, value
 
 
 def write_embeddings(path: Path, rows: list[dict[str, Any]], *, rationales: bool) -> None:
