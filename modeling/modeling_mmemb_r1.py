@@ -78,6 +78,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         Load a checkpoint, see [`PreTrainedModel.from_pretrained`]; only from safetensors, which hold no code.
 
+        A checkpoint that does not fit is refused, where transformers would go on with random weights. Who asks for
+        `output_loading_info` is told instead, and `ignore_mismatched_sizes` allows weights of another shape.
+
         Raises:
             ValueError: for `use_safetensors=False`; if weights are missing, not known, of another shape, or no
                 numbers; if the checkpoint's index names other files than safetensors.
@@ -86,13 +89,20 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         if use_safetensors is False:
             raise ValueError("mmemb-r1 reads safetensors only; leave use_safetensors out, and convert other weights.")
         kwargs["key_mapping"] = {**OLD_NAMES, **(kwargs.get("key_mapping") or {})}
-        loaded = super().from_pretrained(*args, use_safetensors=True, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        told, other_shapes = (kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes"))
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        model, info = super().from_pretrained(*args, **kwargs)
+        if not other_shapes:
+            shapes = [f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in info["mismatched_keys"]]
+            _refuse_weights("are of another shape", shapes)
+        if not told:
+            _refuse_weights("are missing", info["missing_keys"])
+            _refuse_weights("belong to no part of the model", info["unexpected_keys"])
         check_finite(model)
         # transformers would write the old names again
         used = getattr(model, "_weight_conversions", None) or []
         model._weight_conversions = [rule for rule in used if rule.target_patterns != list(OLD_NAMES.values())]
-        return loaded
+        return (model, info) if told else model
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
@@ -113,16 +123,6 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
                     "reads safetensors only. Convert it, and name the new file in the index."
                 )
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-
-    @staticmethod
-    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
-        """Refuse a checkpoint that does not fit: transformers would fill up with random weights, and go on."""
-        shapes = [f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in loading_info.mismatched_keys]
-        _refuse_weights("are of another shape", shapes)
-        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        _refuse_weights("are missing", loading_info.missing_keys)
-        _refuse_weights("belong to no part of the model", loading_info.unexpected_keys)
-        return loading_info
 
     @classmethod
     def from_vlm(

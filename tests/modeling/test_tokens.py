@@ -300,7 +300,7 @@ def test_loading_part_of_a_checkpoint_keeps_that_part(qwen, tmp_path):
     del weights["gate.output.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = MMEmbR1Config.from_pretrained(tmp_path, pooling="attention", embedding_dim=8)
-    model = MMEmbR1Model.from_pretrained(tmp_path, config=config)
+    model, _ = MMEmbR1Model.from_pretrained(tmp_path, config=config, output_loading_info=True)
     assert torch.equal(model.gate.output.weight, qwen.model.gate.output.weight)
     assert model.gate.output.bias.item() == -2
     assert model.embedding_head.projection.weight.isfinite().all()
