@@ -24,6 +24,7 @@ from .media_mmemb_r1 import (
     stored_source,
 )
 
+ATTACHED_PICTURE = 0x400  # of a stream, in FFmpeg: a cover
 FPS = 24.0  # of frames that come without their times
 CLOSE = 0.1  # in frames: a time so near to a frame's number is that number, which containers round
 
@@ -90,12 +91,12 @@ def _decode_video(source: Any, options: MediaOptions) -> tuple[np.ndarray, dict[
         data = read_source(source, "video", options)
         if _is_cut(data):
             raise EOFError("it is cut: its container tells of more than there is")
-        with _container(data) as container:
+        with _container(av, data) as container:
             times = _frame_times(name, container, options)
             film = _film(container)
             fps = float((film.average_rate if film is not None else None) or FPS)
         wanted = _spread(len(times), options.num_video_frames)
-        with _container(data) as container:
+        with _container(av, data) as container:
             ratio = _film(container).sample_aspect_ratio or 1 if times else 1
             frames, pixels = [], 0
             for index, frame in enumerate(container.decode(_film(container)) if times else ()):
@@ -108,17 +109,13 @@ def _decode_video(source: Any, options: MediaOptions) -> tuple[np.ndarray, dict[
         return _stacked(name, frames), _metadata(len(times), fps, _indices(times, fps, wanted))
 
 
-def _container(data: bytes) -> Any:
-    import av
-
+def _container(av: Any, data: bytes) -> Any:
     return av.open(io.BytesIO(data), "r", container_options={"format_whitelist": VIDEO_FORMATS})
 
 
 def _film(container: Any) -> Any:
     """Pick the stream that is shown: not a cover, nor a still beside the film."""
-    from av.stream import Disposition
-
-    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    films = [stream for stream in container.streams.video if not stream.disposition.value & ATTACHED_PICTURE]
     best = container.streams.best("video")
     return next((film for film in films if best is not None and film.index == best.index), films[0] if films else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,15 +32,27 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
         it is read, a query that is unusable or a video, is a `ValueError`.
     """
     check_pairs(pairs, PAIR_COLUMNS)
-    ids = pairs["pair_id"]
+    table = pairs.select_columns(["query"]).add_column("row", list(range(len(pairs))))
+    return table.with_transform(_PromptRows(processor, max_text_tokens, pairs["pair_id"]))
 
-    def rendered(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = [_prompt(query, row, ids[row]) for query, row in zip(batch["query"], batch["row"], strict=True)]
+
+@dataclass(frozen=True)
+class _PromptRows:
+    """Make prompts of the rows that are read. No closure: `datasets` would hash all functions that it leads to."""
+
+    processor: ProcessorMixin
+    max_text_tokens: int | None
+    ids: Sequence[str]
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = [self._prompt(query, row) for query, row in zip(batch["query"], batch["row"], strict=True)]
         return {name: [row[name] for row in rows] for name in ("prompt", "images", "row", "pair_id")}
 
-    def _prompt(query: Any, row: int, pair_id: str) -> dict[str, Any]:
+    def _prompt(self, query: Any, row: int) -> dict[str, Any]:
+        pair_id = self.ids[row]
         try:
-            (conversation,) = plain_conversations(processor, to_conversations([given_parts(query)]), max_text_tokens)
+            conversations = to_conversations([given_parts(query)])
+            (conversation,) = plain_conversations(self.processor, conversations, self.max_text_tokens)
         except InputError as error:
             raise ValueError(f"the query of pair {pair_id!r} can't be used: {error.reason}") from error
         parts = [part for message in conversation for part in message["content"]]
@@ -51,9 +64,6 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
         prompt = _with_parts(conversation, lambda part: {"type": "image"})
         images = [part["image"] for part in parts if part["type"] == "image"]
         return {"prompt": prompt, "images": images, "row": row, "pair_id": pair_id}
-
-    table = pairs.select_columns(["query"]).add_column("row", list(range(len(pairs))))
-    return table.with_transform(rendered)
 
 
 @torch.no_grad()
