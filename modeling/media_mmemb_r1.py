@@ -168,11 +168,12 @@ def pixel_array(source: Any) -> np.ndarray:
 @contextlib.contextmanager
 def reading(kind: str, source: Any, hint: str, *errors: type[Exception]) -> Iterator[None]:
     """Turn whatever a decoder raises into a `MediumError`; `errors`: further ones."""
+    broken: tuple[type[Exception], ...] = (*BROKEN_MEDIUM, *errors)
     try:
         yield
     except MediumError:
         raise
-    except (*BROKEN_MEDIUM, *errors) as error:
+    except broken as error:
         # PIL's own words for an unknown format show an address in memory
         unknown = f"it is in none of the formats {', '.join(image_formats())}"
         why = unknown if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
@@ -262,7 +263,7 @@ def _from_array(source: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
-def _transparent_levels(image: Image.Image) -> int | tuple[int, ...] | None:
+def _transparent_levels(image: Any) -> int | tuple[int, ...] | None:
     """
     Get the colour of a PNG that is transparent, by the values of its decoded pixels.
 

@@ -74,7 +74,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             self.gate.reset()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = None, **kwargs: Any) -> MMEmbR1Model:
+    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = None, **kwargs: Any) -> Any:
         """
         Load a checkpoint, see [`PreTrainedModel.from_pretrained`]; only from safetensors, which hold no code.
 

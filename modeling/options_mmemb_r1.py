@@ -125,7 +125,8 @@ def _fits(value: Any, rule: Rule) -> bool:
         return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's, without importing it
     if isinstance(value, bool) or not isinstance(value, Integral if rule.kind is int else Real):
         return False
-    return isfinite(value) and rule.low <= value <= rule.high
+    number: Any = value
+    return isfinite(number) and rule.low <= number <= rule.high
 
 
 def _allowed(rule: Rule) -> str:

@@ -43,7 +43,8 @@ def _place_in_call(error: InputError) -> int:
     sentence-transformers sorts inputs before it makes batches, and shows a module nothing but its batch: what was
     passed to `encode` is found where it is called.
     """
-    encode, frame = inspect.unwrap(SentenceTransformer.encode).__code__, sys._getframe()
+    encode = inspect.unwrap(SentenceTransformer.encode).__code__
+    frame: Any = sys._getframe()
     while frame is not None and frame.f_code is not encode:
         frame = frame.f_back
     inputs = frame.f_locals.get("inputs") if frame is not None else None

@@ -97,9 +97,9 @@ def in_batches(task: RetrievalTask, batch_size: int, seed: int) -> RetrievalTask
 def _competition(tasks: Sequence[RetrievalTask], row_of: Mapping[str, int]) -> Competition:
     """Make one competition of tasks that share their candidates, the queries in the order of the table."""
     place = {candidate: number for number, candidate in enumerate(tasks[0].candidate_ids)}
-    queries = []
+    queries: list[tuple[int, list[int], Any]] = []
     for task in tasks:
-        pools = task.pools or [None] * len(task.query_ids)
+        pools: Sequence[Sequence[str] | None] = task.pools or [None] * len(task.query_ids)
         for pair_id, relevance, pool in zip(task.query_ids, task.relevance, pools, strict=True):
             if len(relevance) == len(place if pool is None else pool):
                 raise ValueError(
@@ -109,8 +109,8 @@ def _competition(tasks: Sequence[RetrievalTask], row_of: Mapping[str, int]) -> C
             right = [place[candidate] for candidate in relevance]
             queries.append((row_of[pair_id], right, None if pool is None else [place[one] for one in pool]))
     queries.sort(key=lambda query: query[0])
-    rows, right, pooled = (list(values) for values in zip(*queries, strict=True))
-    return Competition(np.array(rows), tasks[0].candidates, right, None if pooled[0] is None else pooled)
+    rows, rights, pooled = (list(values) for values in zip(*queries, strict=True))
+    return Competition(np.array(rows), tasks[0].candidates, rights, None if pooled[0] is None else pooled)
 
 
 def outcomes(
@@ -268,7 +268,7 @@ def _in_files(
             arrays = make(some)
             if path is not None:
                 with replaced_file(path) as temporary:
-                    np.savez(temporary, **arrays)
+                    np.savez(temporary, allow_pickle=False, **arrays)
         advance(len(some))
         return arrays
 

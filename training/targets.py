@@ -39,7 +39,7 @@ class TargetScorer:
         tables = [pairs] if more is None else [pairs, more]
         targets = [target for table in tables for target in StoredInputs(table, "target")]
         tasks = [task for table in tables for task in _tasks(table)]
-        rows = [[]] * len(pairs)
+        rows: list[list[Any]] = [[]] * len(pairs)
         if "negatives" in pairs.column_names:
             rows = stored_column(pairs, "negatives").to_pylist()
         hard = [[given_parts(value) for value in row or []] for row in rows]

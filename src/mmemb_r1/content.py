@@ -169,7 +169,7 @@ def _image(source: Any, media: MediaOptions) -> _Piece:
 
 
 def _video(source: Any, media: MediaOptions) -> Iterator[_Piece]:
-    given = given_frames(source)
+    given: Any = given_frames(source)
     if given is None and hasattr(source, "get_frames_at"):  # a decoder, which does not tell its bytes
         given = open_video(source, media)
     if given is None:

@@ -119,7 +119,8 @@ def _size(source: Any) -> tuple[int, int]:
     if not is_bytes and path is None:
         return UNKNOWN_SIZE
     try:
-        with Image.open(io.BytesIO(source) if is_bytes else path) as image:
+        file: Any = io.BytesIO(source) if is_bytes else path
+        with Image.open(file) as image:
             return image.size
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return UNKNOWN_SIZE  # whoever opens it says what is wrong with it

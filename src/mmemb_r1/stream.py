@@ -111,7 +111,7 @@ def encode_stream(
             an id comes twice in a shard; if the folder was begun with another model, options or settings; if a shard
             that is there holds other inputs or ids.
     """
-    own = {"shard_size": shard_size, "file_format": file_format, "rationales": rationales}
+    own: dict[str, Any] = {"shard_size": shard_size, "file_format": file_format, "rationales": rationales}
     own = check_options(own | {"show_progress_bar": show_progress_bar})
     options = _check(model, inputs, options)
     run = _Run(model, Path(output).expanduser(), own["shard_size"], file_format, own["rationales"], options)

@@ -155,7 +155,7 @@ def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:
     from mmemb_r1.training.rationales.pool import load_pool
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    options = {"device": plan.device} | ({} if plan.samples is None else {"num_samples": plan.samples})
+    options: dict[str, Any] = {"device": plan.device} | ({} if plan.samples is None else {"num_samples": plan.samples})
     workers: list[Any] = load_pool(plan.pool, samples=plan.samples)
     workers += [
         CheckpointWorker(name=f"round-{one['round']}", model=one["model"], **options) for one in proposers(records)

@@ -151,7 +151,7 @@ def run_gate(args: argparse.Namespace) -> int:
     model = MMEmbR1(args.model, device=args.device)
     weights = weights_fingerprint(model[0].model)
     tables = {"pairs": args.pairs, "candidates": args.candidates}
-    identity = {name: sha256(path.read_bytes()).hexdigest() for name, path in tables.items() if path}
+    identity: dict[str, Any] = {name: sha256(path.read_bytes()).hexdigest() for name, path in tables.items() if path}
     identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": asdict(config)}
     record_run(args.output / "run.json", identity)
     report, folder = args.output / GATE_FILE, args.output / "model"

@@ -154,7 +154,8 @@ def _common_tasks(a: Run, b: Run, wanted: Sequence[str] | None) -> list[str]:
             chosen.append(list(groups) if wanted is None else task_names(groups, wanted))
         except ValueError as error:
             raise ValueError(f"{run.folder}: {error}") from error
-    for one, other, names, others in ((a, b, *chosen), (b, a, *reversed(chosen))):
+    of_a, of_b = chosen
+    for one, other, names, others in ((a, b, of_a, of_b), (b, a, of_b, of_a)):
         if alone := sorted(set(names) - set(others)):
             shown = ", ".join(alone[:3]) + (" ..." if len(alone) > 3 else "")
             raise ValueError(

@@ -64,6 +64,8 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
         ValueError: if an option or the name is not such.
     """
 
+    _meta: Any
+
     def __init__(self, model: SentenceTransformer, *, name: str | None = None, **options: Any) -> None:
         if unknown := sorted(set(options) - set(OPTIONS)):
             raise ValueError(f"the option {unknown[0]!r} is not known; allowed: {', '.join(OPTIONS)}")
@@ -108,7 +110,7 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
         of_documents = options.pop(DOCUMENT_REASONING, None)
         if prompt_type == PromptType.document:
             options["reasoning"] = of_documents or self.model[0].model.config.document_reasoning
-        loader = _Loader(inputs)
+        loader: Any = _Loader(inputs)
         embeddings = super().encode(loader, prompt_type=prompt_type, **options)
         if loader.empty:
             logger.warning("%d of %d texts are empty; embedded as an empty turn", loader.empty, len(embeddings))
