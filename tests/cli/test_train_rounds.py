@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,31 @@ def write_pairs(path: Path, prefix: str) -> Path:
     return path
 
 
+# An untrained checkpoint would not end its rationales within a budget, and what is cut off is not selected.
+WORKER = """
+from dataclasses import dataclass
+
+from mmemb_r1.training.rationales.worker import Rationale
+
+
+@dataclass
+class FirstWords:
+    name: str
+    num_samples: int = 1
+    batch_size: int = 64
+    definition = {"kind": "first words"}
+
+    def draw(self, requests):
+        return [[Rationale(request.input["text"][:8], 2, "stop")] * len(request.seeds) for request in requests]
+"""
+
+
 @pytest.fixture
-def arguments(tiny_checkpoint, tmp_path) -> list[str]:
-    pool = {"workers": [{"name": "first", "kind": "checkpoint", "model": str(tiny_checkpoint), "max_tokens": 4}]}
+def arguments(tiny_checkpoint, tmp_path, monkeypatch) -> list[str]:
+    (tmp_path / "first_words.py").write_text(WORKER, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "first_words", raising=False)
+    pool = {"workers": [{"name": "first", "kind": "first_words:FirstWords"}]}
     files = {"--pool": pool, "--joint-config": JOINT, "--adaptive-config": ADAPTIVE}
     named = ["train", "rounds", "--model", str(tiny_checkpoint), "--evaluator", str(tiny_checkpoint), "--cpu"]
     for option, content in files.items():
