@@ -27,7 +27,7 @@ LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from
 CHANGES_NOTHING = (
     *("mini_batch_size", "similarity_chunk_size", "num_length_chunks", "activation_checkpointing"),
     *("dataloader_", "disable_tqdm", "eval_", "hub_", "log_", "logging_", "push_to_hub", "report_to", "run_name"),
-    *("save_", "per_device_eval_"),
+    *("output_dir", "per_device_eval_", "save_"),
 )
 MODEL_OPTIONS = ("dtype", "attn_implementation")
 
