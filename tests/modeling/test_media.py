@@ -7,7 +7,6 @@ import io
 import re
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-import mmemb_r1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, parse_input, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import (
     IMAGE_FORMATS,
@@ -119,9 +117,8 @@ def test_every_spelling_of_a_data_url():
         assert part["image"].size == (7, 9)
 
 
-def test_one_list_is_told_everywhere():
+def test_one_list_is_told_everywhere(root):
     """docs/inputs.md and SECURITY.md tell what is read, and nothing else."""
-    root = Path(mmemb_r1.__file__).resolve().parents[2]
     docs = (root / "docs" / "inputs.md").read_text(encoding="utf-8")
     told = re.findall(r"^\| (\w+) \| ((?:`\.\w+` ?)+) \|", docs, re.MULTILINE)
     assert {kind: names.replace("`", "").split() for kind, names in told} == {
