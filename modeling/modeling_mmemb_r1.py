@@ -29,6 +29,7 @@ from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
+from .token_logps_mmemb_r1 import token_logps
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
 
 OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1.0.dev0
@@ -257,14 +258,15 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     def _token_logps(
         self, hidden: Tensor, labels: Tensor, temperature: float | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute log-probabilities and entropies `(N,)` of the labelled tokens; only these get logits."""
+        """Compute log-probabilities and entropies `(N,)` of the labelled tokens; only these get logits, in chunks."""
         wanted = labels[:, 1:] != -100  # (B, S - 1): position i predicts token i + 1
-        logits = self.vlm.get_output_embeddings()(hidden[:, :-1][wanted]).float()  # (N, V)
-        entropies = None
-        if temperature is not None:
-            logits = without_suppressed(logits, self.config) / temperature
-            entropies = torch.special.entr(logits.detach().softmax(dim=-1)).sum(dim=-1)  # (N, V) -> (N,)
-        return -nn.functional.cross_entropy(logits, labels[:, 1:][wanted], reduction="none"), entropies
+        head = self.vlm.get_output_embeddings()
+
+        def logits_of(states: Tensor) -> Tensor:
+            logits = head(states).float()  # (n, V)
+            return logits if temperature is None else without_suppressed(logits, self.config) / temperature
+
+        return token_logps(hidden[:, :-1][wanted], labels[:, 1:][wanted], logits_of, temperature is not None)
 
     def embed(
         self,
