@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from transformers.utils import can_return_tuple
 from .backbones_mmemb_r1 import rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
+from .files_mmemb_r1 import as_new, copy_content, remove_read_only
 from .heads_mmemb_r1 import ReasoningGate, pooling_class
 from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
@@ -108,10 +108,17 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Save the model, see [`PreTrainedModel.save_pretrained`], with what sentence-transformers loads it by."""
+        """
+        Save the model, see [`PreTrainedModel.save_pretrained`], with what sentence-transformers loads it by, and such
+        that who may read new files may read all of it.
+        """
+        folder = Path(save_directory)
+        if is_main_process:
+            remove_read_only(folder.glob("*_mmemb_r1.py"))  # transformers writes some of them
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             write_modules(save_directory)
+            as_new(folder.glob("*.safetensors"))
 
     @classmethod
     def _load_pretrained_model(
@@ -412,7 +419,7 @@ def write_modules(folder: str | os.PathLike[str]) -> None:
     Path(folder, MODULES_FILE).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
     for source in Path(__file__).parent.glob("*_mmemb_r1.py"):
         if not Path(folder, source.name).exists():
-            shutil.copy(source, folder)
+            copy_content(source, Path(folder, source.name))
 
 
 MMEmbR1Model.register_for_auto_class("AutoModel")

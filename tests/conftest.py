@@ -6,6 +6,7 @@ That connections to other machines fail is set in pyproject.toml.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def new_modes(tmp_path: Path) -> Callable[[Path], None]:
+    """`new_modes(folder)`: check that all in a folder, and itself, has the permissions of what is new there."""
+    file, folder = tmp_path / ".new-file", tmp_path / ".new-folder"
+    file.touch()
+    folder.mkdir()
+
+    def mode(path: Path) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
+
+    def check(saved: Path) -> None:
+        paths = [saved, *saved.rglob("*")]
+        wanted = {True: mode(folder), False: mode(file)}
+        other = {str(path): oct(mode(path)) for path in paths if mode(path) != wanted[path.is_dir()]}
+        assert len(paths) > 1 and not other
+
+    return check
 
 
 @pytest.fixture(scope="session")

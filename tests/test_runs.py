@@ -52,9 +52,13 @@ def test_files_have_the_permissions_that_the_process_gives_new_ones(tmp_path):
             save_file({"a": np.zeros(1)}, temporary)
         with replaced_file(tmp_path / "copy") as temporary:
             temporary.touch(mode=0o400)
+        with replaced_file(tmp_path / "folder") as temporary:
+            temporary.mkdir(mode=0o700)
     finally:
         os.umask(before)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir() if path.name != "folder"}
+    assert modes == {0o640}
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750  # one without x can't be entered
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):

@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 from trl.trainer.utils import RepeatSampler
 
+from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
 from mmemb_r1.training.distributed import average_gradients
 
@@ -124,7 +124,8 @@ class PhaseTrainer:
             start, ENCODING_FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False
         )
         if found:
-            shutil.copy(found, folder)
+            copy_content(Path(found), Path(folder, ENCODING_FILE))
+        as_new(Path(folder).glob("*.safetensors"))
 
 
 class EpochSampler(RepeatSampler):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmemb_r1.fingerprint import folder_digest
+from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.runs import record_run
 from mmemb_r1.training.base_trainer import SECRETS, STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
 from mmemb_r1.training.tables import read_pairs
@@ -308,6 +309,7 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
         trained.save_pretrained(str(run.output / "adapter"), state_dict=state)
         trainer.processing_class.save_pretrained(run.output / "adapter")
         write_modules(run.output / "adapter")
+        as_new((run.output / "adapter").glob("*.safetensors"))
         model[0].model = merged(load_adapters(model[0].model, run.output / "adapter"))
     else:
         model[0].model.load_state_dict(state)

@@ -6,13 +6,14 @@ import glob
 import json
 import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mmemb_r1.modeling.files_mmemb_r1 import as_new
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,7 +26,8 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
     A block that fails leaves whatever was at `path` as it was. Missing folders are made. The file gets the permissions
-    of any new file, whoever wrote it: safetensors would let the user alone read it.
+    of any new file, whoever wrote it: safetensors would let the user alone read it. The block may make a folder too,
+    where none with anything in it is.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +36,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
         temporary = Path(folder) / target.name
         yield temporary
-        new = Path(folder) / "new"
-        new.touch()  # has these permissions; to ask for the umask itself would be to change it, for all threads
-        temporary.chmod(stat.S_IMODE(new.stat().st_mode))
+        as_new([temporary])
         os.replace(temporary, target)
 
 

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from mmemb_r1.content import as_input, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, spread
 from mmemb_r1.modeling import sentence_mmemb_r1
+from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
 from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
@@ -407,7 +407,8 @@ class MMEmbR1(SentenceTransformer):
                 module["type"] = MODULE_REFERENCE
         modules_file.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
         for source in Path(sentence_mmemb_r1.__file__).parent.glob("*_mmemb_r1.py"):
-            shutil.copy(source, path)
+            copy_content(source, Path(path, source.name))
+        as_new(Path(path).rglob("*.safetensors"))  # of modules after the first, too
 
 
 def check_source(name: str) -> None:

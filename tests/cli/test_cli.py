@@ -81,7 +81,7 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
 
 
 class TestInit:
-    def test_makes_a_checkpoint_of_a_vlm(self, tmp_path, capsys):
+    def test_makes_a_checkpoint_of_a_vlm(self, tmp_path, capsys, new_modes):
         from mmemb_r1 import MMEmbR1
         from mmemb_r1.tiny import build_tiny_vlm
 
@@ -92,6 +92,7 @@ class TestInit:
         assert main([*arguments, "--set", "embedding_dim=16", "--set", "pooling=mean"]) == 0
         assert str(output) in capsys.readouterr().out
         assert MMEmbR1(str(output), device="cpu").encode("a dog", reasoning="never").shape == (16,)
+        new_modes(output)
 
         assert main(arguments) == 2
         assert "is not an empty folder" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def weights(folder):
 
 
 class TestJoint:
-    def test_trains_and_goes_on(self, train, tiny_checkpoint, tmp_path, capsys):
+    def test_trains_and_goes_on(self, train, tiny_checkpoint, tmp_path, capsys, new_modes):
         output = tmp_path / "run"
         assert train({"temperature": 0}, max_steps=2) == 2  # refused, and the folder is free for what is right
         assert train({}, max_steps=2) == 0
@@ -94,6 +94,7 @@ class TestJoint:
         assert "those of the pairs table" in (output / "model" / "README.md").read_text()
         assert train({}, max_steps=3) == 0
         assert (output / "checkpoints" / "checkpoint-3").is_dir()
+        new_modes(output)
         assert train({"learning_rate": 5e-4}, max_steps=4) == 2  # another run: it does not go on from this one
         error = capsys.readouterr().err
         assert "was begun with other settings or data" in error and "--accept-changes" in error
@@ -301,7 +302,9 @@ class TestJoint:
 
 
 class TestLora:
-    def test_trains_adapters_and_goes_on_to_the_same_weights(self, train, tiny_checkpoint, tmp_path, capsys):
+    def test_trains_adapters_and_goes_on_to_the_same_weights(
+        self, train, tiny_checkpoint, tmp_path, capsys, new_modes
+    ):
         from mmemb_r1.training.adapters import load_adapters
 
         whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -322,6 +325,7 @@ class TestLora:
         for mode in ("never", "always"):
             assert abs(model.encode(inputs, reasoning=mode) - merged.encode(inputs, reasoning=mode)).max() < 1e-5
         assert "LoRA, rank 2, alpha 8" in (whole / "model" / "README.md").read_text()
+        new_modes(whole)
 
     def test_sharded_processes_are_refused_where_embeddings_are_tied(self, train, monkeypatch, capsys):
         from mmemb_r1.training import JointTrainer

@@ -62,7 +62,7 @@ def arguments(checkpoint, output, files, steps):
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
-def test_a_checkpoint_is_trained_saved_and_gone_on_with(tiny_checkpoint, files, tmp_path, capsys):
+def test_a_checkpoint_is_trained_saved_and_gone_on_with(tiny_checkpoint, files, tmp_path, capsys, new_modes):
     run = tmp_path / "run"
     assert main(arguments(tiny_checkpoint, run, files, 1)) == 0
     assert main(arguments(tiny_checkpoint, run, files, 2)) == 0
@@ -75,6 +75,7 @@ def test_a_checkpoint_is_trained_saved_and_gone_on_with(tiny_checkpoint, files, 
     facts = json.loads((run / "model" / "training.json").read_text())
     assert facts["phase"] == "adaptive (GRPO)" and facts["steps"] == 2 and facts["pairs"] == len(COLORS)
     assert "adaptive (GRPO)" in (run / "model" / "README.md").read_text()
+    new_modes(run)
 
 
 @pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")

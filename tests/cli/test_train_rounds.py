@@ -137,6 +137,20 @@ def test_the_best_is_the_last_that_was_kept():
     assert rounds.best_of(notes)["round"] == 2
 
 
+def test_the_best_is_replaced_also_where_it_may_only_be_read(tmp_path, new_modes):
+    start, later, output = tmp_path / "start", tmp_path / "later", tmp_path / "out"
+    for folder in (start, later):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "a").write_text(folder.name)
+        (folder / "inner" / "a").chmod(0o400)
+        (folder / "inner").chmod(0o500)
+    output.mkdir()
+    for folder in (start, later):
+        rounds.replace_model(output, folder)
+        assert (output / "model" / "inner" / "a").read_text() == folder.name
+        new_modes(output)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,6 +18,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from mmemb_r1.atlas import augment
 from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
+from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.training.base_trainer import TokensLeftOut
 from mmemb_r1.training.run import TrainingRun
@@ -131,6 +132,10 @@ class EvaluatorTrainer(_BaseTrainer):
             optimizers=optimizers,
         )
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        as_new(Path(output_dir or self.args.output_dir).glob("*.safetensors"))
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -206,6 +211,7 @@ def save_evaluator(trainer: EvaluatorTrainer, folder: Path, measured: dict[str, 
     """Save the model with its processor, its prompt, and what was measured."""
     trainer.model.eval().save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
+    as_new(folder.glob("*.safetensors"))
     prompt = EvaluatorPrompt.load(trainer.args.prompt)
     (folder / PROMPT_FILE).write_text(prompt.text + "\n", encoding="utf-8")
     (folder / "evaluator.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")

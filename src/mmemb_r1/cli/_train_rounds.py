@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmemb_r1.cli._training import add_files, on_cpu, require_file
+from mmemb_r1.modeling.files_mmemb_r1 import copy_content
 from mmemb_r1.runs import record_run, write_json
 
 HELP = """\
@@ -227,6 +228,6 @@ def replace_model(output: Path, model: Path) -> None:
     """Copy the best to `OUTPUT/model`, beside its place first."""
     new = output / f"{BEST}.new"
     shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(model, new)
+    copy_content(model, new)
     shutil.rmtree(output / BEST, ignore_errors=True)
     new.rename(output / BEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,10 +120,12 @@ def test_a_resumed_run_is_the_undisturbed_run(trainer):
         assert torch.equal(expected, value), name
 
 
-def test_saved_evaluator_judges_as_the_trained_model_did(trainer, tmp_path):
-    made = trainer(max_steps=2)
+def test_saved_evaluator_judges_as_the_trained_model_did(trainer, tmp_path, new_modes):
+    made = trainer(max_steps=2, save_strategy="steps", save_steps=2)
     made.train()
     save_evaluator(made, tmp_path / "evaluator", {"accuracy_none": 0.5})
+    for folder in (tmp_path / "evaluator", Path(made.args.output_dir)):
+        new_modes(folder)
     example = made.train_dataset[0]
     inputs = made.data_collator([example])
     inputs = {name: value for name, value in inputs.items() if name not in ("labels", "kinds")}
