@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -105,6 +105,16 @@ def next_positions(vlm: Any, numbers: Tensor, offset: Tensor) -> Tensor:
     """
     positions = numbers + offset
     return positions.expand(3, -1, -1) if uses_multimodal_rope(vlm) else positions
+
+
+def rotary_frequencies(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """List the frequencies from which angles are computed: the module, the name of its buffer, and the buffer."""
+    return [
+        (part, name, buffer)
+        for part in model.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name.endswith("inv_freq")
+    ]
 
 
 # Key-value caches

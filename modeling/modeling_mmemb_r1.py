@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
-from .backbones_mmemb_r1 import rotary_positions
+from .backbones_mmemb_r1 import rotary_frequencies, rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .files_mmemb_r1 import as_new, copy_content, remove_read_only
@@ -178,6 +178,21 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             head.apply(model._init_weights).to(device=vlm.device, dtype=vlm.dtype)
         model.generation_config = vlm.generation_config
         return model.eval(), processor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MMEmbR1Model:
+        """
+        Move or cast the model: `half()`, `bfloat16()`, `to(...)`.
+
+        As where a checkpoint is loaded in that dtype, frequencies of rotary positions keep theirs: rounded ones turn
+        tokens that are far from the beginning by quite other angles.
+        """
+        before = rotary_frequencies(self)
+        super()._apply(fn, recurse)
+        for part, name, frequencies in before:
+            moved = getattr(part, name)
+            if moved.dtype != frequencies.dtype:
+                setattr(part, name, frequencies.to(moved.device))
+        return self
 
     @property
     def base_model(self) -> nn.Module:

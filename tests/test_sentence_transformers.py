@@ -314,6 +314,10 @@ def test_errors_from_the_processor_name_the_input(model, thinking):
     clip = {"video": np.zeros((2, 64, 64, 3), np.uint8)}
     with pytest.raises(InputError, match="^Input 1 can't be embedded: this model's backbone takes no videos"):
         llava.encode(["a", clip, "a longer text"])
+    # sentence-transformers' own guess at what a batch of one kind holds would refuse it without a place
+    for values, place in (([clip], 0), (["a", "b", clip["video"]], 2), ([{**clip, "text": "a"}] * 2, 0)):
+        with pytest.raises(InputError, match=f"^Input {place} can't be embedded: this model's backbone takes no"):
+            llava.encode(values, batch_size=1)
 
 
 def test_a_batch_alone_is_indexed_by_itself(model):

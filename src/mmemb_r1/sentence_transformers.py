@@ -182,6 +182,15 @@ class MMEmbR1(SentenceTransformer):
                 item["sentence_embedding"] = normalize(item["sentence_embedding"], dim=-1)
         return outputs if len(unique) == len(values) else spread(outputs, index)
 
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """
+        Turn inputs into the tensors of a batch, see [`MMEmbR1Module.preprocess`].
+
+        sentence-transformers would guess the kind of the whole batch first, and refuse all of it without saying which
+        input it means; where the module raises a `TypeError` it would leave out the prompt.
+        """
+        return self[0].preprocess(inputs, prompt=prompt, **kwargs) if len(inputs) else {}
+
     def get_model_kwargs(self) -> list[str]:
         """List the options of `encode` besides those of sentence-transformers."""
         return [*super().get_model_kwargs(), "max_batch_tokens"]

@@ -406,6 +406,22 @@ def test_dtypes(dtype, checkpoint, mixed, tmp_path):
     assert MMEmbR1Model.from_pretrained(tmp_path, dtype="auto").dtype == wanted
 
 
+@pytest.mark.parametrize("cast", [lambda model: model.half(), lambda model: model.to(torch.bfloat16)])
+def test_a_model_that_is_cast_is_the_one_that_is_loaded_in_that_dtype(family, checkpoint, mixed, cast):
+    """Rotary frequencies that were rounded would turn the 2,000th token by other angles (cosines off by 0.16)."""
+    tiny, folder = checkpoint(family)
+    model = cast(MMEmbR1Model.from_pretrained(folder))
+    loaded = MMEmbR1Model.from_pretrained(folder, dtype=model.dtype)
+    assert model.dtype in (torch.bfloat16, torch.float16)
+    frequencies = {name: value for name, value in model.named_buffers() if name.endswith("inv_freq")}
+    assert frequencies and {value.dtype for value in frequencies.values()} == {torch.float32}
+    for name, value in loaded.named_buffers():
+        if name in frequencies:
+            assert torch.equal(frequencies[name], value), name
+    batch = tiny.batch(mixed)
+    assert torch.equal(direct(model, batch), direct(loaded, batch))
+
+
 SPLIT = {
     "vlm.model.visual": "disk",
     "vlm.model.language_model.embed_tokens": "cpu",  # tied to the next: the two stay together
