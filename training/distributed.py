@@ -108,12 +108,16 @@ def keep_float32(plugin: Any) -> None:
         plugin.mixed_precision_policy = replace(policy, output_dtype=None, reduce_dtype=torch.float32)
 
 
-def expect_unused(model: nn.Module) -> None:
+def reduce_alike(model: nn.Module) -> None:
     """
-    Let a model that FSDP2 shards, and averages itself, treat unused parameters like `average_gradients`.
+    Let a model that FSDP2 shards, and averages itself, reduce the same gradients in every pass of every process.
 
-    Otherwise a process without pictures would reduce other gradients than those with some. Models that are not sharded
-    are left alone; a torch that can't do it is a `ValueError`.
+    Those of unused parameters count as zero, as in `average_gradients`: a process without pictures would reduce other
+    gradients than those with some. And every pass reduces its own, also where gradients are accumulated: otherwise
+    each process would keep whole float32 gradients from one pass to the next, and FSDP2 could not join them with those
+    of parameters that only the last pass used, which are in the precision of the computation.
+
+    Call it before each step. Models that are not sharded are left alone; a torch that can't do it is a `ValueError`.
     """
     if num_processes() == 1:
         return
@@ -127,3 +131,4 @@ def expect_unused(model: nn.Module) -> None:
             " update torch (2.13 can do it)."
         )
     model.set_reduce_scatter_unused_params(True)
+    model.set_requires_gradient_sync(True)  # the trainer turns it off before all but the last of accumulated batches

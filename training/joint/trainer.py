@@ -22,7 +22,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
 from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
-from mmemb_r1.training.distributed import expect_unused, keep_float32, num_processes, summed, unwrapped
+from mmemb_r1.training.distributed import keep_float32, num_processes, reduce_alike, summed, unwrapped
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
@@ -281,7 +281,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         self, model: nn.Module, inputs: JointBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run a forward and a backward pass over a batch; gradients are the mean over all processes."""
-        expect_unused(model)
+        reduce_alike(model)
         try:
             if self.args.mini_batch_size is None:
                 loss = super().training_step(model, inputs, num_items_in_batch)
@@ -323,7 +323,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         total = loss.detach()
         for place, (name, chunk, state, leaf) in enumerate(runs):
             last = place == len(runs) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            with contextlib.nullcontext() if last or self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 with state.restored(device), self.compute_loss_context_manager():
                     part, logps = encode(encoder, chunk)
                     own = self._rationale_loss(name, inputs[name], chunk, logps, totals[name])
