@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key
 from mmemb_r1.runs import check_run, progress_bar, record_run
+from mmemb_r1.training.rationales.summary import Summary, WorkerSummary
 from mmemb_r1.training.rationales.table import (
     ERROR,
     check_name,
@@ -81,64 +84,6 @@ def table_digests(inputs: Sequence[DistinctInput]) -> dict[str, str]:
     return {side: value.hexdigest() for side, value in content.items()}
 
 
-@dataclass
-class WorkerSummary:
-    """
-    Counts what one worker did in a run.
-
-    Args:
-        name: the worker's.
-        rows: rows written to the table, those that record a failure among them.
-        answers: rationales asked for; one serves all pairs that have an input in common.
-        failures: reason -> how many of the answers failed for it.
-        drawn: shards written.
-        skipped: shards that were there already.
-    """
-
-    name: str
-    rows: int = 0
-    answers: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    drawn: int = 0
-    skipped: int = 0
-
-
-@dataclass
-class Summary:
-    """
-    Counts what a run did.
-
-    Args:
-        workers: in the order of the pool, as far as the run came.
-        aborted: why the run stopped before its end, or `None`.
-    """
-
-    workers: list[WorkerSummary] = field(default_factory=list)
-    aborted: str | None = None
-
-    def lines(self, reasons: int = 5) -> Iterator[str]:
-        """
-        Describe the run in lines of text, with the most frequent `reasons` of each worker's failures.
-
-        >>> oracle = WorkerSummary("oracle", rows=6, answers=4, failures=Counter({"too dark": 1}), drawn=2, skipped=1)
-        >>> print(*Summary([oracle]).lines(), sep="\\n")
-        oracle: 6 rows; shards: 2 drawn, 1 there before; 1 of 4 answers failed
-             1 x too dark
-        """
-        for worker in self.workers:
-            failed = worker.failures.total()
-            shards = f"{worker.drawn} drawn" + (f", {worker.skipped} there before" if worker.skipped else "")
-            parts = [f"{worker.name}: {worker.rows} rows", f"shards: {shards}"]
-            parts += [f"{failed} of {worker.answers} answers failed"] if failed else []
-            yield "; ".join(parts)
-            for reason, count in worker.failures.most_common(reasons):
-                yield f"{count:6} x {reason}"
-            if len(worker.failures) > reasons:
-                yield f"       and {len(worker.failures) - reasons} other reasons"
-        if self.aborted:
-            yield self.aborted
-
-
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHARD_SIZE = 64
@@ -164,13 +109,17 @@ def draw_rationales(
     An input that several pairs have in common is drawn for once. Shards that are there already are not drawn again:
     the same call goes on where a killed one stopped, and only the workers draw that are new in the pool.
 
+    Workers that have `draw_each` (see `RationaleWorker`), such as servers, draw side by side; the others one after
+    another, beside them. What is drawn depends on none of this.
+
     Args:
         pairs: the pairs table, with the columns `pair_id` and the sides.
         workers: the pool.
         output: the folder.
         sides: `"query"`, `"target"` or both. Default: both.
         seed: of the whole run.
-        shard_size: inputs per file of a worker; a killed run loses no more than that.
+        shard_size: inputs per file of a worker. A killed run loses the files that were not complete: one of each
+            worker, and of a server those of the inputs that it was asked at once.
         max_failures: stop when more answers than this failed in this run. The unfinished shard is not written, and is
             drawn again by the next run. Default: never stop.
         part: `(i, n)`: draw the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
@@ -200,12 +149,11 @@ def draw_rationales(
         run.check(worker, check_run)
     with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
         try:
-            for worker in workers:
-                run.draw(worker, bar)
-                if close := getattr(worker, "close", None):
-                    close()
+            run.draw_all(workers, bar)
         except _TooManyFailures as error:
             run.summary.aborted = str(error)
+    order = [worker.name for worker in workers]
+    run.summary.workers.sort(key=lambda worker: order.index(worker.name))
     return run.summary
 
 
@@ -243,6 +191,10 @@ class _TooManyFailures(Exception):
     """More answers failed than `max_failures`."""
 
 
+class _Stopped(Exception):
+    """Another worker ended the run."""
+
+
 @dataclass
 class _Run:
     output: Path
@@ -255,6 +207,42 @@ class _Run:
     retry_failed: bool
     summary: Summary = field(default_factory=Summary)
     failed: int = 0
+    stopped: threading.Event = field(default_factory=threading.Event)
+    errors: list[BaseException] = field(default_factory=list)  # of workers, the first one first
+    lock: threading.Lock = field(default_factory=threading.Lock)  # around what the threads of workers share
+
+    def draw_all(self, workers: Sequence[RationaleWorker], bar: Progress) -> None:
+        """Draw and write what is missing; the first error of a worker stops all of them."""
+        beside = [worker for worker in workers if hasattr(worker, "draw_each")]
+        with ThreadPoolExecutor(max(1, len(beside)), thread_name_prefix="rationales") as threads:
+            futures = [threads.submit(self.draw, worker, bar) for worker in beside]
+            done = False
+            try:
+                for worker in workers:
+                    if worker not in beside:
+                        self.draw(worker, bar)
+                for future in as_completed(futures):
+                    future.result()
+                done = True
+            except _Stopped:
+                raise self.errors[0] from None
+            finally:
+                if not done:
+                    self.stopped.set()
+                    for worker in beside:
+                        _close(worker)
+
+    def draw(self, worker: RationaleWorker, bar: Progress) -> None:
+        """Draw and write the shards of one worker that are missing, and let go of what it occupies."""
+        try:
+            self._draw(worker, bar)
+            _close(worker)
+        except _Stopped:
+            raise
+        except BaseException as error:
+            self.errors.append(error)
+            self.stopped.set()
+            raise
 
     def check(self, worker: RationaleWorker, how: Callable[..., Any]) -> None:
         """Record this run and this worker in the folder (`record_run`), or just look (`check_run`)."""
@@ -266,10 +254,10 @@ class _Run:
             hint="Give the changed worker another name, or undo the change.",
         )
 
-    def draw(self, worker: RationaleWorker, bar: Progress) -> None:
-        """Draw and write the shards of one worker that are missing."""
+    def _draw(self, worker: RationaleWorker, bar: Progress) -> None:
         summary = WorkerSummary(worker.name)
-        self.summary.workers.append(summary)
+        with self.lock:
+            self.summary.workers.append(summary)
         first, step = self.part
         mine = {index: self._missing(worker, index) for index in range(first - 1, len(self.shards), step)}
         todo = {index: missing for index, missing in mine.items() if missing}
@@ -277,18 +265,28 @@ class _Run:
         if not todo:
             return
         task = bar.add_task(worker.name, total=sum(map(len, todo.values())) * worker.num_samples)
-        for number, (index, missing) in enumerate(todo.items(), start=1):
-            answers: dict[DistinctInput, Answers] = {}
-            for batch, drawn in self._ask(worker, index, missing):
-                self._count(summary, drawn)
-                answers |= zip(batch, drawn, strict=True)
-                bar.advance(task, len(batch) * worker.num_samples)
-            rows = list(self._rows(worker, index, answers))
+        drawn: dict[int, dict[DistinctInput, Answers]] = defaultdict(dict)  # of shards that are not complete
+        ask = self._ask_each if hasattr(worker, "draw_each") else self._ask
+        with closing(ask(worker, todo)) as answered:
+            for index, one, answers in answered:
+                self._check_answers(worker, answers)
+                self._count(summary, answers)
+                drawn[index][one] = answers
+                bar.advance(task, worker.num_samples)
+                if len(drawn[index]) == len(todo[index]):
+                    num_rows = self._write(worker, index, drawn.pop(index), summary)
+                    logger.info("%s: shard %d of %d, %d rows", worker.name, summary.drawn, len(todo), num_rows)
+
+    def _write(
+        self, worker: RationaleWorker, index: int, answers: Mapping[DistinctInput, Answers], summary: WorkerSummary
+    ) -> int:
+        rows = list(self._rows(worker, index, answers))
+        with self.lock:
             self.check(worker, record_run)  # not before: settings may be corrected until there are results
-            write_rationale_shard(rationale_shard_path(self.output, worker.name, index), rows)
-            summary.drawn += 1
-            summary.rows += len(rows)
-            logger.info("%s: shard %d of %d, %d rows", worker.name, number, len(todo), len(rows))
+        write_rationale_shard(rationale_shard_path(self.output, worker.name, index), rows)
+        summary.drawn += 1
+        summary.rows += len(rows)
+        return len(rows)
 
     def _missing(self, worker: RationaleWorker, index: int) -> Sequence[DistinctInput]:
         """List the inputs of a shard that are to be drawn for."""
@@ -300,37 +298,76 @@ class _Run:
         return [one for one in self.shards[index] if (one.side, one.pair_ids[0]) in failed]
 
     def _ask(
-        self, worker: RationaleWorker, index: int, inputs: Sequence[DistinctInput]
-    ) -> Iterator[tuple[Sequence[DistinctInput], list[Answers]]]:
-        """Yield batches of inputs and the worker's answers."""
-        for start in range(0, len(inputs), worker.batch_size):
-            batch = inputs[start : start + worker.batch_size]
-            requests = [
-                RationaleRequest(self.columns[one.side][one.row], one.side, self._seeds(worker, one)) for one in batch
-            ]
-            with _as_worker_error(worker, index):
-                drawn = worker.draw(requests)
-            lengths = [len(answers) for answers in drawn]
-            if len(lengths) != len(batch) or not {0, worker.num_samples} >= set(lengths):
-                raise WorkerError(
-                    f"the worker {worker.name!r} gave {lengths} answers to {len(batch)} inputs; it has to give "
-                    f"{worker.num_samples} to each, or none."
-                )
-            yield batch, drawn
+        self, worker: RationaleWorker, todo: Mapping[int, Sequence[DistinctInput]]
+    ) -> Generator[tuple[int, DistinctInput, Answers]]:
+        """Ask about the inputs of shards in batches; yield a shard's index, an input and the answers."""
+        for index, inputs in todo.items():
+            for start in range(0, len(inputs), worker.batch_size):
+                if self.stopped.is_set():
+                    raise _Stopped
+                batch = inputs[start : start + worker.batch_size]
+                with _as_worker_error(worker, f"in its shard {index}"):
+                    drawn = worker.draw([self._request(worker, one) for one in batch])
+                if len(drawn) != len(batch):
+                    raise WorkerError(f"the worker {worker.name!r} answered {len(drawn)} of {len(batch)} inputs.")
+                for one, answers in zip(batch, drawn, strict=True):
+                    yield index, one, answers
+
+    def _ask_each(
+        self, worker: Any, todo: Mapping[int, Sequence[DistinctInput]]
+    ) -> Generator[tuple[int, DistinctInput, Answers]]:
+        """Like `_ask`, of a worker that reads as many inputs as it wants and answers them in any order."""
+        asked: dict[int, tuple[int, DistinctInput]] = {}
+
+        def requests() -> Iterator[RationaleRequest]:
+            inputs = ((index, one) for index, missing in todo.items() for one in missing)
+            for number, (index, one) in enumerate(inputs):
+                if self.stopped.is_set():
+                    return
+                asked[number] = index, one
+                yield self._request(worker, one)
+
+        missing = sum(map(len, todo.values()))
+        with closing(worker.draw_each(requests())) as drawn:
+            while missing:
+                with _as_worker_error(worker, f"with {missing} inputs left"):
+                    number, answers = next(drawn, (None, []))
+                if self.stopped.is_set():
+                    raise _Stopped
+                if number not in asked:
+                    what = f"ended with {missing} inputs left"
+                    if number is not None:
+                        what = f"answered input {number!r} twice, or was never asked it"
+                    raise WorkerError(f"the worker {worker.name!r} {what}; it has to answer each input once.")
+                missing -= 1
+                yield *asked.pop(number), answers
+
+    def _request(self, worker: RationaleWorker, one: DistinctInput) -> RationaleRequest:
+        return RationaleRequest(self.columns[one.side][one.row], one.side, self._seeds(worker, one))
+
+    @staticmethod
+    def _check_answers(worker: RationaleWorker, answers: Answers) -> None:
+        if len(answers) not in (0, worker.num_samples):
+            raise WorkerError(
+                f"the worker {worker.name!r} gave {len(answers)} answers to an input; it has to give "
+                f"{worker.num_samples} to each, or none."
+            )
 
     def _seeds(self, worker: RationaleWorker, one: DistinctInput) -> tuple[int, ...]:
         samples = range(worker.num_samples)
         return tuple(rationale_seed(self.seed, worker.name, one.side, one.digest, sample) for sample in samples)
 
-    def _count(self, summary: WorkerSummary, drawn: Iterable[Answers]) -> None:
-        for answer in (answer for answers in drawn for answer in answers):
+    def _count(self, summary: WorkerSummary, answers: Answers) -> None:
+        for answer in answers:
             summary.answers += 1
             if isinstance(answer, Failure):
                 summary.failures[answer.reason] += 1
-                self.failed += 1
-                if self.max_failures is not None and self.failed > self.max_failures:
+                with self.lock:
+                    self.failed += 1
+                    failed = self.failed
+                if self.max_failures is not None and failed > self.max_failures:
                     raise _TooManyFailures(
-                        f"stopped: {self.failed} answers failed, allowed are {self.max_failures}. The last one, of "
+                        f"stopped: {failed} answers failed, allowed are {self.max_failures}. The last one, of "
                         f"the worker {summary.name!r}: {answer.reason.rstrip('.')}. Finished shards are kept."
                     )
 
@@ -372,8 +409,13 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _close(worker: RationaleWorker) -> None:
+    if close := getattr(worker, "close", None):
+        close()
+
+
 @contextmanager
-def _as_worker_error(worker: RationaleWorker, index: int) -> Iterator[None]:
+def _as_worker_error(worker: RationaleWorker, where: str) -> Iterator[None]:
     """Turn any error of a worker into a `WorkerError` that names it: a worker may be anyone's code."""
     try:
         yield
@@ -381,6 +423,6 @@ def _as_worker_error(worker: RationaleWorker, index: int) -> Iterator[None]:
         raise
     except Exception as error:
         raise WorkerError(
-            f"the worker {worker.name!r} broke in its shard {index}: {type(error).__name__}: {error}. Finished shards "
+            f"the worker {worker.name!r} broke {where}: {type(error).__name__}: {error}. Finished shards "
             "are kept; the same call goes on after them."
         ) from error

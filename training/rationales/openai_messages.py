@@ -104,36 +104,68 @@ def _file_bytes(source: Any) -> bytes | None:
     return bytes(source) if isinstance(source, bytes | bytearray) else None
 
 
-def read_completion(completion: Any, style: Style) -> Rationale | Failure:
+def has_media(messages: list[dict[str, Any]]) -> bool:
+    """Tell whether messages hold a picture, which makes them long to send.
+
+    >>> has_media([{"role": "user", "content": "Lima"}])
+    False
     """
-    Find the rationale in a chat completion.
+    return any(isinstance(message["content"], list) for message in messages)
+
+
+def read_completions(completion: Any, style: Style) -> list[Rationale | Failure]:
+    """
+    Find the rationales in a chat completion, one in each of its choices.
 
     Reasoning is taken from `reasoning_content` or `reasoning`, where servers put it that separate it from the answer,
     else from between the tags in `content`. Its length is the server's `reasoning_tokens` where they are given, else
-    all `completion_tokens` (those of the answer after it included), else estimated as one token for four bytes.
+    all `completion_tokens` (those of the answer after it included), else estimated as one token for four bytes. Of
+    several choices the server counts all tokens together: each gets a share by its length in bytes.
 
     Raises:
         ValueError: if `completion`, the parsed JSON of an answer, is no chat completion.
     """
     if not isinstance(completion, Mapping) or not isinstance(completion.get("choices"), list):
         if isinstance(completion, Mapping) and completion.get("error"):  # some gateways say 200 and then this
-            return Failure(f"the server answered with an error: {error_message(completion)}")
+            return [Failure(f"the server answered with an error: {error_message(completion)}")]
         raise ValueError("it has no `choices`")
     if not completion["choices"]:
-        return Failure("the answer has no choices; some servers say so when they refuse.")
-    choice = completion["choices"][0]
-    message = choice.get("message") if isinstance(choice, Mapping) else None
-    if not isinstance(message, Mapping):
-        raise ValueError("its first choice has no `message`")
-    finish_reason = choice.get("finish_reason")
-    content = _content_text(message.get("content"))
-    reasoning = _content_text(message.get("reasoning_content") or message.get("reasoning"))
+        return [Failure("the answer has no choices; some servers say so when they refuse.")]
+    choices = [choice if isinstance(choice, Mapping) else {} for choice in completion["choices"]]
+    if not all(isinstance(choice.get("message"), Mapping) for choice in choices):
+        raise ValueError("one of its choices has no `message`")
+    choices.sort(key=_index)
+    sizes = [len("".join(_texts(choice)).encode(errors="replace")) for choice in choices]
+    shares = [size / max(1, sum(sizes)) for size in sizes] if len(choices) > 1 else [1.0]
+    return [_read_choice(choice, completion, style, share) for choice, share in zip(choices, shares, strict=True)]
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
+def _texts(choice: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a choice says: its content, and the reasoning that the server separated from it."""
+    message = choice["message"]
+    return (
+        _content_text(message.get("content")),
+        _content_text(message.get("reasoning_content") or message.get("reasoning")),
+    )
+
+
+def _read_choice(
+    choice: Mapping[str, Any], completion: Mapping[str, Any], style: Style, share: float
+) -> Rationale | Failure:
+    message, finish_reason = choice["message"], choice.get("finish_reason")
+    content, reasoning = _texts(choice)
     if finish_reason == "content_filter" or message.get("refusal"):
         return Failure(f"the server refused: {message.get('refusal') or 'its content filter cut the answer.'}")
     text = parse_rationale(reasoning if style.thinking and reasoning else content, style)
     if not text:
         return Failure(why_empty(style, reasoning or content, finish_reason))
-    return Rationale(text, _num_tokens(completion, style, text), "length" if finish_reason == "length" else "stop")
+    num_tokens = _num_tokens(completion, style, text, share)
+    return Rationale(text, num_tokens, "length" if finish_reason == "length" else "stop")
 
 
 def _content_text(content: Any) -> str:
@@ -143,7 +175,7 @@ def _content_text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _num_tokens(completion: Mapping[str, Any], style: Style, text: str) -> int:
+def _num_tokens(completion: Mapping[str, Any], style: Style, text: str, share: float) -> int:
     usage = completion.get("usage") or {}
     total = usage.get("completion_tokens")
     if not isinstance(total, int):
@@ -151,8 +183,8 @@ def _num_tokens(completion: Mapping[str, Any], style: Style, text: str) -> int:
     details = usage.get("completion_tokens_details") or {}
     reasoning = details.get("reasoning_tokens") or usage.get("reasoning_tokens")
     if not isinstance(reasoning, int) or not 0 < reasoning <= total:
-        return total
-    return reasoning if style.thinking else total - reasoning
+        return max(1, round(total * share))
+    return max(1, round((reasoning if style.thinking else total - reasoning) * share))
 
 
 def error_message(body: Any, limit: int = 300) -> str:

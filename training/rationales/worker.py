@@ -59,6 +59,11 @@ class RationaleWorker(Protocol):
     A worker that occupies memory others may need, such as a model on a GPU, also has a method `close()`, which frees
     it until the next `draw`. It is called when the worker has drawn all of its rationales in a run.
 
+    A worker that waits for another machine also has a method `draw_each(requests)`, which takes the place of `draw`:
+    a generator that reads requests as it has room for them and yields `(number of a request, its answers)` in any
+    order. Such workers draw beside the others of their pool, each in a thread; `close()` is then also called from
+    outside, to end a `draw_each` early.
+
     Attributes:
         name: unique in a pool; names the worker in the table.
         num_samples: rationales per input.

@@ -368,16 +368,14 @@ class TestBrokenWorkers:
             def answers(self, request):
                 return super().answers(request)[:1]
 
-        with pytest.raises(
-            WorkerError, match=r"'speaker' gave \[1, 1, 1\] answers to 3 inputs; it has to give 2 to each"
-        ):
+        with pytest.raises(WorkerError, match=r"'speaker' gave 1 answers to an input; it has to give 2 to each"):
             draw(tmp_path, Short())
 
         class Forgetful(Speaker):
             def draw(self, requests):
                 return super().draw(requests)[1:]
 
-        with pytest.raises(WorkerError, match=r"gave \[2, 2\] answers to 3 inputs"):
+        with pytest.raises(WorkerError, match="'speaker' answered 2 of 3 inputs"):
             draw(tmp_path, Forgetful())
 
     @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.training.rationales.openai_messages import chat_messages, read_completion
+from mmemb_r1.training.rationales.openai_messages import chat_messages, read_completions
 from mmemb_r1.training.rationales.prompting import Style
 from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest
 
@@ -131,6 +131,12 @@ def completion(content: Any = None, finish: str = "stop", usage: dict | None = N
     return {"choices": [choice], "usage": usage or {"completion_tokens": 7}}
 
 
+def read_completion(answer: Any, style: Style) -> Rationale | Failure:
+    """What the only choice of an answer holds."""
+    [read] = read_completions(answer, style)
+    return read
+
+
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_in_a_field_of_its_own_is_the_thinkers_rationale(field: str) -> None:
     answer = completion("Lima", **{field: "Red and white: Peru."})
@@ -200,5 +206,5 @@ def test_an_answer_without_a_rationale_is_a_failure(style: Style, answer: dict, 
     "answer", [{}, [], "hello", {"choices": "x"}, {"choices": [None]}, {"choices": [{"text": "a"}]}]
 )
 def test_what_is_no_chat_completion_is_refused(answer: Any) -> None:
-    with pytest.raises(ValueError, match="it has no `choices`|its first choice has no `message`"):
+    with pytest.raises(ValueError, match="it has no `choices`|one of its choices has no `message`"):
         read_completion(answer, INSTRUCT)

@@ -5,140 +5,23 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tests.chat_server import Reply, Server, closed_port, request, worker
 
-from mmemb_r1.training.rationales import openai_worker
-from mmemb_r1.training.rationales.openai_worker import OpenAIWorker
-from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest, WorkerError
+from mmemb_r1.training.rationales import openai_session
+from mmemb_r1.training.rationales.worker import Failure, Rationale, WorkerError
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
 KEY = "sk-secret-0123456789"
-
-
-@dataclass
-class Reply:
-    """What the server does with one request."""
-
-    content: str = "It is red."
-    status: int = 200
-    body: bytes | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    delay: float = 0.0
-    drop: bool = False
-
-    def data(self) -> bytes:
-        if self.body is not None:
-            return self.body
-        if self.status != 200:
-            return json.dumps({"error": {"message": self.content}}).encode()
-        message = {"role": "assistant", "content": self.content}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        return json.dumps({"choices": [choice], "usage": {"completion_tokens": 5}}).encode()
-
-
-class Server:
-    """A chat endpoint on loopback that answers as `reply(request, number of requests so far)` says."""
-
-    def __init__(self, port: int = 0) -> None:
-        self.reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: Reply(f"seed {body.get('seed')}")
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.times: list[float] = []
-        self.active = self.most_active = 0
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                outer._answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._http.daemon_threads = True
-        self.port = self._http.server_port
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
-        with self._lock:
-            self.requests.append(body)
-            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
-            self.times.append(time.monotonic())
-            number = len(self.requests)
-            self.active += 1
-            self.most_active = max(self.most_active, self.active)
-        reply = self.reply(body, number)
-        self._closing.wait(reply.delay)
-        with self._lock:
-            self.active -= 1
-        handler.close_connection = reply.drop or self._closing.is_set()
-        if handler.close_connection:
-            return
-        data = reply.data()
-        with suppress(ConnectionError):  # a client that stopped does not wait for answers
-            handler.send_response(reply.status)
-            for name, value in {"content-type": "application/json", **reply.headers}.items():
-                handler.send_header(name, value)
-            handler.send_header("content-length", str(len(data)))
-            handler.end_headers()
-            handler.wfile.write(data)
-
-    def close(self) -> None:
-        self._closing.set()
-        self._http.shutdown()
-        self._http.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
-
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that nobody asked for are short."""
-    import openai._base_client
-
-    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.02)
-    monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.05)
-
-
-def worker(server: Server | str, **options: Any) -> OpenAIWorker:
-    url = server if isinstance(server, str) else server.url
-    return OpenAIWorker(**{"name": "w", "model": "m", "base_url": url, "max_retries": 2, "patience": 0.0, **options})
-
-
-def request(text: str = "red?", seeds: tuple[int, ...] = (1, 2), **fields: Any) -> RationaleRequest:
-    return RationaleRequest({"text": text, **fields}, "query", seeds)
-
-
-def closed_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return unused.getsockname()[1]
 
 
 # what is asked
@@ -230,7 +113,7 @@ def test_waits_that_the_client_finds_too_long_are_waited_for_too(
         waits.append(seconds)
         await sleep(min(seconds, 0.01))
 
-    monkeypatch.setattr(openai_worker.asyncio, "sleep", short_sleep)
+    monkeypatch.setattr(openai_session.asyncio, "sleep", short_sleep)
     server.reply = lambda body, number: (
         Reply("daily limit", 429, headers={"retry-after": "3600"}) if number == 1 else Reply()
     )
@@ -258,7 +141,7 @@ def test_a_server_that_is_started_again_is_waited_for(max_retries: int, caplog: 
     timer.start()
     try:
         url = f"http://127.0.0.1:{port}/v1"
-        drawn = worker(url, max_retries=max_retries, patience=20).draw([request("a"), request("b")])
+        drawn = worker(url, max_retries=max_retries, start_patience=20).draw([request("a"), request("b")])
     finally:
         timer.join()
         for server in started:
@@ -411,10 +294,16 @@ def test_a_server_that_can_not_do_it_at_all_stops_the_run(server: Server, reply:
     assert len(server.requests) < 80  # the rest was not even asked
 
 
-def test_a_server_that_stays_away_stops_the_run() -> None:
+def test_a_server_that_never_answered_stops_the_run_before_anything_is_sent() -> None:
     url = f"http://127.0.0.1:{closed_port()}/v1"
-    with pytest.raises(WorkerError, match=f"Worker 'w': {url} can't be reached .*`base_url`; `patience` says"):
-        worker(url, patience=0.3).draw([request("a"), request("b")])
+    with pytest.raises(WorkerError, match=f"Worker 'w': {url} can't be reached .* not once .*`start_patience` says"):
+        worker(url, patience=1e6, max_retries=1000, start_patience=0.2).draw([request("a"), request("b")])
+
+
+def test_a_server_that_goes_away_and_stays_away_stops_the_run(server: Server) -> None:
+    server.reply = lambda body, number: Reply("gone", 502) if number > 1 else Reply()
+    with pytest.raises(WorkerError, match=f"Worker 'w': {server.url} can't be reached .*`base_url`; `patience` says"):
+        worker(server, patience=0.3, concurrency=1).draw([request("a"), request("b")])
 
 
 @pytest.fixture
@@ -463,6 +352,8 @@ def test_without_the_client_the_error_names_the_extra(server: Server, monkeypatc
         ("timeout", 0, "is 0; allowed: seconds, more than 0"),
         ("timeout", "2m", "is '2m'; allowed: seconds"),
         ("patience", -1, "is -1; allowed: seconds, 0 or more"),
+        ("start_patience", -1, "is -1; allowed: seconds, 0 or more"),
+        ("upload_once", "no", "is 'no'; allowed: true or false"),
         ("temperature", 3, "is 3; allowed: 0 to 2, or null"),
         ("top_p", "all", "is 'all'; allowed: 0 to 1, or null"),
         ("image_format", "gif", "is 'gif'; allowed: png or jpeg"),
@@ -507,6 +398,7 @@ def test_the_definition_holds_what_determines_the_rationales_and_nothing_else(tm
         {"max_tokens": 5},
         {"extra_body": {"top_k": 1}},
         {"style": "thinking"},
+        {"upload_once": False},
     )
     for change in (*others, {"style": str(tmp_path / "own.txt")}):
         assert worker("http://127.0.0.1:1/v1", **change).definition != plain
@@ -521,5 +413,5 @@ def test_the_definition_holds_what_determines_the_rationales_and_nothing_else(tm
     ],
 )
 def test_retry_after_may_be_a_date_or_nonsense(headers: dict[str, str], seconds: float | None) -> None:
-    waits = openai_worker.retry_after(headers)
+    waits = openai_session.retry_after(headers)
     assert waits == seconds if seconds is not None else waits is None or waits < 0
