@@ -11,16 +11,15 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.training.rationales.openai_messages import chat_messages, error_message, has_media, read_completions
+from mmemb_r1.training.rationales.prompting import Style
 from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest, WorkerError
 
 if TYPE_CHECKING:
     import openai
-
-    from mmemb_r1.training.rationales.openai_worker import OpenAIWorker
 
 
 logger = logging.getLogger(__name__)
@@ -31,6 +30,28 @@ _UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx: nob
 _CLIENT_MAX_WAIT = 120.0  # longer waits that a server asks for are given up by the client
 CONNECT_TIMEOUT = 10.0  # seconds
 _FIRST_TRIES = 0.5  # seconds between tries to reach a server that has not answered yet
+
+
+class ServerOptions(Protocol):
+    """The options of an `OpenAIWorker` that its session reads."""
+
+    name: str
+    model: str
+    base_url: str
+    max_tokens: int
+    temperature: float | None
+    top_p: float | None
+    api_key_env: str | None
+    concurrency: int
+    timeout: float
+    max_retries: int
+    patience: float
+    start_patience: float
+    upload_once: bool
+    extra_body: dict[str, Any] | None
+    num_video_frames: int
+    image_format: str
+    _style: Style
 
 
 class Slots:
@@ -71,7 +92,7 @@ class Session:
         key: hidden wherever the server repeats it.
     """
 
-    def __init__(self, worker: OpenAIWorker, client: openai.AsyncOpenAI, key: str | None) -> None:
+    def __init__(self, worker: ServerOptions, client: openai.AsyncOpenAI, key: str | None) -> None:
         self.worker, self.client, self.key = worker, client, key
         self.slots = Slots(worker.concurrency)
         self.last_answer = 0.0  # when the server last said anything
