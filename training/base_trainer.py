@@ -20,6 +20,7 @@ from trl.trainer.utils import RepeatSampler
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
 from mmemb_r1.training.distributed import average_gradients
+from mmemb_r1.training.settling.settle import Settlement
 
 Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
@@ -98,6 +99,7 @@ class PhaseTrainer:
     state: Any
     is_world_process_zero: Any
     facts: dict[str, Any]
+    settlement: Settlement  # which rows are trained on
 
     def _send_telemetry(self) -> None:
         """Send nothing: unlike TRL's own trainers, these report to nobody what is trained."""

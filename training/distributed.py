@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+Result = TypeVar("Result")
+_TELL_EVERY = 20.0  # seconds
 
 
 def num_processes() -> int:
@@ -20,6 +24,50 @@ def num_processes() -> int:
 def process_index() -> int:
     """Get the number of this process, from 0."""
     return dist.get_rank() if num_processes() > 1 else 0
+
+
+def on_main_process(work: Callable[[Callable[[], None]], Result]) -> Result:
+    """
+    Let the main process do some work, and give its result, or its `ValueError`, to all processes of the run.
+
+    Args:
+        work: gets a function that it should call often: with it the main process tells the others that it is still
+            at work, so that no collective times out however long it takes. The result has to be picklable.
+    """
+    if num_processes() == 1:
+        return work(lambda: None)
+    if process_index() > 0:
+        while True:
+            state, value = _told(None)
+            if state == "done":
+                return value
+            if state != "busy":
+                raise ValueError(value)
+    last = time.monotonic()
+
+    def tick() -> None:
+        nonlocal last
+        if time.monotonic() - last > _TELL_EVERY:
+            last = time.monotonic()
+            _told(("busy", None))
+
+    outcome: tuple[str, Any] = ("failed", "The main process stopped; see what it says.")
+    try:
+        result = work(tick)
+        outcome = ("done", result)
+        return result
+    except ValueError as error:
+        outcome = ("refused", str(error))
+        raise
+    finally:
+        _told(outcome)
+
+
+def _told(message: tuple[str, Any] | None) -> tuple[str, Any]:
+    """Pass a message of the main process on to all."""
+    messages: list[Any] = [message]
+    dist.broadcast_object_list(messages, src=0)
+    return messages[0]
 
 
 def gather_rows(tensor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.runs import record_run
 from mmemb_r1.training.base_trainer import SECRETS, STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
+from mmemb_r1.training.settling.settle import write_skipped
 from mmemb_r1.training.tables import read_pairs
 
 if TYPE_CHECKING:
@@ -24,11 +25,18 @@ if TYPE_CHECKING:
 
 
 LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
-# Beginnings of fields that change no result, up to rounding: how much runs at once, what is written and logged.
+# Beginnings of fields that change no result, up to rounding: how much runs at once, what is written and logged, and
+# what is too long, for which rows that leaves out is recorded itself.
 CHANGES_NOTHING = (
     *("mini_batch_size", "similarity_chunk_size", "num_length_chunks", "activation_checkpointing"),
     *("dataloader_", "disable_tqdm", "eval_", "hub_", "log_", "logging_", "push_to_hub", "report_to", "run_name"),
     *("output_dir", "per_device_eval_", "save_"),
+    *(
+        "on_error",
+        "max_skipped",
+        "max_input_tokens",
+        "max_rationale_tokens",
+    ),
 )
 MODEL_OPTIONS = ("dtype", "attn_implementation")
 
@@ -262,7 +270,9 @@ def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
     if run.accept_changes:
         record.unlink(missing_ok=True)
     hint = "Choose another folder, remove it, or go on in it all the same with --accept-changes."
-    record_run(record, run.identity() | facts, hint=hint)
+    record_run(record, run.identity() | facts | trainer.settlement.facts(), hint=hint)
+    if trainer.is_world_process_zero():
+        write_skipped(run.output, trainer.settlement.skipped)
     checkpoint = last_checkpoint(run.output / "checkpoints")
     if checkpoint is not None and is_finished(run, Path(checkpoint), trainer.args):
         return False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mmemb_r1.content import given_parts, path_from
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
@@ -213,7 +216,12 @@ class StoredInputs(Sequence[dict[str, Any]]):
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
             return [self[place] for place in range(*row.indices(len(self)))]
-        return given_parts(_nameless(self._values[row].as_py()))
+        return stored_input(self._values[row].as_py())
+
+
+def stored_input(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Take an input as a table stores it: the parts that are there, without names of files whose bytes are there."""
+    return given_parts(_nameless(value))
 
 
 def _nameless(value: Any) -> Any:
@@ -229,6 +237,19 @@ def _nameless(value: Any) -> Any:
     return value
 
 
+def positions_in(column: pyarrow.ChunkedArray, values: Any) -> npt.NDArray[np.int64]:
+    """Find each entry of a column in `values`, texts or a column: `(N,)` its position, -1 where it is missing."""
+    import pyarrow
+    import pyarrow.compute
+
+    if isinstance(values, pyarrow.ChunkedArray):
+        known = pyarrow.chunked_array(values.chunks or [[]], type=values.type).cast(column.type).combine_chunks()
+    else:
+        known = pyarrow.array(list(values), type=column.type)
+    found = pyarrow.compute.index_in(column, value_set=known)
+    return pyarrow.compute.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
 def number_distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
     """Number keys, equal ones alike; also return where each number came first.
 
@@ -240,6 +261,16 @@ def number_distinct(keys: Sequence[Any]) -> tuple[list[int], list[int]]:
         first.setdefault(key, place)
     number = {key: code for code, key in enumerate(first)}
     return [number[key] for key in keys], list(first.values())
+
+
+def as_numbers(digests: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+    """
+    Keep digests of at least 16 bytes as `(N, 2)` numbers: a tenth of the memory that objects take.
+
+    >>> as_numbers([bytes(15) + b"\\1", bytes(16)]).tolist()
+    [[0, 72057594037927936], [0, 0]]
+    """
+    return np.frombuffer(b"".join(digest[:16] for digest in digests), dtype="<u8").reshape(-1, 2).astype(np.uint64)
 
 
 def stored_digest(value: Any) -> bytes:

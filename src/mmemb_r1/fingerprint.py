@@ -51,12 +51,16 @@ def checkpoint_fingerprint(module: MMEmbR1Module, *others: nn.Module) -> str:
         [weights_digest(part) for part in modules],
         [_settings(part) for part in modules],
         module.model.config.to_dict(),
-        _tokenizer_digest(processor.tokenizer),
-        processor.chat_template,
-        processor.to_dict(),  # its own settings, and those of the processors of pictures and videos
+        *processor_facts(processor),
     ]
     text = json.dumps(_lasting(facts), sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def processor_facts(processor: Any) -> list[Any]:
+    """List all of a processor that what it makes of an input depends on, for a digest."""
+    settings = processor.to_dict()  # its own, and those of the processors of pictures and videos
+    return [_tokenizer_digest(processor.tokenizer), processor.chat_template, _lasting(settings)]
 
 
 def folder_digest(folder: Path) -> str:

@@ -26,9 +26,24 @@ NUM_CONTROL_TOKENS = 3  # around the ids of one rationale
 
 def rationale_suffix(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str) -> list[int]:
     """Encode a rationale r as `<think> r </think> <|embed|>`; control strings in r become plain text."""
+    return suffix_of_ids(config, rationale_ids(processor, rationale))
+
+
+def rationale_ids(processor: ProcessorMixin, rationale: str) -> list[int]:
+    """Encode a rationale without the control tokens around it; control strings in it become plain text."""
     text = as_plain_text(rationale, control_strings(processor))
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return suffix_of_ids(config, ids)
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def split_rounds(segments: Sequence[str], max_rounds: int) -> list[str]:
+    """
+    Make rounds of a rationale's segments; what is more than `max_rounds` joins the last.
+
+    >>> split_rounds(["Look.", "Red.", "So red."], 2), split_rounds(["Look."], 2)
+    (['Look.', 'Red. So red.'], ['Look.'])
+    """
+    last = max_rounds - 1
+    return [*segments[:last], " ".join(segments[last:])] if len(segments) > last else list(segments)
 
 
 def suffix_of_ids(config: Any, ids: Iterable[int]) -> list[int]:

@@ -10,6 +10,7 @@ from trl import GRPOConfig
 
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, find_reward
 from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
+from mmemb_r1.training.settling.faults import DEFAULT_MAX_SKIPPED, SettleOptions
 
 SCORERS = ("frozen", "live")
 DECISION_REWARDS = ("reward", "utility")
@@ -46,6 +47,11 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         gate_learning_rate: Learning rate of the gate, for standardised states (see [`StandardisedGate`]).
         scorer: Which model measures the target's probability: a `"frozen"` copy of the first one, or the `"live"` one.
         refresh_steps: Generations after which a `"live"` scorer embeds the candidates again.
+        on_error: What becomes of rows that are broken or too long, found before the first step: `"raise"` refuses
+            a run, `"skip"` leaves out such pairs. All are listed in `skipped.jsonl`.
+        max_skipped: Largest share of a table's pairs that may be left out.
+        max_input_tokens: Most tokens of an input (template, text, media) and what is drawn after it. `None`: what the
+            model can read.
         stop_on_collapse: Logs in a row with an invocation rate below 0.01 or above 0.99 that end training.
     """
 
@@ -68,6 +74,9 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
     gate_learning_rate: float = 1e-3
     scorer: str = "frozen"
     refresh_steps: int = 16
+    on_error: str = "raise"
+    max_skipped: float = DEFAULT_MAX_SKIPPED
+    max_input_tokens: int | None = None
     stop_on_collapse: int | None = None
     scale_rewards: str = field(
         default="none", metadata={"help": "Has to be none: dividing by a deviation hides the gap."}
@@ -89,6 +98,7 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
             )
         self._check_choices()
         super().__post_init__()
+        _ = self.settle_options  # checks them
         self._check_rewards()
         window = self.steps_per_generation * self.num_iterations
         if self.per_device_train_batch_size * self.steps_per_generation % size:
@@ -115,6 +125,11 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         """Name or import path of every reward -> its weight, first of those that are always used."""
         always = {name: getattr(self, f"{name}_weight") for name in ALWAYS_USED}
         return always | cast(dict[str, float], self.rewards or {})
+
+    @property
+    def settle_options(self) -> SettleOptions:
+        """What is too long, and what becomes of it."""
+        return SettleOptions(self.on_error, self.max_skipped, self.max_input_tokens)
 
     def _check_rewards(self) -> None:
         if not isinstance(self.rewards, dict | None):

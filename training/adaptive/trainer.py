@@ -29,9 +29,11 @@ from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
 from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, prompt_states, warn_of_overlap
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
+from mmemb_r1.training.adaptive.settled import settle_adaptive
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
 from mmemb_r1.training.distributed import num_processes, summed, unwrapped
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
+from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -121,6 +123,10 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         config = model.config
+        check_pairs(train_dataset, PAIR_COLUMNS)
+        self.settlement = settle_adaptive(args, config, processing_class, train_dataset, joint_pairs)
+        train_dataset, *others = self.settlement.tables
+        joint_pairs = next(iter(others), None)
         prompts = policy_prompts(train_dataset, processing_class, config.max_text_tokens)
         check_rendering(prompts, processing_class, config.embed_token_id)
         self._scorer = TargetScorer(train_dataset, joint_pairs, args.target_probability_temperature)

@@ -15,12 +15,13 @@ from transformers import ProcessorMixin
 from mmemb_r1.content import content_key
 from mmemb_r1.encoding import input_sizes
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
-from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, MediumError
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix
+from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix, split_rounds
 from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.joint.data import Example
+from mmemb_r1.training.settling.faults import unreadable
 from mmemb_r1.training.tables import number_distinct
 
 IGNORED = -100
@@ -92,8 +93,7 @@ class JointCollator:
         """`<think> r </think> <|embed|>` of each round."""
         if not segments or not self.use_rationales:
             return []
-        last = self.max_reasoning_rounds - 1
-        rounds = [*segments[:last], " ".join(segments[last:])] if len(segments) > last else list(segments)
+        rounds = split_rounds(segments, self.max_reasoning_rounds)
         ids = [rationale_suffix(self.processor, self.config, text) for text in rounds]
         for text, own in zip(rounds, ids, strict=True):
             if (length := len(own) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
@@ -130,10 +130,13 @@ class JointCollator:
     def _chunk(self, inputs: list[_Row], places: list[int]) -> Chunk:
         rows = [inputs[place] for place in places]
         values, media = [row["value"] for row in rows], MediaOptions.of(self.config)
-        if (augment := self.augment) is not None:
-            values = [augmented(row["value"], augment, np.random.default_rng(row["seed"]), media) for row in rows]
-        conversations = to_conversations(values, media=media)
-        batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
+        if self.augment is not None:
+            values = [_augmented(row, self.augment, media) for row in rows]
+        try:
+            conversations = to_conversations(values, media=media)
+            batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
+        except InputError as error:
+            raise unreadable(rows[error.index]["name"], error.fault) from error
         features = append_rationales(batch, [row["rationale"] for row in rows], self.processor.tokenizer.pad_token_id)
         counts = (features["labels"] != IGNORED).sum(dim=1)  # (b,)
         weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
@@ -142,6 +145,13 @@ class JointCollator:
             "token_weights": weights.repeat_interleave(counts),
             "token_rows": torch.tensor(places).repeat_interleave(counts),
         }
+
+
+def _augmented(row: _Row, augment: Augment, media: MediaOptions) -> Any:
+    try:
+        return augmented(row["value"], augment, np.random.default_rng(row["seed"]), media)
+    except MediumError as error:
+        raise unreadable(row["name"], str(error)) from error
 
 
 def append_rationales(

@@ -9,6 +9,7 @@ from trl.trainer.base_config import _BaseConfig
 
 from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
 from mmemb_r1.training.joint.losses import PathWeights
+from mmemb_r1.training.settling.faults import DEFAULT_MAX_SKIPPED, SettleOptions
 
 
 @with_help
@@ -43,10 +44,17 @@ class JointConfig(TokensLeftOut, _BaseConfig):
         score_mask_margin: A negative with a direct cosine similarity above the target's by more than this counts as
             false and is left out. `None`, the default, is right from scratch; 0.1 for pretrained backbones.
         similarity_chunk_size: Rows of the similarity matrix that are held in memory at once.
-        max_rationale_tokens: Longer rationales are refused, not cut: a cut rationale teaches to stop in the middle.
+        max_rationale_tokens: Longer rationales are not cut, for a cut rationale teaches to stop in the middle: see
+            `on_error`.
         freeze_vision_tower: Whether the vision tower stays as it is.
         augment_pictures: Whether training pictures are shifted, turned and recoloured a little, anew each time.
         dataloader_persistent_workers: Whether data workers are kept from one epoch to the next.
+        on_error: What becomes of rows that are broken or too long, found before the first step: `"raise"` refuses
+            a run, `"skip"` leaves out such pairs, and rationales that are too long, whose pairs stay. All are listed
+            in `skipped.jsonl`.
+        max_skipped: Largest share of a table's pairs that may be left out.
+        max_input_tokens: Most tokens of an input (template, text, media) and a rationale after it. `None`: what the
+            model can read.
     """
 
     temperature: float = 0.02
@@ -72,6 +80,9 @@ class JointConfig(TokensLeftOut, _BaseConfig):
     freeze_vision_tower: bool = False
     augment_pictures: bool = False
     dataloader_persistent_workers: bool = True
+    on_error: str = "raise"
+    max_skipped: float = DEFAULT_MAX_SKIPPED
+    max_input_tokens: int | None = None
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
 
     _argument_group_name: ClassVar[str] = "settings"
@@ -106,6 +117,14 @@ class JointConfig(TokensLeftOut, _BaseConfig):
                 raise ValueError(f"{name}={getattr(self, name)}; allowed: 0 or more.")
         if not any(self.path_weights.values()):
             raise ValueError(f"Nothing would be embedded: {', '.join(_PATH_WEIGHTS.values())} are all 0.")
+
+        _ = self.settle_options  # checks them
+
+    @property
+    def settle_options(self) -> SettleOptions:
+        """What is too long, and what becomes of it."""
+        limits = (self.max_input_tokens, self.max_rationale_tokens if self.use_rationales else None)
+        return SettleOptions(self.on_error, self.max_skipped, *limits)
 
     @property
     def path_weights(self) -> PathWeights:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset as Table
 from torch.utils.data import Dataset, Sampler
 
-from mmemb_r1.content import given_parts
-from mmemb_r1.training.tables import check_pairs, stored_column
+from mmemb_r1.training.tables import check_pairs, stored_column, stored_input
 
 COLUMNS = ("pair_id", "side", "text")
 
@@ -36,15 +35,7 @@ class SelectedRationales:
     """
 
     def __init__(self, table: Table) -> None:
-        if missing := [name for name in COLUMNS if name not in table.column_names]:
-            raise ValueError(
-                f"The selected table has no column {missing[0]!r}; it has: {', '.join(table.column_names) or 'none'}. "
-                "Give it selected.parquet, as `mmemb-r1 select` writes it."
-            )
-        if len(table) == 0:
-            raise ValueError(
-                "The selected table has no rows: nothing was kept. Select with another margin, or without."
-            )
+        check_selected(table)
 
         def column(name: str, default: list[Any]) -> list[Any]:
             return stored_column(table, name).to_pylist() if name in table.column_names else default
@@ -77,6 +68,17 @@ class SelectedRationales:
         place = int(np.searchsorted(np.cumsum(shares), number, side="right"))
         place = min(place, len(candidates) - 1)  # the sum may end a rounding below 1
         return candidates[place]._replace(posterior=float(shares[place]))
+
+
+def check_selected(table: Table) -> None:
+    """Check that a table of selected rationales has its columns and some rows; else it is a `ValueError`."""
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise ValueError(
+            f"The selected table has no column {missing[0]!r}; it has: {', '.join(table.column_names) or 'none'}. "
+            "Give it selected.parquet, as `mmemb-r1 select` writes it."
+        )
+    if len(table) == 0:
+        raise ValueError("The selected table has no rows: nothing was kept. Select with another margin, or without.")
 
 
 def _check_row(row: int, side: Any, text: Any, posterior: Any, segments: Any) -> None:
@@ -120,6 +122,7 @@ class JointPairs(Dataset[Example]):
         rationales: drawn from instead of the table's own rationales.
         weight_by_posterior: whether a drawn rationale weighs as much as its posterior. Default: each weighs 1.
         num_hard_negatives: drawn from `negatives`, without replacement; fewer where a pair has fewer.
+        without: `"query_rationale"` and `"target_rationale"` -> rows whose own rationale is not used.
 
     Raises:
         ValueError: if a column that is needed is missing, or none of the rationales is of these pairs.
@@ -132,6 +135,7 @@ class JointPairs(Dataset[Example]):
         rationales: SelectedRationales | None = None,
         weight_by_posterior: bool = False,
         num_hard_negatives: int = 0,
+        without: Mapping[str, Collection[int]] | None = None,
     ) -> None:
         columns = table.column_names
         if num_hard_negatives and "negatives" not in columns:
@@ -153,32 +157,37 @@ class JointPairs(Dataset[Example]):
         used = ["pair_id", "query", "target"]
         used += [] if rationales is not None else ["query_rationale", "target_rationale"]
         used += ["negatives"] if num_hard_negatives else []
-        if isinstance(table, Table):  # pictures of other columns would be decoded for nothing
-            table = table.select_columns([name for name in used if name in columns])
-        self.table, self.seed, self.rationales = table, seed, rationales
+        # as it is stored: pictures are opened where a batch is made, by the same rules as everywhere
+        table = table.select_columns([name for name in used if name in columns]).with_format("arrow")
+        self.table, self.seed, self.rationales, self.without = table, seed, rationales, dict(without or {})
         self.weight_by_posterior, self.num_hard_negatives = weight_by_posterior, num_hard_negatives
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, drawn: DrawnRow) -> Example:
-        row = self.table[drawn.row]
+        (row,) = self.table[drawn.row : drawn.row + 1].to_pylist()
         rng = np.random.default_rng((self.seed, drawn.epoch, drawn.position))
         pair_id = row.get("pair_id") or f"row {drawn.row}"
         example: Example = {"pair_id": pair_id}
         for side in ("query", "target"):
-            segments, weight = self._rationale(row, pair_id, side, rng)
-            example |= {side: given_parts(row[side]), f"{side}_rationale": segments, f"{side}_weight": weight}
-        negatives = [given_parts(value) for value in row.get("negatives") or []] if self.num_hard_negatives else []
+            segments, weight = self._rationale(row, drawn.row, pair_id, side, rng)
+            example |= {
+                side: stored_input(row[side]),
+                f"{side}_rationale": segments,
+                f"{side}_weight": weight,
+            }
+        negatives = [stored_input(value) for value in row.get("negatives") or []] if self.num_hard_negatives else []
         chosen = rng.permutation(len(negatives))[: self.num_hard_negatives]
         example["negatives"] = [negatives[place] for place in sorted(chosen.tolist())]
         return {**example, "seed": int(rng.integers(2**63))}
 
     def _rationale(
-        self, row: dict[str, Any], pair_id: str, side: str, rng: np.random.Generator
+        self, row: dict[str, Any], number: int, pair_id: str, side: str, rng: np.random.Generator
     ) -> tuple[list[str], float]:
         if self.rationales is None:
-            return list(row.get(f"{side}_rationale") or []), 1.0
+            own = f"{side}_rationale"
+            return [] if number in self.without.get(own, ()) else list(row.get(own) or []), 1.0
         rationale = self.rationales.draw(pair_id, side, rng)
         if rationale is None:
             return [], 1.0

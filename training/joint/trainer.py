@@ -25,7 +25,13 @@ from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
 from mmemb_r1.training.distributed import keep_float32, num_processes, reduce_alike, summed, unwrapped
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
-from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, TaskBatchSampler, check_tables
+from mmemb_r1.training.joint.data import (
+    JointPairs,
+    SelectedRationales,
+    TaskBatchSampler,
+    check_selected,
+    check_tables,
+)
 from mmemb_r1.training.joint.forward import (
     SIDES,
     RandomState,
@@ -36,6 +42,7 @@ from mmemb_r1.training.joint.forward import (
     token_totals,
 )
 from mmemb_r1.training.joint.metrics import Means
+from mmemb_r1.training.joint.settled import settle_joint
 from mmemb_r1.training.vlm import weights_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -128,11 +135,17 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     ) -> None:
         check_tables(train_dataset, eval_dataset)
         self._seed = args.seed if args.data_seed is None else args.data_seed
+        if rationales is not None:
+            check_selected(rationales)
+        self.settlement = settle_joint(args, model.config, processing_class, train_dataset, eval_dataset, rationales)
+        train_dataset, *evaluated = self.settlement.tables
+        eval_dataset = next(iter(evaluated), None)
+        rationales = self.settlement.rationales if args.use_rationales else rationales
         selected = None if rationales is None else SelectedRationales(rationales)
         tables = {"train": (train_dataset, selected), "eval": (eval_dataset, None)}  # selected ones are for training
         self._pairs = {
-            mode: JointPairs(table, self._seed, drawn_from, args.weight_by_posterior, args.num_hard_negatives)
-            for mode, (table, drawn_from) in tables.items()
+            mode: JointPairs(table, self._seed, drawn_from, args.weight_by_posterior, args.num_hard_negatives, without)
+            for (mode, (table, drawn_from)), without in zip(tables.items(), self.settlement.without, strict=False)
             if table is not None
         }
         self.facts = joint_facts(model, args, train_dataset, selected, peft_config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -20,7 +20,7 @@ from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import Trial
 from mmemb_r1.training.selection.pairs import NegativeSampler, PairIndex, other_side
-from mmemb_r1.training.tables import StoredInputs, stored_column
+from mmemb_r1.training.tables import StoredInputs, positions_in, stored_column
 
 REQUIRED_COLUMNS = ("pair_id", "side", "worker", "sample", "text")
 FAILED, EMPTY, CUT, ALONE = "failed", "empty", "cut off", "nothing to swap with"
@@ -114,12 +114,6 @@ def donors(candidates: Candidates, index: PairIndex, seed: int = 0) -> npt.NDArr
     contents = np.stack([index.content[side] for side in SIDES])  # (2, P)
     anchors = contents[candidates.sides, candidates.pairs]
     return swap_donors(strata, anchors, list(zip(*columns.to_pydict().values(), strict=True)), seed)
-
-
-def positions_in(column: pa.ChunkedArray, values: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Find each entry of a column in `values`: `(N,)` its position, -1 where it is missing."""
-    found = pc.index_in(column, value_set=pa.array(list(values), type=column.type))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
 
 def _checked(columns: pa.Table) -> pa.Table:

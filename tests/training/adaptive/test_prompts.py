@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mmemb_r1.content import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts
-from mmemb_r1.training.joint.data import given_parts
 
 
 def test_prompts_render_as_encode_renders_queries(mixed, processor, tiny):

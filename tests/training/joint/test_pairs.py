@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from mmemb_r1.modeling.media_mmemb_r1 import open_image
 from mmemb_r1.training.joint.data import DrawnRow, JointPairs, SelectedRationales
 
 DRAWN = [DrawnRow(0, epoch, position) for epoch in range(20) for position in range(100)]
@@ -46,7 +47,7 @@ class TestWhatAVisitShows:
         example = JointPairs(rows, 0)[DrawnRow(7, 0, 0)]
         seed = example.pop("seed")
         (picture,) = example["target"].pop("image")
-        assert picture.size == (64, 64) and 0 <= seed < 2**63
+        assert open_image(picture).size == (64, 64) and 0 <= seed < 2**63  # it is not decoded before a batch is made
         assert example == {
             "pair_id": "pair 7",
             "query": {"text": "green"},
