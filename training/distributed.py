@@ -82,6 +82,8 @@ def gather_rows(tensor: Tensor) -> Tensor:
     shapes = [torch.empty(tensor.ndim, dtype=torch.long, device=tensor.device) for _ in range(num_processes())]
     dist.all_gather(shapes, torch.tensor(tensor.shape, device=tensor.device))
     sizes = torch.stack(shapes)
+    if not bool(sizes[:, 0].any()):
+        return tensor
     own = pad_to(tensor, sizes.amax(dim=0).tolist())
     sent = own.detach().contiguous()
     sent = sent.byte() if sent.dtype == torch.bool else sent

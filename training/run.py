@@ -114,6 +114,8 @@ class PhaseRun(TrainingRun):
         per_task: only the first so many pairs of each task. Default: all.
         lora: options of [`~mmemb_r1.training.adapters.lora_config`], `{}` for its defaults; the adapters alone are in
             `output/adapter`. Default: the whole model is trained.
+        quantization: options of [`~mmemb_r1.training.adapters.quantization_config`], for the frozen weights below
+            `lora`, without which it is a `ValueError`. Default: they are not quantised.
         model_options: `dtype` of the weights and `attn_implementation`. Default: float32; below adapters, which are
             float32 themselves, the checkpoint's dtype.
     """
@@ -121,9 +123,10 @@ class PhaseRun(TrainingRun):
     tasks: tuple[str, ...] | None = None
     per_task: int | None = None
     lora: Mapping[str, Any] | None = None
+    quantization: Mapping[str, Any] | None = None
     model_options: Mapping[str, Any] | None = None
 
-    sections: ClassVar[dict[str, str]] = {"lora": "lora", "model": "model_options"}
+    sections: ClassVar[dict[str, str]] = {"lora": "lora", "quantization": "quantization", "model": "model_options"}
 
     def __post_init__(self) -> None:
         from mmemb_r1.training.vlm import DTYPES
@@ -134,15 +137,17 @@ class PhaseRun(TrainingRun):
             raise ValueError(f"model has no option {unknown[0]!r}; allowed: {', '.join(MODEL_OPTIONS)}")
         if (dtype := options.get("dtype", "auto")) not in DTYPES:
             raise ValueError(f"model.dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.quantization is not None and self.lora is None:
+            raise ValueError("quantised weights can't be trained; add lora: {} for adapters")
 
     def read_pairs(self, required: Sequence[str] = ()) -> Dataset:
         """Read the pairs to train on; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
         return read_pairs(self.pairs, required, tasks=self.tasks, per_task=self.per_task)
 
-    def load(self, device: Any, quantization: Mapping[str, Any] | None = None) -> Any:
+    def load(self, device: Any) -> Any:
         """
-        Load the checkpoint's `MMEmbR1Module`: on the CPU, from where the trainer moves it, or, if it is quantised with
-        options of [`~mmemb_r1.training.adapters.quantization_config`], on `device`, for it can't be moved.
+        Load the checkpoint's `MMEmbR1Module`: on the CPU, from where the trainer moves it, or, if it is quantised, on
+        `device`, for it can't be moved.
 
         No checkpoint, or a backbone without gate and embedding head, is a `ValueError`.
         """
@@ -164,10 +169,10 @@ class PhaseRun(TrainingRun):
             )
         # small steps vanish in bfloat16 weights; below adapters, which are float32, they stay as they are
         options = {"dtype": "float32" if self.lora is None else "auto", **(self.model_options or {})}
-        if quantization is not None:
+        if self.quantization is not None:
             from mmemb_r1.training.adapters import quantization_config
 
-            options["quantization_config"] = quantization_config(**quantization)
+            options["quantization_config"] = quantization_config(**self.quantization)
             options["device_map"] = {"": device}
         return MMEmbR1Module.load(self.model, local_files_only=local, model_kwargs=options)
 

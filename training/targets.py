@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from mmemb_r1.content import content_key, given_parts
+from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.objective import TEMPERATURE, target_probability
-from mmemb_r1.training.tables import StoredInputs, check_pairs, number_distinct, stored_column
+from mmemb_r1.training.candidates import Candidates, tasks_of
+from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
+from mmemb_r1.training.tables import StoredInputs, check_pairs
 
 if TYPE_CHECKING:
     from mmemb_r1.sentence_transformers import MMEmbR1
@@ -25,58 +30,112 @@ if TYPE_CHECKING:
 
 class TargetScorer:
     """
-    Measure how probable the target of a pair is for a vector of its query. Distinct candidates are embedded once.
+    Measure how near a vector of a pair's query is to the pair's target, and to what the target competes with.
 
-    Candidates of a pair are the targets of its task, in `pairs` (with `query` and `target`, and optionally `task` and
-    `negatives`) and `more`, and its own hard negatives, without those that are targets of the same query. A pair
-    without a negative is a `ValueError`.
+    Candidates are embedded directly, without a gradient, when a row first needs them, and once: the processes of a run
+    share the work and the vectors, which stay in the memory of the CPU.
+
+    Args:
+        pairs, more: tables of pairs, and of further targets; see [`~mmemb_r1.training.candidates.Candidates`].
+        temperature: divides the cosine similarities.
+        num_candidates: negatives of a query that are drawn from its task. Default: all.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if a pair has no negative.
     """
 
-    def __init__(self, pairs: Dataset, more: Dataset | None = None, temperature: float = TEMPERATURE) -> None:
+    def __init__(
+        self,
+        pairs: Dataset,
+        more: Dataset | None = None,
+        temperature: float = TEMPERATURE,
+        num_candidates: int | None = None,
+        seed: int = 0,
+    ) -> None:
         self.temperature = temperature
-        if more is not None:
-            check_pairs(more, ("target",), "the table of negatives")
-        tables = [pairs] if more is None else [pairs, more]
-        targets = [target for table in tables for target in StoredInputs(table, "target")]
-        tasks = [task for table in tables for task in _tasks(table)]
-        rows: list[list[Any]] = [[]] * len(pairs)
-        if "negatives" in pairs.column_names:
-            rows = stored_column(pairs, "negatives").to_pylist()
-        hard = [[given_parts(value) for value in row or []] for row in rows]
-        everything = [*targets, *(value for row in hard for value in row)]
-        numbers, first = number_distinct([content_key(value) for value in everything])
-        self.inputs = [everything[place] for place in first]
-        self._vectors: Tensor | None = None
-        self._positive = torch.tensor(numbers[: len(pairs)])
-        of_task: dict[str, set[int]] = defaultdict(set)
-        for task, number in zip(tasks, numbers[: len(targets)], strict=True):
-            of_task[task].add(number)
-        right: dict[bytes, set[int]] = defaultdict(set)
-        queries = [content_key(query) for query in StoredInputs(pairs, "query")]
-        for query, number in zip(queries, numbers[: len(pairs)], strict=True):
-            right[query].add(number)
-        self._of_task = {task: torch.tensor(sorted(numbers)) for task, numbers in of_task.items()}
-        self._task = tasks[: len(pairs)]
-        self._own, self._right, start = [], [], len(targets)
-        for row, (query, own) in enumerate(zip(queries, hard, strict=True)):
-            more_own = set(numbers[start : start + len(own)]) - of_task[tasks[row]] - right[query]
-            start += len(own)
-            if not more_own and of_task[tasks[row]] <= right[query]:
-                raise ValueError(
-                    f"row {row} of the pairs table, counted from 0, has no negative: its task {tasks[row]!r} has no "
-                    "other target. Add pairs or the column 'negatives', or leave the row out."
-                )
-            self._own.append(torch.tensor(sorted(more_own), dtype=torch.long))
-            self._right.append(torch.tensor(sorted(right[query]), dtype=torch.long))
+        self.candidates = Candidates(pairs, more, num_candidates, seed)
+        self._num_rows = len(pairs)
+        self._cache: EmbeddingCache | None = None
+        self._model = b""
+        self.forget()
 
-    @property
-    def ready(self) -> bool:
-        """Whether the candidates are embedded."""
-        return self._vectors is not None
+    def keep_in(self, folder: Path, fingerprint: str) -> None:
+        """
+        Keep vectors on disk, by the content of the candidates, for a run that goes on. The main process reads and
+        writes them.
 
-    def embed(self, model: MMEmbR1Model, processor: ProcessorMixin, batch_size: int = 64) -> None:
-        """Embed all candidates directly; they are kept until the next call."""
-        self._vectors = embed_directly(model, processor, self.inputs, batch_size)
+        Args:
+            folder: of the vectors.
+            fingerprint: of the model that embeds, which has to stay the same.
+        """
+        self._cache = EmbeddingCache(folder) if process_index() == 0 else None
+        self._model = fingerprint.encode()
+
+    def forget(self) -> None:
+        """Forget the vectors in memory: the model that embeds has changed."""
+        self._slots = np.full(len(self.candidates), -1)  # (C,) candidate -> its row in the vectors
+        self._vectors = torch.empty(0, 0)
+
+    def embed(
+        self, model: MMEmbR1Model, processor: ProcessorMixin, rows: Tensor | None = None, batch_size: int = 64
+    ) -> None:
+        """
+        Embed the candidates of some rows that are not embedded yet. All processes of a run have to call it.
+
+        Args:
+            model, processor: what embeds, in eval mode.
+            rows: `(N,)` of `pairs`. Default: all.
+            batch_size: inputs that are read at once.
+        """
+        wanted = range(self._num_rows) if rows is None else dict.fromkeys(rows.tolist())
+        missing = {number for row in wanted for number in self.candidates.of(row) if self._slots[number] < 0}
+        device = model.device
+        everywhere = gather_rows(torch.tensor(sorted(missing), dtype=torch.long, device=device))
+        missing = set(everywhere.tolist())
+        if not missing:
+            return
+        self._add(*self._stored(missing, device))
+        left = sorted(number for number in missing if self._slots[number] < 0)
+        own = left[process_index() :: num_processes()]
+        vectors = embed_directly(model, processor, _Chosen(self.candidates, own), batch_size).float()
+        numbers, vectors = gather_rows(torch.tensor(own, dtype=torch.long, device=device)), gather_rows(vectors)
+        self._add(numbers, vectors)
+        if self._cache is not None and len(numbers):
+            kept = zip(numbers.tolist(), vectors.cpu(), strict=True)
+            self._cache.put({self._key(number): {"embedding": vector} for number, vector in kept})
+
+    def _stored(self, missing: set[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Read what the main process finds on disk: numbers `(n,)` and vectors `(n, D)`, in all processes."""
+        numbers, vectors = [], []
+        if self._cache is not None:
+            order = sorted(missing)
+            for number, found in zip(order, self._cache.get([self._key(one) for one in order]), strict=True):
+                if found is not None:
+                    numbers.append(number)
+                    vectors.append(found["embedding"])
+        stacked = torch.stack(vectors).to(device) if vectors else torch.empty(0, 0, device=device)
+        return gather_rows(torch.tensor(numbers, dtype=torch.long, device=device)), gather_rows(stacked)
+
+    def _key(self, number: int) -> bytes:
+        return blake2b(self._model + b"\n" + self.candidates.keys[number], digest_size=32).digest()
+
+    def _add(self, numbers: Tensor, vectors: Tensor) -> None:
+        if len(numbers):
+            size = len(self._vectors)
+            self._slots[numbers.cpu().numpy()] = np.arange(size, size + len(numbers))
+            vectors = vectors.to("cpu", torch.float32)
+            self._vectors = torch.cat([self._vectors, vectors]) if size else vectors
+
+    def similarities(self, row: int, vectors: Tensor) -> Tensor:
+        """
+        Compute the cosine similarities `(n, C)` of unit vectors `(n, D)` to the candidates of one row, its target
+        first. Gradients reach the vectors. Candidates that are not embedded are a `ValueError`.
+        """
+        slots = self._slots[self.candidates.of(row)]
+        if (slots < 0).any():
+            raise ValueError(f"The candidates of row {row} are not embedded yet; call embed first.")
+        return vectors.float() @ self._vectors[slots].to(vectors.device).T
 
     def log_probability(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """
@@ -84,39 +143,68 @@ class TargetScorer:
 
         Gradients reach the vectors. Before [`embed`] it is a `ValueError`.
         """
-        if self._vectors is None:
-            raise ValueError("The candidates are not embedded yet; call embed first.")
-        kept = self._vectors.to(vectors.device)
         result = vectors.new_zeros(len(rows), dtype=torch.float32)
+        for places, scores in self._by_row(rows, vectors):
+            target = scores.new_zeros(len(scores), dtype=torch.long)
+            result[places] = target_probability(scores / self.temperature, target, temperature=1, log=True)
+        return result
+
+    @torch.no_grad()
+    def measures(self, rows: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+        """
+        Measure how well vectors `(N, D)` find the targets of rows `(N,)`; every value is `(N,)` float32.
+
+        Returns:
+            `target_probability`; `target_cosine`, the similarity to the target; `target_margin`, by how much it is
+            above that to the nearest negative; `target_rank`, from 1: negatives that are as near count against it.
+        """
+        names = ("target_probability", "target_cosine", "target_margin", "target_rank")
+        found = {name: vectors.new_zeros(len(rows), dtype=torch.float32) for name in names}
+        found["target_probability"] = self.log_probability(rows, vectors).exp()
+        for places, scores in self._by_row(rows, vectors):
+            target, others = scores[:, 0], scores[:, 1:]
+            found["target_cosine"][places] = target
+            found["target_margin"][places] = target - others.amax(dim=1)
+            found["target_rank"][places] = 1 + (others >= target[:, None]).sum(dim=1).float()
+        return found
+
+    def _by_row(self, rows: Tensor, vectors: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the places of the vectors of each row, and their similarities `(n, C)`."""
         places: dict[int, list[int]] = defaultdict(list)
         for place, row in enumerate(rows.tolist()):
             places[row].append(place)
         for row, own in places.items():
-            candidates = torch.cat([self._of_task[self._task[row]], self._own[row]])  # (C,), the target among them
-            positive = candidates == self._positive[row]
-            ignored = torch.isin(candidates, self._right[row]) & ~positive
-            scores = vectors[own].float() @ kept[candidates].float().T / self.temperature  # (n, C)
-            scores = scores.masked_fill(ignored.to(scores.device), -torch.inf)
-            column = positive.nonzero()[0].to(scores.device).expand(len(own))
-            result[own] = target_probability(scores, column, temperature=1, log=True)
-        return result
+            yield own, self.similarities(row, vectors[own])
+
+
+class _Chosen(Sequence[Any]):
+    """Read some of the candidates when they are asked for."""
+
+    def __init__(self, candidates: Candidates, numbers: Sequence[int]) -> None:
+        self._candidates, self._numbers = candidates, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, places: Any) -> Any:
+        if isinstance(places, slice):
+            return [self._candidates[number] for number in self._numbers[places]]
+        return self._candidates[self._numbers[places]]
 
 
 @torch.no_grad()
 def embed_directly(
     model: MMEmbR1Model, processor: ProcessorMixin, inputs: Sequence[Any], batch_size: int = 64
 ) -> Tensor:
-    """Embed inputs directly: `(N, D)`, on the model's device."""
+    """Embed inputs directly: `(N, D)`, on the model's device; `(0, 0)` where there are none."""
+    if not len(inputs):
+        return torch.empty(0, 0, device=model.device)
     parts = []
     for start in range(0, len(inputs), batch_size):
         conversations = to_conversations(inputs[start : start + batch_size], media=MediaOptions.of(model.config))
         batch = render(processor, conversations, model.config.max_text_tokens).to(model.device)
         parts.append(model.embed(**batch, reasoning="never")["embeddings"])
     return torch.cat(parts)
-
-
-def _tasks(table: Dataset) -> list[str]:
-    return table["task"] if "task" in table.column_names else [""] * len(table)
 
 
 def validation_score(model: MMEmbR1, pairs: Dataset, batch_size: int = 32) -> float:
@@ -130,11 +218,11 @@ def validation_score(model: MMEmbR1, pairs: Dataset, batch_size: int = 32) -> fl
     """
     check_pairs(pairs, ("query", "target"))
     scorer = TargetScorer(pairs)
-    scorer.embed(model[0].model, model[0].processor, batch_size)
+    scorer.embed(model[0].model, model[0].processor, batch_size=batch_size)
     queries = list(StoredInputs(pairs, "query"))
     vectors = model.encode(queries, reasoning="auto", batch_size=batch_size, convert_to_tensor=True)  # (N, D)
     probabilities = scorer.log_probability(torch.arange(len(pairs)), vectors).exp().tolist()
     of_task: dict[str, list[float]] = defaultdict(list)
-    for task, probability in zip(_tasks(pairs), probabilities, strict=True):
+    for task, probability in zip(tasks_of(pairs), probabilities, strict=True):
         of_task[task].append(probability)
     return sum(sum(values) / len(values) for values in of_task.values()) / len(of_task)

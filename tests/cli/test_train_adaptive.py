@@ -102,6 +102,36 @@ def test_errors(tiny_checkpoint, files, tmp_path, capsys):
     assert "has no field 'alignment_weight'; it is called 'target_probability_weight' now" in error
 
 
+def test_quantised_weights_below_adapters(tiny_checkpoint, files, tmp_path, capsys, monkeypatch):
+    """As far as a CPU goes: the recipe's section reaches the loader, and is refused where it can't work."""
+    recipe = tmp_path / "recipe.yaml"
+    given = {**files, "--config": recipe}
+    recipe.write_text(yaml.safe_dump({**RECIPE, "quantization": {"load_in_4bit": True}}))
+    assert main(arguments(tiny_checkpoint, tmp_path / "run", given, 1)) == 2
+    assert "quantised weights can't be trained; add lora" in capsys.readouterr().err
+    recipe.write_text(yaml.safe_dump({**RECIPE, "lora": {}, "quantization": {"load_in_4bit": True}}))
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda *args: False)
+    assert main(arguments(tiny_checkpoint, tmp_path / "run", given, 1)) == 2
+    assert "needs bitsandbytes: pip install bitsandbytes" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_adapters_are_trained_and_merged(tiny_checkpoint, files, tmp_path):
+    """With a reference model, which is the same one without what the adapters have learnt."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "lora": {"r": 2}, "beta": 0.1, "learning_rate": 0.01}))
+    run = tmp_path / "run"
+    assert main(arguments(tiny_checkpoint, run, {**files, "--config": recipe}, 2)) == 0
+    assert {path.name for path in (run / "adapter").glob("adapter_*")} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, run / "model"))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert any("q_proj" in name for name in moved) and not any("visual" in name for name in moved)
+    assert len(list((run / "checkpoints" / "candidates").iterdir())) > 0
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(tiny_checkpoint, files, tmp_path):
     def command(output):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from PIL import Image as Pictures
 from tests.sharded_on_cpu import allow, fsdp2
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ COLORS = ("red", "green", "blue", "white", "black", "gray")
 GLOBAL_BATCH, STEPS, LEARNING_RATE = 8, 2, 0.02
 TOLERANCE = 1e-5
 HALF_ERROR = 0.06  # 0.039 was measured; 0.050 with embeddings and sums of gradients in bfloat16 too
+ADAPTIVE = {"adaptive": {}, "adaptive with adapters": {"lora": True, "beta": 0.1}}
+SEED = 3  # of the order: one process has no picture where the other has some, and one has rows with none, one and two
 # Everything that processes have to agree on, at once.
 COMMON: dict[str, Any] = {
     "num_hard_negatives": 1,
@@ -193,7 +195,20 @@ def sharded(folder: Path, **fields: Any) -> dict[str, Any]:
         return trained(folder, **fields)
 
 
-def adaptive(folder: Path) -> dict[str, Any]:
+def policy_pairs() -> Dataset:
+    """The same, and queries with two pictures, and longer texts between them."""
+    red, green = (Pictures.new("RGB", (64, 64), color) for color in ("red", "green"))
+    both = {"query": {"text": "second color?", "image": [red, green]}, "target": {"text": "green"}}
+    wide = {"query": {"text": "color? " * 3, "image": [red.resize((128, 64))]}, "target": {"text": "red"}}
+    rows = pairs()
+    given = [
+        {**dict.fromkeys(rows.column_names, []), "task": "seen", "pair_id": name, **row}
+        for name, row in (("both", both), ("wide", wide), ("both again", {**both, "target": {"text": "blue"}}))
+    ]
+    return concatenate_datasets([rows, Dataset.from_list(given, features=rows.features)])
+
+
+def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
     """The same of the adaptive phase. A group's rollouts are drawn from a seed of its own, on whatever process."""
     from transformers import TrainerCallback
 
@@ -212,16 +227,23 @@ def adaptive(folder: Path) -> dict[str, Any]:
     args = AdaptiveGRPOConfig(
         **BASE,
         output_dir=str(folder),
-        per_device_train_batch_size=GLOBAL_BATCH // num_processes(),
+        per_device_train_batch_size=2 * GLOBAL_BATCH // num_processes(),  # rollouts: two groups of two processes each
         num_generations=4,
         max_reasoning_tokens=4,
         max_steps=3,
         target_probability_temperature=0.1,
+        num_candidates=4,
         optim="sgd",
-        seed=0,  # of the order: one process has no pictures, the other has some in the second and third step
+        seed=SEED,
+        **fields,
     )
-    trainer = AdaptiveGRPOTrainer(model.train(), args, pairs(), processor, callbacks=[Watch()])
-    assert len(trainer._gate_inputs) == len(pairs())
+    model = model.train()
+    if lora:
+        from mmemb_r1.training.adapters import lora_config, with_adapters
+
+        model = with_adapters(model, lora_config(model, r=4))
+    trainer = AdaptiveGRPOTrainer(model, args, policy_pairs(), processor, callbacks=[Watch()])
+    assert len(trainer._gate_inputs) == len(policy_pairs())
     roll_out, size = trainer._roll_out, args.num_generations
 
     def seeded(prompts: list[Any]) -> dict[str, Any]:
@@ -232,8 +254,8 @@ def adaptive(folder: Path) -> dict[str, Any]:
             columns.append(roll_out(prompts[start : start + size]))
             gate_logits.append(trainer._gate_logits)
         trainer._rows, trainer._gate_logits = rows, torch.cat(gate_logits)
-        images = [part for prompt in prompts for turn in prompt for part in turn["content"] if part["type"] == "image"]
-        held.append({"pictures": bool(images)})
+        counts = [sum(part["type"] == "image" for turn in chat for part in turn["content"]) for chat in prompts]
+        held.append({"pictures": bool(sum(counts)), "counts": sorted(set(counts))})
         return {name: value and sum((part[name] for part in columns), []) for name, value in columns[0].items()}
 
     trainer._roll_out = seeded
@@ -280,7 +302,7 @@ def results(folder: Path) -> dict[str, Any]:
     found["sharded by default"] = sharded(folder / "default", **DEFAULT)
     if num_processes() > 1:
         found["sharded in bfloat16"] = sharded(folder / "half", **HALF)
-    return found | {"adaptive": adaptive(folder / "adaptive")}
+    return found | {name: adaptive(folder / name, **fields) for name, fields in ADAPTIVE.items()}
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +331,18 @@ def one(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str,
     return results(tmp_path_factory.mktemp("one"))
 
 
+def tolerance_of(case: str) -> float:
+    """Without gradient caching and several losses there are fewer sums whose order differs."""
+    return 1e-6 if case in ADAPTIVE else TOLERANCE
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The norm of the difference of two gradients as a whole, relative to the first one's."""
+    assert one.keys() == other.keys()
+    ours, theirs = (torch.cat([grads[name].flatten() for name in one]).double() for grads in (one, other))
+    return float((ours - theirs).norm() / ours.norm())
+
+
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """
     The greatest one between tensors of the same name, relative to the greatest number in each, or to a hundredth of
@@ -335,18 +369,21 @@ def error(one: dict[str, Any], sharded: dict[str, Any]) -> float:
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    @pytest.mark.parametrize("case", [*CASES, *SHARDED, "adaptive"])
+    @pytest.mark.parametrize("case", [*CASES, *SHARDED, *ADAPTIVE])
     def test_have_the_losses_of_one(self, one, two, case):
+        tolerance = tolerance_of(case)
         for process in two:
             for ours, theirs in zip(one[case]["logs"], process[case]["logs"], strict=True):
-                assert theirs == pytest.approx(ours, rel=TOLERANCE, abs=TOLERANCE)
+                assert theirs == pytest.approx(ours, rel=tolerance, abs=tolerance)
 
-    @pytest.mark.parametrize("case", [*CASES, "adaptive"])
+    @pytest.mark.parametrize("case", [*CASES, *ADAPTIVE])
     def test_have_the_gradients_and_weights_of_one(self, one, two, case):
         for process in two:
             for ours, theirs in zip(one[case]["gradients"], process[case]["gradients"], strict=True):
                 assert difference(ours, theirs) < TOLERANCE
-            assert difference(one[case]["weights"], process[case]["weights"]) < TOLERANCE
+            first = (found[case]["gradients"][0] for found in (one, process))  # later ones are of weights that differ
+            assert case not in ADAPTIVE or distance(*first) < tolerance_of(case)
+            assert difference(one[case]["weights"], process[case]["weights"]) < tolerance_of(case)
         same = [torch.equal(weight, two[1][case]["weights"][name]) for name, weight in two[0][case]["weights"].items()]
         assert all(same)
 
@@ -372,8 +409,11 @@ class TestTwoProcesses:
                 by_process = [[batch[what] for batch in process[case]["held"]] for process in two]
                 assert any(first != second for first, second in zip(*by_process, strict=True)), (what, case)
                 assert any(batch[what] for batch in one[case]["held"])
-        first, second = ([batch["pictures"] for batch in process["adaptive"]["held"]] for process in two)
-        assert first != second
+        for case in ADAPTIVE:
+            held = list(zip(*(process[case]["held"] for process in two), strict=True))
+            assert any(first["pictures"] != second["pictures"] for first, second in held), held
+            assert any({1, 2} <= set(batch["counts"]) for step in held for batch in step), held
+            assert any(set(batch["counts"]) >= {0, 1} for step in held for batch in step), held
         moved = one["plain"]["gradients"][0]
         assert all(moved[name].any() for name in ("vlm.model.visual.patch_embed.proj.weight", "gate.output.weight"))
 

@@ -36,6 +36,9 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         cost_weight: Weight of the cost of rationales: by so much has a whole budget to raise the target's probability.
         rewards: Further rewards (names of `REWARDS` or import paths `module:function`) -> weights, in a flag as JSON.
         target_probability_temperature: Divides cosine similarities where the target's probability is measured.
+        num_candidates: Negatives of a query that the target competes with in the reward, drawn by the seed from the
+            targets of its task, beside its own hard negatives: the reward does not depend on the table's size. `None`
+            takes all.
         decision_reward: What decides whether reasoning pays: the `"reward"` of each rollout, or the group's net
             `"utility"`, clipped; rewards then train the rationales only.
         utility_clip: Largest reward by utility.
@@ -45,7 +48,7 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         contrastive_weight: Weight of the contrastive term on live embeddings, direct and last, and scored targets.
         min_decision_prob: Least probability that a decision is weighted with, so that a collapsed gate can recover.
         gate_learning_rate: Learning rate of the gate, for standardised states (see [`StandardisedGate`]).
-        scorer: Which model measures the target's probability: a `"frozen"` copy of the first one, or the `"live"` one.
+        scorer: Which model measures the target's probability: the first one, `"frozen"`, or the present one, `"live"`.
         refresh_steps: Generations after which a `"live"` scorer embeds the candidates again.
         on_error: What becomes of rows that are broken or too long, found before the first step: `"raise"` refuses
             a run, `"skip"` leaves out such pairs. All are listed in `skipped.jsonl`.
@@ -64,6 +67,7 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
     cost_weight: float = 0.05
     rewards: dict | str | None = None
     target_probability_temperature: float = 0.02
+    num_candidates: int | None = 512
     decision_reward: str = "reward"
     utility_clip: float = 0.5
     utility_tolerance: float = 0.01
@@ -178,5 +182,7 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         for name in ("format_weight", "cost_weight", "decision_weight", "rationale_weight", "contrastive_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; allowed: 0 or more.")
+        if self.num_candidates is not None and self.num_candidates < 1:
+            raise ValueError(f"num_candidates={self.num_candidates}; allowed: 1 or more, or none for all.")
         if not 0 <= self.min_decision_prob < 0.5:
             raise ValueError(f"min_decision_prob={self.min_decision_prob}; allowed: 0 up to, not including, 0.5.")

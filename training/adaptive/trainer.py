@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,12 @@ from torch.utils.data import Sampler
 from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
+from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.training.adaptive.advantages import (
     decision_advantages,
     leave_one_out,
@@ -26,17 +30,19 @@ from mmemb_r1.training.adaptive.advantages import (
 )
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
+from mmemb_r1.training.adaptive.frozen import FirstModel
 from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, prompt_states, warn_of_overlap
 from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settle_adaptive
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
-from mmemb_r1.training.distributed import num_processes, summed, unwrapped
+from mmemb_r1.training.distributed import num_processes, process_index, summed, unwrapped
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
 
+CANDIDATES_FOLDER = "candidates"  # in the folder of the checkpoints: vectors of candidates
 LEAST_SPREAD = 1e-4  # of rewards within a group, to learn from
 
 
@@ -87,6 +93,11 @@ def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset
     }
 
 
+def _without_adapters(model: Any) -> MMEmbR1Model:
+    """Take a model out of peft's wrapper; its layers keep their adapters."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     """
     Teach a model that reasons well when to reason at all.
@@ -129,7 +140,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         joint_pairs = next(iter(others), None)
         prompts = policy_prompts(train_dataset, processing_class, config.max_text_tokens)
         check_rendering(prompts, processing_class, config.embed_token_id)
-        self._scorer = TargetScorer(train_dataset, joint_pairs, args.target_probability_temperature)
+        temperature, number = args.target_probability_temperature, args.num_candidates
+        self._scorer = TargetScorer(train_dataset, joint_pairs, temperature, number, args.seed)
         warn_of_overlap(train_dataset, joint_pairs)
         self.facts = adaptive_facts(model, args, train_dataset)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
@@ -139,10 +151,11 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
         args.reward_weights = [*args.all_rewards.values(), *(args.reward_weights or [1.0] * len(reward_funcs))]
         beta, args.beta = args.beta, 0.0  # TRL would load the reference from the Hub by the model's name
-        if beta and hasattr(model, "peft_config"):
-            raise ValueError("beta > 0 needs a reference model, which can't be made of adapters here; set beta=0.")
-        is_needed = beta or args.scorer == "frozen"
-        self._frozen = copy.deepcopy(model).eval().requires_grad_(False) if is_needed else None
+        is_needed = beta or args.scorer == "frozen" or hasattr(model, "peft_config")
+        self._frozen = FirstModel(model) if is_needed else None
+        if args.scorer == "frozen" and process_index() == 0:
+            module = MMEmbR1Module(_without_adapters(model), processing_class)
+            self._scorer.keep_in(Path(args.output_dir) / CANDIDATES_FOLDER, checkpoint_fingerprint(module))
         self._rows = torch.empty(0, dtype=torch.long)
         self._gate_logits = torch.empty(0)
         stops = [StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []
@@ -162,6 +175,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts)  # on its device by now
         self.args.beta = self.beta = beta
         if self._frozen is not None:
+            self._frozen.restore_dtype()
             self._frozen.to(self.accelerator.device)
             self.ref_model = self._frozen if beta else None
 
@@ -198,29 +212,33 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return output
 
     def _embed_candidates(self) -> None:
-        """Embed targets and negatives: once, while the scorer is frozen."""
+        """Embed the candidates of the rows at hand that are not embedded yet, or all when a live scorer is due."""
         steps = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
-        due = self.args.scorer == "live" and self.state.global_step // steps % self.args.refresh_steps == 0
-        if due or not self._scorer.ready:
-            scorer = self._scoring_model
-            training = scorer.training
-            with self.accelerator.autocast():
-                self._scorer.embed(scorer.eval(), self.processing_class)
-            scorer.train(training)
+        if self.args.scorer == "live" and self.state.global_step // steps % self.args.refresh_steps == 0:
+            self._scorer.forget()
+        with self._scoring_model() as scorer, self.accelerator.autocast():
+            self._scorer.embed(scorer, self.processing_class, self._rows)
 
-    @property
-    def _scoring_model(self) -> Any:
-        return self._bare_model if self.args.scorer == "live" else self._frozen
+    @contextmanager
+    def _scoring_model(self) -> Iterator[MMEmbR1Model]:
+        """Give the model that measures rewards, in eval mode, for the length of a block."""
+        if self.args.scorer == "frozen" and self._frozen is not None:
+            with self._frozen.run() as model:
+                yield model
+            return
+        model = self._bare_model
+        training = model.training
+        yield model.eval()
+        model.train(training)
 
     @property
     def _bare_model(self) -> Any:
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "peft_config") else model
+        return _without_adapters(self.accelerator.unwrap_model(self.model))
 
     def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
         """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""
         size = self.num_generations if self.model.training else self.num_generations_eval
-        model, scorer, direct = self._bare_model, self._scoring_model, self.args.num_direct_rollouts
+        model, direct = self._bare_model, self.args.num_direct_rollouts
         conversations = to_conversations(prompts[::size], media=MediaOptions.of(model.config))
         batch = dict(render(self.processing_class, conversations).to(self.accelerator.device))
         training = model.training
@@ -234,7 +252,10 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
                 temperature=self.temperature,
             )
             model.train(training)
-            found = (group.direct, group.reasoned) if scorer is model else read_group(scorer, batch, group)
+            found = (group.direct, group.reasoned)
+            if self.args.scorer == "frozen":
+                with self._scoring_model() as scorer:
+                    found = read_group(scorer, batch, group)
         vectors, own = (in_groups(*of, direct) for of in (found, (group.direct, group.reasoned)))
         self._log("similarity_to_scorer", nn.functional.cosine_similarity(vectors, own).mean())
         self._gate_logits = group.gate_logits
@@ -302,7 +323,12 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the gate's log-probabilities for decisions in the same pass as the tokens'."""
-        self._policy = PolicyForward(unwrapped(model), self._bare_model.config, self.temperature)
+        config, temperature = self._bare_model.config, self.temperature
+        if model is self._frozen:
+            with self._frozen.run() as first:
+                policy = PolicyForward(first, config, temperature)
+                return super()._get_per_token_logps_and_entropies(policy, *args, **kwargs)
+        self._policy = PolicyForward(unwrapped(model), config, temperature)
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

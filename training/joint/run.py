@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from datasets import Dataset
 
@@ -26,20 +26,15 @@ class JointRun(PhaseRun):
     Args:
         rationales: `selected.parquet` of `mmemb-r1 select`, in place of the rationales in the pairs table.
         eval_pairs: a table of other pairs, to measure the loss on.
-        quantization: options of [`~mmemb_r1.training.adapters.quantization_config`], below `lora`. Default: none.
     """
 
     rationales: Path | None = None
     eval_pairs: Path | None = None
-    quantization: Mapping[str, Any] | None = None
 
     config_class: ClassVar[type] = JointConfig
-    sections: ClassVar[dict[str, str]] = {**PhaseRun.sections, "quantization": "quantization"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.quantization is not None and self.lora is None:
-            raise ValueError("quantised weights can't be trained; add lora: {} for adapters")
         if (self.lora or {}).get("adapt_vision_tower") and self.settings.get("freeze_vision_tower"):
             raise ValueError("lora.adapt_vision_tower trains what freeze_vision_tower freezes; leave out one")
         if self.rationales is not None and not self.settings.get("use_rationales", True):
@@ -64,7 +59,7 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
     pairs = run.read_pairs()
     rationales = read_pairs(run.rationales) if run.rationales else None
     eval_pairs = read_pairs(run.eval_pairs) if run.eval_pairs else None
-    module = run.load(config.device, run.quantization)
+    module = run.load(config.device)
     trainer = JointTrainer(
         model=module.model.train(),
         args=config,

@@ -52,8 +52,8 @@ ADAPTIVE_HELP = f"""\
 Teach a checkpoint that reasons well when to reason at all, by GRPO on a pairs table (Parquet with the columns pair_id,
 query, target and, optionally, task and negatives) whose pairs the joint phase has not seen.
 
-Every field of AdaptiveGRPOConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold two
-mappings beside the fields, lora and model, as for `mmemb-r1 train joint`.
+Every field of AdaptiveGRPOConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold three
+mappings beside the fields, lora, quantization and model, as for `mmemb-r1 train joint`.
 
 {RUNS}"""
 

@@ -137,8 +137,9 @@ def test_training_moves_everything_and_leaves_the_scorer(trainer_of, vivid, rows
     still = {name for name in used if torch.equal(before[name], after[name])}
     assert {"gate.output.weight", "gate.output.bias"}.isdisjoint(still)
     assert not [name for name in still if "language_model" in name or "visual.patch_embed" in name]
-    frozen = trainer._frozen.state_dict()
-    assert all(torch.equal(before[name], frozen[name]) for name in before)
+    with trainer._frozen.run() as frozen:
+        assert frozen is not trainer.model
+        assert all(torch.equal(before[name], value) for name, value in frozen.state_dict().items())
     assert len(logged(trainer, "loss")) == 2 and all(map(math.isfinite, logged(trainer, "loss")))
     names = ("gate/prob", "gate/thinks", "utility_gap", "rationale/tokens", "rewards/cost_reward/mean", "contrastive")
     for name in names:
@@ -219,13 +220,13 @@ def test_ratios_are_one_until_the_policy_moves(one_group):
 @pytest.mark.parametrize("changes", [{}, {"beta": 0.1}, {"refresh_steps": 2}])
 def test_a_live_scorer_embeds_its_candidates_anew(trainer_of, vivid, rows, changes, monkeypatch):
     trainer = trainer_of(vivid, rows, max_steps=4, scorer="live", **{"refresh_steps": 1, **changes})
-    embed, calls = trainer._scorer.embed, []
+    forget, calls = trainer._scorer.forget, []
 
-    def spy(*args):
+    def spy():
         calls.append(trainer.state.global_step)
-        embed(*args)
+        forget()
 
-    monkeypatch.setattr(trainer._scorer, "embed", spy)
+    monkeypatch.setattr(trainer._scorer, "forget", spy)
     trainer.train()
     assert calls == ([0, 2] if changes == {"refresh_steps": 2} else [0, 1, 2, 3])
 
