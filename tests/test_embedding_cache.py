@@ -138,6 +138,14 @@ def test_only_the_user_may_read_it(cache):
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
+def test_others_may_read_what_is_not_private(tmp_path):
+    with EmbeddingCache(tmp_path / "shared", private=False) as shared:
+        shared.put({b"a": row(1)})
+        (tmp_path / "plain").touch()
+        wanted = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+        assert {stat.S_IMODE(file.stat().st_mode) for file in shared.folder.iterdir()} == {wanted}
+
+
 def test_other_files_are_refused(tmp_path, cache):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / FILE).write_text("something else " * 100)

@@ -69,7 +69,7 @@ class TargetScorer:
             folder: of the vectors.
             fingerprint: of the model that embeds, which has to stay the same.
         """
-        self._cache = EmbeddingCache(folder) if process_index() == 0 else None
+        self._cache = EmbeddingCache(folder, private=False) if process_index() == 0 else None
         self._model = fingerprint.encode()
 
     def forget(self) -> None:

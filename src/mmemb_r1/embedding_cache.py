@@ -30,11 +30,13 @@ class EmbeddingCache:
 
     Several processes and threads may read and write it at once, and any of them may be killed: what one `put` writes
     is there whole or not at all. An entry that is damaged counts as missing. Nothing is ever thrown out; remove the
-    folder to be rid of it. It has to be on a local disk, for SQLite can't lock files of a network. Only the user may
-    read the file. It may be sent to other processes, which open it themselves.
+    folder to be rid of it. It has to be on a local disk, for SQLite can't lock files of a network. It may
+    be sent to other processes, which open it themselves.
 
     Args:
         folder (`str` or `os.PathLike`): made if it is missing.
+        private (`bool`, *optional*, defaults to `True`): whether only the user may read a file that is made; otherwise
+            whoever may read other files that the user makes (umask).
 
     Raises:
         ValueError: if there is something else in its place.
@@ -47,8 +49,9 @@ class EmbeddingCache:
     [None, {'embedding': tensor([1., 1.])}]
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], private: bool = True) -> None:
         self.folder = Path(folder).expanduser().absolute()
+        self.private = private
         self.path = self.folder / FILE
         # SQLite's connections are neither for other threads nor for the children of a process
         self._connections: dict[tuple[int, int], sqlite3.Connection] = {}
@@ -116,8 +119,8 @@ class EmbeddingCache:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[EmbeddingCache], tuple[str]]:
-        return type(self), (str(self.folder),)
+    def __reduce__(self) -> tuple[type[EmbeddingCache], tuple[str, bool]]:
+        return type(self), (str(self.folder), self.private)
 
     def _connection(self) -> sqlite3.Connection:
         """Get this thread's own. That of a parent process is kept and left alone: closing it would be using it."""
@@ -128,7 +131,7 @@ class EmbeddingCache:
 
     def _opened(self) -> sqlite3.Connection:
         try:  # SQLite would make it readable for others; its other files get the permissions of this one
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600 if self.private else 0o666))
         except FileExistsError:
             pass
         # autocommit: transactions are begun where they are needed; other threads only close it
