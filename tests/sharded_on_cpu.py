@@ -1,14 +1,17 @@
 """Let FSDP2 shard a model over CPU processes, which accelerate does over accelerators only.
 
-As a script, what `accelerate launch` starts in tests in the place of `-m mmemb_r1.cli`.
+As a script, what `accelerate launch` starts in tests in the place of `-m mmemb_r1.cli`: it runs the commands in a JSON
+file, each a list of arguments.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -55,4 +58,4 @@ if __name__ == "__main__":
     from mmemb_r1.cli import main
 
     allow()
-    sys.exit(main())
+    sys.exit(any([main(command) for command in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))]))

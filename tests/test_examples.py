@@ -15,6 +15,7 @@ from experiments.pipeline.recipe import Recipe
 from experiments.pipeline.stage import ON_CPU
 from mmemb_r1.atlas import build_atlas
 from mmemb_r1.cli import _parser
+from mmemb_r1.cli._training import flags_of
 from mmemb_r1.training.adaptive.run import AdaptiveRun
 from mmemb_r1.training.joint.run import JointRun
 from mmemb_r1.training.rationales.pool import load_pool
@@ -100,17 +101,21 @@ def test_accelerate_config(root):
     assert hasattr(qwen, config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"])
     _, recipe = joint_recipe(root, "joint-qwen3-vl-4b-8gpu")
     assert config.num_processes == 8 and recipe.freeze_vision_tower
+    copies = load_config_from_file(str(root / "examples" / "accelerate-ddp-8gpu.yaml"))
+    assert copies.distributed_type.value == "MULTI_GPU" and copies.num_processes == 8
 
 
-@pytest.mark.parametrize("name", JOINT)
-def test_commands_of_the_joint_recipes(root, name):
+@pytest.mark.parametrize("name", [*JOINT, "adaptive-qwen3-vl-4b-lora"])
+def test_commands_of_the_recipes(root, name):
     from accelerate.commands.launch import launch_command_parser
 
-    files, phases = [], []
+    phase = name.partition("-")[0]
+    phases = []
     for program, *arguments in commands(root, f"{name}.yaml"):
+        files = []
         if program == "python":
             assert arguments[0] == "-m"
-            files.append(f"{arguments[1].replace('.', '/')}.py")
+            assert (root / f"{arguments[1].replace('.', '/')}.py").is_file()
             continue
         if program == "accelerate":
             launched = launch_command_parser().parse_args(arguments[1:])
@@ -118,12 +123,25 @@ def test_commands_of_the_joint_recipes(root, name):
             files.append(launched.config_file)
             arguments = launched.training_script_args
         parsed = _parser(arguments).parse_args(arguments)
-        phases.append(parsed.command)
-        if parsed.command == "train":
+        phases.append(getattr(parsed, "phase", parsed.command))
+        if phases[-1] == phase:
             assert parsed.config.name == f"{name}.yaml"
             files.append(str(parsed.config))
-    assert phases[-1] == "train" and len(phases) == 2
-    assert all((root / file).is_file() for file in files)
+        assert all((root / file).is_file() for file in files)
+    assert phases[0] == {"joint-atlas": "atlas", "adaptive-qwen3-vl-4b-lora": "gate"}.get(name, "init")
+    assert set(phases[1:]) == {phase}
+
+
+@pytest.mark.parametrize("name", [name for name in JOINT if name.endswith("-lora")])
+def test_several_gpus_have_the_batch_of_one(root, name):
+    run, _ = joint_recipe(root, name)
+    *_, (program, *arguments) = commands(root, f"{name}.yaml")
+    ours = arguments[arguments.index("mmemb_r1.cli") + 1 :]
+    fields = flags_of(_parser(ours).parse_args(ours))
+    assert (
+        program == "accelerate"
+        and 8 * fields["per_device_train_batch_size"] == run.settings["per_device_train_batch_size"]
+    )
 
 
 def test_an_untrained_model_for_atlas(root, tmp_path):
@@ -134,6 +152,13 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
     command = [sys.executable, "-m", "experiments.quickstart.untrained", "--atlas", atlas, "--output", output]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)
+
+
+def test_the_adaptive_recipe_with_adapters(root):
+    recipe = read_recipe(root / "examples" / "adaptive-qwen3-vl-4b-lora.yaml", AdaptiveRun)
+    recipe["settings"] |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    run = AdaptiveRun(model="none", pairs=Path("none"), output=Path("unused"), **recipe)
+    assert run.lora == {"r": 16, "alpha": 32} and run.config().num_generations == 4
 
 
 def test_the_adaptive_recipe(root):
