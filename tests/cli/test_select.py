@@ -121,9 +121,7 @@ def test_names_the_pair_that_is_wrong(select, pairs, tmp_path, capsys):
     assert "row 3 (pair_id 'capital/Kenya')" in capsys.readouterr().err
     pictures = [{**row, "query": {**row["query"], "image": f"{place}.png"}} for place, row in enumerate(rows[:3])]
     assert select(pairs=Dataset.from_list(pictures)) == 2
-    assert re.search(
-        r"the query of pair '\S+' can't be read: there is no image file '\S*\d.png'", capsys.readouterr().err
-    )
+    assert re.search(r"row 0, pair '\S+', query: there is no image file '\S*\d.png'", capsys.readouterr().err)
     assert select(pairs=Dataset.from_list(rows[1:])) == 2
     assert "10 rationales are about 1 pairs that the pairs table lacks: 'capital/Peru'" in capsys.readouterr().err
 

@@ -10,9 +10,7 @@ from transformers import ProcessorMixin
 
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.settling.reading import Reading, context_length
-from mmemb_r1.training.settling.settle import PairsTable, Settlement, settle
-
-OWN_RATIONALES = {"query_rationale": "query", "target_rationale": "target"}
+from mmemb_r1.training.settling.settle import OWN_RATIONALES, PairsTable, Settlement, settle
 
 
 def settle_joint(

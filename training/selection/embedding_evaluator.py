@@ -17,6 +17,7 @@ from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
 from mmemb_r1.training.selection.pairs import other_side
+from mmemb_r1.training.settling.reading import Reading, context_length
 from mmemb_r1.training.vlm import weights_fingerprint
 
 _Key = tuple[bytes, "str | None"]
@@ -59,6 +60,8 @@ class EmbeddingEvaluator:
                 f"{self.model!r} is no mmemb-r1 checkpoint; a vision-language model is evaluator kind 'vlm'"
             )
         self._weights = weights_fingerprint(self._encoder[0].model)
+        self.context_length = context_length(self._encoder[0].model.config)
+        self.reading = Reading.of(self._encoder.processor, self._encoder[0].model.config)
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -32,7 +32,12 @@ class Trial:
 
 
 class PairEvaluator(Protocol):
-    """Says how likely a query and a target match, with and without a rationale."""
+    """
+    Says how likely a query and a target match, with and without a rationale.
+
+    It may have, too, `reading`, a [`~mmemb_r1.training.settling.reading.Reading`] with which inputs are measured
+    before they are scored, and `context_length`, the most tokens that it can read.
+    """
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -15,8 +15,12 @@ from mmemb_r1.training.selection.pairs import index_pairs
 from mmemb_r1.training.selection.report import Report, build_report, report_text
 from mmemb_r1.training.selection.report_figure import draw_report
 from mmemb_r1.training.selection.scores import score_shards, score_trials
+from mmemb_r1.training.selection.settled import settle_selection
 from mmemb_r1.training.selection.table import write_tables
-from mmemb_r1.training.selection.trials import TrialBuilder, index_candidates
+from mmemb_r1.training.selection.trials import TrialBuilder, check_candidates, index_candidates
+from mmemb_r1.training.settling.faults import SettleOptions
+from mmemb_r1.training.settling.settle import Settlement, write_skipped
+from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ def select_rationales(
     shard_size: int = 64,
     part: tuple[int, int] = (1, 1),
     progress: bool | None = None,
+    settling: SettleOptions | None = None,
 ) -> Report | None:
     """
     Score rationales with an evaluator, and keep those that help their pair.
@@ -53,6 +58,8 @@ def select_rationales(
         shard_size: trials per shard; a killed run loses no more than that.
         part: `(i, n)`: score the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
         progress: show a progress bar on standard error. Default: if that is a terminal.
+        settling: what becomes of pairs and rationales that are broken or too long; all are read before the first is
+            scored, and those that are left out are listed in `skipped.jsonl`. Default: they are refused.
 
     Returns:
         The report (see `build_report`); `None`, and nothing is selected, while shards of other parts are missing.
@@ -62,6 +69,8 @@ def select_rationales(
             another evaluator, intervention, seed or number of negatives.
     """
     options, output = options or SelectionOptions(), Path(output)
+    settled = checked_tables(pairs, rationales, evaluator, settling or SettleOptions(), progress)
+    (pairs,), rationales = settled.tables, settled.rationales
     index = index_pairs(pairs)
     trials = TrialBuilder(pairs, index, index_candidates(rationales, index), options)
     if not score_trials(
@@ -69,11 +78,21 @@ def select_rationales(
     ):
         logger.info("other parts are still missing; when they are there, the same call selects")
         return None
+    write_skipped(output, settled.skipped)
     shards = score_shards(output, len(trials), shard_size)
     write_tables(shards, output, options)
     report = build_report(output, shards, pairs, index, options, evaluator.definition)
     write_report(report, output)
     return report
+
+
+def checked_tables(
+    pairs: Dataset, rationales: Dataset, evaluator: PairEvaluator, settling: SettleOptions, progress: bool | None
+) -> Settlement:
+    """Check both tables, and read all of their rows; the arguments are as for `select_rationales`."""
+    check_pairs(pairs, PAIR_COLUMNS)
+    check_candidates(rationales)
+    return settle_selection(pairs, rationales, evaluator, settling, progress)
 
 
 def write_report(report: Report, folder: Path) -> None:

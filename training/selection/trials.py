@@ -71,6 +71,15 @@ class Candidates:
         return RationaleGroup(int(self.pairs[rows[0]]), SIDES[self.sides[rows[0]]], rows.tolist())
 
 
+def check_candidates(rationales: Dataset) -> None:
+    """Check that a rationales table has its columns; else it is a `ValueError`."""
+    if missing := [name for name in REQUIRED_COLUMNS if name not in rationales.column_names]:
+        raise ValueError(
+            f"the rationales table has no column {missing[0]!r}; needed: "
+            f"{', '.join(REQUIRED_COLUMNS)}. It has: {', '.join(rationales.column_names)}"
+        )
+
+
 def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
     """
     Check a rationales table and find its groups.
@@ -79,11 +88,7 @@ def index_candidates(rationales: Dataset, index: PairIndex) -> Candidates:
         ValueError: if a column is missing or holds something else, a side is unknown, a rationale's pair is not in
             the pairs table, or no rationale is usable.
     """
-    if missing := [name for name in REQUIRED_COLUMNS if name not in rationales.column_names]:
-        raise ValueError(
-            f"the rationales table has no column {missing[0]!r}; needed: "
-            f"{', '.join(REQUIRED_COLUMNS)}. It has: {', '.join(rationales.column_names)}"
-        )
+    check_candidates(rationales)
     columns = _checked(rationales.with_format("arrow")[:])
     sides = positions_in(columns["side"], SIDES)
     if (sides < 0).any():

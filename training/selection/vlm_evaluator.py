@@ -17,6 +17,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
+from mmemb_r1.training.settling.reading import Reading, context_length
 from mmemb_r1.training.shared_prefix import read_prefix, suffix_logits
 from mmemb_r1.training.vlm import chat_template, load_vlm, weights_fingerprint
 
@@ -232,6 +233,8 @@ class VLMEvaluator:
         self._renderer = PromptRenderer(processor, self._prompt, self.max_text_tokens)
         self._answers = answer_ids(processor.tokenizer)
         self._weights = weights_fingerprint(self._vlm)
+        self.context_length = context_length(self._vlm.config)
+        self.reading = Reading(processor, max_text_tokens=self.max_text_tokens, chat_template=chat_template(processor))
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -46,14 +46,14 @@ class Reading:
     Say how a model reads inputs and rationales.
 
     Args:
-        processor: of the model.
+        processor: of the model; `None` opens what is to be read, and counts no tokens.
         media: how pictures and videos are opened.
         max_text_tokens: an input's text is cut to so many tokens. Default: never.
         max_rounds: a rationale's segments are read in so many rounds at most; the rest joins the last.
         chat_template: takes the place of the processor's.
     """
 
-    processor: ProcessorMixin
+    processor: ProcessorMixin | None
     media: MediaOptions = DEFAULTS
     max_text_tokens: int | None = None
     max_rounds: int = 1
@@ -69,7 +69,7 @@ class Reading:
         facts = [
             _VERSION,
             transformers.__version__,
-            processor_facts(self.processor),
+            None if self.processor is None else processor_facts(self.processor),
             asdict(self.media),
             self.max_text_tokens,
             self.max_rounds,
@@ -81,6 +81,8 @@ class Reading:
         """Open and decode every picture and video of an input as a table stores it, and count its prompt's tokens."""
         try:
             conversations = to_conversations([stored_input(value)], media=self.media)
+            if self.processor is None:
+                return Measured(0)
             batch = render(self.processor, conversations, self.max_text_tokens, self.chat_template)
         except InputError as error:
             return Measured(0, reason=error.fault)
@@ -88,6 +90,8 @@ class Reading:
 
     def measure_rationale(self, segments: Sequence[str]) -> Measured:
         """Count the tokens of a rationale."""
+        if self.processor is None:
+            return Measured(0)
         lengths = [len(rationale_ids(self.processor, text)) for text in split_rounds(segments, self.max_rounds)]
         return Measured(sum(lengths) + NUM_CONTROL_TOKENS * len(lengths), max(lengths))
 

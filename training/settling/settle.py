@@ -34,6 +34,7 @@ from mmemb_r1.training.tables import positions_in, stored_column
 logger = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped.jsonl"
 FOLDER = Path(HF_HOME) / "mmemb-r1" / "lengths"  # of what was measured
+OWN_RATIONALES = {"query_rationale": "query", "target_rationale": "target"}  # of a pairs table -> what they are about
 ALL_OF_THEM = "`mmemb-r1 pairs check` lists all of them."
 
 
@@ -137,18 +138,18 @@ def settle(
                 pair_faults(one.name, measured, one.sides, options, one.id_of, one.no_videos, after=one.after)
             )
         if rationales is not None:
-            column = "segments" if "segments" in rationales.column_names else "text"
-            measured = measure_table(
+            faults, _ = settle_rationales(
                 rationales,
-                Columns(rationales=(column,)),
+                tables[0],
+                lengths[0],
                 reading,
-                folder,
-                name="the rationales",
+                options,
+                folder=folder,
                 workers=workers,
                 progress=progress,
                 tick=tick,
             )
-            found.append(faults_of_rationales(rationales, measured, column, tables[0], lengths[0], options))
+            found.append(faults)
         check_faults(found, options, ALL_OF_THEM)
         for one in found:
             if one.listed:
@@ -168,16 +169,37 @@ def settle(
     )
 
 
-def faults_of_rationales(
+def settle_rationales(
     rationales: Dataset,
-    lengths: Lengths,
-    column: str,
     pairs: PairsTable,
     of_pairs: Lengths,
+    reading: Reading,
     options: SettleOptions,
+    *,
     name: str = "the rationales",
-) -> Faults:
-    """Find the rows of a table of rationales that are too long, alone or after the inputs that they are about."""
+    folder: Path = FOLDER,
+    workers: int | None = None,
+    progress: bool | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Faults, Lengths]:
+    """
+    Measure a table of rationales, and find those that are too long, alone or after the inputs that they are about.
+
+    Args:
+        rationales: the table; see [`settle`] for this and the rest.
+        pairs, of_pairs: the pairs that they are about, and what was measured of them.
+    """
+    column = "segments" if "segments" in rationales.column_names else "text"
+    lengths = measure_table(
+        rationales,
+        Columns(rationales=(column,)),
+        reading,
+        folder,
+        name=name,
+        workers=workers,
+        progress=progress,
+        tick=tick,
+    )
     before = np.zeros(len(rationales), np.int32)
     if {"pair_id", "side"} <= set(rationales.column_names) and "pair_id" in pairs.table.column_names:
         rows = positions_in(stored_column(rationales, "pair_id"), stored_column(pairs.table, "pair_id"))
@@ -185,13 +207,13 @@ def faults_of_rationales(
         for side in ("query", "target"):
             here = pc.equal(sides.cast(pa.string()), side).fill_null(False).to_numpy() & (rows >= 0)
             before[here] = of_pairs.tokens[side][rows[here]]
-    workers = stored_column(rationales, "worker").to_pylist() if "worker" in rationales.column_names else []
+    wrote = stored_column(rationales, "worker").to_pylist() if "worker" in rationales.column_names else []
     names = rationales.select_columns([one for one in ("pair_id", "side") if one in rationales.column_names])
 
     def of(row: int) -> tuple[str, str]:
         return names[row].get("pair_id", ""), names[row].get("side", "")
 
-    return rationale_faults(name, lengths, column, before, options, of, workers)
+    return rationale_faults(name, lengths, column, before, options, of, wrote), lengths
 
 
 def _kept(table: Dataset, faults: Faults) -> Dataset:

@@ -19,6 +19,7 @@ COMMANDS = {
     "encode": "embed the inputs of a JSON lines file",
     "rationales": "draw rationales from a pool of workers (the prior)",
     "train-evaluator": "train the evaluator, which tells whether a query and a document match",
+    "pairs": "check pairs tables: broken files, lengths, duplicates",
     "select": "keep the rationales that bring a query closer to its document (the posterior)",
     "train": "train a checkpoint",
     "calibrate": "set the gate's threshold for a wanted invocation rate",

@@ -71,6 +71,26 @@ def add_row_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
 
 
+def add_settle_options(parser: argparse._ActionsContainer) -> None:
+    """Add the fields of [`SettleOptions`]: what becomes of rows that are broken or too long."""
+    parser.add_argument(
+        "--on-error", metavar="NAME", help="raise (the default) refuses the tables, skip leaves such rows out"
+    )
+    parser.add_argument("--max-skipped", type=float, metavar="X", help="share of the pairs at most; default: 0.01")
+    add_limit_options(parser)
+
+
+def add_limit_options(parser: argparse._ActionsContainer, longest: int | None = None) -> None:
+    """Add what is too long; `longest` is the default for rationales, `None` for no limit."""
+    parser.add_argument(
+        "--max-input-tokens", type=int, metavar="N", help="of an input; default: what the model can read"
+    )
+    default = "no limit" if longest is None else f"{longest}, as for `mmemb-r1 train joint`"
+    parser.add_argument(
+        "--max-rationale-tokens", type=int, metavar="N", default=longest, help=f"of a rationale; default: {default}"
+    )
+
+
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add `--atlas`, `--mmeb`, `--pairs` or `--reader`, of which one is required, and what chooses their tasks."""
     source = parser.add_mutually_exclusive_group(required=True)

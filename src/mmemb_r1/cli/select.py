@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_row_options, add_shard_options, check_file, show_progress
+from mmemb_r1.cli._options import add_row_options, add_settle_options, add_shard_options, check_file, show_progress
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
@@ -78,6 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--cosine-bias", type=float, metavar="X", help="of an embedding evaluator: where it is undecided; default: 0.5"
     )
+    add_settle_options(parser.add_argument_group("pairs and rationales that are broken or too long"))
     work = parser.add_argument_group("how to work")
     work.add_argument(
         "--batch-size",
@@ -106,8 +107,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
     if args.jobs < 1 or (args.jobs > 1 and args.part != (1, 1)):
         raise ValueError(f"--jobs {args.jobs}; allowed: 1 or more, and together with --part 1 alone")
-    if args.jobs > 1:
-        _score_in_processes(args)
 
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.selection.config import SelectionOptions
@@ -118,19 +117,26 @@ def run(args: argparse.Namespace) -> int:
     rationales = read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text
-    from mmemb_r1.training.selection.select import select_rationales
+    from mmemb_r1.training.selection.select import checked_tables, select_rationales
     from mmemb_r1.training.selection.table import SELECTED
+    from mmemb_r1.training.settling.faults import SettleOptions
 
+    evaluator, progress = _load_evaluator(args), show_progress("mmemb_r1.training")
+    settling = SettleOptions(**_given(args, {field.name: field.name for field in fields(SettleOptions)}))
+    if args.jobs > 1:
+        checked_tables(pairs, rationales, evaluator, settling, progress)  # once, not in each of the processes
+        _score_in_processes(args)
     report = select_rationales(
         pairs,
         rationales,
-        _load_evaluator(args),
+        evaluator,
         args.output,
         options,
         batch_size=args.batch_size or TRIALS,
         shard_size=args.shard_size,
         part=args.part,
-        progress=show_progress("mmemb_r1.training.selection"),
+        progress=progress,
+        settling=settling,
     )
     if report is None:
         print("this part is done; when all parts are, run the same command once more, without --part, to select")

@@ -17,6 +17,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import TrialError
 from mmemb_r1.training.selection.select import select_rationales
+from mmemb_r1.training.settling.faults import SettleOptions
 
 RIGHT = {"right", "flaky"}
 
@@ -55,11 +56,12 @@ def run(pairs, rationales, tmp_path):
         batch_size=3,
         shard_size=5,
         part=(1, 1),
+        settling=None,
         **options,
     ):
         select_rationales(
             pairs, rationales, evaluator, tmp_path / folder, SelectionOptions(**options),
-            batch_size=batch_size, shard_size=shard_size, part=part, progress=False,
+            batch_size=batch_size, shard_size=shard_size, part=part, progress=False, settling=settling,
         )  # fmt: skip
         return tmp_path / folder
 
@@ -428,8 +430,29 @@ class TestErrors:
             for number in range(2)
         ]
         fake = evaluator("guessing")
+        said = Dataset.from_list([make_rationale("0", "w", "A flag.")])
+        with pytest.raises(
+            ValueError, match=r"2 of the 2 pairs .* row 0, pair '0', target: there is no image file '0\.png'"
+        ):
+            run(fake, pairs=Dataset.from_list(rows), rationales=said, num_negatives=1)
+        rows = [{**row, "target": {"text": f"t{row['pair_id']}"}, "negatives": [{"image": "x.png"}]} for row in rows]
+        with pytest.raises(ValueError, match=r"row 0, pair '0', negatives 0: there is no image file 'x\.png'"):
+            run(fake, pairs=Dataset.from_list(rows), rationales=said, num_negatives=1)
+        assert fake.trials == []
+
+    @pytest.mark.parametrize("gone", [0, 1])
+    def test_a_picture_that_goes_away_while_it_is_scored(self, run, evaluator, make_rationale, tmp_path, gone):
+        pictures = [tmp_path / f"{number}.png" for number in range(2)]
+        for number, picture in enumerate(pictures):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(picture)
+        rows = [
+            {"pair_id": str(number), "query": {"text": f"q{number}"}, "target": {"image": str(picture)}}
+            for number, picture in enumerate(pictures)
+        ]
+        fake = evaluator("guessing")
 
         def strict(trials):
+            pictures[gone].unlink()
             for index, trial in enumerate(trials):
                 try:
                     to_conversations(trial.others)
@@ -438,18 +461,21 @@ class TestErrors:
 
         fake.match_logits = strict
         said = Dataset.from_list([make_rationale("0", "w", "A flag.")])
-        with pytest.raises(
-            ValueError, match=r"the target of pair '0' can't be read: .*there is no image file '0\.png'"
-        ):
+        with pytest.raises(ValueError, match=rf"the target of pair '{gone}' can't be read: .*no image.*{gone}\.png"):
             run(fake, pairs=Dataset.from_list(rows), rationales=said, num_negatives=1)
-        rows[0]["target"] = {"text": "t0", "image": None}
-        with pytest.raises(
-            ValueError, match=r"the target of pair '1' can't be read: .*there is no image file '1\.png'"
-        ):
-            run(fake, pairs=Dataset.from_list(rows), rationales=said, num_negatives=1)
-        rows = [{**row, "target": {"text": f"t{row['pair_id']}"}, "negatives": [{"image": "x.png"}]} for row in rows]
-        with pytest.raises(ValueError, match=r"the negative 0 of pair '0' can't be read"):
-            run(fake, pairs=Dataset.from_list(rows), rationales=said, num_negatives=1)
+
+    def test_pairs_and_rationales_that_are_wrong_are_left_out(self, run, evaluator, pairs, rationales, tmp_path):
+        undisturbed = table(run(evaluator("knowing")), "candidates")
+        bad = [{**row, "target": {**row["target"], "image": None}} for row in pairs]
+        bad[2]["target"]["image"] = "nowhere.png"
+        options = SettleOptions(on_error="skip", max_skipped=0.1)
+        left = table(
+            run(evaluator("knowing"), "skipped", pairs=Dataset.from_list(bad), settling=options), "candidates"
+        )
+        about = {row["pair_id"] for row in undisturbed}
+        assert {row["pair_id"] for row in left} == about - {bad[2]["pair_id"]} != about
+        (line,) = (tmp_path / "skipped" / "skipped.jsonl").read_text().splitlines()
+        assert json.loads(line)["pair_id"] == bad[2]["pair_id"]
 
     def test_an_evaluator_that_fails_otherwise(self, run, evaluator):
         fake = evaluator("knowing")

@@ -1,0 +1,75 @@
+"""`mmemb-r1 pairs`: what is in pairs tables, before a model is trained on them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmemb_r1.cli._options import add_limit_options, show_progress
+
+WRONG = 1  # exit status where rows can't be trained on
+CHECK_HELP = """\
+Read every row of pairs tables once, as training does before its first step: open and decode each picture and video,
+and count lengths in the model's own tokens. Told are the number of pairs, lengths, inputs that are broken or too long,
+rationales that are too long by worker, and pairs that are there more than once. The exit status is 1 if rows can't be
+trained on. What was measured is kept, so that a check that was stopped goes on, and training need not read again."""
+HELP = CHECK_HELP
+LONGEST_RATIONALE = 256
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="find rows that can't be trained on", description=CHECK_HELP)
+    check.formatter_class = argparse.RawDescriptionHelpFormatter
+    check.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="pairs tables, Parquet")
+    check.add_argument(
+        "--model", required=True, metavar="DIR", help="the checkpoint to be trained: a folder or a Hub id"
+    )
+    check.add_argument(
+        "--rationales", type=Path, metavar="FILE", help="selected.parquet or the folder of `mmemb-r1 rationales`"
+    )
+    add_limit_options(check, LONGEST_RATIONALE)
+    check.add_argument(
+        "--max-rounds", type=int, default=1, metavar="N", help="rounds that rationales are trained in; default: 1"
+    )
+    check.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core")
+    check.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="gets a JSON line for everything that is wrong; default: not written",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    for name, least in (("workers", 0), ("max_rounds", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value}; allowed: whole numbers from {least} on")
+    progress = show_progress("mmemb_r1.training.settling")
+
+    from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+    from mmemb_r1.training.rationales.table import read_rationales
+    from mmemb_r1.training.settling.faults import SettleOptions
+    from mmemb_r1.training.settling.reading import Reading, context_length
+    from mmemb_r1.training.settling.report import check_tables, report_text
+    from mmemb_r1.training.settling.settle import write_lines
+    from mmemb_r1.training.tables import read_pairs
+
+    tables = {str(path): read_pairs(path) for path in args.tables}
+    rationales = None
+    if args.rationales is not None:
+        rationales = (read_rationales if args.rationales.is_dir() else read_pairs)(args.rationales)
+    module = MMEmbR1Module.load(args.model, local_files_only=Path(args.model).is_dir())
+    config = module.model.config
+    reading = Reading.of(module.processor, config, args.max_rounds)
+    options = SettleOptions(
+        max_input_tokens=args.max_input_tokens or context_length(config),
+        max_rationale_tokens=args.max_rationale_tokens,
+    )
+    report = check_tables(tables, reading, options, rationales, workers=args.workers, progress=progress)
+    print(report_text(report))
+    wrong = [one for faults in report.faults for one in faults.listed]
+    if args.output is not None:
+        write_lines(args.output, wrong)
+        print(f"{len(wrong)} lines are in {args.output}")
+    return WRONG if wrong or report.refused else 0
