@@ -113,6 +113,14 @@ def summed(value: Tensor) -> Tensor:
     return value
 
 
+def greatest(value: Tensor) -> Tensor:
+    """Take the greatest of each number of a tensor over all processes, without gradient."""
+    value = value.detach().clone()
+    if num_processes() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """
     Make every process's gradients the mean of all.

@@ -28,7 +28,7 @@ LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from
 # Beginnings of fields that change no result, up to rounding: how much runs at once, what is written and logged, and
 # what is too long, for which rows that leaves out is recorded itself.
 CHANGES_NOTHING = (
-    *("mini_batch_size", "similarity_chunk_size", "num_length_chunks", "activation_checkpointing"),
+    *("mini_batch_", "similarity_chunk_size", "num_length_chunks", "activation_checkpointing"),
     *("dataloader_", "disable_tqdm", "eval_", "hub_", "log_", "logging_", "push_to_hub", "report_to", "run_name"),
     *("output_dir", "per_device_eval_", "save_"),
     *(

@@ -73,26 +73,41 @@ def plan_batches(sizes: Sequence[InputSize], batch_size: int, max_batch_tokens: 
 
 
 def input_sizes(
-    inputs: Sequence[Any], processor: Any, config: Any, media: MediaOptions | None = None
+    inputs: Sequence[Any],
+    processor: Any,
+    config: Any,
+    media: MediaOptions | None = None,
+    count_text: Callable[[str], float] | None = None,
 ) -> list[InputSize]:
     """
     Estimate how large each input is: text by its characters, as far as it is read, pictures by what the processor
     makes of their size. Nothing is decoded or downloaded: videos and what is on the web get a common size.
+
+    Args:
+        count_text: counts the tokens of a text. Default: a quarter of its characters.
     """
     media, count = media or MediaOptions.of(config), image_token_counter(processor)
-    return [_input_size(value, media, config.max_text_tokens, count) for value in inputs]
+    count_text = count_text or _by_characters
+    return [_input_size(value, media, config.max_text_tokens, count, count_text) for value in inputs]
+
+
+def _by_characters(text: str) -> float:
+    return len(text) / CHARACTERS_PER_TOKEN  # no whole number: neighbours are of like length, too
 
 
 def _input_size(
-    value: Any, media: MediaOptions, max_text_tokens: int | None, count: Callable[[int, int], int]
+    value: Any,
+    media: MediaOptions,
+    max_text_tokens: int | None,
+    count: Callable[[int, int], int],
+    count_text: Callable[[str], float],
 ) -> InputSize:
     try:
         parts = [part for message in parse_input(value, media) for part in message["content"]]
     except (ValueError, OSError):
         return InputSize(False, 1)  # whoever embeds it says what is wrong with it
     texts = [part["text"] for part in parts if part["type"] == "text"]
-    # no whole number: neighbours are of like length, too
-    text = sum(1 + len(text) / CHARACTERS_PER_TOKEN for text in texts)
+    text = sum(1 + count_text(text) for text in texts)
     pictures = [size for part in parts if part["type"] != "text" for size in _picture_sizes(part, media)]
     text = text if max_text_tokens is None else min(text, max_text_tokens)
     return InputSize(bool(pictures), text + sum(count(*size) for size in pictures))

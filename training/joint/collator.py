@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -20,7 +21,9 @@ from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, MediumError
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix, split_rounds
 from mmemb_r1.training.augment import Augment, augmented
+from mmemb_r1.training.joint.chunks import parts_by_number, parts_by_tokens
 from mmemb_r1.training.joint.data import Example
+from mmemb_r1.training.joint.keys import key_number
 from mmemb_r1.training.settling.faults import unreadable
 from mmemb_r1.training.tables import number_distinct
 
@@ -68,7 +71,7 @@ class JointCollator:
     augment: Augment | None = None  # of every picture, with the random stream of its example
     num_chunks: int = 1  # of a side, by length, each padded to its own length
     chunk_size: int | None = None  # inputs per chunk instead
-    fixed_num_chunks: bool = False  # repeat chunks, without weight, where equal inputs leave too few
+    chunk_tokens: int | None = None  # tokens per chunk, padding included; a longer input is a chunk of its own
 
     def __call__(self, examples: Sequence[Example]) -> JointBatch:
         """
@@ -79,7 +82,7 @@ class JointCollator:
 
         def row_of(example: Example, side: str, value: Any, segments: Sequence[str] = (), weight: float = 1.0) -> _Row:
             name = f"the {side} of pair {example['pair_id']!r}"
-            ids = self._rationale_ids(segments)
+            ids = self.rationale_ids(segments)
             return {"value": value, "rationale": ids, "weight": weight, "seed": example["seed"], "name": name}
 
         queries, targets = (
@@ -89,7 +92,7 @@ class JointCollator:
         negatives = [row_of(one, "negative", value) for one in examples for value in one["negatives"]]
         return {"query": self._side(queries), "target": self._side([*targets, *negatives])}
 
-    def _rationale_ids(self, segments: Sequence[str]) -> list[list[int]]:
+    def rationale_ids(self, segments: Sequence[str]) -> list[list[int]]:
         """`<think> r </think> <|embed|>` of each round."""
         if not segments or not self.use_rationales:
             return []
@@ -109,23 +112,43 @@ class JointCollator:
         inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
         for row, place in zip(rows, index, strict=True):
             inputs[place]["weight"] += row["weight"]  # every row counts, however rows are spread over processes
-        sizes = input_sizes([row["value"] for row in inputs], self.processor, self.config)
-        lengths = [size.tokens + sum(map(len, row["rationale"])) for size, row in zip(sizes, inputs, strict=True)]
-        by_length = sorted(range(len(inputs)), key=lengths.__getitem__)
-        number = self.num_chunks if self.chunk_size is None else -(-len(rows) // self.chunk_size)
-        parts = [part.tolist() for part in np.array_split(by_length, number)]
-        chunks = [self._chunk(inputs, part) for part in parts if part]
-        if self.fixed_num_chunks:
-            idle = self._chunk(inputs, by_length[:1])
-            idle["token_weights"].zero_()
-            chunks += [idle] * (len(parts) - len(chunks))
+        parts = self.parts(self.lengths(inputs), len(rows))
         return {
-            "chunks": chunks,
-            "order": torch.tensor(by_length).argsort(),
+            "chunks": [self._chunk(inputs, part) for part in parts],
+            "order": torch.tensor(list(chain.from_iterable(parts))).argsort(),
             "index": torch.tensor(index),
-            "keys": torch.tensor([int.from_bytes(key[:8], "little", signed=True) for key in contents]),
+            "keys": torch.tensor([key_number(key) for key in contents]),
             "names": [row["name"] for row in inputs],
         }
+
+    def lengths(self, inputs: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Count the tokens of each input, its `value` and `rationale`, up to a few of the chat template."""
+        tokenizer = self.processor.tokenizer
+        sizes = input_sizes(
+            [row["value"] for row in inputs],
+            self.processor,
+            self.config,
+            count_text=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        )
+        return [
+            self._template_length + size.tokens + sum(map(len, row["rationale"]))
+            for size, row in zip(sizes, inputs, strict=True)
+        ]
+
+    @cached_property
+    def _template_length(self) -> int:
+        """Count the tokens that the chat template puts around an input."""
+        word = "a"
+        rendered = render(self.processor, to_conversations([word]), None)["input_ids"].shape[1]
+        return rendered - len(self.processor.tokenizer(word, add_special_tokens=False)["input_ids"])
+
+    def parts(self, lengths: Sequence[float], num_rows: int) -> list[list[int]]:
+        """Part the inputs of a side, which has `num_rows` rows, into chunks of similar lengths."""
+        if self.chunk_tokens is not None:
+            return parts_by_tokens(lengths, self.chunk_tokens, self.chunk_size)
+        return parts_by_number(
+            lengths, self.num_chunks if self.chunk_size is None else -(-num_rows // self.chunk_size)
+        )
 
     def _chunk(self, inputs: list[_Row], places: list[int]) -> Chunk:
         rows = [inputs[place] for place in places]

@@ -38,7 +38,13 @@ class JointConfig(TokensLeftOut, _BaseConfig):
         matryoshka_dims: Dimensions at which the contrastive terms are taken as well, with the same weight.
         sub_batch_size: Pairs of one task that stand together in a batch, as each other's negatives.
         task_weights: Task -> how often it is drawn, in a flag as JSON; others are not. `None`: by number of pairs.
+        task_size_exponent: Without task_weights, tasks are drawn by their number of pairs to this power. At 1 an epoch
+            has every pair once; below, pairs of small tasks come more often than others.
+        separate_equal_pairs: Whether pairs with equal queries or equal targets are kept out of one batch, as far as
+            other pairs of their task can take their places. Every input is looked at for it before the first step.
         mini_batch_size: Inputs that are run at once, at the price of a forward pass (gradient caching). `None`: all.
+        mini_batch_tokens: Tokens that are run at once, padding included, likewise; an input with more is run alone.
+            Inputs of like length stand together. With mini_batch_size, whatever is less. `None`: any number.
         num_length_chunks: Without gradient caching: forward passes of each side, which is split by length.
         num_hard_negatives: Hard negatives of each pair, drawn anew from its `negatives`, for the whole batch.
         score_mask_margin: A negative with a direct cosine similarity above the target's by more than this counts as
@@ -71,7 +77,10 @@ class JointConfig(TokensLeftOut, _BaseConfig):
     matryoshka_dims: list[int] | None = None
     sub_batch_size: int = 8
     task_weights: dict | str | None = None
+    task_size_exponent: float = 1.0
+    separate_equal_pairs: bool = False
     mini_batch_size: int | None = None
+    mini_batch_tokens: int | None = None
     num_length_chunks: int = 2
     num_hard_negatives: int = 0
     score_mask_margin: float | None = None
@@ -108,11 +117,12 @@ class JointConfig(TokensLeftOut, _BaseConfig):
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect in this phase; leave it out.")
         sizes = ("max_reasoning_rounds", "num_length_chunks", "similarity_chunk_size", "max_rationale_tokens")
-        for name in (*sizes, "mini_batch_size", "num_hard_negatives"):
+        for name in (*sizes, "mini_batch_size", "mini_batch_tokens", "num_hard_negatives"):
             value, least = getattr(self, name), int(name != "num_hard_negatives")
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}; allowed: whole numbers from {least} on.")
-        for name in ("rationale_weight", "gate_weight", *_PATH_WEIGHTS.values()):
+        self._check_mixing()
+        for name in ("rationale_weight", "gate_weight", "task_size_exponent", *_PATH_WEIGHTS.values()):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; allowed: 0 or more.")
         if not any(self.path_weights.values()):
@@ -125,6 +135,24 @@ class JointConfig(TokensLeftOut, _BaseConfig):
         """What is too long, and what becomes of it."""
         limits = (self.max_input_tokens, self.max_rationale_tokens if self.use_rationales else None)
         return SettleOptions(self.on_error, self.max_skipped, *limits)
+
+    def _check_mixing(self) -> None:
+        """Refuse options of the order of pairs that do not go together."""
+        if self.task_weights is not None and self.task_size_exponent != 1:
+            raise ValueError(
+                f"task_weights and task_size_exponent={self.task_size_exponent} both say how often tasks are drawn; "
+                "leave one out."
+            )
+        if self.separate_equal_pairs and (self.task_weights is not None or self.task_size_exponent != 1):
+            raise ValueError(
+                "separate_equal_pairs exchanges pairs within an epoch that has every pair once; leave it out where "
+                "tasks are drawn by task_weights or task_size_exponent."
+            )
+
+    @property
+    def caches_gradients(self) -> bool:
+        """Whether inputs are run a few at a time, with gradient caching."""
+        return self.mini_batch_size is not None or self.mini_batch_tokens is not None
 
     @property
     def path_weights(self) -> PathWeights:

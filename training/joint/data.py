@@ -1,15 +1,15 @@
-"""Read the joint phase's data: selected rationales, pairs, and batches of one task each."""
+"""Read the joint phase's data: selected rationales and pairs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset as Table
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from mmemb_r1.training.tables import check_pairs, stored_column, stored_input
 
@@ -213,65 +213,3 @@ def check_tables(train: Any, other: Any) -> None:
                 f"{len(shared)} pairs, {min(shared)!r} for one, are in the pairs table and in the evaluation table: "
                 "what was trained on can't be evaluated on. Take them out of one."
             )
-
-
-class TaskBatchSampler(Sampler[list[DrawnRow]]):
-    """
-    Draw a fixed number of batches, each made of sub-batches of one task: without replacement until a task's pairs are
-    used up, then shuffled anew. They do not depend on the number of processes, of which each yields its part.
-
-    Args:
-        tasks: task name of every row.
-        batch_size: rows per batch, of all processes together.
-        sub_batch_size: rows of one task that stand together; divides `batch_size`.
-        num_batches: length of the sampler.
-        task_weights: how often each task is drawn; one that is not named is not. `None`: by its number of rows.
-            Names that are not there, or no weight at all, are a `ValueError`.
-        process: `(i, n)`: yield the i-th (from 0) of n parts of each batch.
-    """
-
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        batch_size: int,
-        sub_batch_size: int,
-        num_batches: int,
-        task_weights: Mapping[str, float] | None = None,
-        seed: int = 0,
-        process: tuple[int, int] = (0, 1),
-    ) -> None:
-        names, codes = np.unique(np.asarray(tasks), return_inverse=True)
-        self.rows = [np.flatnonzero(codes == code) for code in range(len(names))]
-        if task_weights is None:
-            weights = np.array([len(rows) for rows in self.rows], dtype=float)
-        else:
-            unknown = sorted(set(task_weights) - set(names.tolist()))
-            if unknown:
-                raise ValueError(f"task_weights names {unknown}; the data has the tasks {names.tolist()}.")
-            weights = np.array([task_weights.get(name, 0.0) for name in names.tolist()], dtype=float)
-        if not weights.sum() > 0 or (weights < 0).any():
-            raise ValueError(f"task_weights={dict(task_weights or {})} have to be non-negative and not all 0.")
-        self.weights = weights / weights.sum()
-        self.batch_size, self.sub_batch_size = batch_size, sub_batch_size
-        self.num_batches, self.seed, self.epoch = num_batches, seed, 0
-        index, number = process
-        self.own = slice(index * batch_size // number, (index + 1) * batch_size // number)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give the next epoch another order; `accelerate` calls this before each."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[DrawnRow]]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        queues: list[list[int]] = [[] for _ in self.rows]
-        for start in range(0, self.num_batches * self.batch_size, self.batch_size):
-            batch: list[int] = []
-            for task in rng.choice(len(self.rows), size=self.batch_size // self.sub_batch_size, p=self.weights):
-                while len(queues[task]) < self.sub_batch_size:
-                    queues[task].extend(rng.permutation(self.rows[task]).tolist())
-                batch += queues[task][: self.sub_batch_size]
-                del queues[task][: self.sub_batch_size]
-            yield [DrawnRow(row, self.epoch, start + place) for place, row in enumerate(batch)][self.own]

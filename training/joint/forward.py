@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmemb_r1.training.distributed import gather_rows, num_processes, process_index, summed
+from mmemb_r1.training.distributed import gather_rows, greatest, num_processes, process_index, summed
 from mmemb_r1.training.gate import gate_loss
 from mmemb_r1.training.joint.collator import IGNORED, Chunk, JointBatch, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
@@ -123,6 +123,21 @@ def contrastive_loss(
     return loss + (num_processes() - 1) * (loss - loss.detach()), metrics
 
 
+def fill_up(batch: JointBatch, device: torch.device) -> None:
+    """
+    Repeat a side's smallest chunk, without weight, until every process has as many chunks as the one with the most.
+
+    Processes that share the weights of a model wait for each other in each forward pass. Vectors of such a chunk stand
+    behind those of all inputs, where no row looks for them.
+    """
+    wanted = greatest(torch.tensor([len(batch[name]["chunks"]) for name in SIDES], device=device)).tolist()
+    for name, number in zip(SIDES, wanted, strict=True):
+        chunks = batch[name]["chunks"]
+        smallest = min(chunks, key=lambda chunk: chunk["features"]["input_ids"].numel())
+        idle: Chunk = {**smallest, "token_weights": torch.zeros_like(smallest["token_weights"])}
+        chunks.extend([idle] * (number - len(chunks)))
+
+
 def token_totals(batch: JointBatch, device: torch.device) -> dict[str, float]:
     """Sum the weights of the rationale tokens of all processes, for each side; 1 where there is none."""
     sums = [sum(float(chunk["token_weights"].sum()) for chunk in batch[name]["chunks"]) for name in SIDES]
@@ -162,13 +177,15 @@ def _gathered(query: Vectors, target: Vectors, batch: JointBatch, hard_negatives
 
 def _not_finite(vectors: Mapping[str, Vectors], batch: JointBatch, terms: PathTerms) -> FloatingPointError:
     """Find the embedding or, where all of these are finite, the term that is not finite, and the rows it is of."""
+    size = len(batch["query"]["index"])
+    sizes = gather_rows(torch.tensor([size], device=terms.num_negatives.device))  # all processes have the same loss
+    start = int(sizes[: process_index()].sum())
     for name in SIDES:
         bad = ~vectors[name].embeddings.isfinite().all(dim=-1).all(dim=-1)  # (U,)
         if bool(bad.any()):
             names = batch[name]["names"]
             return blame("the embedding", [names[row] for row in bad.nonzero().flatten().tolist()])
-    query, size = batch["query"], len(batch["query"]["index"])
-    start = size * process_index()
+    query = batch["query"]
     for (dim, a, b), term in terms.at.items():
         if not bool(term.loss.isfinite()):
             bad = ~(term.query_to_target + term.target_to_query).isfinite() & term.valid  # (B,)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
 from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
@@ -28,7 +28,6 @@ from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import (
     JointPairs,
     SelectedRationales,
-    TaskBatchSampler,
     check_selected,
     check_tables,
 )
@@ -37,11 +36,14 @@ from mmemb_r1.training.joint.forward import (
     RandomState,
     contrastive_loss,
     encode,
+    fill_up,
     in_order,
     token_loss,
     token_totals,
 )
+from mmemb_r1.training.joint.keys import content_keys
 from mmemb_r1.training.joint.metrics import Means
+from mmemb_r1.training.joint.sampler import TaskBatchSampler
 from mmemb_r1.training.joint.settled import settle_joint
 from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -62,6 +64,8 @@ def joint_facts(
     if "task" in pairs.column_names:
         drawn = args.task_weights or Counter(pairs["task"])
         facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
+        if args.task_size_exponent != 1:
+            facts["tasks"] += f"; drawn by their size to the power of {args.task_size_exponent:g}"
     facts["rationales"] = _describe_rationales(args, pairs, selected)
     in_batch = args.train_batch_size * args.world_size - 1
     facts |= {
@@ -150,6 +154,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         }
         self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
         config = model.config
+        self._media = MediaOptions.of(config)
         if args.use_rationales and args.max_rationale_tokens > config.max_reasoning_tokens:
             logger.warning(
                 "Rationales of up to %d tokens are trained on (max_rationale_tokens), but the model writes at most %d "
@@ -177,6 +182,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             augment=augment,
             num_chunks=args.num_length_chunks,
             chunk_size=args.mini_batch_size,
+            chunk_tokens=args.mini_batch_tokens,
         )
         super().__init__(
             model=model,
@@ -196,7 +202,6 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             )
         if self.is_fsdp_enabled:
             keep_float32(self.accelerator.state.fsdp_plugin)
-        collator.fixed_num_chunks = self.is_fsdp_enabled  # its processes must make as many passes
         self._eval_collator = copy.copy(collator)
         self._eval_collator.augment = None
         if hasattr(self.model, "add_model_tags"):
@@ -209,8 +214,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Load this process's part of batches that are made of sub-batches of one task each."""
-        steps = max(self.args.max_steps, 0) * self.args.gradient_accumulation_steps
-        return self._loader("train", self.train_dataset, self.args.task_weights, steps)
+        return self._loader("train", self.train_dataset, **self._mixing())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load batches of the same make, tasks by their number of pairs; they are the same each time."""
@@ -222,16 +226,24 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             raise ValueError("There is nothing to evaluate on: JointTrainer was made without an eval_dataset.")
         return self._loader("eval", self.eval_dataset)
 
-    def _loader(self, mode: str, table: Dataset, task_weights: Any = None, steps: int = 0) -> DataLoader:
-        whole = self.args.train_batch_size * num_processes()
+    def _mixing(self) -> dict[str, Any]:
+        """Tell how training pairs are put into batches, as arguments of the sampler."""
+        args = self.args
+        return {
+            "num_batches": args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else None,
+            "task_weights": args.task_weights,
+            "size_exponent": args.task_size_exponent,
+            "keys": content_keys(self.train_dataset, self._media) if args.separate_equal_pairs else None,
+        }
+
+    def _loader(self, mode: str, table: Dataset, **mixing: Any) -> DataLoader:
         sampler = TaskBatchSampler(
             table["task"] if "task" in table.column_names else [""] * len(table),
-            whole,
+            self.args.train_batch_size * num_processes(),
             self.args.sub_batch_size,
-            steps or math.ceil(len(table) / whole),
-            task_weights,
             seed=self._seed,
             process=(self.args.process_index, num_processes()),
+            **mixing,
         )
         loader = DataLoader(
             self._pairs[mode],
@@ -279,6 +291,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             self._tokens += sum(
                 int(chunk["features"]["attention_mask"].sum()) for name in SIDES for chunk in inputs[name]["chunks"]
             )
+        if self.is_fsdp_enabled:
+            fill_up(inputs, self.accelerator.device)
         self._shares = {name: torch.zeros((), device=self.accelerator.device) for name in SIDES}
         return token_totals(inputs, self.accelerator.device)
 
@@ -296,7 +310,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         """Run a forward and a backward pass over a batch; gradients are the mean over all processes."""
         reduce_alike(model)
         try:
-            if self.args.mini_batch_size is None:
+            if not self.args.caches_gradients:
                 loss = super().training_step(model, inputs, num_items_in_batch)
             else:
                 loss = self._cached_step(model, inputs)

@@ -184,7 +184,9 @@ class TestWhatRunsOnce:
 
 
 class TestChunks:
-    @pytest.mark.parametrize("options", [{"num_chunks": 2}, {"num_chunks": 3}, {"chunk_size": 5}, {"chunk_size": 1}])
+    @pytest.mark.parametrize(
+        "options", [{"num_chunks": 2}, {"num_chunks": 3}, {"chunk_size": 5}, {"chunk_size": 1}, {"chunk_tokens": 90}]
+    )
     def test_they_change_nothing(self, collator, tiny, visit, mixed, options):
         examples = visit(mixed, num_hard_negatives=1)
         for name in ("query", "target"):
@@ -225,16 +227,32 @@ class TestChunks:
             assert (column(chunk, "attention_mask") == 1).all()
         assert column(small, "input_ids").shape[1] < column(large, "input_ids").shape[1]
 
-    @pytest.mark.parametrize("options", [{"chunk_size": 1}, {"num_chunks": 4}])
-    def test_a_fixed_number_counts_rows_and_idle_ones_weigh_nothing(self, collator, tiny, visit, rows, options):
-        examples = visit(rows, [6, 6, 6, 7])  # one pair three times, and another; thoughts on both sides
+    @pytest.mark.parametrize("budget", [1, 60, 120, 10_000])
+    def test_a_budget_of_tokens_counts_padding(self, collator, visit, mixed, budget):
+        examples = visit(mixed, num_hard_negatives=2)
         for name in ("query", "target"):
-            usual, fixed = (collator(**options, fixed_num_chunks=f)(examples)[name] for f in (False, True))
-            assert (len(usual["chunks"]), len(fixed["chunks"])) == (2, 4)
-            idle = fixed["chunks"][2:]
-            assert all((chunk["token_weights"] == 0).all() and len(chunk["token_weights"]) for chunk in idle)
-            for ours, theirs in zip(encoded(tiny[0], fixed), encoded(tiny[0], usual), strict=True):
-                torch.testing.assert_close(ours, theirs)
+            chunks = collator(chunk_tokens=budget)(examples)[name]["chunks"]
+            sizes = [column(chunk, "input_ids").shape for chunk in chunks]
+            assert all(rows == 1 or rows * length <= budget for rows, length in sizes)
+            assert max(rows for rows, _ in sizes) == {1: 1, 10_000: sum(rows for rows, _ in sizes)}.get(
+                budget, max(rows for rows, _ in sizes)
+            )
+            both = collator(chunk_tokens=budget, chunk_size=2)(examples)[name]["chunks"]
+            assert max(len(column(chunk, "input_ids")) for chunk in both) <= 2
+
+    def test_lengths_are_those_of_the_rendered_inputs(self, collator, visit, mixed):
+        """Else a budget would be one of other tokens than those that are run."""
+        one = collator(chunk_size=1)
+        side = one(visit(mixed))["query"]
+        rendered = [int(column(chunk, "attention_mask").sum()) for chunk in side["chunks"]]
+        rows = [
+            {"value": example["query"], "rationale": one.rationale_ids(example["query_rationale"])}
+            for example in visit(mixed)
+        ]
+        counted = one.lengths(rows)
+        ordered = [rendered[place] for place in side["order"].tolist()]
+        for place, length in zip(side["index"].tolist(), counted, strict=True):
+            assert length == pytest.approx(ordered[place], abs=6)
 
 
 class TestPictures:

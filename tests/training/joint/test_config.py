@@ -67,6 +67,7 @@ def test_the_temperature_has_to_be_positive(config, value):
         ("similarity_chunk_size", 1),
         ("max_rationale_tokens", 1),
         ("mini_batch_size", 1),
+        ("mini_batch_tokens", 1),
         ("num_hard_negatives", 0),
     ],
 )
@@ -85,6 +86,7 @@ def test_numbers_below_the_least_are_refused(config, name, least):
         "reasoned_reasoned_weight",
         "rationale_weight",
         "gate_weight",
+        "task_size_exponent",
     ],
 )
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
@@ -114,3 +116,20 @@ def test_later_rounds_weigh_as_much_as_the_first(config):
         **{(0, 0): 1.0, (1, 0): 2.0, (2, 0): 2.0, (0, 1): 3.0, (0, 2): 3.0},
         **dict.fromkeys([(1, 1), (1, 2), (2, 1), (2, 2)], 4.0),
     }
+
+
+def test_two_ways_to_draw_tasks_are_refused(config):
+    with pytest.raises(ValueError, match="task_weights and task_size_exponent=0.5 both say how often tasks are drawn"):
+        config(task_weights={"a": 1.0}, task_size_exponent=0.5)
+    assert config(task_size_exponent=0.5).task_weights is None
+
+
+@pytest.mark.parametrize("drawn", [{"task_weights": {"a": 1.0}}, {"task_size_exponent": 0.5}])
+def test_pairs_change_places_within_epochs_alone(config, drawn):
+    with pytest.raises(ValueError, match="separate_equal_pairs exchanges pairs within an epoch that has every pair o"):
+        config(separate_equal_pairs=True, **drawn)
+
+
+@pytest.mark.parametrize("name", ["mini_batch_size", "mini_batch_tokens"])
+def test_what_is_run_at_once_turns_gradient_caching_on(config, name):
+    assert config(**{name: 4}).caches_gradients and not config().caches_gradients

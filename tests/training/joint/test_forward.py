@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mmemb_r1.training.joint import forward
 from mmemb_r1.training.joint.collator import IGNORED
 from mmemb_r1.training.joint.forward import RandomState, Vectors, encode, in_order
 
@@ -65,6 +66,17 @@ class TestGradientCaching:
         assert {"gate.output.weight", "gate.output.bias"} <= set(plain[1])
         assert_same(cached, plain, 1e-5)
 
+    @pytest.mark.parametrize("mini_batch_tokens", [1, 90, 400])
+    def test_a_budget_of_tokens_changes_neither(self, make_trainer, vivid, mixed, examples, mini_batch_tokens):
+        """However a batch is parted, it is the whole batch's loss."""
+        vivid.double()
+        passes = []
+        plain = step(make_trainer, copy.deepcopy(vivid), mixed, examples)
+        vivid.register_forward_hook(lambda module, args, output: passes.append(len(output.embeddings)))
+        parted = step(make_trainer, vivid, mixed, examples, mini_batch_tokens=mini_batch_tokens)
+        assert_same(parted, plain, 1e-6)
+        assert len(set(passes)) > 1 or mini_batch_tokens == 1  # chunks have the tokens in common, not the inputs
+
     def test_dropout_is_the_same_in_both_passes(self, make_trainer, vivid, mixed, examples):
         with_dropout(vivid.double())
 
@@ -102,22 +114,26 @@ class TestGradientCaching:
         mean = {name: sum((part[1] | zeros | part[1])[name] for part in parts) / 2 for name in gradients}
         assert_same((sum(losses), gradients), (sum(part[0] for part in parts) / 2, mean), 1e-5)
 
-    @pytest.mark.parametrize("options", [{"mini_batch_size": 2}, {"num_length_chunks": 6}])
-    def test_idle_chunks_change_neither_loss_nor_gradient(self, make_trainer, vivid, rows, visit, options):
+    @pytest.mark.parametrize("options", [{"mini_batch_tokens": 1}, {"num_length_chunks": 6}])
+    def test_idle_chunks_change_neither_loss_nor_gradient(
+        self, make_trainer, vivid, rows, visit, options, monkeypatch
+    ):
+        """Where weights are sharded, every process makes as many passes as the one with the most chunks."""
         vivid.double()
-        examples = visit(rows, [6, 6, 6, 6, 7, 7])  # two of each side are left, of the three or six chunks' places
+        examples = visit(rows, [6, 6, 6, 6, 7, 7])  # two of each side are left
 
-        def run(fixed):
+        def run(others):
             model = copy.deepcopy(vivid)
             trainer = make_trainer(model, rows, temperature=0.1, gate_weight=1.0, **options)
-            trainer.data_collator.fixed_num_chunks = fixed
             batch = trainer.data_collator(examples)
+            trainer.is_fsdp_enabled = True
+            monkeypatch.setattr(forward, "greatest", lambda own: own + others)
             loss = trainer.training_step(model, batch)
             gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
             return len(batch["query"]["chunks"]), loss, gradients
 
-        (few, *plain), (many, *idle) = run(False), run(True)
-        assert few == 2 < many
+        (few, *plain), (many, *idle) = run(0), run(3)
+        assert (few, many) == (2, 5)
         assert_same(idle, plain, 1e-5)
 
     def test_it_is_a_part_of_training(self, make_trainer, vivid, mixed):

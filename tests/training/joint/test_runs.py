@@ -55,10 +55,11 @@ class TestResuming:
         "options",
         [
             {"max_steps": 4, "mini_batch_size": 4},
-            {"max_steps": -1, "num_train_epochs": 2, "mini_batch_size": None},  # killed in the second epoch
+            # killed in the second epoch
+            {"max_steps": -1, "num_train_epochs": 2, "mini_batch_tokens": 150, "separate_equal_pairs": True},
             {"max_steps": 4, "gradient_accumulation_steps": 2, "mini_batch_size": None, "dataloader_num_workers": 1},
         ],
-        ids=["steps, gradient caching", "epochs", "accumulation, a worker"],
+        ids=["steps, gradient caching", "epochs, a budget of tokens", "accumulation, a worker"],
     )
     def test_the_losses_are_those_of_an_undisturbed_run(self, make_trainer, tiny, rows, tmp_path, options):
         epochs = options["max_steps"] < 0

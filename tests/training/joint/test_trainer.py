@@ -251,6 +251,38 @@ class TestWhatIsSeen:
         trainer.train()
         assert len(seen) == 6 and seen[:3] != seen[3:]
 
+    @pytest.mark.parametrize("options", [{}, {"separate_equal_pairs": True}])
+    def test_an_epoch_has_every_pair_once(self, make_trainer, model, rows, options):
+        trainer = make_trainer(
+            model,
+            rows,
+            eval_dataset=rows.remove_columns("pair_id"),
+            **{"max_steps": -1, "per_device_train_batch_size": 8, "sub_batch_size": 4, **options},
+        )
+        loaders = {"train": trainer.get_train_dataloader(), "eval": trainer.get_eval_dataloader()}
+        for loader in loaders.values():
+            drawn = [visit.row for batch in loader.batch_sampler for visit in batch]
+            assert sorted(drawn) == list(range(18)) and len(loader) == 3
+        sizes = [len(batch["query"]["index"]) for batch in loaders["train"]]
+        assert sizes == [8, 5, 5]
+
+    def test_pairs_with_an_equal_side_are_kept_apart(self, make_trainer, model, make_pairs):
+        """Which are equal is seen by their content: pictures that differ in their file alone."""
+        pairs = [{"query": {"text": f"{row}"}, "target": {"text": f"say {row % 3}"}, "task": "a"} for row in range(9)]
+
+        def met(**options):
+            options |= {"max_steps": -1, "per_device_train_batch_size": 3, "sub_batch_size": 3}
+            loader = make_trainer(model, make_pairs(pairs), **options).get_train_dataloader()
+            return sum(3 - len(set(batch["target"]["keys"].tolist())) for batch in loader)
+
+        assert met(separate_equal_pairs=True) == 0 < met()
+
+    def test_small_tasks_come_more_often_with_an_exponent(self, make_trainer, model, rows):
+        table = rows.select([*range(6), *range(12, 18), 6])
+        trainer = make_trainer(model, table, task_size_exponent=0.0, max_steps=300)
+        drawn = [visit.row for batch in trainer.get_train_dataloader().batch_sampler for visit in batch]
+        assert drawn.count(12) / len(drawn) == pytest.approx(1 / 3, abs=0.05)
+
     def test_steps_have_precedence_over_epochs(self, make_trainer, model, rows):
         trainer = make_trainer(model, rows, max_steps=5, num_train_epochs=1)
         trainer.train()
