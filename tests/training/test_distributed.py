@@ -83,6 +83,7 @@ DEFAULT: dict[str, Any] = {
     "max_reasoning_rounds": 1,
     "temperature": 0.02,
     "mini_batch_size": 3,
+    "task_weights": {"seen": 1.0, "told": 1.0, "bare": 1.0},  # the batches of which HALF_ERROR was measured
     "max_grad_norm": 0.0,
     "learning_rate": 0.0,
 }
