@@ -19,7 +19,7 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
-from mmemb_r1.seeding import random_order, seeded_random
+from mmemb_r1.seeding import ring_order, ring_position, seeded_random
 
 NUM_CONTROL_TOKENS = 3  # around the ids of one rationale
 
@@ -177,7 +177,8 @@ def swap_donors(
         strata: `(N,)` numbers, equal for the same task, side and worker; negative: no rationale, which neither gets
             nor is a donor.
         anchors: `(N,)` numbers, equal for equal inputs; or `(N, A)`, in each of which a donor has to differ.
-        names: `(N,)`, what tells a rationale from the others; with the seed it determines the draw.
+        names: `(N,)`, what tells a rationale from the others. With the seed it determines the draw, which is
+            the same if rationales come or leave that it does not meet.
         seed: of the draws.
 
     Returns:
@@ -195,8 +196,10 @@ def swap_donors(
         members = order[first:last]
         if (anchors[members] == anchors[members[0]]).all(axis=0).any():  # nobody else's
             continue
+        positions = np.array([ring_position(seed, names[row]) for row in members.tolist()], dtype=np.uint64)
+        members, ring = members[positions.argsort()], np.sort(positions)
         for row in members.tolist():
-            drawn = random_order(len(members), seeded_random(seed, "swap", names[row]))
+            drawn = ring_order(ring, seeded_random(seed, "swap", names[row]))
             others = (members[place] for place in drawn if (anchors[members[place]] != anchors[row]).all())
             donors[row] = next(others, -1)
     return donors

@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 
-from mmemb_r1.content import content_key
+from mmemb_r1.content import DIGEST_SIZE, content_key
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
-from mmemb_r1.seeding import random_order, seeded_random
+from mmemb_r1.seeding import ring_order, ring_position, seeded_random
 from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, stored_column, stored_digest
+
+_SHORT = 16  # bytes of a digest that are kept
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class PairIndex:
         tasks: task of each row; `""` where the table names none.
         content: side -> `(N,)` numbers, equal (also on the other side, and in `negatives`) for equal inputs.
         negatives: such numbers for each pair's own negatives.
+        digests: `(C,)` 16 bytes for each number, which are the same in every table.
         fingerprint: equal for tables with the same pairs in the same order.
     """
 
@@ -37,6 +40,7 @@ class PairIndex:
     tasks: list[str]
     content: dict[str, npt.NDArray[np.int64]]
     negatives: list[tuple[int, ...]]
+    digests: npt.NDArray[np.void]
     fingerprint: str
 
     def __len__(self) -> int:
@@ -85,8 +89,9 @@ def index_pairs(pairs: Dataset) -> PairIndex:
     digest = blake2b(digest_size=16)
 
     def number(value: Any) -> int:
-        digest.update(stored_digest(value))
-        return numbers.setdefault(content_key(value), len(numbers))
+        stored, key = stored_digest(value), content_key(value)
+        digest.update(stored)
+        return numbers.setdefault(key if len(key) == DIGEST_SIZE else stored, len(numbers))  # stored: it can't be read
 
     ids = stored_column(pairs, "pair_id").to_pylist()
     tasks = [""] * len(ids)
@@ -97,7 +102,8 @@ def index_pairs(pairs: Dataset) -> PairIndex:
     }
     negatives = [tuple(map(number, own)) for own in _own_negatives(pairs)]
     digest.update(repr((ids, tasks, [len(own) for own in negatives])).encode())
-    return PairIndex(ids, tasks, content, negatives, digest.hexdigest())
+    digests = np.frombuffer(b"".join(key[:_SHORT] for key in numbers), dtype=f"V{_SHORT}")
+    return PairIndex(ids, tasks, content, negatives, digests, digest.hexdigest())
 
 
 def _own_negatives(pairs: Dataset) -> Iterator[list[dict[str, Any]]]:
@@ -128,24 +134,33 @@ class Negatives(NamedTuple):
     rows: tuple[int, ...]
 
 
+class _Ring(NamedTuple):
+    """Rows of the pairs table, one of each content, and their positions on a ring, which are sorted."""
+
+    rows: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.uint64]
+
+
 class NegativeSampler:
     """
     Draws the negatives of a pair's side, each of different content.
 
     First come the pair's own negatives (for its query), then the other sides of pairs of its task, then of other
     tasks. What is known to match an identical input, anywhere in the table, is never drawn. A draw is a pure function
-    of the seed, the pair's id, the side and the table.
+    of the seed, the pair's id, the side and the table, whatever the order of its rows; and where pairs leave or come,
+    only those draws change that they are in.
     """
 
     def __init__(self, index: PairIndex, num_negatives: int = 4, seed: int = 0) -> None:
         self.index, self.num_negatives, self.seed = index, num_negatives, seed
         self._matches = {side: KnownMatches(index, side) for side in SIDES}
-        self._all = {side: _first_rows(index.content[side], range(len(index))) for side in SIDES}
+        positions = np.array([ring_position(seed, key.tobytes()) for key in index.digests], dtype=np.uint64)  # (C,)
         rows_of_task: dict[str, list[int]] = {}
         for row, task in enumerate(index.tasks):
             rows_of_task.setdefault(task, []).append(row)
+        self._all = {side: _ring(index.content[side], range(len(index)), positions) for side in SIDES}
         self._of_task = {
-            side: {task: _first_rows(index.content[side], rows) for task, rows in rows_of_task.items()}
+            side: {task: _ring(index.content[side], rows, positions) for task, rows in rows_of_task.items()}
             for side in SIDES
         }
 
@@ -165,7 +180,7 @@ class NegativeSampler:
         """Refuse a table with too few negatives for any of these rows and sides, without drawing for them all."""
         for row, side in sides:
             known = len(self._matches[side].of(self.index.content[side][row]))
-            if len(self._all[other_side(side)]) - known < self.num_negatives:
+            if len(self._all[other_side(side)].rows) - known < self.num_negatives:
                 self.draw(row, side)
 
     def _candidates(self, row: int, side: str) -> Iterator[tuple[int, bool]]:
@@ -173,11 +188,18 @@ class NegativeSampler:
         content = self.index.content[other_side(side)]
         anchor, matches = int(self.index.content[side][row]), self._matches[side]
         seen: set[int] = set()
-        stream = seeded_random(self.seed, "negatives", side, self.index.ids[row])
-        of_task = self._of_task[other_side(side)][self.index.tasks[row]]
-        everywhere = self._all[other_side(side)]
+        rings = {
+            "task": self._of_task[other_side(side)][self.index.tasks[row]],
+            "all": self._all[other_side(side)],
+        }
         own = self.index.negatives[row] if side == "query" else ()
-        rows = (int(pool[position]) for pool in (of_task, everywhere) for position in random_order(len(pool), stream))
+        rows = (
+            int(ring.rows[place])
+            for name, ring in rings.items()
+            for place in ring_order(
+                ring.positions, seeded_random(self.seed, "negatives", name, side, self.index.ids[row])
+            )
+        )
         for number, value, is_own in chain(
             ((number, value, True) for number, value in enumerate(own)),
             ((other, int(content[other]), False) for other in rows),
@@ -196,3 +218,11 @@ def _first_rows(content: npt.NDArray[np.int64], rows: Iterable[int]) -> npt.NDAr
     rows = np.fromiter(rows, dtype=np.int64)
     _, first = np.unique(content[rows], return_index=True)
     return rows[np.sort(first)]
+
+
+def _ring(content: npt.NDArray[np.int64], rows: Iterable[int], positions: npt.NDArray[np.uint64]) -> _Ring:
+    """Put the first of `rows` of each content on a ring, given the positions `(C,)` of contents."""
+    first = _first_rows(content, rows)
+    places = positions[content[first]]
+    order = places.argsort(kind="stable")
+    return _Ring(first[order], places[order])

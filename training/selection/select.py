@@ -42,8 +42,10 @@ def select_rationales(
     Score rationales with an evaluator, and keep those that help their pair.
 
     Scoring is expensive: the scores are kept in shards below `output`, and the same call goes on where a killed one
-    stopped. Selecting is cheap and is done again from the scores each time: `selection`, `wrong_pair_correction`,
-    `space`, `margin` and `temperature` can be changed without asking the evaluator again.
+    stopped. Each score belongs to what it depends on (the inputs, the rationale, the evaluator): where rows of the
+    tables leave, come or change their order, only what is new is asked, and what has a wrong pair that left. Selecting
+    is cheap and is done again from the scores each time: `selection`, `wrong_pair_correction`, `space`, `margin` and
+    `temperature` can be changed without asking the evaluator again.
 
     Args:
         pairs: the pairs table: `pair_id`, `query`, `target` and, optionally, `task` and `negatives`.
@@ -65,8 +67,8 @@ def select_rationales(
         The report (see `build_report`); `None`, and nothing is selected, while shards of other parts are missing.
 
     Raises:
-        ValueError: if a table can't be used, an input can't be read, or `output` holds the scores of other tables,
-            another evaluator, intervention, seed or number of negatives.
+        ValueError: if a table can't be used, an input can't be read, or `output` holds the scores of another
+            evaluator, intervention, seed or number of negatives.
     """
     options, output = options or SelectionOptions(), Path(output)
     settled = checked_tables(pairs, rationales, evaluator, settling or SettleOptions(), progress)
@@ -79,7 +81,7 @@ def select_rationales(
         logger.info("other parts are still missing; when they are there, the same call selects")
         return None
     write_skipped(output, settled.skipped)
-    shards = score_shards(output, len(trials), shard_size)
+    shards = score_shards(output, trials, shard_size)
     write_tables(shards, output, options)
     report = build_report(output, shards, pairs, index, options, evaluator.definition)
     write_report(report, output)

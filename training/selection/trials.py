@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -19,11 +20,12 @@ from mmemb_r1.rationale_tokens import shuffled, swap_donors
 from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import Trial
-from mmemb_r1.training.selection.pairs import NegativeSampler, PairIndex, other_side
+from mmemb_r1.training.selection.pairs import Negatives, NegativeSampler, PairIndex, other_side
 from mmemb_r1.training.tables import StoredInputs, positions_in, stored_column
 
 REQUIRED_COLUMNS = ("pair_id", "side", "worker", "sample", "text")
 FAILED, EMPTY, CUT, ALONE = "failed", "empty", "cut off", "nothing to swap with"
+KEY_SIZE = 16  # bytes
 _BATCH = 4096
 
 
@@ -167,30 +169,56 @@ def _fingerprint(table: Dataset) -> str:
 
 
 @dataclass(frozen=True)
+class PlannedTrial:
+    """
+    Say what a trial is to ask, without its inputs.
+
+    Args:
+        group: the rationales that it is about.
+        negatives: the wrong partners.
+        texts: the rationales; `None` where there is none.
+        replacements: what the intervention puts in their place.
+        unusable: for each, why it is not scored, or `None`.
+        digests: of the anchor, the other side and the negatives, equal for equal inputs in any table.
+    """
+
+    group: RationaleGroup
+    negatives: Negatives
+    texts: list[str | None]
+    replacements: list[str | None]
+    unusable: list[str | None]
+    digests: list[bytes]
+
+    def keys(self, evaluator: str) -> list[bytes | None]:
+        """
+        Digest, for each rationale, all that its score depends on, `None` where it is not scored: 16 bytes.
+
+        Args:
+            evaluator: all that determines its answers, as text.
+        """
+        common = [evaluator, self.group.side, *(digest.hex() for digest in self.digests)]
+        return [
+            None if reason else blake2b(json.dumps([common, *words]).encode(), digest_size=KEY_SIZE).digest()
+            for reason, *words in zip(self.unusable, self.texts, self.replacements, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
 class BuiltTrial:
     """
     A trial, and how to read the evaluator's answer to it.
 
     Args:
         trial: the question. Its first rationale is `None`; no two are the same.
-        group: the rationales that it is about.
         names: of the trial's inputs, the anchor first; for error messages.
-        with_columns: for each rationale of the group, its column of the answer.
+        with_columns: for each rationale of the group, its column of the answer; `None` if it was not asked about.
         without_columns: for each, the column of what the intervention puts in its place.
-        unusable: for each, why it is not scored (its columns mean nothing then), or `None`.
     """
 
     trial: Trial
-    group: RationaleGroup
     names: list[str]
-    with_columns: list[int]
-    without_columns: list[int]
-    unusable: list[str | None]
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether there is a rationale to score."""
-        return not all(self.unusable)
+    with_columns: list[int | None]
+    without_columns: list[int | None]
 
     def complaint(self, reason: str) -> str:
         """Say why the evaluator can't answer: which input can't be read, if it is that."""
@@ -220,29 +248,40 @@ class TrialBuilder:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def build(self, numbers: Iterable[int]) -> list[BuiltTrial]:
-        """Build the trials of these groups."""
-        return [self._built(self.candidates[number]) for number in numbers]
-
-    def _built(self, group: RationaleGroup) -> BuiltTrial:
+    def plan(self, number: int) -> PlannedTrial:
+        """Plan the trial of a group: which rationales and which partners."""
+        group = self.candidates[number]
         unusable = self.candidates.unusable[group.rows].tolist()
         texts = self._read(group.rows)
-        replacements = self._replacements(group, texts)
         if self._donors is not None:
             alone = (self._donors[group.rows] < 0).tolist()
             unusable = [reason or (ALONE if lonely else None) for reason, lonely in zip(unusable, alone, strict=True)]
+        negatives, other = self._negatives.draw(group.pair, group.side), other_side(group.side)
+        index = self.index
+        contents = [
+            index.content[group.side][group.pair],
+            index.content[other][group.pair],
+            *(index.negatives[group.pair][number] for number in negatives.own),
+            *(index.content[other][row] for row in negatives.rows),
+        ]
+        digests = [index.digests[content].tobytes() for content in contents]
+        return PlannedTrial(group, negatives, texts, self._replacements(group, texts), unusable, digests)
+
+    def build(self, plan: PlannedTrial, asked: Sequence[bool]) -> BuiltTrial:
+        """Build a planned trial, about those of its rationales that are to be `asked` about."""
         columns: dict[str | None, int] = {None: 0}
-        for text, replacement, reason in zip(texts, replacements, unusable, strict=True):
-            for rationale in (text, replacement) if reason is None else ():
+        for text, replacement, is_asked in zip(plan.texts, plan.replacements, asked, strict=True):
+            for rationale in (text, replacement) if is_asked else ():
                 columns.setdefault(rationale, len(columns))
-        names, (anchor, *others) = zip(*self._named_inputs(group), strict=True)
+        names, (anchor, *others) = zip(*self._named_inputs(plan), strict=True)
         return BuiltTrial(
-            trial=Trial(group.side, anchor, others, list(columns)),
-            group=group,
+            trial=Trial(plan.group.side, anchor, others, list(columns)),
             names=list(names),
-            with_columns=[columns.get(text, 0) for text in texts],
-            without_columns=[columns.get(replacement, 0) for replacement in replacements],
-            unusable=unusable,
+            with_columns=[columns[text] if wanted else None for text, wanted in zip(plan.texts, asked, strict=True)],
+            without_columns=[
+                columns[replacement] if wanted else None
+                for replacement, wanted in zip(plan.replacements, asked, strict=True)
+            ],
         )
 
     def _replacements(self, group: RationaleGroup, texts: list[str | None]) -> list[str | None]:
@@ -257,14 +296,13 @@ class TrialBuilder:
         """Read texts of the rationales table; a negative row gives any text."""
         return [self._texts[row].as_py() for row in rows]
 
-    def _named_inputs(self, group: RationaleGroup) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _named_inputs(self, plan: PlannedTrial) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the inputs of a trial with names for messages: the anchor, its other side, its negatives."""
-        negatives, other = self._negatives.draw(group.pair, group.side), other_side(group.side)
-        ids = self.index.ids
+        group, other, ids = plan.group, other_side(plan.group.side), self.index.ids
         for side, row in ((group.side, group.pair), (other, group.pair)):
             yield f"the {side} of pair {ids[row]!r}", self._inputs[side][row]
-        for number in negatives.own:
+        for number in plan.negatives.own:
             value = self._own_negatives[group.pair][number].as_py()
             yield f"the negative {number} of pair {ids[group.pair]!r}", given_parts(value)
-        for row in negatives.rows:
+        for row in plan.negatives.rows:
             yield f"the {other} of pair {ids[row]!r}", self._inputs[other][row]

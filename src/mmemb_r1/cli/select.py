@@ -21,8 +21,8 @@ for wrong pairs.
 
 The output is a folder: selected.parquet (what was kept, with its posterior weight), candidates.parquet (everything,
 with its gain and why it was not kept), report.txt, report.json and report.png. The evaluator's answers are kept there
-in shards: a run that was stopped goes on with the same command, and --selection, --wrong-pair-correction, --space,
---margin and --temperature can be changed without asking the evaluator again."""
+in shards: a run that was stopped goes on with the same command, also after rows were added or left out, and
+--selection, --wrong-pair-correction, --space, --margin and --temperature can be changed without asking it again."""
 
 KINDS = ("vlm", "embedding")
 LOG_FILE = "jobs.log"  # what the processes of `--jobs` print
@@ -155,6 +155,7 @@ def _score_in_processes(args: argparse.Namespace) -> None:
     from mmemb_r1.runs import progress_bar
 
     args.output.mkdir(parents=True, exist_ok=True)
+    before = _num_shards(args.output)
     asked = [{**vars(args), "jobs": 1, "part": (number, args.jobs)} for number in range(1, args.jobs + 1)]
     with process_pool(args.jobs, 1, args.output / LOG_FILE) as pool, progress_bar(sys.stderr.isatty()) as bar:
         waiting = {pool.submit(run, argparse.Namespace(**options)) for options in asked}
@@ -163,7 +164,11 @@ def _score_in_processes(args: argparse.Namespace) -> None:
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
             for one in done:
                 one.result()
-            bar.update(shown, completed=len(list((args.output / "shards").glob("*.parquet"))))
+            bar.update(shown, completed=_num_shards(args.output) - before)
+
+
+def _num_shards(output: Path) -> int:
+    return len(list((output / "shards").glob("*/*.parquet")))
 
 
 def _load_evaluator(args: argparse.Namespace) -> PairEvaluator:

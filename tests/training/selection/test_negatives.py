@@ -8,8 +8,9 @@ from mmemb_r1.training.selection.pairs import Negatives, NegativeSampler, index_
 
 @pytest.fixture
 def sampler(make_pair):
-    def make(rows, num_negatives=2, seed=0):
-        table = Dataset.from_list([make_pair(str(number), *row) for number, row in enumerate(rows)])
+    def make(rows, num_negatives=2, seed=0, without=None, order=None):
+        pairs = [make_pair(str(number), *row) for number, row in enumerate(rows) if number != without]
+        table = Dataset.from_list(pairs if order is None else [pairs[number] for number in order])
         return NegativeSampler(index_pairs(table), num_negatives, seed)
 
     return make
@@ -70,6 +71,25 @@ class TestDraw:
         for seed in range(10):
             drawn = sampler(rows, 2, seed).draw(0, "query")
             assert sorted(texts(rows, drawn, "query")) == ["t1", "t2"]
+
+    @pytest.mark.parametrize("side", ["query", "target"])
+    def test_changes_only_where_what_it_has_leaves(self, sampler, side):
+        rows = [(f"q{number}", f"t{number}", "ab"[number % 2]) for number in range(200)]
+        met = 0
+        for left in (0, 77, 199):
+            whole, fewer = sampler(rows, 4), sampler(rows, 4, without=left)
+            drawn = {row: whole.draw(row, side).rows for row in range(200) if row != left}
+            again = {row: fewer.draw(row - (row > left), side).rows for row in drawn}
+            same = [row for row in drawn if left not in drawn[row]]
+            met += 199 - len(same)
+            assert all(again[row] == tuple(other - (other > left) for other in drawn[row]) for row in same)
+        assert 0 < met < 3 * 50
+
+    def test_the_order_of_the_table_changes_nothing(self, sampler):
+        order = list(range(len(ROWS)))[::-1]
+        whole, turned = sampler(ROWS, 4), sampler(ROWS, 4, order=order)
+        for place, row in enumerate(order):
+            assert [order[other] for other in turned.draw(place, "query").rows] == list(whole.draw(row, "query").rows)
 
 
 class TestOwnNegatives:
