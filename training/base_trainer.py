@@ -20,6 +20,7 @@ from trl.trainer.utils import RepeatSampler
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
 from mmemb_r1.training.distributed import average_gradients
+from mmemb_r1.training.pushing import PushesWholeCheckpoints
 from mmemb_r1.training.settling.settle import Settlement
 
 Config = TypeVar("Config")
@@ -86,7 +87,7 @@ class TokensLeftOut:
         return {name: None if name in SECRETS else value for name, value in vars(self).items()}
 
 
-class PhaseTrainer:
+class PhaseTrainer(PushesWholeCheckpoints):
     """Mixed into a trainer of TRL's, before it. Its `facts` are the training record, beside each checkpoint."""
 
     _paper = {
@@ -109,6 +110,9 @@ class PhaseTrainer:
         if self.is_world_process_zero():
             steps = self.state.global_step
             write_facts(Path(self.args.output_dir) / f"checkpoint-{steps}", self.facts, steps)
+
+    def _record(self) -> dict[str, Any]:
+        return with_earlier_phases(self.facts | {"steps": self.state.global_step}, self.model.config.name_or_path)
 
     def average_gradients(self) -> None:
         """Average gradients over the processes before a step of the optimiser, but of a model that FSDP2 shards."""

@@ -303,9 +303,9 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
     """
     Save a trained model in `output/model`, complete and with its card, and adapters in `output/adapter` as well.
 
-    All processes of a run have to call it; the main one saves. Sharded weights are gathered. The model is put together
-    anew from the checkpoint that training began with, in its dtype: adapters are merged into weights as they are
-    stored, also where training saw them quantised.
+    All processes of a run have to call it; the main one saves, and pushes the model if `push_to_hub` is set. Sharded
+    weights are gathered. The model is put together anew from the checkpoint that training began with, in its dtype:
+    adapters are merged into weights as they are stored, also where training saw them quantised.
     """
     from accelerate.utils import is_peft_model
 
@@ -331,3 +331,5 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
     model.save_pretrained(str(folder), create_model_card=False)
     facts = trainer.facts | {"steps": trainer.state.global_step}
     write_model_card(folder, training=with_earlier_phases(facts, run.model))
+    if trainer.args.push_to_hub:
+        trainer.push_folder(folder, "End of training")
