@@ -89,7 +89,7 @@ def lora_config(
         # peft goes by the ends of names: "head" would be "lm_head" too
         modules_to_save=_linear_names(model, [model.gate, model.embedding_head]),
         trainable_token_indices={
-            name: sorted(_control_ids(model)) for name, module in model.named_modules() if id(module) in layers
+            name: sorted(control_ids(model)) for name, module in model.named_modules() if id(module) in layers
         },
         **options,
     )
@@ -130,10 +130,10 @@ def load_adapters(model: MMEmbR1Model, folder: str | os.PathLike[str], trainable
     except (OSError, ValueError) as error:
         raise ValueError(f"There are no adapters in {folder}: its adapter_config.json can't be read.") from error
     for ids in rows.values() if isinstance(rows, Mapping) else []:
-        if set(ids) != _control_ids(model):
+        if set(ids) != control_ids(model):
             raise ValueError(
                 f"The adapters in {folder} are another model's: their control tokens are {sorted(ids)}, this model's "
-                f"{sorted(_control_ids(model))}. Load the checkpoint that they were trained on."
+                f"{sorted(control_ids(model))}. Load the checkpoint that they were trained on."
             )
     try:
         with _ties_kept(model), warnings.catch_warnings():
@@ -218,7 +218,8 @@ def _require_plain(model: MMEmbR1Model) -> None:
         raise ValueError("The model has adapters already; merge them first: merged(model).")
 
 
-def _control_ids(model: MMEmbR1Model) -> set[Any]:
+def control_ids(model: MMEmbR1Model) -> set[Any]:
+    """Return the ids of `<|embed|>`, `<think>` and `</think>`."""
     config = model.config
     return {config.embed_token_id, config.think_token_id, config.end_think_token_id}
 

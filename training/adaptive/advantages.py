@@ -35,7 +35,8 @@ def decision_advantages(rewards: Tensor, reasoned: Tensor, gate_probs: Tensor, f
 
 def strata(values: Tensor, reasoned: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Count and average `values` `(N, G)` of the direct and of the reasoned rollouts, `(N, 2)` each.
+    Count and average `values` `(N, G)` of the direct and of the reasoned rollouts, `(N, 2)` each. A mean of none is
+    NaN.
 
     >>> strata(torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([[False, True, True]]))[1].tolist()
     [[0.0, 0.75]]
@@ -60,6 +61,18 @@ def leave_one_out(rewards: Tensor, chosen: Tensor) -> Tensor:
     others = chosen.sum(dim=1, keepdim=True) - 1  # (N, 1)
     baseline = (kept.sum(dim=1, keepdim=True) - kept) / others.clamp(min=1)
     return torch.where(chosen & (others > 0), rewards - baseline, 0.0)
+
+
+def group_normalised(rewards: Tensor, least_deviation: float = 1e-4) -> Tensor:
+    """
+    Subtract from rewards `(N, G)` the mean of their group, and divide by its deviation plus `least_deviation`.
+
+    Source: GRPO (arXiv 2402.03300).
+
+    >>> [round(value, 2) for value in group_normalised(torch.tensor([[0.0, 1.0, 2.0]]))[0].tolist()]
+    [-1.0, 0.0, 1.0]
+    """
+    return (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, keepdim=True) + least_deviation)
 
 
 def utility_rewards(utility: Tensor, reasoned: Tensor, clip: float, tolerance: float) -> Tensor:

@@ -8,12 +8,14 @@ from typing import ClassVar, cast
 
 from trl import GRPOConfig
 
-from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, find_reward
+from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, find_reward
 from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
 from mmemb_r1.training.settling.faults import DEFAULT_MAX_SKIPPED, SettleOptions
 
 SCORERS = ("frozen", "live")
+DECISIONS = ("stratified", "sampled")
 DECISION_REWARDS = ("reward", "utility")
+SIDES = ("query", "target", "both")
 
 
 @with_help
@@ -28,11 +30,18 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
 
     Args:
         num_generations: Rollouts of a group.
-        num_direct_rollouts: How many of them embed directly. One is enough: it is the same every time.
+        num_direct_rollouts: How many of them embed directly. One is enough: it is the same every time. Sampled
+            decisions have no such number.
+        decisions: Who decides which rollouts reason: `"stratified"` groups hold both kinds, and advantages make up for
+            it; `"sampled"` ones are drawn from the gate, and rewards normalised by group, as plain GRPO does.
+        sides: Which inputs learn to reason: the `"query"` of each pair, its `"target"`, for which the pair's query is
+            looked for, or `"both"`.
         max_reasoning_tokens: Budget of one rationale. `None` takes the model's.
         max_reasoning_rounds: Rationales of a rollout at most; later ones are drawn from the gate. `None`: the model's.
         format_weight: Weight of the reward for being well-formed.
-        target_probability_weight: Weight of the reward for the target's probability.
+        target_reward: What is rewarded of the target: its `"probability"` among negatives, its `"cosine"` similarity,
+            or the `"margin"` of that above the nearest negative.
+        target_probability_weight: Weight of the reward for the target, whichever it is.
         cost_weight: Weight of the cost of rationales: by so much has a whole budget to raise the target's probability.
         rewards: Further rewards (names of `REWARDS` or import paths `module:function`) -> weights, in a flag as JSON.
         target_probability_temperature: Divides cosine similarities where the target's probability is measured.
@@ -60,9 +69,12 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
 
     num_generations: int | None = 4
     num_direct_rollouts: int = 1
+    decisions: str = "stratified"
+    sides: str = "query"
     max_reasoning_tokens: int | None = None
     max_reasoning_rounds: int | None = None
     format_weight: float = 0.1
+    target_reward: str = "probability"
     target_probability_weight: float = 1.0
     cost_weight: float = 0.05
     rewards: dict | str | None = None
@@ -127,8 +139,17 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
     @property
     def all_rewards(self) -> dict[str, float]:
         """Name or import path of every reward -> its weight, first of those that are always used."""
-        always = {name: getattr(self, f"{name}_weight") for name in ALWAYS_USED}
+        always = {
+            "format": self.format_weight,
+            self.target_reward_name: self.target_probability_weight,
+            "cost": self.cost_weight,
+        }
         return always | cast(dict[str, float], self.rewards or {})
+
+    @property
+    def target_reward_name(self) -> str:
+        """Name of the reward for the target in `REWARDS`, and of what it rewards among a rollout's fields."""
+        return f"target_{self.target_reward}"
 
     @property
     def settle_options(self) -> SettleOptions:
@@ -139,8 +160,9 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         if not isinstance(self.rewards, dict | None):
             raise ValueError(f"rewards={self.rewards!r}; allowed: a mapping of names or import paths to weights.")
         for name, weight in (self.rewards or {}).items():
-            if name in ALWAYS_USED:
-                raise ValueError(f"rewards: {name!r} is always used; set its weight with {name}_weight.")
+            if name in ("format", self.target_reward_name, "cost"):
+                own = f"{name}_weight" if name in ("format", "cost") else "target_probability_weight"
+                raise ValueError(f"rewards: {name!r} is used already; set its weight with {own}.")
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise ValueError(f"rewards: the weight of {name!r} is {weight!r}; allowed: a finite number.")
             find_reward(name)
@@ -156,6 +178,9 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         allowed: dict[str, tuple[object, ...]] = {
             "scorer": SCORERS,
             "decision_reward": DECISION_REWARDS,
+            "decisions": DECISIONS,
+            "sides": SIDES,
+            "target_reward": TARGET_REWARDS,
             "loss_type": ("dapo",),
             "scale_rewards": ("none", False),
             "importance_sampling_level": ("token",),
@@ -176,6 +201,11 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}.")
+        if self.decisions == "sampled" and self.decision_reward == "utility":
+            raise ValueError(
+                "decision_reward='utility' compares both kinds of rollouts in a group, and sampled decisions may "
+                "leave one out; use decisions='stratified', or decision_reward='reward'."
+            )
         for name in ("target_probability_temperature", "gate_learning_rate", "refresh_steps", "utility_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be positive.")
@@ -186,3 +216,18 @@ class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
             raise ValueError(f"num_candidates={self.num_candidates}; allowed: 1 or more, or none for all.")
         if not 0 <= self.min_decision_prob < 0.5:
             raise ValueError(f"min_decision_prob={self.min_decision_prob}; allowed: 0 up to, not including, 0.5.")
+
+
+def check_eval_groups(config: AdaptiveGRPOConfig) -> None:
+    """Check that groups of an evaluation hold both kinds of rollouts, and are not spread over processes."""
+    size, batch = config.num_generations_eval or config.num_generations or 0, config.per_device_eval_batch_size
+    if size <= config.num_direct_rollouts:
+        raise ValueError(
+            f"num_generations_eval={size} with num_direct_rollouts={config.num_direct_rollouts}: a group needs a "
+            "rollout that thinks; raise num_generations_eval."
+        )
+    if batch % size:
+        raise ValueError(
+            f"per_device_eval_batch_size={batch} has to be a multiple of the {size} rollouts of a group: a group must "
+            "not be spread over processes."
+        )

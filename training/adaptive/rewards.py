@@ -23,6 +23,26 @@ def target_probability_reward(target_probability: Sequence[float], **kwargs: Any
     return [float(value) for value in target_probability]
 
 
+def target_cosine_reward(target_cosine: Sequence[float], **kwargs: Any) -> list[float]:
+    """
+    Reward the cosine similarity of the last embedding to the pair's target, whatever it competes with.
+
+    >>> target_cosine_reward(target_cosine=[0.5])
+    [0.5]
+    """
+    return [float(value) for value in target_cosine]
+
+
+def target_margin_reward(target_margin: Sequence[float], **kwargs: Any) -> list[float]:
+    """
+    Reward by how much the similarity to the pair's target is above that to the nearest negative. Source: ours.
+
+    >>> target_margin_reward(target_margin=[-0.125])
+    [-0.125]
+    """
+    return [float(value) for value in target_margin]
+
+
 def cost_reward(num_reasoning_tokens: Sequence[int], reasoning_budget: Sequence[int], **kwargs: Any) -> list[float]:
     """
     Charge each rollout the share of its budget that its rationale tokens spent: -1 for a whole one. Source: ours.
@@ -48,14 +68,16 @@ def format_reward(
     return [float(not thinks or (length > 0 and not cut)) for thinks, length, cut in rows]
 
 
-# Name -> function. The first three are always used, with weights of their own: `format_weight`,
-# `target_probability_weight` and `cost_weight`. Others are asked for by name in `AdaptiveGRPOConfig.rewards`.
+# Name -> function. Form, cost and one of those of the target are always used, with weights of their own:
+# `format_weight`, `cost_weight` and `target_probability_weight`. Others are asked for in `AdaptiveGRPOConfig.rewards`.
 REWARDS: dict[str, RewardFunction] = {
     "format": format_reward,
     "target_probability": target_probability_reward,
+    "target_cosine": target_cosine_reward,
+    "target_margin": target_margin_reward,
     "cost": cost_reward,
 }
-ALWAYS_USED = ("format", "target_probability", "cost")
+TARGET_REWARDS = ("probability", "cosine", "margin")
 
 
 def find_reward(name: str) -> RewardFunction:

@@ -15,15 +15,21 @@ from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 
 class RolloutGroup(NamedTuple):
-    """Hold B prompts, each with a direct embedding and n reasoned rollouts, those of a prompt side by side."""
+    """Hold B prompts with G rollouts each, of which M in all reason, those of a prompt side by side."""
 
     direct: Tensor  # (B, D) embeddings
     gate_logits: Tensor  # (B,) at the first `<|embed|>`
-    reasoned: Tensor  # (B * n, D) last embeddings
-    rationales: list[list[int]]  # per rollout `<think> r </think> <|embed|>`, once a round
-    num_tokens: Tensor  # (B * n,) of rationales
-    num_rounds: Tensor  # (B * n,) rationales
-    num_forced: Tensor  # (B * n,) rationales that were truncated
+    thinks: Tensor  # (B, G) bool, which rollouts reason
+    reasoned: Tensor  # (M, D) last embeddings
+    rationales: list[list[int]]  # M, per rollout `<think> r </think> <|embed|>`, once a round
+    num_tokens: Tensor  # (M,) of rationales
+    num_rounds: Tensor  # (M,) rationales
+    num_forced: Tensor  # (M,) rationales that were truncated
+
+    @property
+    def rows(self) -> Tensor:
+        """`(M,)` the prompt of each rollout that reasons."""
+        return self.thinks.nonzero()[:, 0]
 
 
 @torch.no_grad()
@@ -32,17 +38,21 @@ def roll_out(
     batch: Mapping[str, Tensor],
     num_reasoned: int,
     *,
+    num_direct: int = 0,
+    sampled: bool = False,
     max_tokens: int,
     max_rounds: int = 1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> RolloutGroup:
     """
-    Read B prompts once each, pictures included, and draw `num_reasoned` rationales of each that go on from there.
+    Read B prompts once each, pictures included, and draw rationales of each that go on from there.
 
     Args:
         model: the policy.
         batch: what the processor gave, padded on the left, on the model's device.
+        num_reasoned, num_direct: rollouts of a group that reason, and that embed directly and stand before them.
+        sampled: draw from the gate which of all these reason, instead.
         max_tokens: budget of one rationale.
         max_rounds: rationales per rollout at most. Whether another follows the first is drawn from the gate.
         temperature: divides the logits of tokens and of the gate.
@@ -50,21 +60,27 @@ def roll_out(
     """
     context, direct = _read(model, batch)
     gate_logits = model.gate(context.hidden)
-    rows = torch.arange(len(direct), device=direct.device).repeat_interleave(num_reasoned)
+
+    def decide(logits: Tensor) -> Tensor:
+        return torch.rand(logits.shape, generator=generator).to(logits.device) < (logits / temperature).sigmoid()
+
+    size = num_direct + num_reasoned
+    if sampled:
+        thinks = decide(gate_logits[:, None].expand(-1, size))  # (B, G)
+    else:
+        thinks = (torch.arange(size, device=direct.device) >= num_direct).expand(len(direct), -1)
+    rows = thinks.nonzero()[:, 0]
     states = [RationaleState(max_tokens, max_rounds) for _ in range(len(rows))]
-    decoder = Decoder(
-        model,
-        decide=lambda logits: (
-            torch.rand(logits.shape, generator=generator).to(logits.device) < (logits / temperature).sigmoid()
-        ),
-        sampling=Sampling(do_sample=True, temperature=temperature, generator=generator),
-    )
-    decoder.add(context, rows, states)
-    decoder.run()
+    if states:
+        sampling = Sampling(do_sample=True, temperature=temperature, generator=generator)
+        decoder = Decoder(model, decide=decide, sampling=sampling)
+        decoder.add(context, rows, states)
+        decoder.run()
     return RolloutGroup(
         direct,
         gate_logits,
-        torch.stack([state.embeddings[-1] for state in states]),
+        thinks,
+        torch.stack([state.embeddings[-1] for state in states]) if states else direct[:0],
         [state.token_ids for state in states],
         torch.tensor([state.num_tokens for state in states], device=rows.device),
         torch.tensor([len(state.embeddings) for state in states], device=rows.device),
@@ -99,10 +115,9 @@ def embed_after(model: MMEmbR1Model, context: Context, rows: Tensor, rationales:
 
 
 def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: RolloutGroup) -> tuple[Tensor, Tensor]:
-    """Embed the direct `(B, D)` and the reasoned rollouts `(B * n, D)` of a policy's group with another embedder."""
+    """Embed the direct `(B, D)` and the reasoned rollouts `(M, D)` of a policy's group with another embedder."""
     context, direct = _read(model, batch)
-    rows = torch.arange(len(direct), device=direct.device).repeat_interleave(len(group.rationales) // len(direct))
-    return direct, embed_after(model, context, rows, group.rationales)
+    return direct, embed_after(model, context, group.rows, group.rationales) if group.rationales else direct[:0]
 
 
 @torch.no_grad()
@@ -114,35 +129,36 @@ def _read(model: MMEmbR1Model, batch: Mapping[str, Tensor]) -> tuple[Context, Te
     return context, model.embedding_head(context.pooled.mean)
 
 
-def in_groups(direct: Tensor, reasoned: Tensor, num_direct: int) -> Tensor:
+def in_groups(direct: Tensor, reasoned: Tensor, thinks: Tensor) -> Tensor:
     """
-    Order vectors by rollout: for each prompt the direct one `(B, D)`, repeated, then its reasoned ones `(B * n, D)`.
+    Order vectors by rollout, `(B * G, D)`: where `thinks` `(B, G)` the next reasoned one `(M, D)`, else the direct one
+    of the prompt `(B, D)`.
 
-    >>> in_groups(torch.zeros(1, 1), torch.ones(2, 1), num_direct=1).tolist()
+    >>> in_groups(torch.zeros(1, 1), torch.ones(2, 1), torch.tensor([[False, True, True]])).tolist()
     [[0.0], [1.0], [1.0]]
     """
-    first = direct[:, None].expand(-1, num_direct, -1)  # (B, n_d, D)
-    return torch.cat([first, reasoned.unflatten(0, (len(direct), -1))], dim=1).flatten(0, 1)
+    vectors = direct[:, None].repeat(1, thinks.shape[1], 1)  # (B, G, D)
+    vectors[thinks] = reasoned
+    return vectors.flatten(0, 1)
 
 
 def as_columns(
-    group: RolloutGroup, num_direct: int, config: Any, eos_token_id: int, max_tokens: int, max_rounds: int
+    group: RolloutGroup, config: Any, eos_token_id: int, max_tokens: int, max_rounds: int
 ) -> dict[str, list[Any]]:
     """
-    Write a group as columns with a row per rollout: for each prompt the direct ones, then the reasoned ones.
+    Write a group as columns with a row per rollout, those of a prompt side by side.
 
     Returns:
         `completion_ids`, which end in `eos_token_id`, `env_mask` (see [`loss_mask`]), `reasoned`,
         `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated` and `reasoning_budget`.
     """
-    number = len(group.rationales) // len(group.direct)
-    rationales: list[list[int]] = []
-    for start in range(0, len(group.rationales), number):
-        rationales += [[]] * num_direct + group.rationales[start : start + number]
+    left = iter(group.rationales)
+    rationales: list[list[int]] = [next(left) if thinks else [] for thinks in group.thinks.flatten().tolist()]
 
     def of_all(values: Tensor) -> list[Any]:
-        """Extend values of the reasoned rollouts `(B * n,)` to all, with 0 for direct ones."""
-        return torch.nn.functional.pad(values.view(-1, number), (num_direct, 0)).flatten().tolist()
+        """Extend values of the reasoned rollouts `(M,)` to all, with 0 for direct ones."""
+        everywhere = torch.zeros_like(group.thinks, dtype=values.dtype)  # (B, G)
+        return everywhere.masked_scatter(group.thinks, values).flatten().tolist()
 
     return {
         "completion_ids": [[*ids, eos_token_id] for ids in rationales],

@@ -18,18 +18,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveRun(PhaseRun):
-    """Describe an adaptive phase. Targets of `joint_pairs`, what the joint phase was trained on, are negatives too."""
+    """
+    Describe an adaptive phase.
+
+    Args:
+        joint_pairs: what the joint phase was trained on: its targets are negatives too.
+        eval_pairs: a table of other pairs, to evaluate on.
+    """
 
     joint_pairs: Path | None = None
+    eval_pairs: Path | None = None
 
     config_class: ClassVar[type] = AdaptiveGRPOConfig
 
 
-def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info) -> None:
+def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info) -> dict[str, float]:
     """
     Run an adaptive phase, or go on with one that was stopped, and save the checkpoint in `run.output / "model"`.
 
     `notify` is called in the main process with what is good to know.
+
+    Returns:
+        What was measured on `run.eval_pairs`, name -> value; nothing without them.
 
     Raises:
         ValueError: if a table or the checkpoint is not what it has to be, the folder holds another run, or a reward is
@@ -38,6 +48,7 @@ def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info
     config = run.config()
     pairs = run.read_pairs(PAIR_COLUMNS)
     joint_pairs = read_pairs(run.joint_pairs) if run.joint_pairs else None
+    eval_pairs = read_pairs(run.eval_pairs, PAIR_COLUMNS) if run.eval_pairs else None
     module = run.load(config.device)
     model = module.model.train()
     if (adapters := run.peft_config(model)) is not None:
@@ -49,9 +60,13 @@ def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info
         args=config,
         train_dataset=pairs,
         processing_class=module.processor,
+        eval_dataset=eval_pairs,
         joint_pairs=joint_pairs,
     )
-    if train_in_folder(trainer, run, weights=trainer.facts["started from weights"]):
-        save_trained(trainer, run)
-    elif trainer.is_world_process_zero():
-        notify("the phase is finished already; nothing is done again")
+    if not train_in_folder(trainer, run, weights=trainer.facts["started from weights"]):
+        if trainer.is_world_process_zero():
+            notify("the phase is finished already; nothing is done again")
+        return {}
+    measured = trainer.evaluate() if eval_pairs is not None else {}
+    save_trained(trainer, run)
+    return {name: value for name, value in measured.items() if isinstance(value, float)}

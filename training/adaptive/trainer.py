@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,75 +21,46 @@ from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+from mmemb_r1.training.adapters import control_ids
 from mmemb_r1.training.adaptive.advantages import (
     decision_advantages,
+    group_normalised,
     leave_one_out,
     strata,
     token_advantages,
     utility_rewards,
 )
-from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
+from mmemb_r1.training.adaptive.completions import SHOWN, show_in_tensorboard, table_columns
+from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig, check_eval_groups
 from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
 from mmemb_r1.training.adaptive.frozen import FirstModel
+from mmemb_r1.training.adaptive.metrics import retrieval_metrics, rollout_metrics
 from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, prompt_states, warn_of_overlap
-from mmemb_r1.training.adaptive.rewards import ALWAYS_USED, RewardFunction, find_reward
-from mmemb_r1.training.adaptive.rollouts import as_columns, in_groups, read_group, roll_out
-from mmemb_r1.training.adaptive.settled import settle_adaptive
+from mmemb_r1.training.adaptive.rewards import RewardFunction, find_reward
+from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
+from mmemb_r1.training.adaptive.settled import settled_tables
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
 from mmemb_r1.training.distributed import num_processes, process_index, summed, unwrapped
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
-from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
 
 CANDIDATES_FOLDER = "candidates"  # in the folder of the checkpoints: vectors of candidates
-LEAST_SPREAD = 1e-4  # of rewards within a group, to learn from
-
-
-def rollout_metrics(
-    fields: Mapping[str, Tensor], rewards: Tensor, reasoned: Tensor, gap: Tensor, probs: Tensor, threshold: float
-) -> dict[str, Tensor]:
-    """
-    Compute numbers that show how training goes, and whether the gate or the rationales degenerate.
-
-    Args:
-        fields: `(N * G,)` of the rollouts: `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated`.
-        rewards, reasoned: `(N, G)`, the latter bool.
-        gap: `(N,)` mean target probability after reasoning minus before.
-        probs: `(N,)` the gate's probability of reasoning; `threshold` is the gate's.
-
-    Returns:
-        `gate/prob`, `gate/thinks` (share of queries) and `gate/right` (how often that is the sign of the gap);
-        `utility_gap`; `rationale/tokens`, `rationale/rounds`, `rationale/truncated` of reasoned rollouts;
-        `rationale/groups_without_spread`, the share of groups whose rationales all got the same reward.
-    """
-    rows, thinks = reasoned.flatten(), probs >= threshold
-    within = torch.stack(
-        [row[chosen].max() - row[chosen].min() for row, chosen in zip(rewards, reasoned, strict=True)]
-    )
-    return {
-        "gate/prob": probs.mean(),
-        "gate/thinks": thinks.float().mean(),
-        "gate/right": (thinks == (gap > 0)).float().mean(),
-        "utility_gap": gap.mean(),
-        "rationale/tokens": fields["num_reasoning_tokens"][rows].mean(),
-        "rationale/rounds": fields["num_reasoning_rounds"][rows].mean(),
-        "rationale/truncated": fields["truncated"][rows].mean(),
-        "rationale/groups_without_spread": (within < LEAST_SPREAD).float().mean(),
-    }
 
 
 def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset) -> dict[str, Any]:
     """Record what an adaptive phase was run with, name -> value, for the model card."""
+    direct = args.num_direct_rollouts if args.decisions == "stratified" else "as the gate decides"
     return {
         "phase": "adaptive (GRPO)",
         "started from weights": weights_fingerprint(model),
         "pairs": len(pairs),
-        "rollouts per query": f"{args.num_generations}, of them direct {args.num_direct_rollouts}",
+        "rollouts per query": f"{args.num_generations}, of them direct {direct}",
         "reward weights": ", ".join(f"{name} {weight:g}" for name, weight in args.all_rewards.items()),
         "rollouts per step": args.generation_batch_size,
         "learning rate": f"{args.learning_rate:g}, of the gate {args.gate_learning_rate:g}",
         "seed": args.seed,
+        **({} if args.sides == "query" else {"sides that reason": args.sides}),
     }
 
 
@@ -109,6 +80,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         model, processing_class: a model after the joint phase, possibly with adapters, and the processor beside it.
         train_dataset: a pairs table with `pair_id`, `query`, `target`, and optionally `task` and `negatives`. The
             pairs should be new to the joint phase: on those it knows by heart reasoning never pays.
+        eval_dataset: a table of other pairs, to evaluate on: among the targets of its own tasks.
         joint_pairs: what the joint phase was trained on. Its targets are negatives too, task by task, and it warns of
             pairs that are in both tables.
         reward_funcs: further rewards in TRL's form, beside those that `args.rewards` names; `args.reward_weights` are
@@ -128,20 +100,29 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         args: AdaptiveGRPOConfig,
         train_dataset: Dataset,
         processing_class: ProcessorMixin,
+        eval_dataset: Dataset | None = None,
         joint_pairs: Dataset | None = None,
         reward_funcs: Sequence[RewardFunction] = (),
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         config = model.config
-        check_pairs(train_dataset, PAIR_COLUMNS)
-        self.settlement = settle_adaptive(args, config, processing_class, train_dataset, joint_pairs)
-        train_dataset, *others = self.settlement.tables
-        joint_pairs = next(iter(others), None)
-        prompts = policy_prompts(train_dataset, processing_class, config.max_text_tokens)
-        check_rendering(prompts, processing_class, config.embed_token_id)
-        temperature, number = args.target_probability_temperature, args.num_candidates
-        self._scorer = TargetScorer(train_dataset, joint_pairs, temperature, number, args.seed)
+        tables = {"train": train_dataset, "joint": joint_pairs, "eval": eval_dataset}
+        self.settlement, tables = settled_tables(args, config, processing_class, tables)
+        train_dataset, joint_pairs, eval_dataset = tables["train"], tables["joint"], tables["eval"]
+        prompts = {
+            mode: policy_prompts(tables[mode], processing_class, config.max_text_tokens)
+            for mode in ("train", "eval")
+            if tables[mode] is not None
+        }
+        for table in prompts.values():
+            check_rendering(table, processing_class, config.embed_token_id)
+        options = args.target_probability_temperature, args.num_candidates, args.seed
+        self._scorers = {"train": TargetScorer(train_dataset, joint_pairs, *options)}
+        if eval_dataset is not None:
+            check_eval_groups(args)
+            self._scorers |= {"eval": TargetScorer(eval_dataset, None, *options)}
+            self._held_out = TargetScorer(eval_dataset, None, *options)  # as the present model embeds it
         warn_of_overlap(train_dataset, joint_pairs)
         self.facts = adaptive_facts(model, args, train_dataset)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
@@ -154,16 +135,19 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         is_needed = beta or args.scorer == "frozen" or hasattr(model, "peft_config")
         self._frozen = FirstModel(model) if is_needed else None
         if args.scorer == "frozen" and process_index() == 0:
-            module = MMEmbR1Module(_without_adapters(model), processing_class)
-            self._scorer.keep_in(Path(args.output_dir) / CANDIDATES_FOLDER, checkpoint_fingerprint(module))
+            fingerprint = checkpoint_fingerprint(MMEmbR1Module(_without_adapters(model), processing_class))
+            for scorer in self._scorers.values():
+                scorer.keep_in(Path(args.output_dir) / CANDIDATES_FOLDER, fingerprint)
         self._rows = torch.empty(0, dtype=torch.long)
         self._gate_logits = torch.empty(0)
+        self._are_new = False  # rollouts that no table has shown yet
         stops = [StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []
         super().__init__(
             model=model,
             reward_funcs=[*map(find_reward, args.all_rewards), *reward_funcs],
             args=args,
-            train_dataset=prompts,
+            train_dataset=prompts["train"],
+            eval_dataset=prompts.get("eval"),
             processing_class=processing_class,
             callbacks=[*(callbacks or []), *stops],
             optimizers=optimizers,
@@ -172,7 +156,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._refuse_sharding()
         if num_processes() > 1:  # TRL gathers pictures only in processes that have some, and waits for ever
             self.log_multimodal = False
-        self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts)  # on its device by now
+        self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts["train"])  # on its device by now
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._frozen.restore_dtype()
@@ -199,6 +183,26 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """
+        Draw rollouts of the held-out pairs, and return what training logs of its own, each name after `eval_`:
+        rewards, the share of queries that think, and, as the present model embeds queries and targets, `hit@1` and
+        `mrr` of `direct` and `reasoned` vectors and of those that the gate chooses (`auto`).
+        """
+        if self.eval_dataset is not None:
+            self._held_out.forget()
+            if self.args.scorer == "live":
+                self._scorers["eval"].forget()
+        return super().evaluate(*args, **kwargs)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
     # Rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -214,10 +218,12 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     def _embed_candidates(self) -> None:
         """Embed the candidates of the rows at hand that are not embedded yet, or all when a live scorer is due."""
         steps = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
-        if self.args.scorer == "live" and self.state.global_step // steps % self.args.refresh_steps == 0:
-            self._scorer.forget()
+        mode = self._mode
+        is_due = self.args.scorer == "live" and self.state.global_step // steps % self.args.refresh_steps == 0
+        if is_due and mode == "train":
+            self._scorers[mode].forget()
         with self._scoring_model() as scorer, self.accelerator.autocast():
-            self._scorer.embed(scorer, self.processing_class, self._rows)
+            self._scorers[mode].embed(scorer, self.processing_class, self._rows)
 
     @contextmanager
     def _scoring_model(self) -> Iterator[MMEmbR1Model]:
@@ -237,8 +243,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
         """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        model, direct = self._bare_model, self.args.num_direct_rollouts
+        mode, size, model = self._mode, self._group_size, self._bare_model
         conversations = to_conversations(prompts[::size], media=MediaOptions.of(model.config))
         batch = dict(render(self.processing_class, conversations).to(self.accelerator.device))
         training = model.training
@@ -246,7 +251,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             group = roll_out(
                 model.eval(),
                 batch,
-                size - direct,
+                size - self.args.num_direct_rollouts,
+                num_direct=self.args.num_direct_rollouts,
+                sampled=self.args.decisions == "sampled" and mode == "train",  # an evaluation wants both kinds
                 max_tokens=self.max_tokens,
                 max_rounds=self.max_rounds,
                 temperature=self.temperature,
@@ -256,7 +263,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             if self.args.scorer == "frozen":
                 with self._scoring_model() as scorer:
                     found = read_group(scorer, batch, group)
-        vectors, own = (in_groups(*of, direct) for of in (found, (group.direct, group.reasoned)))
+        vectors, own = (in_groups(*of, group.thinks) for of in (found, (group.direct, group.reasoned)))
+        if mode == "eval":
+            self._log_retrieval(group, own)
         self._log("similarity_to_scorer", nn.functional.cosine_similarity(vectors, own).mean())
         self._gate_logits = group.gate_logits
         rows_of_ids = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
@@ -264,15 +273,26 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
             "logprobs": None,
-            "target_probability": self._scorer.log_probability(self._rows, vectors).exp().tolist(),
-            **as_columns(group, direct, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
+            **{name: of.tolist() for name, of in self._scorers[mode].measures(self._rows, vectors).items()},
+            **as_columns(group, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
         }
+
+    def _log_retrieval(self, group: RolloutGroup, vectors: Tensor) -> None:
+        """Log how well the present model finds the targets of the rows at hand, among what it embeds itself."""
+        model = self._bare_model
+        with self.accelerator.autocast():
+            self._held_out.embed(model, self.processing_class, self._rows)
+        ranks = self._held_out.measures(self._rows, vectors)["target_rank"].view(group.thinks.shape)
+        thinks = group.gate_logits.sigmoid() >= model.config.gate_threshold
+        for name, value in retrieval_metrics(ranks, group.thinks, thinks).items():
+            self._log(name, value)
 
     # Advantages
 
-    def _calculate_rewards(self, inputs: Any, *args: Any) -> Tensor:
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
         """Compute rewards as TRL does; one that is not finite is an error."""
-        rewards = super()._calculate_rewards(inputs, *args)  # (B of all processes, number of rewards)
+        # (B of all processes, number of rewards)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         start = self.accelerator.process_index * len(inputs)
         if len(bad := (~rewards.isfinite()).nonzero()):
             row, which = bad[0].tolist()
@@ -285,25 +305,54 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._rewards = (rewards[start : start + len(inputs)] * self.reward_weights.to(rewards)).sum(dim=1)
         self._fields = {
             name: torch.tensor([float(row[name]) for row in inputs], device=rewards.device)
-            for name in ("reasoned", "target_probability", "num_reasoning_tokens", "num_reasoning_rounds", "truncated")
+            for name in (
+                *("reasoned", "target_probability", self.args.target_reward_name),
+                *("num_reasoning_tokens", "num_reasoning_rounds", "truncated"),
+            )
         }
-        self._fields["cost"] = rewards[start : start + len(inputs), ALWAYS_USED.index("cost")]
+        self._fields["cost"] = rewards[start : start + len(inputs), list(self.args.all_rewards).index("cost")]
+        if self.log_completions:
+            self._show(inputs, completion_ids)
         return rewards
+
+    def _show(self, inputs: Sequence[dict[str, Any]], completion_ids: Sequence[Sequence[int]]) -> None:
+        """Add to the tables of completions what was decided, and what it was worth."""
+        size, control = self._group_size, control_ids(self._bare_model)
+        values, reasoned = (self._fields[name].view(-1, size) for name in (self.args.target_reward_name, "reasoned"))
+        written = [[token for token in ids if token not in control] for ids in completion_ids]
+        texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
+        probs = (self._gate_logits / self.temperature).sigmoid()
+        for name, column in table_columns(inputs, texts, values, reasoned.bool(), probs).items():
+            self._log_completion_extra(name, column)
+        self._are_new = True
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log as TRL does, and a table of completions in TensorBoard too."""
+        super().log(*args, **kwargs)
+        if self.log_completions and self._are_new:
+            self._are_new = False
+            columns = {name: list(self._logs["extra"][name]) for name in SHOWN}
+            columns |= {name: list(values) for name, values in self._logs["rewards"].items()}
+            show_in_tensorboard(self, columns, self.num_completions_to_print or len(columns["pair_id"]))
 
     def _token_advantages(self, output: dict[str, Any]) -> Tensor:
         """Compute the advantages `(B, C)` of the rollouts that were just scored; see [`token_advantages`]."""
-        args, size = self.args, self.num_generations if self.model.training else self.num_generations_eval
+        args, size = self.args, self._group_size
         rewards, reasoned = self._rewards.view(-1, size), self._fields["reasoned"].view(-1, size).bool()
         probs = (self._gate_logits / self.temperature).sigmoid()  # (N,)
         probabilities = self._fields["target_probability"].view(-1, size)
         gap = strata(probabilities, reasoned)[1].diff(dim=1).squeeze(1)  # (N,)
         for_decision = rewards
         if args.decision_reward == "utility":
-            costs = strata(self._fields["cost"].view(-1, size), reasoned)[1][:, 1]
-            utility = args.target_probability_weight * gap + args.cost_weight * costs
+            values = self._fields[args.target_reward_name].view(-1, size)
+            gain, costs = (strata(of.view(-1, size), reasoned)[1] for of in (values, self._fields["cost"]))  # (N, 2)
+            utility = args.target_probability_weight * gain.diff(dim=1).squeeze(1) + args.cost_weight * costs[:, 1]
             for_decision = utility_rewards(utility, reasoned, args.utility_clip, args.utility_tolerance)
-        decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
-        later = leave_one_out(rewards, reasoned).flatten()
+        if args.decisions == "sampled":
+            decided = later = group_normalised(rewards).flatten()  # (B,)
+        else:
+            decided = decision_advantages(for_decision, reasoned, probs, args.min_decision_prob).flatten()  # (B,)
+            later = leave_one_out(rewards, reasoned).flatten()
         threshold = self._bare_model.config.gate_threshold
         used = self._gate_logits.sigmoid()  # as `encode` takes it
         for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, used, threshold).items():
@@ -339,7 +388,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         (output,) = self._policy.outputs
         vectors, last = output["embeddings"], output["path_mask"].sum(dim=1) - 1  # (B, K, D), (B,)
         final = vectors[torch.arange(len(last), device=last.device), last]  # (B, D)
-        losses = [-self._scorer.log_probability(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
+        scorer = self._scorers[self._mode]
+        losses = [-scorer.log_probability(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
         term = torch.stack(losses).mean()
         self._log("contrastive", term)
         scale = self.current_gradient_accumulation_steps if self.model.training else 1
@@ -369,5 +419,6 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     # Logs
 
     def _log(self, name: str, value: Tensor) -> None:
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode][name].append(self.accelerator.gather(value.detach().float().reshape(1)).nanmean().item())
+        self._metrics[self._mode][name].append(
+            self.accelerator.gather(value.detach().float().reshape(1)).nanmean().item()
+        )

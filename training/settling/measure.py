@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -118,6 +119,7 @@ class _Pieces(TorchDataset[_Piece]):
         return _Piece(start, _gathered(self.columns, len(stored), parts, known, start), new)
 
     def _parts(self, column: str, values: Any) -> Iterator[_Part]:
+        listed = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
         for row, stored in enumerate(values):
             value = stored.as_py()
             if column in self.columns.rationales:
@@ -126,7 +128,7 @@ class _Pieces(TorchDataset[_Piece]):
                     measure = partial(self.reading.measure_rationale, segments)
                     yield _Part(row, column, column, rationale_key(segments), measure, False)
                 continue
-            for place, one in enumerate(value or []) if isinstance(value, list) else [(None, value or {})]:
+            for place, one in enumerate(value or []) if listed else [(None, value or {})]:
                 name = column if place is None else f"{column} {place}"
                 measure = partial(self.reading.measure_input, one)
                 yield _Part(row, column, name, input_key(one), measure, bool(one.get("video")))

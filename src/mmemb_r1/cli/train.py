@@ -99,7 +99,7 @@ def configure_gate(parser: argparse.ArgumentParser) -> None:
 def configure_adaptive(parser: argparse.ArgumentParser) -> None:
     add_phase_options(parser, "a checkpoint after the joint phase")
     joint = "what the joint phase was trained on: its targets are negatives too; warns of pairs in both tables"
-    add_files(parser, {"--joint-pairs": joint})
+    add_files(parser, {"--joint-pairs": joint, "--eval-pairs": "other pairs, to evaluate on"})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,9 +172,14 @@ def run_adaptive(args: argparse.Namespace) -> int:
     """`mmemb-r1 train adaptive`."""
     from mmemb_r1.training.adaptive.run import AdaptiveRun, train_adaptive
 
-    adaptive = run_of(args, AdaptiveRun, tasks=args.tasks, per_task=args.per_task, joint_pairs=args.joint_pairs)
-    train_adaptive(adaptive, notify=print)
+    tables = {"joint_pairs": args.joint_pairs, "eval_pairs": args.eval_pairs}
+    adaptive = run_of(args, AdaptiveRun, tasks=args.tasks, per_task=args.per_task, **tables)
+    measured = train_adaptive(adaptive, notify=print)
     if is_main_process():
+        for name in (
+            name for name in measured if name.startswith(("eval_reward", "eval_gate", "eval_hit", "eval_mrr"))
+        ):
+            print(f"{name:28}{measured[name]:10.4f}")
         model = adaptive.output / "model"
         print(f"the trained checkpoint is in {model}")
         print(f"to reason on a given share of your inputs: mmemb-r1 calibrate --model {model} ...")

@@ -5,12 +5,17 @@ import pytest
 
 @pytest.fixture
 def trainer_of(processor, tmp_path, on_cpu):
-    """`trainer_of(model, table, joint_pairs=..., reward_funcs=..., **arguments)`: a trainer on the CPU."""
+    """`trainer_of(model, table, eval_dataset=..., joint_pairs=..., reward_funcs=..., **arguments)`: a trainer on the
+    CPU."""
 
     from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
 
     def build(model, table, **changes):
-        given = {name: changes.pop(name) for name in ("joint_pairs", "reward_funcs", "callbacks") if name in changes}
+        given = {
+            name: changes.pop(name)
+            for name in ("eval_dataset", "joint_pairs", "reward_funcs", "callbacks")
+            if name in changes
+        }
         used = changes.pop("processing_class", processor)
         defaults = {
             "output_dir": str(tmp_path / "checkpoints"),

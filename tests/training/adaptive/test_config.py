@@ -76,7 +76,7 @@ def test_weights(config, field):
 def test_rewards_by_name(config):
     assert config(rewards='{"collections:OrderedDict": 2}').rewards == {"collections:OrderedDict": 2}
     for rewards, message in (
-        ({"cost": 1.0}, "rewards: 'cost' is always used; set its weight with cost_weight"),
+        ({"cost": 1.0}, "rewards: 'cost' is used already; set its weight with cost_weight"),
         ({"brevity": 1.0}, "there is no reward 'brevity'; allowed: format"),
         ({"collections:OrderedDict": "much"}, "is 'much'; allowed: a finite number"),
         (["cost"], "allowed: a mapping of names or import paths to weights"),

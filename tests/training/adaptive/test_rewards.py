@@ -27,7 +27,10 @@ def test_by_name_or_by_import_path(own_rewards):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("brevity", "there is no reward 'brevity'; allowed: format, target_probability, cost, or the import path"),
+        (
+            "brevity",
+            "there is no reward 'brevity'; allowed: format, target_probability, target_cosine, target_margin, cost,",
+        ),
         ("my_rewards:none", "'my_rewards:none' can't be imported"),
         ("my_rewards:NUMBER", "the reward 'my_rewards:NUMBER' is a int; it has to be a function"),
     ],

@@ -23,12 +23,13 @@ def prompts(processor):
     return dict(render(processor, to_conversations(inputs)))
 
 
-def rolled(model, batch, rounds=1, temperature=1.0):
+def rolled(model, batch, rounds=1, temperature=1.0, num_direct=0):
     generator = torch.Generator().manual_seed(3)
     return roll_out(
         model,
         batch,
         THOUGHTS,
+        num_direct=num_direct,
         max_tokens=BUDGET,
         max_rounds=rounds,
         temperature=temperature,
@@ -165,9 +166,9 @@ def test_what_was_forced_carries_no_loss(model):
 
 
 def test_columns_stand_in_the_order_of_groups(vivid, processor):
-    group = rolled(vivid, prompts(processor))
+    group = rolled(vivid, prompts(processor), num_direct=1)
     eos = processor.tokenizer.eos_token_id
-    columns = as_columns(group, 1, vivid.config, eos, BUDGET, 1)
+    columns = as_columns(group, vivid.config, eos, BUDGET, 1)
     assert columns["reasoned"] == [False, True, True, True] * 2
     thoughts = [ids[:-1] for ids in columns["completion_ids"] if len(ids) > 1]
     assert thoughts == group.rationales

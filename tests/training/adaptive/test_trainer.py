@@ -220,13 +220,14 @@ def test_ratios_are_one_until_the_policy_moves(one_group):
 @pytest.mark.parametrize("changes", [{}, {"beta": 0.1}, {"refresh_steps": 2}])
 def test_a_live_scorer_embeds_its_candidates_anew(trainer_of, vivid, rows, changes, monkeypatch):
     trainer = trainer_of(vivid, rows, max_steps=4, scorer="live", **{"refresh_steps": 1, **changes})
-    forget, calls = trainer._scorer.forget, []
+    scorer, calls = trainer._scorers["train"], []
+    forget = scorer.forget
 
     def spy():
         calls.append(trainer.state.global_step)
         forget()
 
-    monkeypatch.setattr(trainer._scorer, "forget", spy)
+    monkeypatch.setattr(scorer, "forget", spy)
     trainer.train()
     assert calls == ([0, 2] if changes == {"refresh_steps": 2} else [0, 1, 2, 3])
 
