@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -119,9 +119,15 @@ def parse_address(text: str) -> Address:
         kind = _kind(re.split("[?#]", target, maxsplit=1)[0])
         return Address("web", None if kind == "unsupported" else kind, target)  # the page of a PDF is a text, too
     if scheme.startswith("file://"):
-        with contextlib.suppress(ValueError):
-            target = unquote(urlsplit(target).path)
+        target = _file_path(target)
     return Address("path", _kind(target), target)
+
+
+def _file_path(address: str) -> str:
+    """Read the path of a `file://` address, in which `?` and `#` may be part of a name that nobody escaped."""
+    path = unquote(re.sub("^[^/]*//[^/]*", "", address))
+    before = re.split("[?#]", path, maxsplit=1)[0]
+    return path if _kind(before) is None else before
 
 
 def _kind(path: str) -> str | None:

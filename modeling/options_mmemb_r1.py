@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from math import isfinite
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -126,7 +125,7 @@ def _fits(value: Any, rule: Rule) -> bool:
     if isinstance(value, bool) or not isinstance(value, Integral if rule.kind is int else Real):
         return False
     number: Any = value
-    return isfinite(number) and rule.low <= number <= rule.high
+    return bool(rule.low <= number <= rule.high)  # neither NaN nor infinite
 
 
 def _allowed(rule: Rule) -> str:

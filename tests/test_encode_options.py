@@ -311,7 +311,7 @@ def test_a_list_of_devices_is_a_pool_for_one_call(model, inputs, vectors):
 # what is refused
 
 WRONG = [
-    ("batch_size", (0, -1, 1.5, "8", True, float("nan"))),
+    ("batch_size", (0, -1, 1.5, "8", True, float("nan"), 10**400)),
     ("decode_batch_size", (0, "8", True)),
     ("max_batch_tokens", (0, 2.0, "many")),
     ("truncate_dim", (0, -3, 10**6, 8.0, "8", True)),
@@ -320,7 +320,7 @@ WRONG = [
     ("show_progress_bar", ("no",)),
     ("allow_remote_media", ("false", 1)),
     ("reasoning", ("often", True)),
-    ("gate_threshold", (-0.1, 2, float("nan"), "0.5", True)),
+    ("gate_threshold", (-0.1, 2, float("nan"), "0.5", True, 10**400)),
     ("max_reasoning_tokens", (0, 1.5, True, "4", 10**9)),
     ("max_reasoning_rounds", (0, 1.0, "2", 10**9)),
     ("task", ("documents", "doc", "", 3)),

@@ -9,10 +9,13 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from mmemb_r1.file_formats import read_yaml
 from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.runs import record_run
@@ -65,6 +68,7 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         check_fields(self.settings, self.config_class)
+        check_types(self.fields, self.config_class)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -208,6 +212,7 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
                 f"{path}: {name} holds a {type(section).__name__}; it has to map options to values, {{}} for the "
                 "defaults"
             )
+        _check_names(section, path)
     try:
         check_fields(settings, run_class.config_class)
     except ValueError as error:
@@ -217,19 +222,19 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
 
 def read_settings(path: Path | None) -> dict[str, Any]:
     """Read a YAML file that maps names to values; a `ValueError` if it does not. Default: there are none."""
-    import yaml
-
     if path is None:
         return {}
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}; it has to map fields to values")
+    _check_names(settings, path)
     return settings
+
+
+def _check_names(settings: Mapping[Any, Any], path: Path | None) -> None:
+    """Refuse keys that are no text: YAML takes `3`, `true` and nothing for other values."""
+    if odd := [name for name in settings if not isinstance(name, str)]:
+        raise ValueError(f"{path} has the key {odd[0]!r:.80}; it has to map names to values")
 
 
 def check_fields(names: Collection[str], config_class: type) -> None:
@@ -244,6 +249,45 @@ def check_fields(names: Collection[str], config_class: type) -> None:
         else:
             hint = f"did you mean {near[0]!r}?" if near else "see `mmemb-r1 train PHASE --help` for all of them"
         raise ValueError(f"{config_class.__name__} has no field {name!r}; {hint}")
+
+
+def check_types(settings: Mapping[str, Any], config_class: type) -> None:
+    """
+    Check that each value is of a type that its field takes, as far as the config tells, and that no number is NaN.
+
+    Raises:
+        ValueError: naming the field, the value and what is allowed.
+    """
+    for name, value in settings.items():
+        kind = _types(config_class)[name]
+        if not _is_of(value, kind) or (isinstance(value, float) and math.isnan(value)):
+            allowed = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+            raise ValueError(f"{name} is {value!r:.80}; {config_class.__name__} takes {allowed} there")
+
+
+@cache
+def _types(config_class: type) -> dict[str, Any]:
+    return get_type_hints(config_class)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """
+    Tell whether a value as YAML gives it is of a type; of one that YAML does not know, every value may be.
+
+    >>> _is_of(3, float), _is_of(True, int), _is_of("cosine", str | None), _is_of([], int | float)
+    (True, False, True, False)
+    """
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, part) for part in get_args(kind))
+    if origin is Literal:
+        return value in get_args(kind)
+    kind = origin or kind
+    if kind in (int, float):
+        return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    if kind in (list, tuple):
+        return isinstance(value, list | tuple)
+    return isinstance(value, kind) if kind in (bool, str, dict, NoneType) else True
 
 
 def as_number(name: str, value: Any, default: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmemb_r1.content import given_parts, path_from
+from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
 
 if TYPE_CHECKING:
@@ -43,15 +44,10 @@ def read_pairs(
     Raises:
         ValueError: if the file holds no table, a check fails, or there is no such task.
     """
-    import pyarrow.lib
-    import pyarrow.parquet
     from datasets import Dataset
 
-    try:
-        table = pyarrow.parquet.read_table(path)
-        pairs = Dataset(_with_paths_from(Path(path).parent.absolute() if base is None else Path(base), table))
-    except pyarrow.lib.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file ({error}).") from error
+    table = read_parquet(path, hint="Give a pairs table, see docs/training.md.")
+    pairs = Dataset(_with_paths_from(Path(path).parent.absolute() if base is None else Path(base), table))
     if required:
         check_pairs(pairs, required, str(path))
     return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))

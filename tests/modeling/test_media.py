@@ -47,7 +47,7 @@ def kind_of(value: Any, media: MediaOptions = REMOTE) -> str:
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_a_file_of_a_medium_is_never_text(kind, tmp_path):
     for suffix in SUFFIXES[kind].split():
-        for name in (f"a{suffix}", f"B{suffix.upper()}", f"a b{suffix}"):
+        for name in (f"a{suffix}", f"B{suffix.upper()}", f"a b{suffix}", f"c#1{suffix}", f"q?w=1{suffix}"):
             path = tmp_path / name
             path.touch()
             for written in (str(path), f"{path}\n", f" {path}", f'"{path}"', f"file://{path}"):
@@ -57,9 +57,9 @@ def test_a_file_of_a_medium_is_never_text(kind, tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES["unsupported"].split())
 def test_a_file_of_another_medium_is_refused(suffix, tmp_path):
-    path = tmp_path / f"a{suffix}"
+    path = tmp_path / f"a#1{suffix}"
     path.touch()
-    for written in (str(path), f"{path}\n"):
+    for written in (str(path), f"{path}\n", f"file://{path}"):
         with pytest.raises(ValueError, match=r"is a file of a kind that is not embedded\. .*\{\"text\": \.\.\.\}"):
             parse_input(written)
     assert kind_of({"text": str(path)}) == kind_of(f"a{suffix}") == kind_of("see a" + suffix) == "text"

@@ -44,7 +44,7 @@ class TestReadPairs:
 
     def test_refuses_what_is_no_table(self, tmp_path):
         (tmp_path / "bad.parquet").write_bytes(b"no table")
-        with pytest.raises(ValueError, match=r"bad\.parquet is no Parquet file"):
+        with pytest.raises(ValueError, match=r"bad\.parquet can't be read: it is no Parquet file"):
             read_pairs(tmp_path / "bad.parquet")
 
 

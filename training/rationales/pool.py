@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmemb_r1._lazy import import_object
+from mmemb_r1.file_formats import read_yaml
 from mmemb_r1.training.rationales.table import check_name
 from mmemb_r1.training.rationales.worker import RationaleWorker
 
@@ -30,19 +29,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice: YAML's own loader would silently drop the first."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
-            seen.add(key.value)
-        return node
-
-
 def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | None = None) -> list[RationaleWorker]:
     """
     Make the workers of a pool file. Models and clients are not loaded before they are used.
@@ -61,21 +47,15 @@ def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | N
     Raises:
         ValueError: naming the line, or the worker and the key, to correct.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+    pool = read_yaml(path)
     try:
-        pool = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         entries = _entries(pool)
         if unknown := [name for name in only or () if name not in entries]:
             raise ValueError(f"there is no worker {unknown[0]!r}; there are: {', '.join(entries)}.")
         default = {"samples": pool.get("samples", DEFAULT_SAMPLES)}
         own = {} if samples is None else {"samples": samples}
         return [make_worker({**default, **entries[name], **own}) for name in entries if only is None or name in only]
-    except yaml.MarkedYAMLError as error:  # its own text would repeat lines of the file
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{path}{where} is no YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, ImportError) as error:
+    except (ValueError, ImportError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.runs import replaced_file
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def write_rationale_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None
 
 def read_rationale_shard(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a shard."""
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path, schema=schema()).to_pylist()
+    return read_parquet(path, schema=schema(), hint="Remove it; it is then drawn again.").to_pylist()
 
 
 def read_rationales(path: str | os.PathLike[str]) -> Dataset:
@@ -94,10 +93,7 @@ def read_rationales(path: str | os.PathLike[str]) -> Dataset:
     files = sorted((path / "shards").glob("*.parquet"), key=_worker_and_index) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} holds no shards of rationales. `mmemb-r1 rationales` draws them.")
-    try:
-        tables = [pyarrow.parquet.read_table(file) for file in files]
-    except pyarrow.lib.ArrowInvalid as error:
-        raise ValueError(f"{path} holds a file that is no Parquet file ({error}).") from error
+    tables = [read_parquet(file, hint="`mmemb-r1 rationales` writes it again where it is missing.") for file in files]
     table = pyarrow.concat_tables(tables)
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(

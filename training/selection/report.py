@@ -15,16 +15,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
-import pyarrow.parquet as pq
 from datasets import Dataset
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.pairs import PairIndex
-from mmemb_r1.training.selection.table import CANDIDATES, group_starts
+from mmemb_r1.training.selection.table import CANDIDATES, SCORED_AGAIN, group_starts
 from mmemb_r1.training.selection.trials import FAILED, positions_in
 from mmemb_r1.training.tables import StoredInputs
 
@@ -49,7 +49,7 @@ def build_report(
         `_counts`), `workers` (the same and the quantiles of the gain of each), `inputs` (side -> task -> how many
         inputs have candidates, and how many of them kept none), `gain` (quantiles), `examples` and `warnings`.
     """
-    table = pq.read_table(folder / CANDIDATES, columns=["pair_id", "side", "worker", "gain", "kept", "reason"])
+    table = read_parquet(folder / CANDIDATES, columns=["pair_id", "side", "worker", "gain", "kept", "reason"])
     gain = table["gain"].to_numpy()  # (N,), NaN where not scored
     workers = {}
     for worker in sorted(pc.unique(table["worker"]).to_pylist()):
@@ -190,7 +190,7 @@ def _direct_logits(shards: Sequence[Path]) -> tuple[npt.NDArray[np.float32], npt
     columns = ["pair_id", "side", "logit_direct", "negatives_direct"]
     parts = []
     for shard in shards:
-        table = pq.read_table(shard, columns=columns)
+        table = read_parquet(shard, columns=columns, hint=SCORED_AGAIN)
         table = table.filter(table["logit_direct"].is_valid())  # rows that are not scored lack it
         parts.append(table.take(pa.array(group_starts(table))))
     table = pa.concat_tables(parts)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.runs import replaced_file
 from mmemb_r1.training.selection.report import Report
 from mmemb_r1.training.selection.table import CANDIDATES
@@ -49,7 +49,7 @@ def draw_report(report: Report, folder: Path, path: Path) -> None:
 
 def _gains_by_worker(candidates: Path, workers: Sequence[str]) -> list[dict[str, np.ndarray]]:
     """Read the gains of each worker: of the kept rationales, and of the others."""
-    table = pq.read_table(candidates, columns=["worker", "gain", "kept"])
+    table = read_parquet(candidates, columns=["worker", "gain", "kept"])
     gain, names, kept = (table[name].to_numpy() for name in ("gain", "worker", "kept"))
     left = ~kept & ~np.isnan(gain)
     return [{KEPT: gain[(names == worker) & kept], LEFT: gain[(names == worker) & left]} for worker in workers]

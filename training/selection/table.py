@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.runs import replaced_file
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.gain import confidence, corrected_gain, marginal_gain, posterior, scaled
@@ -21,6 +22,7 @@ from mmemb_r1.training.selection.scores import SCHEMA
 
 NOT_KEPT = "gain"
 SELECTED, CANDIDATES = "selected.parquet", "candidates.parquet"
+SCORED_AGAIN = "Remove it; `mmemb-r1 select` then scores its pairs again."
 _ROW_GROUP = 65_536  # rows; shards are far smaller, and a file of as many row groups is slow to open
 _SELECTION_COLUMNS = ("confidence_with", "confidence_without", "gain", "posterior")
 
@@ -86,7 +88,7 @@ def _gathered(shards: Sequence[Path]) -> Iterator[pa.Table]:
     """Read the shards, several of them as one table."""
     tables: list[pa.Table] = []
     for shard in shards:
-        tables.append(pq.read_table(shard))
+        tables.append(read_parquet(shard, hint=SCORED_AGAIN))
         if sum(map(len, tables)) >= _ROW_GROUP:
             yield pa.concat_tables(tables)
             tables = []

@@ -24,6 +24,7 @@ from mmemb_r1.atlas.tables import (
     second_font_rows,
 )
 from mmemb_r1.atlas.world import make_world
+from mmemb_r1.file_formats import read_parquet
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -105,16 +106,16 @@ def build_atlas(
 
 def load_atlas(directory: str | os.PathLike[str]) -> Atlas:
     """Load an Atlas that `build_atlas` wrote. ValueError when there is none."""
-    import pyarrow.parquet as pq
     from datasets import Dataset, DatasetDict
 
     directory = Path(directory)
     manifest = _read_manifest(directory)
     if manifest is None:
         raise ValueError(f"{str(directory)!r} holds no Atlas. Build one: mmemb-r1 atlas build --output {directory}")
+    again = f"Build it again: remove {directory}, then mmemb-r1 atlas build --output {directory}."
     # Read into memory: `Dataset.from_parquet` would copy all of it to the user's cache first.
-    pairs = {split: Dataset(pq.read_table(directory / "pairs" / f"{split}.parquet")) for split in SPLITS}
-    candidates = Dataset(pq.read_table(directory / "candidates.parquet"))
+    pairs = {split: Dataset(read_parquet(directory / "pairs" / f"{split}.parquet", hint=again)) for split in SPLITS}
+    candidates = Dataset(read_parquet(directory / "candidates.parquet", hint=again))
     return Atlas(DatasetDict(pairs), candidates, directory, manifest)
 
 

@@ -139,12 +139,13 @@ def run_gate(args: argparse.Namespace) -> int:
     from mmemb_r1.runs import record_run, write_json
     from mmemb_r1.training.base_trainer import with_earlier_phases
     from mmemb_r1.training.gate_phase import GATE_FILE, GateConfig, gate_facts, gate_report, train_gate
-    from mmemb_r1.training.run import check_fields, read_settings
+    from mmemb_r1.training.run import check_fields, check_types, read_settings
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import weights_fingerprint
 
     settings = read_settings(args.config)
     check_fields(settings, GateConfig)
+    check_types(settings, GateConfig)
     config = GateConfig(**settings | flags_of(args))
     pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task)
     candidates = read_pairs(args.candidates) if args.candidates else None

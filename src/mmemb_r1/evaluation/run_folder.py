@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.runs import record_run, replaced_file
 
 if TYPE_CHECKING:
@@ -42,13 +43,7 @@ def read_table(path: str | os.PathLike[str], names: Iterable[str], hint: str) ->
     Raises:
         ValueError: if the file is missing or damaged, or lacks a column.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} can't be read: {error}; {hint}") from error
+    table = read_parquet(path, hint=f"{hint[0].upper()}{hint[1:]}.")
     if missing := [name for name in names if name not in table.column_names]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.column_names)}; {hint}")
     return table

@@ -85,7 +85,7 @@ def test_only_the_workers_asked_for_are_imported(load):
     ("text", "message"),
     [
         ("workers:\n  - name: a\n   kind: b\n", r"pool\.yaml, line 3, column 4 is no YAML: expected <block end>"),
-        ("workers: [a\x00b]", r"pool\.yaml: .*not allowed"),
+        ("workers: [a\x00b]", r"pool\.yaml is no YAML: .*not allowed"),
         ("- name: a", "it holds a list; allowed: the keys samples, workers"),
         ("", "it holds nothing; allowed: the keys"),
         (

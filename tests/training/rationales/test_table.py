@@ -69,5 +69,5 @@ def test_refuses_what_holds_no_rationales(tmp_path):
     ):
         read_rationales(tmp_path / "pairs.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"no table")
-    with pytest.raises(ValueError, match="holds a file that is no Parquet file"):
+    with pytest.raises(ValueError, match="bad.parquet can't be read: it is no Parquet file"):
         read_rationales(tmp_path / "bad.parquet")
