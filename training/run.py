@@ -20,7 +20,7 @@ from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.runs import record_run
 from mmemb_r1.training.base_trainer import SECRETS, STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
-from mmemb_r1.training.settling.settle import write_skipped
+from mmemb_r1.training.settling.settle import Settlement, write_skipped
 from mmemb_r1.training.tables import read_pairs
 
 if TYPE_CHECKING:
@@ -305,12 +305,13 @@ def as_number(name: str, value: Any, default: Any) -> Any:
         raise ValueError(f"{name}: {value!r} is no number") from error
 
 
-def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
+def train_in_folder(trainer: Any, run: TrainingRun, settlement: Settlement | None = None, **facts: Any) -> bool:
     """
     Train, from the last complete checkpoint of the run if there is one, unless the trained model is saved already.
 
     The folder is claimed only now, so that settings which are refused do not occupy it; `facts` make this run another
-    one as well, and a folder that was begun with others is a `ValueError`.
+    one as well, and a folder that was begun with others is a `ValueError`. So do the rows that a `settlement` leaves
+    out, which are listed in the folder.
 
     Returns:
         Whether the model has to be saved; `False` if it was before.
@@ -319,9 +320,10 @@ def train_in_folder(trainer: Any, run: TrainingRun, **facts: Any) -> bool:
     if run.accept_changes:
         record.unlink(missing_ok=True)
     hint = "Choose another folder, remove it, or go on in it all the same with --accept-changes."
-    record_run(record, run.identity() | facts | trainer.settlement.facts(), hint=hint)
-    if trainer.is_world_process_zero():
-        write_skipped(run.output, trainer.settlement.skipped)
+    settled = {} if settlement is None else settlement.facts()
+    record_run(record, run.identity() | facts | settled, hint=hint)
+    if settlement is not None and trainer.is_world_process_zero():
+        write_skipped(run.output, settlement.skipped)
     checkpoint = last_checkpoint(run.output / "checkpoints")
     if checkpoint is not None and is_finished(run, Path(checkpoint), trainer.args):
         return False

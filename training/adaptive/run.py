@@ -63,7 +63,7 @@ def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info
         eval_dataset=eval_pairs,
         joint_pairs=joint_pairs,
     )
-    if not train_in_folder(trainer, run, weights=trainer.facts["started from weights"]):
+    if not train_in_folder(trainer, run, trainer.settlement, weights=trainer.facts["started from weights"]):
         if trainer.is_world_process_zero():
             notify("the phase is finished already; nothing is done again")
         return {}

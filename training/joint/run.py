@@ -76,7 +76,7 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
         )
     if rationales is not None and trainer.is_world_process_zero():
         notify(f"{run.rationales}: {describe_rationales(pairs, rationales)}")
-    if not train_in_folder(trainer, run, weights=trainer.facts["started from weights"]):
+    if not train_in_folder(trainer, run, trainer.settlement, weights=trainer.facts["started from weights"]):
         if trainer.is_world_process_zero():
             notify("the phase is finished already; nothing is done again")
         return {}
