@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-import mmemb_r1.stream
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.stream import encode_stream, load_shards, read_shards
@@ -456,11 +455,13 @@ def test_an_input_that_cannot_be_embedded_is_named_by_its_place(model, tmp_path)
     assert names(tmp_path) == ["settings.json", "shard-00000.safetensors"]
 
 
-def test_progress(model, tmp_path, caplog, capsys):
-    with caplog.at_level(logging.INFO, logger=mmemb_r1.stream.__name__):
+def test_progress(model, tmp_path, caplog, capsys, monkeypatch):
+    monkeypatch.setattr("mmemb_r1.progress.PERIOD", 0)
+    with caplog.at_level(logging.INFO, logger="mmemb_r1.progress"):
         encode_stream(model, TEXTS, tmp_path, show_progress_bar=False, **OPTIONS)
-        encode_stream(model, iter(TEXTS), tmp_path, show_progress_bar=True, **OPTIONS)
-    assert caplog.messages[2:4] == ["shard 3: 2 rows", "shard 1: 4 rows, there already"]
+    assert [message.split(",")[0] for message in caplog.messages] == [f"Embedding: {n} of 10" for n in (4, 8, 10)]
+    monkeypatch.setattr("mmemb_r1.progress.shows_bars", lambda: True)
+    encode_stream(model, iter(TEXTS), tmp_path, show_progress_bar=True, **OPTIONS)
     shown = capsys.readouterr()
     assert "10/?" in shown.err
     assert shown.out == ""

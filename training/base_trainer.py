@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from zipfile import is_zipfile
 
 from accelerate.utils import DistributedType
@@ -20,6 +20,7 @@ from trl.trainer.utils import RepeatSampler
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
 from mmemb_r1.training.distributed import average_gradients
+from mmemb_r1.training.logs import log_figures
 from mmemb_r1.training.pushing import PushesWholeCheckpoints
 from mmemb_r1.training.settling.settle import Settlement
 
@@ -27,7 +28,6 @@ Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
 ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
-SECRETS = ("hub_token",)  # fields of a config that are never written
 _AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -80,15 +80,11 @@ def write_facts(folder: Path, facts: Mapping[str, Any], steps: int) -> None:
     (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
 
 
-class TokensLeftOut:
-    """Mixed into a config, before TRL's: tokens are not pickled, so that `training_args.bin` holds none."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: None if name in SECRETS else value for name, value in vars(self).items()}
-
-
 class PhaseTrainer(PushesWholeCheckpoints):
-    """Mixed into a trainer of TRL's, before it. Its `facts` are the training record, beside each checkpoint."""
+    """
+    Mixed into a trainer of TRL's, before it. Its `facts` are the training record, beside each checkpoint; a line of
+    its log holds its `figures`.
+    """
 
     _paper = {
         "title": "MMEmb-R1: Reasoning-Enhanced Multimodal Embedding with Pair-Aware Selection and Adaptive Control",
@@ -101,6 +97,11 @@ class PhaseTrainer(PushesWholeCheckpoints):
     is_world_process_zero: Any
     facts: dict[str, Any]
     settlement: Settlement  # which rows are trained on
+    figures: ClassVar[tuple[str, ...]] = ("loss", "grad_norm", "learning_rate")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        log_figures(self, self.figures)
 
     def _send_telemetry(self) -> None:
         """Send nothing: unlike TRL's own trainers, these report to nobody what is trained."""

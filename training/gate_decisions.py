@@ -25,8 +25,9 @@ from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.objective import target_probability
+from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
-from mmemb_r1.runs import progress_bar, record_run, replaced_file, step_of
+from mmemb_r1.runs import record_run, replaced_file
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
@@ -152,7 +153,7 @@ def measure_decisions(
     batch_size: int = 32,
     temperature: float = 0.02,
     folder: Path | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Decisions:
     """
     Embed all candidates directly, and all queries before and after each round, whatever the gate says.

@@ -19,7 +19,8 @@ from mmemb_r1.file_formats import read_yaml
 from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.runs import record_run
-from mmemb_r1.training.base_trainer import SECRETS, STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
+from mmemb_r1.training.base_config import SECRETS
+from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
 from mmemb_r1.training.tables import read_pairs
 

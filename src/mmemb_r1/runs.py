@@ -1,4 +1,4 @@
-"""Keep folders of runs that can be resumed: files written whole or not at all, and progress."""
+"""Keep folders of runs that can be resumed: files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 _ABANDONED = 24 * 60 * 60  # seconds
 
@@ -153,43 +150,3 @@ def made_whole(folder: Path, make: Callable[[Path], None]) -> bool:
     make(partial)
     partial.rename(folder)
     return True
-
-
-def progress_bar(shown: bool) -> Progress:
-    """Make a bar on standard error per task that is added: how much is done of how much, the rate, the time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            rate = task.finished_speed or task.speed
-            return Text("" if rate is None else f"{rate:.1f}/s", style="progress.data.speed")
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
-
-
-@contextmanager
-def step_of(bar: Progress, name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a line of a bar for as long as a step takes; yield a function to tell how many more are done."""
-    step = bar.add_task(name, total=total)
-    try:
-        yield lambda count: bar.advance(step, count)
-    finally:
-        bar.remove_task(step)

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.util import load_file_path, truncate_embeddings
 from torch.nn.functional import normalize
-from tqdm.autonotebook import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.content import as_input, distinct
@@ -34,6 +34,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
 from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.stream import StreamSummary, encode_stream
 
 # Instructions for the kinds of tasks of MMEB, by name: `encode(..., prompt_name="grounding")`. The two that
@@ -220,7 +221,7 @@ class MMEmbR1(SentenceTransformer):
         if is_watched := self._is_watched():
             later = {}
         rows: list[Any] = [None] * len(inputs)
-        with tqdm(desc="Inputs", total=len(inputs), disable=not show_progress_bar) as bar:
+        with _progress(show_progress_bar, len(inputs)) as advance:
             if is_watched:
                 rows_of_parts = self._called(inputs, device, prompt, batch_size, options)
             else:
@@ -243,7 +244,7 @@ class MMEmbR1(SentenceTransformer):
                     items = items.cpu() if save_to_cpu else items
                 for place, item in zip(places, items, strict=True):
                     rows[place] = item
-                bar.update(len(places))
+                advance(len(places))
         if output_value is None:
             return rows
         return torch.stack(rows) if rows else torch.tensor([], device=device)
@@ -418,6 +419,16 @@ class MMEmbR1(SentenceTransformer):
         for source in Path(sentence_mmemb_r1.__file__).parent.glob("*_mmemb_r1.py"):
             copy_content(source, Path(path, source.name))
         as_new(Path(path).rglob("*.safetensors"))  # of modules after the first, too
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Iterator[Callable[[int], object]]:
+    """Yield a function to tell how many more inputs are done: to nobody unless progress is to be shown."""
+    if not shown:
+        yield bool
+        return
+    with progress_bar() as bar, step_of(bar, "Inputs", total) as advance:
+        yield advance
 
 
 def check_source(name: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -23,7 +21,8 @@ from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.options_mmemb_r1 import check_options
-from mmemb_r1.runs import as_json, check_run, progress_bar, read_json, record_run, write_json
+from mmemb_r1.progress import progress_bar
+from mmemb_r1.runs import as_json, check_run, read_json, record_run, write_json
 from mmemb_r1.stream_shards import (
     COLUMNS,
     Ids,
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from sentence_transformers import SentenceTransformer
 
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_SHARD_SIZE = 4096
 SETTINGS, INDEX = "settings.json", "index.json"
@@ -99,8 +96,8 @@ def encode_stream(
             rationales are. `"parquet"`: columns `id`, `embedding`, `gate_prob`, `reasoned`, `num_reasoning_tokens`,
             and `rationale`.
         rationales: whether to write the rationales, too.
-        show_progress_bar: a bar on standard error; without it, a line per shard is logged. Default: if standard error
-            is a terminal.
+        show_progress_bar: a bar on standard error, if that is a terminal. Without it, how far it is, the rate and the
+            time left are logged every 30 seconds (`mmemb_r1.progress`, level INFO). Default: `True`.
         **options: of `encode`, but for those that say what it returns; `task="document"` has the default of
             `encode_document`, and its prompt if `prompt` names none.
 
@@ -115,8 +112,7 @@ def encode_stream(
     own = check_options(own | {"show_progress_bar": show_progress_bar})
     options = _check(model, inputs, options)
     run = _Run(model, Path(output).expanduser(), own["shard_size"], file_format, own["rationales"], options)
-    shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
-    with progress_bar(shown) as bar:
+    with progress_bar(show_progress_bar) as bar:
         task = bar.add_task("Embedding", total=len(inputs) if isinstance(inputs, Sized) else None)
         return run.embed(_with_ids(inputs, ids), bar, task)
 
@@ -272,7 +268,6 @@ class _Run:
             shards.append(info)
             skipped += not is_new
             bar.advance(task, info.rows)
-            logger.info("shard %d: %d rows%s", len(shards), info.rows, "" if is_new else ", there already")
         self._check_end(len(shards))
         summary = StreamSummary(
             output=self.output,

@@ -66,7 +66,12 @@ def test_a_checkpoint_is_trained_saved_and_gone_on_with(tiny_checkpoint, files, 
     run = tmp_path / "run"
     assert main(arguments(tiny_checkpoint, run, files, 1)) == 0
     assert main(arguments(tiny_checkpoint, run, files, 2)) == 0
-    assert f"the trained checkpoint is in {run / 'model'}" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"the trained checkpoint is in {run / 'model'}" in told.out
+    steps = [line for line in told.err.splitlines() if line.startswith("step: ")]
+    assert [line.split(",")[0] for line in steps] == ["step: 1 of 1", "step: 2 of 2"]
+    figures = [part.split()[0] for part in steps[1].split("; ")[1].split(", ")]
+    assert len(figures) == 10 and {"loss", "reward", "gate/prob", "rationale/tokens"} < set(figures)
     state = json.loads((run / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
     assert [log["step"] for log in state["log_history"] if "loss" in log] == [1, 2]
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, run / "model"))

@@ -9,7 +9,8 @@ from typing import ClassVar, cast
 from trl import GRPOConfig
 
 from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, find_reward
-from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
+from mmemb_r1.training.base_config import CheckedConfig
+from mmemb_r1.training.base_trainer import with_help
 from mmemb_r1.training.settling.faults import DEFAULT_MAX_SKIPPED, SettleOptions
 
 SCORERS = ("frozen", "live")
@@ -20,7 +21,7 @@ SIDES = ("query", "target", "both")
 
 @with_help
 @dataclass
-class AdaptiveGRPOConfig(TokensLeftOut, GRPOConfig):
+class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
     """
     Configuration of [`AdaptiveGRPOTrainer`]: those of [`~trl.GRPOConfig`] and the following.
 

@@ -92,6 +92,10 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     _tag_names = ["mmemb-r1", "grpo"]
     _name = "Adaptive GRPO"
+    figures = (
+        *("loss", "grad_norm", "reward", "rewards/target_probability_reward/mean", "utility_gap"),
+        *("gate/prob", "gate/thinks", "gate/right", "rationale/tokens", "rationale/truncated"),
+    )
     args: AdaptiveGRPOConfig
 
     def __init__(

@@ -7,14 +7,15 @@ from typing import ClassVar
 
 from trl.trainer.base_config import _BaseConfig
 
-from mmemb_r1.training.base_trainer import TokensLeftOut, with_help
+from mmemb_r1.training.base_config import CheckedConfig
+from mmemb_r1.training.base_trainer import with_help
 from mmemb_r1.training.joint.losses import PathWeights
 from mmemb_r1.training.settling.faults import DEFAULT_MAX_SKIPPED, SettleOptions
 
 
 @with_help
 @dataclass
-class JointConfig(TokensLeftOut, _BaseConfig):
+class JointConfig(CheckedConfig, _BaseConfig):
     """
     Configuration of [`JointTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
 

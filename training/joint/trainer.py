@@ -121,6 +121,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     _tag_names = ["mmemb-r1", "joint"]
     _name = "Joint"
+    figures = (
+        *("loss", "grad_norm", "learning_rate", "accuracy_direct", "accuracy_reasoned", "utility_gap"),
+        *("rationale_query", "gate_prob", "gate_right", "tokens_per_second"),
+    )
     loss_is_scaled_for_ga = False  # every term is a mean over its batch
     args: JointConfig
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -16,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key
-from mmemb_r1.runs import check_run, progress_bar, record_run
+from mmemb_r1.progress import progress_bar
+from mmemb_r1.runs import check_run, record_run
 from mmemb_r1.training.rationales.summary import Summary, WorkerSummary
 from mmemb_r1.training.rationales.table import (
     ERROR,
@@ -84,8 +83,6 @@ def table_digests(inputs: Sequence[DistinctInput]) -> dict[str, str]:
     return {side: value.hexdigest() for side, value in content.items()}
 
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_SHARD_SIZE = 64
 Answers = list[Rationale | Failure]
 
@@ -124,7 +121,8 @@ def draw_rationales(
             drawn again by the next run. Default: never stop.
         part: `(i, n)`: draw the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
         retry_failed: also draw again what failed in the shards that are there.
-        progress: show a progress bar on standard error. Default: if that is a terminal.
+        progress: show a bar on standard error, if that is a terminal; without one, progress is logged every 30 seconds
+            (`mmemb_r1.progress`, level INFO). Default: `True`.
 
     Raises:
         ValueError: if an argument, a worker or the table can't be used; or if `output` was begun with another table,
@@ -147,7 +145,7 @@ def draw_rationales(
     )
     for worker in workers:
         run.check(worker, check_run)
-    with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
+    with progress_bar(progress) as bar:
         try:
             run.draw_all(workers, bar)
         except _TooManyFailures as error:
@@ -274,19 +272,17 @@ class _Run:
                 drawn[index][one] = answers
                 bar.advance(task, worker.num_samples)
                 if len(drawn[index]) == len(todo[index]):
-                    num_rows = self._write(worker, index, drawn.pop(index), summary)
-                    logger.info("%s: shard %d of %d, %d rows", worker.name, summary.drawn, len(todo), num_rows)
+                    self._write(worker, index, drawn.pop(index), summary)
 
     def _write(
         self, worker: RationaleWorker, index: int, answers: Mapping[DistinctInput, Answers], summary: WorkerSummary
-    ) -> int:
+    ) -> None:
         rows = list(self._rows(worker, index, answers))
         with self.lock:
             self.check(worker, record_run)  # not before: settings may be corrected until there are results
         write_rationale_shard(rationale_shard_path(self.output, worker.name, index), rows)
         summary.drawn += 1
         summary.rows += len(rows)
-        return len(rows)
 
     def _missing(self, worker: RationaleWorker, index: int) -> Sequence[DistinctInput]:
         """List the inputs of a shard that are to be drawn for."""

@@ -20,7 +20,8 @@ from mmemb_r1.atlas import augment
 from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.rationale_tokens import append_tokens
-from mmemb_r1.training.base_trainer import TokensLeftOut
+from mmemb_r1.training.base_config import CheckedConfig
+from mmemb_r1.training.logs import log_figures
 from mmemb_r1.training.run import TrainingRun
 from mmemb_r1.training.selection.evaluator_data import KINDS, MatchExample, MatchExamples
 from mmemb_r1.training.selection.vlm_evaluator import (
@@ -33,7 +34,7 @@ from mmemb_r1.training.selection.vlm_evaluator import (
 
 
 @dataclass
-class EvaluatorConfig(TokensLeftOut, _BaseConfig):
+class EvaluatorConfig(CheckedConfig, _BaseConfig):
     """
     Configuration of [`EvaluatorTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
 
@@ -131,6 +132,7 @@ class EvaluatorTrainer(_BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        log_figures(self, ("loss", "grad_norm", "learning_rate", *(f"accuracy_{kind}" for kind in KINDS)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -16,7 +15,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import Tensor
 
-from mmemb_r1.runs import as_json, check_run, progress_bar, record_run, replaced_file
+from mmemb_r1.progress import progress_bar
+from mmemb_r1.runs import as_json, check_run, record_run, replaced_file
 from mmemb_r1.training.selection.evaluator import PairEvaluator, TrialError
 from mmemb_r1.training.selection.kept_scores import KeptScores
 from mmemb_r1.training.selection.trials import KEY_SIZE, BuiltTrial, PlannedTrial, TrialBuilder
@@ -80,14 +80,13 @@ def score_trials(
     scorer = _Scorer(
         trials, evaluator, batch_size, _earlier_scores(paths) if missing else KeptScores([], SCHEMA.names)
     )
-    with progress_bar(sys.stderr.isatty() if progress is None else progress) as bar:
+    with progress_bar(progress) as bar:
         task = bar.add_task("scoring", total=sum(map(len, missing.values())))
-        for done, (number, numbers) in enumerate(missing.items(), start=1):
+        for number, numbers in missing.items():
             table = _with_rationales(trials.candidates.table, *scorer.score(numbers, partial(bar.advance, task)))
             record_run(folder / "run.json", identity, **_messages(folder))  # not before: settings may be corrected
             with replaced_file(paths[number]) as temporary:
                 pq.write_table(table, temporary)
-            logger.info("scoring: shard %d of %d, %d trials", done, len(missing), len(numbers))
     if scorer.num_reused:
         logger.info("%d scores of rationales were there from earlier tables", scorer.num_reused)
     return all(path.exists() for path in paths)

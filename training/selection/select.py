@@ -59,7 +59,8 @@ def select_rationales(
         batch_size: trials (an input with all its rationales) that the evaluator gets at once.
         shard_size: trials per shard; a killed run loses no more than that.
         part: `(i, n)`: score the i-th of n parts of the shards, for n machines on one shared folder. Default: all.
-        progress: show a progress bar on standard error. Default: if that is a terminal.
+        progress: show a bar on standard error, if that is a terminal; without one, progress is logged every 30 seconds
+            (`mmemb_r1.progress`, level INFO). Default: `True`.
         settling: what becomes of pairs and rationales that are broken or too long; all are read before the first is
             scored, and those that are left out are listed in `skipped.jsonl`. Default: they are refused.
 
@@ -89,7 +90,11 @@ def select_rationales(
 
 
 def checked_tables(
-    pairs: Dataset, rationales: Dataset, evaluator: PairEvaluator, settling: SettleOptions, progress: bool | None
+    pairs: Dataset,
+    rationales: Dataset,
+    evaluator: PairEvaluator,
+    settling: SettleOptions,
+    progress: bool | None = None,
 ) -> Settlement:
     """Check both tables, and read all of their rows; the arguments are as for `select_rationales`."""
     check_pairs(pairs, PAIR_COLUMNS)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +18,14 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from mmemb_r1.runs import progress_bar
+from mmemb_r1.progress import progress_bar
 from mmemb_r1.training.settling.reading import Measured, Reading, input_key, rationale_key
 from mmemb_r1.training.settling.store import MeasuredStore
 from mmemb_r1.training.tables import as_numbers
 
-logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 32  # of one piece of work for a process
 ROWS_PER_PROCESS = 1024  # a table with fewer is done before another process has started
-_KEEP_EVERY, _TELL_EVERY = 5.0, 30.0  # seconds
+_KEEP_EVERY = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -183,8 +180,8 @@ def measure_table(
         folder: where measurements are kept, a file per way of reading.
         name: of the table, for messages.
         workers: processes. Default: one per core, and none for a small table.
-        progress: whether a bar is shown on standard error; otherwise a line is logged now and then. Default: if that
-            is a terminal.
+        progress: whether a bar is shown on standard error, if that is a terminal; without one, progress is logged
+            every 30 seconds (`mmemb_r1.progress`, level INFO). Default: `True`.
         tick: is called after every few rows.
 
     Raises:
@@ -196,23 +193,18 @@ def measure_table(
     wanted = min(cores, len(table) // ROWS_PER_PROCESS) if workers is None else workers
     loader = DataLoader(pieces, batch_size=None, shuffle=False, num_workers=wanted, collate_fn=_as_it_is)
     whole, unsaved = _empty(columns, len(table)), dict[bytes, Measured]()
-    started = saved = told = time.monotonic()
-    shown = sys.stderr.isatty() if progress is None else progress
+    saved = time.monotonic()
     try:
-        with progress_bar(shown) as bar:
+        with progress_bar(progress) as bar:
             task = bar.add_task(f"reading {name}", total=len(table))
             for piece in _read(loader, name):
                 _put(whole, piece)
                 unsaved |= piece.new
-                now, done = time.monotonic(), piece.start + len(piece.lengths.keys)
-                bar.update(task, completed=done)
+                now = time.monotonic()
+                bar.update(task, completed=piece.start + len(piece.lengths.keys))
                 if now - saved > _KEEP_EVERY:
                     store.put(unsaved)
                     unsaved, saved = {}, now
-                if now - told > _TELL_EVERY and not shown:
-                    told, rate = now, done / (now - started)
-                    left = (len(table) - done) / rate
-                    logger.info("reading %s: %d of %d rows, %.0f/s, %.0f s left", name, done, len(table), rate, left)
                 tick()
     finally:
         store.put(unsaved)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import mmemb_r1
+from mmemb_r1.cli._reporting import reporting
 
 COMMANDS = {
     "init": "turn a vision-language model into an untrained mmemb-r1 checkpoint",
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_status(args: argparse.Namespace) -> int:
     """Call `args.run`; report an error that the user can correct in one line, or with a traceback after `--debug`."""
     try:
-        return args.run(args)
+        with reporting():
+            return args.run(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if args.debug:
             raise

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +21,6 @@ def add_shard_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--part", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts, for N machines; default: 1/1"
     )
-
-
-def show_progress(package: str) -> bool:
-    """Tell whether to show a bar: if standard error is a terminal. If it is none, `package` logs a line per shard."""
-    bar = sys.stderr.isatty()
-    logging.basicConfig(format="%(message)s")
-    if not bar:
-        logging.getLogger(package).setLevel(logging.INFO)
-    return bar
 
 
 def part(text: str) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             inputs,
             reasoning="always" if by_tokens else "never",
             batch_size=args.batch_size,
-            show_progress_bar=sys.stderr.isatty(),
+            show_progress_bar=True,
         )
     except InputError as error:
         raise ValueError(f"{names[error.index]} can't be embedded: {error.reason}") from error

@@ -34,7 +34,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmemb_r1.cli._options import show_progress
     from mmemb_r1.evaluation.compare import compare_runs, paired_table, remark
     from mmemb_r1.evaluation.report.text import print_table
     from mmemb_r1.evaluation.run_folder import save_results
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         tasks=args.tasks,
         num_samples=NUM_SAMPLES if args.num_samples is None else args.num_samples,
         seed=args.seed,
-        progress=show_progress("mmemb_r1.evaluation"),
+        progress=True,
     )
     print(f"A: {args.a} ({found['a'].get('model', 'unnamed')})\nB: {args.b} ({found['b'].get('model', 'unnamed')})")
     for comparison in found["comparisons"]:

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmemb_r1.cli._options import load_model, show_progress
+    from mmemb_r1.cli._options import load_model
     from mmemb_r1.evaluation.diagnose.run import ShortcutSettings, run_diagnosis
     from mmemb_r1.evaluation.diagnose.verdict import shortcut_table, verdict_line
     from mmemb_r1.evaluation.report.text import print_table
@@ -54,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
         max_reasoning_tokens=args.max_reasoning_tokens,
         max_reasoning_rounds=args.max_reasoning_rounds,
     )
-    bar = show_progress("mmemb_r1.evaluation")
     source = asked_source(args)
     name = Path(args.model).resolve().name
     results = run_diagnosis(
@@ -63,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
         settings,
         output=args.output,
         config={"model": name},
-        progress=bar,
     )
     print_table(shortcut_table(results))
     print(verdict_line(results, name))

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import show_progress
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -104,7 +102,7 @@ def _encode_to_file(args: argparse.Namespace, output: Path) -> int:
 
     model, options = _model(args)
     try:
-        rows: Any = model.explain(inputs, show_progress_bar=sys.stderr.isatty(), **options)
+        rows: Any = model.explain(inputs, show_progress_bar=True, **options)
     except InputError as error:
         raise ValueError(f"line {lines[error.index]} can't be embedded: {error.reason}") from error
     write_embeddings(output, rows, rationales=args.rationales)
@@ -123,7 +121,6 @@ def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
         shard_size = DEFAULT_SHARD_SIZE if args.shard_size is None else args.shard_size
         model, options = _model(args)
         inputs = _Inputs(stream, folder, max(shard_size, 1))
-        bar = show_progress("mmemb_r1.stream")
         try:
             summary = encode_stream(
                 model,
@@ -132,7 +129,6 @@ def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
                 shard_size=shard_size,
                 file_format=args.format or SHARD_FORMATS[0],
                 rationales=args.rationales,
-                show_progress_bar=bar,
                 **options,
             )
         except InputError as error:

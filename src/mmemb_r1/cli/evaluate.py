@@ -71,10 +71,9 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     told = _check_submission(args, modes)
 
-    from mmemb_r1.cli._options import load_model, show_progress
+    from mmemb_r1.cli._options import load_model
     from mmemb_r1.evaluation import Settings, run_evaluation, save_results
 
-    bar = show_progress("mmemb_r1.evaluation")
     source = _source(args)
     model = load_model(args.model, args.device, args.trust_remote_code)
     name = Path(args.model).resolve().name
@@ -91,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.submission:
         submitted = _submitted_mode(args.submission_mode, settings.modes), metadata_of(model, name, told)
     folder = args.output if args.output and args.output.suffix != ".json" else None
-    results = run_evaluation(
-        model, source, settings, output=folder, cache=args.cache, config={"model": name}, progress=bar
-    )
+    results = run_evaluation(model, source, settings, output=folder, cache=args.cache, config={"model": name})
     if args.output and folder is None:
         save_results(results, args.output)
     _show(results, args.format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_limit_options, show_progress
+from mmemb_r1.cli._options import add_limit_options
 
 WRONG = 1  # exit status where rows can't be trained on
 CHECK_HELP = """\
@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("workers", 0), ("max_rounds", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value}; allowed: whole numbers from {least} on")
-    progress = show_progress("mmemb_r1.training.settling")
 
     from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
     from mmemb_r1.training.rationales.table import read_rationales
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         max_input_tokens=args.max_input_tokens or context_length(config),
         max_rationale_tokens=args.max_rationale_tokens,
     )
-    report = check_tables(tables, reading, options, rationales, workers=args.workers, progress=progress)
+    report = check_tables(tables, reading, options, rationales, workers=args.workers)
     print(report_text(report))
     wrong = [one for faults in report.faults for one in faults.listed]
     if args.output is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_row_options, add_shard_options, check_file, listed, show_progress
+from mmemb_r1.cli._options import add_row_options, add_shard_options, check_file, listed
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
@@ -69,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
         max_failures=args.max_failures,
         part=args.part,
         retry_failed=args.retry_failed,
-        progress=show_progress("mmemb_r1.training.rationales"),
     )
     print(*summary.lines(), sep="\n")
     if summary.aborted:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_row_options, add_settle_options, add_shard_options, check_file, show_progress
+from mmemb_r1.cli._options import add_row_options, add_settle_options, add_shard_options, check_file
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
@@ -121,10 +120,10 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.selection.table import SELECTED
     from mmemb_r1.training.settling.faults import SettleOptions
 
-    evaluator, progress = _load_evaluator(args), show_progress("mmemb_r1.training")
+    evaluator = _load_evaluator(args)
     settling = SettleOptions(**_given(args, {field.name: field.name for field in fields(SettleOptions)}))
     if args.jobs > 1:
-        checked_tables(pairs, rationales, evaluator, settling, progress)  # once, not in each of the processes
+        checked_tables(pairs, rationales, evaluator, settling)  # once, not in each of the processes
         _score_in_processes(args)
     report = select_rationales(
         pairs,
@@ -135,7 +134,6 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size or TRIALS,
         shard_size=args.shard_size,
         part=args.part,
-        progress=progress,
         settling=settling,
     )
     if report is None:
@@ -152,12 +150,12 @@ def _score_in_processes(args: argparse.Namespace) -> None:
     from concurrent.futures import FIRST_EXCEPTION, wait
 
     from mmemb_r1.processes import process_pool
-    from mmemb_r1.runs import progress_bar
+    from mmemb_r1.progress import progress_bar
 
     args.output.mkdir(parents=True, exist_ok=True)
     before = _num_shards(args.output)
     asked = [{**vars(args), "jobs": 1, "part": (number, args.jobs)} for number in range(1, args.jobs + 1)]
-    with process_pool(args.jobs, 1, args.output / LOG_FILE) as pool, progress_bar(sys.stderr.isatty()) as bar:
+    with process_pool(args.jobs, 1, args.output / LOG_FILE) as pool, progress_bar() as bar:
         waiting = {pool.submit(run, argparse.Namespace(**options)) for options in asked}
         shown = bar.add_task("shards of scores", total=None)
         while waiting:

@@ -16,7 +16,7 @@ from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Results, load_results, 
 from mmemb_r1.evaluation.statistics import NUM_PAIRED_SAMPLES as NUM_SAMPLES
 from mmemb_r1.evaluation.statistics import Floats, holm, paired_difference
 from mmemb_r1.evaluation.tasks import members_of, task_names
-from mmemb_r1.runs import progress_bar
+from mmemb_r1.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.table import Table

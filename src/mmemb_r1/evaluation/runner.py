@@ -22,7 +22,7 @@ from mmemb_r1.evaluation.scoring import CandidateVectors, Scored, score_queries
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, clusters_of, members_of
-from mmemb_r1.runs import progress_bar, step_of
+from mmemb_r1.progress import progress_bar, step_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -66,7 +66,7 @@ def run_evaluation(
         checkpoint: what names the weights of a model with an `explain` of its own; needed there with `output`, refused
             of models whose weights are known.
         config: what else to note about this run, say the model's name and the seed.
-        progress: whether to show bars on standard error; defaults to `True`.
+        progress: whether to show bars on standard error, if that is a terminal; defaults to `True`.
 
     Returns:
         A dict that JSON can hold: `format`; `config`; `tasks`, per task `metric`, `groups`, `n`, `candidates`, `data`

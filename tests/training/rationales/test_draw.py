@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import re
 import subprocess
 import sys
 import time
@@ -441,7 +442,8 @@ def test_a_worker_lets_go_of_its_model_before_the_next_one_draws(tmp_path):
 
 
 class TestProgress:
-    def test_a_bar_per_worker(self, tmp_path, capsys):
+    def test_a_bar_per_worker(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("mmemb_r1.progress.shows_bars", lambda: True)
         draw(tmp_path, Speaker("a"), Speaker("b"), progress=True)
         shown = capsys.readouterr().err
         assert shown.count("36/36") == 2
@@ -449,12 +451,15 @@ class TestProgress:
         draw(tmp_path, Speaker("a"), progress=True)  # nothing to do, nothing to show
         assert "a" not in capsys.readouterr().err
 
-    def test_lines_without_a_terminal(self, tmp_path, caplog, capsys):
-        with caplog.at_level(logging.INFO, logger="mmemb_r1.training.rationales"):
-            draw(tmp_path, progress=None)
+    def test_lines_without_a_terminal(self, tmp_path, caplog, capsys, monkeypatch):
+        with caplog.at_level(logging.INFO):
+            draw(tmp_path / "quick", progress=None)
+            assert not caplog.messages
+            monkeypatch.setattr("mmemb_r1.progress.PERIOD", 0)
+            draw(tmp_path / "slow", progress=None)
         assert capsys.readouterr().err == ""
-        assert caplog.messages[0] == "speaker: shard 1 of 5, 8 rows"
-        assert len(caplog.messages) == 5
+        assert re.fullmatch(r"speaker: 18 of 36, [0-9.e+]+/s, 0:00:00 left", caplog.messages[8])
+        assert caplog.messages[-1].startswith("speaker: 36 of 36")
 
 
 def test_drawing_needs_no_torch():

@@ -347,7 +347,6 @@ class TestScores:
         # two batches make a shard, so one batch of the shard in work was lost
         assert len(fake.trials) == 36 + asked - 15 == 36 + 3
         assert "3 of 8 shards are scored already" in caplog.messages
-        assert "scoring: shard 5 of 5, 1 trials" in caplog.messages
         for name in ("candidates", "selected"):
             assert table(folder, name) == table(expected, name)
         fake.trials.clear()

@@ -22,8 +22,8 @@ from mmemb_r1.evaluation.scoring import score_queries
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.statistics import number_names
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, clusters_of, members_of, some_queries
+from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix, shuffled, suffix_of_ids, swap_donors
-from mmemb_r1.runs import progress_bar, step_of
 from mmemb_r1.seeding import seeded_random
 
 if TYPE_CHECKING:
