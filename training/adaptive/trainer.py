@@ -36,7 +36,7 @@ from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
 from mmemb_r1.training.adaptive.frozen import FirstModel
 from mmemb_r1.training.adaptive.metrics import retrieval_metrics, rollout_metrics
 from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, prompt_states, warn_of_overlap
-from mmemb_r1.training.adaptive.rewards import RewardFunction, find_reward
+from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
@@ -93,7 +93,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     _tag_names = ["mmemb-r1", "grpo"]
     _name = "Adaptive GRPO"
     figures = (
-        *("loss", "grad_norm", "reward", "rewards/target_probability_reward/mean", "utility_gap"),
+        *("loss", "grad_norm", "reward", "utility_gap"),
+        *(f"rewards/target_{kind}_reward/mean" for kind in TARGET_REWARDS),  # one of them is used
         *("gate/prob", "gate/thinks", "gate/right", "rationale/tokens", "rationale/truncated"),
     )
     args: AdaptiveGRPOConfig
