@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -15,16 +17,21 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
-from mmemb_r1.evaluation.run_folder import Results
+from mmemb_r1.evaluation.run_folder import MEASURED_FILES, Results
+from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.formatting import table
 from mmemb_r1.model_card import sections, sources
+from mmemb_r1.model_card.record import gate_is_trained, recorded_base_model
 from mmemb_r1.model_card.sources import RESULTS_FILE, TRAINING_FILE, curve_name, curves_in
 from mmemb_r1.model_card.validation import header_faults, is_repo_id, read_header, validate_model_card
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.runs import replaced_file
 
+logger = logging.getLogger(__name__)
+
 CARD_FILE = "README.md"
 TAGS = ["sentence-transformers", "mmemb-r1", "multimodal", "embeddings", "reasoning", "retrieval"]
+DECIDES = {True: "decides for each input whether to reason first", False: "can reason about an input first"}
 KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets", "co2_eq_emissions")
 
 
@@ -40,6 +47,7 @@ def build_model_card(
     emissions: str | os.PathLike[str] | float | None = None,
     repo_id: str | None = None,
     keep: bool = False,
+    card: str | None = None,
 ) -> str:
     """Render the README.md of a checkpoint: a YAML header with the Hub's metadata, and Markdown.
 
@@ -60,6 +68,7 @@ def build_model_card(
         repo_id: The model's id on the Hub, which the snippets then use. Default: the name of `directory`.
         keep: Take what no file holds (licence, language, base model, datasets, emissions, repository) from the
             README.md that is there. Defaults to `False`: it may be the card of the model that training began with.
+        card: The text of a card to take this from, in place of README.md's.
 
     Raises:
         ValueError: If `directory` holds no checkpoint, a file is damaged, or the Hub would refuse an id or licence.
@@ -69,7 +78,9 @@ def build_model_card(
         raise ValueError(f"{directory} holds no checkpoint: there is no config.json in it; save the model there first")
     if repo_id is not None and (repo_id.count("/") != 1 or not is_repo_id(repo_id)):
         raise ValueError(f"repo_id is {repo_id!r}; allowed: an id on the Hub, org/name")
-    header = _read_kept(folder / CARD_FILE) if keep else {}
+    if card is None and keep and (folder / CARD_FILE).is_file():
+        card = (folder / CARD_FILE).read_text(encoding="utf-8")
+    header = _read_kept(card or "", folder / CARD_FILE)
     name = repo_id or header.pop("repo_id", None) or folder.name
     if license is not None:  # the name and the text of another licence go with it
         header = {key: value for key, value in header.items() if key not in ("license_name", "license_link")}
@@ -80,20 +91,24 @@ def build_model_card(
         "co2_eq_emissions": None if emissions is None else sources.read_emissions(emissions),
     }
     header |= {key: value for key, value in given.items() if value is not None}
-    measured = _read_if_there(results, folder / RESULTS_FILE, sources.read_results)
+    measured, is_stale = _measured_results(folder, results)
     if training is None:
         training = _read_if_there(None, folder / TRAINING_FILE, sources.read_training) or {}
+    if (recorded := recorded_base_model(training)) is not None:
+        if base_model is not None and recorded not in (base_model, *base_model):
+            raise ValueError(f"base_model is {base_model!r}, but the record of the training names {recorded}")
+        header["base_model"] = recorded if base_model is None else given["base_model"]
     metadata = ModelCardData(
         model_name=name,
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
         tags=TAGS,
-        eval_results=None if measured is None else _eval_results(measured),
+        eval_results=None if measured is None else _eval_results(measured) or None,
         **header,
     )
     if faults := list(header_faults(metadata.to_dict())):
         raise ValueError(faults[0][1])
-    body = _body(folder, name, header, training, measured, curve)
+    body = _body(folder, name, header, training, measured, curve, is_stale)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body.rstrip()}\n"
 
 
@@ -104,9 +119,13 @@ def _body(
     training: Mapping[str, Any],
     results: Results | None,
     curve: str | os.PathLike[str] | None,
+    is_stale: bool,
 ) -> str:
     """Fill the template with the sections for which there is a file."""
     config, videos = MMEmbR1Config.from_pretrained(folder), _takes_videos(folder)
+    limits = sections.limits(config, results, training, header)
+    if is_stale:
+        limits.append(f"{RESULTS_FILE} beside this card measured other files than these, and is not shown.")
     parts = [sections.training_section(training, header.get("datasets") or [])]
     if results is not None:
         parts += [sections.results_section(results), sections.cost_section(results)]
@@ -121,8 +140,9 @@ def _body(
         name=name,
         media="text, images, videos" if videos else "text, images",
         keys="`text`, `image`, `video` and `instruction`" if videos else "`text`, `image` and `instruction`",
+        decides=DECIDES[gate_is_trained(training) is True],
         facts=_model_table(folder, config, header.get("base_model")),
-        limits=sections.limits(config, results, training),
+        limits="\n".join(f"- {item}" for item in limits),
         sections="".join(parts),
     )
 
@@ -156,9 +176,8 @@ def write_model_card(
     return folder / CARD_FILE
 
 
-def _read_kept(card: Path) -> dict[str, Any]:
+def _read_kept(text: str, card: Path) -> dict[str, Any]:
     """Read what only the header of an earlier card holds, with the model's id under `repo_id`."""
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if not text.startswith("---"):
         return {}
     header, _ = read_header(text)
@@ -178,6 +197,26 @@ def _read_kept(card: Path) -> dict[str, Any]:
 def _read_if_there(given: Any, default: Path, read: Callable[[Any], Any]) -> Any:
     path = given if given is not None else default if default.is_file() else None
     return None if path is None else read(path)
+
+
+def _measured_results(folder: Path, given: str | os.PathLike[str] | None) -> tuple[Results | None, bool]:
+    """
+    Read the results that are of this checkpoint, and tell whether there are others that are not.
+
+    Those that say which files they measured have to be of these: given ones that are not are an error, and those in
+    the folder, which may be older than its weights, are left out.
+    """
+    results = _read_if_there(given, folder / RESULTS_FILE, sources.read_results)
+    measured = None if results is None else results["config"].get(MEASURED_FILES)
+    if measured is None or measured == folder_digest(folder):
+        return results, False
+    if given is not None and Path(given).resolve() != folder / RESULTS_FILE:
+        raise ValueError(
+            f"{given} measured another checkpoint than {folder} holds, or an earlier state of it; evaluate it: "
+            f"mmemb-r1 evaluate --model {folder} ..."
+        )
+    logger.warning("%s measured other files than these, and is not shown; evaluate again", folder / RESULTS_FILE)
+    return None, True
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -200,9 +239,9 @@ def _copy_curve(source: Path, folder: Path) -> None:
 
 
 def _model_table(folder: Path, config: MMEmbR1Config, base_model: str | list[str] | None) -> str:
-    bases = [base_model] if isinstance(base_model, str) else base_model or [config.vlm_config.model_type]
+    bases = [base_model] if isinstance(base_model, str) else base_model or []
     rounds = config.max_reasoning_rounds
-    facts: dict[str, Any] = {"backbone": ", ".join(bases)}
+    facts: dict[str, Any] = {"base model": ", ".join(bases) or None, "architecture": config.vlm_config.model_type}
     if parameters := _num_parameters(folder):
         facts["parameters"] = f"{parameters:,}"
     facts |= {
@@ -233,13 +272,14 @@ def _num_parameters(folder: Path) -> int:
 
 
 def _eval_results(results: Results) -> list[EvalResult]:
-    """List the means over tasks for the Hub's model index; the card's own table has the single tasks."""
-    dataset = results["config"].get("dataset", "Atlas")
+    """List the means over tasks for the Hub's model index, if it is known of what; the card has the single tasks."""
+    if (dataset := sections.dataset_of(results)) is None:
+        return []  # the Hub's index has no place for results of something unnamed
     return [
         EvalResult(
             task_type="retrieval",
             task_name="Multimodal retrieval",
-            dataset_type=dataset.lower(),
+            dataset_type=re.sub(r"[^a-z0-9._-]+", "-", dataset.lower()).strip("-") or "own",
             dataset_config=group,  # the Hub merges results whose datasets differ in nothing but their names
             dataset_name=f"{dataset} ({group})",
             dataset_split=results["config"].get("split"),

@@ -9,25 +9,56 @@ from urllib.parse import quote
 
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.formatting import score, share, significant, table
-from mmemb_r1.model_card.sources import Curve, Point
+from mmemb_r1.model_card.record import gate_is_trained, knows_the_beginning
+from mmemb_r1.model_card.sources import RESULTS_FILE, Curve, Point
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 
-DATA_FACTS = ("data", "pairs", "tasks", "rationales")  # what a training saw; its other facts are settings
+DATA_FACTS = (  # what a training saw; its other facts are settings
+    *("data", "pairs", "pairs table", "rows of the pairs table", "tasks", "rationales", "rationales table"),
+    *("selection", "joint pairs table", "candidates table", "left out as broken or too long"),
+)
+ATLAS = "Atlas"
 WEAK = 0.5  # a task is weak if no mode scores this
 CURVE_ROWS = 11
 
 
-def limits(config: MMEmbR1Config, results: Results | None, training: Mapping[str, Any]) -> str:
-    """List what this checkpoint cuts off, and what it is bad at as far as its files say."""
+LIMITS_OF_FILES = (  # how those limits begin that files tell: a card that says one has to have the file for it
+    *("Text beyond ", "Text is not cut", "No evaluation is reported here", "Weak tasks (", "No better than without "),
+    *("The gate chose to think ", "How it was trained is not ", "What was trained before ", "Its gate was never "),
+    *("Whether its gate was trained ", "Not stated: ", f"{RESULTS_FILE} beside "),
+)
+HEADER_FACTS = {"license": "licence", "language": "languages", "base_model": "base model"}
+
+
+def limits(
+    config: MMEmbR1Config, results: Results | None, training: Mapping[str, Any], header: Mapping[str, Any]
+) -> list[str]:
+    """List what this checkpoint cuts off, what it is bad at as far as its files say, and what nobody said of it."""
     frames = f"a video file is seen as {config.num_video_frames} frames"
     if config.max_text_tokens is None:
         items = [f"Text is not cut; {frames}."]
     else:
         items = [f"Text beyond {config.max_text_tokens:,} tokens of an input is cut off; {frames}."]
     items += _measured_limits(results) if results else ["No evaluation is reported here: measure it on data of yours."]
+    items += _untold(training)
+    if unknown := [name for key, name in HEADER_FACTS.items() if not header.get(key)]:
+        items.append(f"Not stated: {', '.join(unknown)}.")
+    return items
+
+
+def _untold(training: Mapping[str, Any]) -> list[str]:
+    """Say what the record of the training leaves open."""
+    items = []
     if not training:
         items.append("How it was trained is not recorded here.")
-    return "\n".join(f"- {item}" for item in items)
+    elif not knows_the_beginning(training):
+        items.append("What was trained before the first phase recorded here is not recorded.")
+    trained = gate_is_trained(training)
+    if trained is False:
+        items.append('Its gate was never trained: what `"auto"` decides means nothing. Use `"always"` or `"never"`.')
+    elif trained is None:
+        items.append('Whether its gate was trained is not recorded; if not, what `"auto"` decides means nothing.')
+    return items
 
 
 def _measured_limits(results: Results) -> list[str]:
@@ -80,9 +111,30 @@ def _told(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
 
 
 def measured_on(results: Results) -> str:
-    """Name the dataset and split. Results that name no dataset are of Atlas, the default of `mmemb-r1 evaluate`."""
-    split = results["config"].get("split")
-    return f"{results['config'].get('dataset', 'Atlas')}, " + (f"{split} split" if split else "split not recorded")
+    """Name the dataset, whose reader it was read by, the split, and how many of the queries were taken."""
+    config = results["config"]
+    parts = [dataset_of(results) or "dataset not recorded"]
+    parts += [f"read by {config['reader']}"] if config.get("reader") else []
+    parts += [f"{config['split']} split"] if config.get("split") else []
+    parts += [f"the first {config['limit']:,} queries of each task"] if config.get("limit") else []
+    return ", ".join(parts)
+
+
+def dataset_of(results: Results) -> str | None:
+    """
+    Name what was evaluated, as far as the results prove it.
+
+    Whoever runs an evaluation can call its dataset as they like, but for Atlas: that it was this one is only said
+    where its tasks themselves name it, which the reader of Atlas notes with a digest of their content.
+    """
+    name = results["config"].get("dataset")
+    sources = [task["data"] for task in results["tasks"].values() if isinstance(task.get("data"), Mapping)]
+    proven = len(sources) == len(results["tasks"]) and all(
+        source.get("dataset") == ATLAS and source.get("content") for source in sources
+    )
+    if not isinstance(name, str) or not name:
+        return ATLAS if proven else None
+    return name if proven or name.casefold() != ATLAS.casefold() else None
 
 
 def _counted(results: Results) -> str:

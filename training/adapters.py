@@ -162,6 +162,13 @@ def merged(model: PeftModel) -> MMEmbR1Model:
     return plain.to(plain.dtype).requires_grad_(True)  # as if it had been loaded
 
 
+def adapter_facts(peft_config: Any | None) -> dict[str, str]:
+    """Record what adapters were trained, for the model card; nothing if the whole model was."""
+    if peft_config is None:
+        return {}
+    return {"adapters": f"LoRA, rank {peft_config.r}, alpha {peft_config.lora_alpha}"}
+
+
 def freeze_vision_tower(model: MMEmbR1Model) -> None:
     """
     Freeze what only pictures and videos pass through: the vision tower and the connector to the language model, which

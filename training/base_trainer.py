@@ -6,10 +6,11 @@ import dataclasses
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from zipfile import is_zipfile
 
 from accelerate.utils import DistributedType
@@ -17,15 +18,21 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 from trl.trainer.utils import RepeatSampler
 
+from mmemb_r1.model_card.validation import is_repo_id
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
+from mmemb_r1.runs import read_json, write_json
 from mmemb_r1.training.distributed import average_gradients
 from mmemb_r1.training.logs import log_figures
 from mmemb_r1.training.pushing import PushesWholeCheckpoints
 from mmemb_r1.training.settling.settle import Settlement
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
+RECORD = "training_record"  # attribute of a model that was trained in this process
 ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last
 _AVERAGED_HERE = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
@@ -65,19 +72,57 @@ def with_help(config_class: type[Config]) -> type[Config]:
     return config_class
 
 
-def with_earlier_phases(facts: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
-    """Add to a phase's facts, as `before`, those of the phases that made the checkpoint it began with, in order."""
-    path = Path(checkpoint) / TRAINING_FILE
+def pairs_facts(pairs: Dataset, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """
+    Record how many pairs a phase was trained on, and of which tasks: so many each, or drawn with these `weights`.
+    """
+    facts: dict[str, Any] = {"pairs": len(pairs)}
+    if "task" in pairs.column_names:
+        drawn = weights or Counter(pairs["task"])
+        facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
+    return facts
+
+
+def with_earlier_phases(facts: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """
+    Add to a phase's facts, as `before`, those of the phases that made the model it begins with, in order: what a phase
+    in this process left on the model, or else what lies beside the checkpoint that it was loaded from.
+    """
+    earlier = getattr(model, RECORD, None) or _saved_record(model.config.name_or_path)
+    if earlier is None:
+        return dict(facts)
+    last = {name: value for name, value in earlier.items() if name != "before"}
+    return {**facts, "before": [*earlier.get("before", []), last]}
+
+
+def _saved_record(source: str) -> dict[str, Any] | None:
+    """Read the training record of a folder or a Hub id; `None` if there is none, or the Hub does not answer."""
+    if not source or not (Path(source).is_dir() or is_repo_id(source)):
+        return None
+    raised = ("missing_entries", "connection_errors", "gated_repo")
+    path = cached_file(source, TRAINING_FILE, **{f"_raise_exceptions_for_{name}": False for name in raised})
+    return None if path is None else read_json(Path(path))
+
+
+def with_changes(facts: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """
+    Add to a phase's facts, as the last of `before`, those that a checkpoint of the phase was made with, if they were
+    others: a run that goes on with other settings or tables was trained with the former ones, too.
+    """
+    path = checkpoint / TRAINING_FILE
     if not path.is_file():
         return dict(facts)
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    return {**facts, "before": [*earlier.pop("before", []), earlier]}
+    made = read_json(path)
+    before = made.pop("before", [])
+    now = {name: value for name, value in facts.items() if name != "before"}
+    if {name: value for name, value in made.items() if name != "steps"} != json.loads(json.dumps(now)):
+        before = [*before, made]
+    return now | ({"before": before} if before else {})
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any], steps: int) -> None:
     """Write the facts of a training and how long it has gone on beside a checkpoint."""
-    text = json.dumps({**facts, "steps": steps}, indent=2, ensure_ascii=False) + "\n"
-    (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
+    write_json(folder / TRAINING_FILE, {**facts, "steps": steps})
 
 
 class PhaseTrainer(PushesWholeCheckpoints):
@@ -102,6 +147,14 @@ class PhaseTrainer(PushesWholeCheckpoints):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         log_figures(self, self.figures)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and leave the record on the model, for a phase that goes on with it in this process."""
+        result = super().train(*args, **kwargs)  # type: ignore[misc]
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if hasattr(model, "peft_config") else model
+        setattr(model, RECORD, {**self.facts, "steps": self.state.global_step})
+        return result
 
     def _send_telemetry(self) -> None:
         """Send nothing: unlike TRL's own trainers, these report to nobody what is trained."""

@@ -16,7 +16,7 @@ from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformers import MMEmbR1
-from mmemb_r1.training.base_trainer import with_help
+from mmemb_r1.training.base_trainer import pairs_facts, with_help
 from mmemb_r1.training.gate import fit_gate
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions
 
@@ -179,14 +179,17 @@ def gate_report(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def gate_facts(facts: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """Tell a model card what [`train_gate`] returned; `weights` is the fingerprint of the model that it began with."""
+def gate_facts(facts: Mapping[str, Any], weights: str, pairs: Dataset) -> dict[str, Any]:
+    """
+    Tell a model card what [`train_gate`] returned for these pairs; `weights` is the fingerprint of the model that it
+    began with.
+    """
     measured = facts["measured"]
     where = f"{measured['queries']:,} held-out queries" if facts["held out"] else "the queries that it was fitted to"
     return {
         "phase": "gate",
         "started from weights": weights,
-        "pairs": facts["pairs"],
+        **pairs_facts(pairs),
         "competitors of a target": facts["competitors"],
         "cost of thinking": facts["cost"],
         "gate": f"on {where} thinking pays for {measured['pays']:.1%}, the gate thinks on "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,7 +20,7 @@ from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.runs import record_run
 from mmemb_r1.training.base_config import SECRETS
-from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, last_checkpoint, with_earlier_phases
+from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
 from mmemb_r1.training.tables import read_pairs
 
@@ -43,6 +43,7 @@ CHANGES_NOTHING = (
     ),
 )
 MODEL_OPTIONS = ("dtype", "attn_implementation")
+TRAINED_ON = ("pairs", "rationales", "joint_pairs")  # fields of runs: what is only measured is not among it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,11 @@ class TrainingRun:
         check_fields(self.settings, self.config_class)
         check_types(self.fields, self.config_class)
 
+    def told(self) -> dict[str, Any]:
+        """Tell for the model card the tables by name and content, and which of their rows were taken."""
+        tables = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return table_facts({name: table for name, table in tables.items() if name in TRAINED_ON})
+
     @property
     def fields(self) -> dict[str, Any]:
         """The settings as the config takes them, with numbers that YAML took for text, and checkpoints in `output`."""
@@ -93,7 +99,7 @@ class TrainingRun:
             value = getattr(self, one.name)
             if one.name not in ("output", "settings", "accept_changes") and value is not None:
                 is_table = isinstance(value, Path) and value.is_file()
-                found[one.name] = sha256(value.read_bytes()).hexdigest() if is_table else value
+                found[one.name] = file_digest(value) if is_table else value
         if Path(self.model).is_dir():
             found["model"] = folder_digest(Path(self.model))
         left_out = (*LENGTH_OF_RUN, *SECRETS)
@@ -145,6 +151,13 @@ class PhaseRun(TrainingRun):
         if self.quantization is not None and self.lora is None:
             raise ValueError("quantised weights can't be trained; add lora: {} for adapters")
 
+    def told(self) -> dict[str, Any]:
+        told = super().told() | chosen_rows(self.tasks, self.per_task)
+        if self.quantization is not None:
+            options = ", ".join(f"{name} {value}" for name, value in self.quantization.items())
+            told["weights below the adapters"] = f"quantised, {options}"
+        return told
+
     def read_pairs(self, required: Sequence[str] = ()) -> Dataset:
         """Read the pairs to train on; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
         return read_pairs(self.pairs, required, tasks=self.tasks, per_task=self.per_task)
@@ -194,6 +207,28 @@ class PhaseRun(TrainingRun):
             return lora_config(model, **options)
         except ValueError as error:
             raise ValueError(f"lora: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """Digest a file's content: its SHA-256, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def table_facts(tables: Mapping[str, Path | None]) -> dict[str, str]:
+    """Tell for the model card which tables a phase read, by their names and contents; those not given are left out."""
+    return {
+        f"{name.replace('_', ' ')} table": f"{path.name}, SHA-256 {file_digest(path)}"
+        for name, path in tables.items()
+        if path is not None
+    }
+
+
+def chosen_rows(tasks: Sequence[str] | None, per_task: int | None) -> dict[str, str]:
+    """Tell for the model card which rows of the pairs table a phase took, if it did not take all."""
+    parts = [] if tasks is None else [f"tasks {', '.join(tasks)}"]
+    parts += [] if per_task is None else [f"the first {per_task:,} of each task"]
+    return {"rows of the pairs table": "; ".join(parts)} if parts else {}
 
 
 def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, Any]:
@@ -328,6 +363,10 @@ def train_in_folder(trainer: Any, run: TrainingRun, settlement: Settlement | Non
     checkpoint = last_checkpoint(run.output / "checkpoints")
     if checkpoint is not None and is_finished(run, Path(checkpoint), trainer.args):
         return False
+    if isinstance(trainer, PhaseTrainer):
+        trainer.facts |= run.told()
+        if checkpoint is not None:
+            trainer.facts = with_changes(trainer.facts, Path(checkpoint))
     trainer.train(resume_from_checkpoint=checkpoint)
     return True
 
@@ -376,7 +415,6 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
     else:
         model[0].model.load_state_dict(state)
     model.save_pretrained(str(folder), create_model_card=False)
-    facts = trainer.facts | {"steps": trainer.state.global_step}
-    write_model_card(folder, training=with_earlier_phases(facts, run.model))
+    write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
     if trainer.args.push_to_hub:
         trainer.push_folder(folder, "End of training")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 PAIR_COLUMNS = ("pair_id", "query", "target")
+SELECTION_NOTE = "mmemb_r1.selection"  # in the metadata of a table of rationales: how these were selected
 
 
 def read_pairs(
@@ -51,6 +52,14 @@ def read_pairs(
     if required:
         check_pairs(pairs, required, str(path))
     return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))
+
+
+def selection_note(path: Path) -> str | None:
+    """Read how the rationales of a Parquet file were selected, as `mmemb-r1 select` noted it; `None` if nobody did."""
+    import pyarrow.parquet
+
+    found = (pyarrow.parquet.read_metadata(path).metadata or {}).get(SELECTION_NOTE.encode())
+    return None if found is None else found.decode()
 
 
 def _with_paths_from(folder: Path, table: pyarrow.Table) -> pyarrow.Table:

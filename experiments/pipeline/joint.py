@@ -15,10 +15,11 @@ from experiments.pipeline.recipe import Recipe
 from experiments.pipeline.stage import ON_CPU
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
 from mmemb_r1.atlas import Atlas, atlas_texts, augment
+from mmemb_r1.model_card import write_model_card
 from mmemb_r1.runs import write_json
 from mmemb_r1.tiny import build_tiny_vlm
 from mmemb_r1.training import JointConfig, JointTrainer
-from mmemb_r1.training.base_trainer import TRAINING_FILE, last_checkpoint
+from mmemb_r1.training.base_trainer import last_checkpoint
 
 LOG_FILE = "log.json"
 
@@ -80,7 +81,8 @@ def finish(trainer: JointTrainer, folder: Path) -> None:
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - start
-    MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class).save_pretrained(str(folder))
+    trained = MMEmbR1.from_model(trainer.model.eval(), trainer.processing_class)
+    trained.save_pretrained(str(folder), create_model_card=False)
     facts = {
         **trainer.facts,
         "steps": trainer.state.global_step,
@@ -90,7 +92,7 @@ def finish(trainer: JointTrainer, folder: Path) -> None:
     }
     if last:
         facts |= {"resumed from": Path(last).name, "seconds": f"{seconds:.1f} since then"}
-    write_json(folder / TRAINING_FILE, facts)
+    write_model_card(folder, training=facts)
     write_json(folder / LOG_FILE, trainer.state.log_history)
 
 

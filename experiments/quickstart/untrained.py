@@ -15,6 +15,8 @@ from experiments.pipeline.joint import untrained_model
 from experiments.pipeline.recipe import Recipe
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import load_atlas
+from mmemb_r1.model_card import write_model_card
+from mmemb_r1.model_card.record import INIT
 from mmemb_r1.runs import made_whole
 
 
@@ -34,7 +36,8 @@ def main() -> None:
     def make(folder: Path) -> None:
         set_seed(recipe.seed)
         model, processor = untrained_model(load_atlas(args.atlas), recipe)
-        MMEmbR1.from_model(model, processor).save_pretrained(str(folder))
+        MMEmbR1.from_model(model, processor).save_pretrained(str(folder), create_model_card=False)
+        write_model_card(folder, training={"phase": INIT, "weights": f"random, seed {recipe.seed}"})
 
     made = made_whole(args.output, make)
     print(f"the untrained model is in {args.output}" + ("" if made else " already"))

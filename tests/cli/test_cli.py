@@ -107,7 +107,7 @@ class TestInit:
         output.mkdir()
         arguments = ["init", "--vlm", str(tmp_path / "vlm"), "--output", str(output)]
 
-        def fills_the_disk(self: MMEmbR1, path: str) -> None:
+        def fills_the_disk(self: MMEmbR1, path: str, **options: bool) -> None:
             (Path(path) / "model").mkdir(parents=True)
             raise OSError(28, "No space left on device")
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
 from mmemb_r1.evaluation import load_results, read_query_rows, rows_path
+from mmemb_r1.fingerprint import folder_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TASKS = "fact-capital,flag-capital"
@@ -39,11 +40,12 @@ def evaluate(tiny_checkpoint, atlas):
     return run
 
 
-def test_a_file_holds_the_results(evaluate, tmp_path, capsys):
+def test_a_file_holds_the_results(evaluate, tiny_checkpoint, tmp_path, capsys):
     output = tmp_path / "results.json"
     assert evaluate("--modes", "never", "--split", "validation", "--output", output) == 0
     results = load_results(output)
     assert results["config"]["model"] == "tiny-checkpoint"
+    assert results["config"]["files"] == folder_digest(tiny_checkpoint)
     assert (results["config"]["dataset"], results["config"]["split"]) == ("Atlas", "validation")
     assert results["config"]["candidates"]["country"] == 12
     assert len(results["tasks"]) > 10

@@ -393,6 +393,20 @@ def test_changes_are_accepted_where_they_are_meant(pairs, tmp_path):
     assert trainer.calls == 3
 
 
+def test_what_a_run_was_trained_with_before_it_was_changed_is_told(train, tmp_path, capsys):
+    assert train({"temperature": 0.5}, max_steps=1) == 0
+    assert train({"temperature": 0.25}, "--accept-changes", max_steps=2) == 0
+    assert train({"temperature": 0.25}, max_steps=3) == 0
+    model = tmp_path / "run" / "model"
+    record = json.loads((model / "training.json").read_text())
+    (before,) = record.pop("before")
+    assert (record["temperature"], record["steps"]) == (0.25, 3)
+    assert (before["temperature"], before["steps"]) == (0.5, 1)
+    assert before["pairs table"] == record["pairs table"]
+    assert "### Before it: joint" in (model / "README.md").read_text()
+    assert main(["card", str(model), "--check"]) == 0
+
+
 def test_a_run_does_not_go_on_from_another_model_in_the_same_place(train, tiny_checkpoint, tmp_path, capsys):
     start = tmp_path / "start"
     MMEmbR1(str(tiny_checkpoint), device="cpu").save_pretrained(str(start))

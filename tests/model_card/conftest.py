@@ -39,7 +39,13 @@ def results(tmp_path):
     path = tmp_path / "evaluation.json"
     save_results(
         {
-            "config": {"modes": ["never", "always"], "split": "test", "batch_size": 4, "versions": {"torch": "9.9"}},
+            "config": {
+                "modes": ["never", "always"],
+                "dataset": "Atlas",
+                "split": "test",
+                "batch_size": 4,
+                "versions": {"torch": "9.9"},
+            },
             "tasks": {
                 "picture-name": {
                     "complexity": "simple",
@@ -48,6 +54,7 @@ def results(tmp_path):
                     "modes": solved,
                     "majority": 0.125,
                     "no_image": {"never": 0.5, "always": 0.375},
+                    "data": {"dataset": "Atlas", "content": "1a2b"},
                 },
                 "fact-capital": {
                     "complexity": "simple",
@@ -55,6 +62,7 @@ def results(tmp_path):
                     "candidates": 40,
                     "modes": unsolved,
                     "majority": 0.125,
+                    "data": {"dataset": "Atlas", "content": "1a2b"},
                 },
             },
             "summary": {name: {"tasks": 2, "n": 1616, "modes": means} for name in ("simple", "all")},

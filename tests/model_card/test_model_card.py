@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from mmemb_r1.evaluation import load_results
+from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.model_card import build_model_card, validate_model_card, write_model_card
 
 FACTS = {
@@ -53,7 +54,7 @@ class TestMetadata:
         assert (card.data.base_model, card.data.license) == ("some/backbone", "apache-2.0")
         assert card.data.datasets == ["some/pairs", "more/pairs"]
         assert {"multimodal", "sentence-transformers"} <= set(card.data.tags)
-        assert "| backbone | some/backbone |" in text
+        assert "| base model | some/backbone |" in text
         assert "| steps | 3 |" in text
         validate_model_card(text, tiny_checkpoint)
 
@@ -155,7 +156,8 @@ class TestSections:
         model = MMEmbR1(str(tiny_checkpoint), device="cpu")
         assert cells(text, "embedding dimensions") == [str(model.get_embedding_dimension())]
         assert cells(text, "parameters") == [f"{sum(weight.numel() for weight in model.parameters()):,}"]
-        assert cells(text, "backbone") == ["qwen3_vl"]
+        assert cells(text, "architecture") == ["qwen3_vl"]
+        assert "| base model |" not in text and "- Not stated: licence, languages, base model." in text
         assert cells(text, "rationale budget") == ["8 tokens, 1 round at most"]
 
     def test_videos_are_offered_if_the_processor_takes_them(self, checkpoint):
@@ -178,7 +180,8 @@ class TestSections:
             assert cells(how, name) == [str(FACTS[name])]
         assert "| odd | a\\|b c |" in how
         assert "loss" not in how and "measured" not in how
-        assert "not recorded" not in text
+        assert "How it was trained is not recorded" not in text
+        assert "What was trained before the first phase recorded here is not recorded." in text
 
     def test_results(self, tiny_checkpoint, results):
         text = build_model_card(tiny_checkpoint, results)
@@ -187,6 +190,51 @@ class TestSections:
         assert cells(section, "picture-name") == ["16", "40", "0.125", "0.500", "0.250", "0.750"]
         assert cells(section, "fact-capital") == ["1600", "40", "0.125", "", "0.125", "0.062"]
         assert cells(section, "**mean: all**") == ["1616", "", "", "", "0.188", "0.406"]
+
+    @pytest.mark.parametrize(
+        ("config", "data", "named", "index"),
+        [
+            ({}, None, "dataset not recorded", None),
+            ({"dataset": "Atlas"}, None, "dataset not recorded", None),
+            ({"dataset": "atlas"}, {"digest": "00"}, "dataset not recorded", None),
+            ({"dataset": "Atlas", "reader": "own:read"}, {}, "dataset not recorded, read by own:read", None),
+            ({"dataset": "my pairs.parquet"}, {"digest": "00"}, "my pairs.parquet", "my-pairs.parquet"),
+            ({"dataset": "x", "limit": 9}, None, "x, the first 9 queries of each task", "x"),
+            (
+                {"dataset": "Atlas", "split": "test"},
+                {"dataset": "Atlas", "content": "1"},
+                "Atlas, test split",
+                "atlas",
+            ),
+        ],
+    )
+    def test_a_dataset_is_called_what_the_results_prove(self, tiny_checkpoint, results, config, data, named, index):
+        content = load_results(results)
+        content["config"] = {"modes": ["never", "always"], **config}
+        for task in content["tasks"].values():
+            task.pop("data")
+            task |= {} if data is None else {"data": data}
+        results.write_text(json.dumps(content))
+        text = build_model_card(tiny_checkpoint, results)
+        assert text.count(f"{named}, 1,616 queries of 2 tasks") == 2
+        assert f"Weak tasks ({named})" in text
+        found = ModelCard(text).data.eval_results
+        assert (None if found is None else {one.dataset_type for one in found}) == (index and {index})
+        assert ("Atlas" in text) == named.startswith("Atlas")
+
+    def test_results_of_other_files_are_not_shown(self, checkpoint, results, caplog):
+        content = load_results(results)
+        content["config"]["files"] = folder_digest(checkpoint)
+        results.write_text(json.dumps(content))
+        write_model_card(checkpoint, results)
+        assert "## Results" in (checkpoint / "README.md").read_text()
+        settings = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps({**settings, "gate_threshold": 0.25}))
+        with pytest.raises(ValueError, match="measured another checkpoint than .* evaluate it: mmemb-r1 evaluate"):
+            build_model_card(checkpoint, results)
+        text = build_model_card(checkpoint)
+        assert "results.json measured other files than these" in caplog.text
+        assert "## Results" not in text and "- results.json beside this card measured other files" in text
 
     def test_results_of_one_mode_without_baselines(self, tiny_checkpoint, results):
         content = load_results(results)
@@ -197,7 +245,7 @@ class TestSections:
                 entry.pop(name, None)
         results.write_text(json.dumps(content))
         text = build_model_card(tiny_checkpoint, results)
-        assert "Mine, split not recorded, 1,616 queries" in text
+        assert "Mine, 1,616 queries" in text
         assert "| task | queries | auto | auto thinks on |" in text
         assert cells(text, "picture-name") == ["16", "0.750", ">99.9%"]
         assert "Majority" not in text and "With a rationale a query" not in text

@@ -21,7 +21,7 @@ from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
-from mmemb_r1.training.adapters import control_ids
+from mmemb_r1.training.adapters import adapter_facts, control_ids
 from mmemb_r1.training.adaptive.advantages import (
     decision_advantages,
     group_normalised,
@@ -39,7 +39,7 @@ from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, 
 from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
-from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer
+from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer, pairs_facts, with_earlier_phases
 from mmemb_r1.training.distributed import num_processes, process_index, summed, unwrapped
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.targets import TargetScorer
@@ -54,13 +54,14 @@ def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset
     return {
         "phase": "adaptive (GRPO)",
         "started from weights": weights_fingerprint(model),
-        "pairs": len(pairs),
+        **pairs_facts(pairs),
         "rollouts per query": f"{args.num_generations}, of them direct {direct}",
         "reward weights": ", ".join(f"{name} {weight:g}" for name, weight in args.all_rewards.items()),
         "rollouts per step": args.generation_batch_size,
         "learning rate": f"{args.learning_rate:g}, of the gate {args.gate_learning_rate:g}",
         "seed": args.seed,
         **({} if args.sides == "query" else {"sides that reason": args.sides}),
+        **adapter_facts(next(iter(getattr(model, "peft_config", {}).values()), None)),
     }
 
 
@@ -129,7 +130,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             self._scorers |= {"eval": TargetScorer(eval_dataset, None, *options)}
             self._held_out = TargetScorer(eval_dataset, None, *options)  # as the present model embeds it
         warn_of_overlap(train_dataset, joint_pairs)
-        self.facts = adaptive_facts(model, args, train_dataset)
+        whole = model.get_base_model() if hasattr(model, "peft_config") else model
+        facts = adaptive_facts(model, args, train_dataset) | self.settlement.told()
+        self.facts = with_earlier_phases(facts, whole)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
         self.max_tokens = args.max_reasoning_tokens or config.max_reasoning_tokens
         args = copy.copy(args)

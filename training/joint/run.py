@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from datasets import Dataset
 
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.trainer import JointTrainer
 from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
-from mmemb_r1.training.tables import read_pairs
+from mmemb_r1.training.tables import read_pairs, selection_note
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,12 @@ class JointRun(PhaseRun):
             raise ValueError("lora.adapt_vision_tower trains what freeze_vision_tower freezes; leave out one")
         if self.rationales is not None and not self.settings.get("use_rationales", True):
             raise ValueError(f"rationales {self.rationales} would not be used: use_rationales is false; leave out one")
+
+    def told(self) -> dict[str, Any]:
+        told = super().told()
+        if self.rationales is not None:
+            told["selection"] = selection_note(self.rationales) or "not recorded in the rationales table"
+        return told
 
 
 def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> dict[str, float]:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import logging
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.training.adapters import adapter_facts
 from mmemb_r1.training.augment import Augment
-from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint
+from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, pairs_facts, with_earlier_phases
 from mmemb_r1.training.distributed import keep_float32, num_processes, reduce_alike, summed, unwrapped
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
@@ -60,12 +60,10 @@ def joint_facts(
     """
     Record what a joint phase was run with, name -> value, for the model card; no path of this machine is among it.
     """
-    facts = {"phase": "joint", "started from weights": weights_fingerprint(model), "pairs": len(pairs)}
-    if "task" in pairs.column_names:
-        drawn = args.task_weights or Counter(pairs["task"])
-        facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
-        if args.task_size_exponent != 1:
-            facts["tasks"] += f"; drawn by their size to the power of {args.task_size_exponent:g}"
+    facts = {"phase": "joint", "started from weights": weights_fingerprint(model)}
+    facts |= pairs_facts(pairs, args.task_weights)
+    if "tasks" in facts and args.task_size_exponent != 1:
+        facts["tasks"] += f"; drawn by their size to the power of {args.task_size_exponent:g}"
     facts["rationales"] = _describe_rationales(args, pairs, selected)
     in_batch = args.train_batch_size * args.world_size - 1
     facts |= {
@@ -76,12 +74,13 @@ def joint_facts(
         "negatives": f"{in_batch} in batch, {args.num_hard_negatives} hard ones per pair",
         "learning rate": args.learning_rate,
         "seed": args.seed,
+        "gate": "trained" if args.gate_weight else "not trained",
     }
+    if args.augment_pictures:
+        facts["pictures"] = "augmented"
     if args.freeze_vision_tower:
         facts["vision tower"] = "not trained"
-    if peft_config is not None:
-        facts["adapters"] = f"LoRA, rank {peft_config.r}, alpha {peft_config.lora_alpha}"
-    return facts
+    return facts | adapter_facts(peft_config)
 
 
 def _describe_rationales(args: JointConfig, pairs: Dataset, selected: SelectedRationales | None) -> str:
@@ -156,7 +155,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             for (mode, (table, drawn_from)), without in zip(tables.items(), self.settlement.without, strict=False)
             if table is not None
         }
-        self.facts = joint_facts(model, args, train_dataset, selected, peft_config)
+        facts = joint_facts(model, args, train_dataset, selected, peft_config) | self.settlement.told()
+        self.facts = with_earlier_phases(facts, model)
         config = model.config
         self._media = MediaOptions.of(config)
         if args.use_rationales and args.max_rationale_tokens > config.max_reasoning_tokens:

@@ -83,7 +83,7 @@ def select_rationales(
         return None
     write_skipped(output, settled.skipped)
     shards = score_shards(output, trials, shard_size)
-    write_tables(shards, output, options)
+    write_tables(shards, output, options, evaluator.definition)
     report = build_report(output, shards, pairs, index, options, evaluator.definition)
     write_report(report, output)
     return report

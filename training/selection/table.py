@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from mmemb_r1.runs import replaced_file
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.gain import confidence, corrected_gain, marginal_gain, posterior, scaled
 from mmemb_r1.training.selection.scores import SCHEMA
+from mmemb_r1.training.tables import SELECTION_NOTE
 
 NOT_KEPT = "gain"
 SELECTED, CANDIDATES = "selected.parquet", "candidates.parquet"
@@ -66,8 +68,14 @@ def with_selection(scores: pa.Table, options: SelectionOptions) -> pa.Table:
     return table.append_column("kept", pa.array(kept.numpy())).append_column("reason", reason)
 
 
-def write_tables(shards: Sequence[Path], folder: Path, options: SelectionOptions) -> None:
-    """Write `candidates.parquet` (all rows) and `selected.parquet` (the kept ones), some shards at a time."""
+def write_tables(
+    shards: Sequence[Path], folder: Path, options: SelectionOptions, evaluator: Mapping[str, Any]
+) -> None:
+    """
+    Write `candidates.parquet` (all rows) and `selected.parquet` (the kept ones), some shards at a time; how they were
+    selected, with an evaluator of this definition, is in the metadata of the latter.
+    """
+    counts = [0, 0]
     with ExitStack() as stack:
         paths = [stack.enter_context(replaced_file(folder / name)) for name in (CANDIDATES, SELECTED)]
         writers: list[pq.ParquetWriter] = []
@@ -80,8 +88,29 @@ def write_tables(shards: Sequence[Path], folder: Path, options: SelectionOptions
                     stack.enter_context(pq.ParquetWriter(path, table.schema))
                     for path, table in zip(paths, tables, strict=True)
                 ]
-            for writer, table in zip(writers, tables, strict=True):
+            for place, (writer, table) in enumerate(zip(writers, tables, strict=True)):
                 writer.write_table(table)
+                counts[place] += len(table)
+        if writers:
+            note = f"{counts[1]:,} of {counts[0]:,} rationales kept; {selection_note(options, evaluator)}"
+            writers[1].add_key_value_metadata({SELECTION_NOTE: note})
+
+
+def selection_note(options: SelectionOptions, evaluator: Mapping[str, Any]) -> str:
+    """
+    Say in words how rationales are selected, for whoever trains on them.
+
+    >>> selection_note(SelectionOptions(wrong_pair_correction=False), {"kind": "vlm", "model": "judge"})
+    'counterfactual (drop), gain > 0 in probability, seed 0; evaluator: vlm, judge'
+    """
+    how = options.selection
+    if how != "none":
+        how += f" ({options.intervention})" if how == "counterfactual" else ""
+        how += f", gain > {options.margin_used:g} in {options.space}"
+        how += f", corrected by {options.num_negatives} wrong pairs" if options.wrong_pair_correction else ""
+    whose = [str(evaluator[name]) for name in ("kind", "model") if name in evaluator]
+    whose += [f"weights {evaluator['weights']}"] if "weights" in evaluator else []
+    return f"{how}, seed {options.seed}; evaluator: {', '.join(whose) or 'not named'}"
 
 
 def _gathered(shards: Sequence[Path]) -> Iterator[pa.Table]:

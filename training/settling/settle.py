@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -98,6 +99,12 @@ class Settlement:
             return {}
         rows = json.dumps([[one.table, one.row, one.side] for one in self.skipped])
         return {"skipped": f"{len(self.skipped)}, {blake2b(rows.encode(), digest_size=16).hexdigest()}"}
+
+    def told(self) -> dict[str, str]:
+        """Tell for the model card how many rows of which table are not used; nothing where all are."""
+        counts = Counter(one.table for one in self.skipped)
+        told = ", ".join(f"{count:,} of {table}" for table, count in counts.items())
+        return {"left out as broken or too long": told} if told else {}
 
 
 def settle(

@@ -45,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--check",
         "--validate",
         action="store_true",
-        help="check the card that is there, offline: metadata, model index, snippets, links",
+        help="check the card that is there, offline: metadata, snippets and links, and whether the files beside it "
+        "say what it tells of training, results and settings",
     )
 
 
@@ -80,9 +81,11 @@ def _check(directory: Path, options: dict[str, Any]) -> int:
     if not path.is_file():
         raise ValueError(f"{directory}: there is no README.md to check; write one with `mmemb-r1 card {directory}`")
 
-    from mmemb_r1.model_card import validate_model_card
+    from mmemb_r1.model_card import check_against_files, validate_model_card
 
-    validate_model_card(path.read_text(encoding="utf-8"), directory)
+    text = path.read_text(encoding="utf-8")
+    validate_model_card(text, directory)
+    check_against_files(text, directory)
     print(f"{path} is in order")
     return 0
 

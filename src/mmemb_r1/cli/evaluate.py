@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     if args.submission:
         submitted = _submitted_mode(args.submission_mode, settings.modes), metadata_of(model, name, told)
     folder = args.output if args.output and args.output.suffix != ".json" else None
-    results = run_evaluation(model, source, settings, output=folder, cache=args.cache, config={"model": name})
+    noted = _noted(args.model)
+    results = run_evaluation(model, source, settings, output=folder, cache=args.cache, config=noted)
     if args.output and folder is None:
         save_results(results, args.output)
     _show(results, args.format)
@@ -98,6 +99,15 @@ def run(args: argparse.Namespace) -> int:
         submit(results, *submitted, args.submission)
     print(_next_step(args, folder), file=sys.stderr)
     return 0
+
+
+def _noted(model: str) -> dict[str, Any]:
+    """Note the model's name and, of a folder, its content, for the model card."""
+    from mmemb_r1.evaluation.run_folder import MEASURED_FILES
+    from mmemb_r1.fingerprint import folder_digest
+
+    path = Path(model)
+    return {"model": path.resolve().name} | ({MEASURED_FILES: folder_digest(path)} if path.is_dir() else {})
 
 
 def _check(args: argparse.Namespace) -> None:

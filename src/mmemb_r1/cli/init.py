@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mmemb_r1 import MMEmbR1
+    from mmemb_r1.model_card import write_model_card
     from mmemb_r1.runs import replaced_file
 
     # a backbone with code of its own could not be loaded again as part of a checkpoint
@@ -44,11 +45,28 @@ def run(args: argparse.Namespace) -> int:
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, **options)
     processor = AutoProcessor.from_pretrained(args.vlm, **options)
     model = MMEmbR1.from_vlm(vlm, processor, **settings)
+    record = made_from(args.vlm, vlm.config)
     # a save that fails, of a full disk say, leaves nothing in the way of the next try
     with replaced_file(args.output.resolve()) as folder:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), create_model_card=False)
+        write_model_card(folder, training=record)
     print(f"saved an untrained checkpoint to {args.output}")
     return 0
+
+
+def made_from(vlm: str, config: Any) -> dict[str, Any]:
+    """
+    Record what a checkpoint is made from, for its model card: a folder of this machine stays unnamed.
+
+    >>> made_from("org/vlm", None)
+    {'phase': 'init', 'base model': 'org/vlm', 'training': 'none: gate and embedding head are new'}
+    """
+    from mmemb_r1.model_card.record import BASE_MODEL, INIT
+
+    record = {"phase": INIT, BASE_MODEL: "not recorded: it was read from a folder" if Path(vlm).is_dir() else vlm}
+    if commit := getattr(config, "_commit_hash", None):
+        record["commit of the base model"] = commit
+    return record | {"training": "none: gate and embedding head are new"}
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

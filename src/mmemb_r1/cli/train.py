@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from hashlib import sha256
 from typing import Any
 
 from mmemb_r1.cli import _train_rounds
@@ -139,7 +138,14 @@ def run_gate(args: argparse.Namespace) -> int:
     from mmemb_r1.runs import record_run, write_json
     from mmemb_r1.training.base_trainer import with_earlier_phases
     from mmemb_r1.training.gate_phase import GATE_FILE, GateConfig, gate_facts, gate_report, train_gate
-    from mmemb_r1.training.run import check_fields, check_types, read_settings
+    from mmemb_r1.training.run import (
+        check_fields,
+        check_types,
+        chosen_rows,
+        file_digest,
+        read_settings,
+        table_facts,
+    )
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -152,7 +158,7 @@ def run_gate(args: argparse.Namespace) -> int:
     model = MMEmbR1(args.model, device=args.device)
     weights = weights_fingerprint(model[0].model)
     tables = {"pairs": args.pairs, "candidates": args.candidates}
-    identity: dict[str, Any] = {name: sha256(path.read_bytes()).hexdigest() for name, path in tables.items() if path}
+    identity: dict[str, Any] = {name: file_digest(path) for name, path in tables.items() if path}
     identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": asdict(config)}
     record_run(args.output / "run.json", identity)
     report, folder = args.output / GATE_FILE, args.output / "model"
@@ -161,8 +167,10 @@ def run_gate(args: argparse.Namespace) -> int:
         print("the gate was trained before; nothing is done again", file=sys.stderr)
     else:
         facts = train_gate(model, pairs, config, candidates, folder=args.output / "embedded")
+        told = gate_facts(facts, weights, pairs) | table_facts(tables) | chosen_rows(args.tasks, args.per_task)
+        told = with_earlier_phases(told, model[0].model)
         model.save_pretrained(str(folder), create_model_card=False)
-        write_model_card(folder, training=with_earlier_phases(gate_facts(facts, weights), args.model))
+        write_model_card(folder, training=told)
         write_json(report, facts)
     print(*gate_report(facts), f"the trained checkpoint is in {folder}", sep="\n")
     print("next: mmemb-r1 train adaptive, or, to choose how often it thinks, mmemb-r1 calibrate")

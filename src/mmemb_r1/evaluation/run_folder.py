@@ -139,6 +139,7 @@ def _of_format_1(results: Results) -> Results:
     return {"format": FORMAT, **results}
 
 
+MEASURED_FILES = "files"  # in the config of results: the `folder_digest` of the model's folder, where it has one
 RUN_FILE, TASK_FILE, RESULTS_FILE = "run.json", "task.json", "results.json"
 
 

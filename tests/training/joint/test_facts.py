@@ -42,6 +42,7 @@ def test_what_is_told(tiny, rows, arguments):
         "negatives": "5 in batch, 0 hard ones per pair",
         "learning rate": arguments().learning_rate,
         "seed": 7,
+        "gate": "not trained",
     }
     assert json.loads(json.dumps(facts)) == facts
 
@@ -72,6 +73,8 @@ def test_options_that_are_not_the_usual_ones(tiny, rows, arguments):
     facts = joint_facts(tiny[0], arguments(**changes), rows, None, peft_config)
     assert facts["vision tower"] == "not trained"
     assert facts["adapters"] == "LoRA, rank 8, alpha 16"
+    assert facts["gate"] == "trained" and "pictures" not in facts
+    assert joint_facts(tiny[0], arguments(augment_pictures=True), rows, None)["pictures"] == "augmented"
     assert facts["negatives"] == "5 in batch, 2 hard ones per pair"
     assert facts["loss weights"].endswith("; rationale 2; gate 0.5")
 

@@ -165,6 +165,8 @@ class TestInAFolder:
         assert (one["table"], one["row"], one["pair_id"], one["side"]) == ("the pairs table", 3, "pair 3", "query")
         assert "can't be read" in one["reason"]
         assert (folder / "run" / "model" / "model.safetensors").exists()
+        card = (folder / "run" / "model" / "README.md").read_text()
+        assert "| left out as broken or too long | 1 of the pairs table |" in card and "| pairs | 11 |" in card
 
     def test_a_run_that_was_refused_goes_on_after_the_row_is_left_out(self, run, folder):
         with pytest.raises(ValueError, match="pair 'pair 3'"):
