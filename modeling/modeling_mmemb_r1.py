@@ -29,7 +29,7 @@ from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
-from .token_logps_mmemb_r1 import token_logps
+from .token_logps_mmemb_r1 import TOKENS_AT_ONCE, called_once, token_logps
 from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
 
 OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1.0.dev0
@@ -59,6 +59,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    logits_at_once = TOKENS_AT_ONCE  # tokens whose logits a pass with `labels` holds at a time
     decode_compile_options: dict[str, Any] | None = None  # of `compile_decoding`
 
     def __init__(self, config: MMEmbR1Config) -> None:
@@ -283,12 +284,17 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """Compute log-probabilities and entropies `(N,)` of the labelled tokens; only these get logits, in chunks."""
         wanted = labels[:, 1:] != -100  # (B, S - 1): position i predicts token i + 1
         head = self.vlm.get_output_embeddings()
+        forward = head.forward
 
         def logits_of(states: Tensor) -> Tensor:
-            logits = head(states).float()  # (n, V)
+            logits = forward(states).float()  # (n, V)
             return logits if temperature is None else without_suppressed(logits, self.config) / temperature
 
-        return token_logps(hidden[:, :-1][wanted], labels[:, 1:][wanted], logits_of, temperature is not None)
+        def of_all(states: Tensor) -> tuple[Tensor, Tensor | None]:
+            ids, with_entropies = labels[:, 1:][wanted], temperature is not None
+            return token_logps(states, ids, logits_of, with_entropies, self.logits_at_once)
+
+        return called_once(head, of_all, hidden[:, :-1][wanted])
 
     def embed(
         self,

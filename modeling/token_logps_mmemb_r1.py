@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -55,3 +56,25 @@ def token_logps(
     ]
     logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
     return logps, entropies if with_entropies else None
+
+
+def called_once(module: nn.Module, work: Callable[..., Any], *inputs: Any) -> Any:
+    """
+    Run `work(*inputs)` in the place of a module's forward, so that hooks around the module run once, however often
+    `work` calls its real forward.
+
+    Where FSDP2 shards the module, these hooks gather its weights, and reduce their gradients. Processes with different
+    numbers of chunks would wait for each other for ever.
+
+    >>> called_once(nn.Identity(), lambda value: value + 1, torch.tensor(1))
+    tensor(2)
+    """
+    own = vars(module).get("forward")  # accelerate puts one there, for hooks of its own
+    module.forward = work
+    try:
+        return module(*inputs)
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

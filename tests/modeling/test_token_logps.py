@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmemb_r1.modeling import modeling_mmemb_r1
-from mmemb_r1.modeling.token_logps_mmemb_r1 import token_logps
+from mmemb_r1.modeling.token_logps_mmemb_r1 import called_once, token_logps
 
 N, H, V = 23, 8, 40
 
@@ -76,14 +75,14 @@ def test_no_token_has_no_log_probability(head):
     assert logps.shape == entropies.shape == (0,)
 
 
-def test_a_model_computes_its_logits_in_chunks(make_tiny, mixed, monkeypatch, close):
+def test_a_model_computes_its_logits_in_chunks(make_tiny, mixed, close):
     """Both phases ask the model: the joint one for plain, the adaptive one for tempered log-probabilities."""
     tiny = make_tiny("qwen3_vl")
     batch = dict(tiny.batch(mixed))
     labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), -100)
 
     def run(at_once: int, **options: Any) -> tuple[Any, Tensor]:
-        monkeypatch.setattr(modeling_mmemb_r1, "token_logps", lambda *args: token_logps(*args, tokens_at_once=at_once))
+        tiny.model.logits_at_once = at_once
         tiny.model.zero_grad()
         output = tiny.model(**batch, labels=labels, **options)
         finite = output.rationale_logps.isfinite()  # ids that can't occur in a rationale have minus infinity
@@ -96,3 +95,25 @@ def test_a_model_computes_its_logits_in_chunks(make_tiny, mixed, monkeypatch, cl
         close(other, gradient)
         if options:
             close(chunked.rationale_entropies, whole.rationale_entropies)
+
+
+def test_hooks_of_the_head_run_once_however_many_chunks_there_are(make_tiny, mixed):
+    """FSDP2 gathers weights and reduces gradients in such hooks, in all processes at once or never."""
+    tiny = make_tiny("qwen3_vl")
+    tiny.model.logits_at_once, head = 4, tiny.model.get_output_embeddings()
+    forward, calls = head.forward, []
+    head.register_forward_hook(lambda *_: calls.append("forward"))
+    head.register_full_backward_hook(lambda *_: calls.append("backward"))
+    batch = dict(tiny.batch(mixed))
+    labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), -100)
+    tiny.model(**batch, labels=labels).rationale_logps.sum().backward()
+    assert calls == ["forward", "backward"]
+    assert head.forward == forward and "forward" not in vars(head)
+
+
+def test_a_forward_of_its_own_comes_back_after_an_error():
+    layer = nn.Linear(2, 2)
+    layer.forward = own = lambda value: value
+    with pytest.raises(RuntimeError, match="as planned"):
+        called_once(layer, lambda value: (_ for _ in ()).throw(RuntimeError("as planned")), torch.ones(2))
+    assert layer.forward is own

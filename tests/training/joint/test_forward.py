@@ -155,7 +155,7 @@ class TestGradientCaching:
         trainer = make_trainer(vivid, mixed, mini_batch_size=3, **EVERYTHING)
         seen = []
         vivid.get_output_embeddings().register_forward_hook(
-            lambda module, args, output: seen.append((len(output), output.requires_grad))
+            lambda module, args, output: seen.append((len(output[0]), output[0].requires_grad))
         )
         batch = trainer.data_collator(examples)
         trainer.training_step(vivid, batch)
