@@ -6,6 +6,8 @@ Everything is recognised by what a model, cache or processor has, and by its cla
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache as cached
 from itertools import pairwise
@@ -13,16 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .caching_mmemb_r1 import RoomyLayer
+from .options_mmemb_r1 import FIELDS, LARGEST, check_option
 from .ragged_mmemb_r1 import ATTENTION, PLAIN
 
 # How many pictures and videos each row has: sentence-transformers' losses split a batch by these counts.
 MEDIA_COUNTS = {"image": "num_images_per_sample", "video": "num_videos_per_sample"}
 PIXELS_PER_TOKEN = 28 * 28  # of a Qwen-VL; for processors that do not say
+MAX_ASPECT = 200  # a Qwen-VL refuses pictures that are longer
 EQUAL_FRAMES = ("SmolVLMProcessor", "InternVLProcessor")  # the videos of one batch need equally many frames
 
 # A thinking backbone's template opens (or opens and closes) `<think>` in its generation prompt. Before `<|embed|>`
@@ -162,19 +167,163 @@ def model_inputs(features: Mapping[str, Any]) -> dict[str, Any]:
 # Processors
 
 
-def image_token_counter(processor: Any) -> Callable[[int, int], int]:
-    """Make a function from a picture's width and height to the number of its tokens, as far as the processor tells."""
+def image_token_counter(processor: Any, max_image_tokens: int | None = None) -> Callable[[int, int], int]:
+    """
+    Make a function from a picture's width and height to the number of its tokens, as far as the processor tells.
 
-    @cached
+    Args:
+        processor: the backbone's.
+        max_image_tokens: as in the config; more are not counted.
+    """
+    most = LARGEST if max_image_tokens is None else max_image_tokens
+    count = _token_counter(processor, picture_options(processor, max_image_tokens))
+    return cached(lambda width, height: min(count(width, height), most))
+
+
+def _token_counter(processor: Any, options: Mapping[str, Any]) -> Callable[[int, int], int]:
+    if _is_qwen(processor.image_processor) and options:  # counts by the former names of these options
+        size = options["size"]
+        options = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+
     def count(width: int, height: int) -> int:
         try:
             if hasattr(processor, "_get_num_multimodal_tokens"):
-                return int(processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0])
+                told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)], **options)
+                return int(told["num_image_tokens"][0])
         except ValueError:  # a shape that the processor refuses, which it says when it is given the picture
             pass
         return 1 + width * height // PIXELS_PER_TOKEN
 
     return count
+
+
+def picture_options(processor: Any, max_image_tokens: int | None) -> dict[str, Any]:
+    """
+    Find the processor's own options that keep every picture within so many tokens, its aspect kept.
+
+    A Qwen-VL gets a limit of pixels, Idefics and SmolVLM a shorter edge (of fewer tiles), InternVL fewer tiles.
+
+    Args:
+        processor: the backbone's.
+        max_image_tokens: as in the config; `None` is no limit.
+
+    Returns:
+        The `images_kwargs` of a call; nothing where the processor's settings need no change.
+
+    Raises:
+        ValueError: if the backbone gives every picture more tokens, or is of a family without such options.
+    """
+    if max_image_tokens is None:
+        return {}
+    images, limit = processor.image_processor, max_image_tokens
+    if _is_qwen(images):
+        token = (images.patch_size * images.merge_size) ** 2  # pixels
+        least, most = images.size["shortest_edge"], images.size["longest_edge"]
+        if limit * token >= most:
+            return {}
+        # enlarged to the least size, a picture may become larger than that: it is rounded up
+        least = least if limit * token >= 4 * least else token
+        return {"size": {"shortest_edge": least, "longest_edge": limit * token}}
+    if hasattr(images, "max_image_size"):
+        edge, length = images.max_image_size["longest_edge"], processor.image_seq_len
+        most = images.size["longest_edge"] // edge if images.do_image_splitting else 1
+        tiles = _most_tiles(most, limit, lambda tiles: _tiled_tokens(tiles, length))
+        return {} if tiles == most else {"size": {"longest_edge": tiles * edge}, "do_image_splitting": tiles > 1}
+    if hasattr(images, "max_patches"):
+        length = processor.image_seq_length
+        # beside several tiles stands the whole picture; two tokens are around it
+        tiles = _most_tiles(images.max_patches, limit, lambda tiles: 2 + length * (tiles + (tiles > 1)))
+        few = {"min_patches": min(images.min_patches, tiles), "max_patches": tiles}
+        return {} if tiles == images.max_patches else few
+    count = _token_counter(processor, {})
+    counts = {count(*size) for size in ((64, 64), (4000, 3000), (300, 1500))}
+    crops = getattr(images, "do_pan_and_scan", False)  # into parts, whose number a processor of Gemma does not tell
+    if len(counts) > 1 or crops or not hasattr(processor, "_get_num_multimodal_tokens"):
+        raise ValueError(
+            f"max_image_tokens={limit}: a {type(processor).__name__} has no option that mmemb-r1 knows for it; leave "
+            "it None, or pass smaller pictures."
+        )
+    _most_tiles(1, limit, lambda _: min(counts))  # the same for every picture
+    return {}
+
+
+def limit_pictures(config: Any, processor: Any, max_image_tokens: int | None) -> None:
+    """
+    Set `max_image_tokens` of a model's config.
+
+    Raises:
+        ValueError: if it is no number of at least 1, or the backbone can't keep it, see `picture_options`.
+    """
+    if max_image_tokens is not None:
+        max_image_tokens = check_option("max_image_tokens", max_image_tokens, FIELDS)
+    picture_options(processor, max_image_tokens)
+    config.max_image_tokens = max_image_tokens
+
+
+def limited_processor(processor: Any, max_image_tokens: int | None) -> Any:
+    """Make a copy of a processor that keeps the limit by its own settings, for programs that call it themselves."""
+    options = picture_options(processor, max_image_tokens)
+    if not options:
+        return processor
+    limited = copy.deepcopy(processor)
+    for name, value in options.items():
+        setattr(limited.image_processor, name, value)
+    return limited
+
+
+def narrow_pixels(features: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """
+    Convert the pixels of a batch to the model's dtype where that is narrower: half the bytes to move. A vision tower
+    does so first of all, so that vectors stay the same.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return features
+    return {
+        name: value.to(dtype) if name.startswith("pixel_values") and value.is_floating_point() else value
+        for name, value in features.items()
+    }
+
+
+def _is_qwen(images: Any) -> bool:
+    return hasattr(images, "merge_size") and hasattr(images, "patch_size") and "longest_edge" in dict(images.size)
+
+
+def _tiled_tokens(tiles: int, length: int) -> int:
+    """Count the tokens of a picture of Idefics in `tiles` x `tiles` parts, the whole one and the marks of each."""
+    whole = length + 3
+    return whole if tiles == 1 else tiles * (tiles * (length + 2) + 1) + whole + 1
+
+
+def _most_tiles(most: int, limit: int, count: Callable[[int], int]) -> int:
+    """Find the largest number of tiles up to `most` whose tokens are within a limit."""
+    counts = {tiles: count(tiles) for tiles in range(most, 0, -1)}
+    for tiles, tokens in counts.items():
+        if tokens <= limit:
+            return tiles
+    raise ValueError(
+        f"max_image_tokens={limit}: this model's backbone gives each picture {counts[1]} tokens at least; allowed: "
+        f"{counts[1]} or more, or None."
+    )
+
+
+def fitted_picture(processor: Any, part: dict[str, Any], max_image_tokens: int | None) -> dict[str, Any]:
+    """
+    Make a picture smaller that a Qwen-VL would still give more tokens than the limit, because one side of it would be
+    less than a token wide, and is rounded up.
+    """
+    images = processor.image_processor
+    if max_image_tokens is None or part["type"] != "image" or not _is_qwen(images):
+        return part
+    picture, limit = part["image"], max_image_tokens
+    width, height = picture.size
+    count = _token_counter(processor, picture_options(processor, limit))
+    if max(width, height) > MAX_ASPECT * min(width, height) or count(width, height) <= limit:
+        return part
+    rows = max(1, math.floor(math.sqrt(limit * height / width)))
+    columns = min(limit // min(rows, limit), max(1, round(rows * width / height)))
+    rows = min(rows, limit // columns)
+    edge = images.patch_size * images.merge_size
+    return {**part, "image": picture.resize((columns * edge, rows * edge), Image.Resampling.BICUBIC)}
 
 
 def takes_videos(processor: Any) -> bool:

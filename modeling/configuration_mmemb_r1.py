@@ -61,6 +61,9 @@ class MMEmbR1Config(PreTrainedConfig):
             How often an input may think; the gate is asked again after every round.
         max_text_tokens (`int`, *optional*, defaults to 8192):
             Longer text of one input is cut before it is rendered. `None` never cuts.
+        max_image_tokens (`int`, *optional*):
+            Tokens of one picture: a larger one is made smaller, its aspect kept. `None` leaves its size to the
+            processor.
         num_video_frames (`int`, *optional*, defaults to 8):
             Frames that are sampled evenly from a video file.
         max_image_pixels (`int`, *optional*, defaults to 67108864):
@@ -95,6 +98,7 @@ class MMEmbR1Config(PreTrainedConfig):
     max_reasoning_tokens: int = 128
     max_reasoning_rounds: int = 1
     max_text_tokens: int | None = 8192
+    max_image_tokens: int | None = None
     num_video_frames: int = 8
     max_image_pixels: int = 2**26
     max_video_frames: int = 2**18

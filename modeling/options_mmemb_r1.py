@@ -80,6 +80,7 @@ FIELDS = {  # of the config
     "gate_hidden_size": Rule(int, "width of the gate's hidden layer, 0 for none", 0, WIDEST),
     "gate_init_bias": Rule(float, "gate logit of a fresh model", -1e6, 1e6),
     "max_text_tokens": Rule(int, "longer text of one input is cut"),
+    "max_image_tokens": Rule(int, "tokens of one picture"),
     "num_video_frames": Rule(int, "frames sampled from a video"),
     "max_image_pixels": Rule(int, "limit of a picture"),
     "max_video_frames": Rule(int, "limit of a video"),

@@ -9,7 +9,14 @@ from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 
-from .backbones_mmemb_r1 import compatible_runs, fitted_video, join_batches, video_options
+from .backbones_mmemb_r1 import (
+    compatible_runs,
+    fitted_picture,
+    fitted_video,
+    join_batches,
+    picture_options,
+    video_options,
+)
 from .inputs_mmemb_r1 import InputError, to_conversations
 from .media_mmemb_r1 import MediaOptions
 from .tokens_mmemb_r1 import as_plain_text, control_strings
@@ -91,7 +98,8 @@ def render_inputs(
     media = MediaOptions.of(config, allow_remote_media)
     conversations = to_conversations(inputs, instruction=instruction, media=media)
     try:
-        return dict(render(processor, conversations, config.max_text_tokens)), conversations
+        batch = render(processor, conversations, config.max_text_tokens, max_image_tokens=config.max_image_tokens)
+        return dict(batch), conversations
     except InputError as error:
         raise InputError(error.index, error.reason, inputs[error.index]) from error
 
@@ -101,6 +109,7 @@ def render(
     conversations: list[list[dict[str, Any]]],
     max_text_tokens: int | None = None,
     chat_template: str | None = None,
+    max_image_tokens: int | None = None,
 ) -> BatchFeature:
     """
     Render conversations as the tensors of a batch, padded on the left, each prompt ending in `<|embed|>`.
@@ -113,6 +122,8 @@ def render(
         conversations: from [`to_conversations`].
         max_text_tokens: the text of a conversation is cut to so many tokens. Default: never.
         chat_template: takes the place of the processor's, for prompts that are not to be embedded.
+        max_image_tokens: pictures are made smaller, so that each has so many tokens at most. Default: as large as the
+            processor makes them.
 
     Raises:
         InputError: naming the index of the conversation that the processor can't take.
@@ -120,11 +131,11 @@ def render(
     """
     with _LOCK:
         try:
-            return _render(processor, conversations, max_text_tokens, chat_template)
+            return _render(processor, conversations, max_text_tokens, chat_template, max_image_tokens)
         except RENDERING_ERRORS as error:
             for index, chat in enumerate(conversations):
                 try:
-                    _render(processor, [chat], max_text_tokens, chat_template)
+                    _render(processor, [chat], max_text_tokens, chat_template, max_image_tokens)
                 except RENDERING_ERRORS as alone:
                     raise InputError(index, str(alone)) from error
             raise
@@ -135,22 +146,31 @@ def _render(
     conversations: list[list[dict[str, Any]]],
     max_text_tokens: int | None,
     chat_template: str | None,
+    max_image_tokens: int | None,
 ) -> BatchFeature:
     conversations = plain_conversations(processor, conversations, max_text_tokens)
-    batches = [_render_run(processor, run, chat_template) for run in compatible_runs(processor, conversations)]
+    runs = compatible_runs(processor, conversations)
+    batches = [_render_run(processor, run, chat_template, max_image_tokens) for run in runs]
     if len(batches) == 1:
         return batches[0]
     return BatchFeature(join_batches(batches, processor.tokenizer.pad_token_id))
 
 
 def _render_run(
-    processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]], chat_template: str | None
+    processor: ProcessorMixin,
+    conversations: Sequence[list[dict[str, Any]]],
+    chat_template: str | None,
+    max_image_tokens: int | None,
 ) -> BatchFeature:
+    def fitted(part: dict[str, Any]) -> dict[str, Any]:
+        return fitted_picture(processor, fitted_video(processor, part), max_image_tokens)
+
     conversations = [
-        [{**turn, "content": [fitted_video(processor, part) for part in turn["content"]]} for turn in chat]
-        for chat in conversations
+        [{**turn, "content": [fitted(part) for part in turn["content"]]} for turn in chat] for chat in conversations
     ]
     parts = [part for chat in conversations for message in chat for part in message["content"]]
+    has_pictures = any(part["type"] == "image" for part in parts)
+    options = picture_options(processor, max_image_tokens) if has_pictures else {}
     return processor.apply_chat_template(
         conversations,
         # unless it is given, SmolVLM's processor replaces it beside videos
@@ -159,7 +179,12 @@ def _render_run(
         return_dict=True,
         return_tensors="pt",
         add_generation_prompt=True,
-        processor_kwargs={"padding": True, "padding_side": "left", **video_options(processor, parts)},
+        processor_kwargs={
+            "padding": True,
+            "padding_side": "left",
+            **({"images_kwargs": options} if options else {}),
+            **video_options(processor, parts),
+        },
     )
 
 

@@ -17,7 +17,13 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .backbones_mmemb_r1 import MEDIA_COUNTS, model_inputs, takes_videos
+from .backbones_mmemb_r1 import (
+    MEDIA_COUNTS,
+    limit_pictures,
+    model_inputs,
+    narrow_pixels,
+    takes_videos,
+)
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .inputs_mmemb_r1 import InputError
 from .modeling_mmemb_r1 import MMEmbR1Model
@@ -68,6 +74,7 @@ class MMEmbR1Module(InputModule):
         super().__init__()
         self.model = model
         self.processor = processor
+        self.max_image_tokens = model.config.max_image_tokens  # a limit that the backbone can't keep is refused
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -86,6 +93,15 @@ class MMEmbR1Module(InputModule):
     @max_seq_length.setter
     def max_seq_length(self, value: int | None) -> None:
         self.model.config.max_text_tokens = value
+
+    @property
+    def max_image_tokens(self) -> int | None:
+        """Limit the tokens of one picture; `None` leaves its size to the processor."""
+        return self.model.config.max_image_tokens
+
+    @max_image_tokens.setter
+    def max_image_tokens(self, value: int | None) -> None:
+        limit_pictures(self.model.config, self.processor, value)
 
     def get_embedding_dimension(self) -> int:
         config = self.model.config
@@ -112,7 +128,7 @@ class MMEmbR1Module(InputModule):
         if kwargs.get("processing_kwargs"):
             raise ValueError(
                 f"processing_kwargs={kwargs['processing_kwargs']!r} is not supported; set max_text_tokens, "
-                "num_video_frames and the limits in the config, and sizes of pictures in the processor."
+                "max_image_tokens, num_video_frames and the limits in the config."
             )
         try:
             features, conversations = render_inputs(
@@ -124,7 +140,7 @@ class MMEmbR1Module(InputModule):
             counts = [sum(part["type"] == kind for turn in chat for part in turn["content"]) for chat in conversations]
             if any(counts):
                 features[name] = torch.tensor(counts)
-        return features
+        return narrow_pixels(features, self.model.dtype)
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """

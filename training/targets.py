@@ -202,7 +202,10 @@ def embed_directly(
     parts = []
     for start in range(0, len(inputs), batch_size):
         conversations = to_conversations(inputs[start : start + batch_size], media=MediaOptions.of(model.config))
-        batch = render(processor, conversations, model.config.max_text_tokens).to(model.device)
+        config = model.config
+        batch = render(processor, conversations, config.max_text_tokens, max_image_tokens=config.max_image_tokens).to(
+            model.device
+        )
         parts.append(model.embed(**batch, reasoning="never")["embeddings"])
     return torch.cat(parts)
 

@@ -86,7 +86,7 @@ def input_sizes(
     Args:
         count_text: counts the tokens of a text. Default: a quarter of its characters.
     """
-    media, count = media or MediaOptions.of(config), image_token_counter(processor)
+    media, count = media or MediaOptions.of(config), image_token_counter(processor, config.max_image_tokens)
     count_text = count_text or _by_characters
     return [_input_size(value, media, config.max_text_tokens, count, count_text) for value in inputs]
 

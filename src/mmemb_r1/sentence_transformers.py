@@ -103,6 +103,18 @@ class MMEmbR1(SentenceTransformer):
         """Turn a vision-language model into an (untrained) embedding model, see [`MMEmbR1Model.from_vlm`]."""
         return cls.from_model(*MMEmbR1Model.from_vlm(vlm, processor, **config))
 
+    @property
+    def max_image_tokens(self) -> int | None:
+        """
+        Limit the tokens of one picture: a larger one is made smaller, its aspect kept. It is saved in the config.
+        Default: `None`, as large as the processor makes them.
+        """
+        return self[0].max_image_tokens
+
+    @max_image_tokens.setter
+    def max_image_tokens(self, value: int | None) -> None:
+        self[0].max_image_tokens = value
+
     def _load_module_class_from_ref(
         self,
         class_ref: str,

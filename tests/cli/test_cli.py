@@ -89,9 +89,10 @@ class TestInit:
             part.save_pretrained(tmp_path / "vlm")
         output = tmp_path / "checkpoint"
         arguments = ["init", "--vlm", str(tmp_path / "vlm"), "--output", str(output)]
-        assert main([*arguments, "--set", "embedding_dim=16", "--set", "pooling=mean"]) == 0
+        assert main([*arguments, "--set", "embedding_dim=16", "--set", "pooling=mean", "--max-image-tokens", "2"]) == 0
         assert str(output) in capsys.readouterr().out
         assert MMEmbR1(str(output), device="cpu").encode("a dog", reasoning="never").shape == (16,)
+        assert MMEmbR1(str(output), device="cpu").max_image_tokens == 2
         new_modes(output)
 
         assert main(arguments) == 2

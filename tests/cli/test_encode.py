@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -102,3 +103,29 @@ def test_what_is_no_json_lines_is_told_what_it_is(name, content, message, tmp_pa
 def test_a_byte_order_mark_is_passed_over(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n', encoding="utf-8-sig")
     assert read_inputs(str(tmp_path / "rows.jsonl")) == ([1], [{"text": "a"}])
+
+
+def test_pictures_may_be_made_smaller(tmp_path, tiny_checkpoint):
+    Image.effect_noise((128, 128), 60).save(tmp_path / "pic.png")
+    (tmp_path / "in.jsonl").write_text(json.dumps({"image": "pic.png"}) + "\n")
+
+    def vectors(*options):
+        output = tmp_path / "out.npy"
+        command = ["encode", "--model", str(tiny_checkpoint), "--input", str(tmp_path / "in.jsonl"), "--output"]
+        assert main([*command, str(output), *options]) == 0
+        found = np.load(output)
+        output.unlink()
+        return found
+
+    plain = vectors()
+    assert abs(vectors("--max-image-tokens", "4") - plain).max() == 0
+    assert abs(vectors("--max-image-tokens", "1") - plain).max() > 1e-4
+
+
+def test_a_limit_that_is_none_is_refused(tmp_path, tiny_checkpoint, capsys):
+    (tmp_path / "in.jsonl").write_text('"a"\n')
+    command = ["encode", "--model", str(tiny_checkpoint), "--input", str(tmp_path / "in.jsonl"), "--output"]
+    assert main([*command, str(tmp_path / "out.npy"), "--max-image-tokens", "0"]) == 2
+    assert "max_image_tokens=0 (tokens of one picture) has to be one whole number of at least 1" in (
+        capsys.readouterr().err
+    )

@@ -65,6 +65,8 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
         max_skipped: Largest share of a table's pairs that may be left out.
         max_input_tokens: Most tokens of an input (template, text, media) and what is drawn after it. `None`: what the
             model can read.
+        max_image_tokens: Tokens of one picture: larger ones are made smaller. It is saved in the model's config.
+            `None`: what that says.
         stop_on_collapse: Logs in a row with an invocation rate below 0.01 or above 0.99 that end training.
     """
 
@@ -94,6 +96,7 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
     on_error: str = "raise"
     max_skipped: float = DEFAULT_MAX_SKIPPED
     max_input_tokens: int | None = None
+    max_image_tokens: int | None = None
     stop_on_collapse: int | None = None
     scale_rewards: str = field(
         default="none", metadata={"help": "Has to be none: dividing by a deviation hides the gap."}

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key, given_parts
+from mmemb_r1.modeling.backbones_mmemb_r1 import fitted_picture
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import plain_conversations, render
 from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
@@ -22,9 +23,15 @@ BATCH_SIZE = 32
 Messages = list[dict[str, Any]]
 
 
-def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: int | None = None) -> Dataset:
+def policy_prompts(
+    pairs: Dataset,
+    processor: ProcessorMixin,
+    max_text_tokens: int | None = None,
+    max_image_tokens: int | None = None,
+) -> Dataset:
     """
-    Make prompts of the queries of a pairs table; texts longer than `max_text_tokens` are cut.
+    Make prompts of the queries of a pairs table; texts longer than `max_text_tokens` are cut, and pictures that
+    the processor alone would not keep within `max_image_tokens` made smaller.
 
     Returns:
         Rows, in which pictures are opened when they are read, of `prompt` (chat messages with a place for each
@@ -33,7 +40,7 @@ def policy_prompts(pairs: Dataset, processor: ProcessorMixin, max_text_tokens: i
     """
     check_pairs(pairs, PAIR_COLUMNS)
     table = pairs.select_columns(["query"]).add_column("row", list(range(len(pairs))))
-    return table.with_transform(_PromptRows(processor, max_text_tokens, pairs["pair_id"]))
+    return table.with_transform(_PromptRows(processor, max_text_tokens, max_image_tokens, pairs["pair_id"]))
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class _PromptRows:
 
     processor: ProcessorMixin
     max_text_tokens: int | None
+    max_image_tokens: int | None
     ids: Sequence[str]
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -55,7 +63,11 @@ class _PromptRows:
             (conversation,) = plain_conversations(self.processor, conversations, self.max_text_tokens)
         except InputError as error:
             raise ValueError(f"the query of pair {pair_id!r} can't be used: {error.reason}") from error
-        parts = [part for message in conversation for part in message["content"]]
+        parts = [
+            fitted_picture(self.processor, part, self.max_image_tokens)
+            for message in conversation
+            for part in message["content"]
+        ]
         if any(part["type"] == "video" for part in parts):
             raise ValueError(
                 f"the query of pair {pair_id!r} holds a video; the adaptive phase takes texts and pictures. Leave "
@@ -78,7 +90,8 @@ def prompt_states(model: Any, processor: ProcessorMixin, prompts: Dataset, numbe
     for start in range(0, len(places), BATCH_SIZE):
         rows = [prompts[place] for place in places[start : start + BATCH_SIZE]]
         chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
-        output = model(**render(processor, chats).to(model.device))
+        batch = render(processor, chats, max_image_tokens=model.config.max_image_tokens)
+        output = model(**batch.to(model.device))
         states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
     model.train(training)
     return gather_rows(torch.cat(states))

@@ -16,6 +16,7 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
 from mmemb_r1.fingerprint import checkpoint_fingerprint
+from mmemb_r1.modeling.backbones_mmemb_r1 import limit_pictures, limited_processor
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
@@ -114,10 +115,13 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     ) -> None:
         config = model.config
         tables = {"train": train_dataset, "joint": joint_pairs, "eval": eval_dataset}
+        if args.max_image_tokens is not None:
+            limit_pictures(config, processing_class, args.max_image_tokens)
+        processing_class = limited_processor(processing_class, config.max_image_tokens)  # GRPOTrainer calls it, too
         self.settlement, tables = settled_tables(args, config, processing_class, tables)
         train_dataset, joint_pairs, eval_dataset = tables["train"], tables["joint"], tables["eval"]
         prompts = {
-            mode: policy_prompts(tables[mode], processing_class, config.max_text_tokens)
+            mode: policy_prompts(tables[mode], processing_class, config.max_text_tokens, config.max_image_tokens)
             for mode in ("train", "eval")
             if tables[mode] is not None
         }
@@ -253,7 +257,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""
         mode, size, model = self._mode, self._group_size, self._bare_model
         conversations = to_conversations(prompts[::size], media=MediaOptions.of(model.config))
-        batch = dict(render(self.processing_class, conversations).to(self.accelerator.device))
+        batch = render(self.processing_class, conversations, max_image_tokens=model.config.max_image_tokens)
+        batch = dict(batch.to(self.accelerator.device))
         training = model.training
         with self.accelerator.autocast():  # in the precision that log-probabilities will be taken in
             group = roll_out(

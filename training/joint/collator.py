@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 
 from mmemb_r1.content import content_key
 from mmemb_r1.encoding import input_sizes
+from mmemb_r1.modeling.backbones_mmemb_r1 import narrow_pixels
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, MediumError
@@ -72,6 +73,7 @@ class JointCollator:
     num_chunks: int = 1  # of a side, by length, each padded to its own length
     chunk_size: int | None = None  # inputs per chunk instead
     chunk_tokens: int | None = None  # tokens per chunk, padding included; a longer input is a chunk of its own
+    pixel_dtype: torch.dtype = torch.float32  # of the model's arithmetic; pixels travel in it if it is narrower
 
     def __call__(self, examples: Sequence[Example]) -> JointBatch:
         """
@@ -157,9 +159,17 @@ class JointCollator:
             values = [_augmented(row, self.augment, media) for row in rows]
         try:
             conversations = to_conversations(values, media=media)
-            batch = dict(render(self.processor, conversations, self.config.max_text_tokens))
+            batch = dict(
+                render(
+                    self.processor,
+                    conversations,
+                    self.config.max_text_tokens,
+                    max_image_tokens=self.config.max_image_tokens,
+                )
+            )
         except InputError as error:
             raise unreadable(rows[error.index]["name"], error.fault) from error
+        batch = narrow_pixels(batch, self.pixel_dtype)
         features = append_rationales(batch, [row["rationale"] for row in rows], self.processor.tokenizer.pad_token_id)
         counts = (features["labels"] != IGNORED).sum(dim=1)  # (b,)
         weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)

@@ -62,6 +62,8 @@ class JointConfig(CheckedConfig, _BaseConfig):
         max_skipped: Largest share of a table's pairs that may be left out.
         max_input_tokens: Most tokens of an input (template, text, media) and a rationale after it. `None`: what the
             model can read.
+        max_image_tokens: Tokens of one picture: larger ones are made smaller. It is saved in the model's config.
+            `None`: what that says.
     """
 
     temperature: float = 0.02
@@ -93,6 +95,7 @@ class JointConfig(CheckedConfig, _BaseConfig):
     on_error: str = "raise"
     max_skipped: float = DEFAULT_MAX_SKIPPED
     max_input_tokens: int | None = None
+    max_image_tokens: int | None = None
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
 
     _argument_group_name: ClassVar[str] = "settings"

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
+from mmemb_r1.modeling.backbones_mmemb_r1 import limit_pictures
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.adapters import adapter_facts
@@ -144,6 +145,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         self._seed = args.seed if args.data_seed is None else args.data_seed
         if rationales is not None:
             check_selected(rationales)
+        if args.max_image_tokens is not None:
+            limit_pictures(model.config, processing_class, args.max_image_tokens)
         self.settlement = settle_joint(args, model.config, processing_class, train_dataset, eval_dataset, rationales)
         train_dataset, *evaluated = self.settlement.tables
         eval_dataset = next(iter(evaluated), None)
@@ -187,6 +190,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             num_chunks=args.num_length_chunks,
             chunk_size=args.mini_batch_size,
             chunk_tokens=args.mini_batch_tokens,
+            pixel_dtype=torch.bfloat16 if args.bf16 else model.dtype,
         )
         super().__init__(
             model=model,

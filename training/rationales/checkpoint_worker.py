@@ -80,7 +80,12 @@ class CheckpointWorker(TransformersWorker):
         return conversation
 
     def _prompts(self, conversations: Sequence[list[dict[str, Any]]]) -> BatchFeature:
-        batch = render(self._processor, list(conversations), self._config.max_text_tokens)
+        batch = render(
+            self._processor,
+            list(conversations),
+            self._config.max_text_tokens,
+            max_image_tokens=self._config.max_image_tokens,
+        )
         opening = [[self._config.think_token_id]] * len(conversations)
         return BatchFeature(append_tokens(batch, opening, self._processor.tokenizer.pad_token_id, "left"))
 

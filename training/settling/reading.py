@@ -51,6 +51,7 @@ class Reading:
         max_text_tokens: an input's text is cut to so many tokens. Default: never.
         max_rounds: a rationale's segments are read in so many rounds at most; the rest joins the last.
         chat_template: takes the place of the processor's.
+        max_image_tokens: pictures are made smaller, to so many tokens each. Default: never.
     """
 
     processor: ProcessorMixin | None
@@ -58,11 +59,13 @@ class Reading:
     max_text_tokens: int | None = None
     max_rounds: int = 1
     chat_template: str | None = None
+    max_image_tokens: int | None = None
 
     @classmethod
     def of(cls, processor: ProcessorMixin, config: Any, max_rounds: int = 1) -> Reading:
         """Read as an mmemb-r1 model with this `MMEmbR1Config` does."""
-        return cls(processor, MediaOptions.of(config), config.max_text_tokens, max_rounds)
+        media = MediaOptions.of(config)
+        return cls(processor, media, config.max_text_tokens, max_rounds, max_image_tokens=config.max_image_tokens)
 
     def fingerprint(self) -> str:
         """Digest all that a length depends on besides the input: 32 hexadecimal digits."""
@@ -74,6 +77,7 @@ class Reading:
             self.max_text_tokens,
             self.max_rounds,
             self.chat_template,
+            self.max_image_tokens,
         ]
         return blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
@@ -83,7 +87,13 @@ class Reading:
             conversations = to_conversations([stored_input(value)], media=self.media)
             if self.processor is None:
                 return Measured(0)
-            batch = render(self.processor, conversations, self.max_text_tokens, self.chat_template)
+            batch = render(
+                self.processor,
+                conversations,
+                self.max_text_tokens,
+                self.chat_template,
+                self.max_image_tokens,
+            )
         except InputError as error:
             return Measured(0, reason=error.fault)
         return Measured(int(batch["input_ids"].shape[1]))

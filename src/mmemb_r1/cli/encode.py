@@ -57,6 +57,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-remote-media", action="store_true", help="download media that are given as web addresses"
     )
+    parser.add_argument(
+        "--max-image-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of one picture; larger ones are made smaller; default: what the checkpoint says",
+    )
     parser.add_argument("--rationales", action="store_true", help="also write the rationales")
     parser.add_argument(
         "--cache", metavar="DIR", help="keep embeddings in this folder, and don't compute those again that it holds"
@@ -152,6 +158,8 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from mmemb_r1 import MMEmbR1
 
     model = MMEmbR1(args.model, device=args.device)
+    if args.max_image_tokens is not None:
+        model.max_image_tokens = args.max_image_tokens
     model.embedding_cache = args.cache
     names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"]
     names += ["max_batch_tokens", "decode_batch_size"]

@@ -18,6 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="auto", help="dtype of the weights, say bfloat16; default: as they are stored"
     )
+    parser.add_argument(
+        "--max-image-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of one picture; larger ones are made smaller; default: as large as the processor makes them",
+    )
     parser.add_argument("--revision", help="commit, branch or tag of the Hub id")
     parser.add_argument(
         "--set",
@@ -31,6 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = parse_settings(args.settings)
+    if args.max_image_tokens is not None:
+        settings["max_image_tokens"] = args.max_image_tokens
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise ValueError(f"--output {args.output} exists and is not an empty folder; name a new one")
 
