@@ -169,22 +169,10 @@ class PhaseRun(TrainingRun):
 
         No checkpoint, or a backbone without gate and embedding head, is a `ValueError`.
         """
-        from transformers import AutoConfig
-
-        from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Config
         from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+        from mmemb_r1.training.vlm import checkpoint_config
 
-        local = Path(self.model).is_dir()
-        try:
-            config = AutoConfig.from_pretrained(self.model, local_files_only=local, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"--model {self.model}: no checkpoint could be loaded from there ({reason})") from error
-        if not isinstance(config, MMEmbR1Config):
-            raise ValueError(
-                f"--model {self.model} is a {config.model_type} model, no mmemb-r1 checkpoint; make one of it: "
-                f"mmemb-r1 init --vlm {self.model} --output DIR"
-            )
+        checkpoint_config(self.model)
         # small steps vanish in bfloat16 weights; below adapters, which are float32, they stay as they are
         options = {"dtype": "float32" if self.lora is None else "auto", **(self.model_options or {})}
         if self.quantization is not None:
@@ -192,6 +180,7 @@ class PhaseRun(TrainingRun):
 
             options["quantization_config"] = quantization_config(**self.quantization)
             options["device_map"] = {"": device}
+        local = Path(self.model).is_dir()
         return MMEmbR1Module.load(self.model, local_files_only=local, model_kwargs=options)
 
     def peft_config(self, model: Any) -> Any | None:

@@ -11,11 +11,35 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from mmemb_r1.encoding import check_device
+from mmemb_r1.hub.source import check_model
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SAMPLED = 16  # values of each parameter that are read
+
+
+def checkpoint_config(name: str) -> MMEmbR1Config:
+    """
+    Read the config of an mmemb-r1 checkpoint, a folder or a Hub id.
+
+    Raises:
+        HubError: an `OSError`, if a Hub id is not there or can't be reached.
+        ValueError: if there is no such folder, or another model in it: it says how that becomes a checkpoint.
+    """
+    check_model(name)
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=Path(name).is_dir(), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: no checkpoint could be loaded from there ({reason})") from error
+    if not isinstance(config, MMEmbR1Config):
+        raise ValueError(
+            f"{name} is a {config.model_type} model, no mmemb-r1 checkpoint; make one of it: mmemb-r1 init --vlm "
+            f"{name} --output DIR"
+        )
+    return config
 
 
 def load_vlm(
@@ -32,15 +56,19 @@ def load_vlm(
         dtype: a torch dtype or one of `DTYPES`; `"auto"` is the one it was saved in.
 
     Raises:
-        ValueError: if there is no such model or dtype, it is no vision-language model, or it has no chat template.
+        HubError: an `OSError`, if a Hub id is not there or can't be reached.
+        ValueError: if there is no such folder, device or dtype, it is no vision-language model, or it has no chat
+            template.
     """
     from sentence_transformers.util import get_device_name
 
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(repr, DTYPES))}.")
+    check_device(device)
     folder = Path(model).expanduser()
     local = folder.is_dir()
     source = str(folder if local else model)
+    check_model(source)
     hub = {"local_files_only": local, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **hub)
@@ -51,9 +79,8 @@ def load_vlm(
         processor = AutoProcessor.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "" if local else "There is no such folder here, so it was taken for an ID on the Hugging Face Hub. "
         raise ValueError(
-            f"{str(model)!r} can't be loaded as a vision-language model. {where}Pass the folder or the Hub ID of a "
+            f"{str(model)!r} can't be loaded as a vision-language model. Pass the folder or the Hub ID of a "
             f"model for image-text-to-text or of an mmemb-r1 checkpoint. ({reason})"
         ) from error
     chat_template(processor)

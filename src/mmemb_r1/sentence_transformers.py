@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
-import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +25,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mmemb_r1.content import as_input, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, spread
+from mmemb_r1.hub.source import check_model
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -51,9 +49,6 @@ PROMPTS = {
 }
 ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query` and `encode_document` is the same
 TRANSFORMERS = ">=5.23"  # as in setup.cfg
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-logger = logging.getLogger(__name__)
 
 
 class MMEmbR1(SentenceTransformer):
@@ -79,7 +74,11 @@ class MMEmbR1(SentenceTransformer):
         if model_name_or_path is None and not kwargs.get("modules"):
             raise ValueError("MMEmbR1 needs a checkpoint: a folder or a Hub id.")
         if model_name_or_path is not None:
-            check_source(str(model_name_or_path))
+            check_model(
+                str(model_name_or_path),
+                **{name: kwargs[name] for name in ("revision", "cache_folder", "local_files_only") if name in kwargs},
+                token=kwargs.get("token"),
+            )
         # of adapters alone, the model that they belong to may be on the Hub
         if model_name_or_path is not None and (Path(model_name_or_path) / "config.json").is_file():
             kwargs.setdefault("local_files_only", True)  # the Hub would be asked about the base model otherwise
@@ -441,20 +440,3 @@ def _progress(shown: bool, total: int) -> Iterator[Callable[[int], object]]:
         return
     with progress_bar() as bar, step_of(bar, "Inputs", total) as advance:
         yield advance
-
-
-def check_source(name: str) -> None:
-    """
-    Refuse what can be neither a checkpoint's folder nor a Hub id, before the Hub is asked for it.
-
-    Raises:
-        ValueError: if it is a file, or there is no such folder.
-    """
-    if os.path.isdir(name):
-        return
-    if os.path.exists(name):
-        raise ValueError(f"{name} is a file; name the folder that holds the checkpoint.")
-    if not HUB_ID.fullmatch(name):
-        raise ValueError(f"There is no folder {name}, and it is no Hub id, which has the form owner/name.")
-    if Path(name).parent.is_dir():
-        logger.warning("There is no %s in the folder %s; the Hub is asked for it.", *reversed(name.split("/")))

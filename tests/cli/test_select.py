@@ -110,7 +110,7 @@ def test_refuses_what_is_not_there(select, tmp_path, capsys):
     assert select("--rationales", str(tmp_path / "none")) == 2
     assert "there is no such folder or file. `mmemb-r1 rationales` writes one" in capsys.readouterr().err
     assert select(evaluator=tmp_path / "nobody") == 2
-    assert re.search(r"error: the evaluator '\S+nobody' can't be loaded: there is no model", capsys.readouterr().err)
+    assert re.search(r"error: There is no folder \S+nobody, and it is no Hub id", capsys.readouterr().err)
 
 
 def test_names_the_pair_that_is_wrong(select, pairs, tmp_path, capsys):

@@ -291,7 +291,10 @@ class TestJoint:
         from mmemb_r1.tiny import build_tiny_vlm
 
         assert train({}, model=tmp_path / "none") == 2
-        assert "no checkpoint could be loaded from there" in capsys.readouterr().err
+        assert f"There is no folder {tmp_path / 'none'}, and it is no Hub id" in capsys.readouterr().err
+        (tmp_path / "empty").mkdir()
+        assert train({}, model=tmp_path / "empty") == 2
+        assert "empty: no checkpoint could be loaded from there" in capsys.readouterr().err
         vlm, processor = build_tiny_vlm("qwen3_vl")
         vlm.save_pretrained(tmp_path / "vlm")
         processor.save_pretrained(tmp_path / "vlm")

@@ -158,7 +158,7 @@ def test_the_best_is_replaced_also_where_it_may_only_be_read(tmp_path, new_modes
         (["--model", "nowhere"], "--model nowhere: there is no checkpoint"),
         (["--pool", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--policy-pairs", "nowhere.parquet"], "--policy-pairs nowhere.parquet: there is no such file"),
-        (["--evaluator", "nowhere"], "the evaluator 'nowhere' can't be loaded: there is no model"),
+        (["--evaluator", "nowhere"], "There is no folder nowhere, and it is no Hub id"),
         (["--adaptive-config", "nowhere.yaml"], "--adaptive-config nowhere.yaml: there is no such file"),
     ],
 )

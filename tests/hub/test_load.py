@@ -41,17 +41,14 @@ def test_by_id_with_the_package(hub, tiny_checkpoint, vectors, tmp_path):
 
 @pytest.mark.parametrize("token", [None, "hf_stranger"])
 def test_a_private_repository_needs_a_token(hub, contents, tmp_path, monkeypatch, token):
-    """Loading by id says so, as a pull does: in the words of the Hub's client."""
+    """Loading by id says so, as a pull does."""
     hub.create(REPO, private=True, **contents)
     monkeypatch.delenv("HF_TOKEN")
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
-    message = (
-        rf"Repository Not Found for url: {hub.endpoint}/\S*{REPO}[\s\S]*"
-        "private or gated repo, make sure you are authenticated and your token has the required permissions"
-    )
+    remedy = "no token was found: log in" if token is None else "the token that was sent may not read it"
     for name in (REPO, "org/none"):
-        with pytest.raises(OSError, match=message.replace(REPO, name)):
+        with pytest.raises(OSError, match=f"there is no repository {name}, or it is private and {remedy}"):
             MMEmbR1(name, cache_folder=str(tmp_path / "cache"), device="cpu")
     assert not (set(hub.downloads) & set(contents))
 
@@ -59,7 +56,7 @@ def test_a_private_repository_needs_a_token(hub, contents, tmp_path, monkeypatch
 def test_a_token_that_the_hub_does_not_know(hub, contents, tmp_path, monkeypatch):
     hub.create(REPO, private=True, **contents)
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
-    with pytest.raises(OSError, match=rf"401 Unauthorized[\s\S]*{REPO}[\s\S]*Invalid credentials") as error:
+    with pytest.raises(OSError, match=f"{REPO}: the Hub does not know the token that was sent") as error:
         MMEmbR1(REPO, cache_folder=str(tmp_path / "cache"), device="cpu")
     assert "hf_unknown" not in str(error.value)
 

@@ -93,11 +93,13 @@ def load_evaluator(model: str, kind: str | None = None, **options: Any) -> PairE
 
 
 def evaluator_kind(model: str) -> str:
-    """Return `"embedding"` for an mmemb-r1 checkpoint, `"vlm"` for another model; a `ValueError` if there is none."""
+    """Return `"embedding"` for an mmemb-r1 checkpoint, `"vlm"` for another model; errors are `check_model`'s."""
     from transformers import AutoConfig
 
+    from mmemb_r1.hub.source import check_model
     from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Config  # this module registers it with AutoConfig
 
+    check_model(model)
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir(), trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -118,16 +118,40 @@ def asked_source(args: argparse.Namespace, *, limit: int | None = None, num_fram
 
 
 def load_model(name: str, device: str | None = None, trust_remote_code: bool = False) -> SentenceTransformer:
-    """Load an mmemb-r1 checkpoint, which needs no remote code, or any other model of sentence-transformers."""
+    """
+    Load an mmemb-r1 checkpoint, which needs no remote code, or any other model of sentence-transformers.
+
+    Raises:
+        HubError: an `OSError`, if a Hub id is not there or can't be reached.
+        ValueError: if there is no such folder or device; for a vision-language model that is no checkpoint yet.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import load_file_path
 
     from mmemb_r1 import MMEmbR1
+    from mmemb_r1.encoding import check_device
     from mmemb_r1.evaluation.encoders import ADAPTIVE_MODULE
+    from mmemb_r1.hub.source import check_model
 
+    check_device(device)
+    check_model(name)
     path = load_file_path(name, "modules.json")
     if path is not None:
         types = [module["type"] for module in json.loads(Path(path).read_text(encoding="utf-8"))]
         if any(kind.split(".")[-1] == ADAPTIVE_MODULE for kind in types):
             return MMEmbR1(name, device=device)
+    elif is_vlm(name):
+        raise ValueError(
+            f"--model {name} is a vision-language model, which makes no embeddings yet; turn it into a checkpoint: "
+            f"mmemb-r1 init --vlm {name} --output DIR"
+        )
     return SentenceTransformer(name, device=device, trust_remote_code=trust_remote_code)
+
+
+def is_vlm(name: str, revision: str | None = None) -> bool:
+    """Tell whether a folder or repository holds a vision-language model that writes; without a config it is none."""
+    from transformers import PretrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    config, _ = PretrainedConfig.get_config_dict(name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES

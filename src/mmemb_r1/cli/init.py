@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.cli._options import is_vlm
+
 HELP = """\
 Turn a vision-language model into an untrained mmemb-r1 checkpoint: tokens are added, the reasoning gate and the
 embedding head are attached, and everything is saved so that SentenceTransformer and AutoModel can load it."""
@@ -41,6 +43,15 @@ def run(args: argparse.Namespace) -> int:
         settings["max_image_tokens"] = args.max_image_tokens
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise ValueError(f"--output {args.output} exists and is not an empty folder; name a new one")
+
+    from mmemb_r1.hub.source import check_model
+
+    check_model(args.vlm, revision=args.revision)
+    if not is_vlm(args.vlm, args.revision):
+        raise ValueError(
+            f"--vlm {args.vlm} is no vision-language model that transformers loads by AutoModelForImageTextToText; "
+            "an mmemb-r1 checkpoint needs no init any more"
+        )
 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -53,11 +53,13 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.settling.report import check_tables, report_text
     from mmemb_r1.training.settling.settle import write_lines
     from mmemb_r1.training.tables import read_pairs
+    from mmemb_r1.training.vlm import checkpoint_config
 
     tables = {str(path): read_pairs(path) for path in args.tables}
     rationales = None
     if args.rationales is not None:
         rationales = (read_rationales if args.rationales.is_dir() else read_pairs)(args.rationales)
+    checkpoint_config(args.model)
     module = MMEmbR1Module.load(args.model, local_files_only=Path(args.model).is_dir())
     config = module.model.config
     reading = Reading.of(module.processor, config, args.max_rounds)

@@ -115,5 +115,5 @@ def test_the_words_of_a_trained_evaluator_are_found_in_the_home_folder(tmp_path,
 
 
 def test_a_missing_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="can't be loaded as a vision-language model"):
+    with pytest.raises(ValueError, match="There is no folder .*nothing, and it is no Hub id"):
         VLMEvaluator(str(tmp_path / "nothing"))
