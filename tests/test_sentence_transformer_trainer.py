@@ -111,6 +111,38 @@ def test_fine_tuning(cached, tiny_checkpoint: Path, rows, decoded, tmp_path):
     assert decoded == [len(inputs)] * 2  # the gate is asked again
 
 
+def test_an_evaluator_chooses_the_best_checkpoint(tiny_checkpoint: Path, rows, tmp_path):
+    """The same as in the joint phase: hit@1 of queries that think where the gate says so."""
+    from mmemb_r1.evaluation import RetrievalEvaluator
+
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu", config_kwargs={**THINKS, "max_reasoning_tokens": 2})
+    held_out = Dataset.from_list(
+        [{"query": {"text": f"say {color}"}, "target": {"text": f"This is {color}."}} for color in COLORS]
+    )
+    arguments = SentenceTransformerTrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=2,
+        per_device_train_batch_size=len(rows),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="auto_mrr",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    evaluator = RetrievalEvaluator(held_out, ["never", "auto"])
+    loss = MultipleNegativesRankingLoss(model)
+    trainer = SentenceTransformerTrainer(model, arguments, rows, loss=loss, evaluator=evaluator)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "eval_auto_mrr" in log]
+    assert [log["step"] for log in logs] == [1, 2] and all(log["eval_auto_invocation_ratio"] == 1 for log in logs)
+    assert trainer.state.best_metric == max(log["eval_auto_mrr"] for log in logs)
+    assert evaluator(trainer.model)["auto_mrr"] == pytest.approx(trainer.state.best_metric)
+
+
 def test_losses_decode_nothing_that_was_not_asked_for(tiny_checkpoint, decoded):
     """Gradients may be off there, too: a loss that caches them embeds without them first, evaluation has none."""
     model = MMEmbR1(str(tiny_checkpoint), device="cpu", config_kwargs=THINKS).train()

@@ -173,18 +173,23 @@ class PhaseTrainer(PushesWholeCheckpoints):
         if self.accelerator.sync_gradients and self.accelerator.distributed_type in _AVERAGED_HERE:
             average_gradients(self.model.parameters())
 
+    def encoding_file(self) -> Path | None:
+        """Find the prompts and the similarity of the checkpoint that training began with, if it had any."""
+        start = self.model.config.name_or_path
+        found = start and cached_file(
+            start, ENCODING_FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        return Path(found) if found else None
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save such that sentence-transformers loads the model, or adapters, with the prompts that it began with."""
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if not self.args.should_save:
             return
-        folder, start = output_dir or self.args.output_dir, self.model.config.name_or_path
+        folder = output_dir or self.args.output_dir
         write_modules(folder)
-        found = start and cached_file(
-            start, ENCODING_FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False
-        )
-        if found:
-            copy_content(Path(found), Path(folder, ENCODING_FILE))
+        if found := self.encoding_file():
+            copy_content(found, Path(folder, ENCODING_FILE))
         as_new(Path(folder).glob("*.safetensors"))
 
 

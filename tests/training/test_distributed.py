@@ -279,6 +279,32 @@ def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
     return {"logs": logs, "gradients": gradients, "weights": weights, "held": held}
 
 
+def searched(folder: Path) -> dict[str, float]:
+    """What an evaluation measures, of whose inputs each process embeds a part."""
+    from mmemb_r1.training import JointConfig, JointTrainer
+
+    model, processor = fresh_model()
+    with torch.no_grad():
+        for weight in model.vlm.parameters():
+            weight.mul_(6.0 if weight.ndim > 1 else 1.0)
+    model.config.max_reasoning_tokens = 4
+    args = JointConfig(
+        **BASE,
+        output_dir=str(folder),
+        per_device_train_batch_size=GLOBAL_BATCH // num_processes(),
+        sub_batch_size=GLOBAL_BATCH // 2,
+        eval_retrieval=["never", "always", "auto"],
+    )
+    table = pairs()
+    train, other = table.select(range(0, 18, 2)), table.select(range(1, 18, 2))
+    trainer = JointTrainer(model.train(), args, train, processor, eval_dataset=other)
+    return {
+        name: value
+        for name, value in trainer.evaluate().items()
+        if not name.endswith(("_second", "_runtime", "_time"))
+    }
+
+
 def exchanged(rank: int) -> dict[str, Any]:
     """Both processes' part in an exchange of tensors that differ in all sizes."""
     own = torch.arange(2.0 * (rank + 1) ** 2).reshape(rank + 1, 1, 2 * (rank + 1)).requires_grad_()
@@ -306,7 +332,8 @@ def results(folder: Path) -> dict[str, Any]:
     found["sharded by default"] = sharded(folder / "default", **DEFAULT)
     if num_processes() > 1:
         found["sharded in bfloat16"] = sharded(folder / "half", **HALF)
-    return found | {name: adaptive(folder / name, **fields) for name, fields in ADAPTIVE.items()}
+    found |= {name: adaptive(folder / name, **fields) for name, fields in ADAPTIVE.items()}
+    return found | {"searched": searched(folder / "searched")}
 
 
 @pytest.fixture(scope="module")
@@ -420,6 +447,11 @@ class TestTwoProcesses:
             assert any(set(batch["counts"]) >= {0, 1} for step in held for batch in step), held
         moved = one["plain"]["gradients"][0]
         assert all(moved[name].any() for name in ("vlm.model.visual.patch_embed.proj.weight", "gate.output.weight"))
+
+    def test_measure_retrieval_together(self, one, two):
+        assert {"eval_never_hit@1", "eval_always_mean_reasoning_tokens", "eval_auto_mrr"} <= one["searched"].keys()
+        for process in two:
+            assert process["searched"] == pytest.approx(one["searched"], rel=TOLERANCE)
 
     def test_exchange_rows_of_any_size(self, two):
         first, second = (process["exchanged"] for process in two)

@@ -55,6 +55,8 @@ class JointConfig(CheckedConfig, _BaseConfig):
             `on_error`.
         freeze_vision_tower: Whether the vision tower stays as it is.
         augment_pictures: Whether training pictures are shifted, turned and recoloured a little, anew each time.
+        eval_retrieval: Modes (never, always, auto) in which the queries of the evaluation pairs also search for their
+            targets in each evaluation; `metric_for_best_model` may be `auto_hit@1`. `None`: in none.
         dataloader_persistent_workers: Whether data workers are kept from one epoch to the next.
         on_error: What becomes of rows that are broken or too long, found before the first step: `"raise"` refuses
             a run, `"skip"` leaves out such pairs, and rationales that are too long, whose pairs stay. All are listed
@@ -91,6 +93,7 @@ class JointConfig(CheckedConfig, _BaseConfig):
     max_rationale_tokens: int = 256
     freeze_vision_tower: bool = False
     augment_pictures: bool = False
+    eval_retrieval: list[str] | None = None
     dataloader_persistent_workers: bool = True
     on_error: str = "raise"
     max_skipped: float = DEFAULT_MAX_SKIPPED

@@ -44,6 +44,7 @@ from mmemb_r1.training.joint.forward import (
 )
 from mmemb_r1.training.joint.keys import content_keys
 from mmemb_r1.training.joint.metrics import Means
+from mmemb_r1.training.joint.retrieval import Evaluator, measure_retrieval
 from mmemb_r1.training.joint.sampler import TaskBatchSampler
 from mmemb_r1.training.joint.settled import settle_joint
 from mmemb_r1.training.vlm import weights_fingerprint
@@ -113,6 +114,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         augment: applied to every training picture, with a random stream of its own. Default: nothing, or with
             `args.augment_pictures` [`~mmemb_r1.atlas.augment`].
         peft_config: train adapters instead of the whole model.
+        evaluator: called with the model as an [`~mmemb_r1.MMEmbR1`] in each evaluation, to which its numbers belong.
+            Default: with `args.eval_retrieval`, a [`~mmemb_r1.evaluation.RetrievalEvaluator`] of the `eval_dataset`.
 
     Raises:
         ValueError: if a table is not what it has to be, or the two have pairs in common.
@@ -140,6 +143,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         peft_config: Any | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        evaluator: Evaluator | None = None,
     ) -> None:
         check_tables(train_dataset, eval_dataset)
         self._seed = args.seed if args.data_seed is None else args.data_seed
@@ -208,7 +212,13 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 "the model with FSDP2 (accelerate launch --use_fsdp --fsdp_version 2), or use accelerate launch "
                 "--multi_gpu, with adapters (lora) where memory is short."
             )
+        self._evaluator = self._retrieval_evaluator() if evaluator is None else evaluator
         if self.is_fsdp_enabled:
+            if self._evaluator is not None:
+                raise ValueError(
+                    "Retrieval can't be measured while FSDP shards the weights: no process could write a rationale by "
+                    "itself. Leave eval_retrieval out, and run mmemb-r1 evaluate on the checkpoints."
+                )
             keep_float32(self.accelerator.state.fsdp_plugin)
         self._eval_collator = copy.copy(collator)
         self._eval_collator.augment = None
@@ -268,6 +278,33 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs
+
+    # Retrieval
+
+    def _retrieval_evaluator(self) -> Evaluator | None:
+        if not self.args.eval_retrieval:
+            return None
+        if self.eval_dataset is None:
+            raise ValueError(
+                f"eval_retrieval={self.args.eval_retrieval}, but there are no pairs to measure it on; give an "
+                "eval_dataset (--eval-pairs)."
+            )
+        from mmemb_r1.evaluation import RetrievalEvaluator
+
+        return RetrievalEvaluator(
+            self.eval_dataset, self.args.eval_retrieval, batch_size=self.args.per_device_eval_batch_size
+        )
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Measure the loss and, with an evaluator, retrieval, by which the best checkpoint may be found."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._evaluator is not None:
+            with self.compute_loss_context_manager():
+                measured = measure_retrieval(
+                    self._evaluator, unwrapped(self.model), self.processing_class, self.encoding_file()
+                )
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        return output
 
     # The loss
 

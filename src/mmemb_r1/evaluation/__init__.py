@@ -4,7 +4,8 @@ Measure a model on retrieval tasks, and report the results.
 What users call is here by its name, imported when it is first used. Tasks come from the table of `readers`; `runner`
 encodes them with an encoder of `encoders` in each mode and scores them by `scoring` and `metrics`; `run_folder` keeps
 what was measured; `report` shows it, `compare` compares two runs, `invocation` says what the gate's choice is worth,
-`diagnose` tests whether the model reads its rationales, and `mteb_model` runs a model under mteb.
+`diagnose` tests whether the model reads its rationales, `mteb_model` runs a model under mteb, and
+`retrieval_evaluator` measures one while it is trained.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mmemb_r1.evaluation.diagnose.run import ShortcutSettings, run_diagnosis
     from mmemb_r1.evaluation.readers import read_tasks
     from mmemb_r1.evaluation.report.text import results_table
+    from mmemb_r1.evaluation.retrieval_evaluator import RetrievalEvaluator
     from mmemb_r1.evaluation.run_folder import load_results, read_query_rows, rows_path, save_results
     from mmemb_r1.evaluation.runner import run_evaluation
     from mmemb_r1.evaluation.settings import Settings
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "RetrievalEvaluator",
     "RetrievalTask",
     "Settings",
     "ShortcutSettings",
@@ -45,6 +48,7 @@ _NAMES_OF = {
     "diagnose.run": ["ShortcutSettings", "run_diagnosis"],
     "readers": ["read_tasks"],
     "report.text": ["results_table"],
+    "retrieval_evaluator": ["RetrievalEvaluator"],
     "run_folder": ["load_results", "read_query_rows", "rows_path", "save_results"],
     "runner": ["run_evaluation"],
     "settings": ["Settings"],

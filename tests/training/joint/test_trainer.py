@@ -433,7 +433,7 @@ def test_a_budget_that_the_model_does_not_have_is_told(make_trainer, model, rows
 
 
 class TestSharded:
-    def launched(self, model, table, processor, on_cpu, tmp_path, **plugins):
+    def launched(self, model, table, processor, on_cpu, tmp_path, eval_dataset=None, **plugins):
         """A trainer where `accelerate launch` has set these plugins."""
 
         class Launched(JointTrainer):
@@ -447,7 +447,7 @@ class TestSharded:
 
         try:
             args = JointConfig(**on_cpu, output_dir=str(tmp_path), per_device_train_batch_size=3, sub_batch_size=3)
-            return Launched(model, args, table, processor)
+            return Launched(model, args, table, processor, eval_dataset)
         finally:
             for name in plugins:
                 vars(AcceleratorState()).pop(name, None)
@@ -456,6 +456,14 @@ class TestSharded:
         """It made as many optimiser steps of a batch as the batch had chunks."""
         with pytest.raises(ValueError, match="DeepSpeed takes an optimiser step with every backward pass"):
             self.launched(model, rows, processor, on_cpu, tmp_path, deepspeed_plugin=object())
+
+    def test_retrieval_is_not_measured_with_sharded_weights(self, model, rows, processor, on_cpu, tmp_path):
+        args = {**on_cpu, "eval_retrieval": ["never"]}
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        with pytest.raises(ValueError, match="Retrieval can't be measured while FSDP shards the weights"):
+            self.launched(
+                model, rows, processor, args, tmp_path, fsdp_plugin=plugin, eval_dataset=rows.remove_columns("pair_id")
+            )
 
     def test_fsdp2_is_told_to_return_float32(self, model, rows, processor, on_cpu, tmp_path):
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
