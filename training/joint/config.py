@@ -28,7 +28,13 @@ class JointConfig(CheckedConfig, _BaseConfig):
         reasoned_direct_weight: Weight of reasoned query against direct target: search over a direct index.
         direct_reasoned_weight: Weight of the term direct query against reasoned target.
         reasoned_reasoned_weight: Weight of the term reasoned query against reasoned target.
+        symmetric_loss: Whether targets also look for their queries among those of the batch. `False`: InfoNCE in one
+            direction, from queries to targets.
+        one_sided_reasoning: Whether a pair with a rationale on one side only is an anchor of the term reasoned against
+            reasoned; the direct vector stands for the side without one.
         rationale_weight: Weight of the language-model loss on the rationale tokens.
+        best_rationale_only: Whether each pair always trains on its selected rationale of the highest posterior, in
+            place of one that is drawn from the posterior each time.
         weight_by_posterior: Whether that loss weighs each rationale by its posterior, though it is drawn from it
             already.
         gate_weight: Weight of the gate's warm start, on whether thinking pays within the batch; only for pairs that
@@ -73,7 +79,10 @@ class JointConfig(CheckedConfig, _BaseConfig):
     reasoned_direct_weight: float = 1.0
     direct_reasoned_weight: float = 0.5
     reasoned_reasoned_weight: float = 0.5
+    symmetric_loss: bool = True
+    one_sided_reasoning: bool = False
     rationale_weight: float = 1.0
+    best_rationale_only: bool = False
     weight_by_posterior: bool = False
     gate_weight: float = 0.0
     gate_cost: float = 0.02

@@ -32,10 +32,12 @@ class SelectedRationales:
         table: what `mmemb-r1 select` wrote: the columns `pair_id`, `side`, `text` and, optionally, `posterior`
             (default: all of a pair's are equally likely), `worker`, and `segments`, which may become rounds. Anything
             else is a `ValueError`.
+        best_only: always draw the one of the highest posterior, of equal ones the first.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, best_only: bool = False) -> None:
         check_selected(table)
+        self.best_only = best_only
 
         def column(name: str, default: list[Any]) -> list[Any]:
             return stored_column(table, name).to_pylist() if name in table.column_names else default
@@ -67,6 +69,8 @@ class SelectedRationales:
         shares = posteriors / posteriors.sum()
         place = int(np.searchsorted(np.cumsum(shares), number, side="right"))
         place = min(place, len(candidates) - 1)  # the sum may end a rounding below 1
+        if self.best_only:
+            place = int(shares.argmax())
         return candidates[place]._replace(posterior=float(shares[place]))
 
 

@@ -105,6 +105,8 @@ def contrastive_loss(
         [width, *(args.matryoshka_dims or [])],
         args.score_mask_margin,
         args.similarity_chunk_size,
+        args.symmetric_loss,
+        args.one_sided_reasoning,
     )
     loss = paths.queries.sum() * 0.0  # there may be no term: no rationale in the batch, and no weight on (0, 0)
     for (_, a, b), term in terms.at.items():
@@ -188,7 +190,7 @@ def _not_finite(vectors: Mapping[str, Vectors], batch: JointBatch, terms: PathTe
     query = batch["query"]
     for (dim, a, b), term in terms.at.items():
         if not bool(term.loss.isfinite()):
-            bad = ~(term.query_to_target + term.target_to_query).isfinite() & term.valid  # (B,)
+            bad = ~term.losses.isfinite() & term.valid  # (B,)
             own = query["index"][bad[start : start + size].nonzero().flatten().cpu()]
             return blame(f"the contrastive term nce_{a}{b} at {dim} dimensions", [query["names"][row] for row in own])
     silent = ~vectors["query"].gate_logits[:, 0].isfinite()  # (U,)

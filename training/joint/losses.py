@@ -30,26 +30,49 @@ class PathBatch(NamedTuple):
 
     def query(self, path: int) -> Tensor:
         """`(B, D)` after `path` rationales; the direct vector where a query has not so many."""
-        return torch.where(self.query_paths[:, path, None], self.queries[:, path], self.queries[:, 0])
+        return _of_path(self.queries, self.query_paths, path)
 
     def candidates(self, path: int) -> Tensor:
         """`(B + N, D)` the targets after `path` rationales, likewise, and the hard negatives."""
-        targets = torch.where(self.target_paths[:, path, None], self.targets[:, path], self.targets[:, 0])
-        return torch.cat([targets, self.negatives])
+        return torch.cat([_of_path(self.targets, self.target_paths, path), self.negatives])
+
+    def anchors(self, paths: PathPair, one_sided: bool = False) -> Tensor:
+        """
+        Find the rows `(B,)` bool that are anchors of a pair of paths: those that have both.
+
+        Args:
+            one_sided: also those with a path after a rationale on one side and no rationale at all on the other, whose
+                direct vector stands for it.
+        """
+        query, target = (
+            mask[:, path] if path < mask.shape[1] else torch.zeros_like(mask[:, 0])
+            for mask, path in zip((self.query_paths, self.target_paths), paths, strict=True)
+        )
+        if not one_sided or 0 in paths:
+            return query & target
+        bare_query, bare_target = (mask.sum(dim=1) == 1 for mask in (self.query_paths, self.target_paths))
+        return query & target | query & bare_target | bare_query & target
 
 
 class PathTerm(NamedTuple):
     """Hold the loss of one pair of paths, row by row."""
 
     query_to_target: Tensor  # (B,) cross-entropy of the target among all candidates
-    target_to_query: Tensor  # (B,) cross-entropy of the query among all queries
+    target_to_query: Tensor | None  # (B,) cross-entropy of the query among all queries; `None` in one direction
     hit: Tensor  # (B,) bool, whether the target comes before every negative; ties do not count
     valid: Tensor  # (B,) bool, rows with both paths; others are no anchors, but negatives with their direct vector
 
     @property
+    def losses(self) -> Tensor:
+        """InfoNCE of each row `(B,)`: the mean over the directions."""
+        if self.target_to_query is None:
+            return self.query_to_target
+        return (self.query_to_target + self.target_to_query) / 2
+
+    @property
     def loss(self) -> Tensor:
-        """Symmetric InfoNCE: the mean over valid rows and both directions; 0 if no row is valid."""
-        return mean_where((self.query_to_target + self.target_to_query) / 2, self.valid)
+        """InfoNCE: the mean over valid rows; 0 if no row is valid."""
+        return mean_where(self.losses, self.valid)
 
 
 class PathTerms(NamedTuple):
@@ -67,6 +90,8 @@ def path_terms(
     dims: Sequence[int] | None = None,
     score_mask_margin: float | None = None,
     chunk_size: int = 64,
+    symmetric: bool = True,
+    one_sided: bool = False,
 ) -> PathTerms:
     """
     Compute InfoNCE per pair of paths (a, b): query after a rationales against target after b.
@@ -76,12 +101,14 @@ def path_terms(
     in the backward pass they are computed again. Pairs of paths that no row has are left out. By default the terms are
     taken at full width, and no other `dims`. Source: a direct and a reasoning path are the paper's; one space for all
     pairs of paths, and the masks, are ours.
+
+    Args:
+        symmetric: whether targets look for their queries, too. Without, it is InfoNCE in one direction
+            (arXiv 1807.03748).
+        one_sided: whether a pair with a rationale on one side is an anchor where both have one, see
+            [`PathBatch.anchors`].
     """
-    valid = {
-        (a, b): batch.query_paths[:, a] & batch.target_paths[:, b]
-        for a, b in paths
-        if a < batch.queries.shape[1] and b < batch.targets.shape[1]
-    }
+    valid = {pair: batch.anchors(pair, one_sided) for pair in paths}
     wanted = [(dim, *pair) for dim in dims or [batch.queries.shape[-1]] for pair in valid if bool(valid[pair].any())]
     queries = {(dim, a): matryoshka(batch.query(a), dim) for dim, a, _ in wanted}
     candidates = {(dim, b): matryoshka(batch.candidates(b), dim) for dim, _, b in wanted}
@@ -93,8 +120,10 @@ def path_terms(
         for dim, a, b in wanted:
             query, candidate = queries[dim, a], candidates[dim, b]
             to_target, hit = cross_entropy(query[rows], candidate, for_queries, rows, temperature)
-            to_query, _ = cross_entropy(candidate[rows], query, for_targets, rows, temperature)
-            losses.append(torch.stack([to_target, to_query]))
+            directions = [to_target]
+            if symmetric:
+                directions.append(cross_entropy(candidate[rows], query, for_targets, rows, temperature)[0])
+            losses.append(torch.stack(directions))
             hits.append(hit)
         return torch.stack(losses), torch.stack(hits), (~for_queries).sum(dim=1) - 1, masked
 
@@ -105,10 +134,18 @@ def path_terms(
         parts.append(checkpoint(of_rows, rows, use_reentrant=False) if again else of_rows(rows))
     losses, hits, num_negatives, num_masked = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
     at = {
-        key: PathTerm(losses[place, 0], losses[place, 1], hits[place], valid[key[1:]])  # (T, 2, B), (T, B)
+        # shapes of the two: (T, directions, B) and (T, B)
+        key: PathTerm(losses[place, 0], losses[place, 1] if symmetric else None, hits[place], valid[key[1:]])
         for place, key in enumerate(wanted)
     }
     return PathTerms(at, num_negatives, num_masked)
+
+
+def _of_path(vectors: Tensor, mask: Tensor, path: int) -> Tensor:
+    """Take `(B, D)` of `(B, K, D)`; the direct vectors where there is no such path."""
+    if path >= vectors.shape[1]:
+        return vectors[:, 0]
+    return torch.where(mask[:, path, None], vectors[:, path], vectors[:, 0])
 
 
 def ignored(batch: PathBatch, rows: slice, score_mask_margin: float | None = None) -> tuple[Tensor, Tensor, Tensor]:

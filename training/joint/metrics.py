@@ -11,23 +11,23 @@ from mmemb_r1.training.joint.losses import PathTerm, PathTerms, mean_where
 
 
 class Means:
-    """Average named numbers, kept on their device, since the means were last taken."""
+    """Average named numbers, each with a weight, kept on their device, since the means were last taken."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
+        self._weights: dict[str, float] = defaultdict(float)
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
+    def add(self, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
         """Add one number of each name."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
-            self._counts[name] += 1
+            self._sums[name] = self._sums.get(name, 0.0) + weight * value.detach().float()
+            self._weights[name] += weight
 
     def take(self) -> dict[str, float]:
         """Return the means and start anew."""
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        means = {name: float(value) / self._weights[name] for name, value in self._sums.items()}
         self._sums.clear()
-        self._counts.clear()
+        self._weights.clear()
         return means
 
 

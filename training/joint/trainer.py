@@ -20,9 +20,8 @@ from trl.trainer.base_trainer import _BaseTrainer
 from mmemb_r1.modeling.backbones_mmemb_r1 import limit_pictures
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
-from mmemb_r1.training.adapters import adapter_facts
 from mmemb_r1.training.augment import Augment
-from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, pairs_facts, with_earlier_phases
+from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, with_earlier_phases
 from mmemb_r1.training.distributed import keep_float32, num_processes, reduce_alike, summed, unwrapped
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
@@ -32,6 +31,7 @@ from mmemb_r1.training.joint.data import (
     check_selected,
     check_tables,
 )
+from mmemb_r1.training.joint.facts import joint_facts
 from mmemb_r1.training.joint.forward import (
     SIDES,
     RandomState,
@@ -47,54 +47,50 @@ from mmemb_r1.training.joint.metrics import Means
 from mmemb_r1.training.joint.retrieval import Evaluator, measure_retrieval
 from mmemb_r1.training.joint.sampler import TaskBatchSampler
 from mmemb_r1.training.joint.settled import settle_joint
-from mmemb_r1.training.vlm import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
 
-def joint_facts(
-    model: MMEmbR1Model,
-    args: JointConfig,
-    pairs: Dataset,
-    selected: SelectedRationales | None,
-    peft_config: Any | None = None,
-) -> dict[str, Any]:
-    """
-    Record what a joint phase was run with, name -> value, for the model card; no path of this machine is among it.
-    """
-    facts = {"phase": "joint", "started from weights": weights_fingerprint(model)}
-    facts |= pairs_facts(pairs, args.task_weights)
-    if "tasks" in facts and args.task_size_exponent != 1:
-        facts["tasks"] += f"; drawn by their size to the power of {args.task_size_exponent:g}"
-    facts["rationales"] = _describe_rationales(args, pairs, selected)
-    in_batch = args.train_batch_size * args.world_size - 1
-    facts |= {
-        "loss weights": ", ".join(f"({a},{b}) {weight:g}" for (a, b), weight in args.path_weights.items())
-        + f"; rationale {args.rationale_weight:g}; gate {args.gate_weight:g}",
-        "temperature": args.temperature,
-        "pairs per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        "negatives": f"{in_batch} in batch, {args.num_hard_negatives} hard ones per pair",
-        "learning rate": args.learning_rate,
-        "seed": args.seed,
-        "gate": "trained" if args.gate_weight else "not trained",
-    }
-    if args.augment_pictures:
-        facts["pictures"] = "augmented"
-    if args.freeze_vision_tower:
-        facts["vision tower"] = "not trained"
-    return facts | adapter_facts(peft_config)
+def _collator(
+    args: JointConfig, processor: ProcessorMixin, model: MMEmbR1Model, augment: Augment | None
+) -> JointCollator:
+    """Make the collator of training batches."""
+    config = model.config
+    if args.use_rationales and args.max_rationale_tokens > config.max_reasoning_tokens:
+        logger.warning(
+            "Rationales of up to %d tokens are trained on (max_rationale_tokens), but the model writes at most %d "
+            "(max_reasoning_tokens of its config): longer ones will be cut when it embeds.",
+            args.max_rationale_tokens,
+            config.max_reasoning_tokens,
+        )
+    if augment is None and args.augment_pictures:
+        from mmemb_r1 import atlas
+
+        augment = atlas.augment
+    return JointCollator(
+        processor,
+        config,
+        use_rationales=args.use_rationales,
+        max_reasoning_rounds=args.max_reasoning_rounds,
+        max_rationale_tokens=args.max_rationale_tokens,
+        augment=augment,
+        num_chunks=args.num_length_chunks,
+        chunk_size=args.mini_batch_size,
+        chunk_tokens=args.mini_batch_tokens,
+        pixel_dtype=torch.bfloat16 if args.bf16 else model.dtype,
+    )
 
 
-def _describe_rationales(args: JointConfig, pairs: Dataset, selected: SelectedRationales | None) -> str:
-    if not args.use_rationales:
-        return "none: the direct path alone"
-    if selected is None:
-        own = [name for name in ("query_rationale", "target_rationale") if name in pairs.column_names]
-        return "those of the pairs table" if own else "none: the pairs table has none"
-    found = len(selected.pair_ids.intersection(pairs["pair_id"]))
-    workers = ", ".join(f"{worker} {number}" for worker, number in selected.workers.items())
-    text = f"{selected.num_rationales} selected ones, for {found} of the {len(pairs)} pairs"
-    return f"{text}; by worker: {workers}" if workers else text
+def _adapted(model: MMEmbR1Model, args: JointConfig, peft_config: Any | None) -> Any:
+    """Freeze what is not trained, and add adapters, if they are wanted."""
+    if args.freeze_vision_tower or peft_config is not None:
+        from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters
+
+        if args.freeze_vision_tower:
+            freeze_vision_tower(model)
+        if peft_config is not None:
+            return with_adapters(model, peft_config, seed=args.seed)
+    return model
 
 
 class JointTrainer(PhaseTrainer, _BaseTrainer):
@@ -155,7 +151,12 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         train_dataset, *evaluated = self.settlement.tables
         eval_dataset = next(iter(evaluated), None)
         rationales = self.settlement.rationales if args.use_rationales else rationales
-        selected = None if rationales is None else SelectedRationales(rationales)
+        if args.best_rationale_only and rationales is None:
+            raise ValueError(
+                "best_rationale_only chooses among selected rationales, and there are none; give rationales "
+                "(--rationales), or leave it out."
+            )
+        selected = None if rationales is None else SelectedRationales(rationales, args.best_rationale_only)
         tables = {"train": (train_dataset, selected), "eval": (eval_dataset, None)}  # selected ones are for training
         self._pairs = {
             mode: JointPairs(table, self._seed, drawn_from, args.weight_by_posterior, args.num_hard_negatives, without)
@@ -164,38 +165,9 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         }
         facts = joint_facts(model, args, train_dataset, selected, peft_config) | self.settlement.told()
         self.facts = with_earlier_phases(facts, model)
-        config = model.config
-        self._media = MediaOptions.of(config)
-        if args.use_rationales and args.max_rationale_tokens > config.max_reasoning_tokens:
-            logger.warning(
-                "Rationales of up to %d tokens are trained on (max_rationale_tokens), but the model writes at most %d "
-                "(max_reasoning_tokens of its config): longer ones will be cut when it embeds.",
-                args.max_rationale_tokens,
-                config.max_reasoning_tokens,
-            )
-        if args.freeze_vision_tower or peft_config is not None:
-            from mmemb_r1.training.adapters import freeze_vision_tower, with_adapters
-
-            if args.freeze_vision_tower:
-                freeze_vision_tower(model)
-            if peft_config is not None:
-                model = with_adapters(model, peft_config, seed=args.seed)
-        if augment is None and args.augment_pictures:
-            from mmemb_r1 import atlas
-
-            augment = atlas.augment
-        collator = JointCollator(
-            processing_class,
-            config,
-            use_rationales=args.use_rationales,
-            max_reasoning_rounds=args.max_reasoning_rounds,
-            max_rationale_tokens=args.max_rationale_tokens,
-            augment=augment,
-            num_chunks=args.num_length_chunks,
-            chunk_size=args.mini_batch_size,
-            chunk_tokens=args.mini_batch_tokens,
-            pixel_dtype=torch.bfloat16 if args.bf16 else model.dtype,
-        )
+        self._media = MediaOptions.of(model.config)
+        collator = _collator(args, processing_class, model, augment)
+        model = _adapted(model, args, peft_config)
         super().__init__(
             model=model,
             args=args,
@@ -206,13 +178,25 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self._evaluator = self._retrieval_evaluator() if evaluator is None else evaluator
+        self._check_launch()
+        self._eval_collator = copy.copy(collator)
+        self._eval_collator.augment = None
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(self._tag_names)
+        self._means = {"train": Means(), "eval": Means()}
+        self._weight = 1.0  # of a batch in the means
+        self._tokens, self._since = 0, time.perf_counter()
+        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # `train` sets it for each step
+
+    def _check_launch(self) -> None:
+        """Refuse what can't be done as the processes were launched."""
         if self.is_deepspeed_enabled:
             raise ValueError(
                 "DeepSpeed takes an optimiser step with every backward pass, of which a batch has several here. Shard "
                 "the model with FSDP2 (accelerate launch --use_fsdp --fsdp_version 2), or use accelerate launch "
                 "--multi_gpu, with adapters (lora) where memory is short."
             )
-        self._evaluator = self._retrieval_evaluator() if evaluator is None else evaluator
         if self.is_fsdp_enabled:
             if self._evaluator is not None:
                 raise ValueError(
@@ -220,13 +204,6 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                     "itself. Leave eval_retrieval out, and run mmemb-r1 evaluate on the checkpoints."
                 )
             keep_float32(self.accelerator.state.fsdp_plugin)
-        self._eval_collator = copy.copy(collator)
-        self._eval_collator.augment = None
-        if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(self._tag_names)
-        self._means = {"train": Means(), "eval": Means()}
-        self._tokens, self._since = 0, time.perf_counter()
-        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # `train` sets it for each step
 
     # Data
 
@@ -298,6 +275,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Measure the loss and, with an evaluator, retrieval, by which the best checkpoint may be found."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._means["eval"].take()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         if self._evaluator is not None:
             with self.compute_loss_context_manager():
                 measured = measure_retrieval(
@@ -326,7 +305,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 rationale_losses.append(self._rationale_loss(name, side, chunk, logps, totals[name]))
             vectors[name] = in_order(side, parts)
         contrastive, metrics = contrastive_loss(vectors, inputs, self.args)
-        self._means[self._mode].add(metrics)
+        self._means[self._mode].add(metrics, self._weight)
         loss = contrastive + torch.stack(rationale_losses).sum()
         return (loss, vectors) if return_outputs else loss
 
@@ -390,7 +369,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                     runs.append((name, chunk, state, part))
                 leaves[name] = in_order(inputs[name], parts)
             loss, metrics = contrastive_loss(leaves, inputs, self.args)
-        self._means[self._mode].add(metrics)
+        self._means[self._mode].add(metrics, self._weight)
         loss.backward()
         total = loss.detach()
         for place, (name, chunk, state, leaf) in enumerate(runs):
@@ -410,11 +389,17 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: JointBatch, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """Compute the loss of a batch of the evaluation table; its terms are logged."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
-        self._log_rationale_loss()
-        return loss.detach(), None, None
+        """Compute the loss of a batch of the evaluation table, and its terms; all weigh as much as it has rows."""
+        self._weight = float(summed(torch.tensor(len(inputs["query"]["index"]), device=self.accelerator.device)))
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs)
+            loss = summed(loss) / num_processes()
+            self._means["eval"].add({"loss": loss}, self._weight)
+            self._log_rationale_loss()
+        finally:
+            self._weight = 1.0
+        return loss, None, None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """
@@ -450,16 +435,12 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         for name, share in self._shares.items():
             total = summed(share)
             if bool(total > 0):
-                self._means[self._mode].add({f"rationale_{name}": total})
+                self._means[self._mode].add({f"rationale_{name}": total}, self._weight)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, beside the rest, the means since the last log of each loss term and of [`batch_metrics`]."""
-        mode = self._mode
-        means, now = self._means[mode].take(), time.perf_counter()
-        if mode == "eval":  # in place: `evaluate` returns what it logs, and the best checkpoint is found by that
-            logs.update({f"eval_{name}": value for name, value in means.items()})
-            means = {}
-        elif means:
+        means, now = self._means["train"].take() if self._mode == "train" else {}, time.perf_counter()
+        if means:
             means["tokens_per_second"] = self._tokens * num_processes() / max(now - self._since, 1e-9)
         self._tokens, self._since = 0, now  # also after an evaluation, whose time is not training's
         super().log({**logs, **means}, start_time)

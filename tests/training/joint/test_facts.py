@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from mmemb_r1.training import JointConfig
 from mmemb_r1.training.joint.data import SelectedRationales
-from mmemb_r1.training.joint.trainer import joint_facts
+from mmemb_r1.training.joint.facts import joint_facts
 from mmemb_r1.training.vlm import weights_fingerprint
 
 
@@ -60,6 +60,8 @@ def test_which_rationales(tiny, rows, arguments, selected_table):
 
     workers = SelectedRationales(selected_table)
     assert told(selected=workers) == "4 selected ones, for 2 of the 18 pairs; by worker: w1 3, w2 1"
+    best = SelectedRationales(selected_table.remove_columns("worker"), best_only=True)
+    assert told(selected=best) == "4 selected ones, for 2 of the 18 pairs, of each the best alone"
     nameless = SelectedRationales(selected_table.remove_columns("worker"))
     assert told(selected=nameless) == "4 selected ones, for 2 of the 18 pairs"
     assert told(selected=workers, use_rationales=False) == "none: the direct path alone"
@@ -77,6 +79,12 @@ def test_options_that_are_not_the_usual_ones(tiny, rows, arguments):
     assert joint_facts(tiny[0], arguments(augment_pictures=True), rows, None)["pictures"] == "augmented"
     assert facts["negatives"] == "5 in batch, 2 hard ones per pair"
     assert facts["loss weights"].endswith("; rationale 2; gate 0.5")
+    changes = {"symmetric_loss": False, "one_sided_reasoning": True, "task_size_exponent": 0.5}
+    facts = joint_facts(tiny[0], arguments(**changes), rows, None)
+    assert facts["loss weights"].endswith(
+        "; from queries to targets alone; one side with a rationale is enough for (1,1)"
+    )
+    assert facts["tasks"] == "name 6, plain 6, show 6; drawn by their size to the power of 0.5"
 
 
 def test_nothing_of_this_machine(tiny, rows, arguments, tmp_path):

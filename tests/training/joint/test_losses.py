@@ -156,6 +156,50 @@ def test_without_gradient_nothing_is_computed_twice(monkeypatch):
     assert len(calls) == 3 * 2 * 3 + 2
 
 
+@pytest.mark.parametrize("chunk_size", [3, 7])
+def test_in_one_direction_targets_look_for_nothing(chunk_size):
+    given = batch()
+    terms = path_terms(given, ALL_PATHS, 0.2, None, 0.1, chunk_size, symmetric=False)
+    total, expected_total = 0.0, 0.0
+    for (dim, a, b), term in terms.at.items():
+        to_target, _, hit, _, _, valid = zip(*naive(given, dim, a, b, 0.2, 0.1), strict=True)
+        assert term.target_to_query is None and term.hit.tolist() == list(hit)
+        expected = torch.stack(to_target)[list(valid)].mean()
+        assert term.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+        total, expected_total = total + term.loss, expected_total + expected
+    for ours, theirs in zip(gradients(total, given), gradients(expected_total, given), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+class TestOneSidedReasoning:
+    def test_the_direct_vector_stands_for_a_rationale_that_is_missing(self):
+        given = batch()
+        given.query_paths[4, 1:] = False  # a rationale of the target alone; rows 1 and 2 have none of the target
+        usual, more = (path_terms(given, ALL_PATHS, 0.2, one_sided=wanted) for wanted in (False, True))
+        both = usual.at[6, 1, 1].valid
+        assert both.tolist() == [True, False, False, True, False, True, True]
+        assert more.at[6, 1, 1].valid.tolist() == [True, True, False, True, True, True, True]
+        # one rationale is no second one, and is not replaced by a direct vector
+        assert usual.at[6, 2, 1].valid.tolist() == [False, False, False, True, False, True, False]
+        assert more.at[6, 2, 1].valid.tolist() == [False, True, False, True, True, True, False]
+        for pair in ((0, 0), (1, 0), (0, 1), (2, 0)):
+            assert torch.equal(more.at[6, *pair].valid, usual.at[6, *pair].valid)
+        to_target, to_query, *_ = zip(*naive(given, 6, 1, 1, 0.2), strict=True)
+        rows = [row for row in range(7) if row != 2]
+        expected = sum(to_target[row] + to_query[row] for row in rows) / 2 / len(rows)
+        assert more.at[6, 1, 1].loss.item() == pytest.approx(expected.item(), rel=1e-12)
+        direct = functional.cosine_similarity(given.queries[4, 0], given.targets[4, 1], dim=0)
+        assert not torch.isclose(direct, functional.cosine_similarity(given.queries[4, 1], given.targets[4, 1], dim=0))
+
+    def test_a_batch_whose_targets_have_none_has_anchors_too(self):
+        given = batch()
+        given = given._replace(targets=given.targets[:, :1], target_paths=given.target_paths[:, :1])
+        assert (6, 1, 1) not in path_terms(given, ALL_PATHS, 0.2).at
+        terms = path_terms(given, ALL_PATHS, 0.2, one_sided=True).at
+        assert torch.equal(terms[6, 1, 1].valid, given.query_paths[:, 1])
+        torch.testing.assert_close(terms[6, 1, 1].losses, terms[6, 1, 0].losses)
+
+
 def test_a_collapsed_encoder_pays_the_log_of_what_it_chooses_among():
     same = unit(1, 6).expand(5, 6)
     term = path_terms(plain(same, same, same[:3]), [(0, 0)], 0.02).at[6, 0, 0]

@@ -99,3 +99,19 @@ def test_there_has_to_be_something_to_measure_it_on(make_trainer, model, rows):
 def test_modes_are_checked_before_training(make_trainer, model, tables):
     with pytest.raises(ValueError, match="the mode 'direct' is not known; allowed: never, always, auto"):
         make_trainer(model, tables[0], eval_dataset=tables[1], eval_retrieval=["direct"])
+
+
+def test_a_batch_weighs_as_much_as_it_has_rows(make_trainer, vivid, rows):
+    """transformers would weigh the last batch by what is left over of full ones, whatever it holds."""
+    other = rows.select(range(7))
+    sizes = {"per_device_train_batch_size": 5, "sub_batch_size": 5}
+    trainer = make_trainer(vivid, rows.select(range(8, 18)), eval_dataset=other, **sizes)
+    losses, terms = [], []
+    vivid.eval()
+    for batch in trainer.get_eval_dataloader():
+        losses.append((len(batch["query"]["index"]), float(trainer.prediction_step(vivid, batch, True)[0])))
+        terms.append(trainer._means["eval"].take()["nce_00"])
+    assert [size for size, _ in losses] == [4, 3]
+    measured = trainer.evaluate()
+    assert measured["eval_loss"] == pytest.approx(sum(size * loss for size, loss in losses) / 7)
+    assert measured["eval_nce_00"] == pytest.approx((4 * terms[0] + 3 * terms[1]) / 7)

@@ -40,6 +40,16 @@ def test_draws_follow_the_posterior(selected):
         assert count / 4000 == pytest.approx(choice.posterior, abs=4 * np.sqrt(0.25 / 4000))
 
 
+def test_the_best_alone_is_that_of_the_highest_posterior_and_of_equal_ones_the_first():
+    rows = [("a", "query", "rare", 0.2, "w"), ("a", "query", "best", 0.4, "w"), ("a", "query", "equal", 0.4, "w")]
+    best = SelectedRationales(table(*rows), best_only=True)
+    assert {choice.text for choice in drawn(best, number=50)} == {"best"}
+    numbers = [np.random.default_rng(7) for _ in range(2)]
+    for selected, rng in zip((best, SelectedRationales(table(*rows))), numbers, strict=True):
+        selected.draw("a", "query", rng)
+    assert numbers[0].random() == numbers[1].random()  # what is drawn after it is the same
+
+
 def test_posteriors_of_one_side_add_up_to_one():
     selected = SelectedRationales(table(("a", "query", "x", 3.0, "w"), ("a", "query", "y", 1.0, "w")))
     assert set(drawn(selected, number=50)) == {Drawn("x", 0.75, ("x",)), Drawn("y", 0.25, ("y",))}

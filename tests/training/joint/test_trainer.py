@@ -89,6 +89,22 @@ class TestTheLoss:
         expected = naive_nce(out["query"].embeddings[:, 0], targets, same).mean()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
+    def test_in_one_direction_queries_look_for_targets_alone(self, make_trainer, vivid, rows, visit):
+        options = {"rationale_weight": 0.0, "use_rationales": False, "symmetric_loss": False}
+        loss, out = training_loss(make_trainer, vivid, rows, visit(rows, range(6)), **options)
+        scores = out["query"].embeddings[:, 0] @ out["target"].embeddings[:, 0].T / 0.1
+        expected = torch.nn.functional.cross_entropy(scores, torch.arange(6))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_a_rationale_on_one_side_may_be_enough(self, make_trainer, vivid, rows, visit):
+        weights = {"direct_direct_weight": 0.0, "reasoned_direct_weight": 0.0, "direct_reasoned_weight": 0.0}
+        options = {**weights, "rationale_weight": 0.0, "num_length_chunks": 1}
+        examples = visit(rows, range(6))  # rationales of the queries alone
+        nothing, _ = training_loss(make_trainer, vivid, rows, examples, **options)
+        loss, out = training_loss(make_trainer, vivid, rows, examples, one_sided_reasoning=True, **options)
+        expected = naive_nce(out["query"].embeddings[:, 1], out["target"].embeddings[:, 0], set()).mean() / 2
+        assert nothing == 0 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
     def test_matryoshka_adds_the_truncated_terms(self, make_trainer, vivid, rows, visit):
         def loss(**changes):
             options = {"rationale_weight": 0.0, **changes}
@@ -302,6 +318,19 @@ class TestWhatIsSeen:
         said = [(example["pair_id"], *example["query_rationale"]) for example in seen]
         assert len(said) == 48
         assert {place for place in said if len(place) > 1} == {("pair 0", "one way"), ("pair 0", "another")}
+
+    def test_the_best_rationale_may_be_the_only_one(self, make_trainer, model, rows):
+        selected = Dataset.from_dict(
+            {"pair_id": ["pair 0"] * 2, "side": ["query"] * 2, "text": ["rare", "best"], "posterior": [0.4, 0.6]}
+        )
+        trainer = make_trainer(model, rows, rationales=selected, best_rationale_only=True, task_weights={"name": 1})
+        batches = trainer.get_train_dataloader()
+        examples = [batches.dataset[drawn] for batch in batches.batch_sampler for drawn in batch]
+        assert {one["query_rationale"][0] for one in examples if one["query_rationale"]} == {"best"}
+        with pytest.raises(
+            ValueError, match="best_rationale_only chooses among selected rationales, and there are no"
+        ):
+            make_trainer(model, rows, best_rationale_only=True)
 
     def test_workers_make_the_same_batches(self, make_trainer, tiny, rows):
         def losses(workers):
