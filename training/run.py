@@ -148,6 +148,8 @@ class PhaseRun(TrainingRun):
             raise ValueError(f"model has no option {unknown[0]!r}; allowed: {', '.join(MODEL_OPTIONS)}")
         if (dtype := options.get("dtype", "auto")) not in DTYPES:
             raise ValueError(f"model.dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+        if not isinstance(attention := options.get("attn_implementation") or "", str):
+            raise ValueError(f"model.attn_implementation {attention!r}; allowed: names, sdpa or flash_attention_2 say")
         if self.quantization is not None and self.lora is None:
             raise ValueError("quantised weights can't be trained; add lora: {} for adapters")
 
@@ -181,7 +183,16 @@ class PhaseRun(TrainingRun):
             options["quantization_config"] = quantization_config(**self.quantization)
             options["device_map"] = {"": device}
         local = Path(self.model).is_dir()
-        return MMEmbR1Module.load(self.model, local_files_only=local, model_kwargs=options)
+        try:
+            return MMEmbR1Module.load(self.model, local_files_only=local, model_kwargs=options)
+        except ImportError as error:
+            if not (attention := options.get("attn_implementation")):
+                raise
+            raise ValueError(
+                f"model.attn_implementation {attention!r} can't be used here ({str(error).splitlines()[0]}). Install "
+                "it (pip install flash-attn, on a machine with a CUDA GPU), or leave the option out: sdpa, the "
+                "default, is part of torch"
+            ) from error
 
     def peft_config(self, model: Any) -> Any | None:
         """Make the configuration of the adapters that `lora` asks for; `None` if it asks for none."""

@@ -200,6 +200,14 @@ class TestJoint:
             ({"quantization": {"load_in_4bit": True}}, "quantised weights can't be trained; add lora"),
             ({"model": {"device": "cpu"}}, "model has no option 'device'; allowed: dtype, attn_implementation"),
             ({"model": {"dtype": "bf16"}}, "model.dtype 'bf16'; allowed: auto, float32, bfloat16, float16"),
+            (
+                {"model": {"attn_implementation": 2}},
+                "model.attn_implementation 2; allowed: names, sdpa or flash_atten",
+            ),
+            (
+                {"model": {"attn_implementation": "flash_attention_2"}},
+                "'flash_attention_2' can't be used here (FlashA",
+            ),
         ],
     )
     def test_refuses_recipes(self, recipe, message, train, tmp_path, capsys):

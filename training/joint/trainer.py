@@ -47,6 +47,7 @@ from mmemb_r1.training.joint.metrics import Means
 from mmemb_r1.training.joint.retrieval import Evaluator, measure_retrieval
 from mmemb_r1.training.joint.sampler import TaskBatchSampler
 from mmemb_r1.training.joint.settled import settle_joint
+from mmemb_r1.training.kernels import apply_liger_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,8 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         self.facts = with_earlier_phases(facts, model)
         self._media = MediaOptions.of(model.config)
         collator = _collator(args, processing_class, model, augment)
+        if args.use_liger_kernel:
+            apply_liger_kernels(model.vlm, args.liger_kernel_config, args.device)
         model = _adapted(model, args, peft_config)
         super().__init__(
             model=model,
