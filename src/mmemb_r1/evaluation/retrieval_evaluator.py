@@ -14,7 +14,7 @@ from mmemb_r1.evaluation.pair_tasks import pair_tasks
 from mmemb_r1.evaluation.runner import TaskRunner, summarise_tasks
 from mmemb_r1.evaluation.settings import MODES, Settings
 from mmemb_r1.evaluation.tasks import ALL
-from mmemb_r1.runs import progress_bar
+from mmemb_r1.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
