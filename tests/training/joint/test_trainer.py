@@ -410,7 +410,7 @@ class TestWhatIsNotFinite:
     @pytest.mark.parametrize("mini_batch_size", [None, 2])
     def test_a_rationale_is_blamed_on_its_pair(self, make_trainer, model, rows, visit, mini_batch_size):
         trainer = make_trainer(model, rows, mini_batch_size=mini_batch_size)
-        model.get_output_embeddings().register_forward_hook(_poison(trainer, "green"))
+        _poison(model.get_output_embeddings(), trainer, "green")
         batch = trainer.data_collator(visit(rows, [6, 7, 8]))
         message = "the loss on rationale tokens is not finite for the query of pair 'pair 7'. Look"
         with pytest.raises(FloatingPointError, match=message):
@@ -501,11 +501,8 @@ class TestSharded:
         assert plugin.mixed_precision_policy.output_dtype is None
 
 
-def _poison(trainer, word):
-    """A hook that makes the scores from which a word is predicted infinitely low."""
+def _poison(head, trainer, word):
+    """Make the scores from which a word is predicted infinitely low."""
     (token, *_) = trainer.processing_class.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-
-    def hook(module, args, logits):
-        return logits.index_fill(1, torch.tensor([token]), float("-inf"))
-
-    return hook
+    forward = head.forward
+    head.forward = lambda states: forward(states).index_fill(1, torch.tensor([token]), float("-inf"))
