@@ -55,6 +55,7 @@ class TrainingRun:
         model: what to start from: a folder or a Hub id.
         pairs: the pairs table, Parquet.
         output: `output/model` is what was trained; a run that was stopped goes on from `output/checkpoints`.
+        base: where relative paths of pictures and videos in all tables start. Default: the folder of each table.
         settings: fields of the config, `config_class`, and their values; others are a `ValueError`.
         accept_changes: whether a run that was begun with other settings or data goes on with these.
     """
@@ -62,6 +63,7 @@ class TrainingRun:
     model: str
     pairs: Path
     output: Path
+    base: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     accept_changes: bool = False
 
@@ -84,6 +86,10 @@ class TrainingRun:
         settings = {name: as_number(name, value, defaults[name]) for name, value in self.settings.items()}
         return {"report_to": [], **settings, "output_dir": str(self.output / "checkpoints")}
 
+    def read_table(self, path: Path, required: Sequence[str] = ()) -> Dataset:
+        """Read one of the tables; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
+        return read_pairs(path, required, base=self.base)
+
     def config(self) -> Any:
         """Make the config. It looks at the machine: without a GPU, `use_cpu` has to be set."""
         return self.config_class(**self.fields)
@@ -97,7 +103,7 @@ class TrainingRun:
         found: dict[str, Any] = {}
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
-            if one.name not in ("output", "settings", "accept_changes") and value is not None:
+            if one.name not in ("output", "base", "settings", "accept_changes") and value is not None:
                 is_table = isinstance(value, Path) and value.is_file()
                 found[one.name] = file_digest(value) if is_table else value
         if Path(self.model).is_dir():
@@ -162,7 +168,7 @@ class PhaseRun(TrainingRun):
 
     def read_pairs(self, required: Sequence[str] = ()) -> Dataset:
         """Read the pairs to train on; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
-        return read_pairs(self.pairs, required, tasks=self.tasks, per_task=self.per_task)
+        return read_pairs(self.pairs, required, tasks=self.tasks, per_task=self.per_task, base=self.base)
 
     def load(self, device: Any) -> Any:
         """

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.content import given_parts, path_from
+from mmemb_r1.content import given_parts
 from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
+from mmemb_r1.table_paths import table_paths_from
 
 if TYPE_CHECKING:
     import pyarrow
@@ -40,7 +41,7 @@ def read_pairs(
         required: columns to check as `check_pairs` does, for example `PAIR_COLUMNS`. Default: nothing is checked.
         tasks: only pairs of these tasks (column `task`) or groups of tasks (column `complexity`). Default: all.
         per_task: only the first so many pairs of each task. Default: all.
-        base: where relative paths of pictures and videos start. Default: in the folder of the file.
+        base: where relative paths of pictures and videos start. Default: the folder of the file.
 
     Raises:
         ValueError: if the file holds no table, a check fails, or there is no such task.
@@ -48,7 +49,7 @@ def read_pairs(
     from datasets import Dataset
 
     table = read_parquet(path, hint="Give a pairs table, see docs/training.md.")
-    pairs = Dataset(_with_paths_from(Path(path).parent.absolute() if base is None else Path(base), table))
+    pairs = Dataset(table_paths_from(Path(path).parent.absolute() if base is None else base, table))
     if required:
         check_pairs(pairs, required, str(path))
     return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))
@@ -60,48 +61,6 @@ def selection_note(path: Path) -> str | None:
 
     found = (pyarrow.parquet.read_metadata(path).metadata or {}).get(SELECTION_NOTE.encode())
     return None if found is None else found.decode()
-
-
-def _with_paths_from(folder: Path, table: pyarrow.Table) -> pyarrow.Table:
-    """Make the paths of pictures and videos in a table's inputs start from a folder."""
-    import pyarrow
-
-    for place, field in enumerate(table.schema):
-        if field.name in ("query", "target") and pyarrow.types.is_struct(field.type):
-            chunks = [_input_from(folder, chunk) for chunk in table.column(place).chunks]
-            table = table.set_column(place, field, pyarrow.chunked_array(chunks, type=field.type))
-    return table
-
-
-def _input_from(folder: Path, values: pyarrow.StructArray) -> pyarrow.StructArray:
-    import pyarrow
-
-    parts = [
-        _paths_from(folder, values.field(part.name)) if part.name in ("image", "video") else values.field(part.name)
-        for part in values.type
-    ]
-    return pyarrow.StructArray.from_arrays(parts, fields=list(values.type), mask=values.is_null())
-
-
-def _paths_from(folder: Path, media: pyarrow.Array) -> pyarrow.Array:
-    import pyarrow
-
-    kind = media.type
-    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        return pyarrow.array([path_from(folder, path) for path in media.to_pylist()], type=kind)
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        make = type(media).from_arrays
-        return make(media.offsets, _paths_from(folder, media.values), type=kind, mask=media.is_null())
-    if pyarrow.types.is_struct(kind) and {field.name for field in kind} >= {"bytes", "path"}:
-        given = media.field("bytes").is_valid().to_pylist()
-        paths = media.field("path").to_pylist()
-        paths = [path if there else path_from(folder, path) for there, path in zip(given, paths, strict=True)]
-        parts = [
-            pyarrow.array(paths, type=field.type) if field.name == "path" else media.field(field.name)
-            for field in kind
-        ]
-        return pyarrow.StructArray.from_arrays(parts, fields=list(kind), mask=media.is_null())
-    return media
 
 
 def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | None, name: str) -> Dataset:

@@ -113,6 +113,21 @@ def test_a_file_is_read_by_the_reader_of_pairs(tmp_path):
     table(rows, **strings).remove_columns("target").to_parquet(tmp_path / "half.parquet")
     with pytest.raises(ValueError, match="half.parquet has no column 'target'; it has pair_id, query, task"):
         read_tasks("pairs", tmp_path / "half.parquet")
+    Dataset.from_list([{"pair_id": "a", "query": "Peru?", "target": "Lima"}]).to_parquet(tmp_path / "words.parquet")
+    with pytest.raises(ValueError, match="the column 'query' holds string; allowed: an object with any of the keys"):
+        read_tasks("pairs", tmp_path / "words.parquet")
     (tmp_path / "text.parquet").write_text("pairs")
     with pytest.raises(ValueError, match="text.parquet can't be read"):
         read_tasks("pairs", tmp_path / "text.parquet")
+
+
+def test_paths_start_from_the_folder_of_the_file_or_from_the_base(tmp_path, monkeypatch):
+    rows = [{"pair_id": "a", "query": {"image": "a.png"}, "target": {"text": "Lima"}}]
+    rows[0]["negatives"] = [{"image": "b.png"}]
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows).to_parquet(tmp_path / "data" / "pairs.parquet")
+    monkeypatch.chdir(tmp_path)
+    for options, folder in (({}, tmp_path / "data"), ({"base": tmp_path / "pictures"}, tmp_path / "pictures")):
+        (task,) = read_tasks("pairs", "data/pairs.parquet", **options).tasks
+        assert task.queries == [{"image": f"{folder}/a.png"}]
+        assert task.candidates == [{"text": "Lima"}, {"image": f"{folder}/b.png"}]

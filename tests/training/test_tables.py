@@ -146,7 +146,8 @@ def test_paths_start_from_the_folder_of_the_table(tmp_path, monkeypatch):
     image = [[{"bytes": None, "path": "a.png"}, stored], None, [{"bytes": None, "path": "/b.png"}]]
     video = ["film.mp4", "HTTPS://example.org/a.mp4", f"file://{tmp_path}/c.mp4"]
     rows = [{"text": "a.png", "image": i, "video": v} for i, v in zip(image, video, strict=True)]
-    table = pyarrow.table({"pair_id": ["a", "b", "c"], "query": [*rows[:2], None], "target": rows})
+    more = {"negatives": [rows[:2], None, []], "input": rows}
+    table = pyarrow.table({"pair_id": ["a", "b", "c"], "query": [*rows[:2], None], "target": rows, **more})
     pyarrow.parquet.write_table(table, folder / "pairs.parquet")
     pairs = read_pairs(folder / "pairs.parquet")
     found = pairs["target"][:]
@@ -155,6 +156,7 @@ def test_paths_start_from_the_folder_of_the_table(tmp_path, monkeypatch):
     assert found[0]["text"] == "a.png" and found[1]["image"] is None
     assert found[2]["image"] == [{"bytes": None, "path": "/b.png"}]
     assert pairs["query"][:] == [*found[:2], None]
+    assert pairs["negatives"][:] == [found[:2], None, []] and pairs["input"][:] == found
     assert read_pairs("data/pairs.parquet")["target"][0] == found[0]
     elsewhere = read_pairs(folder / "pairs.parquet", base=Path("other"))
     assert elsewhere["target"][0]["video"] == "other/film.mp4"

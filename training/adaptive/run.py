@@ -11,7 +11,7 @@ from typing import ClassVar
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.trainer import AdaptiveGRPOTrainer
 from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
-from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
+from mmemb_r1.training.tables import PAIR_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info
     """
     config = run.config()
     pairs = run.read_pairs(PAIR_COLUMNS)
-    joint_pairs = read_pairs(run.joint_pairs) if run.joint_pairs else None
-    eval_pairs = read_pairs(run.eval_pairs, PAIR_COLUMNS) if run.eval_pairs else None
+    joint_pairs = run.read_table(run.joint_pairs) if run.joint_pairs else None
+    eval_pairs = run.read_table(run.eval_pairs, PAIR_COLUMNS) if run.eval_pairs else None
     module = run.load(config.device)
     model = module.model.train()
     if (adapters := run.peft_config(model)) is not None:

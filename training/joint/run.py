@@ -13,7 +13,7 @@ from datasets import Dataset
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.trainer import JointTrainer
 from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
-from mmemb_r1.training.tables import read_pairs, selection_note
+from mmemb_r1.training.tables import selection_note
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
     config = run.config()
     # tables first: what is wrong with them should not wait for a model
     pairs = run.read_pairs()
-    rationales = read_pairs(run.rationales) if run.rationales else None
-    eval_pairs = read_pairs(run.eval_pairs) if run.eval_pairs else None
+    rationales = run.read_table(run.rationales) if run.rationales else None
+    eval_pairs = run.read_table(run.eval_pairs) if run.eval_pairs else None
     module = run.load(config.device)
     trainer = JointTrainer(
         model=module.model.train(),

@@ -211,7 +211,7 @@ class TransformersWorker:
     def _loaded(self) -> tuple[Any, Any]:
         try:
             return load_vlm(self.model, self.device, self.dtype or "auto")
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise WorkerError(f"Worker {self.name!r}: `model` can't be used. {error}") from error
 
     @property

@@ -39,14 +39,14 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mmemb-r1` and return its exit status: 0, 2 for an error that the user can correct, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return exit_status(_parser(arguments).parse_args(arguments))
+    with reporting():  # before the libraries are imported, which is while the options of `train` are parsed
+        return exit_status(_parser(arguments).parse_args(arguments))
 
 
 def exit_status(args: argparse.Namespace) -> int:
     """Call `args.run`; report an error that the user can correct in one line, or with a traceback after `--debug`."""
     try:
-        with reporting():
-            return args.run(args)
+        return args.run(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if args.debug:
             raise

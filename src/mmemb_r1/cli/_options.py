@@ -53,11 +53,22 @@ def check_file(option: str, path: Path) -> None:
 
 
 def add_row_options(parser: argparse._ActionsContainer) -> None:
-    """Add `--tasks` and `--per-task`: which rows of the table of `--pairs` are read, see [`read_pairs`]."""
+    """Add `--tasks`, `--per-task` and `--base`: which rows of the table of `--pairs` are read, see [`read_pairs`]."""
     parser.add_argument(
         "--tasks", type=listed, metavar="A,B", help="only pairs of these tasks or groups of tasks; default: all"
     )
     parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
+    add_base_option(parser)
+
+
+def add_base_option(parser: argparse._ActionsContainer, of: str = "the tables") -> None:
+    """Add `--base`: where the relative paths in what is read start."""
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help=f"where relative paths of pictures and videos in {of} start; default: the folder of each file",
+    )
 
 
 def add_settle_options(parser: argparse._ActionsContainer) -> None:
@@ -89,6 +100,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--pairs", metavar="FILE", help="a pairs table (Parquet): a query competes for the targets of its task"
     )
     source.add_argument("--reader", metavar="MODULE:FUNCTION", help="a reader of your own, which reads --source")
+    add_base_option(parser, "--pairs")
     parser.add_argument("--source", metavar="X", help="what --reader is given: a folder, a file, a name")
     parser.add_argument("--split", choices=("policy", "validation", "test"), help="of Atlas; default: test")
     parser.add_argument(
@@ -103,7 +115,7 @@ def asked_source(args: argparse.Namespace, *, limit: int | None = None, num_fram
     """Read the tasks that the options of [`add_source_options`] ask for."""
     from mmemb_r1.evaluation.readers import read_tasks
 
-    for option, of in (("split", "atlas"), ("source", "reader")):
+    for option, of in (("split", "atlas"), ("source", "reader"), ("base", "pairs")):
         if getattr(args, option) is not None and getattr(args, of) is None:
             raise ValueError(f"--{option} is for --{of}; leave it out")
     if args.reader is not None and args.source is None:
@@ -111,7 +123,7 @@ def asked_source(args: argparse.Namespace, *, limit: int | None = None, num_fram
     if args.reader is not None:
         return read_tasks(args.reader, args.source, names=args.tasks, limit=limit)
     if args.pairs is not None:
-        return read_tasks("pairs", args.pairs, names=args.tasks, limit=limit)
+        return read_tasks("pairs", args.pairs, names=args.tasks, limit=limit, base=args.base)
     if args.mmeb is not None:
         return read_tasks("mmeb", args.mmeb, names=args.tasks, limit=limit, num_frames=num_frames)
     return read_tasks("atlas", args.atlas, names=args.tasks, limit=limit, split=args.split or "test")

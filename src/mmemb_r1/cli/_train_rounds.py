@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.cli._options import add_base_option
 from mmemb_r1.cli._training import add_files, on_cpu, require_file
 from mmemb_r1.modeling.files_mmemb_r1 import copy_content
 from mmemb_r1.runs import record_run, write_json
@@ -40,6 +41,7 @@ class Rounds:
     pool: Path
     evaluator: str
     output: Path
+    base: Path | None = None
     n: int = 2
     joint_config: Path | None = None
     adaptive_config: Path | None = None
@@ -62,6 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--eval-pairs": "pairs that checkpoints are compared on, others",
     }
     add_files(parser, {**tables, "--pool": "the workers, YAML"}, required=True)
+    add_base_option(parser)
     parser.add_argument("--evaluator", required=True, metavar="DIR", help="the evaluator, as for `mmemb-r1 select`")
     parser.add_argument("--n", type=int, default=2, metavar="N", help="rounds; default: 2")
     add_files(
@@ -123,7 +126,9 @@ def check(plan: Rounds) -> None:
         raise ValueError(f"--model {plan.model}: there is no checkpoint; pull one of the Hub first")
     ids = {}
     for name in TABLES:
-        ids[f"--{name.replace('_', '-')}"] = set(read_pairs(getattr(plan, name), PAIR_COLUMNS)["pair_id"])
+        ids[f"--{name.replace('_', '-')}"] = set(
+            read_pairs(getattr(plan, name), PAIR_COLUMNS, base=plan.base)["pair_id"]
+        )
     for option in ("--pairs", "--policy-pairs"):
         if shared := sorted(ids[option] & ids["--eval-pairs"]):
             raise ValueError(
@@ -162,7 +167,7 @@ def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:
         CheckpointWorker(name=f"round-{one['round']}", model=one["model"], **options) for one in proposers(records)
     ]
     summary = draw_rationales(
-        read_pairs(plan.pairs, PAIR_COLUMNS), workers, plan.output / "rationales", seed=plan.seed
+        read_pairs(plan.pairs, PAIR_COLUMNS, base=plan.base), workers, plan.output / "rationales", seed=plan.seed
     )
     print(*summary.lines(), sep="\n")
 
@@ -177,6 +182,8 @@ def stages(plan: Rounds, number: int, model: Path) -> list[list[str]]:
     adaptive += ["--joint-pairs", str(plan.pairs), "--output", str(folder / "adaptive"), *cpu]
     select = ["select", "--pairs", str(plan.pairs), "--rationales", str(plan.output / "rationales")]
     select += ["--evaluator", plan.evaluator, "--seed", str(plan.seed), "--output", str(folder / "selection")]
+    for command in (joint, adaptive, select):
+        command += ["--base", str(plan.base)] if plan.base is not None else []
     given = {"--selection": plan.selection, "--margin": plan.margin, "--device": plan.device}
     select += [str(part) for option in given.items() if option[1] is not None for part in option]
     for command, config in ((joint, plan.joint_config), (adaptive, plan.adaptive_config)):
@@ -199,7 +206,9 @@ def measure(model: Path, plan: Rounds) -> float:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
     from mmemb_r1.training.targets import validation_score
 
-    return validation_score(MMEmbR1(str(model), device=plan.device), read_pairs(plan.eval_pairs, PAIR_COLUMNS))
+    return validation_score(
+        MMEmbR1(str(model), device=plan.device), read_pairs(plan.eval_pairs, PAIR_COLUMNS, base=plan.base)
+    )
 
 
 def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:

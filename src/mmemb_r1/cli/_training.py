@@ -100,7 +100,13 @@ def run_of(args: argparse.Namespace, run_class: type[Run], **tables: Any) -> Run
     require_file("--config", args.config)
     recipe = read_recipe(args.config, run_class)
     recipe["settings"] |= flags_of(args) | (on_cpu() if args.cpu else {})
-    given = {"model": args.model, "pairs": args.pairs, "output": args.output, "accept_changes": args.accept_changes}
+    given = {
+        "model": args.model,
+        "pairs": args.pairs,
+        "output": args.output,
+        "base": args.base,
+        "accept_changes": args.accept_changes,
+    }
     return run_class(**given, **recipe, **tables)
 
 

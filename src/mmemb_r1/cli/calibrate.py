@@ -87,11 +87,11 @@ def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
 
         if args.tasks or args.per_task:
             raise ValueError("--tasks and --per-task are for --pairs; leave them out")
-        lines, inputs = read_inputs(args.input)
+        lines, inputs = read_inputs(args.input, args.base)
         return [f"line {line}" for line in lines], inputs
     check_file("--pairs", args.pairs)
     from mmemb_r1.content import inputs_of
     from mmemb_r1.training.tables import read_pairs
 
-    pairs = read_pairs(args.pairs, ("pair_id", "query"), tasks=args.tasks, per_task=args.per_task)
+    pairs = read_pairs(args.pairs, ("pair_id", "query"), tasks=args.tasks, per_task=args.per_task, base=args.base)
     return [f"the query of pair {pair_id!r}" for pair_id in pairs["pair_id"]], inputs_of(pairs["query"])

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.cli._options import add_base_option
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -42,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS)}; or a folder, with / at its end"
     )
-    parser.add_argument("--base", metavar="DIR", help="where relative paths in the input start; default: its folder")
+    add_base_option(parser, "the input")
     parser.add_argument("--format", choices=SHARD_FORMATS, help="of the shards in a folder; default: safetensors")
     parser.add_argument(
         "--shard-size", type=int, metavar="N", help="inputs per file in a folder, lost at most; default: 4096"
@@ -189,10 +191,10 @@ class _Inputs:
 
 
 @contextmanager
-def _opened(source: str, base: str | None) -> Iterator[tuple[Iterable[str], Path]]:
+def _opened(source: str, base: Path | None) -> Iterator[tuple[Iterable[str], Path]]:
     """Open the lines of a file, or of standard input for `-`; also yield the folder that paths in them start from."""
     if source == "-":
-        yield sys.stdin, Path(base or "")
+        yield sys.stdin, base or Path()
         return
     path = Path(source)
     if path.is_dir():
@@ -202,7 +204,7 @@ def _opened(source: str, base: str | None) -> Iterator[tuple[Iterable[str], Path
     _check_is_json_lines(path)
     try:
         with path.open(encoding="utf-8-sig") as stream:
-            yield stream, path.parent if base is None else Path(base)
+            yield stream, path.parent if base is None else base
     except UnicodeDecodeError as error:
         raise ValueError(f"--input {source} is no text in UTF-8 ({error}); convert it first") from error
 
@@ -220,7 +222,7 @@ def _check_is_json_lines(path: Path) -> None:
         raise ValueError(f"--input {path} is no text; {wanted}")
 
 
-def read_inputs(source: str, base: str | None = None) -> tuple[list[int], list[Any]]:
+def read_inputs(source: str, base: Path | None = None) -> tuple[list[int], list[Any]]:
     """Read a JSON lines file, or standard input for `-`: the number of each line that is not blank, and its input.
 
     Relative paths in it start from `base`. Default: from the folder of the file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_limit_options
+from mmemb_r1.cli._options import add_base_option, add_limit_options
 
 WRONG = 1  # exit status where rows can't be trained on
 CHECK_HELP = """\
@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--rationales", type=Path, metavar="FILE", help="selected.parquet or the folder of `mmemb-r1 rationales`"
     )
+    add_base_option(check)
     add_limit_options(check, LONGEST_RATIONALE)
     check.add_argument(
         "--max-rounds", type=int, default=1, metavar="N", help="rounds that rationales are trained in; default: 1"
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import checkpoint_config
 
-    tables = {str(path): read_pairs(path) for path in args.tables}
+    tables = {str(path): read_pairs(path, base=args.base) for path in args.tables}
     rationales = None
     if args.rationales is not None:
         rationales = (read_rationales if args.rationales.is_dir() else read_pairs)(args.rationales)

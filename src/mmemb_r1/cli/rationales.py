@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     summary = draw_rationales(
-        read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task),
+        read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task, base=args.base),
         workers,
         args.output,
         sides=args.sides,

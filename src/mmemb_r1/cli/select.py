@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
-    pairs = read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task)
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task, base=args.base)
     rationales = read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text

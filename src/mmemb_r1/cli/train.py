@@ -153,8 +153,8 @@ def run_gate(args: argparse.Namespace) -> int:
     check_fields(settings, GateConfig)
     check_types(settings, GateConfig)
     config = GateConfig(**settings | flags_of(args))
-    pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task)
-    candidates = read_pairs(args.candidates) if args.candidates else None
+    pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task, base=args.base)
+    candidates = read_pairs(args.candidates, base=args.base) if args.candidates else None
     model = MMEmbR1(args.model, device=args.device)
     weights = weights_fingerprint(model[0].model)
     tables = {"pairs": args.pairs, "candidates": args.candidates}

@@ -6,6 +6,7 @@ import argparse
 from hashlib import sha256
 from pathlib import Path
 
+from mmemb_r1.cli._options import add_base_option
 from mmemb_r1.cli._training import FIELD, add_files, add_training_options, require_file, run_of
 
 HELP = """\
@@ -21,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_files(parser, {"--eval-pairs": "pairs to measure on, that were not learnt from"})
     trusted = "what `mmemb-r1 rationales` wrote, from workers to be trusted; default: the columns of the pairs"
     parser.add_argument("--rationales", type=Path, metavar="DIR", help=trusted)
+    add_base_option(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the evaluator goes")
     add_training_options(parser, "EvaluatorConfig")
     parser.add_argument(
@@ -45,15 +47,15 @@ def run(args: argparse.Namespace) -> int:
         match_examples,
         save_evaluator,
     )
-    from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
+    from mmemb_r1.training.tables import PAIR_COLUMNS
     from mmemb_r1.training.vlm import load_vlm, weights_fingerprint
 
     training = run_of(args, EvaluatorRun)
     arguments = training.config()
     # tables first: what is wrong with them should not wait for a model, let alone for the end of its training
     rationales = read_rationales(args.rationales) if args.rationales else None
-    examples = match_examples(read_pairs(args.pairs, PAIR_COLUMNS), arguments, rationales=rationales)
-    eval_pairs = read_pairs(args.eval_pairs, PAIR_COLUMNS) if args.eval_pairs else None
+    examples = match_examples(training.read_table(args.pairs, PAIR_COLUMNS), arguments, rationales=rationales)
+    eval_pairs = training.read_table(args.eval_pairs, PAIR_COLUMNS) if args.eval_pairs else None
     # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.content import content_key, given_parts
 from mmemb_r1.evaluation.run_folder import read_table
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, rows_by, select_tasks
+from mmemb_r1.table_paths import table_paths_from
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,9 +22,16 @@ ONE_TASK = "pairs"  # the name of the task of a table that names none
 COLUMNS = ("pair_id", "query", "target")
 
 
-def read_pair_tasks(path: str | os.PathLike[str], *, names: Sequence[str] | None = None) -> TaskSource:
+def read_pair_tasks(
+    path: str | os.PathLike[str], *, names: Sequence[str] | None = None, base: Path | None = None
+) -> TaskSource:
     """
     Read the tasks of a Parquet file with the columns of [`pair_tasks`].
+
+    Args:
+        path: the file.
+        names: of tasks or groups. Default: all.
+        base: where relative paths of pictures and videos start. Default: the folder of the file.
 
     Raises:
         ValueError: if there is no such file, or it holds no pairs, or no such task.
@@ -33,7 +41,8 @@ def read_pair_tasks(path: str | os.PathLike[str], *, names: Sequence[str] | None
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{path}: there is no such file; give a Parquet file with the columns {', '.join(COLUMNS)}")
-    tasks = pair_tasks(Dataset(read_table(file, COLUMNS, "give a table of pairs, see docs/evaluation.md")))
+    table = read_table(file, COLUMNS, "give a table of pairs, see docs/evaluation.md")
+    tasks = pair_tasks(Dataset(table_paths_from(file.parent.absolute() if base is None else base, table)))
     return TaskSource(tasks if names is None else select_tasks(tasks, names), {"dataset": file.name})
 
 
@@ -94,6 +103,12 @@ def _task(name: str, pairs: Dataset, data: Mapping[str, Any]) -> RetrievalTask:
 
 
 def _inputs(pairs: Dataset, side: str) -> list[Any]:
+    kind = pairs.features[side]
+    if not isinstance(kind, dict):
+        raise ValueError(
+            f"the column {side!r} holds {getattr(kind, 'dtype', kind)}; allowed: an object with any of the keys text, "
+            "image, video, instruction"
+        )
     values = [given_parts(value or {}) for value in pairs[side]]
     for pair_id, value in zip(pairs["pair_id"], values, strict=True):
         if not value.keys() - {"instruction"}:
