@@ -49,7 +49,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}; {AGAIN}") from error
     modes = _object(results["config"], path, "config").get("modes")
-    if not isinstance(modes, list) or not modes:
+    if not isinstance(modes, list) or not modes or not all(isinstance(mode, str) for mode in modes):
         raise ValueError(f"{path}: config/modes is {modes!r}; allowed: a list of the reasoning modes; {AGAIN}")
     for part in ("tasks", "summary"):
         for name, entry in _object(results[part], path, part).items():
@@ -60,6 +60,8 @@ def read_results(path: str | os.PathLike[str]) -> Results:
             if "no_image" in entry:
                 for mode, value in _object(entry["no_image"], path, f"{where}/no_image").items():
                     _number(value, path, f"{where}/no_image/{mode}")
+            if part == "tasks":
+                _named(entry, path, where)
             numbers = _object(entry.get("modes"), path, f"{where}/modes")
             for mode in modes:
                 measured = _object(numbers.get(mode), path, f"{where}/modes/{mode}")
@@ -71,6 +73,15 @@ def read_results(path: str | os.PathLike[str]) -> Results:
                     _number(seconds, path, f"{where}/modes/{mode}/seconds_per_query", math.inf)
     _object(results["summary"].get("all"), path, "summary/all")
     return results
+
+
+def _named(task: Mapping[str, Any], path: str | os.PathLike[str], where: str) -> None:
+    """Check what a task is measured by and which groups it is of."""
+    if not isinstance(task.get("metric"), str):
+        raise ValueError(f"{path}: {where}/metric is {task.get('metric')!r:.60}; allowed: a name; {AGAIN}")
+    groups = task.get("groups")
+    if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
+        raise ValueError(f"{path}: {where}/groups is {groups!r:.60}; allowed: an object of names; {AGAIN}")
 
 
 def read_training(path: str | os.PathLike[str]) -> dict[str, Any]:

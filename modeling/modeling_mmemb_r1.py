@@ -25,6 +25,7 @@ from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .files_mmemb_r1 import as_new, copy_content, remove_read_only
 from .heads_mmemb_r1 import ReasoningGate, pooling_class
+from .loading_mmemb_r1 import loading
 from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
@@ -93,7 +94,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         kwargs["key_mapping"] = {**OLD_NAMES, **(kwargs.get("key_mapping") or {})}
         told, other_shapes = (kwargs.pop(name, False) for name in ("output_loading_info", "ignore_mismatched_sizes"))
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
-        model, info = super().from_pretrained(*args, **kwargs)
+        with loading(args[0] if args else kwargs.get("pretrained_model_name_or_path")):
+            model, info = super().from_pretrained(*args, **kwargs)
         if not other_shapes:
             shapes = [f"{name} {tuple(there)}, not {tuple(here)}" for name, there, here in info["mismatched_keys"]]
             _refuse_weights("are of another shape", shapes)

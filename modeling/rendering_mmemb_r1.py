@@ -37,11 +37,12 @@ if hasattr(os, "register_at_fork"):
 
 RENDERING_ERRORS: tuple[type[Exception], ...] = (ValueError,)
 try:  # transformers renders chat templates with it, and asks for it only then
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     RENDERING_ERRORS += (TemplateError,)
+    TEMPLATE_ERRORS: tuple[type[Exception], ...] = (TemplateSyntaxError,)
 except ImportError:
-    pass
+    TEMPLATE_ERRORS = ()
 
 
 def truncate_text(tokenizer: Any, text: str, max_tokens: int) -> str:
@@ -127,11 +128,16 @@ def render(
 
     Raises:
         InputError: naming the index of the conversation that the processor can't take.
-        ValueError: if it takes each of them alone but not all together.
+        ValueError: if it takes each of them alone but not all together, or the chat template is none.
     """
     with _LOCK:
         try:
             return _render(processor, conversations, max_text_tokens, chat_template, max_image_tokens)
+        except TEMPLATE_ERRORS as error:
+            raise ValueError(
+                f"The chat template is no template of Jinja ({error}). It is chat_template.jinja of the checkpoint, "
+                "or what was set in its place; save or download the checkpoint again, or correct it."
+            ) from error
         except RENDERING_ERRORS as error:
             for index, chat in enumerate(conversations):
                 try:

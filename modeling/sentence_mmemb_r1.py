@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,10 +26,11 @@ from .backbones_mmemb_r1 import (
     takes_videos,
 )
 from .configuration_mmemb_r1 import MMEmbR1Config
-from .inputs_mmemb_r1 import InputError
+from .inputs_mmemb_r1 import InputError, to_conversations
+from .loading_mmemb_r1 import loading
 from .modeling_mmemb_r1 import MMEmbR1Model
 from .options_mmemb_r1 import FIELDS, REASONING_OPTIONS, check_options, nearest_name, resolve_reasoning
-from .rendering_mmemb_r1 import render_inputs
+from .rendering_mmemb_r1 import render, render_inputs
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
 DECODING_OPTIONS = (*REASONING_OPTIONS, "decode_batch_size")
@@ -214,23 +216,26 @@ class MMEmbR1Module(InputModule):
             "revision": revision,
             "local_files_only": local_files_only,
         }
-        # this class is the repository's or the package's already: its siblings are used, not the repository's again
-        config_home = model_name_or_path
-        adapter = find_adapter_config_file(model_name_or_path, **hub)
-        if adapter is not None and not cached_file(
-            model_name_or_path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub
-        ):
-            # adapters alone: transformers finds the model that they belong to, and its config is there
-            config_home = json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        if Path(config_home).is_dir() and not Path(config_home, subfolder, CONFIG_NAME).is_file():
-            # transformers would build the default model, which has billions of parameters
-            raise ValueError(f"{config_home} has no {CONFIG_NAME}; name a folder that save_pretrained wrote.")
-        for name in config_kwargs or {}:
-            if not hasattr(MMEmbR1Config, name):  # transformers passes over it without a word
-                raise ValueError(f"MMEmbR1Config has no field {name!r}{nearest_name(name, FIELDS)}")
-        config = MMEmbR1Config.from_pretrained(config_home, **hub, **(config_kwargs or {}))
-        model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
-        processor = AutoProcessor.from_pretrained(
-            model_name_or_path, trust_remote_code=False, **hub, **(processor_kwargs or {})
-        )
+        with loading(os.path.join(model_name_or_path, subfolder)):
+            # this class is the repository's or the package's: its siblings are used, not the repository's again
+            config_home = model_name_or_path
+            adapter = find_adapter_config_file(model_name_or_path, **hub)
+            if adapter is not None and not cached_file(
+                model_name_or_path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub
+            ):
+                # adapters alone: transformers finds the model that they belong to, and its config is there
+                config_home = json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
+            if Path(config_home).is_dir() and not Path(config_home, subfolder, CONFIG_NAME).is_file():
+                # transformers would build the default model, which has billions of parameters
+                raise ValueError(f"{config_home} has no {CONFIG_NAME}; name a folder that save_pretrained wrote.")
+            for name in config_kwargs or {}:
+                if not hasattr(MMEmbR1Config, name):  # transformers passes over it without a word
+                    raise ValueError(f"MMEmbR1Config has no field {name!r}{nearest_name(name, FIELDS)}")
+            config = MMEmbR1Config.from_pretrained(config_home, **hub, **(config_kwargs or {}))
+            model = MMEmbR1Model.from_pretrained(model_name_or_path, config=config, **hub, **(model_kwargs or {}))
+            processor = AutoProcessor.from_pretrained(
+                model_name_or_path, trust_remote_code=False, **hub, **(processor_kwargs or {})
+            )
+            # what the tokenizer's files and the template hold is not looked at before
+            render(processor, to_conversations(["a"]), config.max_text_tokens)
         return cls(model, processor)

@@ -16,7 +16,9 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModel
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Model
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.tiny import build_tiny_vlm
+from mmemb_r1.training.vlm import load_vlm
 
 GATE, FIRST = "gate.output.weight", "vlm.model.language_model.layers.0.mlp.up_proj.weight"
 LOADERS: dict[str, Callable[[str], Any]] = {
@@ -55,6 +57,49 @@ def test_weights_that_do_not_fit_are_named(edit, message, load, checkpoint):
     change(checkpoint, edit)
     with pytest.raises(ValueError, match=message):
         load(str(checkpoint))
+
+
+def rewrite(checkpoint: Path, name: str, **changed: Any) -> None:
+    path = checkpoint / name
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changed}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: (c / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is no JSON"),
+        (lambda c: (c / "config.json").write_text("[" * 5000), "config.json is no JSON"),
+        (lambda c: (c / "modules.json").write_bytes(b"\xff\xfe"), "modules.json is no JSON"),
+        (lambda c: (c / "model.safetensors").write_bytes(b"x" * 50), "model.safetensors is no whole safetensors file"),
+        (lambda c: rewrite(c, "tokenizer.json", model=3), r"what its files hold does not fit \("),
+        (lambda c: rewrite(c, "tokenizer_config.json", eos_token=5), r"what its files hold does not fit \(TypeError"),
+        (lambda c: rewrite(c, "tokenizer_config.json", model_max_length={}), r"does not fit \(TypeError"),
+        (lambda c: (c / "chat_template.jinja").write_text("{% if %}"), "The chat template is no template of Jinja"),
+    ],
+)
+def test_a_damaged_file_is_named_whatever_it_makes_the_libraries_raise(damage, message, checkpoint):
+    """KeyError, TypeError, SafetensorError and plain Exception of tokenizers came out, without a file's name."""
+    damage(checkpoint)
+    with pytest.raises(ValueError, match=message) as error:
+        MMEmbR1(str(checkpoint), device="cpu")
+    assert str(checkpoint) in str(error.value) or "chat template" in str(error.value)
+
+
+def test_backbones_that_are_damaged_are_named_too(tmp_path):
+    vlm, processor = build_tiny_vlm("qwen3_vl")
+    vlm.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 50)
+    with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
+        load_vlm(tmp_path)
+
+
+def test_a_template_that_is_none_is_no_fault_of_an_input(tiny_checkpoint):
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    model[0].processor.chat_template = "{% for %}"
+    with pytest.raises(ValueError, match="The chat template is no template of Jinja") as error:
+        model.encode(["Lima", "Quito"])
+    assert not isinstance(error.value, InputError)
 
 
 def test_a_projection_that_was_never_trained_is_not_made_up(checkpoint):

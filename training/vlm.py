@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from mmemb_r1.encoding import check_device
 from mmemb_r1.hub.source import check_model
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.modeling.loading_mmemb_r1 import loading
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -71,12 +72,13 @@ def load_vlm(
     check_model(source)
     hub = {"local_files_only": local, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, **hub)
-        if isinstance(config, MMEmbR1Config):
-            vlm = MMEmbR1Model.from_pretrained(source, dtype=dtype, local_files_only=local).vlm
-        else:
-            vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub)
-        processor = AutoProcessor.from_pretrained(source, **hub)
+        with loading(source):
+            config = AutoConfig.from_pretrained(source, **hub)
+            if isinstance(config, MMEmbR1Config):
+                vlm = MMEmbR1Model.from_pretrained(source, dtype=dtype, local_files_only=local).vlm
+            else:
+                vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub)
+            processor = AutoProcessor.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(

@@ -29,6 +29,7 @@ from mmemb_r1.hub.source import check_model
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.loading_mmemb_r1 import loading
 from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
 from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
@@ -82,7 +83,8 @@ class MMEmbR1(SentenceTransformer):
         # of adapters alone, the model that they belong to may be on the Hub
         if model_name_or_path is not None and (Path(model_name_or_path) / "config.json").is_file():
             kwargs.setdefault("local_files_only", True)  # the Hub would be asked about the base model otherwise
-        super().__init__(model_name_or_path, **kwargs)
+        with loading(model_name_or_path):
+            super().__init__(model_name_or_path, **kwargs)
         first = type(self[0]).__name__
         if first != MMEmbR1Module.__name__:
             raise ValueError(

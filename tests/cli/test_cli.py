@@ -206,6 +206,8 @@ class TestEncode:
         ("text", "message"),
         [
             ('"a"\n{"text": ', "line 2 is no JSON"),
+            ("[" * 5000, "line 1 is no JSON"),
+            ("9" * 5000, "line 1 is no JSON"),
             ('"a"\n\n3\n', "line 3 is 3; allowed: a string"),
             ("\n\n", "no line to embed"),
         ],

@@ -46,7 +46,7 @@ PATIENCE = 20  # seconds for one input
 FEW = 12  # inputs of each door in the quick tests
 MANY = {
     **{"pictures": 400, "films": 150, "strings": 250, "structures": 400, "options": 200, "command": 120},
-    **{"tables": 150, "recipes": 300, "shards": 80, "caches": 80},
+    **{"tables": 150, "recipes": 300, "cards": 120, "checkpoints": 40, "shards": 80, "caches": 80},
 }  # 2,290 in all
 
 

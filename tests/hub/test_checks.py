@@ -297,6 +297,19 @@ class TestCode:
         with pytest.raises(ValueError, match="config.json names no code for AutoModel; save the model again"):
             check_checkpoint(checkpoint)
 
+    @pytest.mark.parametrize(
+        ("auto_map", "message"),
+        [
+            (0.5, "the auto_map of config.json is 0.5, no object"),
+            ({"AutoModel": 3, "AutoConfig": [["a.B"]]}, "the auto_map of config.json names 3 for code"),
+        ],
+    )
+    def test_that_is_named_by_something_else(self, checkpoint, auto_map, message):
+        config = json.loads((checkpoint / "config.json").read_text())
+        write(checkpoint / "config.json", {**config, "auto_map": auto_map})
+        with pytest.raises(ValueError, match=message):
+            check_checkpoint(checkpoint)
+
 
 @pytest.mark.parametrize(
     "name", [name for name in WITHOUT if name.endswith(".json") and name != "generation_config.json"]

@@ -20,6 +20,9 @@ def test_the_trainers_write_what_is_read(tmp_path):
     ("keys", "value", "message"),
     [
         (("config", "modes"), [], "config/modes is []; allowed: a list of the reasoning modes"),
+        (("config", "modes"), ["never", ["always"]], "config/modes is ['never', ['always']]; allowed: a list"),
+        (("tasks", "fact-capital", "metric"), None, "tasks/fact-capital/metric is None; allowed: a name"),
+        (("tasks", "fact-capital", "groups"), {"a": []}, "tasks/fact-capital/groups is {'a': []}; allowed: an object"),
         (("tasks",), {}, "tasks is {}; allowed: an object with something in it"),
         (("tasks", "fact-capital", "n"), "many", "tasks/fact-capital/n is 'many'; allowed: a number, 0 or more"),
         (("tasks", "fact-capital", "majority"), 2, "tasks/fact-capital/majority is 2; allowed: a number from 0 to 1"),

@@ -255,7 +255,7 @@ def iterate_lines(stream: Iterable[str], folder: Path) -> Iterator[tuple[int, An
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, brackets without end
             raise ValueError(f"line {number} is no JSON: {error}") from error
         if not isinstance(value, str | dict | list):
             raise ValueError(

@@ -108,7 +108,7 @@ def _read_json_files(root: Path) -> tuple[dict[str, Any], list[str]]:
             continue
         try:
             content = json.loads((root / name).read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{name} is no JSON ({error})")
             continue
         if isinstance(content, list if name == "modules.json" else dict) and content:
@@ -156,12 +156,17 @@ def _code_problems(root: Path, contents: Mapping[str, Any]) -> Iterator[str]:
     named: dict[str, str] = {}  # code file -> who names it
     for config in CONFIGS_WITH_CODE:
         auto_map = contents.get(config, {}).get("auto_map") or {}
+        if not isinstance(auto_map, dict):
+            yield f"the auto_map of {config} is {auto_map!r:.80}, no object; save the model again"
+            continue
         for name in AUTO_CLASSES:
             if config == "config.json" and config in contents and name not in auto_map:
                 yield f"{config} names no code for {name}; save the model again"
         for value in auto_map.values():
             for reference in filter(None, value if isinstance(value, list) else [value]):
-                if "--" in reference:
+                if not isinstance(reference, str):
+                    yield f"the auto_map of {config} names {reference!r:.80} for code; save the model again"
+                elif "--" in reference:
                     yield f"{config} takes code from another repository ({reference}); save the model again"
                 else:
                     named[reference.rpartition(".")[0] + ".py"] = config
