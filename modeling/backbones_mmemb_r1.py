@@ -7,6 +7,7 @@ Everything is recognised by what a model, cache or processor has, and by its cla
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache as cached
@@ -379,13 +380,37 @@ def join_batches(batches: Sequence[Mapping[str, Tensor]], pad_token_id: int) -> 
     return joined
 
 
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """Name the cache as a model's `forward` takes it: transformers 5.24 calls it `cache`, before `past_key_values`."""
+    return {_cache_argument(type(model)): cache}
+
+
+@cached
+def _cache_argument(kind: type) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
+def cache_of(output: Any) -> Any:
+    """Get the cache out of a model's output, whatever transformers calls it."""
+    return output["cache"] if "cache" in output else output["past_key_values"]
+
+
 def fitted_video(processor: Any, part: dict[str, Any]) -> dict[str, Any]:
-    """Repeat the last frame of a video that is shorter than what one step of a Qwen-VL takes in, two frames."""
+    """
+    Repeat the last frame of a video that is shorter than what one step of a Qwen-VL takes in, two frames, and its
+    number, for processors that read times of frames from the numbers.
+    """
     least = getattr(getattr(processor, "video_processor", None), "temporal_patch_size", None) or 1
     if part["type"] != "video" or len(part["video"]) >= least:
         return part
-    frames = part["video"]
-    return {**part, "video": np.concatenate([frames, frames[-1:].repeat(least - len(frames), axis=0)])}
+    frames, metadata = part["video"], part["metadata"]
+    missing = least - len(frames)
+    indices = list(metadata["frames_indices"])
+    return {
+        **part,
+        "video": np.concatenate([frames, frames[-1:].repeat(missing, axis=0)]),
+        "metadata": {**metadata, "frames_indices": indices + indices[-1:] * missing},
+    }
 
 
 def video_options(processor: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

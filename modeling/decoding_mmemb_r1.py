@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbones_mmemb_r1 import can_be_ragged, can_join, next_positions, rotary_positions
+from .backbones_mmemb_r1 import cache_of, can_be_ragged, can_join, next_positions, rotary_positions, with_cache
 from .caching_mmemb_r1 import branched, joined, keep, places_kept
 from .heads_mmemb_r1 import EmbeddingHead, Pooled
 from .ragged_mmemb_r1 import RaggedCache, attend_ragged
@@ -156,7 +156,7 @@ def prefill(
     )
     hidden = output.last_hidden_state
     return Context(
-        cache=output.past_key_values if keep_cache else None,
+        cache=cache_of(output) if keep_cache else None,
         mask=attention_mask,
         lengths=attention_mask.long().sum(dim=1),
         offset=offset,
@@ -186,7 +186,7 @@ def advance(
         input_ids=token_ids[:, None],
         attention_mask=mask,
         position_ids=next_positions(vlm, numbers, offset),
-        past_key_values=context.cache,
+        **with_cache(vlm.base_model, context.cache),
         use_cache=True,
         return_dict=True,
     )
@@ -194,7 +194,7 @@ def advance(
     if order is not None:
         hidden = torch.empty_like(hidden).index_copy_(0, order, hidden)
     pooled = head.extend(context.pooled, hidden)
-    return Context(output.past_key_values, mask, context.lengths + 1, context.offset, pooled, hidden)
+    return Context(cache_of(output), mask, context.lengths + 1, context.offset, pooled, hidden)
 
 
 _COMPILED: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}

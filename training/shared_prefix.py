@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, rotary_positions, token_positions
+from mmemb_r1.modeling.backbones_mmemb_r1 import (
+    cache_of,
+    next_positions,
+    rotary_positions,
+    token_positions,
+    with_cache,
+)
 from mmemb_r1.modeling.caching_mmemb_r1 import RoomyLayer, branched
 from mmemb_r1.modeling.decoding_mmemb_r1 import left_padded
 
@@ -61,7 +67,7 @@ def read_prefix(vlm: Any, batch: Mapping[str, Any]) -> Prefix:
         return_dict=True,
         **inputs,
     )
-    return Prefix(output.past_key_values, mask, offset, output.logits[:, -1].float())
+    return Prefix(cache_of(output), mask, offset, output.logits[:, -1].float())
 
 
 def branch(prefix: Prefix, rows: Tensor) -> Prefix:
@@ -109,12 +115,12 @@ def extend(vlm: Any, prefix: Prefix, token_ids: Tensor, token_mask: Tensor | Non
         input_ids=token_ids.to(device),
         attention_mask=mask,
         position_ids=next_positions(vlm, numbers, prefix.offset),
-        past_key_values=prefix.cache,
+        **with_cache(vlm, prefix.cache),
         use_cache=True,
         logits_to_keep=1,
         return_dict=True,
     )
-    return Prefix(output.past_key_values, mask, prefix.offset, output.logits[:, -1].float())
+    return Prefix(cache_of(output), mask, prefix.offset, output.logits[:, -1].float())
 
 
 def suffix_logits(

@@ -1,13 +1,10 @@
-"""Which code and which files something was made with."""
+"""Which code something was made with."""
 
 from __future__ import annotations
 
 import subprocess
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
-
-_CHUNK = 2**20
 
 
 @cache
@@ -35,24 +32,3 @@ def _git(file: Path, *command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
-
-
-def folder_digest(folder: Path) -> str:
-    """
-    A digest of all files in a folder, by name and content, read bit by bit; files and folders whose names begin with
-    a full stop are left out.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    named = {name.as_posix(): path for name, path in files.items() if not any(part[0] == "." for part in name.parts)}
-    if not named:
-        raise ValueError(f"{folder} has no files")
-    digest = blake2b(digest_size=16)
-    for name in sorted(named):
-        digest.update(f"{len(name)} {name} {named[name].stat().st_size} ".encode())
-        with named[name].open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()

@@ -148,8 +148,8 @@ def claim_folder(study: Study) -> None:
     """Another form, or other models to start from, must not go on in this one's folder; other rows and seeds may."""
     from dataclasses import asdict
 
-    from experiments.pipeline.provenance import folder_digest
     from experiments.study.tasks import CLAIM
+    from mmemb_r1.fingerprint import folder_digest
     from mmemb_r1.runs import record_run
 
     given = {

@@ -6,16 +6,20 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from mmemb_r1.modeling import backbones_mmemb_r1
 from mmemb_r1.modeling.backbones_mmemb_r1 import (
+    cache_of,
+    fitted_video,
     image_token_counter,
     is_per_token,
     media_placeholders,
     next_positions,
     video_options,
+    with_cache,
 )
 
 
@@ -55,3 +59,26 @@ def test_no_other_file_of_the_model_asks_for_a_family():
     own = Path(backbones_mmemb_r1.__file__)
     others = [path for path in own.parent.glob("*.py") if path != own]
     assert not [path.name for path in others if pattern.search(path.read_text(encoding="utf-8"))]
+
+
+def test_a_film_that_is_too_short_gets_frames_with_their_numbers():
+    qwen = SimpleNamespace(video_processor=SimpleNamespace(temporal_patch_size=2))
+    film = {
+        "type": "video",
+        "video": np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3),
+        "metadata": {"fps": 24, "frames_indices": (7,)},
+    }
+    fitted = fitted_video(qwen, film)
+    assert (fitted["video"] == film["video"].repeat(2, axis=0)).all()
+    assert fitted["metadata"] == {"fps": 24, "frames_indices": [7, 7]}
+    assert len(film["video"]) == 1 and film["metadata"]["frames_indices"] == (7,)
+    assert fitted_video(SimpleNamespace(video_processor=None), film) is film
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_called_as_the_model_calls_it(name):
+    """transformers 5.24 renamed it, and a model that knows only one of the names would ignore the other."""
+    scope = {}
+    exec(f"class Model:\n    def forward(self, input_ids, {name}=None, **others): ...", scope)
+    assert with_cache(scope["Model"](), "kept") == {name: "kept"}
+    assert cache_of({"last_hidden_state": 0, name: "kept"}) == "kept"

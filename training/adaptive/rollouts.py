@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions
+from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions, with_cache
 from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, RationaleState, Sampling, prefill
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
@@ -106,7 +106,7 @@ def embed_after(model: MMEmbR1Model, context: Context, rows: Tensor, rationales:
         input_ids=ids,
         attention_mask=mask,
         position_ids=next_positions(model.vlm, numbers, context.offset),
-        past_key_values=context.cache,
+        **with_cache(model.vlm.base_model, context.cache),
         use_cache=True,
         return_dict=True,
     ).last_hidden_state
