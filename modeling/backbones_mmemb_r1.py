@@ -182,7 +182,7 @@ def image_token_counter(processor: Any, max_image_tokens: int | None = None) -> 
 
 
 def _token_counter(processor: Any, options: Mapping[str, Any]) -> Callable[[int, int], int]:
-    if _is_qwen(processor.image_processor) and options:  # counts by the former names of these options
+    if options and _is_qwen(processor.image_processor):  # counts by the former names of these options
         size = options["size"]
         options = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
 
