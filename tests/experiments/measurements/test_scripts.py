@@ -6,13 +6,14 @@ from importlib import import_module
 
 import pytest
 
-SCRIPTS = ("adaptive_depth", "adaptive_phase", "gate_limits", "joint_phase", "selection_quality")
+MEASUREMENTS = ("adaptive_depth", "adaptive_phase", "gate_limits", "joint_phase", "selection_quality")
+SCRIPTS = (*(f"measurements.{name}" for name in MEASUREMENTS), "recipes.fits", "recipes.night")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_its_help_names_its_command(name, monkeypatch, capsys):
-    module = import_module(f"experiments.measurements.{name}")
+    module = import_module(f"experiments.{name}")
     monkeypatch.setattr("sys.argv", [name, "--help"])
     with pytest.raises(SystemExit, match="0"):
         module.main()
-    assert f"python -m experiments.measurements.{name}" in capsys.readouterr().out
+    assert f"python -m experiments.{name}" in capsys.readouterr().out
