@@ -26,6 +26,7 @@ from mmemb_r1.training.distributed import average_gradients
 from mmemb_r1.training.logs import log_figures
 from mmemb_r1.training.pushing import PushesWholeCheckpoints
 from mmemb_r1.training.settling.settle import Settlement
+from mmemb_r1.training.tables import tasks_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +79,7 @@ def pairs_facts(pairs: Dataset, weights: Mapping[str, float] | None = None) -> d
     """
     facts: dict[str, Any] = {"pairs": len(pairs)}
     if "task" in pairs.column_names:
-        drawn = weights or Counter(pairs["task"])
+        drawn = weights or Counter(tasks_of(pairs))
         facts["tasks"] = ", ".join(f"{task} {drawn[task]:g}" for task in sorted(drawn) if drawn[task])
     return facts
 

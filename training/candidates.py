@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from mmemb_r1.content import content_key, given_parts
 from mmemb_r1.seeding import random_order, seeded_random
-from mmemb_r1.training.tables import StoredInputs, check_pairs, number_distinct, stored_column
+from mmemb_r1.training.tables import StoredInputs, check_pairs, number_distinct, stored_column, tasks_of
 
 POOL = 16  # samples of a task are drawn from so many times their size: that bounds what is ever embedded
 REMEMBERED = 256  # rows: those of a batch are asked for several times
@@ -127,8 +127,3 @@ class Candidates:
                     f"row {row} of the pairs table, counted from 0, has no negative: its task {task!r} has no other "
                     "target. Add pairs or the column 'negatives', or leave the row out."
                 )
-
-
-def tasks_of(table: Dataset) -> list[str]:
-    """List the task of each row; the empty name where a table has none."""
-    return table["task"] if "task" in table.column_names else [""] * len(table)

@@ -30,7 +30,7 @@ from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
 from mmemb_r1.runs import record_run, replaced_file
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformers import MMEmbR1
-from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
+from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs, plain_column
 from mmemb_r1.training.vlm import weights_fingerprint
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -78,7 +78,7 @@ def competitions_of(
     else:
         check_pairs(pairs, ("pair_id", "query"))
         tasks = atlas_tasks(pairs, candidates)
-    row_of = {pair_id: row for row, pair_id in enumerate(pairs["pair_id"])}
+    row_of = {pair_id: row for row, pair_id in enumerate(plain_column(pairs, "pair_id"))}
     sharing: dict[int, list[RetrievalTask]] = {}
     for task in tasks:
         sharing.setdefault(id(task.candidates), []).append(task)

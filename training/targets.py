@@ -20,9 +20,9 @@ from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.objective import TEMPERATURE, target_probability
-from mmemb_r1.training.candidates import Candidates, tasks_of
+from mmemb_r1.training.candidates import Candidates
 from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
-from mmemb_r1.training.tables import StoredInputs, check_pairs
+from mmemb_r1.training.tables import StoredInputs, check_pairs, tasks_of
 
 if TYPE_CHECKING:
     from mmemb_r1.sentence_transformers import MMEmbR1

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset as Table
 from torch.utils.data import Dataset
 
-from mmemb_r1.training.tables import check_pairs, stored_column, stored_input
+from mmemb_r1.training.tables import check_pairs, plain_column, stored_column, stored_input
 
 COLUMNS = ("pair_id", "side", "text")
 
@@ -153,7 +153,7 @@ class JointPairs(Dataset[Example]):
                     "Selected rationales are found by pair_id, which the pairs table lacks; it has: "
                     f"{', '.join(columns)}."
                 )
-            if not rationales.pair_ids.intersection(table["pair_id"]):
+            if not rationales.pair_ids.intersection(plain_column(table, "pair_id")):
                 raise ValueError(
                     f"None of the {len(rationales.pair_ids)} pairs of the selected table is in the pairs table; give "
                     "both of the same run."
@@ -211,7 +211,7 @@ def check_tables(train: Any, other: Any) -> None:
             )
         check_pairs(table, [*({"pair_id"} & set(table.column_names)), "query", "target"], name)
     if other is not None and "pair_id" in train.column_names and "pair_id" in other.column_names:
-        shared = set(train["pair_id"]) & set(other["pair_id"])
+        shared = set(plain_column(train, "pair_id")) & set(plain_column(other, "pair_id"))
         if shared:
             raise ValueError(
                 f"{len(shared)} pairs, {min(shared)!r} for one, are in the pairs table and in the evaluation table: "

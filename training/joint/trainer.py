@@ -48,6 +48,7 @@ from mmemb_r1.training.joint.retrieval import Evaluator, measure_retrieval
 from mmemb_r1.training.joint.sampler import TaskBatchSampler
 from mmemb_r1.training.joint.settled import settle_joint
 from mmemb_r1.training.kernels import apply_liger_kernels
+from mmemb_r1.training.tables import tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
 
     def _loader(self, mode: str, table: Dataset, **mixing: Any) -> DataLoader:
         sampler = TaskBatchSampler(
-            table["task"] if "task" in table.column_names else [""] * len(table),
+            tasks_of(table),
             self.args.train_batch_size * num_processes(),
             self.args.sub_batch_size,
             seed=self._seed,

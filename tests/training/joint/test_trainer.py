@@ -299,6 +299,21 @@ class TestWhatIsSeen:
         drawn = [visit.row for batch in trainer.get_train_dataloader().batch_sampler for visit in batch]
         assert drawn.count(12) / len(drawn) == pytest.approx(1 / 3, abs=0.05)
 
+    def test_no_column_of_a_table_is_read_row_by_row(self, make_trainer, model, rows, monkeypatch):
+        """It took a minute for each million rows, some times over, before the first step."""
+
+        def read(column):
+            raise AssertionError("a column is looped over")
+
+        monkeypatch.setattr("datasets.arrow_dataset.Column.__iter__", read)
+        selected = Dataset.from_dict({"pair_id": ["pair 0"], "side": ["query"], "text": ["It is red."]})
+        other = rows.select([5]).map(lambda row: {**row, "pair_id": "elsewhere"})
+        trainer = make_trainer(model, rows, eval_dataset=other, rationales=selected, separate_equal_pairs=True)
+        assert len(next(iter(trainer.get_train_dataloader()))["query"]["index"]) == 6
+        assert trainer.facts["tasks"] == "name 6, plain 6, show 6"
+        with pytest.raises(AssertionError, match="looped over"):
+            set(rows["task"])
+
     def test_steps_have_precedence_over_epochs(self, make_trainer, model, rows):
         trainer = make_trainer(model, rows, max_steps=5, num_train_epochs=1)
         trainer.train()
