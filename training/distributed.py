@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -190,3 +191,37 @@ def reduce_alike(model: nn.Module) -> None:
         )
     model.set_reduce_scatter_unused_params(True)
     model.set_requires_gradient_sync(True)  # the trainer turns it off before all but the last of accumulated batches
+
+
+@contextmanager
+def whole_weights(model: nn.Module, plugin: Any) -> Iterator[None]:
+    """
+    Gather the weights of a model that FSDP2 shards for the length of a block, in which parts of it may be called.
+
+    Rollouts take another number of steps in each process, and read parts of the model by themselves; weights that
+    were gathered layer by layer would have the processes wait for each other for ever. All processes enter and leave
+    together, and inside there is no exchange. Each holds the whole model meanwhile, in the precision of the
+    computation. Other models are left alone. Nothing may be trained inside.
+
+    Args:
+        plugin: accelerate's FSDP plugin, which says whether weights are given up again after each forward pass.
+    """
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    if not parts:
+        yield
+        return
+    if "set_up_sharding" not in vars(model):  # a call through the model's own hooks, before those of its parts
+        model.set_up_sharding = lambda: None  # type: ignore[assignment]
+        register_fsdp_forward_method(model, "set_up_sharding")
+    model.set_up_sharding()  # type: ignore[operator]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(bool(plugin.reshard_after_forward), recurse=False)
+            part.reshard()

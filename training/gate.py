@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,33 +90,66 @@ class StandardisedGate:
     of these coordinates. Between steps the layer is as it always is, also when it is saved. Source: ours.
 
     Args:
-        weight, bias: `(O, H)` and `(O,)`.
-        hidden: `(N, H)` inputs to standardise by.
+        weight, bias: `(O, H)` and `(O,)`. Others may take their place in the optimiser later, as FSDP2 has it.
+        hidden: `(N, H)` inputs to standardise by, or what computes them, when the first step is taken.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, hidden: Tensor) -> None:
-        self.weight, self.bias = weight, bias
-        hidden = hidden.to(weight.device, torch.float32)
-        self.mean = hidden.mean(dim=0).to(weight.dtype)  # (H,)
-        scale = hidden.std(dim=0, correction=0)
-        self.scale = scale.clamp(min=max(LEAST_SCALE * float(scale.max()), 1e-8)).to(weight.dtype)
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, hidden: Tensor | Callable[[], Tensor]) -> None:
+        self.weight, self.bias, self._hidden = weight, bias, hidden
+        self._places: list[tuple[int, int]] = []  # group of the optimiser, and number in it
+        self._statistics: tuple[Tensor, Tensor] | None = None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Do so around each step of this optimiser from now on."""
+        """Do so around each step of this optimiser, which has both among its parameters, from now on."""
+        places = {
+            id(parameter): (number, place)
+            for number, group in enumerate(optimizer.param_groups)
+            for place, parameter in enumerate(group["params"])
+        }
+        self._places = [places[id(parameter)] for parameter in (self.weight, self.bias)]
         optimizer.register_step_pre_hook(self._enter)
         optimizer.register_step_post_hook(self._leave)
 
+    def _statistics_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and scale `(H,)` of the inputs, in the form of the weight."""
+        if self._statistics is None:
+            hidden = self._hidden() if callable(self._hidden) else self._hidden
+            hidden = hidden.to(weight.device, torch.float32)
+            mean, scale = hidden.mean(dim=0), hidden.std(dim=0, correction=0)
+            scale = scale.clamp(min=max(LEAST_SCALE * float(scale.max()), 1e-8))
+            self._statistics = _like(mean.to(weight.dtype), weight), _like(scale.to(weight.dtype), weight)
+        return self._statistics
+
     @torch.no_grad()
-    def _enter(self, *_: Any) -> None:
-        self.bias.add_(self.weight @ self.mean)
-        self.weight.mul_(self.scale)
+    def _enter(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self.weight, self.bias = (optimizer.param_groups[group]["params"][place] for group, place in self._places)
+        mean, scale = self._statistics_of(self.weight)
+        self.bias.add_(_placed_as(self.bias, self.weight @ mean))
+        self.weight.mul_(scale)
         if self.weight.grad is not None and self.bias.grad is not None:
-            self.weight.grad.sub_(self.bias.grad[:, None] * self.mean).div_(self.scale)
+            common = self.bias.grad[:, None] * mean  # (O, H)
+            self.weight.grad.sub_(_placed_as(self.weight.grad, common)).div_(scale)
 
     @torch.no_grad()
     def _leave(self, *_: Any) -> None:
-        self.weight.div_(self.scale)
-        self.bias.sub_(self.weight @ self.mean)
+        mean, scale = self._statistics_of(self.weight)
+        self.weight.div_(scale)
+        self.bias.sub_(_placed_as(self.bias, self.weight @ mean))
+
+
+def _placed_as(other: Any, value: Any) -> Tensor:
+    """Shard a value as another tensor is sharded, if that one is."""
+    return value.redistribute(placements=other.placements) if hasattr(other, "placements") else value
+
+
+def _like(value: Tensor, weight: Tensor) -> Tensor:
+    """Give all processes the same value, in a form that computes with a weight that may be sharded."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if not isinstance(weight, DTensor):
+        return value
+    mesh = weight.device_mesh
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 logger = logging.getLogger(__name__)

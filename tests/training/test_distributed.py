@@ -37,7 +37,10 @@ COLORS = ("red", "green", "blue", "white", "black", "gray")
 GLOBAL_BATCH, STEPS, LEARNING_RATE = 8, 2, 0.02
 TOLERANCE = 1e-5
 HALF_ERROR = 0.06  # 0.039 was measured; 0.050 with embeddings and sums of gradients in bfloat16 too
-ADAPTIVE = {"adaptive": {}, "adaptive with adapters": {"lora": True, "beta": 0.1}}
+ADAPTIVE: dict[str, dict[str, Any]] = {
+    "adaptive": {"beta": 0.1},
+    "adaptive with adapters": {"lora": True, "beta": 0.1},
+}
 SEED = 3  # of the order: one process has no picture where the other has some, and one has rows with none, one and two
 # Everything that processes have to agree on, at once.
 COMMON: dict[str, Any] = {
@@ -247,7 +250,7 @@ def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
 
         model = with_adapters(model, lora_config(model, r=4))
     trainer = AdaptiveGRPOTrainer(model, args, policy_pairs(), processor, callbacks=[Watch()])
-    assert len(trainer._gate_inputs) == len(policy_pairs())
+    assert trainer.is_fsdp_enabled or len(trainer._gate_inputs) == len(policy_pairs())
     roll_out, size = trainer._roll_out, args.num_generations
 
     def seeded(prompts: list[Any]) -> dict[str, Any]:
@@ -275,7 +278,8 @@ def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
         "reward",
     )
     logs = [{name: log[name] for name in names} for log in trainer.state.log_history if "loss" in log]
-    weights = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    assert len(trainer._gate_inputs) == len(policy_pairs())
+    weights = {name: whole(weight.detach()).clone() for name, weight in trainer.model.named_parameters()}
     return {"logs": logs, "gradients": gradients, "weights": weights, "held": held}
 
 
@@ -332,6 +336,8 @@ def results(folder: Path) -> dict[str, Any]:
     found["sharded by default"] = sharded(folder / "default", **DEFAULT)
     if num_processes() > 1:
         found["sharded in bfloat16"] = sharded(folder / "half", **HALF)
+        with fsdp2():
+            found["adaptive, sharded"] = adaptive(folder / "adaptive-sharded", **ADAPTIVE["adaptive"])
     found |= {name: adaptive(folder / name, **fields) for name, fields in ADAPTIVE.items()}
     return found | {"searched": searched(folder / "searched")}
 
@@ -432,6 +438,17 @@ class TestTwoProcesses:
     def test_have_nearly_the_gradient_of_one_if_the_model_is_sharded_and_computes_in_bfloat16(self, one, two):
         for process in two:
             assert 1e-3 < error(one["sharded by default"], process["sharded in bfloat16"]) < HALF_ERROR
+
+    def test_train_adaptively_as_one_if_the_model_is_sharded(self, one, two):
+        """Rollouts, the first model, the gate's own coordinates and all: processes decode other numbers of steps."""
+        for process in two:
+            ours, theirs = one["adaptive"], process["adaptive, sharded"]
+            for expected, log in zip(ours["logs"], theirs["logs"], strict=True):
+                assert log == pytest.approx(expected, rel=1e-6, abs=1e-6)
+            for expected, found in zip(ours["gradients"], theirs["gradients"], strict=True):
+                assert not any(found[name].any() for name in found.keys() - expected.keys())  # unused ones get zeros
+                assert difference(expected, {name: found[name] for name in expected}) < TOLERANCE
+            assert difference(ours["weights"], theirs["weights"]) < 1e-6
 
     def test_were_given_what_breaks_such_runs(self, one, two):
         """Otherwise the other tests would show little: one process sees no picture, or no rationale."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.training.distributed import whole_weights
 
 
 class FirstModel:
@@ -27,6 +28,7 @@ class FirstModel:
 
     def __init__(self, model: Any) -> None:
         self.shares = hasattr(model, "peft_config")
+        self._plugin: Any = None  # where the copy is sharded
         self._model = model if self.shares else copy.deepcopy(model).eval().requires_grad_(False)
         self._first = [
             (weight, weight.detach().clone()) for weight in model.parameters() if self.shares and weight.requires_grad
@@ -38,6 +40,13 @@ class FirstModel:
             self._model.to(device)
         self._first = [(weight, first.to(device)) for weight, first in self._first]
 
+    def shard(self, accelerator: Any) -> None:
+        """Shard a copy over the processes, as accelerate's FSDP2 shards the policy."""
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        self._plugin = accelerator.state.fsdp_plugin
+        self._model = fsdp2_prepare_model(accelerator, self._model)
+
     def restore_dtype(self) -> None:
         """Undo a change of the trained weights' dtype: TRL makes them bfloat16, where small steps vanish."""
         for weight, first in self._first:
@@ -48,7 +57,8 @@ class FirstModel:
     def run(self) -> Iterator[MMEmbR1Model]:
         """Give the first model, in eval mode, for the length of a block, in which nothing may be trained."""
         if not self.shares:
-            yield self._model
+            with whole_weights(self._model, self._plugin):
+                yield self._model
             return
         base = self._model.get_base_model()
         training = base.training

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -41,7 +41,15 @@ from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, f
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
 from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer, pairs_facts, with_earlier_phases
-from mmemb_r1.training.distributed import num_processes, process_index, summed, unwrapped
+from mmemb_r1.training.distributed import (
+    keep_float32,
+    num_processes,
+    process_index,
+    reduce_alike,
+    summed,
+    unwrapped,
+    whole_weights,
+)
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
@@ -165,22 +173,41 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             optimizers=optimizers,
             rollout_func=lambda prompts, _: self._roll_out(prompts),
         )
-        self._refuse_sharding()
+        self._check_sharding()
         if num_processes() > 1:  # TRL gathers pictures only in processes that have some, and waits for ever
             self.log_multimodal = False
-        self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts["train"])  # on its device by now
+        self._gate_inputs: Tensor | None = None
+        if not self.is_fsdp_enabled:  # a model that is to be sharded is neither whole nor on its device yet
+            self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts["train"])
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._frozen.restore_dtype()
-            self._frozen.to(self.accelerator.device)
+            if self.is_fsdp_enabled:
+                self._frozen.shard(self.accelerator)
+            else:
+                self._frozen.to(self.accelerator.device)
             self.ref_model = self._frozen if beta else None
 
-    def _refuse_sharding(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+    def _check_sharding(self) -> None:
+        """Refuse what can't shard the model here; FSDP2 can, of a model that is trained whole."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None) if self.is_fsdp_enabled else None
+        if self.is_deepspeed_enabled or (plugin is not None and plugin.fsdp_version != 2):
             raise ValueError(
-                "The adaptive phase draws rollouts from the whole model, and does not run on a sharded one: use "
-                "accelerate launch --multi_gpu, with adapters (lora) where memory is short."
+                "The adaptive phase runs on models that FSDP2 shards (accelerate launch --use_fsdp --fsdp_version 2), "
+                "not FSDP1 or DeepSpeed; or use accelerate launch --multi_gpu, with adapters (lora) where memory is "
+                "short."
             )
+        if plugin is not None and hasattr(self.model, "peft_config"):
+            raise ValueError(
+                "The adaptive phase does not shard a model with adapters: these need little memory. Use accelerate "
+                "launch --multi_gpu, or leave lora out."
+            )
+        if plugin is not None:
+            keep_float32(plugin)
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """Gather the weights of a sharded model for the length of a block."""
+        return whole_weights(self.model, getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         """Sample as TRL, but by the number of the epoch: a run that was killed goes on with the right order."""
@@ -221,7 +248,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """Do as TRL, with an advantage of each token instead of each rollout."""
         self._rows = torch.tensor([row["row"] for row in inputs])
         self._embed_candidates()
-        with padded_left(self._tokenizer):
+        with self._whole(), padded_left(self._tokenizer):
+            if self._gate_inputs is None:
+                self._gate_inputs = prompt_states(self._bare_model, self.processing_class, self.train_dataset)
             output = super()._generate_and_score_completions(inputs)
         output["advantages"] = self._token_advantages(output)
         output["rows"] = self._rows.to(output["advantages"].device)
@@ -246,7 +275,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             return
         model = self._bare_model
         training = model.training
-        yield model.eval()
+        with self._whole():
+            yield model.eval()
         model.train(training)
 
     @property
@@ -379,6 +409,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run a forward and a backward pass over a batch; gradients are the mean over all processes."""
+        reduce_alike(self.model)
         loss = super().training_step(*args, **kwargs)
         self.average_gradients()
         return loss
@@ -426,7 +457,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
             for kind in ("weight", "bias")
         )
-        StandardisedGate(weight, bias, self._gate_inputs).attach(optimizer)
+        StandardisedGate(weight, bias, lambda: cast(Tensor, self._gate_inputs)).attach(optimizer)
         return optimizer
 
     # Logs

@@ -242,11 +242,24 @@ def test_the_logged_gate_is_the_one_that_encode_asks(one_group, vivid):
     assert trainer._metrics["train"]["gate/thinks"] == [0.0]
 
 
-@pytest.mark.parametrize("switch", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharded_models_are_refused(switch):
-    sharded = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, switch: True})
-    with pytest.raises(ValueError, match="does not run on a sharded one"):
-        AdaptiveGRPOTrainer._refuse_sharding(sharded)
+@pytest.mark.parametrize(
+    ("version", "model", "message"),
+    [
+        (None, SimpleNamespace(), "not FSDP1 or DeepSpeed"),
+        (1, SimpleNamespace(), "not FSDP1 or DeepSpeed"),
+        (2, SimpleNamespace(peft_config={}), "does not shard a model with adapters"),
+    ],
+)
+def test_what_cant_shard_the_model_is_refused(version, model, message):
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version, mixed_precision_policy=None))
+    sharded = SimpleNamespace(
+        is_fsdp_enabled=version is not None,
+        is_deepspeed_enabled=version is None,
+        accelerator=SimpleNamespace(state=state),
+        model=model,
+    )
+    with pytest.raises(ValueError, match=message):
+        AdaptiveGRPOTrainer._check_sharding(sharded)
 
 
 def test_two_rounds(trainer_of, vivid, rows):
