@@ -105,7 +105,10 @@ def test_accelerate_config(root):
     assert copies.distributed_type.value == "MULTI_GPU" and copies.num_processes == 8
 
 
-@pytest.mark.parametrize("name", [*JOINT, "adaptive-qwen3-vl-4b-lora"])
+ADAPTIVE = ("adaptive-qwen3-vl-4b-lora", "adaptive-qwen3-vl-4b-8gpu")
+
+
+@pytest.mark.parametrize("name", [*JOINT, *ADAPTIVE])
 def test_commands_of_the_recipes(root, name):
     from accelerate.commands.launch import launch_command_parser
 
@@ -128,7 +131,7 @@ def test_commands_of_the_recipes(root, name):
             assert parsed.config.name == f"{name}.yaml"
             files.append(str(parsed.config))
         assert all((root / file).is_file() for file in files)
-    assert phases[0] == {"joint-atlas": "atlas", "adaptive-qwen3-vl-4b-lora": "gate"}.get(name, "init")
+    assert phases[0] == {"joint-atlas": "atlas", **dict.fromkeys(ADAPTIVE, "gate")}.get(name, "init")
     assert set(phases[1:]) == {phase}
 
 
@@ -154,11 +157,13 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)
 
 
-def test_the_adaptive_recipe_with_adapters(root):
-    recipe = read_recipe(root / "examples" / "adaptive-qwen3-vl-4b-lora.yaml", AdaptiveRun)
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_the_adaptive_recipes_of_real_models(root, name):
+    recipe = read_recipe(root / "examples" / f"{name}.yaml", AdaptiveRun)
     recipe["settings"] |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
     run = AdaptiveRun(model="none", pairs=Path("none"), output=Path("unused"), **recipe)
-    assert run.lora == {"r": 16, "alpha": 32} and run.config().num_generations == 4
+    assert run.lora == ({"r": 16, "alpha": 32} if name.endswith("lora") else None)
+    assert run.config().num_generations == 4
 
 
 def test_the_adaptive_recipe(root):

@@ -91,11 +91,13 @@ class StandardisedGate:
 
     Args:
         weight, bias: `(O, H)` and `(O,)`. Others may take their place in the optimiser later, as FSDP2 has it.
-        hidden: `(N, H)` inputs to standardise by, or what computes them, when the first step is taken.
+        hidden: `(N, H)` inputs to standardise by, or what gives them when a step is taken. Where that is `None`, the
+            step is an empty one, with which FSDP2 makes the state of an optimiser that goes on, and nothing is done.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, hidden: Tensor | Callable[[], Tensor]) -> None:
-        self.weight, self.bias, self._hidden = weight, bias, hidden
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, hidden: Tensor | Callable[[], Tensor | None]) -> None:
+        self.weight, self.bias = weight, bias
+        self._hidden = hidden if callable(hidden) else lambda: hidden
         self._places: list[tuple[int, int]] = []  # group of the optimiser, and number in it
         self._statistics: tuple[Tensor, Tensor] | None = None
 
@@ -110,10 +112,11 @@ class StandardisedGate:
         optimizer.register_step_pre_hook(self._enter)
         optimizer.register_step_post_hook(self._leave)
 
-    def _statistics_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and scale `(H,)` of the inputs, in the form of the weight."""
+    def _statistics_of(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return mean and scale `(H,)` of the inputs, in the form of the weight, if there are inputs."""
         if self._statistics is None:
-            hidden = self._hidden() if callable(self._hidden) else self._hidden
+            if (hidden := self._hidden()) is None:
+                return None
             hidden = hidden.to(weight.device, torch.float32)
             mean, scale = hidden.mean(dim=0), hidden.std(dim=0, correction=0)
             scale = scale.clamp(min=max(LEAST_SCALE * float(scale.max()), 1e-8))
@@ -123,7 +126,9 @@ class StandardisedGate:
     @torch.no_grad()
     def _enter(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.weight, self.bias = (optimizer.param_groups[group]["params"][place] for group, place in self._places)
-        mean, scale = self._statistics_of(self.weight)
+        if (statistics := self._statistics_of(self.weight)) is None:
+            return
+        mean, scale = statistics
         self.bias.add_(_placed_as(self.bias, self.weight @ mean))
         self.weight.mul_(scale)
         if self.weight.grad is not None and self.bias.grad is not None:
@@ -132,7 +137,9 @@ class StandardisedGate:
 
     @torch.no_grad()
     def _leave(self, *_: Any) -> None:
-        mean, scale = self._statistics_of(self.weight)
+        if self._statistics is None:
+            return
+        mean, scale = self._statistics
         self.weight.div_(scale)
         self.bias.sub_(_placed_as(self.bias, self.weight @ mean))
 

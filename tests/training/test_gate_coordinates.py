@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -80,3 +82,33 @@ def test_a_dimension_that_does_not_vary_is_no_division_by_zero():
     layer(hidden).sum().backward()
     optimizer.step()
     assert layer.weight.isfinite().all() and layer.bias.isfinite().all()
+
+
+def test_a_step_before_there_are_inputs_is_left_alone():
+    """FSDP2 takes one, at a learning rate of 0, to make the state of an optimiser that goes on."""
+    layer, ready = nn.Linear(16, 1), []
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    StandardisedGate(layer.weight, layer.bias, lambda: ready[0] if ready else None).attach(optimizer)
+    before = layer.weight.detach().clone()
+    layer.weight.grad, layer.bias.grad = torch.ones(1, 16), torch.ones(1)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before - 0.1)
+    ready.append(inputs())
+    layer.weight.grad, layer.bias.grad = torch.ones(1, 16), torch.ones(1)
+    optimizer.step()
+    assert not torch.allclose(layer.weight.detach(), before - 0.2)
+
+
+def test_parameters_that_take_the_place_of_others_in_the_optimiser_are_followed():
+    """FSDP2 puts sharded ones there."""
+    layer, other, hidden = nn.Linear(16, 1), nn.Linear(16, 1), inputs()
+    expected = copy.deepcopy(other)
+    results = []
+    for part, first in ((other, layer), (expected, expected)):
+        optimizer = torch.optim.Adam(first.parameters(), lr=0.1)
+        StandardisedGate(first.weight, first.bias, hidden).attach(optimizer)
+        optimizer.param_groups[0]["params"] = [part.weight, part.bias]
+        part(hidden[:4]).sum().backward()
+        optimizer.step()
+        results.append(part.weight.detach())
+    assert torch.equal(*results)

@@ -107,6 +107,22 @@ def test_the_joint_phase_with_every_weight_sharded(root, tmp_path, given):
     assert (whole / "checkpoints" / "checkpoint-3" / "pytorch_model_fsdp_0").is_dir()  # it was sharded
 
 
+def test_the_adaptive_phase_with_every_weight_sharded(root, tmp_path, given):
+    """Stopped after a step, it goes on from its sharded checkpoint to the very weights of a run that was not."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    options = [*ADAPTIVE, "--max_reasoning_tokens", "1", "--temperature", "1e-4"]  # what is drawn has to be the same
+    runs = [
+        command_of(root, "adaptive-qwen3-vl-4b-8gpu.yaml", given, *options, "--max_steps", steps, "--output", output)
+        for steps, output in ((1, stopped), (2, stopped), (2, whole))
+    ]
+    dry_run(root, tmp_path, *runs)
+    names = moved(given, whole)
+    assert any("layers.1.mlp" in name for name in names) and any("gate" in name for name in names)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (stopped, whole))
+    assert steps_of(stopped) == 2 and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (whole / "checkpoints" / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()  # it was sharded
+
+
 def test_adapters_on_copies(root, tmp_path, given):
     recipes = {"joint-qwen3-vl-2b-lora": JOINT, "joint-qwen3-vl-4b-lora": JOINT, "adaptive-qwen3-vl-4b-lora": ADAPTIVE}
     runs = [

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -248,9 +248,10 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """Do as TRL, with an advantage of each token instead of each rollout."""
         self._rows = torch.tensor([row["row"] for row in inputs])
         self._embed_candidates()
+        if self._gate_inputs is None:
+            with self._scoring_model() as model:  # the first one: a run that goes on gets the same coordinates
+                self._gate_inputs = prompt_states(model, self.processing_class, self.train_dataset)
         with self._whole(), padded_left(self._tokenizer):
-            if self._gate_inputs is None:
-                self._gate_inputs = prompt_states(self._bare_model, self.processing_class, self.train_dataset)
             output = super()._generate_and_score_completions(inputs)
         output["advantages"] = self._token_advantages(output)
         output["rows"] = self._rows.to(output["advantages"].device)
@@ -457,7 +458,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
             for kind in ("weight", "bias")
         )
-        StandardisedGate(weight, bias, lambda: cast(Tensor, self._gate_inputs)).attach(optimizer)
+        StandardisedGate(weight, bias, lambda: self._gate_inputs).attach(optimizer)
         return optimizer
 
     # Logs
