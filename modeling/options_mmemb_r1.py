@@ -61,7 +61,7 @@ OPTIONS = {  # of `encode` and everything that passes options on to it
     "prompt_name": Rule(str, "name of the instruction"),
     "instruction": Rule(str, "the instruction"),
     "return_tensors": Rule(bool, "whether vectors come as tensors"),
-    "shard_size": Rule(int, "inputs per file"),
+    "shard_size": Rule(int, "inputs per file of a folder, lost at most"),
     "file_format": Rule(str, "format of the files", choices=("safetensors", "parquet")),
     "rationales": Rule(bool, "whether rationales are written"),
 }
@@ -127,6 +127,17 @@ def _fits(value: Any, rule: Rule) -> bool:
         return False
     number: Any = value
     return bool(rule.low <= number <= rule.high)  # neither NaN nor infinite
+
+
+def describe_option(name: str, rules: Mapping[str, Rule] = OPTIONS) -> str:
+    """
+    Say in a help text what an option does, and what is allowed.
+
+    >>> describe_option("gate_threshold"), describe_option("reasoning")
+    ('auto thinks from this gate probability on, a number from 0 to 1', 'when to think')
+    """
+    rule = rules[name]
+    return rule.meaning if rule.choices or rule.kind in (str, bool) else f"{rule.meaning}, {_allowed(rule)}"
 
 
 def _allowed(rule: Rule) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -30,7 +31,8 @@ _OWN_FIELDS = {
     "task_type": "it is always the same here",
     "inference_mode": "load_adapters(trainable=False) does that",
 }
-_ALLOWED = "allowed: r, alpha, dropout, target_modules, adapt_vision_tower and the fields of peft's LoraConfig"
+_OWN_OPTIONS = ("r", "alpha", "dropout", "target_modules", "adapt_vision_tower")
+_ALLOWED = f"allowed: {', '.join(_OWN_OPTIONS)} and the fields of peft's LoraConfig"
 _QUANTISES = re.compile("bit|bnb")  # in the names of ModelConfig's fields
 # Everything that only pictures pass through, in the backbones that transformers knows.
 _VISION_PARTS = r".*\.(visual|vision_tower|vision_model|connector|multi_modal_projector)"
@@ -66,7 +68,8 @@ def lora_config(
     known = {field.name for field in dataclasses.fields(peft.LoraConfig) if field.init}
     for name in options:
         if name in _OWN_FIELDS or name not in known:
-            raise ValueError(f"LoRA has no option {name!r} here; {_OWN_FIELDS.get(name, _ALLOWED)}.")
+            near = nearest_name(name, {*_OWN_OPTIONS, *known}.difference(_OWN_FIELDS))
+            raise ValueError(f"LoRA has no option {name!r} here; {_OWN_FIELDS.get(name, _ALLOWED + near)}")
     if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
         pattern = target_modules
     else:
@@ -196,7 +199,8 @@ def quantization_config(**options: Any) -> BitsAndBytesConfig:
 
     allowed = ["dtype", *(field.name for field in dataclasses.fields(ModelConfig) if _QUANTISES.search(field.name))]
     if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"Quantisation has no option {unknown[0]!r}; allowed: {', '.join(allowed)}.")
+        near = nearest_name(unknown[0], allowed)
+        raise ValueError(f"Quantisation has no option {unknown[0]!r}; allowed: {', '.join(allowed)}{near}")
     if not (options.get("load_in_4bit") or options.get("load_in_8bit")):
         raise ValueError(
             "Quantisation is set, but neither load_in_4bit nor load_in_8bit is true. Set one, or leave it out."

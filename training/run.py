@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_o
 from mmemb_r1.file_formats import read_yaml
 from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
+from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.runs import record_run
 from mmemb_r1.training.base_config import SECRETS
 from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
@@ -151,7 +151,8 @@ class PhaseRun(TrainingRun):
         super().__post_init__()
         options = self.model_options or {}
         if unknown := sorted(set(options) - set(MODEL_OPTIONS)):
-            raise ValueError(f"model has no option {unknown[0]!r}; allowed: {', '.join(MODEL_OPTIONS)}")
+            near = nearest_name(unknown[0], MODEL_OPTIONS)
+            raise ValueError(f"model has no option {unknown[0]!r}; allowed: {', '.join(MODEL_OPTIONS)}{near}")
         if (dtype := options.get("dtype", "auto")) not in DTYPES:
             raise ValueError(f"model.dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
         if not isinstance(attention := options.get("attn_implementation") or "", str):
@@ -256,7 +257,7 @@ def read_recipe(path: Path | None, run_class: type[TrainingRun]) -> dict[str, An
             )
         _check_names(section, path)
     try:
-        check_fields(settings, run_class.config_class)
+        check_fields(settings, run_class.config_class, also=run_class.sections)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return {"settings": settings, **found}
@@ -279,18 +280,18 @@ def _check_names(settings: Mapping[Any, Any], path: Path | None) -> None:
         raise ValueError(f"{path} has the key {odd[0]!r:.80}; it has to map names to values")
 
 
-def check_fields(names: Collection[str], config_class: type) -> None:
+def check_fields(names: Collection[str], config_class: type, also: Collection[str] = ()) -> None:
     """
-    Check that a config has all of these fields; the `ValueError` names the new name of a field, or the nearest one.
+    Check that a config has all of these fields; the `ValueError` names the new name of a field, or the nearest one,
+    of the fields and what `also` would be known there.
     """
     known = [one.name for one in dataclasses.fields(config_class)]
     for name in sorted(set(names) - set(known)):
-        near = get_close_matches(name, known, n=1)
         if new := getattr(config_class, "renamed_fields", {}).get(name):
-            hint = f"it is called {new!r} now"
+            hint = f"; it is called {new!r} now"
         else:
-            hint = f"did you mean {near[0]!r}?" if near else "see `mmemb-r1 train PHASE --help` for all of them"
-        raise ValueError(f"{config_class.__name__} has no field {name!r}; {hint}")
+            hint = nearest_name(name, [*known, *also]) or "; see `mmemb-r1 train PHASE --help` for all of them"
+        raise ValueError(f"{config_class.__name__} has no field {name!r}{hint}")
 
 
 def check_types(settings: Mapping[str, Any], config_class: type) -> None:

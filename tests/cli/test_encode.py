@@ -125,7 +125,8 @@ def test_pictures_may_be_made_smaller(tmp_path, tiny_checkpoint):
 def test_a_limit_that_is_none_is_refused(tmp_path, tiny_checkpoint, capsys):
     (tmp_path / "in.jsonl").write_text('"a"\n')
     command = ["encode", "--model", str(tiny_checkpoint), "--input", str(tmp_path / "in.jsonl"), "--output"]
-    assert main([*command, str(tmp_path / "out.npy"), "--max-image-tokens", "0"]) == 2
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "out.npy"), "--max-image-tokens", "0"])
     assert "max_image_tokens=0 (tokens of one picture) has to be one whole number of at least 1" in (
         capsys.readouterr().err
     )

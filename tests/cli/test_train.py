@@ -191,12 +191,18 @@ class TestJoint:
     @pytest.mark.parametrize(
         ("recipe", "message"),
         [
-            ({"temprature": 0.1}, "JointConfig has no field 'temprature'; did you mean 'temperature'?"),
+            ({"temprature": 0.1}, "JointConfig has no field 'temprature'; did you mean 'temperature'"),
             ("- 1\n", "holds a list; it has to map fields to values"),
             ("a: [\n", "is no YAML"),
             ({"lora": None}, "lora holds a NoneType; it has to map options to values"),
             ({"lora": {"rank": 4}}, "lora: LoRA has no option 'rank' here; allowed: r, alpha"),
             ({"lora": {"adapt_vision_tower": True}, "freeze_vision_tower": True}, "leave out one"),
+            ({"lora": {"alfa": 4}}, "peft's LoraConfig; did you mean 'alpha'"),
+            ({"lor": {}}, "JointConfig has no field 'lor'; did you mean 'lora'"),
+            (
+                {"model": {"dtyp": "float32"}},
+                "allowed: dtype, attn_implementation; did you mean 'dtype'",
+            ),
             ({"quantization": {"load_in_4bit": True}}, "quantised weights can't be trained; add lora"),
             ({"model": {"device": "cpu"}}, "model has no option 'device'; allowed: dtype, attn_implementation"),
             ({"model": {"dtype": "bf16"}}, "model.dtype 'bf16'; allowed: auto, float32, bfloat16, float16"),
@@ -245,7 +251,7 @@ class TestJoint:
         assert begun["fields"]["temperature"] == 0.5 and "weight_decay" not in begun["fields"]
         with pytest.raises(SystemExit):
             train({}, "--temprature", "0.5")
-        assert "unrecognized arguments: --temprature 0.5" in capsys.readouterr().err
+        assert "--temprature is not known; did you mean '--temperature'" in capsys.readouterr().err
 
     def test_the_same_run_in_python(self, train, tiny_checkpoint, pairs, tmp_path):
         from mmemb_r1.training import JointRun, train_joint
@@ -392,7 +398,7 @@ def test_changes_are_accepted_where_they_are_meant(pairs, tmp_path):
         parser = argparse.ArgumentParser()
         add_training_options(parser, "JointConfig")
         args = parser.parse_args(options)
-        args.model, args.pairs, args.output = "m", pairs, tmp_path / "run"
+        args.model, args.pairs, args.output, args.base = "m", pairs, tmp_path / "run", None
         return dataclasses.replace(run_of(args, JointRun), settings={"temperature": temperature})
 
     trainer = Trainer()

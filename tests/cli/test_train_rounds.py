@@ -175,7 +175,7 @@ def test_pairs_to_compare_on_have_to_be_others(arguments, tmp_path, capsys):
 
 def test_a_config_that_is_refused(arguments, tmp_path, capsys):
     for text, message in (
-        ("lerning_rate: 1", "JointConfig has no field 'lerning_rate'; did you mean 'learning_rate'?"),
+        ("lerning_rate: 1", "JointConfig has no field 'lerning_rate'; did you mean 'learning_rate'"),
         ("{per_device_train_batch_size: 4, sub_batch_size: 3}", "sub_batch_size=3 has to divide"),
     ):
         (tmp_path / "joint-config.yaml").write_text(text, encoding="utf-8")

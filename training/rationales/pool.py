@@ -9,6 +9,7 @@ from typing import Any
 
 from mmemb_r1._lazy import import_object
 from mmemb_r1.file_formats import read_yaml
+from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.training.rationales.table import check_name
 from mmemb_r1.training.rationales.worker import RationaleWorker
 
@@ -65,7 +66,8 @@ def _entries(pool: Any) -> dict[str, dict[str, Any]]:
         held = "nothing" if pool is None else f"a {type(pool).__name__}"
         raise ValueError(f"it holds {held}; allowed: the keys {', '.join(POOL_KEYS)}.")
     if unknown := [key for key in pool if key not in POOL_KEYS]:
-        raise ValueError(f"the key {unknown[0]!r} is not known; allowed: {', '.join(POOL_KEYS)}.")
+        near = nearest_name(str(unknown[0]), POOL_KEYS)
+        raise ValueError(f"the key {unknown[0]!r} is not known; allowed: {', '.join(POOL_KEYS)}{near}")
     listed = pool.get("workers")
     if not isinstance(listed, list) or not listed:
         raise ValueError("workers is no list of at least one worker; begin each with '- name:'.")
@@ -96,7 +98,8 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
     kind = str(entry["kind"])
     if kind not in KINDS and ":" not in kind:
         raise ValueError(
-            f"{worker}: its kind is {kind!r}; allowed: {', '.join(KINDS)}, or a class of your own as module:Class."
+            f"{worker}: its kind is {kind!r}; allowed: {', '.join(KINDS)}, or a class of your own as module:Class"
+            f"{nearest_name(kind, KINDS)}"
         )
     if "api_key" in entry:
         raise ValueError(
@@ -117,9 +120,10 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
         if field.init
     }
     values = {key: value for key, value in entry.items() if key != "kind"}
-    allowed = f"allowed for {kind}: {', '.join(['kind', *fields])}."
+    allowed = f"allowed for {kind}: {', '.join(['kind', *fields])}"
     if unknown := [key for key in values if key not in fields]:
-        raise ValueError(f"{worker}: the key {unknown[0]!r} is not known; {allowed}")
+        near = nearest_name(str(unknown[0]), fields)
+        raise ValueError(f"{worker}: the key {unknown[0]!r} is not known; {allowed}{near}")
     needed = [key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING]
     if missing := [key for key in needed if key not in values]:
         raise ValueError(f"{worker}: the key {missing[0]!r} is missing; {allowed}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import mmemb_r1
+from mmemb_r1.cli._options import CommandParser
 from mmemb_r1.cli._reporting import reporting
 
 COMMANDS = {
@@ -65,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Make the parser of all sub-commands, with the options of the one that `arguments` ask for."""
-    parser = argparse.ArgumentParser(prog="mmemb-r1", description="Multimodal embeddings that decide when to reason.")
+    parser = CommandParser(prog="mmemb-r1", description="Multimodal embeddings that decide when to reason.")
     parser.add_argument("--version", action="version", version=f"mmemb-r1 {mmemb_r1.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from mmemb_r1.evaluation.tasks import TaskSource
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parse the options of a command; one that is not known is refused there, with the nearest name."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, left = super().parse_known_args(args, namespace)
+        refuse_unknown(self, left)
+        return found, left
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, left: Sequence[str]) -> None:
+    """End with an error that names the first option in what a parser left, if there is one."""
+    from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
+
+    for given in left:
+        if given.startswith("--"):
+            known = [name for action in parser._actions for name in action.option_strings]
+            name = given.partition("=")[0]
+            parser.error(f"{name} is not known{nearest_name(name, known)} (--help lists all options)")
 
 
 def add_shard_options(parser: argparse._ActionsContainer) -> None:
@@ -59,6 +80,50 @@ def add_row_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
     add_base_option(parser)
+
+
+def add_encoding_options(parser: argparse._ActionsContainer, **defaults: int | str | None) -> None:
+    """
+    Add options of `encode`, whose type, range and meaning are said once, in the table of options.
+
+    Args:
+        parser: gets the options, and `--device`.
+        **defaults: name -> its default: a number; a text that says which it is; or `None` for the checkpoint's.
+    """
+    from mmemb_r1.modeling.options_mmemb_r1 import FIELDS, OPTIONS, describe_option
+
+    rules = FIELDS | OPTIONS
+    for name, default in defaults.items():
+        rule, flag = rules[name], f"--{name.replace('_', '-')}"
+        told = f"{describe_option(name, rules)}; default: {'what the checkpoint says' if default is None else default}"
+        value = default if isinstance(default, int) else None
+        if rule.kind is bool:
+            parser.add_argument(flag, action="store_true", help=rule.meaning)
+        elif rule.choices:
+            parser.add_argument(flag, choices=rule.choices, help=told)
+        else:
+            metavar = "P" if rule.kind is float else "N"
+            parser.add_argument(flag, type=_value_of(name), default=value, metavar=metavar, help=told)
+    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+
+
+def _value_of(name: str) -> Callable[[str], Any]:
+    """Make what reads an option's value, and refuses one that its table does not allow."""
+    from mmemb_r1.modeling.options_mmemb_r1 import FIELDS, OPTIONS, check_option
+
+    rules = FIELDS | OPTIONS
+
+    def read(text: str) -> Any:
+        try:
+            number: Any = rules[name].kind(text)
+        except ValueError:
+            number = text
+        try:
+            return check_option(name, number, rules)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
 def add_base_option(parser: argparse._ActionsContainer, of: str = "the tables") -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmemb_r1.cli._options import add_row_options
+from mmemb_r1.cli._options import CommandParser, add_row_options
 
 if TYPE_CHECKING:
     from mmemb_r1.training.run import TrainingRun
@@ -17,7 +17,7 @@ FIELD = "field:"  # before a config's field in the parsed arguments: some have t
 SET_BY_OUTPUT = "output_dir"
 
 
-class PhaseParser(argparse.ArgumentParser):
+class PhaseParser(CommandParser):
     """
     Parse the options of a training phase, and every field of its config (an import path), if it has one, as a flag.
 
@@ -33,7 +33,7 @@ class PhaseParser(argparse.ArgumentParser):
         if self.config is None:
             return super().parse_known_args(args, namespace)
         usage = self.format_usage().removeprefix("usage: ").strip().replace("%", "%%")
-        whole = argparse.ArgumentParser(
+        whole = CommandParser(
             prog=self.prog,
             usage=f"{usage} [--SETTING VALUE ...]",
             description=self.description,

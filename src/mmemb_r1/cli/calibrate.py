@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import add_row_options, check_file
+from mmemb_r1.cli._options import add_encoding_options, add_row_options, check_file
 
 HELP = """\
 Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
@@ -27,8 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--target-ratio", type=float, metavar="R", help="share of inputs that think, 0 to 1")
     target.add_argument("--target-tokens", type=float, metavar="N", help="rationale tokens per input, on average")
     parser.add_argument("--dry-run", action="store_true", help="tell the threshold and save nothing")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
-    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+    add_encoding_options(parser, batch_size=32)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_source_options, asked_source
+from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source
 
 HELP = """\
 The shortcut test: does a checkpoint read its rationales, or only write them? Every query thinks; then its rationale is
@@ -28,16 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_source_options(parser)
     parser.add_argument("--max-queries", type=int, metavar="N", help="of a task, drawn at random; default: all")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of swaps and draws; default: 0")
-    parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="default: the checkpoint's")
-    parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="default: the checkpoint's")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
         help="where shortcut.json and a row per query go, and a killed test goes on",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+    add_encoding_options(parser, max_reasoning_tokens=None, max_reasoning_rounds=None, batch_size=64)
 
 
 def run(args: argparse.Namespace) -> int:

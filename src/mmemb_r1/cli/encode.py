@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_base_option
+from mmemb_r1.cli._options import add_base_option, add_encoding_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,37 +46,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_base_option(parser, "the input")
     parser.add_argument("--format", choices=SHARD_FORMATS, help="of the shards in a folder; default: safetensors")
-    parser.add_argument(
-        "--shard-size", type=int, metavar="N", help="inputs per file in a folder, lost at most; default: 4096"
-    )
-    parser.add_argument("--reasoning", choices=("auto", "always", "never"), help="default: what the checkpoint says")
-    parser.add_argument("--gate-threshold", type=float, metavar="P", help="auto thinks from this gate probability on")
-    parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="budget of one rationale")
-    parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="how often one input may think")
-    parser.add_argument(
-        "--task", choices=("query", "document"), help="use the checkpoint's prompt and default of reasoning for these"
-    )
-    parser.add_argument(
-        "--allow-remote-media", action="store_true", help="download media that are given as web addresses"
-    )
-    parser.add_argument(
-        "--max-image-tokens",
-        type=int,
-        metavar="N",
-        help="tokens of one picture; larger ones are made smaller; default: what the checkpoint says",
-    )
     parser.add_argument("--rationales", action="store_true", help="also write the rationales")
     parser.add_argument(
         "--cache", metavar="DIR", help="keep embeddings in this folder, and don't compute those again that it holds"
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="inputs read at once; default: 32")
-    parser.add_argument(
-        "--max-batch-tokens", type=int, metavar="N", help="tokens read at once, padding included; default: 16384"
+    thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
+    add_encoding_options(
+        parser,
+        task="neither; it also chooses the checkpoint's prompt",
+        **thinking,
+        allow_remote_media="",
+        max_image_tokens=None,
+        batch_size=32,
+        max_batch_tokens="16384",
+        decode_batch_size="4 x --batch-size",
+        shard_size="4096",
     )
-    parser.add_argument(
-        "--decode-batch-size", type=int, metavar="N", help="inputs that think at once; default: 4 x --batch-size"
-    )
-    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_source_options, asked_source, listed
+from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source, listed
 from mmemb_r1.evaluation.settings import MODES
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="RUN", help="a folder, or a file that ends in .json")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of what is printed; default: table")
     parser.add_argument("--document-reasoning", choices=MODES, default="never", help="of candidates; default: never")
-    parser.add_argument("--gate-threshold", type=float, metavar="P", help="auto thinks from this gate probability on")
-    parser.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="budget of one rationale")
-    parser.add_argument("--max-reasoning-rounds", type=int, metavar="N", help="how often one input may think")
     parser.add_argument("--rationales", action="store_true", help="keep rationales, in rows of --output RUN/")
     parser.add_argument(
         "--cache", metavar="DIR", help="keep vectors here, for other runs too; default: cache in --output RUN/"
@@ -59,8 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--submission-mode", choices=MODES, help="whose scores it has; needed where several modes are run"
     )
     parser.add_argument("--submission-metadata", type=Path, metavar="FILE", help="JSON: what it says of the model")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+    thinking = dict.fromkeys(("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
+    add_encoding_options(parser, **thinking, batch_size=64)
     parser.add_argument("--trust-remote-code", action="store_true", help="run code of another model's repository")
 
 

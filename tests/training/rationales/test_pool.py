@@ -93,7 +93,7 @@ def test_only_the_workers_asked_for_are_imported(load):
             r"pool\.yaml, line 3, column 1 is no YAML: the key 'samples' is there twice",
         ),
         ("workers: [{name: a, name: b}]", "line 1, column 21 .*the key 'name' is there twice"),
-        ("worker: []", "the key 'worker' is not known; allowed: samples, workers"),
+        ("worker: []", "the key 'worker' is not known; allowed: samples, workers; did you mean 'workers'"),
         ("samples: 2", "workers is no list of at least one worker"),
         ("workers: []", "workers is no list of at least one worker"),
         ("workers: {name: a}", "workers is no list of at least one worker"),
@@ -112,14 +112,21 @@ def test_refuses_a_file(text, message, load):
     ("keys", "message"),
     [
         ("kind: cockatoo", "its kind is 'cockatoo'; allowed: parrot, lost"),
+        (
+            "kind: parot",
+            "its kind is 'parot'; allowed: .*; did you mean 'parrot'",
+        ),
         ("word: hello", "the key 'kind' is missing; allowed: parrot, lost"),
         ("kind: [parrot]", "its kind is .*; allowed: parrot"),
         ("kind: parrot", "the key 'word' is missing; allowed for parrot: kind, name, samples, word, temperature"),
         (
             "{kind: parrot, word: hello, wrod: x}",
-            "the key 'wrod' is not known; allowed for parrot: kind, name, samples",
+            "the key 'wrod' is not known; allowed for parrot: kind, name, samples, word.*; did you mean 'word'",
         ),
-        ("{kind: parrot, word: hello, num_samples: 2}", "the key 'num_samples' is not known; allowed for parrot"),
+        (
+            "{kind: parrot, word: hello, num_samples: 2}",
+            "the key 'num_samples' is not known; .*; did you mean 'samples'",
+        ),
         ("{kind: parrot, word: hello, _client: 2}", "the key '_client' is not known"),
         ("{kind: parrot, word: 3}", "word is 3, of type int; allowed: str"),
         ("{kind: parrot, word: hello, temperature: 5e-1}", "temperature is '5e-1', of type str; allowed: float"),
