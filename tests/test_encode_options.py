@@ -17,6 +17,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from mmemb_r1 import MMEmbR1, MMEmbR1Config
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.tiny import build_tiny_vlm
 
@@ -301,6 +302,18 @@ def test_errors_of_a_pool_name_the_input_among_all(place, model, pool, inputs):
     for size in (2, 6):
         with pytest.raises(ValueError, match=f"^Input {place} can't be embedded: there is no image file"):
             model.encode(values, pool=pool, chunk_size=size)
+
+
+@pytest.mark.slow
+def test_what_a_pool_cannot_be_handed_is_refused_and_not_waited_for(model, pool, inputs, tmp_path):
+    """A queue drops what it can't pickle; the call then waited for its result without end."""
+    path = tmp_path / "red.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    with path.open("rb") as file:
+        alone = model.encode([{"image": file}], reasoning="never")
+        with pytest.raises(InputError, match=r"^Input 2 can't be embedded: it can't be handed to another process"):
+            model.encode([*inputs[:2], {"image": file}, "Lima"], pool=pool)
+    assert_close(model.encode([{"image": str(path)}], pool=pool, reasoning="never"), alone)  # the pool is as before
 
 
 @pytest.mark.slow

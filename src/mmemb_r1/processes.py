@@ -1,16 +1,20 @@
-"""Start processes that work at the same time, each with its share of the cores."""
+"""Start processes that work at the same time, each with its share of the cores, and check what they are handed."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 
 
 @contextmanager
@@ -56,3 +60,24 @@ def _prepare(parent: int, threads: int, log: Path) -> None:
 
     datasets.disable_progress_bars()
     torch.set_num_threads(threads)
+
+
+def check_inputs_travel(inputs: Sequence[Any]) -> None:
+    """
+    Refuse inputs that can't be sent to another process: a queue drops them, and whoever waits for results does so for
+    ever.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for index, value in enumerate(inputs):
+        if isinstance(value, str):
+            continue
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, TypeError, AttributeError, ValueError, OSError) as error:
+            reason = (
+                f"it can't be handed to another process ({error}). Pass a file as a path or as bytes, and a video as "
+                "its file or frames."
+            )
+            raise InputError(index, reason, value) from error

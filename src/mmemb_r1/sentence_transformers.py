@@ -33,6 +33,7 @@ from mmemb_r1.modeling.loading_mmemb_r1 import loading
 from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
 from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+from mmemb_r1.processes import check_inputs_travel
 from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.stream import StreamSummary, encode_stream
 
@@ -278,6 +279,7 @@ class MMEmbR1(SentenceTransformer):
             yield places, self(features, **options)
 
     def _multi_process(self, inputs: Any, *args: Any, pool: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        check_inputs_travel(inputs)
         if pool is None:
             return super()._multi_process(inputs, *args, pool=pool, **kwargs)
         with pool.setdefault("lock", threading.Lock()):  # results of two calls would be mixed up

@@ -243,3 +243,28 @@ def command_door(model: MMEmbR1, folder: Path, run: Callable[[list[str]], tuple[
         return EMBEDDED
 
     return check
+
+
+def pool_door(model: MMEmbR1, pool: Any) -> Door:
+    """A pool of processes: what it gives or refuses, and why and where, is what one process does."""
+
+    def outcome(values: list[Any], **options: Any) -> np.ndarray | tuple[int, str]:
+        try:
+            return model.encode(values, **options, **NEVER)
+        except InputError as error:
+            return error.index, error.fault
+
+    def check(rng: random.Random) -> str:
+        values = [draw_text(rng) for _ in range(5)]
+        damaged = mutated_bytes(rng, as_file(Image.fromarray(draw_pixels(rng, 9, 9, 3)), rng.choice(KINDS)))
+        odd = {"image": damaged} if rng.random() < 0.5 else mutated_value(rng, draw_dict(rng))
+        values.insert(rng.randrange(6), odd)
+        here, there = outcome(values), outcome(values, pool=pool, chunk_size=rng.choice((1, 2, 6)))
+        if isinstance(here, tuple):
+            assert isinstance(there, tuple) and there[0] == here[0], (here, there)
+            return REFUSED
+        assert not isinstance(there, tuple), there
+        assert_same(there, here, "a pool gives other vectors")
+        return EMBEDDED
+
+    return check

@@ -31,6 +31,7 @@ from tests.fuzzing.input_doors import (
     films_door,
     options_door,
     pictures_door,
+    pool_door,
     strings_door,
     structures_door,
 )
@@ -189,3 +190,15 @@ def test_a_few_inputs_at_every_door(name, doors):
 def test_many_inputs_at_every_door(name, doors):
     outcomes = knock(name, doors[name](), MANY[name])
     assert min(outcomes["embedded"], outcomes["refused"]) > MANY[name] // 50  # neither is what always comes out
+
+
+@needs_alarm
+@pytest.mark.slow
+def test_a_pool_of_processes_is_a_door_like_one_process(model):
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        model.encode(["a", "b", "c"], pool=pool, reasoning="never", chunk_size=1)  # processes take long to begin
+        outcomes = knock("pool", pool_door(model, pool), 24)
+    finally:
+        model.stop_multi_process_pool(pool)
+    assert min(outcomes["embedded"], outcomes["refused"]) > 3
