@@ -5,6 +5,7 @@ The doors are called as those of `input_doors`. `names` is what an error has to 
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -192,7 +193,7 @@ def _another_value(rng: random.Random, value: Any) -> Any:
     if rng.random() < 0.3 and isinstance(holder, dict):
         del holder[key]
     else:
-        holder[key] = rng.choice([*plain, 0, -1, 1, 3])
+        holder[key] = copy.deepcopy(rng.choice([*plain, 0, -1, 1, 3]))
     return value
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tests.fuzzing.mutators import SCALARS, mutated_bytes, mutated_text, mutated_value
+from tests.fuzzing.mutators import draw_scalar, mutated_bytes, mutated_text, mutated_value
 from tests.fuzzing.random_inputs import as_file, draw_chat, draw_dict, draw_pixels, draw_text, film
 
 from mmemb_r1 import MMEmbR1
@@ -201,7 +201,7 @@ def options_door(model: MMEmbR1) -> Door:
 
     def check(rng: random.Random) -> str:
         name = rng.choice([name for name in OPTIONS if name not in ("shard_size", "file_format", "rationales")])
-        value = rng.choice(SCALARS)
+        value = draw_scalar(rng)
         text = draw_text(rng)
         try:
             vectors = model.encode([text, "b"], **{"reasoning": "never", name: value})

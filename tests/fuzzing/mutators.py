@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -62,6 +63,11 @@ WORDS = (  # for files of text
     *("NaN", "Infinity", "\\", "\\ud800", "${HOME}", "{{ x }}", "../../etc/passwd", "<script>", "\n\n", "|", "-1"),
     *("a: 1\n", "\r"),
 )
+
+
+def draw_scalar(rng: random.Random) -> Any:
+    """Draw a value of any kind, a new one: lists and dicts are changed later."""
+    return copy.deepcopy(rng.choice(SCALARS))
 
 
 def mutated_bytes(rng: random.Random, data: bytes) -> bytes:
@@ -129,18 +135,18 @@ def mutated_value(rng: random.Random, value: Any) -> Any:
         holder, key = rng.choice(list(_places(changed)))
         kind = rng.randrange(6)
         if kind == 0:
-            holder[key] = rng.choice(SCALARS)
+            holder[key] = draw_scalar(rng)
         elif kind == 1:
             holder[key] = rng.choice(([holder[key]], (holder[key],), {"text": holder[key]}, [holder[key]] * 2))
         elif kind == 2 and isinstance(holder, dict):
             name = rng.choice((f"{key}s", str(key).upper(), "url", "image_url", "reasoning", "tool_calls", "type", 3))
             holder[name] = holder.pop(key)
         elif kind == 3 and isinstance(holder, dict):
-            holder[rng.choice(("fps", "role", "text", "instruction", "id", None))] = rng.choice(SCALARS)
+            holder[rng.choice(("fps", "role", "text", "instruction", "id", None))] = draw_scalar(rng)
         elif kind == 4 and (holder is not changed):
             del holder[key]
         elif isinstance(holder, list) and holder is not changed:
-            holder.insert(rng.randrange(len(holder) + 1), rng.choice(SCALARS))
+            holder.insert(rng.randrange(len(holder) + 1), draw_scalar(rng))
         else:
             holder[key] = str(holder[key])[:200]
     return changed[0]
