@@ -1,4 +1,4 @@
-# make setup | quickstart | study | test | test-slow | doctest | lint | typecheck | bench | clean
+# make setup | quickstart | study | test | test-slow | newest | doctest | lint | typecheck | bench | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -57,6 +57,19 @@ test: wheel
 test-slow: wheel
 	$(ON_WHEEL) $(BIN)/pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
+# The quick tests again, with the newest release of everything: an environment of its own that no pin holds. What
+# libraries are going to take away is warned of in the summary at the end.
+.PHONY: newest
+newest: wheel
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade pip
+	.venv-newest/bin/python -m pip install --quiet torch
+	.venv-newest/bin/python -m pip install --quiet --no-deps torchvision
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager '.[dev]'
+	.venv-newest/bin/python scripts/torchvision_shim.py
+	.venv-newest/bin/python -m pip list --outdated
+	$(ON_WHEEL) .venv-newest/bin/pytest -m "not slow and not gpu" -W default $(PYTEST_ARGS)
+
 .PHONY: doctest
 doctest: wheel
 	$(ON_WHEEL) $(BIN)/pytest --doctest-modules --pyargs mmemb_r1 experiments
@@ -80,5 +93,5 @@ bench: setup
 
 .PHONY: clean
 clean:
-	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-newest build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src modeling training model_card tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,7 @@ WITH_EXAMPLES = (
     "docs/deciding.md",
     "docs/diagnose.md",
     "docs/evaluation.md",
+    "docs/inputs.md",
     "docs/metrics.md",
     "docs/rationales.md",
     "docs/speed.md",
@@ -76,6 +77,12 @@ def test_every_example_is_run(root):
         assert languages <= {"python"}, f"{file.name}: a block that no test runs"
         found |= {file.relative_to(root).as_posix()} if languages else set()
     assert found == set(WITH_EXAMPLES)
+
+
+def test_where_a_checkpoint_is_named_it_is_said_that_none_is_published(root):
+    for file in [root / "README.md", *(root / "docs").glob("*.md")]:
+        text = file.read_text(encoding="utf-8")
+        assert "org/mmemb-r1" not in text or "no trained weights are published" in " ".join(text.split()), file.name
 
 
 def test_no_private_paths(root, tracked):

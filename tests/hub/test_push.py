@@ -294,7 +294,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("repo_id", ["tiny", "org/tiny/more", "or g/tiny", "org/tiny.git"])
     def test_names(self, hub, tiny_checkpoint, repo_id):
-        with pytest.raises(ValueError, match="llowed: owner/name, for example org/mmemb-r1"):
+        with pytest.raises(ValueError, match="llowed: owner/name, for example org/name"):
             push_checkpoint(tiny_checkpoint, repo_id)
 
 

@@ -148,8 +148,8 @@ def model_id(source: str) -> str:
     """
     The Hub id that a model was loaded by; of a folder, one of the same form.
 
-    >>> model_id("runs/quickstart/my model/"), model_id("org/mmemb-r1"), model_id("")
-    ('local/my-model', 'org/mmemb-r1', 'local/model')
+    >>> model_id("runs/quickstart/my model/"), model_id("org/name"), model_id("")
+    ('local/my-model', 'org/name', 'local/model')
     """
     if HUB_ID.fullmatch(source) and not Path(source).exists():
         return source

@@ -80,9 +80,9 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{error} Allowed: owner/name, for example org/mmemb-r1") from error
+        raise ValueError(f"{error} Allowed: owner/name, for example org/name") from error
     if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} has no owner; allowed: owner/name, for example org/mmemb-r1")
+        raise ValueError(f"{repo_id!r} has no owner; allowed: owner/name, for example org/name")
 
 
 @contextmanager
