@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from mmemb_r1.runs import record_run
 from mmemb_r1.training.base_config import SECRETS
 from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
+from mmemb_r1.training.table_files import has_table, table_digest
 from mmemb_r1.training.tables import read_pairs
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class TrainingRun:
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
             if one.name not in ("output", "base", "settings", "accept_changes") and value is not None:
-                is_table = isinstance(value, Path) and value.is_file()
-                found[one.name] = file_digest(value) if is_table else value
+                is_table = isinstance(value, Path) and has_table(value)
+                found[one.name] = table_digest(value) if is_table else value
         if Path(self.model).is_dir():
             found["model"] = folder_digest(Path(self.model))
         left_out = (*LENGTH_OF_RUN, *SECRETS)
@@ -216,16 +216,10 @@ class PhaseRun(TrainingRun):
             raise ValueError(f"lora: {error}") from error
 
 
-def file_digest(path: Path) -> str:
-    """Digest a file's content: its SHA-256, as `sha256sum` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def table_facts(tables: Mapping[str, Path | None]) -> dict[str, str]:
     """Tell for the model card which tables a phase read, by their names and contents; those not given are left out."""
     return {
-        f"{name.replace('_', ' ')} table": f"{path.name}, SHA-256 {file_digest(path)}"
+        f"{name.replace('_', ' ')} table": f"{path.name}, SHA-256 {table_digest(path)}"
         for name, path in tables.items()
         if path is not None
     }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mmemb_r1.content import given_parts
-from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
-from mmemb_r1.table_paths import table_paths_from
+from mmemb_r1.training.table_files import ROWS_AT_ONCE, open_table, table_files
 
 if TYPE_CHECKING:
     import pyarrow
@@ -33,11 +33,13 @@ def read_pairs(
     base: Path | None = None,
 ) -> Dataset:
     """
-    Read a pairs table from a Parquet file into memory.
+    Open a pairs table: a Parquet file, a file of JSON lines, or a folder of either.
+
+    A large table is mapped into memory, see [`~mmemb_r1.training.table_files.open_table`].
 
     Args:
-        path: the file. Columns that `datasets` wrote as pictures are decoded when a row is read; others (paths, bytes)
-            are opened by the collator, with the same rules as in `encode`.
+        path: the file or folder. Columns that `datasets` wrote as pictures are decoded when a row is read; others
+            (paths, bytes) are opened by the collator, with the same rules as in `encode`.
         required: columns to check as `check_pairs` does, for example `PAIR_COLUMNS`. Default: nothing is checked.
         tasks: only pairs of these tasks (column `task`) or groups of tasks (column `complexity`). Default: all.
         per_task: only the first so many pairs of each task. Default: all.
@@ -46,27 +48,23 @@ def read_pairs(
     Raises:
         ValueError: if the file holds no table, a check fails, or there is no such task.
     """
-    from datasets import Dataset
-
-    table = read_parquet(path, hint="Give a pairs table, see docs/training.md.")
-    pairs = Dataset(table_paths_from(Path(path).parent.absolute() if base is None else base, table))
+    pairs = open_table(table_files(Path(path)), None if base is None else Path(base))
     if required:
         check_pairs(pairs, required, str(path))
     return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))
 
 
 def selection_note(path: Path) -> str | None:
-    """Read how the rationales of a Parquet file were selected, as `mmemb-r1 select` noted it; `None` if nobody did."""
+    """Read how rationales of a Parquet table were selected, as `mmemb-r1 select` noted it; `None` if nobody did."""
     import pyarrow.parquet
 
-    found = (pyarrow.parquet.read_metadata(path).metadata or {}).get(SELECTION_NOTE.encode())
-    return None if found is None else found.decode()
+    file = table_files(path)[0]
+    found = (pyarrow.parquet.read_metadata(file).metadata or {}) if file.suffix != ".jsonl" else {}
+    note = found.get(SELECTION_NOTE.encode())
+    return None if note is None else note.decode()
 
 
 def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | None, name: str) -> Dataset:
-    import pyarrow
-    from datasets import Dataset
-
     from mmemb_r1.evaluation.tasks import rows_by, task_names
 
     if per_task is not None and per_task < 1:
@@ -79,8 +77,7 @@ def _some_pairs(pairs: Dataset, tasks: Sequence[str] | None, per_task: int | Non
         rows = {
             task: rows[task] for task in task_names({task: {"": groups[own[0]]} for task, own in rows.items()}, tasks)
         }
-    kept = {row for own in rows.values() for row in own[:per_task]}
-    return Dataset(pairs.data.table.filter(pyarrow.array([row in kept for row in range(len(pairs))])))
+    return pairs.select(sorted(row for own in rows.values() for row in own[:per_task]))
 
 
 def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs table") -> None:
@@ -98,49 +95,76 @@ def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs 
         )
     if len(pairs) == 0:
         raise ValueError(f"{name} has no rows; give it at least one pair.")
-    ids = stored_column(pairs, "pair_id").to_pylist() if "pair_id" in pairs.column_names else [None] * len(pairs)
     for column in required:
         if column == "pair_id":
-            _check_ids(ids, name)
+            _check_ids(pairs, name)
         else:
-            _check_inputs(stored_column(pairs, column), ids, column, name)
+            _check_inputs(pairs, column, name)
 
 
-def _check_ids(ids: Sequence[Any], name: str) -> None:
-    first: dict[str, int] = {}
-    for row, pair_id in enumerate(ids):
-        if not isinstance(pair_id, str) or not pair_id:
-            raise ValueError(f"{name}: the pair_id of row {row} is {pair_id!r}; allowed: text that is not empty.")
-        if first.setdefault(pair_id, row) != row:
-            raise ValueError(
-                f"{name}: the pair_id {pair_id!r} is there twice, in the rows {first[pair_id]} and {row}; give each "
-                "pair its own."
-            )
+def stored_batches(table: Dataset, column: str) -> Iterator[pyarrow.ChunkedArray]:
+    """Yield a column as it is stored, `ROWS_AT_ONCE` rows at a time; pictures stay undecoded."""
+    for batch in table.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
+        yield batch[column]
 
 
-def _check_inputs(values: pyarrow.ChunkedArray, ids: Sequence[Any], column: str, name: str) -> None:
+def _check_ids(pairs: Dataset, name: str) -> None:
+    row, digests = 0, []
+    for batch in stored_batches(pairs, "pair_id"):
+        ids = batch.to_pylist()
+        for pair_id in ids:
+            if not isinstance(pair_id, str) or not pair_id:
+                raise ValueError(f"{name}: the pair_id of row {row} is {pair_id!r}; allowed: text that is not empty.")
+            row += 1
+        digests.append(text_numbers(ids))
+    numbers = number_rows(np.concatenate(digests))
+    _, first = np.unique(numbers, return_index=True)  # (U,)
+    if len(first) < len(numbers):
+        again = np.ones(len(numbers), dtype=bool)
+        again[first] = False
+        row = int(again.argmax())
+        before = int(first[numbers[row]])
+        raise ValueError(
+            f"{name}: the pair_id {pairs.select_columns(['pair_id'])[row]['pair_id']!r} is there twice, in the rows "
+            f"{before} and {row}; give each pair its own."
+        )
+
+
+def _check_inputs(pairs: Dataset, column: str, name: str) -> None:
     import pyarrow
     import pyarrow.compute
 
+    start = 0
+    for values in stored_batches(pairs, column):
+        if not start:
+            keys = _input_keys(values.type, column, name)
+        given = np.zeros(len(values), dtype=bool)
+        for key in keys:
+            if key != "instruction":
+                given |= _is_given(pyarrow.compute.struct_field(values, key)).to_numpy()
+        if not given.all():
+            row = start + int(given.argmin())
+            pair = ""
+            if "pair_id" in pairs.column_names:
+                pair = f" (pair_id {pairs.select_columns(['pair_id'])[row]['pair_id']!r})"
+            raise ValueError(
+                f"{name}: row {row}{pair}, counted from 0, has no {column}; give it a text, an image or a video, or "
+                "leave the row out."
+            )
+        start += len(values)
+
+
+def _input_keys(kind: pyarrow.DataType, column: str, name: str) -> list[str]:
+    """Check the type of a column of inputs, and list the keys that they have."""
+    import pyarrow
+
     allowed = f"an object with any of the keys {', '.join(PARTS)}"
-    kind = values.type
     if not pyarrow.types.is_struct(kind) and not pyarrow.types.is_null(kind):
         raise ValueError(f"{name}: the column {column!r} holds {kind}; allowed: {allowed}.")
     keys = [field.name for field in kind] if pyarrow.types.is_struct(kind) else []
     if unknown := [key for key in keys if key not in PARTS]:  # it might give away what a worker must not see
         raise ValueError(f"{name}: the inputs of {column!r} have the unknown key {unknown[0]!r}; allowed: {allowed}.")
-    given = [False] * len(values)
-    for key in keys:
-        if key != "instruction":
-            there = _is_given(pyarrow.compute.struct_field(values, key)).to_pylist()
-            given = [a or b for a, b in zip(given, there, strict=True)]
-    if not all(given):
-        row = given.index(False)
-        pair = "" if ids[row] is None else f" (pair_id {ids[row]!r})"
-        raise ValueError(
-            f"{name}: row {row}{pair}, counted from 0, has no {column}; give it a text, an image or a video, or leave "
-            "the row out."
-        )
+    return keys
 
 
 def _is_given(part: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
@@ -173,13 +197,43 @@ def plain_column(table: Dataset, column: str) -> list[Any]:
 
 
 def tasks_of(table: Dataset) -> list[str]:
-    """List the task of each row; the empty name where a table, or a row, has none."""
+    """List the task of each row; the empty name where a table, or a row, has none. Each name is held once."""
     if "task" not in table.column_names:
         return [""] * len(table)
-    return [task or "" for task in plain_column(table, "task")]
+    return [intern(task or "") for batch in stored_batches(table, "task") for task in batch.to_pylist()]
 
 
-class StoredInputs(Sequence[dict[str, Any]]):
+class StoredValues(Sequence[Any]):
+    """Read the values of a column as they are stored, one when it is asked for; pictures stay undecoded."""
+
+    def __init__(self, table: Dataset, column: str) -> None:
+        self._table, self._column = table.select_columns([column]).with_format("arrow"), column
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        place = row if row >= 0 else row + len(self)
+        if not 0 <= place < len(self):
+            raise IndexError(f"there is no row {row} in a table of {len(self)}")
+        (value,) = self._table[place : place + 1][self._column].to_pylist()
+        return self._read(value)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches():
+            yield from map(self._read, batch.to_pylist())
+
+    def batches(self) -> Iterator[pyarrow.ChunkedArray]:
+        """Yield the column some rows at a time."""
+        return stored_batches(self._table, self._column)
+
+    def _read(self, value: Any) -> Any:
+        return value
+
+
+class StoredInputs(StoredValues):
     """
     Read the inputs of a column that `check_pairs` passed, each as a dict of the parts that are there, when asked for.
 
@@ -187,16 +241,8 @@ class StoredInputs(Sequence[dict[str, Any]]):
     no part of the input, and may give away the label.
     """
 
-    def __init__(self, table: Dataset, column: str) -> None:
-        self._values = stored_column(table, column)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        return stored_input(self._values[row].as_py())
+    def _read(self, value: Any) -> dict[str, Any]:
+        return stored_input(value)
 
 
 def stored_input(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,12 +264,13 @@ def _nameless(value: Any) -> Any:
 
 
 def positions_in(column: pyarrow.ChunkedArray, values: Any) -> npt.NDArray[np.int64]:
-    """Find each entry of a column in `values`, texts or a column: `(N,)` its position, -1 where it is missing."""
+    """Find each entry of a column in `values`, texts in any form: `(N,)` its position, -1 where it is missing."""
     import pyarrow
     import pyarrow.compute
 
-    if isinstance(values, pyarrow.ChunkedArray):
-        known = pyarrow.chunked_array(values.chunks or [[]], type=values.type).cast(column.type).combine_chunks()
+    if isinstance(values, StoredValues):
+        chunks = [chunk.cast(column.type) for batch in values.batches() for chunk in batch.chunks]
+        known = pyarrow.concat_arrays(chunks) if chunks else pyarrow.array([], column.type)
     else:
         known = pyarrow.array(list(values), type=column.type)
     found = pyarrow.compute.index_in(column, value_set=known)
@@ -251,6 +298,31 @@ def as_numbers(digests: Iterable[bytes]) -> npt.NDArray[np.uint64]:
     [[0, 72057594037927936], [0, 0]]
     """
     return np.frombuffer(b"".join(digest[:16] for digest in digests), dtype="<u8").reshape(-1, 2).astype(np.uint64)
+
+
+def text_numbers(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Digest texts as `(N, 2)` numbers: 16 bytes each, however long they are."""
+    return as_numbers(blake2b(text.encode(), digest_size=16).digest() for text in texts)
+
+
+def number_rows(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """
+    Number the rows of `(N, 2)` keys in the order in which they come, equal ones alike: `(N,)`.
+
+    >>> number_rows(np.array([[7, 7], [5, 5], [7, 7], [7, 8]], np.uint64)).tolist()
+    [0, 1, 0, 2]
+    """
+    if not len(keys):
+        return np.zeros(0, dtype=np.int64)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal ones stay in their order
+    ordered = keys[order]
+    begins = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    group = begins.cumsum() - 1  # (N,)
+    rank = np.empty(group[-1] + 1, dtype=np.int64)  # (U,) by where each came first
+    rank[np.argsort(order[begins], kind="stable")] = np.arange(len(rank))
+    numbers = np.empty(len(keys), dtype=np.int64)
+    numbers[order] = rank[group]
+    return numbers
 
 
 def stored_digest(value: Any) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,24 +31,32 @@ def read_parquet(
     Raises:
         ValueError: naming the file, if it is missing, damaged, or lacks a column.
     """
-    import pyarrow
     import pyarrow.parquet
 
     if not os.path.exists(path):
         raise ValueError(f"{path} can't be read: there is no such file. {hint}")
-    try:
+    with reading_parquet(path, hint):
         there = pyarrow.parquet.read_schema(path).names
         if not (missing := [name for name in columns or () if name not in there]):
             table = pyarrow.parquet.read_table(path, columns=columns, schema=schema)
             table.validate(full=True)  # damaged offsets would end the process later, or give other rows
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}. {hint}")
+    return table
+
+
+@contextmanager
+def reading_parquet(path: str | os.PathLike[str], hint: str) -> Iterator[None]:
+    """Turn whatever is wrong with a Parquet file that is read in the block into a `ValueError` that names it."""
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path} can't be read: it is no Parquet file, or a damaged one ({reason:.200}). {hint}"
         ) from error
-    if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}. {hint}")
-    return table
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,15 +1,34 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from mmemb_r1.content import content_key
-from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, read_pairs, stored_digest
+from mmemb_r1.table_paths import table_paths_from
+from mmemb_r1.training import tables as training_tables
+from mmemb_r1.training.table_files import table_digest
+from mmemb_r1.training.tables import (
+    PAIR_COLUMNS,
+    StoredInputs,
+    StoredValues,
+    check_pairs,
+    number_distinct,
+    number_rows,
+    positions_in,
+    read_pairs,
+    stored_digest,
+)
 
 PART = {"text": Value("string"), "image": List(ImageFeature()), "instruction": Value("string")}
 FEATURES = Features({"pair_id": Value("string"), "query": PART, "target": PART})
@@ -160,3 +179,129 @@ def test_paths_start_from_the_folder_of_the_table(tmp_path, monkeypatch):
     assert read_pairs("data/pairs.parquet")["target"][0] == found[0]
     elsewhere = read_pairs(folder / "pairs.parquet", base=Path("other"))
     assert elsewhere["target"][0]["video"] == "other/film.mp4"
+
+
+class TestLargeTables:
+    """Tables of many files and rows, which are mapped into memory."""
+
+    @pytest.fixture(params=["in memory", "mapped"])
+    def size(self, request, monkeypatch):
+        if request.param == "mapped":
+            monkeypatch.setattr("mmemb_r1.training.table_files.IN_MEMORY", 0)
+        return request.param
+
+    @pytest.fixture
+    def shards(self, tmp_path):
+        """Three files of two pairs each, with pictures by path and as bytes."""
+        folder = tmp_path / "pairs"
+        folder.mkdir()
+        for shard in range(3):
+            rows = []
+            for row in range(2):
+                name = f"{shard}-{row}"
+                Image.new("RGB", (4, 4), (shard * 50, row * 50, 0)).save(folder / f"{name}.png")
+                image = {"bytes": None, "path": f"{name}.png"} if row else {"bytes": png("red"), "path": None}
+                rows.append(pair(name, {"text": name, "image": [image]}, {"text": f"to {name}"}))
+            pq.write_table(
+                table(*rows).data.table, folder / f"{shard:05d}.parquet"
+            )  # `to_parquet` would read pictures
+        return folder
+
+    def test_a_folder_of_shards_is_one_table(self, shards, size):
+        pairs = read_pairs(shards, PAIR_COLUMNS)
+        assert pairs["pair_id"][:] == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
+        assert bool(pairs.cache_files) == (size == "mapped")
+        inputs = StoredInputs(pairs, "query")
+        assert inputs[3]["image"] == [{"bytes": None, "path": str(shards / "1-1.png")}]
+        assert inputs[4]["image"] == [{"bytes": png("red"), "path": None}]
+        assert [value["text"] for value in inputs] == pairs["pair_id"][:]
+        assert pairs[5]["query"]["image"][0].getpixel((0, 0)) == (100, 50, 0)
+
+    def test_a_mapped_table_is_made_anew_when_a_file_changes(self, shards, monkeypatch):
+        monkeypatch.setattr("mmemb_r1.training.table_files.IN_MEMORY", 0)
+        first = read_pairs(shards)
+        assert read_pairs(shards).cache_files == first.cache_files
+        table(pair("new", {"text": "x"}, {"text": "y"})).to_parquet(str(shards / "00001.parquet"))
+        assert read_pairs(shards)["pair_id"][:] == ["0-0", "0-1", "new", "2-0", "2-1"]
+
+    def test_rows_that_are_chosen_stay_mapped(self, shards, monkeypatch):
+        monkeypatch.setattr("mmemb_r1.training.table_files.IN_MEMORY", 0)
+        pairs = read_pairs(shards).add_column("task", list("aabbaa"))
+        few = training_tables._some_pairs(pairs, None, 1, "pairs")
+        assert few["pair_id"][:] == ["0-0", "1-0"] and StoredInputs(few, "target")[1] == {"text": "to 1-0"}
+
+    def test_json_lines(self, tmp_path, size):
+        """Columns are those of all lines; pictures are paths."""
+        (tmp_path / "rows").mkdir()
+        lines = [{"pair_id": "a", "query": {"text": "x"}, "target": {"text": "y"}}] * 3000
+        lines[2999] = {"pair_id": "b", "query": {"image": ["b.png"]}, "target": {"text": "z"}, "task": "t"}
+        for number, part in enumerate((lines[:2000], lines[2000:])):
+            text = "\n".join(map(json.dumps, part)) + "\n\n"
+            (tmp_path / "rows" / f"{number}.jsonl").write_text(text, encoding="utf-8")
+        pairs = read_pairs(tmp_path / "rows")
+        assert len(pairs) == 3000 and pairs["task"][2998:] == [None, "t"]
+        assert StoredInputs(pairs, "query")[2999] == {"image": [str(tmp_path / "rows" / "b.png")]}
+        with pytest.raises(ValueError, match="the pair_id 'a' is there twice, in the rows 0 and 1"):
+            check_pairs(pairs, ["pair_id"])
+
+    @pytest.mark.parametrize("text", ["[1]\n", '{"a": 1}\n{"a": {"b": 2}}\n', "{no json}\n", "\xff"])
+    def test_lines_that_are_no_rows_are_refused(self, tmp_path, text):
+        (tmp_path / "rows.jsonl").write_bytes(text.encode("latin1"))
+        with pytest.raises(ValueError, match=r"rows\.jsonl can't be read: its lines are no JSON objects of one form"):
+            read_pairs(tmp_path / "rows.jsonl")
+
+    def test_a_file_with_other_columns_is_refused(self, shards, size):
+        table(pair("a", {"text": "x"}, {"text": "y"})).remove_columns("target").to_parquet(str(shards / "9.parquet"))
+        with pytest.raises(ValueError, match=r"9\.parquet has no column 'target', which the table's first file has"):
+            read_pairs(shards)
+
+    def test_a_damaged_shard_is_named(self, shards, size):
+        (shards / "00001.parquet").write_bytes((shards / "00001.parquet").read_bytes()[:200])
+        with pytest.raises(ValueError, match=r"00001\.parquet can't be read: it is no Parquet file, or a damaged one"):
+            read_pairs(shards)
+
+    def test_a_folder_without_a_table_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"holds no table; needed: files that end in \.parquet or \.jsonl"):
+            read_pairs(tmp_path)
+
+    def test_lists_in_the_middle_of_a_row_group(self, tmp_path):
+        """Arrow can't make a list anew that is a part of another; rows are read in parts."""
+        query = [{"text": str(row), "image": [f"{row}.png"] if row % 2 else None} for row in range(3000)]
+        rows = {"pair_id": list(map(str, range(3000))), "query": query, "negatives": [[one] for one in query]}
+        pq.write_table(pa.table(rows), tmp_path / "pairs.parquet", row_group_size=3000)
+        pairs = read_pairs(tmp_path / "pairs.parquet")
+        assert pairs["query"][2999]["image"] == [str(tmp_path / "2999.png")]
+        assert pairs["negatives"][1501][0]["image"] == [str(tmp_path / "1501.png")]
+        assert pairs["query"][1500]["image"] is None
+        part = table_paths_from(Path("/data"), pa.table({"query": query})[5:9])
+        (found, *_) = part["query"].to_pylist()
+        assert found == {"text": "5", "image": ["/data/5.png"]}
+
+    def test_digests_tell_content_and_nothing_else(self, shards, tmp_path):
+        first = table_digest(shards)
+        assert first == table_digest(Path(shutil.copytree(shards, tmp_path / "copy"))) and len(first) == 64
+        (shards / "00002.parquet").unlink()
+        assert table_digest(shards) != first
+        one = shards / "00000.parquet"
+        assert table_digest(one) == sha256(one.read_bytes()).hexdigest()  # as runs of before have recorded it
+
+
+def test_rows_are_numbered_in_their_order():
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 3, size=(500, 2)).astype(np.uint64)
+    numbers, _ = number_distinct(list(map(tuple, keys.tolist())))
+    assert number_rows(keys).tolist() == numbers
+    assert number_rows(np.zeros((0, 2), np.uint64)).tolist() == []
+
+
+def test_positions_among_stored_texts():
+    pairs = Dataset.from_dict({"pair_id": [f"pair {number}" for number in range(3000)]}).select([2999, 5, 7])
+    asked = pa.chunked_array([["pair 7", None], ["pair 2999", "pair 8"]])
+    assert positions_in(asked, StoredValues(pairs, "pair_id")).tolist() == [2, -1, 0, -1]
+
+
+def test_stored_values_are_those_of_the_rows():
+    values = StoredValues(Dataset.from_dict({"text": list("abc")}).select([2, 0]), "text")
+    assert (list(values), values[-1], values[:1], len(values)) == (["c", "a"], "a", ["c"], 2)
+    with pytest.raises(IndexError, match="there is no row 2 in a table of 2"):
+        values[2]

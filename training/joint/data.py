@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from datasets import Dataset as Table
 from torch.utils.data import Dataset
 
-from mmemb_r1.training.tables import check_pairs, plain_column, stored_column, stored_input
+from mmemb_r1.training.table_files import ROWS_AT_ONCE
+from mmemb_r1.training.tables import check_pairs, number_rows, stored_batches, stored_input, text_numbers
 
 COLUMNS = ("pair_id", "side", "text")
 
@@ -21,7 +23,7 @@ class Drawn(NamedTuple):
 
     text: str
     posterior: float
-    segments: tuple[str, ...]
+    segments: Sequence[str]
 
 
 class SelectedRationales:
@@ -39,21 +41,30 @@ class SelectedRationales:
         check_selected(table)
         self.best_only = best_only
 
-        def column(name: str, default: list[Any]) -> list[Any]:
-            return stored_column(table, name).to_pylist() if name in table.column_names else default
-
-        ids, sides, texts = (column(name, []) for name in COLUMNS)
-        posteriors = column("posterior", [1.0] * len(table))
-        segments = column("segments", [[text] for text in texts])
-        kept: dict[tuple[str, str], list[Drawn]] = defaultdict(list)
-        rows = zip(ids, sides, texts, posteriors, segments, strict=True)
-        for row, (pair_id, side, text, posterior, parts) in enumerate(rows):
-            _check_row(row, side, text, posterior, parts)
-            kept[pair_id, side].append(Drawn(text, posterior, tuple(parts)))
-        self._kept = dict(kept)
-        self.pair_ids = {pair_id for pair_id, _ in self._kept}
+        self._has_segments = "segments" in table.column_names
+        names = [*COLUMNS, *({"posterior", "worker", "segments"} & set(table.column_names))]
+        self._table = table.select_columns(names).with_format("arrow")
+        ids, keys, posteriors, workers, row = [], [], [], Counter[Any](), 0
+        for batch in self._table.iter(ROWS_AT_ONCE):
+            rows = batch.to_pylist()
+            for one in rows:
+                _check_row(row, one["side"], *self._drawn(one))
+                row += 1
+            ids.append(text_numbers(str(one["pair_id"]) for one in rows))
+            keys.append(text_numbers(_group(one["pair_id"], one["side"]) for one in rows))
+            posteriors.append(np.array([self._drawn(one).posterior for one in rows], dtype=np.float64))
+            workers.update(one["worker"] for one in rows if "worker" in one)
+        self._posteriors = np.concatenate(posteriors)  # (N,)
+        unsorted = np.concatenate(keys)  # (N, 2)
+        self._order = np.lexsort((unsorted[:, 1], unsorted[:, 0]))  # (N,) rows, those of a side of a pair together
+        self._keys = unsorted[self._order]
+        self.num_pairs = int(number_rows(np.concatenate(ids)).max()) + 1  # that have a rationale
         self.num_rationales = len(table)
-        self.workers = dict(sorted(Counter(column("worker", [])).items()))
+        self.workers = dict(sorted(workers.items()))
+
+    def covered(self, pairs: Table) -> int:
+        """Count the rows of a pairs table, with `pair_id`, that have a rationale."""
+        return shared_ids(self._table, pairs)[0]
 
     def draw(self, pair_id: str, side: str, rng: np.random.Generator) -> Drawn | None:
         """
@@ -62,16 +73,33 @@ class SelectedRationales:
         One number is drawn from `rng` in any case.
         """
         number = rng.random()
-        candidates = self._kept.get((pair_id, side))
-        if candidates is None:
+        rows = self._rows(pair_id, side)
+        if not len(rows):
             return None
-        posteriors = np.array([one.posterior for one in candidates])
+        posteriors = self._posteriors[rows]
         shares = posteriors / posteriors.sum()
         place = int(np.searchsorted(np.cumsum(shares), number, side="right"))
-        place = min(place, len(candidates) - 1)  # the sum may end a rounding below 1
+        place = min(place, len(rows) - 1)  # the sum may end a rounding below 1
         if self.best_only:
             place = int(shares.argmax())
-        return candidates[place]._replace(posterior=float(shares[place]))
+        (row,) = self._table[int(rows[place]) : int(rows[place]) + 1].to_pylist()
+        drawn = self._drawn(row)
+        return drawn._replace(posterior=float(shares[place]), segments=tuple(drawn.segments))
+
+    def _rows(self, pair_id: str, side: str) -> npt.NDArray[np.int64]:
+        """Find the rows of a side of a pair, in their order."""
+        (key,) = text_numbers([_group(pair_id, side)])
+        first, last = (int(np.searchsorted(self._keys[:, 0], key[0], side)) for side in ("left", "right"))
+        return self._order[first:last][self._keys[first:last, 1] == key[1]]
+
+    def _drawn(self, row: Mapping[str, Any]) -> Drawn:
+        segments = row["segments"] if self._has_segments else [row["text"]]
+        return Drawn(row["text"], row.get("posterior", 1.0), segments)
+
+
+def _group(pair_id: Any, side: Any) -> str:
+    """Name a side of a pair."""
+    return f"{side}\n{pair_id}"
 
 
 def check_selected(table: Table) -> None:
@@ -153,9 +181,9 @@ class JointPairs(Dataset[Example]):
                     "Selected rationales are found by pair_id, which the pairs table lacks; it has: "
                     f"{', '.join(columns)}."
                 )
-            if not rationales.pair_ids.intersection(plain_column(table, "pair_id")):
+            if not rationales.covered(table):
                 raise ValueError(
-                    f"None of the {len(rationales.pair_ids)} pairs of the selected table is in the pairs table; give "
+                    f"None of the {rationales.num_pairs} pairs of the selected table is in the pairs table; give "
                     "both of the same run."
                 )
         used = ["pair_id", "query", "target"]
@@ -211,9 +239,21 @@ def check_tables(train: Any, other: Any) -> None:
             )
         check_pairs(table, [*({"pair_id"} & set(table.column_names)), "query", "target"], name)
     if other is not None and "pair_id" in train.column_names and "pair_id" in other.column_names:
-        shared = set(plain_column(train, "pair_id")) & set(plain_column(other, "pair_id"))
-        if shared:
+        number, example = shared_ids(train, other)
+        if number:
             raise ValueError(
-                f"{len(shared)} pairs, {min(shared)!r} for one, are in the pairs table and in the evaluation table: "
+                f"{number} pairs, {example!r} for one, are in the pairs table and in the evaluation table: "
                 "what was trained on can't be evaluated on. Take them out of one."
             )
+
+
+def shared_ids(table: Table, other: Table) -> tuple[int, str | None]:
+    """Count the rows of `other` whose `pair_id` is in `table`, and name the first."""
+    ours, theirs = (
+        np.concatenate([text_numbers(map(str, batch.to_pylist())) for batch in stored_batches(one, "pair_id")])
+        for one in (table, other)
+    )
+    known = int(number_rows(ours).max()) + 1
+    shared = np.flatnonzero(number_rows(np.concatenate([ours, theirs]))[len(ours) :] < known)
+    example = other.select_columns(["pair_id"])[int(shared[0])]["pair_id"] if len(shared) else None
+    return len(shared), example

@@ -11,7 +11,6 @@ from mmemb_r1.training.adapters import adapter_facts
 from mmemb_r1.training.base_trainer import pairs_facts
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import SelectedRationales
-from mmemb_r1.training.tables import plain_column
 from mmemb_r1.training.vlm import weights_fingerprint
 
 
@@ -56,7 +55,7 @@ def _describe_rationales(args: JointConfig, pairs: Dataset, selected: SelectedRa
     if selected is None:
         own = [name for name in ("query_rationale", "target_rationale") if name in pairs.column_names]
         return "those of the pairs table" if own else "none: the pairs table has none"
-    found = len(selected.pair_ids.intersection(plain_column(pairs, "pair_id")))
+    found = selected.covered(pairs)
     workers = ", ".join(f"{worker} {number}" for worker, number in selected.workers.items())
     text = f"{selected.num_rationales} selected ones, for {found} of the {len(pairs)} pairs"
     text += ", of each the best alone" if selected.best_only else ""

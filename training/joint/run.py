@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from datasets import Dataset
 
 from mmemb_r1.training.joint.config import JointConfig
+from mmemb_r1.training.joint.data import shared_ids
 from mmemb_r1.training.joint.trainer import JointTrainer
 from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
-from mmemb_r1.training.tables import plain_column, selection_note
+from mmemb_r1.training.tables import selection_note
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
 
 def describe_rationales(pairs: Dataset, rationales: Dataset) -> str:
     """Tell how many pairs have a selected rationale, and which columns of the pairs are not read for it."""
-    count = len(set(plain_column(rationales, "pair_id")).intersection(plain_column(pairs, "pair_id")))
+    count, _ = shared_ids(rationales, pairs)
     text = f"rationales for {count:,} of {len(pairs):,} pairs; the others train the direct path alone"
     own = [name for name in ("query_rationale", "target_rationale") if name in pairs.column_names]
     if not own:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.runs import replaced_file
+from mmemb_r1.training.table_files import open_table
 
 if TYPE_CHECKING:
     import pyarrow
@@ -72,7 +73,7 @@ def read_rationale_shard(path: Path) -> list[dict[str, Any]]:
 
 def read_rationales(path: str | os.PathLike[str]) -> Dataset:
     """
-    Read a rationales table into memory.
+    Open a rationales table; a large one is mapped into memory.
 
     Args:
         path: the folder that `draw_rationales` wrote (finished or not), or a Parquet file with at least its columns.
@@ -83,23 +84,18 @@ def read_rationales(path: str | os.PathLike[str]) -> Dataset:
     Raises:
         ValueError: if there is no such folder or file, or it holds no rationales.
     """
-    import pyarrow
-    import pyarrow.parquet
-    from datasets import Dataset
-
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: there is no such folder or file. `mmemb-r1 rationales` writes one.")
     files = sorted((path / "shards").glob("*.parquet"), key=_worker_and_index) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} holds no shards of rationales. `mmemb-r1 rationales` draws them.")
-    tables = [read_parquet(file, hint="`mmemb-r1 rationales` writes it again where it is missing.") for file in files]
-    table = pyarrow.concat_tables(tables)
+    table = open_table(files)
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(
             f"{path} has no column {missing[0]!r}; a rationales table has the columns {', '.join(COLUMNS)}."
         )
-    return Dataset(table)
+    return table
 
 
 def _worker_and_index(file: Path) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
@@ -17,8 +17,19 @@ from mmemb_r1.content import DIGEST_SIZE, content_key
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
 from mmemb_r1.seeding import ring_order, ring_position, seeded_random
 from mmemb_r1.training.rationales.worker import SIDES
-from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, stored_column, stored_digest
+from mmemb_r1.training.tables import (
+    PAIR_COLUMNS,
+    StoredInputs,
+    StoredValues,
+    as_numbers,
+    check_pairs,
+    number_distinct,
+    number_rows,
+    stored_digest,
+    tasks_of,
+)
 
+_KEYS_AT_ONCE = 4096
 _SHORT = 16  # bytes of a digest that are kept
 
 
@@ -36,15 +47,32 @@ class PairIndex:
         fingerprint: equal for tables with the same pairs in the same order.
     """
 
-    ids: list[str]
-    tasks: list[str]
+    ids: Sequence[str]
+    tasks: Sequence[str]
     content: dict[str, npt.NDArray[np.int64]]
-    negatives: list[tuple[int, ...]]
+    negatives: Sequence[tuple[int, ...]]
     digests: npt.NDArray[np.void]
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class _Lists(Sequence[tuple[int, ...]]):
+    """Hold N lists of numbers as one array: the numbers of the first list, of the second, and so on."""
+
+    def __init__(self, sizes: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> None:
+        self._ends, self._values = sizes.cumsum(), values
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        end = int(self._ends[row])
+        start = int(self._ends[row - 1]) if row % len(self) else 0
+        return tuple(self._values[start:end].tolist())
 
 
 def other_side(side: str) -> str:
@@ -85,25 +113,40 @@ def index_pairs(pairs: Dataset) -> PairIndex:
         ValueError: if `check_pairs` refuses the table, or its negatives are not lists of inputs.
     """
     check_pairs(pairs, PAIR_COLUMNS)
-    numbers: dict[bytes, int] = {}
     digest = blake2b(digest_size=16)
 
-    def number(value: Any) -> int:
+    def key_of(value: Any) -> bytes:
         stored, key = stored_digest(value), content_key(value)
         digest.update(stored)
-        return numbers.setdefault(key if len(key) == DIGEST_SIZE else stored, len(numbers))  # stored: it can't be read
+        return key if len(key) == DIGEST_SIZE else stored  # stored: it can't be read
 
-    ids = stored_column(pairs, "pair_id").to_pylist()
-    tasks = [""] * len(ids)
-    if "task" in pairs.column_names:
-        tasks = [task or "" for task in stored_column(pairs, "task").to_pylist()]
-    content = {
-        side: np.fromiter(map(number, StoredInputs(pairs, side)), dtype=np.int64, count=len(ids)) for side in SIDES
-    }
-    negatives = [tuple(map(number, own)) for own in _own_negatives(pairs)]
-    digest.update(repr((ids, tasks, [len(own) for own in negatives])).encode())
-    digests = np.frombuffer(b"".join(key[:_SHORT] for key in numbers), dtype=f"V{_SHORT}")
-    return PairIndex(ids, tasks, content, negatives, digests, digest.hexdigest())
+    keys = [_numbers(key_of(value) for value in StoredInputs(pairs, side)) for side in SIDES]
+    sizes: list[int] = []
+
+    def negative_keys() -> Iterator[bytes]:
+        for own in _own_negatives(pairs):
+            sizes.append(len(own))
+            yield from map(key_of, own)
+
+    keys.append(_numbers(negative_keys()))
+    every = np.concatenate(keys)  # (M, 2)
+    numbers = number_rows(every)
+    digests = every[np.unique(numbers, return_index=True)[1]].astype("<u8").view(f"V{_SHORT}")[:, 0]  # (C,)
+    query, target, negatives = np.split(numbers, [len(pairs), 2 * len(pairs)])
+    ids, tasks = StoredValues(pairs, "pair_id"), tasks_of(pairs)
+    for pair_id, task, size in zip(ids, tasks, sizes, strict=True):
+        digest.update(repr((pair_id, task, size)).encode())
+    content = dict(zip(SIDES, (query, target), strict=True))
+    own = _Lists(np.array(sizes, np.int64), negatives)
+    return PairIndex(ids, tasks, content, own, digests, digest.hexdigest())
+
+
+def _numbers(keys: Iterator[bytes]) -> npt.NDArray[np.uint64]:
+    """Gather content keys as `(N, 2)` numbers, some at a time: the keys themselves take six times as much."""
+    parts = [np.zeros((0, 2), np.uint64)]
+    while some := list(islice(keys, _KEYS_AT_ONCE)):
+        parts.append(as_numbers(some))
+    return np.concatenate(parts)
 
 
 def _own_negatives(pairs: Dataset) -> Iterator[list[dict[str, Any]]]:
@@ -111,14 +154,14 @@ def _own_negatives(pairs: Dataset) -> Iterator[list[dict[str, Any]]]:
     if "negatives" not in pairs.column_names:
         yield from ([] for _ in range(len(pairs)))
         return
-    column = stored_column(pairs, "negatives")
+    column = pairs.select_columns(["negatives"]).with_format("arrow")[:1]["negatives"]
     kind = getattr(column.type, "value_type", column.type)
     if not pa.types.is_null(kind) and not (kind != column.type and pa.types.is_struct(kind)):
         raise ValueError(
             f"the column 'negatives' of the pairs table holds {column.type}; allowed: a list of inputs, each an "
             f"object with any of the keys {', '.join(PARTS)}"
         )
-    yield from (own.as_py() or [] for own in column)
+    yield from (own or [] for own in StoredValues(pairs, "negatives"))
 
 
 class Negatives(NamedTuple):
@@ -155,12 +198,15 @@ class NegativeSampler:
         self.index, self.num_negatives, self.seed = index, num_negatives, seed
         self._matches = {side: KnownMatches(index, side) for side in SIDES}
         positions = np.array([ring_position(seed, key.tobytes()) for key in index.digests], dtype=np.uint64)  # (C,)
-        rows_of_task: dict[str, list[int]] = {}
-        for row, task in enumerate(index.tasks):
-            rows_of_task.setdefault(task, []).append(row)
-        self._all = {side: _ring(index.content[side], range(len(index)), positions) for side in SIDES}
+        self._all = {side: _ring(index.content[side], np.arange(len(index)), positions) for side in SIDES}
+        numbers, first = number_distinct(index.tasks)
+        rows = np.argsort(numbers, kind="stable")  # those of one task together, in their order
+        rows_of_task = np.split(rows, np.bincount(numbers, minlength=len(first)).cumsum()[:-1])
         self._of_task = {
-            side: {task: _ring(index.content[side], rows, positions) for task, rows in rows_of_task.items()}
+            side: {
+                index.tasks[place]: _ring(index.content[side], own, positions)
+                for place, own in zip(first, rows_of_task, strict=True)
+            }
             for side in SIDES
         }
 
@@ -209,18 +255,18 @@ class NegativeSampler:
                 yield number, is_own
 
 
-def _first_rows(content: npt.NDArray[np.int64], rows: Iterable[int]) -> npt.NDArray[np.int64]:
+def _first_rows(content: npt.NDArray[np.int64], rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Keep the first of `rows` of each content.
 
     >>> _first_rows(np.array([7, 8, 7, 9]), [1, 2, 3, 0]).tolist()
     [1, 2, 3]
     """
-    rows = np.fromiter(rows, dtype=np.int64)
+    rows = np.asarray(rows, dtype=np.int64)
     _, first = np.unique(content[rows], return_index=True)
     return rows[np.sort(first)]
 
 
-def _ring(content: npt.NDArray[np.int64], rows: Iterable[int], positions: npt.NDArray[np.uint64]) -> _Ring:
+def _ring(content: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], positions: npt.NDArray[np.uint64]) -> _Ring:
     """Put the first of `rows` of each content on a ring, given the positions `(C,)` of contents."""
     first = _first_rows(content, rows)
     places = positions[content[first]]

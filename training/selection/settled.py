@@ -10,7 +10,7 @@ from mmemb_r1.training.selection.evaluator import PairEvaluator
 from mmemb_r1.training.settling.faults import SettleOptions
 from mmemb_r1.training.settling.reading import Reading
 from mmemb_r1.training.settling.settle import PairsTable, Settlement, settle
-from mmemb_r1.training.tables import positions_in, stored_column
+from mmemb_r1.training.tables import StoredValues, positions_in, stored_column
 
 
 def settle_selection(
@@ -29,7 +29,7 @@ def settle_selection(
     (kept,) = settled.tables
     if settled.rationales is not None and len(kept) < len(pairs):
         ids = stored_column(settled.rationales, "pair_id")
-        known, left = (positions_in(ids, stored_column(table, "pair_id")) >= 0 for table in (pairs, kept))
+        known, left = (positions_in(ids, StoredValues(table, "pair_id")) >= 0 for table in (pairs, kept))
         used = (left | ~known).nonzero()[0]  # those of unknown pairs stay: they are an error
         settled = dataclasses.replace(settled, rationales=settled.rationales.select(used))
     return settled

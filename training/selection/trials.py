@@ -21,7 +21,7 @@ from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import Trial
 from mmemb_r1.training.selection.pairs import Negatives, NegativeSampler, PairIndex, other_side
-from mmemb_r1.training.tables import StoredInputs, positions_in, stored_column
+from mmemb_r1.training.tables import StoredInputs, StoredValues, positions_in
 
 REQUIRED_COLUMNS = ("pair_id", "side", "worker", "sample", "text")
 FAILED, EMPTY, CUT, ALONE = "failed", "empty", "cut off", "nothing to swap with"
@@ -239,8 +239,8 @@ class TrialBuilder:
     def __init__(self, pairs: Dataset, index: PairIndex, candidates: Candidates, options: SelectionOptions) -> None:
         self.index, self.candidates, self.options = index, candidates, options
         self._inputs = {side: StoredInputs(pairs, side) for side in SIDES}
-        self._own_negatives = stored_column(pairs, "negatives") if "negatives" in pairs.column_names else []
-        self._texts = stored_column(candidates.table, "text")
+        self._own_negatives = StoredValues(pairs, "negatives") if "negatives" in pairs.column_names else []
+        self._texts = StoredValues(candidates.table, "text")
         self._donors = donors(candidates, index, options.seed) if options.intervention == "swap" else None
         self._negatives = NegativeSampler(index, options.num_negatives, options.seed)
         self._negatives.check((group.pair, group.side) for group in candidates)
@@ -294,7 +294,7 @@ class TrialBuilder:
 
     def _read(self, rows: list[int]) -> list[str | None]:
         """Read texts of the rationales table; a negative row gives any text."""
-        return [self._texts[row].as_py() for row in rows]
+        return [self._texts[row] for row in rows]
 
     def _named_inputs(self, plan: PlannedTrial) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the inputs of a trial with names for messages: the anchor, its other side, its negatives."""
@@ -302,7 +302,7 @@ class TrialBuilder:
         for side, row in ((group.side, group.pair), (other, group.pair)):
             yield f"the {side} of pair {ids[row]!r}", self._inputs[side][row]
         for number in plan.negatives.own:
-            value = self._own_negatives[group.pair][number].as_py()
+            value = self._own_negatives[group.pair][number]
             yield f"the negative {number} of pair {ids[group.pair]!r}", given_parts(value)
         for row in plan.negatives.rows:
             yield f"the {other} of pair {ids[row]!r}", self._inputs[other][row]

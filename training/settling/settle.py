@@ -30,7 +30,7 @@ from mmemb_r1.training.settling.faults import (
 )
 from mmemb_r1.training.settling.measure import Columns, Lengths, measure_table
 from mmemb_r1.training.settling.reading import Reading
-from mmemb_r1.training.tables import positions_in, stored_column
+from mmemb_r1.training.tables import StoredValues, positions_in, stored_column
 
 logger = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped.jsonl"
@@ -209,7 +209,7 @@ def settle_rationales(
     )
     before = np.zeros(len(rationales), np.int32)
     if {"pair_id", "side"} <= set(rationales.column_names) and "pair_id" in pairs.table.column_names:
-        rows = positions_in(stored_column(rationales, "pair_id"), stored_column(pairs.table, "pair_id"))
+        rows = positions_in(stored_column(rationales, "pair_id"), StoredValues(pairs.table, "pair_id"))
         sides = stored_column(rationales, "side")
         for side in ("query", "target"):
             here = pc.equal(sides.cast(pa.string()), side).fill_null(False).to_numpy() & (rows >= 0)

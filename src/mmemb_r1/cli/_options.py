@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mmemb_r1.evaluation.tasks import TaskSource
 
 
+PAIRS_TABLE = "the pairs table: Parquet or JSON lines, a file or a folder of them"
+
+
 class CommandParser(argparse.ArgumentParser):
     """Parse the options of a command; one that is not known is refused there, with the nearest name."""
 
@@ -71,6 +74,20 @@ def check_file(option: str, path: Path) -> None:
     """Raise a ValueError unless the file that an option names is there."""
     if not path.is_file():
         raise ValueError(f"{option} {path}: there is no such file")
+
+
+def check_table(option: str, path: Path | None) -> None:
+    """Raise a ValueError unless an option names a table, with a hint where it is the folder of a selection."""
+    from mmemb_r1.training.table_files import SUFFIXES, has_table
+
+    if path is None:
+        return
+    if (inside := path / "selected.parquet").is_file():
+        raise ValueError(f"{option} {path}: is a folder; say {inside}")
+    if not path.exists():
+        raise ValueError(f"{option} {path}: there is no such file")
+    if not has_table(path):
+        raise ValueError(f"{option} {path}: the folder holds no files that end in {' or '.join(SUFFIXES)}")
 
 
 def add_row_options(parser: argparse._ActionsContainer) -> None:

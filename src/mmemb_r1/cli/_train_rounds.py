@@ -7,12 +7,11 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import add_base_option
-from mmemb_r1.cli._training import add_files, on_cpu, require_file
+from mmemb_r1.cli._options import add_base_option, check_file
+from mmemb_r1.cli._training import add_files, on_cpu
 from mmemb_r1.modeling.files_mmemb_r1 import copy_content
 from mmemb_r1.runs import record_run, write_json
 
@@ -141,7 +140,8 @@ def check(plan: Rounds) -> None:
         ("--joint-config", plan.joint_config, JointRun),
         ("--adaptive-config", plan.adaptive_config, AdaptiveRun),
     ):
-        require_file(option, path)
+        if path is not None:
+            check_file(option, path)
         recipe = read_recipe(path, run_class)
         recipe["settings"] |= on_cpu() if plan.cpu else {}
         run_class(model=plan.model, pairs=plan.pairs, output=plan.output, **recipe).config()
@@ -149,8 +149,10 @@ def check(plan: Rounds) -> None:
 
 def claim_folder(plan: Rounds) -> None:
     """Keep another run out of this one's folder; one with a larger `--n` may go on there."""
+    from mmemb_r1.training.table_files import table_digest
+
     files = {name: getattr(plan, name) for name in (*TABLES, "pool", "joint_config", "adaptive_config")}
-    digests = {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}
+    digests = {name: table_digest(path) for name, path in files.items() if path is not None}
     record_run(plan.output / "run.json", {**{name: getattr(plan, name) for name in SETTINGS}, **digests})
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmemb_r1.cli._options import CommandParser, add_row_options
+from mmemb_r1.cli._options import PAIRS_TABLE, CommandParser, add_row_options, check_file
 
 if TYPE_CHECKING:
     from mmemb_r1.training.run import TrainingRun
@@ -83,7 +83,7 @@ def add_files(parser: argparse.ArgumentParser, helps: dict[str, str], required: 
 def add_phase_options(parser: argparse.ArgumentParser, model: str) -> None:
     """Add what every training phase has: `--model`, described as `model`, `--pairs` and which rows, `--output`."""
     parser.add_argument("--model", required=True, metavar="DIR", help=f"{model}: a folder or a Hub id")
-    add_files(parser, {"--pairs": "the pairs table, Parquet"}, required=True)
+    add_files(parser, {"--pairs": PAIRS_TABLE}, required=True)
     add_row_options(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the trained checkpoint goes")
 
@@ -97,7 +97,8 @@ def run_of(args: argparse.Namespace, run_class: type[Run], **tables: Any) -> Run
     """Make the run that parsed options and `tables` describe: `--config`, over it flags, and over these `--cpu`."""
     from mmemb_r1.training.run import read_recipe
 
-    require_file("--config", args.config)
+    if args.config is not None:
+        check_file("--config", args.config)
     recipe = read_recipe(args.config, run_class)
     recipe["settings"] |= flags_of(args) | (on_cpu() if args.cpu else {})
     given = {
@@ -113,15 +114,6 @@ def run_of(args: argparse.Namespace, run_class: type[Run], **tables: Any) -> Run
 def on_cpu() -> dict[str, bool]:
     """Give the fields of a config that `--cpu` sets."""
     return {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
-
-
-def require_file(option: str, path: Path | None) -> None:
-    """Refuse the path of an option that is no file, with a hint where it is the folder of a selection."""
-    if path is None or path.is_file():
-        return
-    inside = path / "selected.parquet"
-    hint = f"is a folder; say {inside}" if inside.is_file() else "there is no such file"
-    raise ValueError(f"{option} {path}: {hint}")
 
 
 def is_main_process() -> bool:

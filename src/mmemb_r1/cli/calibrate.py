@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import add_encoding_options, add_row_options, check_file
+from mmemb_r1.cli._options import add_encoding_options, add_row_options, check_table
 
 HELP = """\
 Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
@@ -88,7 +88,7 @@ def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
             raise ValueError("--tasks and --per-task are for --pairs; leave them out")
         lines, inputs = read_inputs(args.input, args.base)
         return [f"line {line}" for line in lines], inputs
-    check_file("--pairs", args.pairs)
+    check_table("--pairs", args.pairs)
     from mmemb_r1.content import inputs_of
     from mmemb_r1.training.tables import read_pairs
 

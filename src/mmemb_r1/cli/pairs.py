@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_base_option, add_limit_options
+from mmemb_r1.cli._options import add_base_option, add_limit_options, check_table
 
 WRONG = 1  # exit status where rows can't be trained on
 CHECK_HELP = """\
@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="find rows that can't be trained on", description=CHECK_HELP)
     check.formatter_class = argparse.RawDescriptionHelpFormatter
-    check.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="pairs tables, Parquet")
+    check.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="pairs tables: files or folders")
     check.add_argument(
         "--model", required=True, metavar="DIR", help="the checkpoint to be trained: a folder or a Hub id"
     )
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("workers", 0), ("max_rounds", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value}; allowed: whole numbers from {least} on")
+    for path in args.tables:
+        check_table("TABLE", path)
 
     from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
     from mmemb_r1.training.rationales.table import read_rationales
@@ -59,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     tables = {str(path): read_pairs(path, base=args.base) for path in args.tables}
     rationales = None
     if args.rationales is not None:
-        rationales = (read_rationales if args.rationales.is_dir() else read_pairs)(args.rationales)
+        drawn = (args.rationales / "shards").is_dir()
+        rationales = (read_rationales if drawn else read_pairs)(args.rationales)
     checkpoint_config(args.model)
     module = MMEmbR1Module.load(args.model, local_files_only=Path(args.model).is_dir())
     config = module.model.config

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_row_options, add_shard_options, check_file, listed
+from mmemb_r1.cli._options import (
+    PAIRS_TABLE,
+    add_row_options,
+    add_shard_options,
+    check_file,
+    check_table,
+    listed,
+)
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (Parquet with the columns pair_id, query and target) from a pool of
@@ -33,7 +40,7 @@ ABORTED = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help=PAIRS_TABLE)
     add_row_options(parser)
     parser.add_argument("--pool", required=True, type=Path, metavar="FILE", help="the workers, YAML")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the rationales go")
@@ -49,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_file("--pairs", args.pairs)
+    check_table("--pairs", args.pairs)
     check_file("--pool", args.pool)
 
     from mmemb_r1.training.rationales.pool import load_pool

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_row_options, add_settle_options, add_shard_options, check_file
+from mmemb_r1.cli._options import PAIRS_TABLE, add_row_options, add_settle_options, add_shard_options, check_table
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
@@ -29,7 +29,7 @@ TRIALS = 16  # inputs with all their rationales that the evaluator gets at once
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help="the pairs table, Parquet")
+    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help=PAIRS_TABLE)
     add_row_options(parser)
     parser.add_argument(
         "--rationales", required=True, type=Path, metavar="DIR", help="what `mmemb-r1 rationales` wrote"
@@ -101,7 +101,7 @@ class _Renamed(argparse.Action):
 
 
 def run(args: argparse.Namespace) -> int:
-    check_file("--pairs", args.pairs)
+    check_table("--pairs", args.pairs)
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
     if args.jobs < 1 or (args.jobs > 1 and args.part != (1, 1)):

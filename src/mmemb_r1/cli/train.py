@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mmemb_r1.cli import _train_rounds
+from mmemb_r1.cli._options import check_table
 from mmemb_r1.cli._training import (
     PhaseParser,
     add_files,
@@ -16,7 +17,6 @@ from mmemb_r1.cli._training import (
     add_training_options,
     flags_of,
     is_main_process,
-    require_file,
     run_of,
 )
 
@@ -102,8 +102,8 @@ def configure_adaptive(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates", "config"):
-        require_file(f"--{option.replace('_', '-')}", getattr(args, option, None))
+    for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates"):
+        check_table(f"--{option.replace('_', '-')}", getattr(args, option, None))
     phases = {"joint": run_joint, "gate": run_gate, "adaptive": run_adaptive, "rounds": _train_rounds.run}
     return phases[args.phase](args)
 
@@ -138,14 +138,8 @@ def run_gate(args: argparse.Namespace) -> int:
     from mmemb_r1.runs import record_run, write_json
     from mmemb_r1.training.base_trainer import with_earlier_phases
     from mmemb_r1.training.gate_phase import GATE_FILE, GateConfig, gate_facts, gate_report, train_gate
-    from mmemb_r1.training.run import (
-        check_fields,
-        check_types,
-        chosen_rows,
-        file_digest,
-        read_settings,
-        table_facts,
-    )
+    from mmemb_r1.training.run import check_fields, check_types, chosen_rows, read_settings, table_facts
+    from mmemb_r1.training.table_files import table_digest
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -158,7 +152,7 @@ def run_gate(args: argparse.Namespace) -> int:
     model = MMEmbR1(args.model, device=args.device)
     weights = weights_fingerprint(model[0].model)
     tables = {"pairs": args.pairs, "candidates": args.candidates}
-    identity: dict[str, Any] = {name: file_digest(path) for name, path in tables.items() if path}
+    identity: dict[str, Any] = {name: table_digest(path) for name, path in tables.items() if path}
     identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": asdict(config)}
     record_run(args.output / "run.json", identity)
     report, folder = args.output / GATE_FILE, args.output / "model"

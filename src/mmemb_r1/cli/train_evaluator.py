@@ -6,8 +6,8 @@ import argparse
 from hashlib import sha256
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_base_option
-from mmemb_r1.cli._training import FIELD, add_files, add_training_options, require_file, run_of
+from mmemb_r1.cli._options import add_base_option, check_table
+from mmemb_r1.cli._training import FIELD, add_files, add_training_options, run_of
 
 HELP = """\
 Train an evaluator for `mmemb-r1 select`, where no strong chat model is at hand. It learns to answer yes or no to "does
@@ -36,8 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    require_file("--pairs", args.pairs)
-    require_file("--eval-pairs", args.eval_pairs)
+    check_table("--pairs", args.pairs)
+    check_table("--eval-pairs", args.eval_pairs)
 
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.run import train_in_folder

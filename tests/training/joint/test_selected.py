@@ -87,7 +87,8 @@ def test_where_nothing_was_kept_nothing_is_drawn_but_a_number_is(selected, pair_
 
 
 def test_what_it_tells(selected):
-    assert selected.pair_ids == {"a", "b"}
+    assert selected.num_pairs == 2
+    assert selected.covered(Dataset.from_dict({"pair_id": ["b", "c", "a", "b c"]})) == 2
     assert selected.num_rationales == 5
     assert list(selected.workers.items()) == [("w1", 4), ("w2", 1)]
     assert SelectedRationales(table(("a", "query", "x"), columns=COLUMNS[:3])).workers == {}
