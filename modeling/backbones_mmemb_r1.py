@@ -248,9 +248,9 @@ def picture_options(processor: Any, max_image_tokens: int | None) -> dict[str, A
     return {}
 
 
-def limit_pictures(config: Any, processor: Any, max_image_tokens: int | None) -> None:
+def checked_limit(processor: Any, max_image_tokens: Any) -> int | None:
     """
-    Set `max_image_tokens` of a model's config.
+    Check `max_image_tokens`, and return it.
 
     Raises:
         ValueError: if it is no number of at least 1, or the backbone can't keep it, see `picture_options`.
@@ -258,7 +258,7 @@ def limit_pictures(config: Any, processor: Any, max_image_tokens: int | None) ->
     if max_image_tokens is not None:
         max_image_tokens = check_option("max_image_tokens", max_image_tokens, FIELDS)
     picture_options(processor, max_image_tokens)
-    config.max_image_tokens = max_image_tokens
+    return max_image_tokens
 
 
 def limited_processor(processor: Any, max_image_tokens: int | None) -> Any:

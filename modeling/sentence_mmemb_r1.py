@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbones_mmemb_r1 import (
     MEDIA_COUNTS,
-    limit_pictures,
+    checked_limit,
     model_inputs,
     narrow_pixels,
     takes_videos,
@@ -103,7 +103,7 @@ class MMEmbR1Module(InputModule):
 
     @max_image_tokens.setter
     def max_image_tokens(self, value: int | None) -> None:
-        limit_pictures(self.model.config, self.processor, value)
+        self.model.config.max_image_tokens = checked_limit(self.processor, value)
 
     def get_embedding_dimension(self) -> int:
         config = self.model.config

@@ -16,7 +16,7 @@ from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
 from mmemb_r1.fingerprint import checkpoint_fingerprint
-from mmemb_r1.modeling.backbones_mmemb_r1 import limit_pictures, limited_processor
+from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit, limited_processor
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
@@ -124,7 +124,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         config = model.config
         tables = {"train": train_dataset, "joint": joint_pairs, "eval": eval_dataset}
         if args.max_image_tokens is not None:
-            limit_pictures(config, processing_class, args.max_image_tokens)
+            config.max_image_tokens = checked_limit(processing_class, args.max_image_tokens)
         processing_class = limited_processor(processing_class, config.max_image_tokens)  # GRPOTrainer calls it, too
         self.settlement, tables = settled_tables(args, config, processing_class, tables)
         train_dataset, joint_pairs, eval_dataset = tables["train"], tables["joint"], tables["eval"]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, TrainerCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
-from mmemb_r1.modeling.backbones_mmemb_r1 import limit_pictures
+from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
@@ -148,7 +148,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         if rationales is not None:
             check_selected(rationales)
         if args.max_image_tokens is not None:
-            limit_pictures(model.config, processing_class, args.max_image_tokens)
+            model.config.max_image_tokens = checked_limit(processing_class, args.max_image_tokens)
         self.settlement = settle_joint(args, model.config, processing_class, train_dataset, eval_dataset, rationales)
         train_dataset, *evaluated = self.settlement.tables
         eval_dataset = next(iter(evaluated), None)

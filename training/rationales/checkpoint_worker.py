@@ -41,6 +41,7 @@ class CheckpointWorker(TransformersWorker):
     """
 
     max_tokens: int = 128
+    max_image_tokens: int | None = field(default=None, init=False)  # the checkpoint's config says it
     style: str = field(default="thinking", init=False)  # not used: the checkpoint is prompted as it was trained
 
     @property

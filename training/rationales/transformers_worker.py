@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.modeling.tokens_mmemb_r1 import THINK
@@ -56,6 +57,7 @@ class TransformersWorker:
             count as the rationale's length, but not the token that ends the output.
         temperature: divides the logits; 0 always takes the likeliest token.
         top_p: draw from the likeliest tokens that together have this probability.
+        max_image_tokens: larger pictures are made smaller, to so many tokens each. Default: never.
         batch_size: prompts read at once; `num_samples` times as many rows are then decoded.
         device: where the model runs. Default: a GPU if there is one.
         dtype: one of `DTYPES`. Default: `"auto"`, the one the model was saved in.
@@ -74,10 +76,15 @@ class TransformersWorker:
     batch_size: int = 8
     device: str | None = None
     dtype: str | None = None
+    max_image_tokens: int | None = None
     _style: Style = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(self, "model", isinstance(self.model, str) and bool(self.model), "a folder or an ID on the Hub")
+        limit = self.max_image_tokens
+        require(
+            self, "max_image_tokens", limit is None or is_number(limit, int, 1), "a whole number from 1 on, or null"
+        )
         for key in ("num_samples", "max_tokens", "batch_size"):
             require(self, key, is_number(getattr(self, key), int, 1), "a whole number from 1 on")
         require(self, "temperature", is_number(self.temperature, int | float, 0), "a number from 0 (greedy) on")
@@ -97,6 +104,7 @@ class TransformersWorker:
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
+            **({} if self.max_image_tokens is None else {"max_image_tokens": self.max_image_tokens}),
         }
 
     def draw(self, requests: Sequence[RationaleRequest]) -> list[list[Rationale | Failure]]:
@@ -168,7 +176,8 @@ class TransformersWorker:
         return request_conversation(self._style, request)
 
     def _prompts(self, conversations: Sequence[list[dict[str, Any]]]) -> BatchFeature:
-        return render(self._processor, list(conversations), chat_template=chat_template(self._processor))
+        template, limit = chat_template(self._processor), self.max_image_tokens
+        return render(self._processor, list(conversations), chat_template=template, max_image_tokens=limit)
 
     @property
     def _narrow(self) -> Callable[[Tensor], Tensor] | None:
@@ -210,7 +219,9 @@ class TransformersWorker:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         try:
-            return load_vlm(self.model, self.device, self.dtype or "auto")
+            vlm, processor = load_vlm(self.model, self.device, self.dtype or "auto")
+            checked_limit(processor, self.max_image_tokens)
+            return vlm, processor
         except (ValueError, OSError) as error:
             raise WorkerError(f"Worker {self.name!r}: `model` can't be used. {error}") from error
 

@@ -62,6 +62,8 @@ class EvaluatorConfig(CheckedConfig, _BaseConfig):
             Whether every picture is shifted, scaled, turned and recoloured a little, anew for each example.
         max_text_tokens (`int`, *optional*):
             The text of an input is truncated to so many tokens. `None`: never.
+        max_image_tokens (`int`, *optional*):
+            Larger pictures are made smaller, to so many tokens each. `None`: never.
     """
 
     prompt: str = field(default="evaluator", metadata={"help": "The text around a pair."})
@@ -74,6 +76,7 @@ class EvaluatorConfig(CheckedConfig, _BaseConfig):
     task_weights: dict | None = field(default=None, metadata={"help": "How often each task is drawn."})
     augment_pictures: bool = field(default=False, metadata={"help": "Vary every picture a little."})
     max_text_tokens: int | None = field(default=None, metadata={"help": "Longest text of an input."})
+    max_image_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a picture."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Keep columns for the collator."})
 
     def __post_init__(self) -> None:
@@ -120,7 +123,9 @@ class EvaluatorTrainer(_BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        renderer = PromptRenderer(processing_class, EvaluatorPrompt.load(args.prompt), args.max_text_tokens)
+        renderer = PromptRenderer(
+            processing_class, EvaluatorPrompt.load(args.prompt), args.max_text_tokens, args.max_image_tokens
+        )
         self.answers = answer_ids(processing_class.tokenizer)
         self._right: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(

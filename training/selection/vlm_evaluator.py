@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
+from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
@@ -95,6 +96,7 @@ class PromptRenderer:
         processor: of a vision-language model or an mmemb-r1 checkpoint.
         prompt: the text around them.
         max_text_tokens: the text of an input is truncated to so many tokens; the rationale never is.
+        max_image_tokens: larger pictures are made smaller, to so many tokens each. Default: never.
     """
 
     def __init__(
@@ -102,8 +104,10 @@ class PromptRenderer:
         processor: ProcessorMixin,
         prompt: EvaluatorPrompt,
         max_text_tokens: int | None = None,
+        max_image_tokens: int | None = None,
     ) -> None:
-        self.processor, self.prompt, self.max_text_tokens = processor, prompt, max_text_tokens
+        self.processor, self.prompt = processor, prompt
+        self.max_text_tokens, self.max_image_tokens = max_text_tokens, checked_limit(processor, max_image_tokens)
         template = chat_template(processor).removesuffix("\n")  # which jinja drops, but not at the end of a block
         self._before, after = (
             _CUT.replace("PART", part).replace("MARK", _MARK).replace("TEMPLATE", template) for part in "01"
@@ -136,7 +140,9 @@ class PromptRenderer:
             except ValueError as error:
                 raise InputError(index, str(error)) from error
             conversations.append([{"role": "user", "content": self.prompt.parts(query, target)}])
-        return render(self.processor, conversations, chat_template=self._before)
+        return render(
+            self.processor, conversations, chat_template=self._before, max_image_tokens=self.max_image_tokens
+        )
 
     def _content(self, value: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
         try:
@@ -211,6 +217,7 @@ class VLMEvaluator:
         batch_size: (query, target) pairs that are read at once.
         max_branches: prompts that are completed at once, each with its own copy of the key-value cache.
         max_text_tokens: the text of an input is truncated to so many tokens. Default: never.
+        max_image_tokens: larger pictures are made smaller, to so many tokens each. Default: never.
         device: where the model runs. Default: the accelerator if there is one.
         dtype: of the weights: `"auto"` (as saved), `"float32"`, `"bfloat16"` or `"float16"`.
 
@@ -223,6 +230,7 @@ class VLMEvaluator:
     batch_size: int = 16
     max_branches: int = 128
     max_text_tokens: int | None = None
+    max_image_tokens: int | None = None
     device: str | None = None
     dtype: str = "auto"
     _vlm: Any = field(init=False, repr=False)
@@ -230,11 +238,16 @@ class VLMEvaluator:
     def __post_init__(self) -> None:
         self._vlm, processor = load_vlm(self.model, device=self.device, dtype=self.dtype)
         self._prompt = EvaluatorPrompt.load(self.prompt or _saved_prompt(self.model))
-        self._renderer = PromptRenderer(processor, self._prompt, self.max_text_tokens)
+        self._renderer = PromptRenderer(processor, self._prompt, self.max_text_tokens, self.max_image_tokens)
         self._answers = answer_ids(processor.tokenizer)
         self._weights = weights_fingerprint(self._vlm)
         self.context_length = context_length(self._vlm.config)
-        self.reading = Reading(processor, max_text_tokens=self.max_text_tokens, chat_template=chat_template(processor))
+        self.reading = Reading(
+            processor,
+            max_text_tokens=self.max_text_tokens,
+            chat_template=chat_template(processor),
+            max_image_tokens=self.max_image_tokens,
+        )
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -245,6 +258,7 @@ class VLMEvaluator:
             "weights": self._weights,
             "prompt": self._prompt.text,
             "max_text_tokens": self.max_text_tokens,
+            "max_image_tokens": self.max_image_tokens,
             "dtype": self.dtype,
         }
 

@@ -72,6 +72,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--seed", type=int, metavar="N", help="default: 0")
     asked.add_argument("--prompt", metavar="FILE", help="of a vlm: how it is asked; default: its own or the usual one")
     asked.add_argument(
+        "--max-image-tokens", type=int, metavar="N", help="of a vlm: larger pictures are made smaller; default: never"
+    )
+    asked.add_argument(
         "--cosine-temperature", type=float, metavar="X", help="of an embedding evaluator; default: 0.02"
     )
     asked.add_argument(
@@ -174,7 +177,10 @@ def _load_evaluator(args: argparse.Namespace) -> PairEvaluator:
     from mmemb_r1.training.selection.evaluator import evaluator_kind, load_evaluator
 
     kind = args.evaluator_kind or evaluator_kind(args.evaluator)
-    own = {"vlm": {"prompt": "prompt"}, "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias"}}
+    own = {
+        "vlm": {"prompt": "prompt", "max_image_tokens": "max_image_tokens"},
+        "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias"},
+    }
     for option in own["embedding" if kind == "vlm" else "vlm"]:
         if getattr(args, option) is not None:
             raise ValueError(

@@ -137,6 +137,26 @@ def test_an_error_of_one_worker_ends_the_others_at_once(tmp_path: Path, server: 
     assert not (tmp_path / "shards").exists()
 
 
+def test_an_interrupt_of_a_local_worker_ends_the_others_at_once(tmp_path: Path, server: Server) -> None:
+    asked = threading.Event()
+
+    class Interrupted:
+        name, num_samples, batch_size, definition = "local", 1, 1, {"kind": "local"}
+
+        def draw(self, requests: Any) -> Any:
+            asked.wait(timeout=10)
+            raise KeyboardInterrupt
+
+    def reply(body: dict[str, Any], number: int) -> Reply:
+        asked.set()
+        return Reply(delay=60)
+
+    server.reply = reply
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path, worker(server, name="a", timeout=50), Interrupted())
+    assert not (tmp_path / "shards").exists()  # nor did the server's worker wait for its failures
+
+
 def test_too_many_failures_end_all_workers(tmp_path: Path, server: Server) -> None:
     server.reply = lambda body, number: Reply("no", 400)
     summary = draw(tmp_path, worker(server, name="a"), worker(server, name="b"), max_failures=5)

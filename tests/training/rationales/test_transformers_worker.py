@@ -327,3 +327,16 @@ def test_wrong_keys_are_named(make, key, value, message):
 def test_an_unknown_style_is_named(make):
     with pytest.raises(ValueError, match="Worker 'tiny': `style` can't be used.*Allowed: instruct, thinking"):
         make(style="poetic")
+
+
+def test_pictures_may_be_made_smaller(make, tmp_path):
+    asked = [request(1, image=Image.effect_noise((256, 256), 60).convert("RGB"))]
+    plain, small = make(), make(max_image_tokens=1)
+    lengths = [worker._prompts([worker._conversation(asked[0])])["input_ids"].shape[1] for worker in (plain, small)]
+    assert lengths[0] == lengths[1] + 3
+    assert plain.draw(asked) != small.draw(asked)
+    assert "max_image_tokens" not in plain.definition and small.definition["max_image_tokens"] == 1
+    with pytest.raises(ValueError, match="`max_image_tokens` is 0; allowed: a whole number from 1 on, or null"):
+        make(max_image_tokens=0)
+    with pytest.raises(WorkerError, match="Worker 'tiny': `model` can't be used. max_image_tokens=1: this model's"):
+        make(model=str(save(tmp_path / "gemma", "gemma3")), max_image_tokens=1).draw(asked)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, concatenate_datasets
+from PIL import Image
 
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import TrialError
 from mmemb_r1.training.selection.pairs import index_pairs
 from mmemb_r1.training.selection.select import select_rationales
+from mmemb_r1.training.settling.faults import SettleOptions
 
 DROPPED = "capital/Kenya"
 
@@ -24,12 +26,13 @@ def no_picture(monkeypatch):
 def select(tmp_path, evaluator):
     """`select(pairs, rationales)`: the trials that were asked, and the table of candidates."""
 
-    def run(pairs, rationales, folder="out", *, asked=None, shard_size=5, **options):
+    def run(pairs, rationales, folder="out", *, asked=None, shard_size=5, settling=None, **options):
         fake = asked or evaluator("guessing")
         options = SelectionOptions(**{"num_negatives": 2, **options})
         select_rationales(
-            pairs, rationales, fake, tmp_path / folder, options, batch_size=3, shard_size=shard_size, progress=False
-        )
+            pairs, rationales, fake, tmp_path / folder, options,
+            batch_size=3, shard_size=shard_size, progress=False, settling=settling,
+        )  # fmt: skip
         return fake.trials, pq.read_table(tmp_path / folder / "candidates.parquet").to_pylist()
 
     return run
@@ -122,6 +125,26 @@ def test_what_was_scored_before_an_unreadable_row_is_kept_when_it_is_left_out(se
     assert candidates == select(*fewer, "fresh")[1]
     assert len(broken.trials) > 0
     assert len(asked) <= 2 * len(fewer[0]) - len(broken.trials) + 3  # those of the batch that failed
+
+
+def test_a_picture_that_breaks_costs_its_pair_and_no_more(select, pairs, rationales, tmp_path):
+    for row in range(len(pairs)):
+        Image.effect_noise((16, 16), 50).save(tmp_path / f"{row}.png")
+    shown = pairs.map(
+        lambda pair, row: {"query": {**pair["query"], "image": str(tmp_path / f"{row}.png")}}, with_indices=True
+    )
+    before, _ = select(shown, rationales)
+    broken = shown["pair_id"].index(DROPPED)
+    (tmp_path / f"{broken}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=f"pair '{DROPPED}', query: its image .* can't be read"):
+        select(shown, rationales)
+    asked, candidates = select(shown, rationales, settling=SettleOptions("skip", 0.1))
+    assert {row["pair_id"] for row in candidates} == set(pairs["pair_id"]) - {DROPPED}
+    first = anchors(before)
+    for trial in asked:
+        met = first[trial.side, trial.anchor["text"]].others
+        assert {"Kenya", "Nairobi"} & {other["text"] for other in met}
+    assert len(asked) < len(before) / 2
 
 
 def test_an_input_that_can_not_be_read_has_the_same_digest_each_time(make_pair, tmp_path):

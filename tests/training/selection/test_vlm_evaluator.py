@@ -117,3 +117,16 @@ def test_the_words_of_a_trained_evaluator_are_found_in_the_home_folder(tmp_path,
 def test_a_missing_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="There is no folder .*nothing, and it is no Hub id"):
         VLMEvaluator(str(tmp_path / "nothing"))
+
+
+def test_pictures_may_be_made_smaller(folder, request):
+    trial = Trial("query", {"image": [Image.effect_noise((256, 256), 60).convert("RGB")]}, [{"text": "red"}], [None])
+    if "qwen3_vl" not in request.node.name:
+        with pytest.raises(ValueError, match="max_image_tokens=1: this model's backbone gives each picture"):
+            VLMEvaluator(str(folder), device="cpu", max_image_tokens=1)
+        return
+    plain, small = (VLMEvaluator(str(folder), device="cpu", max_image_tokens=limit) for limit in (None, 1))
+    assert abs(plain.match_logits([trial])[0] - small.match_logits([trial])[0]).max() > 1e-4
+    assert small.definition == {**plain.definition, "max_image_tokens": 1}
+    longer, shorter = (one.reading.measure_input(trial.anchor).tokens for one in (plain, small))
+    assert longer == shorter + 3
