@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -193,7 +194,7 @@ class OpenAIWorker:
                 if number == 0:
                     portal.call(session.reach)
                 running[number] = portal.start_task_soon(session.draw_one, request)
-                running[number].add_done_callback(lambda future, number=number: done.put((number, future)))
+                running[number].add_done_callback(partial(_hand_over, done, number))
                 if len(running) >= self.concurrency + _READY:
                     if (item := done.get()) is None:
                         return
@@ -250,6 +251,10 @@ def _portal(client: openai.AsyncOpenAI, running: Mapping[int, Future[_Answers]])
             for future in running.values():
                 future.cancel()
             portal.call(client.close)
+
+
+def _hand_over(done: SimpleQueue[tuple[int, Future[_Answers]] | None], number: int, future: Future[_Answers]) -> None:
+    done.put((number, future))
 
 
 def _is_variable(value: Any) -> bool:
