@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -189,18 +190,15 @@ class OpenAIWorker:
         done: SimpleQueue[tuple[int, Future[_Answers]] | None] = SimpleQueue()
         running: dict[int, Future[_Answers]] = {}
         self._done = done
+        left = enumerate(requests)
         with _portal(client, running) as portal:
-            for number, request in enumerate(requests):
-                if number == 0:
-                    portal.call(session.reach)
-                running[number] = portal.start_task_soon(session.draw_one, request)
-                running[number].add_done_callback(partial(_hand_over, done, number))
-                if len(running) >= self.concurrency + _READY:
-                    if (item := done.get()) is None:
-                        return
-                    yield item[0], running.pop(item[0]).result()
-            while running:
-                if (item := done.get()) is None:
+            while True:
+                for number, request in islice(left, self.concurrency + _READY - len(running)):
+                    if number == 0:
+                        portal.call(session.reach)
+                    running[number] = portal.start_task_soon(session.draw_one, request)
+                    running[number].add_done_callback(partial(_hand_over, done, number))
+                if not running or (item := done.get()) is None:
                     return
                 yield item[0], running.pop(item[0]).result()
 
