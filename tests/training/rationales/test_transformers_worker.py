@@ -298,7 +298,7 @@ def test_definition(make, styles):
 
 def test_a_missing_model_stops_the_run_when_it_is_needed(make, tmp_path):
     worker = make(model=str(tmp_path / "nowhere"))
-    with pytest.raises(WorkerError, match="Worker 'tiny': `model` can't be used.*nowhere.*no such folder"):
+    with pytest.raises(WorkerError, match="Worker 'tiny': `model` can't be used. There is no folder .*nowhere"):
         worker.draw([request(0)])
 
 
