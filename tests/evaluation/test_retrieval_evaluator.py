@@ -40,11 +40,16 @@ def model():
     return made
 
 
-def test_it_measures_what_an_evaluation_measures(model, pairs):
+def test_it_measures_what_an_evaluation_measures(model, pairs, caplog):
     evaluator = RetrievalEvaluator(pairs, batch_size=4)
-    found = evaluator(model)
+    with caplog.at_level("INFO"):
+        found = evaluator(model)
+    assert not [record for record in caplog.records if record.name.startswith("mmemb_r1.evaluation")]
     with_ids = pairs.add_column("pair_id", [str(row) for row in range(len(pairs))])
-    expected = run_evaluation(model, pair_tasks(with_ids), Settings(), progress=False)["summary"]["all"]["modes"]
+    with caplog.at_level("INFO"):
+        results = run_evaluation(model, pair_tasks(with_ids), Settings(), progress=False)
+    assert "said, never: hit@1" in caplog.text  # a line a task is for an evaluation by itself
+    expected = results["summary"]["all"]["modes"]
     for mode in ("never", "always", "auto"):
         for metric in ("hit@1", "hit@5", "hit@10", "mrr", "invocation_ratio", "mean_reasoning_tokens"):
             assert found[f"{mode}_{metric}"] == pytest.approx(expected[mode][metric], abs=1e-6), (mode, metric)

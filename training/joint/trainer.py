@@ -125,6 +125,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     figures = (
         *("loss", "grad_norm", "learning_rate", "accuracy_direct", "accuracy_reasoned", "utility_gap"),
         *("rationale_query", "gate_prob", "gate_right", "tokens_per_second"),
+        *("never_hit@1", "always_hit@1", "auto_hit@1"),  # of an evaluation
     )
     loss_is_scaled_for_ga = False  # every term is a mean over its batch
     args: JointConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,8 @@ class RetrievalEvaluator(BaseEvaluator):
             epoch, steps: when in training this is, for that line.
         """
         with progress_bar(False) as bar:
-            runner = TaskRunner(encoder_of(model, self.settings), self.settings, None, bar)
+            # a training has one line for all tasks
+            runner = TaskRunner(encoder_of(model, self.settings), self.settings, None, bar, logging.DEBUG)
             for task in self.tasks:
                 runner.measure(task)
         found = summarise_tasks(runner.entries, runner.rows)[ALL]["modes"]

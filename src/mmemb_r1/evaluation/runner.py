@@ -126,15 +126,23 @@ def in_turn(tasks: Iterable[RetrievalTask], bar: Progress) -> Iterator[Retrieval
 
 class TaskRunner:
     """
-    Measures the tasks of one evaluation, one after the other; `folder` keeps what is measured, if there is one.
+    Measures the tasks of one evaluation, one after the other; `folder` keeps what is measured, if there is one. Each
+    score is logged at `level`.
 
     Attributes:
         entries: task name -> what results tell of it.
         rows: task name -> mode -> those columns that the means over tasks need.
     """
 
-    def __init__(self, encoder: Encoder, settings: Settings, folder: RunFolder | None, bar: Progress) -> None:
-        self.encoder, self.settings, self.folder, self.bar = encoder, settings, folder, bar
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: Settings,
+        folder: RunFolder | None,
+        bar: Progress,
+        level: int = logging.INFO,
+    ) -> None:
+        self.encoder, self.settings, self.folder, self.bar, self.level = encoder, settings, folder, bar, level
         self.candidates = CandidateVectors()
         self.entries: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, dict[str, Columns]] = {}
@@ -151,7 +159,7 @@ class TaskRunner:
                 found = self._in_mode(task, mode)
                 if self.folder is not None:
                     self.folder.keep(task.name, mode, found)
-                logger.info("%s, %s: %s %.3f", task.name, mode, task.metric, found.numbers["score"])
+                logger.log(self.level, "%s, %s: %s %.3f", task.name, mode, task.metric, found.numbers["score"])
             measured[mode] = found
         self.rows[task.name] = {mode: {key: one.rows[key] for key in KEPT_ROWS} for mode, one in measured.items()}
         self.entries[task.name] = _entry(task, digest, measured)
