@@ -24,8 +24,9 @@ def joint_facts(
     """
     Record what a joint phase was run with, name -> value, for the model card; no path of this machine is among it.
     """
-    facts = {"phase": "joint", "started from weights": weights_fingerprint(model)}
-    facts |= pairs_facts(pairs, args.task_weights)
+    facts: dict[str, Any] = {"phase": "joint", "started from weights": weights_fingerprint(model)}
+    weights: Any = args.task_weights  # no longer a flag's JSON
+    facts |= pairs_facts(pairs, weights)
     if "tasks" in facts and args.task_size_exponent != 1:
         facts["tasks"] += f"; drawn by their size to the power of {args.task_size_exponent:g}"
     facts["rationales"] = _describe_rationales(args, pairs, selected)
