@@ -283,6 +283,55 @@ def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
     return {"logs": logs, "gradients": gradients, "weights": weights, "held": held}
 
 
+def gate_gradient(folder: Path) -> dict[str, Any]:
+    """
+    Of one step: the gradient of the gate's bias, averaged over the processes, and what it has to be made of: p (1 - p)
+    (Q_reasoned - Q_direct) of each of the own groups. Processes draw other numbers of tokens.
+    """
+    from transformers import TrainerCallback
+
+    from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
+
+    model, processor = fresh_model()
+    with torch.no_grad():
+        for weight in model.vlm.parameters():
+            weight.mul_(6.0 if weight.ndim > 1 else 1.0)
+        model.gate.output.weight.normal_(generator=torch.Generator().manual_seed(0))
+        model.vlm.get_output_embeddings().weight[model.config.end_think_token_id] *= 3  # some rationales end early
+    found: dict[str, Any] = {}
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            found["gradient"] = float(model.gate.output.bias.grad)
+
+    args = AdaptiveGRPOConfig(
+        **{**BASE, "learning_rate": 0.0},
+        output_dir=str(folder),
+        per_device_train_batch_size=12,
+        num_generations=4,
+        max_steps=1,
+        max_reasoning_tokens=9,
+        contrastive_weight=0.0,
+        min_decision_prob=0.0,
+        max_grad_norm=0,
+        target_probability_temperature=0.1,
+    )
+    trainer = AdaptiveGRPOTrainer(model.train(), args, policy_pairs(), processor, callbacks=[Watch()])
+    scored = trainer._generate_and_score_completions
+
+    def watched(inputs: Any) -> Any:
+        batch = scored(inputs)
+        probs, rewards = trainer._gate_logits.double().sigmoid(), trainer._rewards.double().view(-1, 4)
+        gap = rewards[:, 1:].mean(dim=1) - rewards[:, 0]  # of each group the first is direct
+        found["terms"] = (probs * (1 - probs) * gap).tolist()
+        found["tokens"] = int((batch["completion_mask"] * batch["tool_mask"])[:, 1:].sum())
+        return batch
+
+    trainer._generate_and_score_completions = watched
+    trainer.train()
+    return found
+
+
 def searched(folder: Path) -> dict[str, float]:
     """What an evaluation measures, of whose inputs each process embeds a part."""
     from mmemb_r1.training import JointConfig, JointTrainer
@@ -339,6 +388,7 @@ def results(folder: Path) -> dict[str, Any]:
         with fsdp2():
             found["adaptive, sharded"] = adaptive(folder / "adaptive-sharded", **ADAPTIVE["adaptive"])
     found |= {name: adaptive(folder / name, **fields) for name, fields in ADAPTIVE.items()}
+    found["gate gradient"] = gate_gradient(folder / "gate")
     return found | {"searched": searched(folder / "searched")}
 
 
@@ -449,6 +499,13 @@ class TestTwoProcesses:
                 assert not any(found[name].any() for name in found.keys() - expected.keys())  # unused ones get zeros
                 assert difference(expected, {name: found[name] for name in expected}) < TOLERANCE
             assert difference(ours["weights"], theirs["weights"]) < 1e-6
+
+    def test_give_the_gate_the_policy_gradient_of_all_groups(self, two):
+        """Every group counts the same, though processes hold other numbers of tokens, by which TRL's loss divides."""
+        first, second = (process["gate gradient"] for process in two)
+        terms = [*first["terms"], *second["terms"]]
+        assert first["tokens"] != second["tokens"] and len(terms) == 6 and max(map(abs, terms)) > 1e-4
+        assert first["gradient"] == second["gradient"] == pytest.approx(-sum(terms) / len(terms), rel=0, abs=1e-9)
 
     def test_were_given_what_breaks_such_runs(self, one, two):
         """Otherwise the other tests would show little: one process sees no picture, or no rationale."""

@@ -55,17 +55,17 @@ def retrieval_metrics(ranks: Tensor, reasoned: Tensor, thinks: Tensor) -> dict[s
         thinks: `(N,)` bool, whether the gate reasons at its threshold.
 
     Returns:
-        `hit@1/direct`, `hit@1/reasoned`, `hit@1/auto`, and the same of `mrr` (mean reciprocal rank). Rationales are
-        drawn; a query counts with the mean over its own.
+        `never_hit@1`, `always_hit@1` and `auto_hit@1`, as [`~mmemb_r1.evaluation.RetrievalEvaluator`] calls them, and
+        the same of `mrr`, the mean reciprocal rank. Rationales are drawn; a query counts with the mean over its own.
 
     >>> found = retrieval_metrics(torch.tensor([[2.0, 1.0, 4.0]]), torch.tensor([[False, True, True]]),
     ...                           torch.tensor([True]))
-    >>> {name: value.item() for name, value in found.items() if name.startswith("mrr")}
-    {'mrr/direct': 0.5, 'mrr/reasoned': 0.625, 'mrr/auto': 0.625}
+    >>> {name: value.item() for name, value in found.items() if name.endswith("mrr")}
+    {'never_mrr': 0.5, 'always_mrr': 0.625, 'auto_mrr': 0.625}
     """
     found: dict[str, Tensor] = {}
     for name, values in (("hit@1", (ranks == 1).float()), ("mrr", 1 / ranks)):
         direct, after = strata(values, reasoned)[1].unbind(dim=1)  # (N,), (N,)
-        modes = {"direct": direct, "reasoned": after, "auto": torch.where(thinks, after, direct)}
-        found |= {f"{name}/{mode}": value.mean() for mode, value in modes.items()}
+        modes = {"never": direct, "always": after, "auto": torch.where(thinks, after, direct)}
+        found |= {f"{mode}_{name}": value.mean() for mode, value in modes.items()}
     return found

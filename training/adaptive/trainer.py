@@ -226,7 +226,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         """
         Draw rollouts of the held-out pairs, and return what training logs of its own, each name after `eval_`:
         rewards, the share of queries that think, and, as the present model embeds queries and targets, `hit@1` and
-        `mrr` of `direct` and `reasoned` vectors and of those that the gate chooses (`auto`).
+        `mrr` in three modes: `never`, `always` and `auto` (as the gate decides), see [`retrieval_metrics`].
         """
         if self.eval_dataset is not None:
             self._held_out.forget()

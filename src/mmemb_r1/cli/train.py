@@ -179,9 +179,8 @@ def run_adaptive(args: argparse.Namespace) -> int:
     adaptive = run_of(args, AdaptiveRun, tasks=args.tasks, per_task=args.per_task, **tables)
     measured = train_adaptive(adaptive, notify=print)
     if is_main_process():
-        for name in (
-            name for name in measured if name.startswith(("eval_reward", "eval_gate", "eval_hit", "eval_mrr"))
-        ):
+        shown = ("eval_reward", "eval_gate", "eval_never", "eval_always", "eval_auto")
+        for name in (name for name in measured if name.startswith(shown)):
             print(f"{name:28}{measured[name]:10.4f}")
         model = adaptive.output / "model"
         print(f"the trained checkpoint is in {model}")

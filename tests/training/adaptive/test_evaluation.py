@@ -45,9 +45,9 @@ def test_an_evaluation_returns_rewards_and_what_reasoning_is_worth(
     found = trainer.evaluate()
     assert found["eval_gate/thinks"] == float(bias > 0)
     for name in ("hit@1", "mrr"):
-        chosen = "reasoned" if bias > 0 else "direct"
-        assert found[f"eval_{name}/auto"] == found[f"eval_{name}/{chosen}"]
-    assert found["eval_hit@1/direct"] == pytest.approx(direct_hits(vivid, processor, held_out), abs=1e-6)
+        chosen = "always" if bias > 0 else "never"
+        assert found[f"eval_auto_{name}"] == found[f"eval_{chosen}_{name}"]
+    assert found["eval_never_hit@1"] == pytest.approx(direct_hits(vivid, processor, held_out), abs=1e-6)
     parts = sum(
         weight * found[f"eval_rewards/{name}_reward/mean"] for name, weight in trainer.args.all_rewards.items()
     )
@@ -63,8 +63,8 @@ def test_figures_are_of_the_present_model(trainer_of, vivid, processor, rows):
     with torch.no_grad():
         vivid.get_input_embeddings().weight.normal_(generator=torch.Generator().manual_seed(5))
     second = trainer.evaluate()
-    assert second["eval_hit@1/direct"] == pytest.approx(direct_hits(vivid, processor, held_out), abs=1e-6)
-    assert second["eval_mrr/direct"] != first["eval_mrr/direct"]
+    assert second["eval_never_hit@1"] == pytest.approx(direct_hits(vivid, processor, held_out), abs=1e-6)
+    assert second["eval_never_mrr"] != first["eval_never_mrr"]
 
 
 def test_the_best_checkpoint_is_chosen_by_such_a_figure(trainer_of, vivid, rows, held_out):
@@ -75,12 +75,12 @@ def test_the_best_checkpoint_is_chosen_by_such_a_figure(trainer_of, vivid, rows,
         eval_strategy="steps",
         eval_steps=1,
         save_strategy="best",
-        metric_for_best_model="mrr/auto",
+        metric_for_best_model="auto_mrr",
         greater_is_better=True,
         **EVAL,
     )
     trainer.train()
-    seen = [log["eval_mrr/auto"] for log in trainer.state.log_history if "eval_mrr/auto" in log]
+    seen = [log["eval_auto_mrr"] for log in trainer.state.log_history if "eval_auto_mrr" in log]
     assert len(seen) == 2 and trainer.state.best_metric == max(seen)
 
 
@@ -97,9 +97,9 @@ def test_figures_by_hand():
     ranks = torch.tensor([[1.0, 2.0, 4.0], [2.0, 1.0, 1.0]])
     reasoned = torch.tensor([[False, True, True]] * 2)
     found = retrieval_metrics(ranks, reasoned, torch.tensor([False, True]))
-    expected = {"direct": (0.5, 0.75), "reasoned": (0.5, 0.6875), "auto": (1.0, 1.0)}
+    expected = {"never": (0.5, 0.75), "always": (0.5, 0.6875), "auto": (1.0, 1.0)}
     for mode, (hits, reciprocal) in expected.items():
-        assert found[f"hit@1/{mode}"].item() == hits and found[f"mrr/{mode}"].item() == reciprocal
+        assert found[f"{mode}_hit@1"].item() == hits and found[f"{mode}_mrr"].item() == reciprocal
 
 
 def test_groups_of_one_kind_leave_the_numbers_of_others():
