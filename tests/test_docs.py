@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -11,6 +13,8 @@ import yaml
 from PIL import Image
 
 import mmemb_r1
+from mmemb_r1.cli import COMMANDS, _parser
+from mmemb_r1.cli._training import _field_flags
 
 DOCUMENTS = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md")
 # Absolute paths of somebody's machine; a leading character that is part of a longer path or of a URL is none.
@@ -83,6 +87,44 @@ def test_where_a_checkpoint_is_named_it_is_said_that_none_is_published(root):
     for file in [root / "README.md", *(root / "docs").glob("*.md")]:
         text = file.read_text(encoding="utf-8")
         assert "org/mmemb-r1" not in text or "no trained weights are published" in " ".join(text.split()), file.name
+
+
+COMMAND = re.compile(r"^ {4,}(?:\$ )?((?:mmemb-r1|accelerate launch) .*)$", re.MULTILINE)
+
+
+def options_of(parser):
+    """All options of a parser and of its sub-commands, fields of configs included."""
+    found = set()
+    for action in parser._actions:
+        found.update(action.option_strings)
+        for inner in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            found |= options_of(inner)
+            if getattr(inner, "config", None):
+                found |= options_of(_field_flags(inner.config))
+    return found
+
+
+def test_commands_and_options_that_are_shown_exist(root):
+    """Commands parse, and an option in the text is one of a command, or of a program of this repository or outside."""
+    from accelerate.commands.launch import launch_command_parser
+
+    known = {"--multi_gpu"}.union(*(options_of(_parser([name])) for name in COMMANDS))
+    for folder in ("experiments", "benchmarks"):
+        for file in (root / folder).rglob("*.py"):
+            known.update(re.findall(r"add_argument\(\s*\"(--[\w-]+)", file.read_text(encoding="utf-8")))
+    number = 0
+    for file in [*map(root.joinpath, DOCUMENTS), *(root / "docs").glob("*.md")]:
+        text = file.read_text(encoding="utf-8")
+        for shown in COMMAND.findall(re.sub(r"\\\n\s*", " ", text)):
+            program, *words = shlex.split(shown, comments=True)
+            if words[-1] != "...":
+                if program == "accelerate":
+                    words = launch_command_parser().parse_args(words[1:]).training_script_args
+                assert _parser(words).parse_args(words).command == words[0], shown
+                number += 1
+        told = set() if file.name == "CHANGELOG.md" else set(re.findall(r"`[^`\n]*?(--[a-z][a-z0-9_-]*)", text))
+        assert not told - known, f"{file.name} tells of options that do not exist"
+    assert number > 40
 
 
 def test_no_private_paths(root, tracked):

@@ -25,7 +25,7 @@ COMMANDS = {
     "select": "keep the rationales that bring a query closer to its document (the posterior)",
     "train": "train a checkpoint",
     "calibrate": "set the gate's threshold for a wanted invocation rate",
-    "evaluate": "measure a model on Atlas or MMEB-V2",
+    "evaluate": "measure a model on pairs, Atlas, MMEB-V2 or tasks of your own",
     "compare": "test whether two evaluations differ by more than chance",
     "diagnose": "test whether a checkpoint reads its rationales",
     "card": "write a checkpoint's model card, or check it",
