@@ -188,7 +188,7 @@ def _token_counter(processor: Any, options: Mapping[str, Any]) -> Callable[[int,
 
     def count(width: int, height: int) -> int:
         try:
-            if hasattr(processor, "_get_num_multimodal_tokens"):
+            if hasattr(processor, "_get_num_multimodal_tokens") and min(width, height) > 0:
                 told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)], **options)
                 return int(told["num_image_tokens"][0])
         except ValueError:  # a shape that the processor refuses, which it says when it is given the picture

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mmemb_r1.runs import check_run, read_json, record_run, replaced_file, write_json
@@ -80,3 +84,47 @@ def test_a_damaged_note_is_named(content, tmp_path):
     for read in (read_json, lambda path: record_run(path, {"seed": 0})):
         with pytest.raises(ValueError, match=r"run\.json is damaged .*remove it"):
             read(path)
+
+
+def save_safetensors(path):
+    # what it says; it writes beside `path`, and so not to /dev/full
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def save_by_torch(path):
+    import torch
+
+    torch.save(torch.zeros(10_000), path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full is simulated by /dev/full")
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda path: path.write_text("a" * 10_000, encoding="utf-8"),
+        lambda path: np.zeros(10_000).tofile(path),
+        save_safetensors,
+        save_by_torch,
+    ],
+)
+def test_a_full_disk_is_told_whoever_writes(save, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    (tmp_path / "out").write_text("as it was", encoding="utf-8")
+    with (
+        pytest.raises(OSError, match=r"out can't be written: the disk is full. Free some space") as error,
+        replaced_file(tmp_path / "out") as temporary,
+    ):
+        temporary.symlink_to("/dev/full")
+        save(temporary)
+    assert error.value.errno == errno.ENOSPC and error.value.__cause__ is not None
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "as it was"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "other", [FileNotFoundError(2, "No such file", "a.png"), RuntimeError("written by nobody"), OSError("unreadable")]
+)
+def test_other_errors_while_something_is_written_stay_what_they_are(other, tmp_path):
+    with pytest.raises(type(other)) as error, replaced_file(tmp_path / "out"):
+        raise other
+    assert error.value is other

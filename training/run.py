@@ -17,7 +17,7 @@ from mmemb_r1.file_formats import read_yaml
 from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
-from mmemb_r1.runs import record_run
+from mmemb_r1.runs import explained_writing, record_run
 from mmemb_r1.training.base_config import SECRETS
 from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
@@ -368,7 +368,8 @@ def train_in_folder(trainer: Any, run: TrainingRun, settlement: Settlement | Non
         trainer.facts |= run.told()
         if checkpoint is not None:
             trainer.facts = with_changes(trainer.facts, Path(checkpoint))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with explained_writing(run.output):
+        trainer.train(resume_from_checkpoint=checkpoint)
     return True
 
 

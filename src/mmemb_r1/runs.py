@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 
+_ALMOST_FULL = 2**16  # bytes
 _ABANDONED = 24 * 60 * 60  # seconds
 
 
@@ -30,11 +32,45 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}."
     _remove_abandoned(target.parent, prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder,
+        explained_writing(target),
+    ):
         temporary = Path(folder) / target.name
         yield temporary
         as_new([temporary])
         os.replace(temporary, target)
+
+
+@contextmanager
+def explained_writing(path: Path) -> Iterator[None]:
+    """
+    Turn the errors of a disk that is full while something is written into one that says so, whoever writes.
+
+    Raises:
+        OSError: naming `path`; the error of the library that wrote is its cause.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch
+        if not _is_of_a_full_disk(error, path):
+            raise
+        raise OSError(
+            errno.ENOSPC, f"{path} can't be written: the disk is full. Free some space, and do the same again"
+        ) from error
+
+
+def _is_of_a_full_disk(error: Exception, path: Path) -> bool:
+    number = getattr(error, "errno", None)
+    if number is not None:
+        return number in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left" in str(error):
+        return True
+    # numpy says only that less was written than was to be, torch that a place in the file is not the expected one
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(there).free < _ALMOST_FULL
 
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from mmemb_r1.runs import explained_writing
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.trainer import AdaptiveGRPOTrainer
 from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
@@ -68,5 +69,6 @@ def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info
             notify("the phase is finished already; nothing is done again")
         return {}
     measured = trainer.evaluate() if eval_pairs is not None else {}
-    save_trained(trainer, run)
+    with explained_writing(run.output):
+        save_trained(trainer, run)
     return {name: value for name, value in measured.items() if isinstance(value, float)}

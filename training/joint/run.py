@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
+from mmemb_r1.runs import explained_writing
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import shared_ids
 from mmemb_r1.training.joint.trainer import JointTrainer
@@ -88,7 +89,8 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
             notify("the phase is finished already; nothing is done again")
         return {}
     measured = trainer.evaluate() if eval_pairs is not None else {}
-    save_trained(trainer, run)
+    with explained_writing(run.output):
+        save_trained(trainer, run)
     return {name: value for name, value in measured.items() if isinstance(value, float)}
 
 

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     check_table("--pairs", args.pairs)
     check_table("--eval-pairs", args.eval_pairs)
 
+    from mmemb_r1.runs import explained_writing
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.run import train_in_folder
     from mmemb_r1.training.selection.evaluator_trainer import (
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     digest = sha256(repr(rationales["text"][:]).encode()).hexdigest() if rationales else None
     train_in_folder(trainer, training, rationales=digest, weights=weights_fingerprint(vlm))
     measured = trainer.measure(eval_pairs) if eval_pairs else {}
-    save_evaluator(trainer, args.output / "model", measured)
+    with explained_writing(args.output):
+        save_evaluator(trainer, args.output / "model", measured)
     for name, value in measured.items():
         print(f"{name:28}{value:8.3f}" if isinstance(value, float) else f"{name:28}{value:8,}")
     model = args.output / "model"
