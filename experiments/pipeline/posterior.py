@@ -71,8 +71,15 @@ def evaluator_in(folder: Path) -> PairEvaluator:
 
 
 def read_scores(folder: Path) -> pa.Table:
-    """Read all scores of a folder; the rationales of one side of one pair stand together."""
-    return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "shards").glob("*.parquet"))])
+    """
+    Read all scores of a folder; the rationales of one side of one pair stand together.
+
+    A folder that holds the scores of several states of its tables is a `ValueError`: here tables do not change.
+    """
+    states = sorted((folder / "shards").iterdir())
+    if len(states) != 1:
+        raise ValueError(f"{folder} holds scores of {len(states)} states of its tables; allowed: 1. Score them anew.")
+    return pa.concat_tables([pq.read_table(path) for path in sorted(states[0].glob("*.parquet"))])
 
 
 def merged_scores(scores: pa.Table, others: pa.Table) -> pa.Table:
