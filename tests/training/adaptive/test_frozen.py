@@ -98,7 +98,7 @@ def test_trained_weights_get_their_dtype_back(adapted):
     assert all(torch.equal(kept, theirs) for (_, kept), theirs in zip(first._first, before, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["fresh", "trained before"])
+@pytest.mark.parametrize("kind", ["fresh", pytest.param("trained before", marks=pytest.mark.slow)])
 def test_beta_holds_adapters_close_to_where_they_began(trainer_of, vivid, rows, kind, monkeypatch):
     """Losses, divergences and weights are those of a run whose reference is a copy of the whole model."""
 
@@ -109,7 +109,7 @@ def test_beta_holds_adapters_close_to_where_they_began(trainer_of, vivid, rows, 
         if as_copy:
             monkeypatch.setattr(FirstModel, "run", copied(copy.deepcopy(wrapped).get_base_model().eval()))
         torch.manual_seed(0)
-        trainer = trainer_of(wrapped, rows, beta=0.2, max_steps=3, optim="sgd", learning_rate=0.02)
+        trainer = trainer_of(wrapped, rows, beta=0.2, max_steps=2, optim="sgd", learning_rate=0.02)
         trainer.train()
         logs = [(log["loss"], log["kl"]) for log in trainer.state.log_history if "loss" in log]
         return logs, {name: weight for name, weight in wrapped.named_parameters() if weight.requires_grad}

@@ -62,13 +62,13 @@ class TestSampledDecisions:
         torch.testing.assert_close(batch["advantages"][:, 1], expected * total / later)
         assert trainer._fields["reasoned"].view(3, 6).sum(dim=1).unique().numel() > 1  # groups differ
 
-    @pytest.mark.parametrize("probability", [1e-6, 0.5, 1 - 1e-6])
+    @pytest.mark.parametrize("probability", [1e-6, 1 - 1e-6])
     def test_a_gate_that_always_decides_the_same_is_trained_all_the_same(self, trainer_of, vivid, rows, probability):
         with_gate(vivid, probability)
-        trainer = trainer_of(vivid, rows, decisions="sampled", max_steps=2)
+        trainer = trainer_of(vivid, rows, decisions="sampled", max_steps=1)
         trainer.train()
         losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-        assert len(losses) == 2 and all(map(math.isfinite, losses))
+        assert len(losses) == 1 and all(map(math.isfinite, losses))
 
     def test_the_gate_gets_the_gradient_of_grpo(self, trainer_of, vivid, rows):
         """d loss / d logit is minus the mean over rollouts of the advantage times d log pi / d logit."""
@@ -146,7 +146,7 @@ class TestSides:
     @pytest.mark.parametrize("sides", ["target", "both"])
     def test_targets_learn_to_reason_towards_their_queries(self, trainer_of, vivid, processor, rows, sides):
         texts = rows.select(range(12, 18))
-        trainer = trainer_of(vivid, texts, sides=sides, joint_pairs=texts)
+        trainer = trainer_of(vivid, texts, sides=sides, joint_pairs=texts, max_steps=1)
         place = len(trainer.train_dataset) - 1  # of the last pair, turned round
         prompt = trainer.train_dataset[place]
         assert prompt["pair_id"].endswith(" (target)")
