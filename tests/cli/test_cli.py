@@ -305,3 +305,18 @@ class TestEncodeInShards:
         assert encode(source, f"{tmp_path}/three/", *options) == 0
         np.testing.assert_array_equal(np.load(tmp_path / "two.npy"), np.load(tmp_path / "one.npy"))
         np.testing.assert_array_equal(load_shards(tmp_path / "three")[1], np.load(tmp_path / "one.npy"))
+
+
+def test_a_command_logs_its_own_lines_once_and_leaves_no_handler():
+    """The libraries have handlers of their own: one on the root logger would print their lines a second time."""
+    code = (
+        "import logging, mmemb_r1.cli.compare as compare\nfrom mmemb_r1.cli import main\n"
+        "library = logging.getLogger('library'); library.addHandler(logging.StreamHandler())\n"
+        "def run(args):\n    library.warning('theirs')\n    logging.getLogger('mmemb_r1.x').info('ours')\n"
+        "    return 0\n"
+        "compare.run = run\nmain(['compare', 'a', 'b'])\n"
+        "logging.getLogger('mmemb_r1.x').info('later')\n"
+        "print(logging.getLogger('mmemb_r1').handlers, logging.getLogger().handlers)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (child.stderr, child.stdout) == ("theirs\nours\n", "[] []\n")

@@ -21,12 +21,18 @@ class MeasuredStore:
         path: the file, made where it is missing. One per way of reading: see [`Reading.fingerprint`].
 
     Raises:
-        ValueError: naming the file, if it is damaged.
+        ValueError: naming the file, if it is damaged or can't be made.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"lengths of inputs are kept in {path.parent}, which can't be made ({error}). Set HF_HOME to a folder "
+                "where you may write."
+            ) from error
         with self._open() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS measured "
@@ -42,7 +48,7 @@ class MeasuredStore:
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{self.path}, where lengths of inputs are kept, can't be used ({error}). Remove it; what it held is "
-                "measured again."
+                "measured again. If you may not write there, set HF_HOME to a folder where you may."
             ) from error
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Measured]:

@@ -24,14 +24,16 @@ def reporting() -> Iterator[None]:
     if not bars:
         for name in NO_BARS:
             os.environ.setdefault(name, "1")
-    package, root = logging.getLogger("mmemb_r1"), logging.getLogger()
-    level, handlers = package.level, list(root.handlers)
-    logging.basicConfig(format="%(message)s")  # does nothing if somebody set logging up before
+    package, own = logging.getLogger("mmemb_r1"), []
+    level = package.level
+    if not logging.getLogger().handlers:  # else somebody set logging up before
+        own.append(logging.StreamHandler())
+        package.addHandler(own[0])  # not to all loggers: the libraries have handlers of their own
     if not bars:
         package.setLevel(logging.INFO)
     try:
         yield
     finally:
         package.setLevel(level)
-        for handler in set(root.handlers) - set(handlers):
-            root.removeHandler(handler)
+        for handler in own:
+            package.removeHandler(handler)

@@ -162,3 +162,10 @@ def test_a_table_of_which_nothing_is_left_is_refused(reading, tmp_path):
     options = SettleOptions(on_error="skip", max_skipped=1)
     with pytest.raises(ValueError, match="1 of the 1 pairs .* Nothing is left of it"):
         settle([PairsTable(table)], reading, options, folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_says_what_to_do(reading, tmp_path):
+    (tmp_path / "home").write_text("a file, where the cache would be")
+    table = Dataset.from_list([{"query": {"text": "Lima"}}])
+    with pytest.raises(ValueError, match=r"home.*can't be made .* Set HF_HOME to a folder where you may write"):
+        measure_table(table, Columns(("query",)), reading, tmp_path / "home" / "lengths", workers=0)
