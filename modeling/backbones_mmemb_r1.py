@@ -382,12 +382,12 @@ def join_batches(batches: Sequence[Mapping[str, Tensor]], pad_token_id: int) -> 
 
 def with_cache(model: Any, cache: Any) -> dict[str, Any]:
     """Name the cache as a model's `forward` takes it: transformers 5.24 calls it `cache`, before `past_key_values`."""
-    return {_cache_argument(type(model)): cache}
+    return {_cache_argument(type(model).forward): cache}
 
 
 @cached
-def _cache_argument(kind: type) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def cache_of(output: Any) -> Any:
