@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,8 @@ def check_inputs_travel(inputs: Sequence[Any]) -> None:
         if isinstance(value, str):
             continue
         try:
-            pickle.dumps(value)
-        except (pickle.PicklingError, TypeError, AttributeError, ValueError, OSError) as error:
+            ForkingPickler.dumps(value)  # as a queue does
+        except Exception as error:  # whatever an object's own code raises
             reason = (
                 f"it can't be handed to another process ({error}). Pass a file as a path or as bytes, and a video as "
                 "its file or frames."
