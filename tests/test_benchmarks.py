@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import against_peer, auto_mixture, linear_cost
+from benchmarks import against_peer, auto_mixture, linear_cost, table_memory
 from benchmarks.engine import memory, peer, timing, workload
 from benchmarks.engine.subject import Subject
 from mmemb_r1.content import content_key
@@ -188,3 +189,13 @@ def test_all_in_one_go(root, tiny_checkpoint, tmp_path):
     assert facts["results"]["linear_cost"]["stream"]["vector_bytes"] == 4 * 32
     assert {"versions", "machine", "options"} <= set(facts)
     assert "least share of the plain throughput" in done.stdout
+
+
+def test_tables_of_many_pairs_are_read_as_training_reads_them(tmp_path):
+    table_memory.write_tables(tmp_path, 120)
+    for part in table_memory.PARTS.values():
+        part(tmp_path)  # they say what is missing
+    with pytest.raises(ValueError, match="row .* has no rationale"):
+        rationales = tmp_path / "rationales" / "shards" / "w-00000.parquet"
+        pq.write_table(pq.read_table(rationales)[:1], rationales)
+        table_memory.joint_loader(tmp_path)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUFFIXES = (".parquet", ".jsonl")
-IN_MEMORY = 2**26  # bytes; a smaller table is not written anew to be mapped
+IN_MEMORY = 2**24  # bytes; a smaller table is not written anew to be mapped
 ROWS_AT_ONCE = 1024
 HINT = "Give a table, see docs/training.md."
 _VERSION = 1  # goes up when the same files give another table
