@@ -7,8 +7,10 @@ queries and of its keys. So a few tiny layers on the CPU tell the bytes of each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,11 +60,49 @@ def measured(size: Size, kind: str) -> float:
     return (kept[3] - kept[2] - kept[1] + kept[0]) / (2 * (many - few))
 
 
+def vision_bytes_per_patch(size: Size, kind: str) -> float:
+    """Bytes that one layer of a vision tower that is trained keeps of each patch, likewise."""
+    return float(np.array([1, size.vision_hidden, size.vision_intermediate]) @ _vision_coefficients(kind))
+
+
+@cache
+def _vision_coefficients(kind: str) -> np.ndarray:
+    tiny = replace(_TINY, vision_hidden=128, vision_intermediate=256)
+    sizes = [tiny, replace(tiny, vision_hidden=256, vision_heads=4), replace(tiny, vision_intermediate=512)]
+    widths = [[1, size.vision_hidden, size.vision_intermediate] for size in sizes]
+    return np.linalg.solve(widths, [measured_vision(size, kind) for size in sizes])
+
+
+def measured_vision(size: Size, kind: str) -> float:
+    """Measure the same on a layer of that size, on the CPU: the difference that a patch makes."""
+    layer = build(size, "cpu").vlm.base_model.get_encoder(modality="image").blocks[0]
+    layer = layer.to(torch.float32 if kind == "full" else torch.bfloat16)
+    dtype = next(layer.parameters()).dtype
+
+    def kept(patches: int) -> int:
+        states = torch.randn(patches, size.vision_hidden, dtype=dtype, requires_grad=True)
+        angles = torch.randn(patches, size.vision_hidden // size.vision_heads)
+        ends = torch.tensor([0, patches], dtype=torch.int32)
+        rotary = angles.cos(), angles.sin()
+        return _kept_by(layer, kind, lambda: layer(states, cu_seqlens=ends, position_embeddings=rotary))
+
+    few, many = TOKENS
+    return (kept(many) - kept(few)) / (many - few)
+
+
 def kept_bytes(size: Size, kind: str, tokens: int) -> int:
     """Run two inputs of so many tokens, and sum the memory of what is kept for the backward pass but parameters."""
     model = build(size, "cpu").to(torch.float32 if kind == "full" else torch.bfloat16)
     if kind == "lora":
         model = with_adapters(model, lora_config(model, r=RANK))
+    ids = torch.full((2, tokens), 5)
+    ids[:, -1] = 1
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0  # batches are padded: attention is given a mask then
+    return _kept_by(model, kind, lambda: model(input_ids=ids, attention_mask=mask))
+
+
+def _kept_by(model: torch.nn.Module, kind: str, run: Callable[[], Any]) -> int:
     owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # themselves, so that none is freed and its place taken by another
 
@@ -72,12 +112,8 @@ def kept_bytes(size: Size, kind: str, tokens: int) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    ids = torch.full((2, tokens), 5)
-    ids[:, -1] = 1
-    mask = torch.ones_like(ids)
-    mask[1, :4] = 0  # batches are padded: attention is given a mask then
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=kind != "sharded"):
-            output = model(input_ids=ids, attention_mask=mask)  # held until the sum is taken
+            output = run()  # held until the sum is taken
     del output
     return sum(storage.nbytes() for storage in kept.values())

@@ -36,6 +36,9 @@ ROWS: dict[tuple[str, str, str], Plan] = {
     ("joint", "QLoRA", "1 or 8, copies"): Plan("joint", "qlora", 8),
     ("adaptive", "all", "1"): Plan(method="full", **ADAPTIVE),
     ("adaptive", "all", "8, copies"): Plan(method="full", processes=8, **ADAPTIVE),
+    ("adaptive", "all", "8, sharded, 4 at once"): Plan(
+        "adaptive", "full", 8, sharded=True, tokens=4 * ROLLOUT, rollout_tokens=16 * ROLLOUT
+    ),
     ("adaptive", "LoRA", "1 or 8, copies"): Plan(method="lora", processes=8, **ADAPTIVE),
     ("adaptive", "QLoRA", "1 or 8, copies"): Plan(method="qlora", processes=8, **ADAPTIVE),
 }
@@ -48,18 +51,19 @@ RECIPES = {
     ("joint-qwen3-vl-4b-8gpu", 8): "4B",
     ("adaptive-qwen3-vl-4b-lora", 1): "4B",
     ("adaptive-qwen3-vl-4b-lora", 8): "4B",
+    ("adaptive-qwen3-vl-4b-8gpu", 8): "4B",
 }
 
 
 class Counted:
-    """Count the parameters of each size once for all and once for adapters."""
+    """Count the parameters of each size once for each way to train it."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, bool], Counts] = {}
+        self._found: dict[tuple[str, bool, bool], Counts] = {}
 
     def memory(self, size: str, plan: Plan) -> Memory:
         """Compute the memory of a plan for one of `SIZES`; adapters are all of one rank."""
-        key = size, plan.method == "full"
+        key = size, plan.method == "full", plan.trains_vision
         if key not in self._found:
             self._found[key] = count(prepared(build(SIZES[size]), plan))
         return memory_of(SIZES[size], plan, self._found[key])
@@ -78,6 +82,7 @@ def plan_of(recipe: str, processes: int) -> Plan:
         processes,
         sharded,
         tokens=fields["mini_batch_tokens"] if phase == "joint" else size * ROLLOUT,
+        rollout_tokens=size * fields.get("gradient_accumulation_steps", 1) * ROLLOUT,
         checkpointing=fields["activation_checkpointing"] or sharded,  # accelerate's configuration does it then
         batch=size * (processes if sharded else 1),  # commands for copies divide it
         rank=(fields.get("lora") or {}).get("r", Plan.rank),

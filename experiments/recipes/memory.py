@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from experiments.recipes.activations import bytes_per_token
+from experiments.recipes.activations import bytes_per_token, vision_bytes_per_patch
 from experiments.recipes.sizes import Size, build
 from mmemb_r1.modeling.token_logps_mmemb_r1 import TOKENS_AT_ONCE
 from mmemb_r1.training.adapters import freeze_vision_tower, lora_config, with_adapters
@@ -29,11 +29,13 @@ class Plan:
 
     Args:
         phase: `"joint"` or `"adaptive"`.
-        method: `"full"` (every weight of the language model), `"lora"` or `"qlora"` (4 bits below adapters).
+        method: `"full"` (every weight, but in the joint phase those of the vision tower), `"lora"`, or `"qlora"` (4
+            bits below adapters).
         processes: GPUs.
         sharded: whether FSDP2 parts the weights among them; otherwise each has a copy (DDP).
         tokens: of a forward pass with gradient: `mini_batch_tokens` of the joint phase; of the adaptive one those of
             all rollouts of a GPU, with their prompts.
+        rollout_tokens: of the rollouts that a GPU draws at once, with their prompts. Default: `tokens`.
         picture_share: how many of them stand for parts of pictures.
         checkpointing: whether activations are computed again in the backward pass.
         batch: pairs of all GPUs, of which vectors are kept (gradient caching).
@@ -45,10 +47,16 @@ class Plan:
     processes: int = 1
     sharded: bool = False
     tokens: int = 8192
+    rollout_tokens: int | None = None
     picture_share: float = 0.75
     checkpointing: bool = True
     batch: int = 512
     rank: int = 16
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision tower is trained: the adaptive phase freezes nothing."""
+        return self.phase == "adaptive" and self.method == "full"
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ class Memory:
 def prepared(model: nn.Module, plan: Plan) -> nn.Module:
     """Make a model ready for a plan as the trainers do: adapters, or the vision tower frozen."""
     if plan.method == "full":
-        freeze_vision_tower(model)
+        if not plan.trains_vision:
+            freeze_vision_tower(model)
         return model
     with torch.device(next(model.parameters()).device):  # adapters go where the weights are, be it nowhere
         return with_adapters(model, lora_config(model, r=plan.rank))
@@ -159,18 +168,23 @@ def activation_bytes(size: Size, plan: Plan) -> float:
     Bytes of activations in a pass with gradient.
 
     With checkpointing each layer's input is kept, and one layer's activations, with as much again for their gradients;
-    without, those of all layers. The frozen vision tower keeps nothing: its widest states are there while it runs.
+    without, those of all layers. A vision tower that is trained does the same, but accelerate's FSDP checkpoints the
+    decoder alone. One that is frozen keeps nothing: its widest states are there while it runs.
     """
     kind = "sharded" if plan.sharded else "full" if plan.method == "full" else "lora"
+    element = FLOAT32 if kind == "full" else BFLOAT16
     layer = bytes_per_token(size, kind)
-    width = size.hidden * (FLOAT32 if kind == "full" else BFLOAT16)
-    if plan.checkpointing:
-        decoder = (size.layers * width + 2 * layer) * plan.tokens
-    else:
-        decoder = (size.layers + 1) * layer * plan.tokens
+    inputs = size.layers * size.hidden * element
+    decoder = plan.tokens * (inputs + 2 * layer if plan.checkpointing else (size.layers + 1) * layer)
     patches = plan.tokens * plan.picture_share * PATCHES_PER_TOKEN
-    tower = patches * (FLOAT32 * PATCH_VALUES + BFLOAT16 * (2 * size.vision_intermediate + 6 * size.vision_hidden))
-    return decoder + tower
+    if plan.trains_vision:
+        block = vision_bytes_per_patch(size, kind)
+        again = plan.checkpointing and not plan.sharded
+        inputs = size.vision_layers * size.vision_hidden * element
+        states = inputs + 2 * block if again else (size.vision_layers + 1) * block
+    else:
+        states = BFLOAT16 * (2 * size.vision_intermediate + 6 * size.vision_hidden)
+    return decoder + patches * (FLOAT32 * PATCH_VALUES + states)
 
 
 def memory_of(size: Size, plan: Plan, counts: Counts | None = None) -> Memory:
@@ -178,7 +192,9 @@ def memory_of(size: Size, plan: Plan, counts: Counts | None = None) -> Memory:
     counts = counts or count(prepared(build(size), plan))
     state, passing = state_bytes(counts, plan), passing_bytes(counts, plan)
     frozen = FLOAT32 * counts.all if plan.phase == "adaptive" and plan.method == "full" else 0  # adapters share theirs
-    rollouts = plan.tokens * size.kv_bytes if plan.phase == "adaptive" else 0
+    rollouts = (plan.rollout_tokens or plan.tokens) * size.kv_bytes if plan.phase == "adaptive" else 0
+    if plan.sharded and rollouts:  # the model and the frozen one are whole while they draw and score
+        rollouts += 2 * BFLOAT16 * counts.all
     vectors = 2 * 2 * plan.batch * 2 * size.hidden * FLOAT32 if plan.phase == "joint" else 0  # sides, paths, gradients
     return Memory(
         weights=(state["weights"] + passing["weights"]) / GB,

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from experiments.recipes import activations, fits
-from experiments.recipes.activations import KINDS, bytes_per_token, kept_bytes, measured
+from experiments.recipes.activations import (
+    KINDS,
+    bytes_per_token,
+    kept_bytes,
+    measured,
+    measured_vision,
+    vision_bytes_per_patch,
+)
 from experiments.recipes.memory import FITS, Plan, activation_bytes, count, prepared, state_bytes
 from experiments.recipes.sizes import SIZES, build
 
@@ -54,6 +61,21 @@ def test_a_sharded_model_is_in_equal_parts_and_quantised_weights_are_small():
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_layer_keeps_of_a_token_follows_from_its_widths(kind):
     assert bytes_per_token(TINY, kind) == pytest.approx(measured(TINY, kind), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+def test_what_a_vision_layer_keeps_of_a_patch_follows_from_its_widths(kind):
+    size = replace(TINY, vision_hidden=384, vision_heads=6, vision_intermediate=640)
+    assert vision_bytes_per_patch(size, kind) == pytest.approx(measured_vision(size, kind), rel=1e-3)
+
+
+def test_a_vision_tower_that_is_trained_needs_memory():
+    plans = [Plan(phase, "full", 8, sharded=True) for phase in ("joint", "adaptive")]
+    frozen, trained = (count(prepared(build(TINY), plan)) for plan in plans)
+    assert trained.trained == trained.all == frozen.trained + frozen.vision
+    frozen, trained = (activation_bytes(SIZES["4B"], plan) for plan in plans)
+    patches = 8192 * 0.75 * 4
+    assert trained - frozen > 24 * vision_bytes_per_patch(SIZES["4B"], "sharded") * patches
 
 
 def test_activations_of_a_whole_model():
