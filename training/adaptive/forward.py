@@ -32,8 +32,10 @@ class PolicyForward:
         Args:
             input_ids, labels: `(B, S)` prompts and completions; labels are -100 except in completions.
             fused_lm_head: ignored.
-            **inputs: attention mask and media.
+            **inputs: attention mask and media; of a part of a batch without pictures, whose tensors TRL leaves empty,
+                the model gets none.
         """
+        inputs = {name: value for name, value in inputs.items() if not isinstance(value, Tensor) or len(value)}
         check_token_types(input_ids, inputs, self.config.vlm_config)
         markers = input_ids == self.config.embed_token_id  # (B, S)
         decisions = nn.functional.pad(markers[:, :-1], (1, 0)) & (labels != -100)

@@ -55,6 +55,22 @@ def test_token_types_are_those_of_the_ids_whatever_the_tokenizer_was_set_to(
         trainer._compute_loss(trainer.model, batch)
 
 
+def test_a_part_of_accumulated_batches_may_have_no_pictures(trainer_of, vivid, rows):
+    """TRL parts the rollouts of a step: pictures and their sizes are empty in a part of text alone."""
+    six = rows.select([0, 1, 6, 7, 12, 13])  # queries of the first two have a picture
+    trainer = trainer_of(vivid, six, per_device_train_batch_size=4, gradient_accumulation_steps=6, max_steps=1)
+    step, held = trainer._compute_loss, []
+
+    def watched(model, inputs):
+        held.append(len(inputs["image_grid_thw"]) > 0)
+        return step(model, inputs)
+
+    trainer._compute_loss = watched
+    trainer.train()
+    assert set(held) == {True, False}
+    assert math.isfinite(logged(trainer, "loss")[0]) and logged(trainer, "grad_norm")[0] > 0
+
+
 def logged(trainer, name):
     return [log[name] for log in trainer.state.log_history if name in log]
 
