@@ -96,7 +96,7 @@ def film(seed: int, container: str = "mp4", codec: str = "libx264") -> bytes:
 def draw_video(rng: random.Random) -> Any:
     """Draw a video: frames as an array, tensor or pictures, with or without their times, or a film's file."""
     frames, height, width = rng.choice((1, 2, 3, 4, 5, 8)), rng.choice(SIDES), rng.choice(SIDES)
-    kind = rng.choice(("array", "tensor", "pictures", "times", "file", "stored"))
+    kind = rng.choice(("array", "array", "tensor", "pictures", "times", "file", "stored"))
     if kind in ("file", "stored"):
         data = film(rng.randrange(6))
         return data if kind == "file" else {"bytes": data, "path": None}
@@ -143,7 +143,7 @@ def _draw_part(rng: random.Random) -> dict[str, Any]:
 
 def draw_input(rng: random.Random) -> Any:
     """Draw one input of any kind."""
-    kind = rng.choice(("text", "text", "picture", "video", "dict", "dict", "chat"))
+    kind = rng.choice(("text", "text", "picture", "video", "video", "video", "dict", "dict", "chat"))
     if kind == "video":
         return {"video": draw_video(rng)}
     if kind == "picture":

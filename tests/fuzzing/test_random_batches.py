@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -115,8 +116,13 @@ def check_batches(families: dict[str, Family], number: int) -> None:
     seeds = range(number // 2, number)
     for seed in seeds:
         expected_of(chosen[seed], random.Random(seed))  # no work of the threads'
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda seed: check_batch(chosen[seed], seed), seeds))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns far more often than they would
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda seed: check_batch(chosen[seed], seed), seeds))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.usefixtures("threads_as_before")
