@@ -6,7 +6,9 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,16 @@ class Family:
         return self.known[place, way]
 
 
+def widest_gap(family: Family) -> float:
+    """Find a threshold that some inputs reach and others do not, as far from all of them as can be."""
+    gate = []
+    for value in family.pool:
+        with suppress(InputError):
+            gate.append(family.fresh.encode([value], reasoning="never", output_value=None)[0]["gate_prob"].item())
+    low, high = max(pairwise(sorted(gate)), key=lambda pair: pair[1] - pair[0])
+    return (low + high) / 2
+
+
 @pytest.fixture(scope="module")
 def families(thinking: Callable[..., MMEmbR1], one_thread: None) -> dict[str, Family]:
     made = {}
@@ -58,9 +70,7 @@ def families(thinking: Callable[..., MMEmbR1], one_thread: None) -> dict[str, Fa
         family = made[name] = Family(
             name, thinking(name, max_reasoning_tokens=2), thinking(name, max_reasoning_tokens=2), pool
         )
-        texts = [value for value in pool if isinstance(value, str)]
-        gate = np.sort([row["gate_prob"].item() for row in family.fresh.encode(texts, output_value=None)])
-        family.threshold = float((gate[len(gate) // 2 - 1] + gate[len(gate) // 2]) / 2)  # half of them think
+        family.threshold = widest_gap(family)
     return made
 
 
