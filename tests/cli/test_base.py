@@ -27,6 +27,8 @@ COMMANDS = {
     "rationales": "rationales --pairs tables/pairs.parquet --pool pool.yaml --sides query --output out",
     "joint": "train joint --model MODEL --pairs tables/pairs.parquet --output out --cpu --max_steps 1",
     "gate": "train gate --model MODEL --pairs tables/pairs.parquet --output out --device cpu",
+    "adaptive": "train adaptive --model MODEL --pairs tables/pairs.parquet --output out --cpu --max_steps 1"
+    " --per_device_train_batch_size 4 --max_reasoning_tokens 2",
 }
 
 
@@ -52,6 +54,21 @@ def folder(tmp_path, monkeypatch, tiny_checkpoint):
 def test_pictures_are_found_from_the_base(command, folder, tiny_checkpoint, capsys):
     arguments = COMMANDS[command].replace("MODEL", str(tiny_checkpoint)).split()
     assert main([*arguments, "--base", "pictures"]) == 0, capsys.readouterr().err
+
+
+def test_a_selection_and_a_diagnosis_find_them_too(folder, tiny_checkpoint, capsys):
+    """The second has a status of its own for what four queries can't tell."""
+    stopped = {"sample": 0, "seed": 0, "text": "Red.", "num_tokens": 2, "finish_reason": "stop", "error": None}
+    rows = [{"pair_id": f"p{number}", "side": "query", "worker": "own", **stopped} for number in range(4)]
+    Dataset.from_list(rows).to_parquet(folder / "rationales.parquet")
+    commands = {
+        "select --pairs tables/pairs.parquet --rationales rationales.parquet --evaluator MODEL --output out"
+        " --negatives 1": {0},
+        "diagnose --model MODEL --pairs tables/pairs.parquet --max-reasoning-tokens 2": {0, 1, 3},
+    }
+    for command, allowed in commands.items():
+        arguments = command.replace("MODEL", str(tiny_checkpoint)).split()
+        assert main([*arguments, "--base", "pictures"]) in allowed, capsys.readouterr().err
 
 
 def test_without_it_they_are_looked_for_beside_the_table(folder, tiny_checkpoint, capsys):
