@@ -191,7 +191,8 @@ def measure_table(
     pieces = _Pieces(table, columns, reading, store)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = min(cores, len(table) // ROWS_PER_PROCESS) if workers is None else workers
-    loader = DataLoader(pieces, batch_size=None, shuffle=False, num_workers=wanted, collate_fn=_as_it_is)
+    collate: Any = _as_it_is  # of one piece: the type that torch states is that of a list of them
+    loader = DataLoader(pieces, batch_size=None, shuffle=False, num_workers=wanted, collate_fn=collate)
     whole, unsaved = _empty(columns, len(table)), dict[bytes, Measured]()
     saved = time.monotonic()
     try:

@@ -158,9 +158,9 @@ def settle(
             )
             found.append(faults)
         check_faults(found, options, ALL_OF_THEM)
-        for one in found:
-            if one.listed:
-                logger.warning("%s They are left out.", described(one))
+        for wrong in found:
+            if wrong.listed:
+                logger.warning("%s They are left out.", described(wrong))
         return found
 
     found = on_main_process(find)

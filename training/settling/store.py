@@ -53,7 +53,7 @@ class MeasuredStore:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Measured]:
         """Find those of some keys that were measured before."""
-        found = {}
+        found: dict[bytes, Measured] = {}
         with self._open() as connection:
             for start in range(0, len(keys), _ASKED_AT_ONCE):
                 asked = keys[start : start + _ASKED_AT_ONCE]
