@@ -21,7 +21,7 @@ POOL = 16  # samples of a task are drawn from so many times their size: that bou
 REMEMBERED = 256  # rows: those of a batch are asked for several times
 
 
-class Candidates:
+class TargetCandidates:
     """
     Number the distinct candidates of a pairs table, and tell with which of them each pair competes.
 

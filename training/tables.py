@@ -54,7 +54,7 @@ def read_pairs(
     return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))
 
 
-def selection_note(path: Path) -> str | None:
+def read_selection_note(path: Path) -> str | None:
     """Read how rationales of a Parquet table were selected, as `mmemb-r1 select` noted it; `None` if nobody did."""
     import pyarrow.parquet
 

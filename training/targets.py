@@ -20,7 +20,7 @@ from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.objective import TEMPERATURE, target_probability
-from mmemb_r1.training.candidates import Candidates
+from mmemb_r1.training.candidates import TargetCandidates
 from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
 from mmemb_r1.training.tables import StoredInputs, check_pairs, tasks_of
 
@@ -36,7 +36,7 @@ class TargetScorer:
     share the work and the vectors, which stay in the memory of the CPU.
 
     Args:
-        pairs, more: tables of pairs, and of further targets; see [`~mmemb_r1.training.candidates.Candidates`].
+        pairs, more: tables of pairs, and of further targets; see [`~mmemb_r1.training.candidates.TargetCandidates`].
         temperature: divides the cosine similarities.
         num_candidates: negatives of a query that are drawn from its task. Default: all.
         seed: of the draw.
@@ -54,7 +54,7 @@ class TargetScorer:
         seed: int = 0,
     ) -> None:
         self.temperature = temperature
-        self.candidates = Candidates(pairs, more, num_candidates, seed)
+        self.candidates = TargetCandidates(pairs, more, num_candidates, seed)
         self._num_rows = len(pairs)
         self._cache: EmbeddingCache | None = None
         self._model = b""
@@ -180,7 +180,7 @@ class TargetScorer:
 class _Chosen(Sequence[Any]):
     """Read some of the candidates when they are asked for."""
 
-    def __init__(self, candidates: Candidates, numbers: Sequence[int]) -> None:
+    def __init__(self, candidates: TargetCandidates, numbers: Sequence[int]) -> None:
         self._candidates, self._numbers = candidates, numbers
 
     def __len__(self) -> int:

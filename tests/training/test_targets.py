@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.training import targets
-from mmemb_r1.training.candidates import POOL, Candidates
+from mmemb_r1.training.candidates import POOL, TargetCandidates
 from mmemb_r1.training.targets import TargetScorer, embed_directly
 
 
@@ -120,7 +120,7 @@ class TestSampledCandidates:
 
     def test_there_are_as_many_whatever_the_size_of_the_table(self, many):
         for size in (12, 40, 300):
-            candidates = Candidates(many(size), number=8)
+            candidates = TargetCandidates(many(size), number=8)
             for row in (0, 5):
                 found = self.texts(candidates, row)
                 assert found[:2] == [f"t {row}", f"hard {row}"]
@@ -130,18 +130,22 @@ class TestSampledCandidates:
     def test_they_follow_from_the_seed_and_the_query_alone(self, many):
         table = many(40)
         turned = table.select(range(39, -1, -1))
-        first, again, other = Candidates(table, number=8), Candidates(turned, number=8), Candidates(table, None, 8, 1)
+        first, again, other = (
+            TargetCandidates(table, number=8),
+            TargetCandidates(turned, number=8),
+            TargetCandidates(table, None, 8, 1),
+        )
         assert self.texts(first, 3) == self.texts(again, 36)
         assert set(self.texts(first, 3)) != set(self.texts(other, 3))
         assert set(self.texts(first, 3)[2:]) != set(self.texts(first, 4)[2:])
 
     def test_all_targets_are_drawn_about_as_often(self, many):
-        candidates = Candidates(many(60), number=20)
+        candidates = TargetCandidates(many(60), number=20)
         counts = Counter(text for row in range(60) for text in self.texts(candidates, row)[2:])
         assert len(counts) == 60 and max(counts.values()) < 3 * min(counts.values())
 
     def test_what_is_ever_embedded_of_a_task_is_bounded(self, many):
-        candidates = Candidates(many(100), number=2)
+        candidates = TargetCandidates(many(100), number=2)
         drawn = {text for row in range(100) for text in self.texts(candidates, row)[2:]}
         assert 0 < len(drawn) <= 2 * POOL < 100
 
@@ -158,7 +162,7 @@ class TestSampledCandidates:
                 {"query": {"text": "a tree"}, "target": {"text": "oak"}},
             ]
         )
-        candidates = Candidates(pairs, joint)
+        candidates = TargetCandidates(pairs, joint)
         assert self.texts(candidates, 0) == ["sparrow", "trout", "oak"]
         assert self.texts(candidates, 1) == ["trout", "sparrow", "robin", "oak"]
 
@@ -174,7 +178,7 @@ class TestSampledCandidates:
             for name in shown
         ]
         rows.append({"query": {"text": "show red"}, "target": shown["blue"], "negatives": []})
-        candidates = Candidates(make_pairs(rows))
+        candidates = TargetCandidates(make_pairs(rows))
         assert len(candidates) == 3
         assert [len(candidates.of(row)) for row in range(4)] == [2, 3, 3, 2]
 

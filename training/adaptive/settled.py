@@ -9,10 +9,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import ProcessorMixin
 
+from mmemb_r1.modeling.options_mmemb_r1 import context_length
 from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.sides import with_sides
-from mmemb_r1.training.settling.reading import Reading, context_length
+from mmemb_r1.training.settling.reading import Reading
 from mmemb_r1.training.settling.settle import PairsTable, Settlement, settle
 from mmemb_r1.training.tables import PAIR_COLUMNS, check_pairs
 

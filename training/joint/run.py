@@ -15,7 +15,7 @@ from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import shared_ids
 from mmemb_r1.training.joint.trainer import JointTrainer
 from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
-from mmemb_r1.training.tables import selection_note
+from mmemb_r1.training.tables import read_selection_note
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class JointRun(PhaseRun):
     def told(self) -> dict[str, Any]:
         told = super().told()
         if self.rationales is not None:
-            told["selection"] = selection_note(self.rationales) or "not recorded in the rationales table"
+            told["selection"] = read_selection_note(self.rationales) or "not recorded in the rationales table"
         return told
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import ProcessorMixin
 
+from mmemb_r1.modeling.options_mmemb_r1 import context_length
 from mmemb_r1.training.joint.config import JointConfig
-from mmemb_r1.training.settling.reading import Reading, context_length
+from mmemb_r1.training.settling.reading import Reading
 from mmemb_r1.training.settling.settle import OWN_RATIONALES, PairsTable, Settlement, settle
 
 

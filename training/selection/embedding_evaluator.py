@@ -12,12 +12,13 @@ from torch import Tensor
 
 from mmemb_r1.content import content_key
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.options_mmemb_r1 import context_length
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
 from mmemb_r1.training.selection.pairs import other_side
-from mmemb_r1.training.settling.reading import Reading, context_length
+from mmemb_r1.training.settling.reading import Reading
 from mmemb_r1.training.vlm import weights_fingerprint
 
 _Key = tuple[bytes, "str | None"]

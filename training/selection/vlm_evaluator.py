@@ -15,10 +15,11 @@ from transformers.utils import cached_file
 
 from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.modeling.options_mmemb_r1 import context_length
 from mmemb_r1.modeling.rendering_mmemb_r1 import render, truncate_conversation
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.training.selection.evaluator import Trial, TrialError
-from mmemb_r1.training.settling.reading import Reading, context_length
+from mmemb_r1.training.settling.reading import Reading
 from mmemb_r1.training.shared_prefix import read_prefix, suffix_logits
 from mmemb_r1.training.vlm import chat_template, load_vlm, weights_fingerprint
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from mmemb_r1.progress import progress_bar
-from mmemb_r1.training.settling.reading import Measured, Reading, input_key, rationale_key
+from mmemb_r1.training.settling.reading import MeasuredInput, Reading, input_key, rationale_key
 from mmemb_r1.training.settling.store import MeasuredStore
 from mmemb_r1.training.tables import as_numbers
 
@@ -82,7 +82,7 @@ class _Part(NamedTuple):
     column: str
     name: str
     key: bytes
-    measure: Callable[[], Measured]
+    measure: Callable[[], MeasuredInput]
     video: bool
 
 
@@ -91,7 +91,7 @@ class _Piece(NamedTuple):
 
     start: int
     lengths: Lengths
-    new: dict[bytes, Measured]
+    new: dict[bytes, MeasuredInput]
 
 
 class _Pieces(TorchDataset[_Piece]):
@@ -109,7 +109,7 @@ class _Pieces(TorchDataset[_Piece]):
         stored = self.table[start : min(start + ROWS_AT_ONCE, len(self.table))]
         parts = [part for column in self.columns.names for part in self._parts(column, stored[column])]
         known = self.store.get(list({part.key for part in parts}))
-        new: dict[bytes, Measured] = {}
+        new: dict[bytes, MeasuredInput] = {}
         for part in parts:
             if part.key not in known:
                 known[part.key] = new[part.key] = part.measure()
@@ -132,7 +132,7 @@ class _Pieces(TorchDataset[_Piece]):
 
 
 def _gathered(
-    columns: Columns, size: int, parts: Sequence[_Part], known: Mapping[bytes, Measured], start: int
+    columns: Columns, size: int, parts: Sequence[_Part], known: Mapping[bytes, MeasuredInput], start: int
 ) -> Lengths:
     lengths = _empty(columns, size)
     together = [b""] * size
@@ -193,7 +193,7 @@ def measure_table(
     wanted = min(cores, len(table) // ROWS_PER_PROCESS) if workers is None else workers
     collate: Any = _as_it_is  # of one piece: the type that torch states is that of a list of them
     loader = DataLoader(pieces, batch_size=None, shuffle=False, num_workers=wanted, collate_fn=collate)
-    whole, unsaved = _empty(columns, len(table)), dict[bytes, Measured]()
+    whole, unsaved = _empty(columns, len(table)), dict[bytes, MeasuredInput]()
     saved = time.monotonic()
     try:
         with progress_bar(progress) as bar:

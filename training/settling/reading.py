@@ -24,7 +24,7 @@ KEY_SIZE = 16  # bytes
 _VERSION = 1  # goes up when the same input gets another length
 
 
-class Measured(NamedTuple):
+class MeasuredInput(NamedTuple):
     """
     Hold what is known of an input or a rationale.
 
@@ -81,12 +81,12 @@ class Reading:
         ]
         return blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
-    def measure_input(self, value: Mapping[str, Any]) -> Measured:
+    def measure_input(self, value: Mapping[str, Any]) -> MeasuredInput:
         """Open and decode every picture and video of an input as a table stores it, and count its prompt's tokens."""
         try:
             conversations = to_conversations([stored_input(value)], media=self.media)
             if self.processor is None:
-                return Measured(0)
+                return MeasuredInput(0)
             batch = render(
                 self.processor,
                 conversations,
@@ -95,20 +95,15 @@ class Reading:
                 self.max_image_tokens,
             )
         except InputError as error:
-            return Measured(0, reason=error.fault)
-        return Measured(int(batch["input_ids"].shape[1]))
+            return MeasuredInput(0, reason=error.fault)
+        return MeasuredInput(int(batch["input_ids"].shape[1]))
 
-    def measure_rationale(self, segments: Sequence[str]) -> Measured:
+    def measure_rationale(self, segments: Sequence[str]) -> MeasuredInput:
         """Count the tokens of a rationale."""
         if self.processor is None:
-            return Measured(0)
+            return MeasuredInput(0)
         lengths = [len(rationale_ids(self.processor, text)) for text in split_rounds(segments, self.max_rounds)]
-        return Measured(sum(lengths) + NUM_CONTROL_TOKENS * len(lengths), max(lengths))
-
-
-def context_length(config: Any) -> int | None:
-    """Tell how many tokens a model can read at once, by its config; `None` where that does not say it."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+        return MeasuredInput(sum(lengths) + NUM_CONTROL_TOKENS * len(lengths), max(lengths))
 
 
 def input_key(value: Mapping[str, Any]) -> bytes:

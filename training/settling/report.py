@@ -39,7 +39,7 @@ class TablesReport:
     refused: list[str] = field(default_factory=list)
 
 
-def check_tables(
+def inspect_tables(
     tables: Mapping[str, Dataset],
     reading: Reading,
     options: SettleOptions,
@@ -89,7 +89,7 @@ def percentiles(tokens: npt.NDArray[np.int32]) -> list[int]:
     return np.percentile(there, PERCENTILES, method="higher").astype(int).tolist() if len(there) else []
 
 
-def report_text(report: TablesReport) -> str:
+def tables_text(report: TablesReport) -> str:
     """Write a report as lines of text."""
     lines = list(report.refused)
     for name, size in report.sizes.items():

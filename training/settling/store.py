@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from mmemb_r1.training.settling.reading import Measured
+from mmemb_r1.training.settling.reading import MeasuredInput
 
 _WAIT = 300.0  # seconds for another process that writes
 _ASKED_AT_ONCE = 500  # SQLite takes 999 values in one query in its oldest versions
@@ -15,7 +15,7 @@ _ASKED_AT_ONCE = 500  # SQLite takes 999 values in one query in its oldest versi
 
 class MeasuredStore:
     """
-    Keep measurements in an SQLite file: key -> [`Measured`]. Any number of processes may read and write it.
+    Keep measurements in an SQLite file: key -> [`MeasuredInput`]. Any number of processes may read and write it.
 
     Args:
         path: the file, made where it is missing. One per way of reading: see [`Reading.fingerprint`].
@@ -51,9 +51,9 @@ class MeasuredStore:
                 "measured again. If you may not write there, set HF_HOME to a folder where you may."
             ) from error
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Measured]:
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, MeasuredInput]:
         """Find those of some keys that were measured before."""
-        found: dict[bytes, Measured] = {}
+        found: dict[bytes, MeasuredInput] = {}
         with self._open() as connection:
             for start in range(0, len(keys), _ASKED_AT_ONCE):
                 asked = keys[start : start + _ASKED_AT_ONCE]
@@ -61,10 +61,10 @@ class MeasuredStore:
                 rows = connection.execute(
                     f"SELECT key, tokens, longest, reason FROM measured WHERE key IN ({marks})", asked
                 )
-                found |= {key: Measured(*values) for key, *values in rows}
+                found |= {key: MeasuredInput(*values) for key, *values in rows}
         return found
 
-    def put(self, measured: Mapping[bytes, Measured]) -> None:
+    def put(self, measured: Mapping[bytes, MeasuredInput]) -> None:
         """Keep measurements, whole or not at all."""
         if measured:
             with self._open() as connection:

@@ -49,11 +49,12 @@ def run(args: argparse.Namespace) -> int:
     for path in args.tables:
         check_table("TABLE", path)
 
+    from mmemb_r1.modeling.options_mmemb_r1 import context_length
     from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.settling.faults import SettleOptions
-    from mmemb_r1.training.settling.reading import Reading, context_length
-    from mmemb_r1.training.settling.report import check_tables, report_text
+    from mmemb_r1.training.settling.reading import Reading
+    from mmemb_r1.training.settling.report import inspect_tables, tables_text
     from mmemb_r1.training.settling.settle import write_lines
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import checkpoint_config
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         max_input_tokens=args.max_input_tokens or context_length(config),
         max_rationale_tokens=args.max_rationale_tokens,
     )
-    report = check_tables(tables, reading, options, rationales, workers=args.workers)
-    print(report_text(report))
+    report = inspect_tables(tables, reading, options, rationales, workers=args.workers)
+    print(tables_text(report))
     wrong = [one for faults in report.faults for one in faults.listed]
     if args.output is not None:
         write_lines(args.output, wrong)

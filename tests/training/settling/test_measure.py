@@ -15,7 +15,7 @@ from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import rationale_suffix
 from mmemb_r1.training.settling.faults import SettleOptions
 from mmemb_r1.training.settling.measure import ROWS_AT_ONCE, Columns, measure_table
-from mmemb_r1.training.settling.reading import Measured, Reading, input_key
+from mmemb_r1.training.settling.reading import MeasuredInput, Reading, input_key
 from mmemb_r1.training.settling.settle import PairsTable, settle
 from mmemb_r1.training.settling.store import MeasuredStore
 
@@ -53,7 +53,7 @@ def test_rounds_are_measured_one_by_one(reading, tiny):
     two = replace(reading, max_rounds=2).measure_rationale(segments)
     model, processor = tiny
     rounds = [rationale_suffix(processor, model.config, text) for text in ("Look.", "It is red. So say red.")]
-    assert two == Measured(sum(map(len, rounds)), len(rounds[1]) - 3)
+    assert two == MeasuredInput(sum(map(len, rounds)), len(rounds[1]) - 3)
 
 
 def test_nothing_is_measured_twice(reading, table_with, tmp_path, counted):
@@ -139,7 +139,7 @@ def test_a_damaged_file_of_measurements_is_told(tmp_path):
 
 def test_what_is_kept_is_found(tmp_path):
     store = MeasuredStore(tmp_path / "a.sqlite")
-    kept = {n.to_bytes(2) * 8: Measured(n, 1, "broken" if n == 3 else None) for n in range(600)}
+    kept = {n.to_bytes(2) * 8: MeasuredInput(n, 1, "broken" if n == 3 else None) for n in range(600)}
     store.put(kept)
     assert MeasuredStore(tmp_path / "a.sqlite").get([*kept, b"another"]) == kept
 
