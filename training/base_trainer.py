@@ -167,7 +167,7 @@ class PhaseTrainer(PushesWholeCheckpoints):
             write_facts(Path(self.args.output_dir) / f"checkpoint-{steps}", self.facts, steps)
 
     def _record(self) -> dict[str, Any]:
-        return with_earlier_phases(self.facts | {"steps": self.state.global_step}, self.model.config.name_or_path)
+        return {**self.facts, "steps": self.state.global_step}
 
     def average_gradients(self) -> None:
         """Average gradients over the processes before a step of the optimiser, but of a model that FSDP2 shards."""

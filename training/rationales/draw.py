@@ -363,8 +363,8 @@ class _Run:
                     failed = self.failed
                 if self.max_failures is not None and failed > self.max_failures:
                     raise _TooManyFailures(
-                        f"stopped: {failed} answers failed, allowed are {self.max_failures}. The last one, of "
-                        f"the worker {summary.name!r}: {answer.reason.rstrip('.')}. Finished shards are kept."
+                        f"stopped: more answers failed than the {self.max_failures} that are allowed. The last one, "
+                        f"of the worker {summary.name!r}: {answer.reason.rstrip('.')}. Finished shards are kept."
                     )
 
     def _rows(

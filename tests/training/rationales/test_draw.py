@@ -329,8 +329,8 @@ class TestFailures:
     def test_too_many_stop_the_run(self, tmp_path):
         summary = draw(tmp_path, Speaker(fails=self.odd), Speaker("later"), max_failures=5)
         assert summary.aborted == (
-            "stopped: 6 answers failed, allowed are 5. The last one, of the worker 'speaker': 5 is odd. "
-            "Finished shards are kept."
+            "stopped: more answers failed than the 5 that are allowed. The last one, of the worker 'speaker': 5 is "
+            "odd. Finished shards are kept."
         )
         assert list(summary.lines())[-1] == summary.aborted
         assert [worker.name for worker in summary.workers] == ["speaker"]
