@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 from mmemb_r1.content import content_key, given_parts
 from mmemb_r1.modeling.backbones_mmemb_r1 import fitted_picture
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions
 from mmemb_r1.modeling.rendering_mmemb_r1 import plain_conversations, render
 from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs
@@ -28,19 +29,20 @@ def policy_prompts(
     processor: ProcessorMixin,
     max_text_tokens: int | None = None,
     max_image_tokens: int | None = None,
+    media: MediaOptions = DEFAULTS,
 ) -> Dataset:
     """
     Make prompts of the queries of a pairs table; texts longer than `max_text_tokens` are cut, and pictures that
     the processor alone would not keep within `max_image_tokens` made smaller.
 
     Returns:
-        Rows, in which pictures are opened when they are read, of `prompt` (chat messages with a place for each
-        picture), `images` (a list, `[]` where there are none), `row` (in `pairs`) and `pair_id`. A bad table, or, when
-        it is read, a query that is unusable or a video, is a `ValueError`.
+        Rows, in which pictures and videos are opened when they are read, as `media` says, of `prompt` (chat messages
+        with a place for each picture, and with their videos), `images` (a list, `[]` where there are none), `row` (in
+        `pairs`) and `pair_id`. A bad table, or, when it is read, a query that is unusable, is a `ValueError`.
     """
     check_pairs(pairs, PAIR_COLUMNS)
     table = pairs.select_columns(["query"]).add_column("row", list(range(len(pairs))))
-    return table.with_transform(_PromptRows(processor, max_text_tokens, max_image_tokens, pairs["pair_id"]))
+    return table.with_transform(_PromptRows(processor, max_text_tokens, max_image_tokens, media, pairs["pair_id"]))
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class _PromptRows:
     processor: ProcessorMixin
     max_text_tokens: int | None
     max_image_tokens: int | None
+    media: MediaOptions
     ids: Sequence[str]
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -59,7 +62,7 @@ class _PromptRows:
     def _prompt(self, query: Any, row: int) -> dict[str, Any]:
         pair_id = self.ids[row]
         try:
-            conversations = to_conversations([given_parts(query)])
+            conversations = to_conversations([given_parts(query)], media=self.media)
             (conversation,) = plain_conversations(self.processor, conversations, self.max_text_tokens)
         except InputError as error:
             raise ValueError(f"the query of pair {pair_id!r} can't be used: {error.reason}") from error
@@ -68,11 +71,6 @@ class _PromptRows:
             for message in conversation
             for part in message["content"]
         ]
-        if any(part["type"] == "video" for part in parts):
-            raise ValueError(
-                f"the query of pair {pair_id!r} holds a video; the adaptive phase takes texts and pictures. Leave "
-                "such pairs out, or pass frames as pictures."
-            )
         prompt = _with_parts(conversation, lambda part: {"type": "image"})
         images = [part["image"] for part in parts if part["type"] == "image"]
         return {"prompt": prompt, "images": images, "row": row, "pair_id": pair_id}
@@ -113,14 +111,15 @@ def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
 
 def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id: int | None) -> None:
     """
-    Check that rollouts and log-probabilities will be of the same ids, on the first prompts with and without a picture.
+    Check that rollouts and log-probabilities will be of the same ids, on the first prompts with and without a picture,
+    and on one with a video if it stands before them.
 
     It is a `ValueError` if one does not end in `embed_token_id`, or TRL, which renders text first, gives other ids.
     """
-    first: dict[bool, int] = {}
+    first: dict[str, int] = {}
     for place, query in enumerate(StoredInputs(prompts, "query")):  # no picture is opened for it
-        first.setdefault("image" in query, place)
-        if len(first) == 2:
+        first.setdefault(next((kind for kind in ("video", "image") if kind in query), "text"), place)
+        if {"image", "text"} <= first.keys():
             break
     for place in first.values():
         _check_prompt(prompts[place], processor, embed_token_id)
@@ -134,6 +133,8 @@ def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id
             f"The prompt of pair {row['pair_id']!r} does not end in `<|embed|>` (id {embed_token_id}); pass the "
             "processor that is saved beside the model, with its chat template."
         )
+    if holds_video(conversation):  # which TRL does not render
+        return
     text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     theirs = processor(text=[text], images=[row["images"]] if row["images"] else None)["input_ids"][0]
     if list(theirs) != ids:
@@ -143,15 +144,34 @@ def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id
         )
 
 
+def holds_video(prompt: Messages) -> bool:
+    """Tell whether a prompt holds a video, which TRL's own way from prompts to tensors does not take."""
+    return any(part["type"] == "video" for message in prompt for part in message["content"])
+
+
+def rendered_alone(
+    processor: ProcessorMixin, prompts: Sequence[Messages], max_image_tokens: int | None, device: torch.device
+) -> list[dict[str, Tensor]]:
+    """Render each prompt as a batch of its own: what belongs to it is known, whatever form its media have."""
+    return [dict(render(processor, [one], max_image_tokens=max_image_tokens).to(device)) for one in prompts]
+
+
 def with_pictures(prompt: Messages, images: Sequence[Any]) -> Messages:
     """Put pictures into their places in a prompt."""
     left = iter(images)
     return _with_parts(prompt, lambda part: {"type": "image", "image": next(left)})
 
 
-def _with_parts(messages: Sequence[dict[str, Any]], picture: Callable[[Any], dict[str, Any]]) -> Messages:
-    """Replace the pictures of messages, in their order."""
+def without_frames(prompt: Messages) -> Messages:
+    """Leave of the videos of a prompt their places alone."""
+    return _with_parts(prompt, lambda part: {"type": "video"}, "video")
+
+
+def _with_parts(
+    messages: Sequence[dict[str, Any]], change: Callable[[Any], dict[str, Any]], kind: str = "image"
+) -> Messages:
+    """Replace the pictures of messages, or another kind of parts, in their order."""
     return [
-        {**message, "content": [picture(part) if part["type"] == "image" else part for part in message["content"]]}
+        {**message, "content": [change(part) if part["type"] == kind else part for part in message["content"]]}
         for message in messages
     ]

@@ -60,11 +60,11 @@ def settle_adaptive(
     """
     rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
     drawn = rounds * ((args.max_reasoning_tokens or config.max_reasoning_tokens) + NUM_CONTROL_TOKENS)
-    tables = [PairsTable(train, no_videos=("query",), after={"query": drawn})]
+    tables = [PairsTable(train, after={"query": drawn})]
     if joint_pairs is not None:
         tables.append(PairsTable(joint_pairs, "the pairs of the joint phase", ("target",)))
     if held_out is not None:
-        tables.append(PairsTable(held_out, "the table to evaluate on", no_videos=("query",), after={"query": drawn}))
+        tables.append(PairsTable(held_out, "the table to evaluate on", after={"query": drawn}))
     options = args.settle_options
     if options.max_input_tokens is None:
         options = dataclasses.replace(options, max_input_tokens=context_length(config))

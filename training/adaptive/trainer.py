@@ -17,7 +17,6 @@ from trl import GRPOTrainer
 
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit, limited_processor
-from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
@@ -36,7 +35,16 @@ from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig, check_eval_gro
 from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
 from mmemb_r1.training.adaptive.frozen import FirstModel
 from mmemb_r1.training.adaptive.metrics import retrieval_metrics, rollout_metrics
-from mmemb_r1.training.adaptive.prompts import check_rendering, policy_prompts, prompt_states, warn_of_overlap
+from mmemb_r1.training.adaptive.prompts import (
+    check_rendering,
+    holds_video,
+    policy_prompts,
+    prompt_states,
+    rendered_alone,
+    warn_of_overlap,
+    with_pictures,
+    without_frames,
+)
 from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
@@ -128,8 +136,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         processing_class = limited_processor(processing_class, config.max_image_tokens)  # GRPOTrainer calls it, too
         self.settlement, tables = settled_tables(args, config, processing_class, tables)
         train_dataset, joint_pairs, eval_dataset = tables["train"], tables["joint"], tables["eval"]
+        limits = config.max_text_tokens, config.max_image_tokens, MediaOptions.of(config)
         prompts = {
-            mode: policy_prompts(tables[mode], processing_class, config.max_text_tokens, config.max_image_tokens)
+            mode: policy_prompts(tables[mode], processing_class, *limits)
             for mode in ("train", "eval")
             if tables[mode] is not None
         }
@@ -160,6 +169,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
                 scorer.keep_in(Path(args.output_dir) / CANDIDATES_FOLDER, fingerprint)
         self._rows = torch.empty(0, dtype=torch.long)
         self._gate_logits = torch.empty(0)
+        self._rendered: list[dict[str, Tensor]] | None = None  # the prompts of a batch with videos, one by one
         self._are_new = False  # rollouts that no table has shown yet
         stops = [StopOnCollapse(args.stop_on_collapse)] if args.stop_on_collapse else []
         super().__init__(
@@ -251,11 +261,28 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         if self._gate_inputs is None:
             with self._scoring_model() as model:  # the first one: a run that goes on gets the same coordinates
                 self._gate_inputs = prompt_states(model, self.processing_class, self.train_dataset)
+        inputs = self._with_own_media(inputs)
         with self._whole(), padded_left(self._tokenizer):
             output = super()._generate_and_score_completions(inputs)
+        if self._rendered is not None:
+            output["rendered"] = self._rendered  # TRL shuffles and parts it with the rest
         output["advantages"] = self._token_advantages(output)
         output["rows"] = self._rows.to(output["advantages"].device)
         return output
+
+    def _with_own_media(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Render the prompts here if one of them holds a video, and keep media from TRL, which takes pictures."""
+        if not any(holds_video(row["prompt"]) for row in inputs):
+            self._rendered = None
+            return inputs
+        if self.log_multimodal:
+            self._logs["images"].extend(row["images"] for row in inputs)
+        size, limit = self._group_size, self._bare_model.config.max_image_tokens
+        prompts = [with_pictures(row["prompt"], row["images"]) for row in inputs[::size]]
+        rendered = rendered_alone(self.processing_class, prompts, limit, self.accelerator.device)
+        self._rendered = [one for one in rendered for _ in range(size)]
+        left = [{name: value for name, value in row.items() if name != "images"} for row in inputs]
+        return [{**row, "prompt": prompts[place // size]} for place, row in enumerate(left)]
 
     def _embed_candidates(self) -> None:
         """Embed the candidates of the rows at hand that are not embedded yet, or all when a live scorer is due."""
@@ -287,8 +314,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
     def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
         """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""
         mode, size, model = self._mode, self._group_size, self._bare_model
-        conversations = to_conversations(prompts[::size], media=MediaOptions.of(model.config))
-        batch = render(self.processing_class, conversations, max_image_tokens=model.config.max_image_tokens)
+        batch = render(self.processing_class, prompts[::size], max_image_tokens=model.config.max_image_tokens)
         batch = dict(batch.to(self.accelerator.device))
         training = model.training
         with self.accelerator.autocast():  # in the precision that log-probabilities will be taken in
@@ -371,7 +397,10 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         self._are_new = True
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Log as TRL does, and a table of completions in TensorBoard too."""
+        """Log as TRL does, without frames in the table of completions, and that in TensorBoard too."""
+        logged = self._logs["prompt"]
+        for prompt in [logged.popleft() for _ in range(len(logged))]:
+            logged.append(without_frames(prompt))
         super().log(*args, **kwargs)
         if self.log_completions and self._are_new:
             self._are_new = False
@@ -420,13 +449,14 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         config, temperature = self._bare_model.config, self.temperature
         if model is self._frozen:
             with self._frozen.run() as first:
-                policy = PolicyForward(first, config, temperature)
+                policy = PolicyForward(first, config, temperature, self._rendered)
                 return super()._get_per_token_logps_and_entropies(policy, *args, **kwargs)
-        self._policy = PolicyForward(unwrapped(model), config, temperature)
+        self._policy = PolicyForward(unwrapped(model), config, temperature, self._rendered)
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Add a contrastive term on the live embeddings of the same pass to TRL's loss."""
+        self._rendered = inputs.get("rendered")
         loss = super()._compute_loss(model, inputs)
         if not self.args.contrastive_weight:
             return loss

@@ -101,7 +101,6 @@ def pair_faults(
     sides: Mapping[str, str],
     options: SettleOptions,
     id_of: Callable[[int], str | None],
-    no_videos: Sequence[str] = (),
     after: Mapping[str, int] | None = None,
 ) -> Faults:
     """
@@ -113,7 +112,6 @@ def pair_faults(
         sides: column of rationales -> column of the input that they are about.
         options: the limits.
         id_of: row -> `pair_id`.
-        no_videos: columns whose inputs may hold no video.
         after: column -> tokens that will follow each of its prompts.
     """
     listed = [Skipped(name, row, id_of(row), part, reason) for row, part, reason in lengths.broken]
@@ -125,10 +123,6 @@ def pair_faults(
             more = f" and {follows} that may follow" if follows else ""
             for row in np.flatnonzero(lengths.tokens[column] + follows > limit).tolist():
                 reason = f"it has {lengths.tokens[column][row]} tokens{more}; allowed: max_input_tokens={limit}."
-                listed.append(Skipped(name, row, id_of(row), column, reason))
-        if column in no_videos:
-            for row in np.flatnonzero(lengths.videos[column]).tolist():
-                reason = "it holds a video, which this phase can't read; pass frames as pictures."
                 listed.append(Skipped(name, row, id_of(row), column, reason))
     rows = _rows(listed)
     without = {}

@@ -65,14 +65,12 @@ class Lengths:
         longest: column -> `(N,)` int32 tokens of the longest round; of columns of rationales.
         keys: `(N, 2)` uint64, equal for rows whose columns hold the same.
         broken: what can't be read, in order.
-        videos: column -> `(N,)` bool, where an input holds a video.
     """
 
     tokens: dict[str, npt.NDArray[np.int32]]
     longest: dict[str, npt.NDArray[np.int32]]
     keys: npt.NDArray[np.uint64]
     broken: list[Broken]
-    videos: dict[str, npt.NDArray[np.bool_]]
 
 
 class _Part(NamedTuple):
@@ -83,7 +81,6 @@ class _Part(NamedTuple):
     name: str
     key: bytes
     measure: Callable[[], MeasuredInput]
-    video: bool
 
 
 class _Piece(NamedTuple):
@@ -123,12 +120,12 @@ class _Pieces(TorchDataset[_Piece]):
                 segments = [value] if isinstance(value, str) else value
                 if segments and all(isinstance(text, str) for text in segments):  # who uses others refuses them
                     measure = partial(self.reading.measure_rationale, segments)
-                    yield _Part(row, column, column, rationale_key(segments), measure, False)
+                    yield _Part(row, column, column, rationale_key(segments), measure)
                 continue
             for place, one in enumerate(value or []) if listed else [(None, value or {})]:
                 name = column if place is None else f"{column} {place}"
                 measure = partial(self.reading.measure_input, one)
-                yield _Part(row, column, name, input_key(one), measure, bool(one.get("video")))
+                yield _Part(row, column, name, input_key(one), measure)
 
 
 def _gathered(
@@ -141,7 +138,6 @@ def _gathered(
         tokens, longest = lengths.tokens[part.column], lengths.longest[part.column]
         tokens[part.row] = max(tokens[part.row], found.tokens)
         longest[part.row] = max(longest[part.row], found.longest)
-        lengths.videos[part.column][part.row] |= part.video
         together[part.row] += part.key
         if found.reason is not None:
             lengths.broken.append(Broken(start + part.row, part.name, found.reason))
@@ -155,7 +151,6 @@ def _empty(columns: Columns, size: int) -> Lengths:
         longest={name: np.zeros(size, np.int32) for name in columns.names},
         keys=np.zeros((size, 2), np.uint64),
         broken=[],
-        videos={name: np.zeros(size, np.bool_) for name in columns.names},
     )
 
 
@@ -227,7 +222,6 @@ def _put(whole: Lengths, piece: _Piece) -> None:
     for name in whole.tokens:
         whole.tokens[name][rows] = piece.lengths.tokens[name]
         whole.longest[name][rows] = piece.lengths.longest[name]
-        whole.videos[name][rows] = piece.lengths.videos[name]
     whole.keys[rows] = piece.lengths.keys
     whole.broken += piece.lengths.broken
 

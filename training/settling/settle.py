@@ -49,7 +49,6 @@ class PairsTable:
         name: of the table, for messages.
         inputs: columns that are read, as far as the table has them; `negatives` is a list of inputs.
         rationales: column of rationales (lists of segments) -> column of the inputs that they are about.
-        no_videos: columns whose inputs may hold no video.
         after: column -> tokens that will follow each of its prompts.
     """
 
@@ -57,7 +56,6 @@ class PairsTable:
     name: str = "the pairs table"
     inputs: tuple[str, ...] = ("query", "target", "negatives")
     rationales: Mapping[str, str] = field(default_factory=dict)
-    no_videos: tuple[str, ...] = ()
     after: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -141,9 +139,7 @@ def settle(
                 one.table, one.columns, reading, folder, name=one.name, workers=workers, progress=progress, tick=tick
             )
             lengths.append(measured)
-            found.append(
-                pair_faults(one.name, measured, one.sides, options, one.id_of, one.no_videos, after=one.after)
-            )
+            found.append(pair_faults(one.name, measured, one.sides, options, one.id_of, after=one.after))
         if rationales is not None:
             faults, _ = settle_rationales(
                 rationales,

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from PIL import Image
 
 from mmemb_r1.content import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
@@ -60,17 +59,6 @@ def test_an_unreadable_picture_names_its_pair(processor):
         [{"pair_id": "p", "query": {"image": ["missing.png"]}, "target": {"text": "b"}}],
     )
     with pytest.raises(ValueError, match="the query of pair 'p' can't be used"):
-        policy_prompts(table, processor)[0]
-
-
-def test_videos_are_refused(processor, tmp_path):
-    from datasets import Dataset
-
-    frames = [str(tmp_path / f"{number}.png") for number in range(2)]
-    for frame in frames:
-        Image.new("RGB", (32, 32)).save(frame)
-    table = Dataset.from_list([{"pair_id": "p", "query": {"video": [frames]}, "target": {"text": "b"}}])
-    with pytest.raises(ValueError, match="pair 'p' holds a video"):
         policy_prompts(table, processor)[0]
 
 
