@@ -40,6 +40,7 @@ HALF_ERROR = 0.06  # 0.039 was measured; 0.050 with embeddings and sums of gradi
 ADAPTIVE: dict[str, dict[str, Any]] = {
     "adaptive": {"beta": 0.1},
     "adaptive with adapters": {"lora": True, "beta": 0.1},
+    "adaptive with videos": {"videos": True, "beta": 0.1},
 }
 SEED = 3  # of the order: one process has no picture where the other has some, and one has rows with none, one and two
 # Everything that processes have to agree on, at once.
@@ -215,7 +216,18 @@ def policy_pairs() -> Dataset:
     return concatenate_datasets([rows, Dataset.from_list(given, features=rows.features)])
 
 
-def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
+def with_videos(rows: Dataset) -> Dataset:
+    """The same, where the queries of text alone in the second half have a video too."""
+    frames = [Pictures.new("RGB", (64, 64), color) for color in ("red", "green", "blue", "white")]
+    query = {**rows.features["query"], "video": List(List(Image()))}
+    given = [
+        {**row, "query": {**row["query"], "video": [frames] * (place >= len(rows) / 2 and not row["query"]["image"])}}
+        for place, row in enumerate(list(rows))
+    ]
+    return Dataset.from_list(given, features=Features({**rows.features, "query": query}))
+
+
+def adaptive(folder: Path, lora: bool = False, videos: bool = False, **fields: Any) -> dict[str, Any]:
     """The same of the adaptive phase. A group's rollouts are drawn from a seed of its own, on whatever process."""
     from transformers import TrainerCallback
 
@@ -249,8 +261,9 @@ def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
         from mmemb_r1.training.adapters import lora_config, with_adapters
 
         model = with_adapters(model, lora_config(model, r=4))
-    trainer = AdaptiveGRPOTrainer(model, args, policy_pairs(), processor, callbacks=[Watch()])
-    assert trainer.is_fsdp_enabled or len(trainer._gate_inputs) == len(policy_pairs())
+    table = with_videos(policy_pairs()) if videos else policy_pairs()
+    trainer = AdaptiveGRPOTrainer(model, args, table, processor, callbacks=[Watch()])
+    assert trainer.is_fsdp_enabled or len(trainer._gate_inputs) == len(table)
     roll_out, size = trainer._roll_out, args.num_generations
 
     def seeded(prompts: list[Any]) -> dict[str, Any]:
@@ -261,8 +274,11 @@ def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
             columns.append(roll_out(prompts[start : start + size]))
             gate_logits.append(trainer._gate_logits)
         trainer._rows, trainer._gate_logits = rows, torch.cat(gate_logits)
-        counts = [sum(part["type"] == "image" for turn in chat for part in turn["content"]) for chat in prompts]
-        held.append({"pictures": bool(sum(counts)), "counts": sorted(set(counts))})
+        counts, films = (
+            [sum(part["type"] == kind for turn in chat for part in turn["content"]) for chat in prompts]
+            for kind in ("image", "video")
+        )
+        held.append({"pictures": bool(sum(counts)), "counts": sorted(set(counts)), "videos": bool(sum(films))})
         return {name: value and sum((part[name] for part in columns), []) for name, value in columns[0].items()}
 
     trainer._roll_out = seeded
@@ -278,7 +294,7 @@ def adaptive(folder: Path, lora: bool = False, **fields: Any) -> dict[str, Any]:
         "reward",
     )
     logs = [{name: log[name] for name in names} for log in trainer.state.log_history if "loss" in log]
-    assert len(trainer._gate_inputs) == len(policy_pairs())
+    assert len(trainer._gate_inputs) == len(table)
     weights = {name: whole(weight.detach()).clone() for name, weight in trainer.model.named_parameters()}
     return {"logs": logs, "gradients": gradients, "weights": weights, "held": held}
 
@@ -519,6 +535,8 @@ class TestTwoProcesses:
             assert any(first["pictures"] != second["pictures"] for first, second in held), held
             assert any({1, 2} <= set(batch["counts"]) for step in held for batch in step), held
             assert any(set(batch["counts"]) >= {0, 1} for step in held for batch in step), held
+            if ADAPTIVE[case].get("videos"):
+                assert any(first["videos"] != second["videos"] for first, second in held), held
         moved = one["plain"]["gradients"][0]
         assert all(moved[name].any() for name in ("vlm.model.visual.patch_embed.proj.weight", "gate.output.weight"))
 
