@@ -65,15 +65,16 @@ def test_a_warm_up_that_no_seed_would_start_from_is_refused(tmp_path, capsys):
     assert "it is what seed 0 starts from, and --seeds 3 5 has no 0" in capsys.readouterr().err
 
 
-def test_other_weights_to_start_from_are_refused_whatever_their_file_is(tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "chat_template.jinja"])
+def test_another_model_to_start_from_is_refused_whichever_file_differs(name, tmp_path):
     warm = tmp_path / "warm"
     warm.mkdir()
     (warm / "config.json").write_text("{}")
-    (warm / "pytorch_model.bin").write_bytes(b"1")
+    (warm / name).write_bytes(b"1")
     study = Study(tmp_path / "study", FULL_FORM, ROWS, warm_up=warm)
     claim_folder(study)
     claim_folder(study)
-    (warm / "pytorch_model.bin").write_bytes(b"2")
+    (warm / name).write_bytes(b"2")
     with pytest.raises(ValueError, match="begun with other settings or data: warm_up was 'given"):
         claim_folder(study)
 
