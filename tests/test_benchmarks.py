@@ -96,6 +96,7 @@ def test_useful_work(subject):
     assert results["decode_batch_size"] == 16
 
 
+@pytest.mark.slow
 def test_ours_reads_and_decodes_as_many_as_it_is_told(model, subject):
     results = against_peer.run(
         subject, inputs=8, batch_size=4, read_size=1, decode_batch_size=3, repeats=1, memory=False

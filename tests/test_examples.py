@@ -147,6 +147,7 @@ def test_several_gpus_have_the_batch_of_one(root, name):
     )
 
 
+@pytest.mark.slow
 def test_an_untrained_model_for_atlas(root, tmp_path):
     from mmemb_r1 import MMEmbR1
 

@@ -56,6 +56,7 @@ def test_encode_shows_its_progress_as_everything_else(shown, thinking, monkeypat
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_command_into_a_log_shows_no_bars_of_libraries(tiny_checkpoint, tmp_path):
     """transformers shows a bar while it loads weights, datasets while it reads and writes tables."""
     (tmp_path / "in.jsonl").write_text('"Lima"\n', encoding="utf-8")

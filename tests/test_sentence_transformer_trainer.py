@@ -64,7 +64,7 @@ def rows() -> Dataset:
     return Dataset.from_dict(columns, features=Features(features))
 
 
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cached", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_fine_tuning(cached, tiny_checkpoint: Path, rows, decoded, tmp_path):
     """The loss falls, no step decodes, and what was learned is saved."""
     model = MMEmbR1(str(tiny_checkpoint), device="cpu", config_kwargs=THINKS)
@@ -111,6 +111,7 @@ def test_fine_tuning(cached, tiny_checkpoint: Path, rows, decoded, tmp_path):
     assert decoded == [len(inputs)] * 2  # the gate is asked again
 
 
+@pytest.mark.slow
 def test_an_evaluator_chooses_the_best_checkpoint(tiny_checkpoint: Path, rows, tmp_path):
     """The same as in the joint phase: hit@1 of queries that think where the gate says so."""
     from mmemb_r1.evaluation import RetrievalEvaluator

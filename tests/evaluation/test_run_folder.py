@@ -150,7 +150,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("calls", [1, 3, 6, 9, 11])
+@pytest.mark.parametrize("calls", [3, 9, *(pytest.param(calls, marks=pytest.mark.slow) for calls in (1, 6, 11))])
 def test_a_killed_run_goes_on_and_embeds_nothing_twice(calls, model, tasks, embedded, tmp_path, monkeypatch):
     """Killed before one of the 12 calls of the model: in the middle of a side, between modes and between tasks."""
     whole = run(model, tasks, tmp_path / "whole")

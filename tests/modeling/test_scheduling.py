@@ -75,7 +75,9 @@ def caches(monkeypatch) -> list[str]:
     return kinds
 
 
-@pytest.mark.parametrize("reason", [None, "one batch", "eager", "compiled", "windows"])
+@pytest.mark.parametrize(
+    "reason", [None, "one batch", "eager", pytest.param("compiled", marks=pytest.mark.slow), "windows"]
+)
 def test_nothing_is_padded_where_rows_of_batches_meet(make_tiny, mixed, close, caches, reason):
     """Elsewhere nothing would be saved, or the backbone does not let us."""
     tiny = make_tiny("gemma3" if reason == "windows" else "qwen3_vl")
@@ -112,7 +114,8 @@ def test_attention_stays_what_it_was_for_everything_else(make_tiny, mixed, close
     assert "ragged" not in (tmp_path / "config.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled_steps_give_the_same(make_tiny, mixed, close, backend):
     tiny = make_tiny("qwen3_vl")
     options = {"reasoning": "always", "max_reasoning_tokens": 6, "output_all_embeddings": True, "decode_batch_size": 3}

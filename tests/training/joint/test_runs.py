@@ -57,7 +57,15 @@ class TestResuming:
             {"max_steps": 4, "mini_batch_size": 4},
             # killed in the second epoch
             {"max_steps": -1, "num_train_epochs": 2, "mini_batch_tokens": 150, "separate_equal_pairs": True},
-            {"max_steps": 4, "gradient_accumulation_steps": 2, "mini_batch_size": None, "dataloader_num_workers": 1},
+            pytest.param(
+                {
+                    "max_steps": 4,
+                    "gradient_accumulation_steps": 2,
+                    "mini_batch_size": None,
+                    "dataloader_num_workers": 1,
+                },
+                marks=pytest.mark.slow,
+            ),
         ],
         ids=["steps, gradient caching", "epochs, a budget of tokens", "accumulation, a worker"],
     )
