@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".jsonl")
 IN_MEMORY = 2**24  # bytes; a smaller table is not written anew to be mapped
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 256
 HINT = "Give a table, see docs/training.md."
 _VERSION = 1  # goes up when the same files give another table
 
@@ -167,7 +167,8 @@ def _stored_rows(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordB
     import pyarrow.parquet
 
     with reading_parquet(file, HINT):
-        stored = pyarrow.parquet.ParquetFile(file)
+        # by default all groups of rows are read ahead, and kept until the end
+        stored = pyarrow.parquet.ParquetFile(file, pre_buffer=False, memory_map=True)
         batches = stored.iter_batches(ROWS_AT_ONCE)
     if missing := sorted(set(schema.names) - set(stored.schema_arrow.names)):
         raise ValueError(

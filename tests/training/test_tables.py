@@ -17,7 +17,7 @@ from PIL import Image
 from mmemb_r1.content import content_key
 from mmemb_r1.table_paths import table_paths_from
 from mmemb_r1.training import tables as training_tables
-from mmemb_r1.training.table_files import table_digest
+from mmemb_r1.training.table_files import open_table, table_digest
 from mmemb_r1.training.tables import (
     PAIR_COLUMNS,
     StoredInputs,
@@ -305,3 +305,27 @@ def test_stored_values_are_those_of_the_rows():
     assert (list(values), values[-1], values[:1], len(values)) == (["c", "a"], "a", ["c"], 2)
     with pytest.raises(IndexError, match="there is no row 2 in a table of 2"):
         values[2]
+
+
+def test_a_file_is_read_a_few_rows_at_a_time_however_large_it_is(tmp_path, monkeypatch):
+    """Of a table with stored pictures nothing but the batch at hand is held, while it is written to be mapped."""
+    monkeypatch.setattr("mmemb_r1.training.table_files.IN_MEMORY", 0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    held = []
+
+    def noted(folder, rows):
+        held.append(pa.default_memory_pool().bytes_allocated())
+        return table_paths_from(folder, rows)
+
+    monkeypatch.setattr("mmemb_r1.training.table_files.table_paths_from", noted)
+    pictures = [{"image": {"bytes": np.random.default_rng(row).bytes(20_000), "path": None}} for row in range(100)]
+    rows, peaks = pa.table({"query": pictures, "target": [{"text": "t"}] * 100}), []
+    for groups in (4, 16):
+        with pq.ParquetWriter(tmp_path / f"{groups}.parquet", rows.schema) as writer:
+            for _ in range(groups):
+                writer.write_table(rows)
+        before = pa.default_memory_pool().bytes_allocated()
+        held.clear()
+        assert len(open_table([tmp_path / f"{groups}.parquet"])) == groups * 100
+        peaks.append(max(held) - before)
+    assert peaks[1] < 1.5 * peaks[0]
