@@ -12,6 +12,7 @@ from mmemb_r1.atlas import load_atlas
 from mmemb_r1.cli._options import listed
 from mmemb_r1.runs import replaced_file
 from mmemb_r1.training.selection.table import CANDIDATES, SELECTED
+from mmemb_r1.training.tables import SELECTION_NOTE, read_selection_note
 
 
 def describe_selection(folder: Path, atlas: Path) -> str:
@@ -35,8 +36,11 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="the table, Parquet")
     args = parser.parse_args()
     table = training_table(args.selection / SELECTED, load_atlas(args.atlas).pairs["train"], pooled=args.tasks)
-    with replaced_file(args.output) as temporary:
-        table.to_parquet(temporary)
+    note = f"{read_selection_note(args.selection / SELECTED)}; beside them the own ones of tasks without workers"
+    rows = table.with_format("arrow")[:]
+    with replaced_file(args.output) as temporary, pq.ParquetWriter(temporary, rows.schema) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata({SELECTION_NOTE: note})
     print(describe_selection(args.selection, args.atlas))
 
 

@@ -116,8 +116,12 @@ def test_the_card_tells_of_all_phases(finished):
     for part in ("flag-capital", "selected ones, for", "Before it: gate", "Before it: joint", "thinking pays"):
         assert part in card, part
     record = facts_of(folder / "adaptive")
-    assert [one["phase"] for one in [*record["before"], record]] == ["joint", "joint", "gate", "adaptive (GRPO)"]
-    assert [one["steps"] for one in record["before"][:2]] == [2, 3]
+    assert [one["phase"] for one in [*record["before"], record]] == [
+        *("init", "joint", "joint", "gate", "adaptive (GRPO)")
+    ]
+    assert [one["steps"] for one in record["before"][1:3]] == [2, 3]
+    selection = record["before"][2]["selection"]
+    assert "rationales kept; " in selection and selection.endswith("the own ones of tasks without workers")
 
 
 @pytest.mark.slow
