@@ -83,6 +83,7 @@ def test_the_peer_reads_one_state(model, batches, monkeypatch):
         peer.embed_as_peer(model[0].model, *batches[0])
 
 
+@pytest.mark.slow
 def test_useful_work(subject):
     """Ours runs no step in vain; the static batch runs all of its rows until the longest has ended."""
     results = against_peer.run(subject, inputs=8, batch_size=4, repeats=1, memory=False)
@@ -126,6 +127,7 @@ def test_skewed_lengths():
     assert lengths == workload.skewed_lengths(10_000, seed=0)
 
 
+@pytest.mark.slow
 def test_no_two_inputs_are_equal(subject):
     values = workload.inputs_of(subject, 600)  # more than there are different ones
     assert len({content_key(value) for value in values}) == len(values) == 600

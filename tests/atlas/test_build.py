@@ -31,6 +31,7 @@ def test_same_arguments_give_the_same_bytes(tmp_path):
     assert set(other.pairs["train"]["entity"]) != set(first.pairs["train"]["entity"])
 
 
+@pytest.mark.slow
 def test_second_call_loads_and_other_arguments_replace(tmp_path):
     directory = tmp_path / "new" / "atlas"
     build_atlas(directory, **ARGUMENTS)

@@ -61,6 +61,7 @@ def test_pairs_that_cannot_be_made_wrong_are_refused_before_training(train, pair
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_rationales_of_a_table_are_part_of_what_a_folder_was_begun_with(train, pairs, tmp_path, capsys):
     row = {"side": "query", "worker": "w", "sample": 0, "seed": 0, "text": "Say it.", "num_tokens": 2}
     said = [{"pair_id": pair, **row, "finish_reason": "stop", "error": None} for pair in pairs["pair_id"]]

@@ -133,6 +133,7 @@ def test_a_pooling_of_ones_own_needs_no_change_to_the_package(make_tiny, tmp_pat
     torch.testing.assert_close(layer(layer.pool(hidden, mask).mean)[0], expected)
 
 
+@pytest.mark.slow
 def test_loading_a_pooling_that_nobody_registered_says_what_to_import(make_tiny, tmp_path):
     tiny = make_tiny("qwen3_vl", pooling="length")
     MMEmbR1.from_model(tiny.model, tiny.processor).save_pretrained(str(tmp_path))

@@ -49,6 +49,7 @@ def test_nothing_has_no_parts():
     assert parts_by_tokens([], 100) == parts_by_number([], 3) == []
 
 
+@pytest.mark.slow
 def test_most_tokens_of_pairs_like_those_of_mmeb_are_useful():
     """The benchmark whose figures the docs tell, on a quarter of the pairs."""
     found = {row["parted"]: row for row in token_use.measured(pairs=128, batches=1, seed=0)}
