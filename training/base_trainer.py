@@ -22,7 +22,7 @@ from mmemb_r1.model_card.validation import is_repo_id
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.modeling_mmemb_r1 import write_modules
 from mmemb_r1.runs import read_json, write_json
-from mmemb_r1.training.distributed import average_gradients
+from mmemb_r1.training.distributed import average_gradients, without_adapters
 from mmemb_r1.training.logs import log_figures
 from mmemb_r1.training.pushing import PushesWholeCheckpoints
 from mmemb_r1.training.settling.settle import Settlement
@@ -152,8 +152,7 @@ class PhaseTrainer(PushesWholeCheckpoints):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and leave the record on the model, for a phase that goes on with it in this process."""
         result = super().train(*args, **kwargs)  # type: ignore[misc]
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "peft_config") else model
+        model = without_adapters(self.accelerator.unwrap_model(self.model))
         setattr(model, RECORD, {**self.facts, "steps": self.state.global_step})
         return result
 

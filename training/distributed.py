@@ -153,6 +153,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel | nn.DataParallel) else model
 
 
+def without_adapters(model: Any) -> Any:
+    """Take a model out of peft's wrapper, if it has one; its layers keep their adapters."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def keep_float32(plugin: Any) -> None:
     """
     Let FSDP2 return what the model returns, and sum gradients in float32, whatever it computes in.

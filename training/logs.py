@@ -9,45 +9,29 @@ from datetime import timedelta
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from mmemb_r1.progress import pace, shows_bars
 
 
-class FigureLog(ProgressCallback):
+class FigureLog(TrainerCallback):
     """
-    Write one line on standard error for what a trainer logs, and show its bars where standard error is a terminal.
+    Write one line on standard error for what a trainer logs.
 
     What `report_to` names gets everything that is logged, as does `trainer_state.json`.
 
     Args:
         figures: names of the figures of a line, in their order. Of logs that hold none of them, all is written.
-        shows_bars: whether bars are shown.
     """
 
-    def __init__(self, figures: Sequence[str], shows_bars: bool) -> None:
+    def __init__(self, figures: Sequence[str]) -> None:
         super().__init__()
-        self.figures, self.shows_bars = figures, shows_bars
+        self.figures = figures
         self.began, self.first_step = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began, self.first_step = time.monotonic(), state.global_step
-        if self.shows_bars:
-            super().on_train_begin(args, state, control, **kwargs)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.shows_bars:
-            super().on_step_end(args, state, control, **kwargs)
-
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        if self.shows_bars:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.shows_bars:
-            super().on_train_end(args, state, control, **kwargs)
+        super().on_train_begin(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
@@ -56,6 +40,10 @@ class FigureLog(ProgressCallback):
         rate = (state.global_step - self.first_step) / seconds if seconds else None
         line = log_line(logs, self.figures, state.global_step, state.max_steps, rate)
         tqdm.write(line, file=sys.stderr)  # above the bars, if there are any
+
+
+class FigureBars(FigureLog, ProgressCallback):
+    """Show the bars of transformers as well, for standard error that is a terminal."""
 
 
 def log_line(logs: Mapping[str, Any], figures: Sequence[str], step: int, steps: int, rate: float | None) -> str:
@@ -96,4 +84,5 @@ def log_figures(trainer: Any, figures: Sequence[str]) -> None:
     for one in found:
         trainer.remove_callback(one)
     if found:
-        trainer.add_callback(FigureLog(figures, shows_bars() and not trainer.args.disable_tqdm))
+        kind = FigureBars if shows_bars() and not trainer.args.disable_tqdm else FigureLog
+        trainer.add_callback(kind(figures))

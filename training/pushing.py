@@ -16,6 +16,7 @@ from transformers.utils.hub import PushInProgress
 from mmemb_r1.hub import check_checkpoint
 from mmemb_r1.hub.client import explained, hub_api, is_allowed
 from mmemb_r1.model_card import write_model_card
+from mmemb_r1.modeling.files_mmemb_r1 import copy_content
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _link(path: Path, folder: Path) -> None:
     try:
         os.link(path, folder / path.name)
     except OSError:  # not every file system has links
-        shutil.copy(path, folder)
+        copy_content(path, folder / path.name)
 
 
 class PushesWholeCheckpoints:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -371,6 +371,29 @@ def train_in_folder(trainer: Any, run: TrainingRun, settlement: Settlement | Non
     with explained_writing(run.output):
         trainer.train(resume_from_checkpoint=checkpoint)
     return True
+
+
+def train_phase(trainer: Any, run: PhaseRun, notify: Callable[[str], None], evaluates: bool) -> dict[str, float]:
+    """
+    Train in the folder of a run, see [`train_in_folder`], and save the trained model, see [`save_trained`].
+
+    Args:
+        trainer: of the phase, with its `settlement` and `facts`.
+        run: the phase.
+        notify: is called in the main process if there is nothing to do.
+        evaluates: whether the trainer has pairs to evaluate on at the end.
+
+    Returns:
+        What was evaluated; nothing if the phase was finished before.
+    """
+    if not train_in_folder(trainer, run, trainer.settlement, weights=trainer.facts["started from weights"]):
+        if trainer.is_world_process_zero():
+            notify("the phase is finished already; nothing is done again")
+        return {}
+    measured = trainer.evaluate() if evaluates else {}
+    with explained_writing(run.output):
+        save_trained(trainer, run)
+    return {name: value for name, value in measured.items() if isinstance(value, float)}
 
 
 def is_finished(run: TrainingRun, checkpoint: Path, config: Any) -> bool:

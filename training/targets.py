@@ -145,9 +145,13 @@ class TargetScorer:
         """
         result = vectors.new_zeros(len(rows), dtype=torch.float32)
         for places, scores in self._by_row(rows, vectors):
-            target = scores.new_zeros(len(scores), dtype=torch.long)
-            result[places] = target_probability(scores / self.temperature, target, temperature=1, log=True)
+            result[places] = self._log_probability(scores)
         return result
+
+    def _log_probability(self, scores: Tensor) -> Tensor:
+        """Compute `(n,)` from similarities `(n, C)`, the target's first."""
+        target = scores.new_zeros(len(scores), dtype=torch.long)
+        return target_probability(scores / self.temperature, target, temperature=1, log=True)
 
     @torch.no_grad()
     def measures(self, rows: Tensor, vectors: Tensor) -> dict[str, Tensor]:
@@ -160,9 +164,9 @@ class TargetScorer:
         """
         names = ("target_probability", "target_cosine", "target_margin", "target_rank")
         found = {name: vectors.new_zeros(len(rows), dtype=torch.float32) for name in names}
-        found["target_probability"] = self.log_probability(rows, vectors).exp()
         for places, scores in self._by_row(rows, vectors):
             target, others = scores[:, 0], scores[:, 1:]
+            found["target_probability"][places] = self._log_probability(scores).exp()
             found["target_cosine"][places] = target
             found["target_margin"][places] = target - others.amax(dim=1)
             found["target_rank"][places] = 1 + (others >= target[:, None]).sum(dim=1).float()

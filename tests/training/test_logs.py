@@ -52,7 +52,7 @@ def test_bars_are_for_terminals(terminal, quiet, monkeypatch, capsys):
 def test_the_rate_is_that_since_the_run_went_on(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    log, state = FigureLog(("loss",), False), TrainerState(max_steps=1000, global_step=900, is_world_process_zero=True)
+    log, state = FigureLog(("loss",)), TrainerState(max_steps=1000, global_step=900, is_world_process_zero=True)
     log.on_train_begin(None, state, None)
     now[0], state.global_step = 5.0, 910
     log.on_log(None, state, None, logs={"loss": 1.0})

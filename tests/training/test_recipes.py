@@ -91,36 +91,33 @@ def moved(given, folder):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_the_joint_phase_with_every_weight_sharded(root, tmp_path, given):
-    """Stopped after a step, it goes on from its sharded checkpoint to the very weights of a run that was not."""
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+def gone_on_with(root, folder, given, recipe, options, last):
+    """
+    Run a sharded recipe to its `last` step, and stopped after a step and gone on with: to the very same weights.
+    Returns the names of those that changed.
+    """
+    stopped, whole = folder / "stopped", folder / "whole"
     runs = [
-        command_of(root, "joint-qwen3-vl-4b-8gpu.yaml", given, *JOINT, "--max_steps", steps, "--output", output)
-        for steps, output in ((1, stopped), (3, stopped), (3, whole))
+        command_of(root, recipe, given, *options, "--max_steps", steps, "--output", output)
+        for steps, output in ((1, stopped), (last, stopped), (last, whole))
     ]
-    dry_run(root, tmp_path, *runs)
+    dry_run(root, folder, *runs)
     names = moved(given, whole)
     assert any("layers.1.mlp" in name for name in names) and any("gate" in name for name in names)
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (stopped, whole))
+    assert steps_of(stopped) == last and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (whole / "checkpoints" / f"checkpoint-{last}" / "pytorch_model_fsdp_0").is_dir()  # it was sharded
+    return names
+
+
+def test_the_joint_phase_with_every_weight_sharded(root, tmp_path, given):
+    names = gone_on_with(root, tmp_path, given, "joint-qwen3-vl-4b-8gpu.yaml", JOINT, 3)
     assert not any(".visual." in name for name in names)  # freeze_vision_tower
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (stopped, whole))
-    assert steps_of(stopped) == 3 and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert (whole / "checkpoints" / "checkpoint-3" / "pytorch_model_fsdp_0").is_dir()  # it was sharded
 
 
 def test_the_adaptive_phase_with_every_weight_sharded(root, tmp_path, given):
-    """Stopped after a step, it goes on from its sharded checkpoint to the very weights of a run that was not."""
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     options = [*ADAPTIVE, "--max_reasoning_tokens", "1", "--temperature", "1e-4"]  # what is drawn has to be the same
-    runs = [
-        command_of(root, "adaptive-qwen3-vl-4b-8gpu.yaml", given, *options, "--max_steps", steps, "--output", output)
-        for steps, output in ((1, stopped), (2, stopped), (2, whole))
-    ]
-    dry_run(root, tmp_path, *runs)
-    names = moved(given, whole)
-    assert any("layers.1.mlp" in name for name in names) and any("gate" in name for name in names)
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (stopped, whole))
-    assert steps_of(stopped) == 2 and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert (whole / "checkpoints" / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()  # it was sharded
+    gone_on_with(root, tmp_path, given, "adaptive-qwen3-vl-4b-8gpu.yaml", options, 2)
 
 
 def test_adapters_on_copies(root, tmp_path, given):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mmemb_r1.runs import explained_writing
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.trainer import AdaptiveGRPOTrainer
-from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
+from mmemb_r1.training.run import PhaseRun, train_phase
 from mmemb_r1.training.tables import PAIR_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -64,11 +63,4 @@ def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info
         eval_dataset=eval_pairs,
         joint_pairs=joint_pairs,
     )
-    if not train_in_folder(trainer, run, trainer.settlement, weights=trainer.facts["started from weights"]):
-        if trainer.is_world_process_zero():
-            notify("the phase is finished already; nothing is done again")
-        return {}
-    measured = trainer.evaluate() if eval_pairs is not None else {}
-    with explained_writing(run.output):
-        save_trained(trainer, run)
-    return {name: value for name, value in measured.items() if isinstance(value, float)}
+    return train_phase(trainer, run, notify, evaluates=eval_pairs is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +64,5 @@ def settle_adaptive(
         tables.append(PairsTable(joint_pairs, "the pairs of the joint phase", ("target",)))
     if held_out is not None:
         tables.append(PairsTable(held_out, "the table to evaluate on", after={"query": drawn}))
-    options = args.settle_options
-    if options.max_input_tokens is None:
-        options = dataclasses.replace(options, max_input_tokens=context_length(config))
+    options = args.settle_options.within(context_length(config))
     return settle(tables, Reading.of(processor, config), options)

@@ -57,6 +57,7 @@ from mmemb_r1.training.distributed import (
     summed,
     unwrapped,
     whole_weights,
+    without_adapters,
 )
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.targets import TargetScorer
@@ -80,11 +81,6 @@ def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset
         **({} if args.sides == "query" else {"sides that reason": args.sides}),
         **adapter_facts(next(iter(getattr(model, "peft_config", {}).values()), None)),
     }
-
-
-def _without_adapters(model: Any) -> MMEmbR1Model:
-    """Take a model out of peft's wrapper; its layers keep their adapters."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
@@ -151,7 +147,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             self._scorers |= {"eval": TargetScorer(eval_dataset, None, *options)}
             self._held_out = TargetScorer(eval_dataset, None, *options)  # as the present model embeds it
         warn_of_overlap(train_dataset, joint_pairs)
-        whole = model.get_base_model() if hasattr(model, "peft_config") else model
+        whole = without_adapters(model)
         facts = adaptive_facts(model, args, train_dataset) | self.settlement.told()
         self.facts = with_earlier_phases(facts, whole)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
@@ -164,7 +160,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         is_needed = beta or args.scorer == "frozen" or hasattr(model, "peft_config")
         self._frozen = FirstModel(model) if is_needed else None
         if args.scorer == "frozen" and process_index() == 0:
-            fingerprint = checkpoint_fingerprint(MMEmbR1Module(_without_adapters(model), processing_class))
+            fingerprint = checkpoint_fingerprint(MMEmbR1Module(without_adapters(model), processing_class))
             for scorer in self._scorers.values():
                 scorer.keep_in(Path(args.output_dir) / CANDIDATES_FOLDER, fingerprint)
         self._rows = torch.empty(0, dtype=torch.long)
@@ -309,7 +305,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     @property
     def _bare_model(self) -> Any:
-        return _without_adapters(self.accelerator.unwrap_model(self.model))
+        return without_adapters(self.accelerator.unwrap_model(self.model))
 
     def _roll_out(self, prompts: list[Any]) -> dict[str, Any]:
         """Draw completions of prompts that stand in groups; also which tokens were chosen, and what rewards read."""

@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from mmemb_r1.runs import explained_writing
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import shared_ids
 from mmemb_r1.training.joint.trainer import JointTrainer
-from mmemb_r1.training.run import PhaseRun, save_trained, train_in_folder
+from mmemb_r1.training.run import PhaseRun, train_phase
 from mmemb_r1.training.tables import read_selection_note
 
 logger = logging.getLogger(__name__)
@@ -84,14 +83,7 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
         )
     if rationales is not None and trainer.is_world_process_zero():
         notify(f"{run.rationales}: {describe_rationales(pairs, rationales)}")
-    if not train_in_folder(trainer, run, trainer.settlement, weights=trainer.facts["started from weights"]):
-        if trainer.is_world_process_zero():
-            notify("the phase is finished already; nothing is done again")
-        return {}
-    measured = trainer.evaluate() if eval_pairs is not None else {}
-    with explained_writing(run.output):
-        save_trained(trainer, run)
-    return {name: value for name, value in measured.items() if isinstance(value, float)}
+    return train_phase(trainer, run, notify, evaluates=eval_pairs is not None)
 
 
 def describe_rationales(pairs: Dataset, rationales: Dataset) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from datasets import Dataset
@@ -38,8 +37,6 @@ def settle_joint(
     tables = [PairsTable(train, inputs=("query", "target", *negatives), rationales=sides)]
     if other is not None:
         tables.append(PairsTable(other, "the evaluation table", ("query", "target"), own))
-    options = args.settle_options
-    if options.max_input_tokens is None:
-        options = dataclasses.replace(options, max_input_tokens=context_length(config))
+    options = args.settle_options.within(context_length(config))
     reading = Reading.of(processor, config, args.max_reasoning_rounds)
     return settle(tables, reading, options, rationales if args.use_rationales else None)

@@ -22,8 +22,7 @@ def settle_selection(
     An evaluator that has no `reading` (a [`Reading`]) has its inputs opened, and no lengths counted; its
     `context_length` is the default of `max_input_tokens`. Rationales of pairs that are left out are left out, too.
     """
-    if options.max_input_tokens is None:
-        options = dataclasses.replace(options, max_input_tokens=getattr(evaluator, "context_length", None))
+    options = options.within(getattr(evaluator, "context_length", None))
     reading = getattr(evaluator, "reading", None) or Reading(None)
     settled = settle([PairsTable(pairs)], reading, options, rationales, progress=progress)
     (kept,) = settled.tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -50,6 +50,10 @@ class SettleOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; allowed: whole numbers from 1 on.")
+
+    def within(self, context: int | None) -> SettleOptions:
+        """Make `context`, tokens that a model can read, the limit of inputs where none is set."""
+        return self if self.max_input_tokens is not None else replace(self, max_input_tokens=context)
 
 
 class Skipped(NamedTuple):
