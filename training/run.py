@@ -18,10 +18,10 @@ from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.runs import explained_writing, record_run
+from mmemb_r1.table_files import has_table, table_digest
 from mmemb_r1.training.base_config import SECRETS
 from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
-from mmemb_r1.training.table_files import has_table, table_digest
 from mmemb_r1.training.tables import read_pairs
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mmemb_r1.content import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
-from mmemb_r1.training.table_files import ROWS_AT_ONCE, open_table, table_files
+from mmemb_r1.table_files import ROWS_AT_ONCE, open_table, table_files
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,7 +35,7 @@ def read_pairs(
     """
     Open a pairs table: a Parquet file, a file of JSON lines, or a folder of either.
 
-    A large table is mapped into memory, see [`~mmemb_r1.training.table_files.open_table`].
+    A large table is mapped into memory, see [`~mmemb_r1.table_files.open_table`].
 
     Args:
         path: the file or folder. Columns that `datasets` wrote as pictures are decoded when a row is read; others

@@ -78,7 +78,7 @@ def check_file(option: str, path: Path) -> None:
 
 def check_table(option: str, path: Path | None) -> None:
     """Raise a ValueError unless an option names a table, with a hint where it is the folder of a selection."""
-    from mmemb_r1.training.table_files import SUFFIXES, has_table
+    from mmemb_r1.table_files import SUFFIXES, has_table
 
     if path is None:
         return

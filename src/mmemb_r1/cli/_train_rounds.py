@@ -149,7 +149,7 @@ def check(plan: Rounds) -> None:
 
 def claim_folder(plan: Rounds) -> None:
     """Keep another run out of this one's folder; one with a larger `--n` may go on there."""
-    from mmemb_r1.training.table_files import table_digest
+    from mmemb_r1.table_files import table_digest
 
     files = {name: getattr(plan, name) for name in (*TABLES, "pool", "joint_config", "adaptive_config")}
     digests = {name: table_digest(path) for name, path in files.items() if path is not None}

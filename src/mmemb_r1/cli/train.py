@@ -136,10 +136,10 @@ def run_gate(args: argparse.Namespace) -> int:
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.model_card import write_model_card
     from mmemb_r1.runs import record_run, write_json
+    from mmemb_r1.table_files import table_digest
     from mmemb_r1.training.base_trainer import with_earlier_phases
     from mmemb_r1.training.gate_phase import GATE_FILE, GateConfig, gate_facts, gate_report, train_gate
     from mmemb_r1.training.run import check_fields, check_types, chosen_rows, read_settings, table_facts
-    from mmemb_r1.training.table_files import table_digest
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import weights_fingerprint
 
