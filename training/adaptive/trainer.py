@@ -33,7 +33,6 @@ from mmemb_r1.training.adaptive.advantages import (
 from mmemb_r1.training.adaptive.completions import SHOWN, show_in_tensorboard, table_columns
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig, check_eval_groups
 from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
-from mmemb_r1.training.adaptive.frozen import FirstModel
 from mmemb_r1.training.adaptive.metrics import retrieval_metrics, rollout_metrics
 from mmemb_r1.training.adaptive.prompts import (
     check_rendering,
@@ -59,6 +58,7 @@ from mmemb_r1.training.distributed import (
     whole_weights,
     without_adapters,
 )
+from mmemb_r1.training.first_model import FirstModel
 from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint

@@ -11,7 +11,7 @@ import torch
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training.adapters import lora_config, with_adapters
-from mmemb_r1.training.adaptive.frozen import FirstModel
+from mmemb_r1.training.first_model import FirstModel
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")]
 SIX_DIGITS = {"rtol": 1e-6, "atol": 1e-6}
@@ -56,6 +56,21 @@ def test_it_is_what_a_copy_is(adapted, processor):
         assert not torch.allclose(ours, now, rtol=1e-3, atol=1e-3)
     for ours, now in zip(seen(adapted.eval(), processor), present, strict=True):
         assert torch.equal(ours, now)  # and the present one is there again
+
+
+def test_under_autocast_too_it_is_the_first_one(adapted, processor):
+    """Which keeps the weights that it has cast, here the present ones."""
+    first = FirstModel(adapted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = seen(adapted.eval(), processor)
+    moved(adapted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        present = seen(adapted, processor)
+        with first.run() as model:
+            found = seen(model, processor)
+        again = seen(adapted, processor)
+    for ours, theirs, now, later in zip(found, before, present, again, strict=True):
+        assert torch.equal(ours, theirs) and not torch.equal(ours, now) and torch.equal(now, later)
 
 
 def test_the_present_weights_come_back_after_an_error(adapted):

@@ -1,4 +1,4 @@
-"""Keep the model as it was when training began: what measures rewards, and what `beta` holds the policy close to."""
+"""Keep the model as it was when training began: what measures rewards, and what training is held close to."""
 
 from __future__ import annotations
 
@@ -74,3 +74,4 @@ class FirstModel:
         for place, (weight, first) in enumerate(self._first):
             self._first[place] = (weight, weight.data)
             weight.data = first
+        torch.clear_autocast_cache()  # it keeps weights in bfloat16 by their place, and would not see others there
