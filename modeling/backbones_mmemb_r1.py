@@ -31,7 +31,7 @@ PIXELS_PER_TOKEN = 28 * 28  # of a Qwen-VL; for processors that do not say
 MAX_ASPECT = 200  # a Qwen-VL refuses pictures that are longer
 EQUAL_FRAMES = ("SmolVLMProcessor", "InternVLProcessor")  # the videos of one batch need equally many frames
 
-# A thinking backbone's template opens (or opens and closes) `<think>` in its generation prompt. Before `<|embed|>`
+# A thinking backbone's template opens (or opens and closes) `<think>` in its generation prompt. Before the marker
 # that would be a rationale which nobody decided to write, so it is taken off.
 _TEMPLATE = (
     "{% set mmemb_r1_prompt %}BACKBONE{%+ endset %}"
@@ -40,21 +40,30 @@ _TEMPLATE = (
     "{% if mmemb_r1_end.endswith('<think>') %}{{ mmemb_r1_end[:-7] }}"
     "{% elif mmemb_r1_end.endswith('</think>') and mmemb_r1_end[:-8].rstrip().endswith('<think>') %}"
     "{{ mmemb_r1_end[:-8].rstrip()[:-7] }}"
-    "{% else %}{{ mmemb_r1_prompt }}{% endif %}<|embed|>{% endif %}"
+    "{% else %}{{ mmemb_r1_prompt }}{% endif %}MARKER{% endif %}"
 )
+_OWN_TEMPLATE = "{# mmemb_r1_prompt #}{% if embed is defined and not embed %}BACKBONE{% else %}PROMPT{% endif %}"
 
 
-def embedding_template(template: str) -> str:
+def embedding_template(template: str | None, marker: str = "<|embed|>", prompt: str | None = None) -> str:
     """
-    Make a chat template end every prompt in `<|embed|>`; rendered with `embed=false` it is the backbone's own.
+    Make a chat template end every prompt in the marker; rendered with `embed=false` it is the backbone's own.
+
+    Args:
+        template: the backbone's.
+        marker: the text of the token that ends prompts.
+        prompt: the template of prompts to embed, which ends in the marker. Default: the backbone's, and the marker.
 
     Raises:
         ValueError: if the template does so already.
     """
-    if "mmemb_r1_prompt" in template:
+    if "mmemb_r1_prompt" in (template or ""):
         raise ValueError("This chat template ends in <|embed|> already: the processor belongs to an mmemb-r1 model.")
     # jinja drops one newline at the end of a template, but not at the end of a block
-    return _TEMPLATE.replace("BACKBONE", template.removesuffix("\n"))
+    template = (template or "").removesuffix("\n")
+    if prompt is None:
+        return _TEMPLATE.replace("MARKER", marker).replace("BACKBONE", template)
+    return _OWN_TEMPLATE.replace("PROMPT", prompt.removesuffix("\n")).replace("BACKBONE", template)
 
 
 def media_placeholders(processor: Any) -> set[str]:
@@ -121,6 +130,30 @@ def rotary_frequencies(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
         for name, buffer in part.named_buffers(recurse=False)
         if name.endswith("inv_freq")
     ]
+
+
+# The norm after the last layer
+
+NORMS = ("norm", "final_layernorm", "ln_f")  # its names
+
+
+def norm_scale(vlm: Any) -> Tensor:
+    """
+    Get by how much the backbone's last norm scales each dimension, `(H,)`: a state divided by it has the direction
+    that it had before the norm.
+
+    Raises:
+        ValueError: if that norm is no RMS norm, which shifts nothing.
+    """
+    decoder = vlm.get_decoder()
+    norm = next((part for name in NORMS if (part := getattr(decoder, name, None)) is not None), None)
+    if norm is None or "RMSNorm" not in type(norm).__name__:
+        raise ValueError(
+            f'embed_state="unnormed": {type(decoder).__name__} ends in {type(norm).__name__}, and only what an '
+            'RMSNorm does can be undone; use "normed".'
+        )
+    weight = next(norm.parameters())
+    return norm(torch.ones_like(weight, dtype=torch.float32))  # whatever it adds to its weight
 
 
 # Key-value caches

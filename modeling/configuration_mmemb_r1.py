@@ -10,7 +10,9 @@ from transformers.configuration_utils import SubConfigSpec
 from .heads_mmemb_r1 import pooling_class
 from .options_mmemb_r1 import FIELDS, check_option, nearest_name, resolve_reasoning
 
-REPOSITORY_FORMAT = 1
+REPOSITORY_FORMAT = 2  # the newest that this code reads
+# A checkpoint that sets none of these is of format 1, and code from before they were known reads it rightly.
+SINCE_FORMAT_2 = ("embed_position", "embed_state", "opening_token_ids", "closing_token_ids", "spaces")
 
 
 class MMEmbR1Config(PreTrainedConfig):
@@ -22,11 +24,25 @@ class MMEmbR1Config(PreTrainedConfig):
             Configuration of the backbone, any architecture of `AutoModelForImageTextToText`. Defaults to an empty
             Qwen3-VL configuration.
         embed_token_id (`int`, *optional*):
-            Id of `<|embed|>`, the token at whose hidden state an embedding is read.
+            Id of the marker that ends every prompt, `<|embed|>` or a token that the backbone has already. The gate
+            reads the hidden state at it, and `embed_position` says where the embedding is read.
+        embed_position (`str`, *optional*, defaults to `"marker"`):
+            `"marker"`: embeddings are read up to the marker; `"before"`: up to the token before it, so that a new
+            marker changes nothing of the vectors that a backbone had.
+        embed_state (`str`, *optional*, defaults to `"normed"`):
+            Which hidden states embeddings are made of: `"normed"` (after the backbone's last norm) or `"unnormed"`
+            (before it; in direction alone, so only with `pooling="last"` and `normalize=True`).
         think_token_id (`int`, *optional*):
-            Id of `<think>`, which opens a rationale.
+            Id of `<think>`, which opens a rationale; `None` if it is opened by `opening_token_ids`.
         end_think_token_id (`int`, *optional*):
-            Id of `</think>`, which closes a rationale.
+            Id of `</think>`, or the token with which this model ends a rationale.
+        opening_token_ids (`list[int]`, *optional*):
+            What an input that thinks is fed after the marker. Defaults to `<think>`.
+        closing_token_ids (`list[int]`, *optional*):
+            What it is fed after the end of a rationale; at the last of these the next embedding is read. Defaults to
+            the marker. Empty: it is read at the token that ends the rationale.
+        spaces (`int`, *optional*, defaults to 1):
+            2 if direct and reasoned embeddings can't be compared with one another, as in UME-R1.
         suppressed_token_ids (`list[int]`, *optional*, defaults to `[]`):
             Control tokens that can't occur inside a rationale.
         rationale_vocab_size (`int`, *optional*):
@@ -73,7 +89,7 @@ class MMEmbR1Config(PreTrainedConfig):
         max_video_pixels (`int`, *optional*, defaults to 268435456):
             Width x height x frames of what is kept of a video; more is refused.
         repository_format (`int`, *optional*, defaults to 1):
-            What a repository holds and how it is read. Goes up when older code would read a newer one wrongly.
+            What a repository holds and how it is read: 2 if any field is set that older code would pass over.
     """
 
     model_type = "mmemb_r1"
@@ -81,8 +97,13 @@ class MMEmbR1Config(PreTrainedConfig):
 
     vlm_config: Any = None
     embed_token_id: int | None = None
+    embed_position: str = "marker"
+    embed_state: str = "normed"
     think_token_id: int | None = None
     end_think_token_id: int | None = None
+    opening_token_ids: list[int] | None = None
+    closing_token_ids: list[int] | None = None
+    spaces: int = 1
     suppressed_token_ids: list[int] | None = None
     rationale_vocab_size: int | None = None
     pooling: str = "last"
@@ -103,7 +124,7 @@ class MMEmbR1Config(PreTrainedConfig):
     max_image_pixels: int = 2**26
     max_video_frames: int = 2**18
     max_video_pixels: int = 2**28
-    repository_format: int = REPOSITORY_FORMAT
+    repository_format: int = 1
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -117,10 +138,13 @@ class MMEmbR1Config(PreTrainedConfig):
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
+        if any(getattr(self, name) != getattr(type(self), name) for name in SINCE_FORMAT_2):
+            self.repository_format = max(self.repository_format, 2)
         resolve_reasoning(
             self, {name: getattr(self, name) for name in ("max_reasoning_tokens", "max_reasoning_rounds")}
         )
         self._check_dimensions()
+        self._check_reading()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a field whenever it is set: when the config is made, loaded with other values, or changed later."""
@@ -131,6 +155,8 @@ class MMEmbR1Config(PreTrainedConfig):
                 pooling_class(value)  # an unknown one is an error here, not when the model is built
             if name in ("embedding_dim", "truncate_dim", "matryoshka_dims"):
                 self._check_dimensions(**{name: value})
+            if name in ("embed_state", "pooling", "normalize", "opening_token_ids", "closing_token_ids"):
+                self._check_reading(**{name: value})
         elif not hasattr(self, name):
             _refuse_typo(name)
         super().__setattr__(name, value)
@@ -144,6 +170,29 @@ class MMEmbR1Config(PreTrainedConfig):
         for dim in [*(values.get("matryoshka_dims") or []), values.get("truncate_dim")]:
             if dim is not None and dim > width:
                 raise ValueError(f"An embedding of {width} dimensions can't be truncated to {dim}.")
+
+    def _check_reading(self, **changed: Any) -> None:
+        """Refuse ways to read an embedding, and to write a rationale, that can't be."""
+        values = {**self.__dict__, **changed}
+        if "repository_format" not in values:  # which is set after all that this is about
+            return
+        if values["embed_state"] == "unnormed" and not (values["pooling"] == "last" and values["normalize"]):
+            raise ValueError(
+                'embed_state="unnormed" gives the direction of a state, and not its length; it needs pooling="last" '
+                "and normalize=True."
+            )
+        opening = values["opening_token_ids"]
+        if opening is not None and opening[-1:] in ([], [values["end_think_token_id"]]):
+            raise ValueError(
+                f"opening_token_ids={opening} has to be at least one id, of which the last does not end a rationale; "
+                "None is <think>."
+            )
+        marker, closing = values["embed_token_id"], values["closing_token_ids"]
+        if marker is not None and marker in [*(values["opening_token_ids"] or []), *(closing or [])[:-1]]:
+            raise ValueError(
+                f"embed_token_id={marker} stands among opening_token_ids or before the last of closing_token_ids; an "
+                "embedding would be read there."
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -166,6 +215,16 @@ class MMEmbR1Config(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """Get the language model's configuration, which caches, vocabulary and generation read."""
         return self.vlm_config.get_text_config(*args, **kwargs)
+
+    @property
+    def opening_ids(self) -> list[int]:
+        """List what an input is fed after the marker when it thinks."""
+        return [self.think_token_id] if self.opening_token_ids is None else self.opening_token_ids
+
+    @property
+    def closing_ids(self) -> list[int]:
+        """List what it is fed after the token that ends its rationale; see `reading_places` of tokens_mmemb_r1."""
+        return [self.embed_token_id] if self.closing_token_ids is None else self.closing_token_ids
 
     @property
     def hidden_size(self) -> int:

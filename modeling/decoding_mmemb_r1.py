@@ -5,9 +5,9 @@ Every row is a small state machine whose state is the token it feeds next:
 
     <think>  ->  r_1 ... r_n  ->  </think>  ->  <|embed|>  ->  stop, or <think> again
 
-All rows that are still thinking advance by one token per step, whatever state they are in and whichever prefill they
-come from. The hidden state at `<|embed|>` falls out of the step that feeds it, and a row that stops leaves the batch
-and its cache.
+or what `paths_mmemb_r1` says stands in their places. All rows that are still thinking advance by one token per step,
+whatever state they are in and whichever prefill they come from. The hidden state at `<|embed|>` falls out of the step
+that feeds it, and a row that stops leaves the batch and its cache.
 """
 
 from __future__ import annotations
@@ -16,12 +16,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .backbones_mmemb_r1 import cache_of, can_be_ragged, can_join, next_positions, rotary_positions, with_cache
+from .backbones_mmemb_r1 import (
+    cache_of,
+    can_be_ragged,
+    can_join,
+    is_per_token,
+    next_positions,
+    rotary_positions,
+    with_cache,
+)
 from .caching_mmemb_r1 import branched, joined, keep, places_kept
 from .heads_mmemb_r1 import EmbeddingHead, Pooled
 from .ragged_mmemb_r1 import RaggedCache, attend_ragged
@@ -132,7 +140,13 @@ def left_padded(mask: Tensor) -> Tensor | None:
 
 
 def prefill(
-    vlm: Any, head: EmbeddingHead, input_ids: Tensor, attention_mask: Tensor, keep_cache: bool, **media: Any
+    vlm: Any,
+    head: EmbeddingHead,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    keep_cache: bool,
+    ahead: Sequence[int] = (),
+    **media: Any,
 ) -> Context:
     """
     Run the prompts through the backbone once.
@@ -140,11 +154,24 @@ def prefill(
     Args:
         vlm: the backbone.
         head: the embedding head, whose pooling is begun.
-        input_ids: `(B, S)` token ids, padded on the left.
+        input_ids: `(B, S)` token ids, padded on the left, each row ending in the marker.
         attention_mask: `(B, S)`.
         keep_cache: whether decoding may follow.
+        ahead: ids that every row is to be fed next, and that are read in the same pass. They are in the cache;
+            `pooled` and `hidden` are those of the marker.
         **media: whatever else the processor gave (pixel values, grids, token types ...).
     """
+    at = input_ids.shape[1] - 1
+    pooled_mask = attention_mask.bool()
+    if head.config.embed_position == "before":
+        pooled_mask = pooled_mask & (torch.arange(at + 1, device=input_ids.device) < at)
+    if ahead:
+        # as many new columns for everything that is per token: token types and the like are 0 there
+        media = {
+            key: _wider(value, len(ahead)) if is_per_token(value, input_ids) else value for key, value in media.items()
+        }
+        attention_mask = _wider(attention_mask, len(ahead), 1)
+        input_ids = torch.cat([input_ids, input_ids.new_tensor(ahead).expand(len(input_ids), -1)], dim=1)
     position_ids, offset = rotary_positions(vlm, input_ids, attention_mask, media)
     output = vlm.base_model(
         input_ids=input_ids,
@@ -160,9 +187,13 @@ def prefill(
         mask=attention_mask,
         lengths=attention_mask.long().sum(dim=1),
         offset=offset,
-        pooled=head.pool(hidden, attention_mask),
-        hidden=hidden[:, -1],
+        pooled=head.pool(hidden[:, : at + 1], pooled_mask),
+        hidden=hidden[:, at],
     )
+
+
+def _wider(values: Tensor, columns: int, value: int = 0) -> Tensor:
+    return nn.functional.pad(values, (0, columns), value=value)
 
 
 def advance(
@@ -171,8 +202,18 @@ def advance(
     context: Context,
     token_ids: Tensor,
     compile_options: Mapping[str, Any] | None = None,
+    unread: Tensor | None = None,
 ) -> Context:
-    """Feed one token per row, `token_ids` `(B,)`, and read the hidden state there; compiled, if there are options."""
+    """
+    Feed one token per row, and read the hidden state there.
+
+    Args:
+        vlm, head: as for [`prefill`].
+        context: of the tokens so far; used up.
+        token_ids: `(B,)`.
+        compile_options: of `torch.compile`. Default: it runs as it is.
+        unread: `(B,)` bool, whose token is no part of what is pooled. Default: none.
+    """
     numbers, offset, order, mask = context.lengths[:, None], context.offset, None, None  # (B, 1)
     if context.mask is None:  # a ragged cache has its own masks, and an order of its own
         order = context.cache.begin_step(token_ids.device)
@@ -194,6 +235,8 @@ def advance(
     if order is not None:
         hidden = torch.empty_like(hidden).index_copy_(0, order, hidden)
     pooled = head.extend(context.pooled, hidden)
+    if unread is not None:
+        pooled = context.pooled.where(unread, pooled)
     return Context(cache_of(output), mask, context.lengths + 1, context.offset, pooled, hidden)
 
 
@@ -222,6 +265,7 @@ class RationaleState:
         num_tokens: rationale tokens, control tokens not counted.
         num_truncated: rationales that were longer than the budget: `</think>` was inserted.
         feed: the token that it feeds next; `None` when it is done.
+        ahead: what it feeds after that, whatever is chosen: the rest of what opens or closes a rationale.
     """
 
     max_tokens: int
@@ -232,6 +276,8 @@ class RationaleState:
     num_tokens: int = 0
     num_truncated: int = 0
     feed: int | None = None
+    ahead: list[int] = field(default_factory=list)
+    inside: bool = False  # a rationale, what opens it and what ends it included
     spent: int = 0  # tokens of the current rationale
 
     @property
@@ -239,14 +285,28 @@ class RationaleState:
         """Tell whether the last embedding is there."""
         return self.feed is None and bool(self.embeddings)
 
-    @property
-    def rationale_ids(self) -> list[int]:
+    def rationale_ids(self, config: Any) -> list[int]:
         """List the ids of the rationales, with the control tokens between rounds but not those around the whole."""
-        return self.token_ids[1:-2]
+        return self.token_ids[len(config.opening_ids) : len(self.token_ids) - 1 - len(config.closing_ids)]
 
-    def begin(self, think_id: int) -> None:
-        """Open a rationale."""
-        self.feed, self.spent = think_id, 0
+    def begin(self, opening: Sequence[int], num_read: int = 0) -> None:
+        """Open a rationale, of whose `opening` so many tokens were read with the prompt."""
+        self.token_ids += opening[:num_read]
+        self.feed, *self.ahead = opening[num_read:]
+        self.inside, self.spent = True, 0
+
+    def take(self, config: Any) -> str:
+        """Feed the next token; return what follows: `"ahead"`, `"choose"` (of a token) or `"embed"`."""
+        token = self.feed
+        self.token_ids.append(cast(int, token))
+        if self.inside and not self.ahead:
+            if token != config.end_think_token_id:
+                return "choose"
+            self.inside, self.ahead = False, list(config.closing_ids)
+        if not self.ahead:
+            return "embed"
+        self.feed, *self.ahead = self.ahead
+        return "ahead"
 
     def follow(self, chosen: int, end_id: int) -> None:
         """Go on inside a rationale with the `chosen` token, or end it if the budget is spent."""
@@ -257,12 +317,12 @@ class RationaleState:
         self.num_tokens += chosen != end_id
         self.feed = chosen
 
-    def embed(self, embedding: Tensor, again: bool, think_id: int) -> None:
-        """Take the embedding `(D,)` at an `<|embed|>`, and think `again` if there is a round left."""
+    def embed(self, embedding: Tensor, again: bool, opening: Sequence[int]) -> None:
+        """Take the embedding `(D,)` at the end of a rationale, and think `again` if there is a round left."""
         self.embeddings.append(embedding)
         self.feed = None
         if again and len(self.embeddings) < self.max_rounds and len(self.token_ids) < self.max_fed:
-            self.begin(think_id)
+            self.begin(opening)
 
 
 @dataclass
@@ -313,10 +373,11 @@ class Decoder:
         """Count the rows that are still thinking."""
         return len(self.states)
 
-    def add(self, context: Context, rows: Tensor, states: Sequence[RationaleState]) -> None:
+    def add(self, context: Context, rows: Tensor, states: Sequence[RationaleState], num_read: int = 0) -> None:
         """
         Let more rows think: `rows` `(N,)` of a batch that was read, any of them left out or repeated, one per state.
-        Those of a backbone with a recurrent state can't stand beside others: what is at work is finished first.
+        Those of a backbone with a recurrent state can't stand beside others: what is at work is finished first. Of
+        what opens a rationale `num_read` tokens were read with the batch.
         """
         if self._is_ragged(context):
             attend_ragged(self.model.vlm.get_decoder())
@@ -326,7 +387,7 @@ class Decoder:
                 self.run()
             branch = context.branch(rows)
         for state in states:
-            state.begin(self.model.config.think_token_id)
+            state.begin(self.model.config.opening_ids, num_read)
         self.context = branch if self.context is None else self.context.join(branch)
         self.states += states
 
@@ -347,20 +408,17 @@ class Decoder:
             return
         fed = [state.feed for state in self.states if state.feed is not None]  # all are at work
         ids = torch.tensor(fed, device=context.hidden.device)  # (N,)
+        follows = [state.take(config) for state in self.states]
+        inside = [place for place, what in enumerate(follows) if what == "choose"]
+        markers = [place for place, what in enumerate(follows) if what == "embed"]
+        unread = None
+        if markers and config.embed_position == "before":
+            unread = torch.tensor([what == "embed" for what in follows], device=ids.device)
         self.context = context = advance(
-            self.model.vlm, self.model.embedding_head, context, ids, self.model.decode_compile_options
+            self.model.vlm, self.model.embedding_head, context, ids, self.model.decode_compile_options, unread
         )
         self.statistics.steps += 1
         self.statistics.row_steps += len(fed)
-        inside, markers = [], []
-        for place, (state, token) in enumerate(zip(self.states, fed, strict=True)):
-            state.token_ids.append(token)
-            if token == config.embed_token_id:
-                markers.append(place)
-            elif token == config.end_think_token_id:
-                state.feed = config.embed_token_id
-            else:
-                inside.append(place)
         if inside:
             self._choose(context.hidden, inside)
         if markers:
@@ -374,15 +432,15 @@ class Decoder:
             self.states[place].follow(token, self.model.config.end_think_token_id)
 
     def _embed(self, context: Context, places: list[int]) -> None:
-        """Read the embeddings of the rows at an `<|embed|>`, and let go of those that are done."""
+        """Read the embeddings of the rows whose rationale has ended, and let go of those that are done."""
         model = self.model
         at = torch.tensor(places, device=context.hidden.device)
-        embeddings = model.embedding_head(context.pooled.mean[at])
+        embeddings = model.embeddings_of(context.pooled.mean[at])
         again = [True] * len(places)
         if self.decide is not None:
             again = self.decide(model.gate(context.hidden[at])).tolist()
         for place, embedding, more in zip(places, embeddings, again, strict=True):
-            self.states[place].embed(embedding, more, model.config.think_token_id)
+            self.states[place].embed(embedding, more, model.config.opening_ids)
         stay = [place for place, state in enumerate(self.states) if state.feed is not None]
         if len(stay) < len(self):
             order = places_kept(stay)

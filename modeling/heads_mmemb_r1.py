@@ -54,6 +54,12 @@ class Pooled(NamedTuple):
         """Keep the given rows only."""
         return Pooled(self.log_weight[rows], self.mean[rows])
 
+    def where(self, rows: Tensor, other: Pooled) -> Pooled:
+        """Keep the rows where `rows` `(B,)` is true, and take those of another elsewhere."""
+        return Pooled(
+            torch.where(rows, self.log_weight, other.log_weight), torch.where(rows[:, None], self.mean, other.mean)
+        )
+
     def beside(self, other: Pooled) -> Pooled:
         """Join the rows of both."""
         return Pooled(torch.cat([self.log_weight, other.log_weight]), torch.cat([self.mean, other.mean]))
@@ -156,7 +162,7 @@ def pooling_class(name: str) -> type[EmbeddingHead]:
 
 @register_pooling("last")
 class LastPooling(EmbeddingHead):
-    """Take the state at `<|embed|>`: the last position, whatever side the padding is on."""
+    """Take the state at the marker, or before it: the last position, whatever side the padding is on."""
 
     def log_weights(self, hidden: Tensor) -> Tensor:
         return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)

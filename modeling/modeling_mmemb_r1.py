@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
-from .backbones_mmemb_r1 import rotary_frequencies, rotary_positions
+from .backbones_mmemb_r1 import norm_scale, rotary_frequencies, rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .files_mmemb_r1 import as_new, copy_content, remove_read_only
@@ -28,10 +28,11 @@ from .heads_mmemb_r1 import ReasoningGate, pooling_class
 from .loading_mmemb_r1 import loading
 from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
+from .paths_mmemb_r1 import reading_places
 from .pipeline_mmemb_r1 import MMEmbR1Pipeline  # noqa: F401 - the files that this one imports are saved with a model
 from .scheduling_mmemb_r1 import ReasoningOptions, embed_batches
 from .token_logps_mmemb_r1 import TOKENS_AT_ONCE, called_once, token_logps
-from .tokens_mmemb_r1 import add_control_tokens, initialise_new_rows
+from .tokens_mmemb_r1 import Controls, add_control_tokens, initialise_new_rows
 
 OLD_NAMES = {"^head\\.": "embedding_head."}  # of weights, in checkpoints of 0.1.0.dev0
 
@@ -68,6 +69,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.gate = ReasoningGate(config)
         self.embedding_head = pooling_class(config.pooling)(config)
+        if config.embed_state == "unnormed":
+            norm_scale(self.vlm)  # a backbone whose norm can't be undone is refused here
         self.post_init()
 
     @torch.no_grad()
@@ -137,10 +140,16 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_vlm(
-        cls, vlm: PreTrainedModel, processor: ProcessorMixin, **config: Any
+        cls,
+        vlm: PreTrainedModel,
+        processor: ProcessorMixin,
+        controls: Controls | None = None,
+        template: str | None = None,
+        **config: Any,
     ) -> tuple[MMEmbR1Model, ProcessorMixin]:
         """
-        Make an (untrained) embedding model of a vision-language model.
+        Make an embedding model of a vision-language model, untrained or, with other controls, with the vectors that it
+        gives already.
 
         Adds `<|embed|>`, `<think>` and `</think>` to the tokenizer (those it has already are used as they are), gives
         the new tokens the mean of the old embeddings plus a little noise, and makes the chat template end in
@@ -149,6 +158,9 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         Args:
             vlm: the backbone; it becomes part of the new model and gets new embedding rows if it has too few.
             processor: its processor; changed in place.
+            controls: other tokens in the places of these three, see [`Controls`].
+            template: the chat template of prompts to embed, which ends in the marker. Default: the processor's, and
+                the marker.
             **config: fields of [`MMEmbR1Config`].
 
         Returns:
@@ -160,15 +172,11 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         for name in config:
             if not hasattr(cls.config_class, name):
                 raise ValueError(f"{cls.config_class.__name__} has no field {name!r}{nearest_name(name, FIELDS)}")
-        tokens = add_control_tokens(processor)
+        tokens = add_control_tokens(processor, controls, template)
         initialise_new_rows(vlm, len(processor.tokenizer), tokens.new_ids)
         configuration = cls.config_class(
             vlm_config=vlm.config,
-            embed_token_id=tokens.embed,
-            think_token_id=tokens.think,
-            end_think_token_id=tokens.end_think,
-            suppressed_token_ids=tokens.suppressed,
-            rationale_vocab_size=len(processor.tokenizer),
+            **tokens.fields,
             attn_implementation=vlm.config._attn_implementation,  # a composite config resets it otherwise
             **config,
         )
@@ -257,14 +265,17 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             **media,
         )
         hidden = output.last_hidden_state
-        markers = (input_ids == self.config.embed_token_id) & attention_mask.bool()  # (B, S)
+        markers = reading_places(self.config, input_ids, attention_mask)  # (B, S)
         self.require_markers(markers.any(dim=1))
         number = markers.long().cumsum(dim=1)  # (B, S), how many markers so far
+        pooled = attention_mask.bool()
+        if self.config.embed_position == "before":
+            pooled = pooled & ~markers
         embeddings, gate_logits = [], []
         for path in range(1, int(number[:, -1].max()) + 1):
             at = number.clamp(max=path).argmax(dim=1)  # (B,), the first column that has seen so many markers, or all
             upto = torch.arange(hidden.shape[1], device=hidden.device) <= at[:, None]  # (B, S)
-            embeddings.append(self.embedding_head(self.embedding_head.pool(hidden, attention_mask.bool() & upto).mean))
+            embeddings.append(self.embeddings_of(self.embedding_head.pool(hidden, pooled & upto).mean))
             state = hidden[torch.arange(len(at), device=at.device), at]  # (B, H)
             gate_logits.append(self.gate(state.detach() if detach_gate else state))
         paths = torch.arange(1, len(embeddings) + 1, device=number.device)
@@ -279,6 +290,12 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def embeddings_of(self, pooled: Tensor) -> Tensor:
+        """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32."""
+        if self.config.embed_state == "unnormed":
+            pooled = pooled / norm_scale(self.vlm)
+        return self.embedding_head(pooled)
 
     def _token_logps(
         self, hidden: Tensor, labels: Tensor, temperature: float | None = None

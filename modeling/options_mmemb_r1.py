@@ -68,9 +68,14 @@ OPTIONS = {  # of `encode` and everything that passes options on to it
 FIELDS = {  # of the config
     **_SHARED,
     "document_reasoning": _SHARED["reasoning"],
-    "embed_token_id": Rule(int, "id of <|embed|>", 0),
+    "embed_token_id": Rule(int, "id of the marker, <|embed|>", 0),
+    "embed_position": Rule(str, "up to where an embedding is read", choices=("marker", "before")),
+    "embed_state": Rule(str, "states after or before the backbone's last norm", choices=("normed", "unnormed")),
     "think_token_id": Rule(int, "id of <think>", 0),
-    "end_think_token_id": Rule(int, "id of </think>", 0),
+    "end_think_token_id": Rule(int, "id of </think>, or of what ends a rationale instead", 0),
+    "opening_token_ids": Rule(int, "ids that open a rationale", 0, is_list=True),
+    "closing_token_ids": Rule(int, "ids between the end of a rationale and its embedding", 0, is_list=True),
+    "spaces": Rule(int, "whether direct and reasoned vectors compare (1) or not (2)", 1, 2),
     "suppressed_token_ids": Rule(int, "ids that no rationale holds", 0, is_list=True),
     "rationale_vocab_size": Rule(int, "ids from this one on have no token"),
     "pooling": Rule(str, "how states become one vector"),
@@ -209,6 +214,11 @@ def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None 
         resolved[name] = list_budgets(value) if is_list else check_option(name, value)
         if name.startswith("max_") and max(resolved[name] if is_list else [resolved[name]], default=0) > limit:
             raise ValueError(f"{name}={value!r:.80} is more than the model's context of {limit} tokens; give less.")
+    if config.spaces == 2 and resolved["max_reasoning_rounds"] != 1:
+        raise ValueError(
+            f"max_reasoning_rounds={resolved['max_reasoning_rounds']}: this model's reasoned vectors are of a space "
+            "of their own, where no further rationale begins; allowed: 1."
+        )
     return resolved
 
 

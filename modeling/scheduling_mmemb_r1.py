@@ -76,11 +76,13 @@ class ReadBatch:
         direct: `(B, D)` direct embeddings.
         gate_prob: `(B,)`.
         states: of the rows that think, by row.
+        config: the [`MMEmbR1Config`].
     """
 
     direct: Tensor
     gate_prob: Tensor
     states: dict[int, RationaleState]
+    config: Any
 
     @property
     def done(self) -> bool:
@@ -105,7 +107,7 @@ class ReadBatch:
             num_reasoning_rounds=rounds,
             num_reasoning_tokens=torch.tensor([state.num_tokens for state in states], device=device),
             num_forced_closings=torch.tensor([state.num_truncated for state in states], device=device),
-            rationale_ids=_filled_up([state.rationale_ids for state in states], device),
+            rationale_ids=_filled_up([state.rationale_ids(self.config) for state in states], device),
             all_embeddings=self._every(slots) if output_all_embeddings else None,
         )
 
@@ -142,7 +144,7 @@ def embed_batches(
     for batch in batches:
         read, context = read_prompts(model, batch, options)
         waiting.append(read)
-        _start_thinking(decoder, read.states, context, decode_batch_size)
+        _start_thinking(decoder, read.states, context, decode_batch_size, len(opening_ahead(model.config)))
         del context
         while waiting and waiting[0].done:
             yield waiting.popleft().output(slots, output_all_embeddings)
@@ -161,7 +163,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         options: how to think.
 
     Raises:
-        ValueError: if a prompt does not end in `<|embed|>`.
+        ValueError: if a prompt does not end in the marker.
     """
     media = dict(batch)
     input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask", None)
@@ -177,19 +179,32 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
     never = options.reasoning == "never"
     # a token that was chosen has no gradient, so a vector after it would have a wrong one
     with torch.set_grad_enabled(torch.is_grad_enabled() and never):
-        context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, **media)
-        direct = model.embedding_head(context.pooled.mean)
+        ahead = () if never else opening_ahead(model.config)
+        context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, ahead, **media)
+        direct = model.embeddings_of(context.pooled.mean)
         gate_prob = model.gate(context.hidden).sigmoid()
     limit = context_length(model.config)
     states = {
         row: RationaleState(budgets[row], options.max_reasoning_rounds, limit) for row in options.thinks(gate_prob)
     }
-    return ReadBatch(direct, gate_prob, states), context
+    return ReadBatch(direct, gate_prob, states, model.config), context
+
+
+def opening_ahead(config: Any) -> list[int]:
+    """
+    List what of a long opening is read with the prompts, in one pass: all but its last token, after which a rationale
+    begins. Rows that won't think read it, too, so it is short where most are of that kind: nothing for `<think>`.
+    """
+    return config.opening_ids[:-1] if config.pooling == "last" else []  # other poolings need each state
 
 
 @torch.no_grad()
 def _start_thinking(
-    decoder: Decoder, states: Mapping[int, RationaleState], context: Context, decode_batch_size: int | None
+    decoder: Decoder,
+    states: Mapping[int, RationaleState],
+    context: Context,
+    decode_batch_size: int | None,
+    num_read: int,
 ) -> None:
     """
     Hand rows to the decoder, which makes room for them first: for an eighth of what it may hold, so that it is nearly
@@ -204,7 +219,7 @@ def _start_thinking(
     for part in rows.split(size):
         if decode_batch_size is not None:
             decoder.run(until=max(decode_batch_size - len(part), 0))
-        decoder.add(context, part, [states[row] for row in part.tolist()])
+        decoder.add(context, part, [states[row] for row in part.tolist()], num_read)
 
 
 def _filled_up(rows: list[list[int]], device: torch.device) -> Tensor:

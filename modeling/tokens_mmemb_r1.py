@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from transformers import AddedToken, PreTrainedModel, ProcessorMixin
@@ -18,50 +19,113 @@ WORD_JOINER = "\u2060"  # invisible, and no normalisation takes it away
 
 
 @dataclass(frozen=True)
-class ControlTokens:
-    """Hold the ids of the control tokens; `new_ids` were added, `suppressed` must not occur in a rationale."""
-
-    embed: int
-    think: int
-    end_think: int
-    new_ids: list[int]
-    suppressed: list[int]
-
-
-def add_control_tokens(processor: ProcessorMixin) -> ControlTokens:
+class Controls:
     """
-    Add `<|embed|>`, `<think>` and `</think>` to the processor's tokenizer and chat template, in place.
+    Say in texts how prompts end and rationales are written, see `paths_mmemb_r1`.
 
-    Tokens that are there already are used as they are. None of them is a special token: they must survive decoding.
+    Attributes:
+        marker: ends every prompt: one token, new or one that the tokenizer has.
+        opening: what an input that thinks is fed first.
+        end: with what a rationale ends: one token, new or one that the tokenizer has.
+        closing: what stands between the end of a rationale and the token at which its embedding is read.
+        reasoned_marker: that token; `None` if the embedding is read at `end` itself.
+    """
+
+    marker: str = EMBED
+    opening: str = THINK
+    end: str = END_THINK
+    closing: str = ""
+    reasoned_marker: str | None = EMBED
+
+    @classmethod
+    def at(cls, marker: str, **others: Any) -> Controls:
+        """Make controls with one marker for both, the direct and the reasoned embedding."""
+        return cls(marker=marker, reasoned_marker=marker, **others)
+
+    @property
+    def tokens(self) -> list[str]:
+        """List those that are one token each, in order."""
+        own = [THINK] if self.opening.startswith(THINK) else []
+        read = [self.reasoned_marker] if self.reasoned_marker else []
+        return list(dict.fromkeys([self.marker, *own, self.end, *read]))
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """
+    Hold what was made of [`Controls`].
+
+    Attributes:
+        fields: of the config, ids by name.
+        new_ids: tokens that were added.
+    """
+
+    fields: dict[str, Any]
+    new_ids: list[int]
+
+
+def add_control_tokens(
+    processor: ProcessorMixin, controls: Controls | None = None, template: str | None = None
+) -> ControlTokens:
+    """
+    Add control tokens, by default `<|embed|>`, `<think>` and `</think>`, to the processor's tokenizer, and to its chat
+    template, in place.
+
+    Tokens that are there already are used as they are; what marks a place becomes a special token there, which no text
+    of a user can hold. New ones are none: they must survive decoding.
+
+    Args:
+        processor: of a vision-language model.
+        controls: which tokens. Default: those of mmemb-r1.
+        template: a chat template that ends in the marker. Default: the processor's own, and the marker.
 
     Raises:
-        ValueError: if the processor has no tokenizer or no chat template.
+        ValueError: if the processor has no tokenizer or no chat template, or a marker is more than one token.
     """
+    controls = controls or Controls()
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
             f"{type(processor).__name__} has no tokenizer; pass the processor of a vision-language model."
         )
-    template = processor.chat_template or tokenizer.chat_template
-    if not isinstance(template, str):
+    backbone = processor.chat_template or tokenizer.chat_template
+    if not isinstance(backbone, str | None if template else str):
         raise ValueError(
-            f"{type(processor).__name__} has no single chat template (it has {type(template).__name__}); set "
+            f"{type(processor).__name__} has no single chat template (it has {type(backbone).__name__}); set "
             "`processor.chat_template` to the one to embed with."
         )
     known = tokenizer.get_vocab()
-    missing = [token for token in (EMBED, THINK, END_THINK) if token not in known]
+    missing = [token for token in controls.tokens if token not in known]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in missing])
-    processor.chat_template = embedding_template(template)
+    own = {EMBED, THINK, END_THINK}
+    given = [token for token in controls.tokens if token in known and token not in own]
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in given], special_tokens=True)
+    processor.chat_template = embedding_template(backbone, controls.marker, template)
+    return ControlTokens(_config_fields(tokenizer, controls), tokenizer.convert_tokens_to_ids(missing))
+
+
+def _config_fields(tokenizer: Any, controls: Controls) -> dict[str, Any]:
+    """Look up what the config says of the controls: ids, and lists of ids where they are not the default."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    for token in controls.tokens:
+        if len(ids(token)) != 1:
+            raise ValueError(f"{token!r} is {len(ids(token))} tokens for this tokenizer; a marker has to be one.")
+    embed, end = (tokenizer.convert_tokens_to_ids(token) for token in (controls.marker, controls.end))
+    fields = {"embed_token_id": embed, "end_think_token_id": end}
+    if controls.opening == THINK:
+        fields["think_token_id"] = tokenizer.convert_tokens_to_ids(THINK)
+    else:
+        fields["opening_token_ids"] = ids(controls.opening)
+    closing = ids(controls.closing) + ids(controls.reasoned_marker or "")
+    if closing != [embed]:
+        fields["closing_token_ids"] = closing
+    # whitespace that some tokenizers keep as added tokens (Gemma's newlines) is ordinary text
     added = tokenizer.added_tokens_encoder
-    embed, think, end_think = tokenizer.convert_tokens_to_ids([EMBED, THINK, END_THINK])
-    return ControlTokens(
-        embed=embed,
-        think=think,
-        end_think=end_think,
-        new_ids=tokenizer.convert_tokens_to_ids(missing),
-        # whitespace that some tokenizers keep as added tokens (Gemma's newlines) is ordinary text
-        suppressed=sorted(id_ for token, id_ in added.items() if id_ != end_think and not token.isspace()),
-    )
+    suppressed = sorted(id_ for token, id_ in added.items() if id_ != end and not token.isspace())
+    return fields | {"suppressed_token_ids": suppressed, "rationale_vocab_size": len(tokenizer)}
 
 
 def control_strings(processor: ProcessorMixin) -> tuple[str, ...]:

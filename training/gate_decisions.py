@@ -24,9 +24,10 @@ from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.paths_mmemb_r1 import suffix_of_ids
 from mmemb_r1.objective import target_probability
 from mmemb_r1.progress import progress_bar, step_of
-from mmemb_r1.rationale_tokens import append_tokens, suffix_of_ids
+from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.runs import record_run, replaced_file
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformers import MMEmbR1

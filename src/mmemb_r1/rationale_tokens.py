@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,9 @@ from mmemb_r1.encoding import MAX_BATCH_TOKENS, input_sizes, plan_batches
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.paths_mmemb_r1 import suffix_of_ids
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.seeding import ring_order, ring_position, seeded_random
-
-NUM_CONTROL_TOKENS = 3  # around the ids of one rationale
 
 
 def rationale_suffix(processor: ProcessorMixin, config: MMEmbR1Config, rationale: str) -> list[int]:
@@ -44,11 +43,6 @@ def split_rounds(segments: Sequence[str], max_rounds: int) -> list[str]:
     """
     last = max_rounds - 1
     return [*segments[:last], " ".join(segments[last:])] if len(segments) > last else list(segments)
-
-
-def suffix_of_ids(config: Any, ids: Iterable[int]) -> list[int]:
-    """Put the ids of a rationale between control tokens: `<think> ids </think> <|embed|>`."""
-    return [config.think_token_id, *ids, config.end_think_token_id, config.embed_token_id]
 
 
 def append_tokens(

@@ -32,6 +32,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.loading_mmemb_r1 import loading
 from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
 from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
+from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.processes import check_inputs_travel
 from mmemb_r1.progress import progress_bar, step_of
@@ -379,16 +380,14 @@ class MMEmbR1(SentenceTransformer):
 
     def _explained(self, item: dict[str, Any]) -> dict[str, Any]:
         ids = [int(token) for token in item["rationale_ids"] if token >= 0]
-        text = self.tokenizer.decode(ids)
-        for token in ("<|embed|>", "<think>"):
-            text = text.replace(token, "")
+        rounds = round_ids(self[0].model.config, ids)
         return {
             "embedding": item["sentence_embedding"].float().cpu().numpy(),
             "gate_prob": float(item["gate_prob"]),
             "reasoned": bool(item["reasoned"]),
             "num_reasoning_tokens": int(item["num_reasoning_tokens"]),
             "num_reasoning_rounds": int(item["num_reasoning_rounds"]),
-            "rationale": "\n".join(part.strip() for part in text.split("</think>")),
+            "rationale": "\n".join(self.tokenizer.decode(one).strip() for one in rounds),
         }
 
     def _get_model_config(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix
+from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
+from mmemb_r1.rationale_tokens import append_tokens, rationale_suffix
 
 BATCH = {
     "input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]),
@@ -41,5 +42,5 @@ def test_a_thought_is_written_as_the_model_would_think_it(tiny):
     config = model.config
     ids = rationale_suffix(processor, config, "It is </think> red.")
     assert (ids[0], *ids[-2:]) == (config.think_token_id, config.end_think_token_id, config.embed_token_id)
-    assert len(ids) > NUM_CONTROL_TOKENS and config.end_think_token_id not in ids[1:-2]
+    assert len(ids) > num_control_tokens(config) and config.end_think_token_id not in ids[1:-2]
     assert processor.tokenizer.decode(ids[1:-2]).replace("\u2060", "") == "It is </think> red."

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from mmemb_r1.modeling.backbones_mmemb_r1 import is_per_token, join_batches
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Output
+from mmemb_r1.modeling.paths_mmemb_r1 import chosen_places, reading_places
 
 
 class PolicyForward:
@@ -51,9 +52,9 @@ class PolicyForward:
         if self._prompts is not None:
             inputs |= prompt_inputs([next(self._prompts) for _ in input_ids], input_ids, inputs["attention_mask"])
         check_token_types(input_ids, inputs, self.config.vlm_config)
-        markers = input_ids == self.config.embed_token_id  # (B, S)
+        markers = reading_places(self.config, input_ids, inputs["attention_mask"])  # (B, S)
         decisions = nn.functional.pad(markers[:, :-1], (1, 0)) & (labels != -100)
-        in_rationale = (labels != -100) & ~decisions & ~markers
+        in_rationale = (labels != -100) & chosen_places(self.config, markers)
         output = self.model(
             input_ids=input_ids,
             labels=input_ids.masked_fill(~in_rationale, -100),
@@ -64,7 +65,7 @@ class PolicyForward:
         self.outputs.append(output)
         path = (markers.long().cumsum(dim=1) - 1).clamp(min=0)  # (B, S), rationales before a token
         logits = output.gate_logits.gather(1, path) / self.temperature  # (B, S)
-        chosen = decision_logps(logits, input_ids == self.config.think_token_id)
+        chosen = decision_logps(logits, input_ids == self.config.opening_ids[0])
         entropy = nn.functional.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none").detach()
         zeros = torch.zeros_like(chosen)
         return SimpleNamespace(

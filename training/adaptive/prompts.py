@@ -109,20 +109,26 @@ def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:
         )
 
 
-def check_rendering(prompts: Dataset, processor: ProcessorMixin, embed_token_id: int | None) -> None:
+def check_rendering(prompts: Dataset, processor: ProcessorMixin, config: Any) -> None:
     """
     Check that rollouts and log-probabilities will be of the same ids, on the first prompts with and without a picture,
     and on one with a video if it stands before them.
 
-    It is a `ValueError` if one does not end in `embed_token_id`, or TRL, which renders text first, gives other ids.
+    It is a `ValueError` if one does not end in the marker of the `config`, or TRL, which renders text first, gives
+    other ids, or if the marker is the tokenizer's end of a text, with which completions end.
     """
+    if config.embed_token_id == processor.tokenizer.eos_token_id:
+        raise ValueError(
+            f"The marker (id {config.embed_token_id}) is the tokenizer's eos_token, with which TRL ends completions; "
+            "set another eos_token in the checkpoint's tokenizer_config.json."
+        )
     first: dict[str, int] = {}
     for place, query in enumerate(StoredInputs(prompts, "query")):  # no picture is opened for it
         first.setdefault(next((kind for kind in ("video", "image") if kind in query), "text"), place)
         if {"image", "text"} <= first.keys():
             break
     for place in first.values():
-        _check_prompt(prompts[place], processor, embed_token_id)
+        _check_prompt(prompts[place], processor, config.embed_token_id)
 
 
 def _check_prompt(row: dict[str, Any], processor: ProcessorMixin, embed_token_id: int | None) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions, with_cache
 from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, RationaleState, Sampling, prefill
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.paths_mmemb_r1 import reading_places, round_ids
 
 
 class RolloutGroup(NamedTuple):
@@ -110,8 +111,10 @@ def embed_after(model: MMEmbR1Model, context: Context, rows: Tensor, rationales:
         use_cache=True,
         return_dict=True,
     ).last_hidden_state
-    head = model.embedding_head
-    return head(head.join(context.pooled, head.pool(hidden, tail_mask.bool())).mean)
+    head, tail_mask = model.embedding_head, tail_mask.bool()
+    if model.config.embed_position == "before":
+        tail_mask = tail_mask & ~reading_places(model.config, ids, tail_mask, read=True)
+    return model.embeddings_of(head.join(context.pooled, head.pool(hidden, tail_mask)).mean)
 
 
 def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: RolloutGroup) -> tuple[Tensor, Tensor]:
@@ -126,7 +129,7 @@ def _read(model: MMEmbR1Model, batch: Mapping[str, Tensor]) -> tuple[Context, Te
     media = dict(batch)
     input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask")
     context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
-    return context, model.embedding_head(context.pooled.mean)
+    return context, model.embeddings_of(context.pooled.mean)
 
 
 def in_groups(direct: Tensor, reasoned: Tensor, thinks: Tensor) -> Tensor:
@@ -176,12 +179,9 @@ def loss_mask(rationale: Sequence[int], config: Any, max_tokens: int, max_rounds
     Mark the tokens of a rationale, and the end of its completion, that were chosen, 1, not inserted, 0: inserted are
     `<|embed|>`, the `</think>` of a spent budget, and the end after the last round that was allowed.
     """
-    mask, spent, rounds = [], 0, 0
-    for token in rationale:
-        if token == config.think_token_id:
-            spent = 0
-        inserted = token == config.embed_token_id or (token == config.end_think_token_id and spent >= max_tokens)
-        rounds += token == config.embed_token_id
-        spent += token not in (config.think_token_id, config.end_think_token_id, config.embed_token_id)
-        mask.append(int(not inserted))
-    return [*mask, int(rounds < max_rounds)]
+    opening, closing = len(config.opening_ids), len(config.closing_ids)
+    mask: list[int] = []
+    rounds = round_ids(config, rationale[opening : len(rationale) - 1 - closing]) if rationale else []
+    for ids in rounds:  # to think is chosen by its first token
+        mask += [1, *[0] * (opening - 1), *[1] * len(ids), int(len(ids) < max_tokens), *[0] * closing]
+    return [*mask, int(len(rounds) < max_rounds)]

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import ProcessorMixin
 
 from mmemb_r1.modeling.options_mmemb_r1 import context_length
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS
+from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.sides import with_sides
 from mmemb_r1.training.settling.reading import Reading
@@ -58,7 +58,7 @@ def settle_adaptive(
         held_out: those to evaluate on, if any.
     """
     rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
-    drawn = rounds * ((args.max_reasoning_tokens or config.max_reasoning_tokens) + NUM_CONTROL_TOKENS)
+    drawn = rounds * ((args.max_reasoning_tokens or config.max_reasoning_tokens) + num_control_tokens(config))
     tables = [PairsTable(train, after={"query": drawn})]
     if joint_pairs is not None:
         tables.append(PairsTable(joint_pairs, "the pairs of the joint phase", ("target",)))

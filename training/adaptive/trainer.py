@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit, limited_processor
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.paths_mmemb_r1 import reading_places, round_ids
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
-from mmemb_r1.training.adapters import adapter_facts, control_ids
+from mmemb_r1.training.adapters import adapter_facts
 from mmemb_r1.training.adaptive.advantages import (
     decision_advantages,
     group_normalised,
@@ -139,7 +141,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             if tables[mode] is not None
         }
         for table in prompts.values():
-            check_rendering(table, processing_class, config.embed_token_id)
+            check_rendering(table, processing_class, config)
         options = args.target_probability_temperature, args.num_candidates, args.seed
         self._scorers = {"train": TargetScorer(train_dataset, joint_pairs, *options)}
         if eval_dataset is not None:
@@ -383,9 +385,9 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
 
     def _show(self, inputs: Sequence[dict[str, Any]], completion_ids: Sequence[Sequence[int]]) -> None:
         """Add to the tables of completions what was decided, and what it was worth."""
-        size, control = self._group_size, control_ids(self._bare_model)
+        size, config = self._group_size, self._bare_model.config
         values, reasoned = (self._fields[name].view(-1, size) for name in (self.args.target_reward_name, "reasoned"))
-        written = [[token for token in ids if token not in control] for ids in completion_ids]
+        written = [list(chain(*round_ids(config, ids[len(config.opening_ids) :]))) for ids in completion_ids]
         texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
         probs = (self._gate_logits / self.temperature).sigmoid()
         for name, column in table_columns(inputs, texts, values, reasoned.bool(), probs).items():
@@ -427,7 +429,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         for name, value in rollout_metrics(self._fields, rewards, reasoned, gap, used, threshold).items():
             self._log(name, value)
         mask = output["completion_mask"] * output["tool_mask"]  # (B, C)
-        markers = output["completion_ids"] == self._bare_model.config.embed_token_id
+        ids, whole = output["completion_ids"], output["completion_mask"]
+        markers = reading_places(self._bare_model.config, ids, whole, read=True)
         counts = torch.stack([mask.new_tensor(len(mask)), mask[:, 1:].sum(), mask.sum()]).float()
         return token_advantages(decided, later, markers, summed(counts), args.decision_weight, args.rationale_weight)
 

@@ -19,8 +19,9 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import narrow_pixels
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, MediumError
+from mmemb_r1.modeling.paths_mmemb_r1 import chosen_places, num_control_tokens, reading_places
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, append_tokens, rationale_suffix, split_rounds
+from mmemb_r1.rationale_tokens import append_tokens, rationale_suffix, split_rounds
 from mmemb_r1.training.augment import Augment, augmented
 from mmemb_r1.training.joint.chunks import parts_by_number, parts_by_tokens
 from mmemb_r1.training.joint.data import Example
@@ -101,7 +102,7 @@ class JointCollator:
         rounds = split_rounds(segments, self.max_reasoning_rounds)
         ids = [rationale_suffix(self.processor, self.config, text) for text in rounds]
         for text, own in zip(rounds, ids, strict=True):
-            if (length := len(own) - NUM_CONTROL_TOKENS) > self.max_rationale_tokens:
+            if (length := len(own) - num_control_tokens(self.config)) > self.max_rationale_tokens:
                 raise ValueError(
                     f"A rationale has {length} tokens; allowed: max_rationale_tokens={self.max_rationale_tokens}. "
                     f"Raise the limit or drop the row. It begins: {text[:80]!r}"
@@ -170,7 +171,8 @@ class JointCollator:
         except InputError as error:
             raise unreadable(rows[error.index]["name"], error.fault) from error
         batch = narrow_pixels(batch, self.pixel_dtype)
-        features = append_rationales(batch, [row["rationale"] for row in rows], self.processor.tokenizer.pad_token_id)
+        rationales, pad_token_id = [row["rationale"] for row in rows], self.processor.tokenizer.pad_token_id
+        features = append_rationales(batch, rationales, self.config, pad_token_id)
         counts = (features["labels"] != IGNORED).sum(dim=1)  # (b,)
         weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return {
@@ -188,20 +190,17 @@ def _augmented(row: _Row, augment: Augment, media: MediaOptions) -> Any:
 
 
 def append_rationales(
-    batch: dict[str, Tensor], rationales: Sequence[Sequence[Sequence[int]]], pad_token_id: int
+    batch: dict[str, Tensor], rationales: Sequence[Sequence[Sequence[int]]], config: MMEmbR1Config, pad_token_id: int
 ) -> dict[str, Tensor]:
     """
-    Append rationales, per row and round `<think> r </think> <|embed|>`, to the prompts of a batch and label them.
+    Append rationales, per row and round `<think> r </think> <|embed|>`, to the prompts of a batch and label what a
+    model has to choose: r and `</think>`.
 
     Returns:
         The batch with rows one after another without gaps, padded on the right, and `labels` `(B, S')`.
     """
     suffixes = [list(chain.from_iterable(rounds)) for rounds in rationales]
     result = append_tokens(batch, suffixes, pad_token_id)
-    labels = torch.full_like(result["input_ids"], IGNORED)
-    for row, (rounds, start) in enumerate(zip(rationales, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
-        for ids in rounds:
-            labels[row, start + 1 : start + len(ids) - 1] = torch.tensor(ids[1:-1])  # r </think>
-            start += len(ids)
-    result["labels"] = labels
+    places = reading_places(config, result["input_ids"], result["attention_mask"])
+    result["labels"] = result["input_ids"].where(chosen_places(config, places), IGNORED)
     return result

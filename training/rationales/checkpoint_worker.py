@@ -87,7 +87,7 @@ class CheckpointWorker(TransformersWorker):
             self._config.max_text_tokens,
             max_image_tokens=self._config.max_image_tokens,
         )
-        opening = [[self._config.think_token_id]] * len(conversations)
+        opening = [self._config.opening_ids] * len(conversations)
         return BatchFeature(append_tokens(batch, opening, self._processor.tokenizer.pad_token_id, "left"))
 
     @property

@@ -16,8 +16,9 @@ from mmemb_r1.content import given_parts
 from mmemb_r1.fingerprint import processor_facts
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, find_file, stored_source
+from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
-from mmemb_r1.rationale_tokens import NUM_CONTROL_TOKENS, rationale_ids, split_rounds
+from mmemb_r1.rationale_tokens import rationale_ids, split_rounds
 from mmemb_r1.training.tables import stored_digest, stored_input
 
 KEY_SIZE = 16  # bytes
@@ -52,6 +53,7 @@ class Reading:
         max_rounds: a rationale's segments are read in so many rounds at most; the rest joins the last.
         chat_template: takes the place of the processor's.
         max_image_tokens: pictures are made smaller, to so many tokens each. Default: never.
+        control_tokens: how many stand around the ids of one rationale.
     """
 
     processor: ProcessorMixin | None
@@ -60,12 +62,20 @@ class Reading:
     max_rounds: int = 1
     chat_template: str | None = None
     max_image_tokens: int | None = None
+    control_tokens: int = 3
 
     @classmethod
     def of(cls, processor: ProcessorMixin, config: Any, max_rounds: int = 1) -> Reading:
         """Read as an mmemb-r1 model with this `MMEmbR1Config` does."""
         media = MediaOptions.of(config)
-        return cls(processor, media, config.max_text_tokens, max_rounds, max_image_tokens=config.max_image_tokens)
+        return cls(
+            processor,
+            media,
+            config.max_text_tokens,
+            max_rounds,
+            max_image_tokens=config.max_image_tokens,
+            control_tokens=num_control_tokens(config),
+        )
 
     def fingerprint(self) -> str:
         """Digest all that a length depends on besides the input: 32 hexadecimal digits."""
@@ -78,6 +88,7 @@ class Reading:
             self.max_rounds,
             self.chat_template,
             self.max_image_tokens,
+            self.control_tokens,
         ]
         return blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
@@ -103,7 +114,7 @@ class Reading:
         if self.processor is None:
             return MeasuredInput(0)
         lengths = [len(rationale_ids(self.processor, text)) for text in split_rounds(segments, self.max_rounds)]
-        return MeasuredInput(sum(lengths) + NUM_CONTROL_TOKENS * len(lengths), max(lengths))
+        return MeasuredInput(sum(lengths) + self.control_tokens * len(lengths), max(lengths))
 
 
 def input_key(value: Mapping[str, Any]) -> bytes:

@@ -66,8 +66,8 @@ def test_a_processor_without_the_marker_is_refused(rows, processor, tiny):
     bare = copy.copy(processor)
     bare.chat_template = processor.chat_template.replace("<|embed|>", "")
     with pytest.raises(ValueError, match=r"pair 'pair 0' does not end in `<\|embed\|>`"):
-        check_rendering(policy_prompts(rows, bare), bare, tiny[0].config.embed_token_id)
-    check_rendering(policy_prompts(rows, processor), processor, tiny[0].config.embed_token_id)
+        check_rendering(policy_prompts(rows, bare), bare, tiny[0].config)
+    check_rendering(policy_prompts(rows, processor), processor, tiny[0].config)
 
 
 def test_a_prompt_with_a_picture_is_checked_wherever_it_stands(rows, processor, tiny, monkeypatch):
@@ -79,5 +79,5 @@ def test_a_prompt_with_a_picture_is_checked_wherever_it_stands(rows, processor, 
         return template(self, chats, *args, **kwargs)
 
     monkeypatch.setattr(type(processor), "apply_chat_template", spy)
-    check_rendering(prompts, processor, tiny[0].config.embed_token_id)
+    check_rendering(prompts, processor, tiny[0].config)
     assert seen == ["text", "image", "text"]

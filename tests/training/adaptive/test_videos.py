@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -182,4 +183,4 @@ def test_a_backbone_without_videos_refuses_them_at_start(trainer_of, filmed):
 def test_a_prompt_with_a_video_is_checked_for_its_marker(filmed):
     _, processor = build("qwen3_vl")
     with pytest.raises(ValueError, match=r"pair 'pair 2' does not end in `<\|embed\|>` \(id -1\)"):
-        check_rendering(policy_prompts(filmed.select([2]), processor), processor, -1)
+        check_rendering(policy_prompts(filmed.select([2]), processor), processor, SimpleNamespace(embed_token_id=-1))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmemb_r1.atlas.pictures import augment
 from mmemb_r1.content import content_key
+from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.training.augment import augmented
 from mmemb_r1.training.joint.collator import IGNORED, JointCollator, append_rationales
 from mmemb_r1.training.joint.forward import encode, in_order
@@ -43,6 +44,9 @@ def encoded(model, side):
     return joined.embeddings * joined.path_mask[..., None], torch.cat(logps) @ weights, weights.sum()
 
 
+CONTROLS = MMEmbR1Config(embed_token_id=9, think_token_id=20, end_think_token_id=21)
+
+
 class TestThoughts:
     def test_they_follow_the_prompt_without_gaps_and_only_rationales_are_labelled(self):
         batch = {
@@ -51,7 +55,7 @@ class TestThoughts:
             "mm_token_type_ids": torch.tensor([[0, 1, 0], [0, 1, 0]]),
             "pixel_values": torch.ones(7, 2),
         }
-        result = append_rationales(batch, [[[20, 31, 32, 21, 9]], []], pad_token_id=3)
+        result = append_rationales(batch, [[[20, 31, 32, 21, 9]], []], CONTROLS, pad_token_id=3)
         assert result["input_ids"].tolist() == [[5, 9, 20, 31, 32, 21, 9], [6, 7, 9, 3, 3, 3, 3]]
         assert result["attention_mask"].tolist() == [[1] * 7, [1, 1, 1, 0, 0, 0, 0]]
         assert result["mm_token_type_ids"].tolist() == [[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]
@@ -60,7 +64,7 @@ class TestThoughts:
 
     def test_every_round_is_labelled_between_its_markers(self):
         batch = {"input_ids": torch.tensor([[5, 9]]), "attention_mask": torch.tensor([[1, 1]])}
-        result = append_rationales(batch, [[[20, 31, 21, 9], [20, 32, 33, 21, 9]]], pad_token_id=3)
+        result = append_rationales(batch, [[[20, 31, 21, 9], [20, 32, 33, 21, 9]]], CONTROLS, pad_token_id=3)
         assert result["input_ids"].tolist() == [[5, 9, 20, 31, 21, 9, 20, 32, 33, 21, 9]]
         no = IGNORED
         assert result["labels"].tolist() == [[no, no, no, 31, 21, no, no, 32, 33, 21, no]]

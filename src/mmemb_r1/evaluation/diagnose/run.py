@@ -22,8 +22,9 @@ from mmemb_r1.evaluation.scoring import score_queries
 from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.statistics import number_names
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, clusters_of, members_of, some_queries
+from mmemb_r1.modeling.paths_mmemb_r1 import round_ids, suffix_of_ids
 from mmemb_r1.progress import progress_bar, step_of
-from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix, shuffled, suffix_of_ids, swap_donors
+from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix, shuffled, swap_donors
 from mmemb_r1.seeding import seeded_random
 
 if TYPE_CHECKING:
@@ -283,15 +284,9 @@ def own_rationales(
 def _own_rationale(model: Any, item: Mapping[str, Any]) -> OwnRationale:
     config = model[0].model.config
     ids = [int(token) for token in item["rationale_ids"] if token >= 0]
-    rounds: list[list[int]] = [[]]
-    for token in ids:
-        if token == config.end_think_token_id:
-            rounds.append([])
-        elif token not in (config.embed_token_id, config.think_token_id):  # they stand between rounds alone
-            rounds[-1].append(token)
     return OwnRationale(
         ids=suffix_of_ids(config, ids),
-        texts=tuple(model.tokenizer.decode(one).strip() for one in rounds),
+        texts=tuple(model.tokenizer.decode(one).strip() for one in round_ids(config, ids)),
         num_tokens=int(item["num_reasoning_tokens"]),
         embedding=item["sentence_embedding"].float().cpu().numpy(),
     )
