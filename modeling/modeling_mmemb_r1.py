@@ -70,7 +70,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         self.gate = ReasoningGate(config)
         self.embedding_head = pooling_class(config.pooling)(config)
         if config.embed_state == "unnormed":
-            norm_scale(self.vlm)  # a backbone whose norm can't be undone is refused here
+            norm_scale(self.vlm)
         self.post_init()
 
     @torch.no_grad()
@@ -172,6 +172,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         for name in config:
             if not hasattr(cls.config_class, name):
                 raise ValueError(f"{cls.config_class.__name__} has no field {name!r}{nearest_name(name, FIELDS)}")
+        if config.get("embed_state") == "unnormed":
+            norm_scale(vlm)  # refuse a backbone whose norm can't be undone before anything is changed
         tokens = add_control_tokens(processor, controls, template)
         initialise_new_rows(vlm, len(processor.tokenizer), tokens.new_ids)
         configuration = cls.config_class(

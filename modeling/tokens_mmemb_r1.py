@@ -15,6 +15,7 @@ from .backbones_mmemb_r1 import embedding_template, media_placeholders
 EMBED = "<|embed|>"
 THINK = "<think>"
 END_THINK = "</think>"
+OWN = (EMBED, THINK, END_THINK)
 WORD_JOINER = "\u2060"  # invisible, and no normalisation takes it away
 
 
@@ -71,8 +72,8 @@ def add_control_tokens(
     Add control tokens, by default `<|embed|>`, `<think>` and `</think>`, to the processor's tokenizer, and to its chat
     template, in place.
 
-    Tokens that are there already are used as they are; what marks a place becomes a special token there, which no text
-    of a user can hold. New ones are none: they must survive decoding.
+    Tokens that are there already are used as they are. Those three are no special tokens: they must survive decoding.
+    Others become special ones, which no text of a user can hold.
 
     Args:
         processor: of a vision-language model.
@@ -96,10 +97,10 @@ def add_control_tokens(
         )
     known = tokenizer.get_vocab()
     missing = [token for token in controls.tokens if token not in known]
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in missing])
-    own = {EMBED, THINK, END_THINK}
-    given = [token for token in controls.tokens if token in known and token not in own]
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in given], special_tokens=True)
+    own = [token for token in missing if token in OWN]
+    others = [token for token in controls.tokens if token not in OWN]
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in own])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in others], special_tokens=True)
     processor.chat_template = embedding_template(backbone, controls.marker, template)
     return ControlTokens(_config_fields(tokenizer, controls), tokenizer.convert_tokens_to_ids(missing))
 
@@ -131,7 +132,7 @@ def _config_fields(tokenizer: Any, controls: Controls) -> dict[str, Any]:
 def control_strings(processor: ProcessorMixin) -> tuple[str, ...]:
     """List what a user must not write: the special tokens, those of media, and this model's own."""
     special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(special | media_placeholders(processor) | {EMBED, THINK, END_THINK}))
+    return tuple(sorted(special | media_placeholders(processor) | set(OWN)))
 
 
 def as_plain_text(text: str, controls: tuple[str, ...]) -> str:
