@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.mmeb_copy import copy, miniature
+from tests.mmeb_copy import copy, miniature, rows_of
 
-__all__ = ["copy", "miniature"]
+__all__ = ["copy", "miniature", "rows_of"]

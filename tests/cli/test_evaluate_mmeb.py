@@ -44,6 +44,30 @@ def test_some_tasks_are_scored_and_no_overall_is_claimed(evaluate, miniature, tm
     assert load_results(tmp_path / "one" / "results.json")["tasks"]["GQA"]["candidates"] == 3
 
 
+def test_an_odd_row_is_in_the_reports(evaluate, copy, rows_of, tmp_path, capsys):
+    rows = rows_of("UCF101")
+    copy.rows("UCF101", [rows[0] | {"pos_text": "Juggling"}, *rows[1:]])
+    assert evaluate("--instructions", "none", "--output", tmp_path / "run") == 0
+    results = load_results(tmp_path / "run" / "results.json")
+    (told,) = results["tasks"]["UCF101"]["data"]["odd_rows"].items()
+    assert told == ("its class is none of the task's, and competes with them", 1)
+    assert results["config"]["instructions"] == "none" and results["tasks"]["UCF101"]["candidates"] == 102
+    assert told[0] in (tmp_path / "run" / "results.md").read_text()
+    assert "Odd rows" in (tmp_path / "run" / "report.html").read_text()
+    assert evaluate("--output", tmp_path / "run") == 2, "with instructions it is another run"
+
+
+def test_media_are_looked_for_before_anything_runs(evaluate, copy, miniature, nothing_is_run, tmp_path, capsys):
+    for name in NAMES:
+        task = miniature(name)
+        if name == "MSR-VTT":
+            (copy.root / task.media).rename(tmp_path / "elsewhere")
+    assert evaluate("--output", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "MSR-VTT: the folder " in error and "name them: GQA,ViDoSeek-page-fixed" in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def nothing_is_run(monkeypatch):
     def run(*args, **kwargs):

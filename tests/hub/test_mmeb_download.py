@@ -66,6 +66,14 @@ def test_a_task_is_downloaded_and_read(didemo, tmp_path):
     assert not didemo.downloads["0.mp4"] and not didemo.downloads["other.tar.gz"]
 
 
+def test_frames_are_found_where_the_published_archive_unpacks_them(didemo, tmp_path):
+    packed = archive(*(f"data/ziyan/video_retrieval/DiDeMo/frames/{number}/0001.png" for number in range(2)))
+    didemo.create("TIGER-Lab/MMEB-V2", **{f"{FRAMES}/video_ret.tar.gz": packed})
+    download_task("DiDeMo", tmp_path)
+    (task,) = load_tasks(tmp_path)
+    assert all("video_retrieval/DiDeMo/frames" in frame for one in task.candidates for frame in one["video"])
+
+
 def test_what_is_there_is_not_downloaded_again(didemo, tmp_path):
     download_task("DiDeMo", tmp_path)
     before = didemo.downloads.copy()

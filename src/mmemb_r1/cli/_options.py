@@ -193,8 +193,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def asked_source(args: argparse.Namespace, *, limit: int | None = None, num_frames: int | None = None) -> TaskSource:
-    """Read the tasks that the options of [`add_source_options`] ask for."""
+def asked_source(args: argparse.Namespace, *, limit: int | None = None, **of_mmeb: Any) -> TaskSource:
+    """Read the tasks that the options of [`add_source_options`] ask for; `of_mmeb` are options of MMEB's reader."""
     from mmemb_r1.evaluation.readers import read_tasks
 
     for option, of in (("split", "atlas"), ("source", "reader"), ("base", "pairs")):
@@ -207,7 +207,7 @@ def asked_source(args: argparse.Namespace, *, limit: int | None = None, num_fram
     if args.pairs is not None:
         return read_tasks("pairs", args.pairs, names=args.tasks, limit=limit, base=args.base)
     if args.mmeb is not None:
-        return read_tasks("mmeb", args.mmeb, names=args.tasks, limit=limit, num_frames=num_frames)
+        return read_tasks("mmeb", args.mmeb, names=args.tasks, limit=limit, **of_mmeb)
     return read_tasks("atlas", args.atlas, names=args.tasks, limit=limit, split=args.split or "test")
 
 

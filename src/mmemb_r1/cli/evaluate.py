@@ -49,7 +49,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", metavar="DIR", help="keep vectors here, for other runs too; default: cache in --output RUN/"
     )
-    parser.add_argument("--num-frames", type=int, metavar="N", help="of a video of MMEB; default: 8")
+    parser.add_argument(
+        "--num-frames", type=int, metavar="N", help="of a video of MMEB; default: 8, of MomentSeeker all"
+    )
+    parser.add_argument(
+        "--instructions", choices=("task", "none"), help="of MMEB's inputs: none for the model's own; default: task"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N queries of each task, for a quick look")
     parser.add_argument("--submission", type=Path, metavar="FILE", help="write the file that MMEB's leaderboard takes")
     parser.add_argument(
@@ -112,6 +117,7 @@ def _check(args: argparse.Namespace) -> None:
     of_mmeb = {
         "--download": args.download or None,
         "--num-frames": args.num_frames,
+        "--instructions": args.instructions,
         **{f"--{option.replace('_', '-')}": getattr(args, option) for option in OF_SUBMISSION},
     }
     for option, value in of_mmeb.items():
@@ -202,7 +208,7 @@ def _source(args: argparse.Namespace) -> TaskSource:
     for number, task in enumerate(tasks if args.download else (), start=1):
         print(f"downloading {task.name} ({number} of {len(tasks)}) into {args.mmeb}", file=sys.stderr)
         download_task(task.name, args.mmeb)
-    source = asked_source(args, limit=args.limit, num_frames=args.num_frames)
+    source = asked_source(args, limit=args.limit, num_frames=args.num_frames, instructions=args.instructions)
     if args.submission:
         check_tasks(source.tasks.names)  # type: ignore[attr-defined]  # LocalTasks: --limit is refused before
     return source

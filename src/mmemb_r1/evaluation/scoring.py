@@ -34,9 +34,9 @@ class Scored:
 
     Attributes:
         metrics: name -> `(Q,)` float64; the task's main metric, and others of its family.
-        rank: `(Q,)` int64, of the best positive, ties against it.
+        rank: `(Q,)` int64, of the best positive, ties against it; of a query without one that after all candidates.
         margin: `(Q,)` float64, cosine of the best positive minus that of the best other candidate; NaN where there is
-            no other.
+            no positive or no other.
         target_probability: `(Q,)` float64, of the best positive among itself and all that are no positives, see
             [`~mmemb_r1.objective.target_probability`]. In the files of rows its column is called `alignment`.
     """
@@ -65,11 +65,24 @@ def score_queries(
     names = dict.fromkeys((task.metric, *FAMILIES["rank" if OF_RANK.fullmatch(task.metric) else "graded"]))
     parts: list[Scored] = []
     for scores, relevance in _parts(task, left, right):
-        place = ranks(scores, relevance, tolerance=TIE_TOLERANCE)
-        metrics = metrics_of(names, scores, relevance, place)
-        parts.append(Scored(metrics, place, *margin_and_target_probability(scores, relevance)))
+        parts.append(_scored(names, scores, relevance))
     rest = {field: np.concatenate([getattr(part, field) for part in parts]) for field in BESIDE_METRICS}
     return Scored({name: np.concatenate([part.metrics[name] for part in parts]) for name in names}, **rest)
+
+
+def _scored(names: Iterable[str], scores: Floats, relevance: Floats) -> Scored:
+    """Score some queries by cosines and grades `(q, C)`; one without a right candidate gets 0 in every metric."""
+    right = (relevance > 0).any(axis=1)  # (q,)
+    count = len(right)
+    metrics = {name: np.zeros(count) for name in names}
+    rank, margin, probability = (scores != ABSENT).sum(axis=1) + 1, np.full(count, np.nan), np.zeros(count)
+    if right.any():
+        scores, relevance = scores[right], relevance[right]
+        rank[right] = ranks(scores, relevance, tolerance=TIE_TOLERANCE)
+        for name, values in metrics_of(names, scores, relevance, rank[right]).items():
+            metrics[name][right] = values
+        margin[right], probability[right] = margin_and_target_probability(scores, relevance)
+    return Scored(metrics, rank, margin, probability)
 
 
 def metrics_of(

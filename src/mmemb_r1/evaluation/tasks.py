@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,13 +22,15 @@ class RetrievalTask:
             per group.
         query_ids, candidate_ids: `(Q,)` and `(C,)`, unique.
         queries, candidates: `(Q,)` and `(C,)` inputs as `encode` takes them; items may be read when asked for.
-        relevance: `(Q,)`, per query candidate id -> grade above 0; at least one each.
+        relevance: `(Q,)`, per query candidate id -> grade above 0; at least one each, but of the `unanswerable`.
         pools: `(Q,)`, per query the ids of the candidates it competes with. `None`: all candidates, for every query.
         query_prompt, candidate_prompt: instruction given to all inputs of that side that have none of their own;
             `None` leaves it to the model.
         clusters: `(Q,)` what each query is about: rows of a cluster are right or wrong together, so intervals draw
             whole clusters. `None`: every query is one of its own.
         data: what makes this another task, for cache keys and reports: dataset ids, revisions, a content hash.
+        unanswerable: ids of queries that none of their candidates is right for, as their benchmark has them: their
+            `relevance` is empty, and they score 0. Default: none.
         baselines: what needs no model -> its score, say `{"majority": 0.25}`; reported beside the model's.
 
     Raises:
@@ -48,6 +50,7 @@ class RetrievalTask:
     candidate_prompt: str | None = None
     clusters: Sequence[str] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    unanswerable: Collection[str] = ()
     baselines: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,7 +65,7 @@ class RetrievalTask:
                 raise ValueError(
                     f"{self.name}: {len(rows)} {what} for {len(self.query_ids)} queries; expected one each"
                 )
-        known = set(self.candidate_ids)
+        known, unanswerable = set(self.candidate_ids), set(self.unanswerable)
         for row, query in enumerate(self.query_ids):
             pool = known if self.pools is None else set(self.pools[row])
             if self.pools is not None and len(pool) < len(self.pools[row]):
@@ -70,6 +73,8 @@ class RetrievalTask:
             if unknown := pool - known:
                 raise ValueError(f"{self.name}: {min(unknown)!r} in the pool of query {query!r} is no candidate")
             grades = self.relevance[row]
+            if not grades and query in unanswerable:
+                continue
             if not grades or min(grades.values()) <= 0:
                 raise ValueError(f"{self.name}: the query {query!r} needs a relevant candidate, all grades above 0")
             if missing := set(grades) - pool:

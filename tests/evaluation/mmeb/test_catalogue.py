@@ -5,8 +5,7 @@ from collections import Counter
 import pytest
 
 from mmemb_r1.evaluation.mmeb import TASKS, VARIANTS, select, task_named
-from mmemb_r1.evaluation.mmeb.catalogue import GROUPS, OLD_PAGES
-from mmemb_r1.evaluation.mmeb.download import archive_of
+from mmemb_r1.evaluation.mmeb.catalogue import GROUPS, OLD_PAGES, archive_of
 from mmemb_r1.evaluation.mmeb.loading import READERS
 from mmemb_r1.evaluation.mmeb.video import LABELS
 

@@ -117,7 +117,7 @@ def test_missing_frames_are_named(name, copy, miniature, caplog):
     place.rmdir()
     if task.layout == "moments":  # whichever clips are there compete, but they should be ten
         copy.load(name)
-        assert "1 videos have another number of clips than 10" in caplog.text
+        assert "(v0): another number of clips than 10" in caplog.text
         return
     with pytest.raises(ValueError, match=f"^{name}: the folder {place} of"):
         copy.load(name)

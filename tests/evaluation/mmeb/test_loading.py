@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from mmemb_r1.evaluation.mmeb import find_tasks, load_tasks
+from mmemb_r1.evaluation.mmeb.loading import read_mmeb_tasks
 
 
 def test_the_tasks_that_are_there_are_found(copy, miniature):
@@ -29,6 +30,39 @@ def test_tasks_are_read_when_they_are_asked_for(copy, miniature):
     assert tasks[0].name == "GQA"
     with pytest.raises(ValueError, match="DiDeMo: the folder .*video_ret/DiDeMo of its pictures or frames is missing"):
         tasks[1]
+
+
+def test_tasks_are_checked_before_the_first_is_read(copy, miniature):
+    """What is missing is said at once of all tasks, and which of them are whole."""
+    for name in ("DiDeMo", "GQA", "HMDB51", "ViDoSeek-doc"):
+        miniature(name)
+    assert [task.name for task in read_mmeb_tasks(copy.root).tasks] == ["GQA", "HMDB51", "DiDeMo", "ViDoSeek-doc"]
+    shutil.rmtree(copy.root / "video-tasks/frames/video_ret")
+    shutil.rmtree(copy.root / "video-tasks/frames/video_cls/HMDB51/2x")
+    with pytest.raises(ValueError) as error:
+        read_mmeb_tasks(copy.root)
+    first, second, rest = str(error.value).split("\n")
+    assert first.startswith("HMDB51: the folder ") and "1 are missing or empty, of the 3 pictures" in first
+    assert second.startswith("DiDeMo: the folder ") and "video_ret.tar.gz" in second
+    assert rest == "The others are whole; to run them alone, name them: GQA,ViDoSeek-doc"
+    assert len(list(read_mmeb_tasks(copy.root, names=["GQA", "ViDoSeek-doc"]).tasks)) == 2
+
+
+@pytest.mark.parametrize("name", ["GQA", "NIGHTS", "DiDeMo", "MomentSeeker", "ViDoSeek-doc", "VisDial"])
+def test_without_instructions(name, copy, miniature):
+    """The default of the model holds then: Qwen3-VL-Embedding has one."""
+    miniature(name)
+    (task,) = load_tasks(copy.root, [name], instructions="none")
+    plain = copy.load(name)
+    assert task.query_prompt is None and task.candidate_prompt is None
+    for side in ("queries", "candidates"):
+        bare = [{key: part for key, part in value.items() if key != "instruction"} for value in getattr(plain, side)]
+        assert list(getattr(task, side)) == bare
+    assert any(plain.query_prompt or "instruction" in value for value in plain.queries)
+    assert task.data["digest"] != plain.data["digest"] and task.data["instructions"] == "none"
+    assert read_mmeb_tasks(copy.root, names=[name], instructions="none").noted["instructions"] == "none"
+    with pytest.raises(ValueError, match="instructions='own'; allowed: task, none"):
+        load_tasks(copy.root, instructions="own")
 
 
 def test_annotations_may_lie_beside_the_media(copy, miniature):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from mmemb_r1.evaluation.mmeb import task_named
-from mmemb_r1.evaluation.mmeb.annotations import Media
+from mmemb_r1.evaluation.mmeb.media import Media
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_no_path_leads_out_of_the_copy(absolute, copy, outside):
         ("DiDeMo", {"folder of frames": "../../../../../secret", "folder of clips": "../../../../../secret"}),
     ):
         task = task_named(name)
-        (copy.root / task.media).mkdir(parents=True)
+        copy.picture(f"{task.media}/there.jpg")
         media = Media(task, copy.root, 8)
         ask = {"picture": media.picture, "folder of frames": media.frames, "folder of clips": media.folders}
         for what, path in paths.items():
@@ -77,3 +77,48 @@ def test_the_media_may_lie_on_another_disk(copy, miniature, tmp_path):
     shutil.move(copy.root / "image-tasks", tmp_path / "disk")
     (copy.root / "image-tasks").symlink_to(tmp_path / "disk")
     assert len(copy.load("GQA").queries) == 3
+
+
+RETRIEVAL = "video-tasks/frames/video_ret/data/ziyan/video_retrieval/{}/frames"
+PACKED = {
+    "EgoSchema": "video-tasks/frames/video_qa/egoschema",
+    "Charades-STA": "video-tasks/frames/video_mret/Charades-STA",
+    **{name: RETRIEVAL.format(name) for name in ("DiDeMo", "MSR-VTT", "MSVD", "VATEX", "YouCook2")},
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_frames_are_found_as_the_archives_pack_them(name, copy, miniature):
+    """Seven tasks' folders are called otherwise in the published archives than in the benchmark's own evaluation."""
+    task = miniature(name)
+    there, packed = copy.root / task.media, copy.root / PACKED[name]
+    before = copy.load(name)
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    there.rename(packed)
+    there.mkdir()  # an empty one is none
+    after = copy.load(name)
+    assert after.relevance == before.relevance
+    for side in ("queries", "candidates"):
+        moved = [value | {"video": [frame.replace(str(there), str(packed)) for frame in value["video"]]}
+                 if "video" in value else value for value in getattr(before, side)]  # fmt: skip
+        assert list(getattr(after, side)) == moved
+    shutil.rmtree(packed)
+    with pytest.raises(ValueError, match=f"^{name}: the folder {there} of .*; nor is anything in {packed}. Unpack "):
+        copy.load(name)
+
+
+def test_all_that_is_missing_is_counted(copy, miniature):
+    task = miniature("DiDeMo")
+    for number in range(2):
+        shutil.rmtree(copy.root / task.media / f"{number}x")
+    archive, place = "video-tasks/frames/video_ret.tar.gz", copy.root / "video-tasks/frames/video_ret"
+    told = (
+        f"DiDeMo: the folder {copy.root / task.media / '0x'} of a video's frames is missing. 2 are missing or empty, "
+        f"of the 3 pictures and folders of frames looked for in {copy.root / task.media}. Unpack {archive} of "
+        f"TIGER-Lab/MMEB-V2 into {place}, or call download_task('DiDeMo', folder)."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        copy.load("DiDeMo")
+    (place / ".unpacked.json").write_text("{}")  # without it nothing would be unpacked again
+    with pytest.raises(ValueError, match=f"or remove {place / '.unpacked.json'} and call download_task"):
+        copy.load("DiDeMo")

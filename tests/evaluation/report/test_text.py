@@ -53,6 +53,13 @@ def results():
     }
 
 
+def test_odd_rows_are_told(results):
+    assert "Odd rows" not in results_markdown(results)
+    results["tasks"]["docs"]["data"] = {"odd_rows": {"several pages have this id": 2}}
+    told = results_markdown(results).split("## Odd rows")[1].split("## ")[0]
+    assert "| docs | 2 | several pages have this id |" in told and "scored and counted" in told
+
+
 def shown(results):
     """The cells of each row, by the first one; title, header and line come before those of tasks."""
     file = io.StringIO()

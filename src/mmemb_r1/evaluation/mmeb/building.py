@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mmemb_r1.content import given_parts
-from mmemb_r1.evaluation.mmeb.annotations import Media, noted_revision
+from mmemb_r1.evaluation.mmeb.annotations import noted_revision
 from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask
+from mmemb_r1.evaluation.mmeb.media import Media
 from mmemb_r1.evaluation.tasks import RetrievalTask
+from mmemb_r1.modeling.inputs_mmemb_r1 import EmptyText
 
 logger = logging.getLogger(__name__)
 PLACEHOLDER = "<|image_1|>"  # where a picture stands in the annotations' texts; ours is a part of its own
@@ -20,23 +22,27 @@ PLACEHOLDER = "<|image_1|>"  # where a picture stands in the annotations' texts;
 
 class TaskBuilder:
     """
-    Collects the queries and candidates of a task of the catalogue, from the local copy in `folder`.
+    Collects the queries and candidates of a task of the catalogue, from the local copy in `folder`; without their
+    `instructions`, if these are not wanted.
 
     Attributes:
-        media: its pictures and frames, `num_frames` of each video.
+        media: its pictures and frames, `num_frames` of each video; `None`: all.
         merged: candidates that stood in one query's pool more than once.
+        odd: what is odd about some of the rows, and is told -> their ids, or the names of their videos.
     """
 
-    def __init__(self, task: MMEBTask, folder: Path, num_frames: int) -> None:
-        self.task, self.folder = task, folder
+    def __init__(self, task: MMEBTask, folder: Path, num_frames: int | None, instructions: bool = True) -> None:
+        self.task, self.folder, self.instructions = task, folder, instructions
         self.media = Media(task, folder, num_frames)
         self.merged = 0
+        self.odd: dict[str, dict[str, None]] = {}
         self._candidates: dict[str, Any] = {}  # id -> input
         self._ids: dict[str, str] = {}  # content -> id
         self._queries: dict[str, Any] = {}
         self._relevance: list[dict[str, float]] = []
         self._pools: list[list[str]] = []
         self._clusters: list[str] = []
+        self._unanswerable: list[str] = []
 
     def candidate(self, name: str, **parts: Any) -> str:
         """
@@ -44,13 +50,13 @@ class TaskBuilder:
 
         Another candidate of the same `name` that holds something else makes it `name #2`.
         """
-        value = given_parts(parts)
+        value = self._input(name, parts)
         content = json.dumps(value, sort_keys=True)
         if content not in self._ids:
-            unique, number = name, 1
+            unique, number = name or "(empty)", 1
             while unique in self._candidates:
                 number += 1
-                unique = f"{name} #{number}"
+                unique = f"{name or '(empty)'} #{number}"
             self._ids[content] = unique
             self._candidates[unique] = value
         return self._ids[content]
@@ -58,29 +64,55 @@ class TaskBuilder:
     def query(
         self, query_id: str, value: Mapping[str, Any], pool: Iterable[str], relevant: Mapping[str, float], cluster: str
     ) -> None:
-        """Add a query: its input, the candidates its row names, the right ones -> grade, and what it is about."""
+        """
+        Add a query: its input, the candidates its row names, the right ones -> grade, and what it is about. If none of
+        the candidates is right, it scores 0.
+        """
         if query_id in self._queries:
             raise self.error(query_id, "another query has the same id")
         named = list(pool)
         unique = list(dict.fromkeys(named))
         self.merged += len(named) - len(unique)
-        self._queries[query_id] = dict(value)
+        if not relevant:
+            self.note_odd(query_id, "none of its candidates is right: it scores 0")
+            self._unanswerable.append(query_id)
+        self._queries[query_id] = self._input(query_id, value)
         self._relevance.append(dict(relevant))
         self._pools.append(unique)
         self._clusters.append(f"{self.task.name}/{cluster}")  # ids of two datasets can be equal by chance
+
+    def _input(self, name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Make an input of the parts that there are; where there are none, or an instruction alone, an empty text."""
+        kept = given_parts(parts)
+        if not self.instructions:
+            kept.pop("instruction", None)
+        if not kept.keys() - {"instruction"}:
+            self.note_odd(name, "empty: an empty text is embedded")
+            kept["text"] = EmptyText()
+        return kept
+
+    def video(self, name: str, *, may_be_none: bool = False) -> list[str]:
+        """Find the frames of a video, see `Media.frames`: of a single one twice, as the processors of Qwen2-VL do."""
+        frames = self.media.frames(name, may_be_none=may_be_none)
+        if len(frames) == 1 and self.media.num_frames != 1:
+            self.note_odd(name, "a video of one frame, which is shown twice")
+            return frames * 2
+        return frames
+
+    def note_odd(self, name: str, what: str) -> None:
+        """Note that a row or a video is odd: it is embedded and scored, and told."""
+        self.odd.setdefault(what, {})[name] = None
 
     def error(self, query_id: str, what: str) -> ValueError:
         """Make an error that says where in the annotations something is wrong."""
         return ValueError(f"{self.task.name}, query {query_id}: {what}. The local copy is not what MMEB-V2 holds.")
 
-    def warn(self, names: Sequence[str], what: str) -> None:
-        """Warn of what is odd about some of the task's media, if there are any."""
-        if names:
-            logger.warning("%s: %d %s (%s).", self.task.name, len(names), what, ", ".join(names[:3]))
-
     def build(self, pages: tuple[Sequence[str], Sequence[Any], Mapping[str, int]] | None = None) -> RetrievalTask:
         """Make the task; `pages` are candidates that are not in memory: ids, inputs, and file -> its size in bytes."""
         task = self.task
+        self.media.check()
+        for what, names in self.odd.items():
+            logger.warning("%s: %d odd rows or videos (%s): %s.", task.name, len(names), ", ".join([*names][:3]), what)
         ids, inputs, sizes = pages or (list(self._candidates), list(self._candidates.values()), {})
         if len(self._queries) != task.num_queries:
             logger.warning(
@@ -97,9 +129,10 @@ class TaskBuilder:
             candidates=inputs,
             relevance=self._relevance,
             pools=self._pools if task.pool == "local" else None,
-            query_prompt=task.query_instruction,
-            candidate_prompt=task.candidate_instruction,
+            query_prompt=self._prompts[0],
+            candidate_prompt=self._prompts[1],
             clusters=self._clusters,
+            unanswerable=self._unanswerable,
             data={
                 "benchmark": "MMEB-V2",
                 "dataset": task.dataset,
@@ -110,9 +143,16 @@ class TaskBuilder:
                 "queries": len(self._queries),
                 "merged_candidates": self.merged,
                 "num_frames": self.media.num_frames if task.modality == "video" else None,
+                **({} if self.instructions else {"instructions": "none"}),
+                **({"odd_rows": {what: len(names) for what, names in self.odd.items()}} if self.odd else {}),
                 "digest": self._digest(ids, [] if pages else inputs, sizes),
             },
         )
+
+    @property
+    def _prompts(self) -> list[str | None]:
+        task = self.task
+        return [task.query_instruction, task.candidate_instruction] if self.instructions else [None, None]
 
     def _digest(self, candidate_ids: Sequence[str], candidates: Sequence[Any], sizes: Mapping[str, int]) -> str:
         """Digest all that is asked, and the names and sizes of the files it is asked about, which are not read."""
@@ -130,7 +170,7 @@ class TaskBuilder:
                 return [portable(part) for part in value]
             return value.removeprefix(root) if isinstance(value, str) else value
 
-        add("prompt", [self.task.query_instruction, self.task.candidate_instruction])
+        add("prompt", self._prompts)
         add("query", portable([[name, value] for name, value in self._queries.items()]))
         add("candidate", candidate_ids)
         add("input", portable(list(candidates)))

@@ -42,11 +42,13 @@ class MMEBTask:
         layout: how rows are read, a key of `loading.READERS`.
         pool: `"local"`, a query competes with the candidates of its own row; `"global"`, with those of all rows.
         num_queries: how many there have to be; with `first_rows` the task is so many rows of a longer table.
-        media: folder of pictures or frames, from the root of the local copy.
+        media: folder of pictures or frames, from the root of the local copy, as the benchmark's evaluation names it.
+        packed: where the published archive unpacks them, if that is another folder.
         columns: what the layout looks for -> the column of this dataset that holds it.
         query_instruction, candidate_instruction: of all inputs of that side; `None` where rows bring their own, or
             where there is none.
         language: only queries whose `language` this is.
+        all_frames: whether a video is all frames in its folder, and not some of them.
     """
 
     name: str
@@ -58,12 +60,19 @@ class MMEBTask:
     pool: str
     num_queries: int
     media: str
+    packed: str | None = None
     config: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     query_instruction: str | None = None
     candidate_instruction: str | None = None
     language: str | None = None
     first_rows: bool = False
+    all_frames: bool = False
+
+    @property
+    def media_folders(self) -> tuple[str, ...]:
+        """List the folders where its pictures or frames may be."""
+        return (self.media,) if self.packed is None else (self.media, self.packed)
 
     @property
     def metric(self) -> str:
@@ -81,6 +90,34 @@ class MMEBTask:
     def groups(self) -> dict[str, str]:
         """Name its groups for `RetrievalTask`: kind of group -> group."""
         return {"modality": self.modality, "meta_task": self.meta_task}
+
+
+MEDIA_REPOSITORY = "TIGER-Lab/MMEB-V2"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Names an archive of pictures or frames of several tasks."""
+
+    parts: tuple[str, ...]  # files of the repository that make it when put one after the other
+    folder: str  # where it is unpacked, from the root of the local copy
+    top: str = ""  # folder inside the archive that all is in, and that is left out
+
+
+_FRAMES = "video-tasks/frames"
+ARCHIVES = (
+    Archive(("image-tasks/mmeb_v1.tar.gz",), "image-tasks", "MMEB"),
+    Archive((f"{_FRAMES}/video_cls.tar.gz",), f"{_FRAMES}/video_cls"),
+    Archive((f"{_FRAMES}/video_ret.tar.gz",), f"{_FRAMES}/video_ret"),
+    Archive((f"{_FRAMES}/video_mret.tar.gz",), f"{_FRAMES}/video_mret", "video_mret"),
+    Archive(tuple(f"{_FRAMES}/video_qa.tar.gz-{number:02}" for number in range(5)), f"{_FRAMES}/video_qa", "video_qa"),
+)
+UNPACKED = ".unpacked.json"  # in the folder of an archive: which one was unpacked there, in full
+
+
+def archive_of(task: MMEBTask) -> Archive | None:
+    """Find the archive of a task's pictures or frames; `None` where these are among the annotations."""
+    return next((archive for archive in ARCHIVES if f"{task.media}/".startswith(f"{archive.folder}/")), None)
 
 
 def _read_tasks(kind: str) -> Mapping[str, MMEBTask]:

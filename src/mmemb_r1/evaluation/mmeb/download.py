@@ -8,35 +8,14 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from mmemb_r1.evaluation.mmeb.annotations import annotation_folders, noted_revision, revision_note
-from mmemb_r1.evaluation.mmeb.catalogue import MMEBTask, task_named
+from mmemb_r1.evaluation.mmeb.catalogue import MEDIA_REPOSITORY, UNPACKED, Archive, archive_of, task_named
 from mmemb_r1.runs import check_run, record_run
 
-MEDIA_REPOSITORY = "TIGER-Lab/MMEB-V2"
 ANNOTATIONS = ("README.md", "*.parquet", "*.json", "*.jsonl", "*.csv")  # videos beside them are not wanted
-
-
-@dataclass(frozen=True)
-class Archive:
-    """Names an archive of pictures or frames of several tasks."""
-
-    parts: tuple[str, ...]  # files of the repository that make it when put one after the other
-    folder: str  # where it is unpacked, from the root of the local copy
-    top: str = ""  # folder inside the archive that all is in, and that is left out
-
-
-_FRAMES = "video-tasks/frames"
-ARCHIVES = (
-    Archive(("image-tasks/mmeb_v1.tar.gz",), "image-tasks", "MMEB"),
-    Archive((f"{_FRAMES}/video_cls.tar.gz",), f"{_FRAMES}/video_cls"),
-    Archive((f"{_FRAMES}/video_ret.tar.gz",), f"{_FRAMES}/video_ret"),
-    Archive((f"{_FRAMES}/video_mret.tar.gz",), f"{_FRAMES}/video_mret", "video_mret"),
-    Archive(tuple(f"{_FRAMES}/video_qa.tar.gz-{number:02}" for number in range(5)), f"{_FRAMES}/video_qa", "video_qa"),
-)
 
 
 def download_task(
@@ -80,11 +59,6 @@ def download_task(
     return place
 
 
-def archive_of(task: MMEBTask) -> Archive | None:
-    """Find the archive of a task's pictures or frames; `None` where these are among the annotations."""
-    return next((archive for archive in ARCHIVES if f"{task.media}/".startswith(f"{archive.folder}/")), None)
-
-
 def _commit(repo_id: str, revision: str | None = None) -> str:
     from mmemb_r1.hub.client import explained, hub_api
 
@@ -98,7 +72,7 @@ def _download_archive(archive: Archive, root: Path) -> None:
     from mmemb_r1.hub.client import explained
 
     target = root / archive.folder
-    note, facts = target / ".unpacked.json", {"archive": list(archive.parts)}
+    note, facts = target / UNPACKED, {"archive": list(archive.parts)}
     if check_run(note, facts):
         return
     commit = _commit(MEDIA_REPOSITORY)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from mmemb_r1.content import given_parts
 from mmemb_r1.evaluation.mmeb.annotations import read_annotations
 from mmemb_r1.evaluation.mmeb.building import TaskBuilder, plain
 
@@ -25,9 +24,9 @@ def read_image_text(builder: TaskBuilder) -> None:
         return builder.candidate(text, text=text)
 
     for query_id, row, value in _queries(builder, QUERY_COLUMNS):
-        texts = [text.strip() for text in row["tgt_text"] or []]
-        if not texts or not all(texts):
-            raise builder.error(query_id, f"its candidates (tgt_text) are {texts[:5]}, but none may be empty")
+        texts = [(text or "").strip() for text in row["tgt_text"] or []]
+        if not texts:
+            raise builder.error(query_id, "it has no candidates (tgt_text)")
         _add(builder, query_id, row, value, list(map(add, texts)))
 
 
@@ -52,11 +51,9 @@ def read_image_image(builder: TaskBuilder) -> None:
 
 def _queries(builder: TaskBuilder, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     for number, row in enumerate(read_annotations(builder.task, builder.folder, builder.task.config, columns)):
-        text, path = plain(row["qry_text"]), row["qry_img_path"]
-        if not text and not path:
-            raise builder.error(str(number), "it has neither a text (qry_text) nor a picture (qry_img_path)")
+        path = row["qry_img_path"]
         image = builder.media.picture(path) if path else None
-        yield str(number), row, given_parts({"instruction": plain(row["qry_inst"]), "text": text, "image": image})
+        yield str(number), row, {"instruction": plain(row["qry_inst"]), "text": plain(row["qry_text"]), "image": image}
 
 
 def _add(builder: TaskBuilder, query_id: str, row: dict[str, Any], value: dict[str, Any], pool: list[str]) -> None:

@@ -36,20 +36,22 @@ def read_video_labels(builder: TaskBuilder) -> None:
     """Read which of all the dataset's classes a video shows: `video_id`, `pos_text`."""
     labels = {label: builder.candidate(label, text=label) for label in LABELS[builder.task.name]}
     for query_id, row in _rows(builder, "video_id", "pos_text"):
-        if row["pos_text"] not in labels:
-            raise builder.error(query_id, f"its class {row['pos_text']!r} is none of the {len(labels)} of the task")
-        video, right = str(row["video_id"]), labels[row["pos_text"]]
-        builder.query(query_id, {"video": builder.media.frames(video)}, [right], {right: 1.0}, video)
+        label, video = row["pos_text"] or "", str(row["video_id"])
+        if label not in labels:
+            builder.note_odd(query_id, "its class is none of the task's, and competes with them")
+            labels[label] = builder.candidate(label, text=label)
+        builder.query(query_id, {"video": builder.video(video)}, [labels[label]], {labels[label]: 1.0}, video)
 
 
 def read_video_choices(builder: TaskBuilder) -> None:
     """Read which of its row's classes a video shows: `video_id`, `pos_text`, and all of them in `neg_text`."""
     for query_id, row in _rows(builder, "video_id", "pos_text", "neg_text"):
-        pool = [builder.candidate(text, text=text) for text in row["neg_text"]]
-        if row["pos_text"] not in row["neg_text"]:
-            raise builder.error(query_id, f"its class {row['pos_text']!r} is not among its candidates (neg_text)")
-        video, right = str(row["video_id"]), builder.candidate(row["pos_text"], text=row["pos_text"])
-        builder.query(query_id, {"video": builder.media.frames(video)}, pool, {right: 1.0}, video)
+        texts, video = row["neg_text"] or [], str(row["video_id"])
+        pool = {text: builder.candidate(text, text=text) for text in texts}
+        if not pool:
+            raise builder.error(query_id, "it has no candidates (neg_text)")
+        right = {pool[text]: 1.0 for text in texts if text == row["pos_text"]}
+        builder.query(query_id, {"video": builder.video(video)}, map(pool.get, texts), right, video)
 
 
 def read_video_search(builder: TaskBuilder) -> None:
@@ -58,12 +60,10 @@ def read_video_search(builder: TaskBuilder) -> None:
     video_column, text_column = columns.get("video", columns.get("file", "")), columns["text"]
     for query_id, row in _rows(builder, video_column, text_column):
         text = row[text_column] if isinstance(row[text_column], str) else next(iter(row[text_column] or []), "")
-        if not text.strip():
-            raise builder.error(query_id, f"it has no text ({text_column})")
         video = str(row[video_column])
         if "file" in columns:
             video = PurePosixPath(video).stem
-        right = builder.candidate(video, video=builder.media.frames(video))
+        right = builder.candidate(video, video=builder.video(video))
         builder.query(query_id, {"text": text.strip()}, [right], {right: 1.0}, video)
 
 
@@ -147,13 +147,11 @@ def read_video_questions(builder: TaskBuilder) -> None:
     parse, columns = QUESTIONS[builder.task.layout]
     for query_id, row in _rows(builder, *columns):
         video, text, options, right = parse(row)
-        if not right or min(right) < 0:
-            raise builder.error(query_id, f"its answer {row['answer']!r} is none of its candidates")
-        if not all(option.strip() for option in options):
-            raise builder.error(query_id, f"its candidates are {list(options)}, but none may be empty")
+        if not options:
+            raise builder.error(query_id, "it has no candidates")
         pool = [builder.candidate(option, text=option) for option in options]
-        value = {"text": f"Question: {text}", "video": builder.media.frames(video)}
-        builder.query(query_id, value, pool, {pool[place]: 1.0 for place in right}, video)
+        value = {"text": f"Question: {text}", "video": builder.video(video)}
+        builder.query(query_id, value, pool, {pool[place]: 1.0 for place in right if place >= 0}, video)
 
 
 def read_moments(builder: TaskBuilder) -> None:
@@ -161,21 +159,17 @@ def read_moments(builder: TaskBuilder) -> None:
     Read which clip of a video a text tells of: `query`, `video_path`. In the video's folder are folders of frames:
     `query` holds the whole video, `positive*` the right clip, all the others wrong ones.
     """
-    odd = []
     for query_id, row in _rows(builder, "query", "video_path"):
         video = PurePosixPath(row["video_path"]).stem
         clips = [name for name in builder.media.folders(video) if name != "query"]
-        right = [name for name in clips if name.startswith("positive")]
-        if not right or len(right) == len(clips):
-            raise builder.error(query_id, f"{video} has {len(right)} positive clips and {len(clips)} in all")
         if len(clips) != NUM_CLIPS:
-            odd.append(video)
-        ids = {
-            name: builder.candidate(f"{video}/{name}", video=builder.media.frames(f"{video}/{name}")) for name in clips
-        }
-        value = {"text": row["query"], "video": builder.media.frames(f"{video}/query")}
-        builder.query(query_id, value, ids.values(), {ids[name]: 1.0 for name in right}, video)
-    builder.warn(odd, f"videos have another number of clips than {NUM_CLIPS}; clips may be missing in the local copy")
+            builder.note_odd(video, f"another number of clips than {NUM_CLIPS}; some may be missing in the local copy")
+        ids = {name: builder.candidate(f"{video}/{name}", video=builder.video(f"{video}/{name}")) for name in clips}
+        right = {ids[name]: 1.0 for name in clips if name.startswith("positive")}
+        if not right:
+            builder.media.note_missing(video, "holds no clip that is called positive")
+        value = {"text": row["query"], "video": builder.video(f"{video}/query")}
+        builder.query(query_id, value, ids.values(), right, video)
 
 
 SEEK_TEXT = "Find the clip that corresponds to the given text:"
@@ -193,17 +187,19 @@ def read_momentseeker(builder: TaskBuilder) -> None:
         shown = row["input_frames"] or ""
         value: dict[str, Any] = {"instruction": SEEK_TEXT, "text": row["query"]}
         if shown.endswith(".mp4"):
-            value |= {"instruction": SEEK_VIDEO, "video": builder.media.frames(_clip_folder(shown))}
+            value |= {"instruction": SEEK_VIDEO, "video": builder.video(_clip_folder(shown), may_be_none=True)}
+            if not value["video"]:
+                builder.note_odd(query_id, "the video it shows has no frames: its text asks alone")
         elif shown.endswith(".jpg"):
             value |= {"instruction": SEEK_IMAGE, "image": builder.media.picture(f"query_{shown}")}
         elif shown:
-            raise builder.error(query_id, f"its input_frames are {shown!r}; known are .mp4, .jpg and nothing")
+            builder.note_odd(query_id, "it shows neither a .jpg nor a .mp4: its text asks alone")
         right, wrong = (
             [_clip(builder, query_id, clip) for clip in row[column] or []]
             for column in ("positive_frames", "negative_frames")
         )
-        if not right or not wrong:
-            raise builder.error(query_id, f"it has {len(right)} right clips and {len(wrong)} wrong ones")
+        if not right and not wrong:
+            raise builder.error(query_id, "it has no clips (positive_frames, negative_frames)")
         builder.query(query_id, value, [*right, *wrong], dict.fromkeys(right, 1.0), query_id)
 
 
@@ -211,7 +207,7 @@ def _clip(builder: TaskBuilder, query_id: str, clip: Mapping[str, Any]) -> str:
     if not clip.get("output_path"):
         raise builder.error(query_id, "a clip has no output_path")
     name = _clip_folder(clip["output_path"])
-    return builder.candidate(name, video=builder.media.frames(name))
+    return builder.candidate(name, video=builder.video(name))
 
 
 def _clip_folder(path: str) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mmemb_r1.evaluation.invocation import Answers, choice_scores, gate_quality, invocation_curve, judge_choice
 from mmemb_r1.evaluation.report import html_tables as tables
 from mmemb_r1.evaluation.report import plots
+from mmemb_r1.evaluation.report.text import ODD_ROWS
 from mmemb_r1.evaluation.run_folder import RESULTS_FILE, Columns, Results, load_results, read_query_rows, rows_path
 from mmemb_r1.evaluation.tasks import ALL
 from mmemb_r1.runs import replaced_file
@@ -65,6 +66,8 @@ def render_html(run: str | os.PathLike[str]) -> str:
         summary=tables.score_table(results, results["summary"], "group"),
         tasks=tables.score_table(results, results["tasks"], "task"),
         task_plots=_task_plots(results),
+        odd=tables.odd_table(results),
+        odd_words=ODD_ROWS,
         choice=_choice_part(results, answers),
         examples=list(_examples(run, results)),
         max_characters=MAX_CHARACTERS,

@@ -7,7 +7,7 @@ from itertools import groupby, repeat
 from typing import Any, NamedTuple
 
 from mmemb_r1.evaluation.invocation import Choice, CurvePoint, GateQuality
-from mmemb_r1.evaluation.report.text import FIRST_GROUP
+from mmemb_r1.evaluation.report.text import FIRST_GROUP, odd_rows
 from mmemb_r1.evaluation.run_folder import Results
 from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics import Interval
@@ -149,6 +149,12 @@ def score_table(results: Results, entries: Mapping[str, Mapping[str, Any]], kind
         rows.append(("", cells))
         before = paths[name]
     return Table([head for head, _ in columns], rows)
+
+
+def odd_table(results: Results) -> Table:
+    """Lay out what was odd about rows of the tasks' data, a line per task and oddity."""
+    heads = [ColumnHead("task", numbers=False), ColumnHead("rows"), ColumnHead("what is odd", numbers=False)]
+    return Table(heads, [("", [Cell(str(cell)) for cell in row]) for row in odd_rows(results)])
 
 
 def ordered_tasks(results: Results) -> list[str]:

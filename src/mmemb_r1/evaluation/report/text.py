@@ -190,6 +190,9 @@ HOW = {
 }
 
 
+ODD_ROWS = "Rows of the benchmark's data, or videos of theirs, that are odd. They are embedded, scored and counted."
+
+
 def results_markdown(results: Results) -> str:
     """Write means of the groups, the overall where there is one, every task, and how it was measured."""
     config, columns, sections = results["config"], columns_of(results), sections_of(results)
@@ -205,6 +208,7 @@ def results_markdown(results: Results) -> str:
         *_overall(results),
         f"## Tasks\n\n{_lines('task', tasks, columns)}",
         "\n".join(f"- *{title}*: {HOW[title]}" for title in HOW if title in titles),
+        *_odd_rows(results),
         f"## How it was measured\n\n{table(['', ''], _told(config))}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -222,6 +226,17 @@ def _overall(results: Results) -> Iterator[str]:
     elif overall:
         rows = ([mode, f"{value:.4f}"] for mode, value in overall.items())
         yield f"## Overall\n\nThe mean over all tasks of the benchmark.\n\n{table(['mode', 'overall'], rows)}"
+
+
+def odd_rows(results: Results) -> list[list[Any]]:
+    """List what was odd about rows of the tasks' data: task, how many, and what."""
+    told = ((name, task.get("data", {}).get("odd_rows", {})) for name, task in results["tasks"].items())
+    return [[name, count, what] for name, odd in told for what, count in odd.items()]
+
+
+def _odd_rows(results: Results) -> Iterator[str]:
+    if rows := odd_rows(results):
+        yield f"## Odd rows\n\n{ODD_ROWS}\n\n{table(['task', 'rows', 'what is odd'], rows)}"
 
 
 def _told(config: dict[str, Any]) -> Iterator[list[Any]]:
