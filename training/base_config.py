@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -34,10 +34,42 @@ class CheckedConfig:
                 "where memory is short."
             )
         super().__post_init__()  # type: ignore[misc]
+        check_anchor(vars(self))
         check_reports(config.report_to)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: None if name in SECRETS else value for name, value in vars(self).items()}
+
+
+def check_anchor(settings: Mapping[str, Any]) -> None:
+    """
+    Check `direct_anchor` and `direct_anchor_weight` among the settings of a phase, if they are there.
+
+    >>> check_anchor({"direct_anchor": 1.5})
+    Traceback (most recent call last):
+    ValueError: direct_anchor=1.5; allowed: a cosine above 0 and below 1, 0.999 say, or none.
+    """
+    least, weight = settings.get("direct_anchor"), settings.get("direct_anchor_weight", 1.0)
+    if least is not None and not 0 < least < 1:
+        raise ValueError(f"direct_anchor={least}; allowed: a cosine above 0 and below 1, 0.999 say, or none.")
+    if not weight >= 0:
+        raise ValueError(f"direct_anchor_weight={weight}; allowed: 0 or more.")
+
+
+def check_anchored(least: float | None, has_adapters: bool, has_held_out: bool) -> None:
+    """Check that a phase with `direct_anchor` has adapters, without which it begins, and held-out pairs."""
+    if least is None:
+        return
+    if not has_adapters:
+        raise ValueError(
+            f"direct_anchor={least:g} compares with the model as it was, which is kept only below adapters; train "
+            "adapters (lora: {} in the recipe, peft_config in Python), or leave direct_anchor out."
+        )
+    if not has_held_out:
+        raise ValueError(
+            f"direct_anchor={least:g} is a promise about inputs that are not trained on; give held-out pairs to "
+            "measure it on (--eval-pairs, eval_dataset in Python)."
+        )
 
 
 def check_reports(names: Iterable[str]) -> None:

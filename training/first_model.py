@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.distributed import whole_weights
@@ -69,6 +70,19 @@ class FirstModel:
         finally:
             self._swap()
             base.train(training)
+
+    def trained(self) -> list[Tensor]:
+        """Copy the present weights of all that is trained of a model with adapters."""
+        return [weight.detach().clone() for weight, _ in self._first]
+
+    @torch.no_grad()
+    def blend(self, trained: Sequence[Tensor], share: float) -> None:
+        """Give the model with adapters, but for its gate, a share of the way from its first to `trained` weights."""
+        gate = {id(weight) for weight in self._model.get_base_model().gate.parameters()}
+        for (weight, first), last in zip(self._first, trained, strict=True):
+            if id(weight) not in gate:
+                weight.copy_(torch.lerp(first.to(last), last, share))
+        torch.clear_autocast_cache()
 
     def _swap(self) -> None:
         for place, (weight, first) in enumerate(self._first):

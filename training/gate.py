@@ -144,6 +144,29 @@ class StandardisedGate:
         self.bias.sub_(_placed_as(self.bias, self.weight @ mean))
 
 
+def train_apart(
+    optimizer: torch.optim.Optimizer, gate: nn.Module, learning_rate: float, hidden: Callable[[], Tensor | None]
+) -> None:
+    """
+    Put the parameters of a [`ReasoningGate`] into a group of an optimiser's of their own, without weight decay and in
+    coordinates of their own, see [`StandardisedGate`], whose inputs `hidden` gives. It is done once.
+    """
+    if any(group.get("is_gate") for group in optimizer.param_groups):
+        return
+    own = {id(weight) for weight in gate.parameters()}
+    moved = [weight for group in optimizer.param_groups for weight in group["params"] if id(weight) in own]
+    for group in optimizer.param_groups:
+        group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+    optimizer.add_param_group({"params": moved, "lr": learning_rate, "weight_decay": 0.0, "is_gate": True})
+    layer = "output" if gate.hidden is None else "hidden"  # the one that reads the state
+    named = {name: weight for name, weight in gate.named_parameters() if name.startswith(layer)}
+    weight, bias = (
+        next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
+        for kind in ("weight", "bias")
+    )
+    StandardisedGate(weight, bias, hidden).attach(optimizer)
+
+
 def _placed_as(other: Any, value: Any) -> Tensor:
     """Shard a value as another tensor is sharded, if that one is."""
     return value.redistribute(placements=other.placements) if hasattr(other, "placements") else value

@@ -19,7 +19,7 @@ from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.runs import explained_writing, record_run
 from mmemb_r1.table_files import has_table, table_digest
-from mmemb_r1.training.base_config import SECRETS
+from mmemb_r1.training.base_config import SECRETS, check_anchored
 from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
 from mmemb_r1.training.tables import read_pairs
@@ -159,6 +159,8 @@ class PhaseRun(TrainingRun):
             raise ValueError(f"model.attn_implementation {attention!r}; allowed: names, sdpa or flash_attention_2 say")
         if self.quantization is not None and self.lora is None:
             raise ValueError("quantised weights can't be trained; add lora: {} for adapters")
+        held_out = getattr(self, "eval_pairs", None) is not None
+        check_anchored(self.fields.get("direct_anchor"), self.lora is not None, held_out)
 
     def told(self) -> dict[str, Any]:
         told = super().told() | chosen_rows(self.tasks, self.per_task)

@@ -56,6 +56,13 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
         decision_weight: Weight of the loss on decisions, a mean over rollouts.
         rationale_weight: Weight of the loss on rationale tokens, a mean over these tokens.
         contrastive_weight: Weight of the contrastive term on live embeddings, direct and last, and scored targets.
+        direct_anchor: Least cosine that is allowed between a direct embedding and what it was when training began:
+            0.999, say. What leaves half of that distance is penalised, and nothing else trains direct embeddings; at
+            the end they are measured on the evaluation pairs, and a model that moved farther is an error. Needs
+            adapters. `None`: they may move.
+        direct_anchor_weight: Weight of that penalty.
+        direct_anchor_exact: Whether, in place of that error, what training changed of the weights is scaled down until
+            the bound is kept.
         min_decision_prob: Least probability that a decision is weighted with, so that a collapsed gate can recover.
         gate_learning_rate: Learning rate of the gate, for standardised states (see [`StandardisedGate`]).
         scorer: Which model measures the target's probability: the first one, `"frozen"`, or the present one, `"live"`.
@@ -89,6 +96,9 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
     decision_weight: float = 1.0
     rationale_weight: float = 1.0
     contrastive_weight: float = 0.1
+    direct_anchor: float | None = None
+    direct_anchor_weight: float = 1.0
+    direct_anchor_exact: bool = False
     min_decision_prob: float = 0.02
     gate_learning_rate: float = 1e-3
     scorer: str = "frozen"

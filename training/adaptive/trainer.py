@@ -49,7 +49,9 @@ from mmemb_r1.training.adaptive.prompts import (
 from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
-from mmemb_r1.training.base_trainer import EpochSampler, PhaseTrainer, pairs_facts, with_earlier_phases
+from mmemb_r1.training.base_config import check_anchored
+from mmemb_r1.training.base_trainer import EpochSampler, pairs_facts, with_earlier_phases
+from mmemb_r1.training.direct_anchor import AnchoredTrainer, DirectAnchor, detached_direct
 from mmemb_r1.training.distributed import (
     keep_float32,
     num_processes,
@@ -61,7 +63,7 @@ from mmemb_r1.training.distributed import (
     without_adapters,
 )
 from mmemb_r1.training.first_model import FirstModel
-from mmemb_r1.training.gate import StandardisedGate, StopOnCollapse
+from mmemb_r1.training.gate import StopOnCollapse, train_apart
 from mmemb_r1.training.targets import TargetScorer
 from mmemb_r1.training.vlm import weights_fingerprint
 
@@ -85,7 +87,7 @@ def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset
     }
 
 
-class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
+class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
     """
     Teach a model that reasons well when to reason at all.
 
@@ -112,6 +114,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         *("loss", "grad_norm", "reward", "utility_gap"),
         *(f"rewards/target_{kind}_reward/mean" for kind in TARGET_REWARDS),  # one of them is used
         *("gate/prob", "gate/thinks", "gate/right", "rationale/tokens", "rationale/truncated"),
+        "direct_cosine_least",
     )
     args: AdaptiveGRPOConfig
 
@@ -128,6 +131,7 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         config = model.config
+        check_anchored(args.direct_anchor, hasattr(model, "peft_config"), eval_dataset is not None)
         tables = {"train": train_dataset, "joint": joint_pairs, "eval": eval_dataset}
         if args.max_image_tokens is not None:
             config.max_image_tokens = checked_limit(processing_class, args.max_image_tokens)
@@ -195,6 +199,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             else:
                 self._frozen.to(self.accelerator.device)
             self.ref_model = self._frozen if beta else None
+            if args.direct_anchor is not None and eval_dataset is not None:
+                self.anchor = DirectAnchor(self._frozen, args.direct_anchor, args.direct_anchor_weight, eval_dataset)
 
     def _check_sharding(self) -> None:
         """Refuse what can't shard the model here; FSDP2 can, of a model that is trained whole."""
@@ -264,6 +270,8 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             output = super()._generate_and_score_completions(inputs)
         if self._rendered is not None:
             output["rendered"] = self._rendered  # TRL shuffles and parts it with the rest
+        if self.anchor is not None:
+            output["first_direct"] = self._first_direct
         output["advantages"] = self._token_advantages(output)
         output["rows"] = self._rows.to(output["advantages"].device)
         return output
@@ -331,6 +339,12 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
             if self.args.scorer == "frozen":
                 with self._scoring_model() as scorer:
                     found = read_group(scorer, batch, group)
+            if self.anchor is not None:
+                before = found[0]
+                if self.args.scorer != "frozen":
+                    with self.anchor.first.run() as first:
+                        before = first.embed(**batch, reasoning="never")["embeddings"]
+                self._first_direct = before.repeat_interleave(size, dim=0)  # (B * G, D)
         vectors, own = (in_groups(*of, group.thinks) for of in (found, (group.direct, group.reasoned)))
         if mode == "eval":
             self._log_retrieval(group, own)
@@ -454,40 +468,28 @@ class AdaptiveGRPOTrainer(PhaseTrainer, GRPOTrainer):
         return super()._get_per_token_logps_and_entropies(self._policy, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Add a contrastive term on the live embeddings of the same pass to TRL's loss."""
+        """Add to TRL's loss terms on the live embeddings of the same pass: a contrastive one, and the anchor's."""
         self._rendered = inputs.get("rendered")
         loss = super()._compute_loss(model, inputs)
-        if not self.args.contrastive_weight:
-            return loss
         (output,) = self._policy.outputs
         vectors, last = output["embeddings"], output["path_mask"].sum(dim=1) - 1  # (B, K, D), (B,)
-        final = vectors[torch.arange(len(last), device=last.device), last]  # (B, D)
-        scorer = self._scorers[self._mode]
-        losses = [-scorer.log_probability(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
-        term = torch.stack(losses).mean()
-        self._log("contrastive", term)
         scale = self.current_gradient_accumulation_steps if self.model.training else 1
-        return loss + self.args.contrastive_weight * term / scale
+        if self.anchor is not None:
+            loss = loss + self.anchor.loss(vectors[:, 0], inputs["first_direct"], len(vectors)) / scale
+            vectors = detached_direct(vectors)
+        if self.args.contrastive_weight:
+            final = vectors[torch.arange(len(last), device=last.device), last]  # (B, D)
+            scorer = self._scorers[self._mode]
+            losses = [-scorer.log_probability(inputs["rows"], of).mean() for of in (vectors[:, 0], final)]
+            term = torch.stack(losses).mean()
+            self._log("contrastive", term)
+            loss = loss + self.args.contrastive_weight * term / scale
+        return loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Put the gate's parameters into a group of their own, in coordinates of their own."""
+        """Train the gate with a learning rate and in coordinates of its own."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        gate = {id(weight) for weight in self._bare_model.gate.parameters()}
-        if any(group.get("is_gate") for group in optimizer.param_groups):
-            return optimizer
-        moved = [weight for group in optimizer.param_groups for weight in group["params"] if id(weight) in gate]
-        for group in optimizer.param_groups:
-            group["params"] = [weight for weight in group["params"] if id(weight) not in gate]
-        optimizer.add_param_group(
-            {"params": moved, "lr": self.args.gate_learning_rate, "weight_decay": 0.0, "is_gate": True}
-        )
-        layer = "output" if self._bare_model.gate.hidden is None else "hidden"  # the one that reads the state
-        named = {name: weight for name, weight in self._bare_model.gate.named_parameters() if name.startswith(layer)}
-        weight, bias = (
-            next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
-            for kind in ("weight", "bias")
-        )
-        StandardisedGate(weight, bias, lambda: self._gate_inputs).attach(optimizer)
+        train_apart(optimizer, self._bare_model.gate, self.args.gate_learning_rate, lambda: self._gate_inputs)
         return optimizer
 
     # Logs

@@ -40,6 +40,13 @@ class JointConfig(CheckedConfig, _BaseConfig):
         gate_weight: Weight of the gate's warm start, on whether thinking pays within the batch; only for pairs that
             the embedder is not fitted to. At 0 the gate is left as it is.
         gate_cost: What a rationale has to gain to pay, as probability of the target within the batch.
+        direct_anchor: Least cosine that is allowed between a direct embedding and what it was when training began:
+            0.999, say. What leaves half of that distance is penalised, and nothing else trains direct embeddings; at
+            the end they are measured on the evaluation pairs, and a model that moved farther is an error. Needs
+            adapters. `None`: they may move.
+        direct_anchor_weight: Weight of that penalty.
+        direct_anchor_exact: Whether, in place of that error, what training changed of the weights is scaled down until
+            the bound is kept.
         use_rationales: Whether rationales are trained on; `False` trains the direct path alone.
         max_reasoning_rounds: Segments of a rationale that are trained as rounds of their own; the rest joins the last.
         matryoshka_dims: Dimensions at which the contrastive terms are taken as well, with the same weight.
@@ -86,6 +93,9 @@ class JointConfig(CheckedConfig, _BaseConfig):
     weight_by_posterior: bool = False
     gate_weight: float = 0.0
     gate_cost: float = 0.02
+    direct_anchor: float | None = None
+    direct_anchor_weight: float = 1.0
+    direct_anchor_exact: bool = False
     use_rationales: bool = True
     max_reasoning_rounds: int = 1
     matryoshka_dims: list[int] | None = None

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from mmemb_r1.modeling.backbones_mmemb_r1 import is_per_token
+from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.training.direct_anchor import detached_direct
 from mmemb_r1.training.distributed import gather_rows, greatest, num_processes, process_index, summed
 from mmemb_r1.training.gate import gate_loss
 from mmemb_r1.training.joint.collator import IGNORED, Chunk, JointBatch, SideBatch
@@ -40,6 +43,17 @@ def encode(model: nn.Module, chunk: Chunk, with_tokens: bool = True) -> tuple[Ve
         features["labels"] = torch.full_like(features["labels"], IGNORED)
     output = model(**features, detach_gate=True)
     return Vectors(output.embeddings, output.path_mask, output.gate_logits), output.rationale_logps
+
+
+@torch.no_grad()
+def encode_directly(model: MMEmbR1Model, chunk: Chunk) -> Tensor:
+    """Embed b inputs directly, `(b, D)`, without gradient; of their rationales as little is read as can be."""
+    features = chunk["features"]
+    ids = features["input_ids"]
+    first = (ids == model.config.embed_token_id).long().argmax(dim=1)  # (b,) where a prompt ends
+    width = int(first.max()) + 1
+    prompts = {name: value[:, :width] if is_per_token(value, ids) else value for name, value in features.items()}
+    return encode(model, {**chunk, "features": prompts}, with_tokens=False)[0].embeddings[:, 0]
 
 
 def in_order(side: SideBatch, parts: list[Vectors]) -> Vectors:
@@ -94,6 +108,8 @@ def contrastive_loss(
         is not finite is a `FloatingPointError`, which names the term and the rows.
     """
     device = vectors["query"].embeddings.device
+    if args.direct_anchor is not None:
+        vectors = {name: one._replace(embeddings=detached_direct(one.embeddings)) for name, one in vectors.items()}
     query, target = (Vectors(*(one[batch[name]["index"].to(device)] for one in vectors[name])) for name in SIDES)
     paths = _gathered(query, target, batch, hard_negatives=bool(args.num_hard_negatives))
     gate_logits = gather_rows(query.gate_logits[:, 0])

@@ -21,22 +21,22 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
-from mmemb_r1.training.base_trainer import PhaseTrainer, last_checkpoint, with_earlier_phases
+from mmemb_r1.training.base_config import check_anchored
+from mmemb_r1.training.base_trainer import last_checkpoint, with_earlier_phases
+from mmemb_r1.training.direct_anchor import AnchoredTrainer, DirectAnchor
 from mmemb_r1.training.distributed import keep_float32, num_processes, reduce_alike, summed, unwrapped
+from mmemb_r1.training.first_model import FirstModel
 from mmemb_r1.training.joint.collator import Chunk, JointBatch, JointCollator, SideBatch
 from mmemb_r1.training.joint.config import JointConfig
-from mmemb_r1.training.joint.data import (
-    JointPairs,
-    SelectedRationales,
-    check_selected,
-    check_tables,
-)
+from mmemb_r1.training.joint.data import JointPairs, SelectedRationales, check_selected, check_tables
 from mmemb_r1.training.joint.facts import joint_facts
 from mmemb_r1.training.joint.forward import (
     SIDES,
     RandomState,
+    Vectors,
     contrastive_loss,
     encode,
+    encode_directly,
     fill_up,
     in_order,
     token_loss,
@@ -95,7 +95,7 @@ def _adapted(model: MMEmbR1Model, args: JointConfig, peft_config: Any | None) ->
     return model
 
 
-class JointTrainer(PhaseTrainer, _BaseTrainer):
+class JointTrainer(AnchoredTrainer, _BaseTrainer):
     """
     Train reasoning and embedding together on pairs with rationales.
 
@@ -124,7 +124,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
     _name = "Joint"
     figures = (
         *("loss", "grad_norm", "learning_rate", "accuracy_direct", "accuracy_reasoned", "utility_gap"),
-        *("rationale_query", "gate_prob", "gate_right", "tokens_per_second"),
+        *("rationale_query", "gate_prob", "gate_right", "direct_cosine_least", "tokens_per_second"),
         *("never_hit@1", "always_hit@1", "auto_hit@1"),  # of an evaluation
     )
     loss_is_scaled_for_ga = False  # every term is a mean over its batch
@@ -145,6 +145,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         evaluator: Evaluator | None = None,
     ) -> None:
         check_tables(train_dataset, eval_dataset)
+        check_anchored(args.direct_anchor, peft_config is not None, eval_dataset is not None)
         self._seed = args.seed if args.data_seed is None else args.data_seed
         if rationales is not None:
             check_selected(rationales)
@@ -183,6 +184,10 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if args.direct_anchor is not None and eval_dataset is not None:
+            first = FirstModel(self.model)
+            first.to(self.accelerator.device)
+            self.anchor = DirectAnchor(first, args.direct_anchor, args.direct_anchor_weight, eval_dataset)
         self._evaluator = self._retrieval_evaluator() if evaluator is None else evaluator
         self._check_launch()
         self._eval_collator = copy.copy(collator)
@@ -203,6 +208,11 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
                 "--multi_gpu, with adapters (lora) where memory is short."
             )
         if self.is_fsdp_enabled:
+            if self.anchor is not None:
+                raise ValueError(
+                    "direct_anchor runs the model as it was with its first adapters, which FSDP would shard. Adapters "
+                    "need little memory: use accelerate launch --multi_gpu, or leave direct_anchor out."
+                )
             if self._evaluator is not None:
                 raise ValueError(
                     "Retrieval can't be measured while FSDP shards the weights: no process could write a rationale by "
@@ -301,17 +311,17 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         With several processes its mean over them is the loss of the whole batch, and so are the gradients.
         """
         totals = self._begin(inputs)
-        vectors, rationale_losses = {}, []
+        vectors, own_losses = {}, []
         for name in SIDES:
             side, parts = inputs[name], []
             for chunk in side["chunks"]:
-                part, logps = encode(unwrapped(model), chunk)
+                part, own = self._run_chunk(unwrapped(model), name, side, chunk, totals[name])
                 parts.append(part)
-                rationale_losses.append(self._rationale_loss(name, side, chunk, logps, totals[name]))
+                own_losses.append(own)
             vectors[name] = in_order(side, parts)
         contrastive, metrics = contrastive_loss(vectors, inputs, self.args)
         self._means[self._mode].add(metrics, self._weight)
-        loss = contrastive + torch.stack(rationale_losses).sum()
+        loss = contrastive + torch.stack(own_losses).sum()
         return (loss, vectors) if return_outputs else loss
 
     def _begin(self, inputs: JointBatch) -> dict[str, float]:
@@ -323,7 +333,24 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
         if self.is_fsdp_enabled:
             fill_up(inputs, self.accelerator.device)
         self._shares = {name: torch.zeros((), device=self.accelerator.device) for name in SIDES}
+        if self.anchor is not None:
+            inside = [len(inputs[name]["order"]) for name in SIDES]
+            self._num_inputs = float(summed(torch.tensor(sum(inside), device=self.accelerator.device)))
         return token_totals(inputs, self.accelerator.device)
+
+    def _run_chunk(
+        self, model: nn.Module, name: str, side: SideBatch, chunk: Chunk, total: float
+    ) -> tuple[Vectors, Tensor]:
+        """Run a chunk; return its vectors, and its share of the losses that are no comparison: tokens and anchor."""
+        first = None
+        if self.anchor is not None:
+            with self.anchor.first.run() as before:
+                first = encode_directly(before, chunk)
+        part, logps = encode(model, chunk)
+        loss = self._rationale_loss(name, side, chunk, logps, total)
+        if self.anchor is not None and first is not None:
+            loss = loss + num_processes() * self.anchor.loss(part.embeddings[:, 0], first, self._num_inputs)
+        return part, loss
 
     def _rationale_loss(self, name: str, side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
         """Weigh a chunk's share of the loss on rationale tokens, and keep it for the log."""
@@ -381,8 +408,7 @@ class JointTrainer(PhaseTrainer, _BaseTrainer):
             last = place == len(runs) - 1
             with contextlib.nullcontext() if last or self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 with state.restored(device), self.compute_loss_context_manager():
-                    part, logps = encode(encoder, chunk)
-                    own = self._rationale_loss(name, inputs[name], chunk, logps, totals[name])
+                    part, own = self._run_chunk(encoder, name, inputs[name], chunk, totals[name])
                     passed = own
                     for made, kept in ((part.embeddings, leaf.embeddings), (part.gate_logits, leaf.gate_logits)):
                         if kept.grad is not None:
