@@ -121,15 +121,18 @@ class DirectAnchor:
 
     def scale_down(self, measure: Callable[[], Moved]) -> tuple[Moved, float]:
         """
-        Scale down what training changed of the weights until the bound is kept; return what `measure` finds then, and
-        the share of the change that is left, to 1/256. At 0 the model is the first one. The gate stays as trained.
+        Scale down what training changed of the weights, but of the gate, until the bound is kept.
+
+        Returns:
+            What `measure` finds then, and the share of the change that is left, to 1/256. If it is none, the weights
+            are as trained again.
         """
         trained, kept, lost = self.first.trained(), 0.0, 1.0
         for _ in range(SCALINGS):
             share = (kept + lost) / 2
             self.first.blend(trained, share)
             kept, lost = (share, lost) if measure().least >= self.least else (kept, share)
-        self.first.blend(trained, kept)
+        self.first.blend(trained, kept or 1.0)
         return measure(), kept
 
     @property
@@ -194,32 +197,32 @@ class AnchoredTrainer(PhaseTrainer):
         result = super().train(*args, **kwargs)
         if self.anchor is None:
             return result
-        moved, share, trained = self._moved(self.anchor), 1.0, ""
-        if moved.least < self.anchor.least and self.args.direct_anchor_exact:
-            moved, share = self.anchor.scale_down(lambda anchor=self.anchor: self._moved(anchor))
-            trained = f", with {share:.1%} of what training changed of the weights"
-            logger.warning(
-                "Direct embeddings moved farther than direct_anchor=%g allows: %.1f %% of what was trained is left.",
-                self.anchor.least,
-                100 * share,
-            )
-        told = f"{moved.least:.5f} ({moved.number:,} queries and targets of held-out pairs; mean {moved.mean:.5f})"
-        if moved.least < self.anchor.least or not share:
-            raise ValueError(self._refusal(told, self.anchor, moved))
-        self.facts["direct embeddings"] = (
-            f"least cosine to those before training {told}{trained}; allowed {self.anchor.least:g}"
-        )
+        self.facts["direct embeddings"] = self._kept(self.anchor)
         return result
 
+    def _kept(self, anchor: DirectAnchor) -> str:
+        """Tell how far direct embeddings moved, after they were moved back if that is wanted; or refuse it."""
+        moved, scaled, bound = self._moved(anchor), "", f"allowed {anchor.least:g}"
+        if moved.least < anchor.least and self.args.direct_anchor_exact:
+            moved, share = anchor.scale_down(lambda: self._moved(anchor))
+            scaled = f", with {share:.1%} of what training changed of the weights"
+            logger.warning("Direct embeddings moved too far (%s): training ends%s.", bound, scaled)
+        told = f"{moved.least:.6f} ({moved.number:,} queries and targets of held-out pairs; mean {moved.mean:.6f})"
+        if moved.least < anchor.least:
+            raise ValueError(self._refusal(told, anchor, moved))
+        return f"least cosine to those before training {told}{scaled}; {bound}"
+
     def _refusal(self, told: str, anchor: DirectAnchor, moved: Moved) -> str:
-        exact = "" if self.args.direct_anchor_exact else "direct_anchor_exact, or "
+        exact = "direct_anchor_exact, or "
+        if self.args.direct_anchor_exact:
+            exact, told = "", f"{told}, and hardly anything of what was trained would be left where it is kept"
         return (
-            f"Direct embeddings moved: the least cosine to what they were before training is {told}, for "
-            f"{anchor.name(moved.where)}; direct_anchor={anchor.least:g} allows no less. The trained model was not "
-            f"saved; the checkpoints of this run, if it kept some, are in {self.args.output_dir}. With {exact}a lower "
-            "direct_anchor, and --accept-changes, the same command goes on from the last of them. Or train again, in "
-            f"another folder, with a larger direct_anchor_weight (now {anchor.weight:g}), fewer steps, a lower "
-            "learning rate or smaller adapters."
+            "Direct embeddings moved: the least cosine to what they were before training, for "
+            f"{anchor.name(moved.where)}, is {told}; direct_anchor={anchor.least:g} allows no less. The trained model "
+            f"was not saved; the checkpoints of this run, if it kept some, are in {self.args.output_dir}. With {exact}"
+            "a lower direct_anchor, and --accept-changes, the same command goes on from the last of them. Or train "
+            f"again, in another folder, with a larger direct_anchor_weight (now {anchor.weight:g}), fewer steps, a "
+            "lower learning rate or smaller adapters."
         )
 
     def _moved(self, anchor: DirectAnchor) -> Moved:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from mmemb_r1.modeling.backbones_mmemb_r1 import is_per_token
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.modeling.paths_mmemb_r1 import reading_places
 from mmemb_r1.training.direct_anchor import detached_direct
 from mmemb_r1.training.distributed import gather_rows, greatest, num_processes, process_index, summed
 from mmemb_r1.training.gate import gate_loss
@@ -50,8 +51,8 @@ def encode_directly(model: MMEmbR1Model, chunk: Chunk) -> Tensor:
     """Embed b inputs directly, `(b, D)`, without gradient; of their rationales as little is read as can be."""
     features = chunk["features"]
     ids = features["input_ids"]
-    first = (ids == model.config.embed_token_id).long().argmax(dim=1)  # (b,) where a prompt ends
-    width = int(first.max()) + 1
+    places = reading_places(model.config, ids, features["attention_mask"])
+    width = int(places.long().argmax(dim=1).max()) + 1  # the longest prompt
     prompts = {name: value[:, :width] if is_per_token(value, ids) else value for name, value in features.items()}
     return encode(model, {**chunk, "features": prompts}, with_tokens=False)[0].embeddings[:, 0]
 
