@@ -92,7 +92,8 @@ def rotary_positions(
     Compute the rotary positions of complete sequences.
 
     They are always passed to the backbone: left to itself, a Qwen-VL counts padding as positions when there are no
-    media, and keeps the offsets as its own state, which two threads would share.
+    media, and keeps the offsets as its own state, which two threads would share. With `sequential_positions` in the
+    backbone's config, tokens of pictures are numbered like those of text: some embedders were trained so.
 
     Returns:
         The positions, `(B, S)` or, for multimodal RoPE, `(3, B, S)`; and the offset of each row, `(B, 1)`: the
@@ -101,7 +102,7 @@ def rotary_positions(
     positions = token_positions(attention_mask)
     if not uses_multimodal_rope(vlm):
         return positions, positions.new_zeros(len(positions), 1)
-    if not any(key.endswith("grid_thw") for key in media):
+    if getattr(vlm.config, "sequential_positions", False) or not any(key.endswith("grid_thw") for key in media):
         return positions.expand(3, -1, -1), positions.new_zeros(len(positions), 1)
     return vlm.base_model.get_rope_index(input_ids=input_ids, attention_mask=attention_mask, **media)
 

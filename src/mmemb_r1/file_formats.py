@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "dict": (dict,),
+    "None": (type(None),),
+}
+
 
 def read_parquet(
     path: str | os.PathLike[str],
@@ -101,3 +110,20 @@ def _unique_keys() -> Any:
             return node
 
     return UniqueKeys
+
+
+def check_type(what: str, value: Any, annotation: str) -> None:
+    """
+    Refuse a value of another type than a field's annotation says, where that is a plain one.
+
+    >>> check_type("temperature", "5e-1", "float | None")
+    Traceback (most recent call last):
+    ValueError: temperature is '5e-1', of type str; allowed: float | None.
+    """
+    parts = annotation.split(" | ")
+    if any(part not in _TYPES for part in parts):
+        return
+    if not isinstance(value, tuple(kind for part in parts for kind in _TYPES[part])) or (
+        isinstance(value, bool) and "bool" not in parts
+    ):
+        raise ValueError(f"{what} is {value!r}, of type {type(value).__name__}; allowed: {annotation}.")

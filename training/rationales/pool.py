@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmemb_r1._lazy import import_object
-from mmemb_r1.file_formats import read_yaml
+from mmemb_r1.file_formats import check_type, read_yaml
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.training.rationales.table import check_name
 from mmemb_r1.training.rationales.worker import RationaleWorker
@@ -21,13 +21,6 @@ KINDS = {
 }
 POOL_KEYS = ("samples", "workers")
 DEFAULT_SAMPLES = 4
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "None": (type(None),),
-}
 
 
 def load_pool(path: Path, *, only: Sequence[str] | None = None, samples: int | None = None) -> list[RationaleWorker]:
@@ -128,24 +121,7 @@ def make_worker(entry: Mapping[str, Any]) -> RationaleWorker:
     if missing := [key for key in needed if key not in values]:
         raise ValueError(f"{worker}: the key {missing[0]!r} is missing; {allowed}")
     for key, value in values.items():
-        _check_type(f"{worker}: {key}", value, str(fields[key].type))
+        check_type(f"{worker}: {key}", value, str(fields[key].type))
     if values.get("samples", 1) < 1:
         raise ValueError(f"{worker}: samples is {values['samples']}; allowed: a whole number of at least 1.")
     return worker_class(**{fields[key].name: value for key, value in values.items()})
-
-
-def _check_type(what: str, value: Any, annotation: str) -> None:
-    """
-    Refuse a value of another type than the field's, where that is a plain one.
-
-    >>> _check_type("temperature", "5e-1", "float | None")
-    Traceback (most recent call last):
-    ValueError: temperature is '5e-1', of type str; allowed: float | None.
-    """
-    parts = annotation.split(" | ")
-    if any(part not in _TYPES for part in parts):
-        return
-    if not isinstance(value, tuple(kind for part in parts for kind in _TYPES[part])) or (
-        isinstance(value, bool) and "bool" not in parts
-    ):
-        raise ValueError(f"{what} is {value!r}, of type {type(value).__name__}; allowed: {annotation}.")

@@ -1,17 +1,21 @@
-"""`mmemb-r1 init`: turn a vision-language model into an untrained checkpoint."""
+"""`mmemb-r1 init`: turn a vision-language model, or a published embedder, into a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.cli._options import is_vlm
 
+if TYPE_CHECKING:
+    from mmemb_r1.recipes import Recipe
+
 HELP = """\
 Turn a vision-language model into an untrained mmemb-r1 checkpoint: tokens are added, the reasoning gate and the
-embedding head are attached, and everything is saved so that SentenceTransformer and AutoModel can load it."""
+embedding head are attached, and everything is saved so that SentenceTransformer and AutoModel can load it. A published
+embedder of a known recipe keeps its prompts and its vectors, which is checked on ten inputs before it is saved."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="tokens of one picture; larger ones are made smaller; default: as large as the processor makes them",
     )
     parser.add_argument("--revision", help="commit, branch or tag of the Hub id")
+    add_recipe_options(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -37,6 +42,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says how an embedder is converted."""
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="how an embedder makes prompts and reads vectors: a known recipe, a YAML file, or none to keep its "
+        "weights alone; default: recognised by its config and files",
+    )
+    parser.add_argument(
+        "--base", metavar="ID_OR_PATH", help="model that adapters are merged into; default: the one that they name"
+    )
+    parser.add_argument(
+        "--proof-dtype",
+        choices=("float32", "weights"),
+        default="float32",
+        help="compare with the recipe in float32 (16-bit weights then take twice their memory), or in the dtype of "
+        "the weights, less exactly; default: float32",
+    )
+    parser.add_argument("--force", action="store_true", help="save also if the vectors are not those of the recipe")
+
+
 def run(args: argparse.Namespace) -> int:
     settings = parse_settings(args.settings)
     if args.max_image_tokens is not None:
@@ -45,8 +71,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output {args.output} exists and is not an empty folder; name a new one")
 
     from mmemb_r1.hub.source import check_model
+    from mmemb_r1.recipes import find_recipe
 
     check_model(args.vlm, revision=args.revision)
+    recipe = find_recipe(args.vlm, args.recipe, revision=args.revision, base=args.base)
+    if recipe is not None:
+        return _init_from_embedder(args, recipe, settings)
     if not is_vlm(args.vlm, args.revision):
         raise ValueError(
             f"--vlm {args.vlm} is no vision-language model that transformers loads by AutoModelForImageTextToText; "
@@ -64,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, **options)
     processor = AutoProcessor.from_pretrained(args.vlm, **options)
     model = MMEmbR1.from_vlm(vlm, processor, **settings)
-    record = made_from(args.vlm, vlm.config)
+    record = made_from(args.vlm, getattr(vlm.config, "_commit_hash", None))
     # a save that fails, of a full disk say, leaves nothing in the way of the next try
     with replaced_file(args.output.resolve()) as folder:
         model.save_pretrained(str(folder), create_model_card=False)
@@ -73,7 +103,52 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def made_from(vlm: str, config: Any) -> dict[str, Any]:
+def _init_from_embedder(args: argparse.Namespace, recipe: Recipe, settings: dict[str, Any]) -> int:
+    from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.recipes import convert
+    from mmemb_r1.runs import replaced_file
+
+    print(f"{args.vlm}: {'taken as' if args.recipe else 'recognised as'} {recipe.name}")
+    for line in described(recipe):
+        print(f"  {line}")
+    converted = convert(
+        args.vlm,
+        recipe,
+        revision=args.revision,
+        base=args.base,
+        dtype=args.dtype,
+        proof_dtype=args.proof_dtype,
+        **settings,
+    )
+    print(f"compared with the recipe in plain transformers calls: {converted.proof.described()}")
+    record = made_from(args.vlm, converted.commit) | {
+        "recipe": recipe.name,
+        "compared with the recipe": converted.proof.described(),
+        "training": "none: the gate is new, the weights are the embedder's",
+    }
+    with replaced_file(args.output.resolve()) as folder:
+        converted.save(folder, force=args.force)
+        write_model_card(folder, training=record)
+    print(f"saved a checkpoint with the embedder's direct vectors to {args.output}; its gate is not trained")
+    return 0
+
+
+def described(recipe: Recipe) -> list[str]:
+    """Say what a recipe does to a checkpoint, line by line."""
+    where = "at" if recipe.read.position == "marker" else "before"
+    after = f"at {recipe.thought.end}" if recipe.thought.read_at == "end" else "in the same way, after the thought"
+    told = [
+        f"from {recipe.source}",
+        f"direct vectors are read {where} {recipe.read.marker}, reasoned ones {after}",
+    ]
+    if recipe.loading == "lora":
+        told.append("its adapters are merged into their base model")
+    if recipe.spaces > 1:
+        told.append("direct and reasoned vectors do not compare with one another")
+    return told + [f"note: {note}" for note in recipe.notes]
+
+
+def made_from(vlm: str, commit: str | None) -> dict[str, Any]:
     """
     Record what a checkpoint is made from, for its model card: a folder of this machine stays unnamed.
 
@@ -83,7 +158,7 @@ def made_from(vlm: str, config: Any) -> dict[str, Any]:
     from mmemb_r1.model_card.record import BASE_MODEL, INIT
 
     record = {"phase": INIT, BASE_MODEL: "not recorded: it was read from a folder" if Path(vlm).is_dir() else vlm}
-    if commit := getattr(config, "_commit_hash", None):
+    if commit:
         record["commit of the base model"] = commit
     return record | {"training": "none: gate and embedding head are new"}
 
