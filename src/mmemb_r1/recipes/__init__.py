@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mmemb_r1._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from mmemb_r1.recipes.convert import Converted, convert, find_recipe
+    from mmemb_r1.recipes.conversion import Converted, convert, find_recipe
     from mmemb_r1.recipes.recipe import Recipe, known_recipes, load_recipe
 
 __all__ = ["Converted", "Recipe", "convert", "find_recipe", "known_recipes", "load_recipe"]
@@ -21,10 +21,10 @@ __all__ = ["Converted", "Recipe", "convert", "find_recipe", "known_recipes", "lo
 __getattr__ = lazy_attributes(
     __name__,
     {
-        "Converted": "mmemb_r1.recipes.convert",
+        "Converted": "mmemb_r1.recipes.conversion",
         "Recipe": "mmemb_r1.recipes.recipe",
-        "convert": "mmemb_r1.recipes.convert",
-        "find_recipe": "mmemb_r1.recipes.convert",
+        "convert": "mmemb_r1.recipes.conversion",
+        "find_recipe": "mmemb_r1.recipes.conversion",
         "known_recipes": "mmemb_r1.recipes.recipe",
         "load_recipe": "mmemb_r1.recipes.recipe",
     },

@@ -23,6 +23,7 @@ PROOF_FILE = "proof.json"
 TOLERANCE = 1e-4  # largest difference of two numbers of a vector, in float32
 LEAST_COSINE = 0.999  # in 16 bits, where two ways to batch differ in every third digit
 REASONED_INPUTS, REASONED_TOKENS = 3, 8
+LIMITS = ("max_text_tokens", "max_image_tokens", "truncate_dim")  # of a user, which are no part of a recipe
 WORDS = "harbour stone yellow counts river letter engine seven window north paper quiet bridge apple".split()
 
 
@@ -72,7 +73,7 @@ class Proof:
 def proof_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Make the ten inputs, name -> a dict with any of `text`, `image` (a list of pictures) and `instruction`."""
     order = seeded_random(0, "proof")
-    long = " ".join(order.choice(WORDS) for _ in range(600))
+    long = " ".join(order.choice(WORDS) for _ in range(250))
     red, blue, wide = _picture("red", 224, 224), _picture("navy", 160, 224), _picture("green", 448, 160)
     empty = {"text": EmptyText()} if recipe.prompt.empty or recipe.prompt.turn_start else {"text": "?"}
     return {
@@ -121,18 +122,27 @@ def prove(recipe: Recipe, model: MMEmbR1, plain: Mapping[str, Tensor]) -> Proof:
         plain: what [`plain_vectors`] returned.
     """
     inputs, cosines = proof_inputs(recipe), [1.0]
+    config = model[0].model.config
 
     def difference(ours: Sequence[float], theirs: Tensor) -> float:
         mine = torch.as_tensor(ours).float().cpu()
         cosines.append(float(torch.cosine_similarity(mine, theirs.cpu(), dim=0)))
         return float((mine - theirs.cpu()).abs().max())
 
-    direct = model.encode(list(inputs.values()), reasoning="never", convert_to_tensor=True)
+    limits = {name: getattr(config, name) for name in LIMITS}
+    try:
+        for name in LIMITS:
+            setattr(config, name, None)
+        direct = model.encode(list(inputs.values()), reasoning="never", convert_to_tensor=True)
+        reasoned = _reasoned(recipe, model, dict(list(inputs.items())[:REASONED_INPUTS]), difference)
+    finally:
+        for name, limit in limits.items():
+            setattr(config, name, limit)
     return Proof(
         recipe=recipe.name,
         dtype=str(model[0].model.dtype).removeprefix("torch."),
         direct={name: difference(row, plain[name]) for name, row in zip(inputs, direct, strict=True)},
-        reasoned=_reasoned(recipe, model, dict(list(inputs.items())[:REASONED_INPUTS]), difference),
+        reasoned=reasoned,
         cosine=min(cosines),
         versions={
             "mmemb-r1": mmemb_r1.__version__,

@@ -16,6 +16,7 @@ from mmemb_r1.runs import write_json
 from mmemb_r1.sentence_transformers import MMEmbR1
 
 PROOF_DTYPES = ("float32", "weights")
+KEPT = ("pooling", "embedding_dim", "normalize")  # fields that would make other vectors of the same states
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,10 @@ def controls_of(recipe: Recipe) -> Controls:
 def config_of(recipe: Recipe, vlm: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Put together the fields of the config: what reads vectors from the recipe, then what the caller gave."""
     reading = {"embed_position": recipe.read.position, "embed_state": recipe.read.state, "spaces": recipe.spaces}
-    if changed := [name for name in reading if name in given]:
+    if changed := [name for name in (*reading, *KEPT) if name in given]:
         raise ValueError(
-            f"{changed[0]} is what the recipe {recipe.name} says; change it there, in a file of your own."
+            f"{changed[0]}={given[changed[0]]!r} would change the vectors that the recipe {recipe.name} keeps. Leave "
+            "it out; or begin with the weights alone, --recipe none; or bring a recipe file of your own."
         )
     fields = {**recipe.config, **given, **reading}
     width = vlm.config.get_text_config().hidden_size

@@ -1,0 +1,120 @@
+"""Which recipe a checkpoint is for, and that an embedder of no known recipe is not taken for a chat model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from tests.recipes.conftest import NAMES, POOLING
+
+from mmemb_r1.recipes import convert, find_recipe, load_recipe
+from mmemb_r1.tiny import build_tiny_vlm
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+def test_each_is_recognised_as_itself(recipe, stand_in):
+    found = find_recipe(str(stand_in(recipe)))
+    assert found is not None and found.name == recipe
+
+
+def test_a_folder_of_the_hubs_cache(stand_in, tmp_path):
+    folder = tmp_path / "models--Qwen--Qwen3-VL-Embedding-2B" / "snapshots" / "9f2f7e71"
+    shutil.copytree(stand_in("qwen3-vl-embedding"), folder)
+    assert find_recipe(str(folder)).name == "qwen3-vl-embedding"
+
+
+@pytest.fixture
+def chat_model(tmp_path):
+    """A vision-language model that is no embedder."""
+    for part in build_tiny_vlm("qwen3_vl"):
+        part.save_pretrained(tmp_path / "Qwen3-VL-2B-Instruct")
+    return tmp_path / "Qwen3-VL-2B-Instruct"
+
+
+def test_a_chat_model_has_no_recipe(chat_model):
+    assert find_recipe(str(chat_model)) is None
+    with pytest.raises(ValueError, match="no known embedder: it has no vectors to keep"):
+        convert(str(chat_model))
+
+
+SIGNS = {
+    "modules.json": (json.dumps(POOLING), "its modules.json pools states"),
+    "adapter_config.json": ('{"base_model_name_or_path": "x"}', "it has an adapter_config.json"),
+    "sparse_info.json": ("{}", "it has the file sparse_info.json"),
+    "config.json": ({"auto_map": {"AutoModel": "m.FooEmbedding"}}, "names code for embedding, m.FooEmbedding"),
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_an_embedder_of_no_known_recipe_is_refused(name, chat_model):
+    content, reason = SIGNS[name]
+    file = chat_model / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text(encoding="utf-8")) | content)
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=f"{reason}.*--recipe with one of embed-rl, .*file of your own; or --recipe none"
+    ):
+        find_recipe(str(chat_model))
+    assert find_recipe(str(chat_model), "none") is None
+    assert find_recipe(str(chat_model), "gme-qwen2-vl").name == "gme-qwen2-vl"
+
+
+def test_a_known_token_in_another_model_is_refused(chat_model):
+    _, processor = build_tiny_vlm("qwen3_vl")
+    processor.tokenizer.add_tokens(["<disc_emb>"])
+    processor.save_pretrained(chat_model)
+    with pytest.raises(ValueError, match="its tokenizer has <disc_emb>"):
+        find_recipe(str(chat_model))
+
+
+def test_a_recipe_whose_token_is_not_there(chat_model):
+    with pytest.raises(ValueError, match=r"embed-rl needs the token '<emb>' \(read.marker\).*for another checkpoint"):
+        convert(str(chat_model), "embed-rl")
+
+
+def test_a_recipe_for_adapters_needs_adapters(chat_model):
+    with pytest.raises(ValueError, match="has no adapter_config.json, and the recipe vlm2vec-v2 says loading: lora"):
+        convert(str(chat_model), "vlm2vec-v2")
+
+
+def test_adapters_that_do_not_fit_their_base(stand_in, tmp_path):
+    folder, base = tmp_path / "VLM2Vec-V2.0", tmp_path / "base"
+    shutil.copytree(stand_in("vlm2vec-v2"), folder)
+    for part in build_tiny_vlm("qwen2_vl", num_layers=1):
+        part.save_pretrained(base)
+    with pytest.raises(ValueError, match="The adapters of .* do not fit .*base: 14 weights have no place"):
+        convert(str(folder), base=str(base))
+
+
+def test_weights_that_do_not_fit_are_refused(stand_in, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "gme-Qwen2-VL-2B-Instruct"
+    shutil.copytree(stand_in("gme-qwen2-vl"), folder)
+    weights = load_file(folder / "model.safetensors")
+    norm = next(name for name in weights if name.endswith("layers.0.input_layernorm.weight"))
+    save_file({**weights, "latent.weight": weights[norm].clone()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="1 of its weights are not of the model, the first is latent.weight"):
+        convert(str(folder))
+    del weights[norm]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="1 of its weights are missing"):
+        convert(str(folder))
+
+
+def test_fields_that_would_change_the_vectors_are_refused(stand_in):
+    for name, value in {"pooling": "mean", "embed_position": "marker"}.items():
+        with pytest.raises(ValueError, match=f"{name}='{value}' would change the vectors"):
+            convert(str(stand_in("qwen3-vl-embedding")), **{name: value})
+
+
+def test_limits_of_a_user_are_kept(stand_in):
+    recipe = load_recipe("qwen3-vl-embedding")
+    converted = convert(str(stand_in(recipe.name)), recipe, truncate_dim=8, max_text_tokens=5, max_image_tokens=4)
+    config = converted.model[0].model.config
+    assert converted.proof.holds
+    assert (config.truncate_dim, config.max_text_tokens, config.max_image_tokens) == (8, 5, 4)
+    assert config.matryoshka_dims == []  # the recipe's are of larger ones: hidden size 32
+    assert converted.model.encode("Lima").shape == (8,)
