@@ -72,6 +72,15 @@ def check_anchored(least: float | None, has_adapters: bool, has_held_out: bool) 
         )
 
 
+def check_one_space(config: Any, phase: str) -> None:
+    """Refuse to train a model whose direct and reasoned embeddings are two spaces; `config` is an `MMEmbR1Config`."""
+    if config.spaces == 2:
+        raise ValueError(
+            f"The direct and reasoned embeddings of this model are two spaces (spaces: 2 in its config), and the "
+            f"{phase} phase compares them. What can be trained of it is its gate: `mmemb-r1 train gate`."
+        )
+
+
 def check_reports(names: Iterable[str]) -> None:
     """
     Check that the packages are installed that a training reports to.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -88,6 +88,11 @@ class DirectAnchor:
         self._sides = {side: StoredInputs(pairs, side) for side in ("query", "target")}
         self._before: Tensor | None = None  # (n, D) first embeddings of this process's inputs
         self._seen: list[Tensor] = []  # distances of what was trained on since the last log
+
+    def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Embed a batch of B prompts as the first model does, directly: `(B, D)`."""
+        with self.first.run() as first:
+            return first.embed(**batch, reasoning="never")["embeddings"]
 
     def loss(self, vectors: Tensor, first: Tensor, total: float) -> Tensor:
         """

@@ -24,6 +24,7 @@ from mmemb_r1.evaluation.settings import Settings
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.options_mmemb_r1 import context_length
 from mmemb_r1.modeling.paths_mmemb_r1 import suffix_of_ids
 from mmemb_r1.objective import target_probability
 from mmemb_r1.progress import progress_bar, step_of
@@ -137,6 +138,18 @@ def outcomes(
     return torch.cat(probabilities), torch.cat(places).numpy()
 
 
+def only_of(competitions: Sequence[Competition], rows: npt.NDArray[np.int64]) -> list[Competition]:
+    """Leave only the queries of some `rows`, in ascending order, which become rows 0, 1, ...; all candidates stay."""
+    found = []
+    for one in competitions:
+        places = np.flatnonzero(np.isin(one.rows, rows))
+        if len(places):
+            pools = None if one.pools is None else [one.pools[place] for place in places]
+            right = [one.right[place] for place in places]
+            found.append(replace(one, rows=np.searchsorted(rows, one.rows[places]), right=right, pools=pools))
+    return found
+
+
 def _mask(scores: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
     """Make a mask of the shape of `scores` `(q, C)`, true at some places of each row."""
     mask = torch.zeros_like(scores, dtype=torch.bool)
@@ -151,17 +164,21 @@ def measure_decisions(
     competitions: Sequence[Competition],
     *,
     rounds: int = 1,
+    given: Sequence[Sequence[int]] | None = None,
     batch_size: int = 32,
     temperature: float = 0.02,
     folder: Path | None = None,
     progress: bool | None = False,
 ) -> Decisions:
     """
-    Embed all candidates directly, and all queries before and after each round, whatever the gate says.
+    Embed all candidates directly, and all queries before and after each round, whatever the gate says. Where direct
+    and reasoned embeddings are two spaces, reasoned queries are compared with reasoned candidates.
 
     Args:
         queries: N inputs, the rows of `competitions`, of which each is in one.
         rounds: rationales of each query.
+        given: N lists of ids, one whole rationale for each query, with what surrounds it, in place of those that the
+            model writes; with `rounds` 1.
         folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept. What another
             model or other inputs gave is a `ValueError`.
     """
@@ -170,10 +187,21 @@ def measure_decisions(
         inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
         digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
         facts = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
+        if given is not None:
+            facts["rationales"] = blake2b(str([list(ids) for ids in given]).encode(), digest_size=16).hexdigest()
         record_run(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})
 
+    modes = {"vectors": "never"} | ({"reasoned": "always"} if model[0].model.config.spaces == 2 else {})
+
     def embed(inputs: list[Any]) -> Arrays:
-        return {"vectors": encoder.embed(inputs, side=DOCUMENT, reasoning="never", prompt=None).embeddings}
+        found = {
+            name: encoder.embed(inputs, side=DOCUMENT, reasoning=mode, prompt=None) for name, mode in modes.items()
+        }
+        return {name: one.embeddings for name, one in found.items()}
+
+    def decide_given(inputs: list[Any]) -> Arrays:
+        values, suffixes = zip(*inputs, strict=True)
+        return rounds_of(model, values, rounds, batch_size, suffixes)
 
     def decide(inputs: list[Any]) -> Arrays:
         if rounds > 1:
@@ -185,17 +213,22 @@ def measure_decisions(
     with progress_bar(progress) as bar:
         with step_of(bar, "candidates", sum(len(one.candidates) for one in competitions)) as advance:
             documents = [
-                _in_files(folder, f"candidates-{number}", one.candidates, batch_size, embed, advance)["vectors"]
+                _in_files(folder, f"candidates-{number}", one.candidates, batch_size, embed, advance)
                 for number, one in enumerate(competitions)
             ]
         with step_of(bar, "queries", len(queries)) as advance:
-            seen = _in_files(folder, "queries", queries, batch_size, decide, advance)
+            if given is None:
+                seen = _in_files(folder, "queries", queries, batch_size, decide, advance)
+            else:
+                both = list(zip(queries, given, strict=True))
+                seen = _in_files(folder, "queries", both, batch_size, decide_given, advance)
     vectors = torch.from_numpy(seen["vectors"])  # (N, R + 1, D)
     probabilities = torch.zeros(vectors.shape[:2])
     found = np.zeros(vectors.shape[:2], dtype=np.int64)
     for one, embedded in zip(competitions, documents, strict=True):
         for depth in range(rounds + 1):
-            results = outcomes(one, vectors[one.rows, depth], torch.from_numpy(embedded), temperature)
+            among = torch.from_numpy(embedded.get("reasoned", embedded["vectors"]) if depth else embedded["vectors"])
+            results = outcomes(one, vectors[one.rows, depth], among, temperature)
             probabilities[one.rows, depth], found[one.rows, depth] = results
     return Decisions(torch.from_numpy(seen["hidden"]), probabilities, found)
 
@@ -211,9 +244,17 @@ def gate_inputs(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Tens
 
 
 @torch.no_grad()
-def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: int) -> Arrays:
+def rounds_of(
+    model: MMEmbR1,
+    queries: Sequence[Any],
+    rounds: int,
+    batch_size: int,
+    given: Sequence[Sequence[int]] | None = None,
+) -> Arrays:
     """
     Let queries think all rounds: `hidden` `(N, R, H)` before each, `vectors` `(N, R + 1, D)` also after the last.
+
+    With `given` rationales, ids of all rounds of each query with what surrounds them, the model writes none.
     """
     hidden: list[Tensor] = []
     vectors: list[Tensor] = []
@@ -221,17 +262,25 @@ def rounds_of(model: MMEmbR1, queries: Sequence[Any], rounds: int, batch_size: i
     network = model[0].model
     hook = network.gate.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     try:
-        for features in _batches(model, queries, batch_size):
-            options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
-            written = network.embed(**_on_device(model, features), **options)
-            seen.clear()
-            suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
+        for number, features in enumerate(_batches(model, queries, batch_size)):
+            written = None
+            if given is None:
+                options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
+                written = network.embed(**_on_device(model, features), **options)
+                suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
+            else:
+                suffixes = [list(ids) for ids in given[number * batch_size : (number + 1) * batch_size]]
             whole = append_tokens(features, suffixes, model.tokenizer.pad_token_id, "left")
-            network(**_on_device(model, whole))
+            length, limit = whole["input_ids"].shape[1], context_length(network.config)
+            if length > limit:
+                raise ValueError(f"a query and its rationale have {length:,} tokens; the model reads {limit:,}.")
+            seen.clear()
+            output = network(**_on_device(model, whole))
             if len(seen) != rounds + 1:
                 raise ValueError(f"the queries thought {len(seen) - 1} rounds; expected {rounds} of each")
             hidden.append(torch.stack(seen[:rounds], dim=1).float().cpu())  # (B, R, H)
-            vectors.append(written.all_embeddings.float().cpu())  # (B, R + 1, D)
+            embeddings = output.embeddings if written is None else written.all_embeddings
+            vectors.append(embeddings.float().cpu())  # (B, R + 1, D)
     finally:
         hook.remove()
     return {"hidden": torch.cat(hidden).numpy(), "vectors": torch.cat(vectors).numpy()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,17 @@ from datasets import Dataset
 
 from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
+from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
+from mmemb_r1.rationale_tokens import rationale_suffix
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.base_trainer import pairs_facts, with_help
 from mmemb_r1.training.gate import fit_gate
-from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions
+from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions, only_of
+from mmemb_r1.training.joint.data import SelectedRationales, check_selected
+from mmemb_r1.training.tables import plain_column, stored_column
 
+logger = logging.getLogger(__name__)
 GATE_FILE = "gate.json"  # what `train_gate` returned, where it is kept
 NEGATIVES = ("table", "in-batch")
 
@@ -73,6 +79,7 @@ def train_gate(
     config: GateConfig | None = None,
     candidates: Dataset | None = None,
     *,
+    rationales: Dataset | None = None,
     folder: Path | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
@@ -87,31 +94,43 @@ def train_gate(
         pairs: a pairs table with `pair_id`, `query` and `target`, and optionally `task`. With `candidates` the columns
             are `task`, `complexity`, `query`, `candidate_set` and `target_id`.
         candidates: a table with `candidate_set`, `candidate_id` and `input`: each target competes with its set.
+        rationales: a table with `pair_id`, `side` and `text`, and optionally `posterior`, as `mmemb-r1 rationales` and
+            `select` write it: queries think these, one each, drawn by its posterior where there are several. Queries
+            without one are left out. Default: the model writes its own, which it has to have learnt.
         folder: keeps what was embedded, so that a run that was killed goes on there, and another `cost` or `holdout`
             embeds nothing anew. Default: nothing is kept. What was embedded for another run is a `ValueError`.
         progress: show bars on standard error, if that is a terminal; without them, progress is logged every 30 seconds
             (`mmemb_r1.progress`, level INFO). Default: `True`.
 
     Returns:
-        Numbers of `pairs`, of those `fitted` and `held out`; of the fit its `loss` and the shares of decisions where
-        thinking `pays` and the gate `thinks`; and `measured`, see [`measured_gate`].
+        Numbers of `pairs`, of those `without a rationale`, `fitted` and `held out`; of the fit its `loss` and the
+        shares of decisions where thinking `pays` and the gate `thinks`; and `measured`, see [`measured_gate`].
 
     Raises:
         ValueError: if a table is not what it has to be, a target has no competitor, or too few queries are left.
     """
     config = config or GateConfig()
     network = model.eval()[0].model
-    rounds = config.max_reasoning_rounds or network.config.max_reasoning_rounds
-    network.config.max_reasoning_rounds = rounds
+    rounds = config.max_reasoning_rounds or (network.config.max_reasoning_rounds if rationales is None else 1)
     batch_size = config.batch_size if config.negatives == "in-batch" else None
     competitions = competitions_of(pairs, candidates, batch_size, config.seed)
-    queries = inputs_of(pairs["query"])
+    rows, given = np.arange(len(pairs)), None
+    if rationales is not None:
+        if rounds > 1:
+            raise ValueError(
+                f"max_reasoning_rounds is {rounds}, but a given rationale is one round; leave one of the two out."
+            )
+        rows, given = given_rationales(model, pairs, rationales, config.seed)
+        competitions = only_of(competitions, rows)
+    network.config.max_reasoning_rounds = rounds
+    queries = inputs_of((pairs if given is None else pairs.select(rows))["query"])
     kept = held_out([content_key(query) for query in queries], config.holdout, config.seed)
     decisions = measure_decisions(
         model,
         queries,
         competitions,
         rounds=rounds,
+        given=given,
         batch_size=config.batch_size,
         temperature=config.temperature,
         folder=folder,
@@ -126,6 +145,8 @@ def train_gate(
     gate.to(device, dtype)
     return {
         "pairs": len(pairs),
+        "rationales": "the model's own" if given is None else "given",
+        "without a rationale": len(pairs) - len(rows),
         "fitted": len(fitted),
         "held out": int(kept.sum()),
         "competitors": "candidates" if candidates is not None else config.negatives,
@@ -134,6 +155,38 @@ def train_gate(
         **facts,
         "measured": worth,
     }
+
+
+def given_rationales(
+    model: MMEmbR1, pairs: Dataset, rationales: Dataset, seed: int
+) -> tuple[npt.NDArray[np.int64], list[list[int]]]:
+    """
+    Find the rows `(N,)` of a pairs table whose query has a rationale in a table, and N rationales as token ids, with
+    what surrounds them. None at all is a `ValueError`.
+    """
+    check_selected(rationales)
+    known = stored_column(rationales, "text").is_valid().to_numpy()  # a worker that failed wrote none
+    selected = SelectedRationales(rationales if known.all() else rationales.select(np.flatnonzero(known)))
+    config, rows, given = model[0].model.config, [], []
+    for row, pair_id in enumerate(plain_column(pairs, "pair_id")):
+        drawn = selected.draw(pair_id, "query", np.random.default_rng((seed, row)))
+        if drawn is not None:
+            rows.append(row)
+            given.append(rationale_suffix(model.processor, config, drawn.text))
+    if not rows:
+        raise ValueError(
+            "no query of the pairs table has a rationale in the table of rationales; give both of the same pairs."
+        )
+    budget = config.max_reasoning_tokens
+    if longer := sum(len(ids) - num_control_tokens(config) > budget for ids in given):
+        logger.warning(
+            "%d of %d given rationales are longer than what the model writes, %d tokens (max_reasoning_tokens of its "
+            "config): where it thinks itself, they will be cut.",
+            longer,
+            len(given),
+            budget,
+        )
+    return np.array(rows), given
 
 
 def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float, cost: float) -> dict[str, Any]:
@@ -168,9 +221,11 @@ def gate_report(facts: Mapping[str, Any]) -> list[str]:
     """Write the lines that tell what [`train_gate`] returned."""
     measured = facts["measured"]
     where = "held-out queries" if facts["held out"] else "queries that it was fitted to (none were held out)"
+    thought = "given rationales" if facts["rationales"] == "given" else "the model's rationales"
+    fitted = f"fitted to {facts['fitted']:,} of {facts['pairs']:,} pairs with {thought}"
     auc_ = "not known: thinking helps all or none" if measured["auc"] is None else f"{measured['auc']:.3f}"
     return [
-        f"fitted to {facts['fitted']:,} of {facts['pairs']:,} pairs; on {measured['queries']:,} {where}:",
+        f"{fitted}; on {measured['queries']:,} {where}:",
         f"  thinking pays          {measured['pays']:6.1%}  (the target gains more than {facts['cost']:g})",
         f"  the gate thinks        {measured['invocation rate']:6.1%}  (threshold {measured['threshold']:.3g})",
         f"  AUC of the gate        {auc_}",
@@ -192,6 +247,7 @@ def gate_facts(facts: Mapping[str, Any], weights: str, pairs: Dataset) -> dict[s
         **pairs_facts(pairs),
         "competitors of a target": facts["competitors"],
         "cost of thinking": facts["cost"],
+        "rationales": facts["rationales"],
         "gate": f"on {where} thinking pays for {measured['pays']:.1%}, the gate thinks on "
         f"{measured['invocation rate']:.1%}",
     }

@@ -49,7 +49,7 @@ from mmemb_r1.training.adaptive.prompts import (
 from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
-from mmemb_r1.training.base_config import check_anchored
+from mmemb_r1.training.base_config import check_anchored, check_one_space
 from mmemb_r1.training.base_trainer import EpochSampler, pairs_facts, with_earlier_phases
 from mmemb_r1.training.direct_anchor import AnchoredTrainer, DirectAnchor, detached_direct
 from mmemb_r1.training.distributed import (
@@ -131,6 +131,7 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         config = model.config
+        check_one_space(config, "adaptive")
         check_anchored(args.direct_anchor, hasattr(model, "peft_config"), eval_dataset is not None)
         tables = {"train": train_dataset, "joint": joint_pairs, "eval": eval_dataset}
         if args.max_image_tokens is not None:
@@ -340,10 +341,7 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
                 with self._scoring_model() as scorer:
                     found = read_group(scorer, batch, group)
             if self.anchor is not None:
-                before = found[0]
-                if self.args.scorer != "frozen":
-                    with self.anchor.first.run() as first:
-                        before = first.embed(**batch, reasoning="never")["embeddings"]
+                before = found[0] if self.args.scorer == "frozen" else self.anchor.embed(batch)
                 self._first_direct = before.repeat_interleave(size, dim=0)  # (B * G, D)
         vectors, own = (in_groups(*of, group.thinks) for of in (found, (group.direct, group.reasoned)))
         if mode == "eval":

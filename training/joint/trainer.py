@@ -21,7 +21,7 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.augment import Augment
-from mmemb_r1.training.base_config import check_anchored
+from mmemb_r1.training.base_config import check_anchored, check_one_space
 from mmemb_r1.training.base_trainer import last_checkpoint, with_earlier_phases
 from mmemb_r1.training.direct_anchor import AnchoredTrainer, DirectAnchor
 from mmemb_r1.training.distributed import keep_float32, num_processes, reduce_alike, summed, unwrapped
@@ -145,6 +145,7 @@ class JointTrainer(AnchoredTrainer, _BaseTrainer):
         evaluator: Evaluator | None = None,
     ) -> None:
         check_tables(train_dataset, eval_dataset)
+        check_one_space(model.config, "joint")
         check_anchored(args.direct_anchor, peft_config is not None, eval_dataset is not None)
         self._seed = args.seed if args.data_seed is None else args.data_seed
         if rationales is not None:

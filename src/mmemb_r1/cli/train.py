@@ -41,7 +41,8 @@ GATE_HELP = """\
 Teach a checkpoint's gate where thinking pays; everything else stays as it is. `mmemb-r1 train gate` embeds the queries
 of a pairs table (Parquet with the columns pair_id, query, target and, optionally, task) without and with rationales,
 and fits the gate to what the rationales add to the probability of the target. It is then measured on held-out queries.
-The pairs should be new to the model: what it knows by heart it finds without thinking.
+The pairs should be new to the model: what it knows by heart it finds without thinking. A model that has not learnt to
+think can be given --rationales.
 
 Every field of GateConfig is a flag, and a key of the YAML of --config; flags win. The output is a folder: model/ (the
 checkpoint), gate.json (what was measured) and embedded/ (vectors and states; may be removed). A run that was stopped
@@ -91,7 +92,11 @@ def configure_gate(parser: argparse.ArgumentParser) -> None:
         "candidate_set, candidate_id and input, Parquet: a target competes with the set that the columns "
         "candidate_set and target_id of the pairs name"
     )
-    add_files(parser, {"--candidates": candidates})
+    rationales = (
+        "rationales of these queries, in place of those that the model writes: what `mmemb-r1 select` or `mmemb-r1 "
+        "rationales` wrote; queries without one are left out"
+    )
+    add_files(parser, {"--candidates": candidates, "--rationales": rationales})
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
@@ -102,6 +107,8 @@ def configure_adaptive(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.phase == "gate" and args.rationales is not None and (args.rationales / "shards").is_dir():
+        args.rationales = args.rationales / "shards"  # what `mmemb-r1 rationales` wrote
     for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates"):
         check_table(f"--{option.replace('_', '-')}", getattr(args, option, None))
     phases = {"joint": run_joint, "gate": run_gate, "adaptive": run_adaptive, "rounds": _train_rounds.run}
@@ -148,10 +155,12 @@ def run_gate(args: argparse.Namespace) -> int:
     check_types(settings, GateConfig)
     config = GateConfig(**settings | flags_of(args))
     pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task, base=args.base)
-    candidates = read_pairs(args.candidates, base=args.base) if args.candidates else None
+    candidates, rationales = (
+        read_pairs(path, base=args.base) if path else None for path in (args.candidates, args.rationales)
+    )
     model = MMEmbR1(args.model, device=args.device)
     weights = weights_fingerprint(model[0].model)
-    tables = {"pairs": args.pairs, "candidates": args.candidates}
+    tables = {"pairs": args.pairs, "candidates": args.candidates, "rationales": args.rationales}
     identity: dict[str, Any] = {name: table_digest(path) for name, path in tables.items() if path}
     identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": asdict(config)}
     record_run(args.output / "run.json", identity)
@@ -160,7 +169,8 @@ def run_gate(args: argparse.Namespace) -> int:
         facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         print("the gate was trained before; nothing is done again", file=sys.stderr)
     else:
-        facts = train_gate(model, pairs, config, candidates, folder=args.output / "embedded")
+        options = {"rationales": rationales, "folder": args.output / "embedded"}
+        facts = train_gate(model, pairs, config, candidates, **options)
         told = gate_facts(facts, weights, pairs) | table_facts(tables) | chosen_rows(args.tasks, args.per_task)
         told = with_earlier_phases(told, model[0].model)
         model.save_pretrained(str(folder), create_model_card=False)
