@@ -138,7 +138,8 @@ class MMEmbR1Config(PreTrainedConfig):
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
-        if any(getattr(self, name) != getattr(type(self), name) for name in SINCE_FORMAT_2):
+        new = any(getattr(self, name) != getattr(type(self), name) for name in SINCE_FORMAT_2)
+        if new or getattr(self.vlm_config, "sequential_positions", False):
             self.repository_format = max(self.repository_format, 2)
         resolve_reasoning(
             self, {name: getattr(self, name) for name in ("max_reasoning_tokens", "max_reasoning_rounds")}

@@ -244,6 +244,8 @@ def test_a_layout_is_saved_and_loaded(layout, tmp_path, close):
         assert torch.equal(before.rationale_ids, after.rationale_ids)
     # code from before these fields would read another vector without a word
     assert loaded.config.repository_format == (1 if layout in ("our own", "a token that is there") else 2)
+    model.vlm.config.sequential_positions = True
+    assert MMEmbR1Config(vlm_config=model.vlm.config).repository_format == 2
 
 
 def by_hand(config: Any, row: list[int], start: int) -> tuple[list[bool], list[bool]]:
