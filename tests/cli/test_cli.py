@@ -53,7 +53,7 @@ def test_commands_import_only_the_standard_library_at_their_top(root):
 
 def test_every_command_has_its_file(root):
     files = {file.stem for file in (root / "src" / "mmemb_r1" / "cli").glob("*.py")}
-    assert {name.replace("_", "-") for name in files if not name.startswith("_")} == set(COMMANDS)
+    assert {name.rstrip("_").replace("_", "-") for name in files if name[0] != "_"} == set(COMMANDS)
 
 
 def test_version(capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -239,7 +239,7 @@ def write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:
     write_lines(path, skipped)
 
 
-def write_lines(path: Path, skipped: Sequence[Skipped]) -> None:
+def write_lines(path: Path, skipped: Iterable[Skipped]) -> None:
     """Write a JSON line for each: `table`, `row`, `pair_id`, `side`, `reason` and, of rationales, `worker`."""
     with replaced_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for one in skipped:

@@ -1,8 +1,8 @@
 """Run the `mmemb-r1` command: each sub-command is one module of this package and one line of `COMMANDS`.
 
-The module of `train-evaluator` is `train_evaluator`. It has `HELP` (what the command does, shown above its options),
-`configure(parser)` and `run(args) -> int`. It is imported only when the command is used, and imports only the standard
-library at its top, so that every `--help` answers at once.
+The module of `train-evaluator` is `train_evaluator`; that of `import`, which Python keeps for itself, is `import_`. It
+has `HELP` (what the command does, shown above its options), `configure(parser)` and `run(args) -> int`. It is imported
+only when the command is used, and imports only the standard library at its top: every `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 
 import mmemb_r1
 from mmemb_r1.cli._options import CommandParser
@@ -19,6 +20,7 @@ from mmemb_r1.cli._reporting import reporting
 COMMANDS = {
     "init": "turn a vision-language model into an untrained mmemb-r1 checkpoint",
     "encode": "embed the inputs of a JSON lines file",
+    "import": "read public data sets, or files of your own, as tables of pairs and rationales",
     "rationales": "draw rationales from a pool of workers (the prior)",
     "train-evaluator": "train the evaluator, which tells whether a query and a document match",
     "pairs": "check pairs tables: broken files, lengths, duplicates",
@@ -74,7 +76,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
         if name == asked:
-            module = import_module(f"{__name__}.{name.replace('-', '_')}")
+            module = import_module(f"{__name__}.{name.replace('-', '_')}{'_' if iskeyword(name) else ''}")
             command.description = module.HELP
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             module.configure(command)

@@ -1,0 +1,92 @@
+"""Find a format by its name, or by the import path of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mmemb_r1._lazy import import_object
+from mmemb_r1.training.importing.columns import column_map
+from mmemb_r1.training.importing.layouts import PairLayout, page_to_answer, query_to_page, video_pairs
+
+ALL_FILES = (".json", ".jsonl", ".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class Format:
+    """
+    Say how the rows of a source become pairs.
+
+    Args:
+        convert: takes a row and the stem of its file, and returns a pair (see [`as_pair`]) or several.
+        source: for whom ids and rationales are named.
+        needs: sets of columns, one of which the first row of each file has to have.
+        files: endings of the files that are read.
+        loader: a builder of `datasets` that reads the source instead: `imagefolder`, or `hub` for an id of the Hub.
+    """
+
+    convert: Callable[[Mapping[str, Any], str], Any]
+    source: str
+    needs: tuple[tuple[str, ...], ...] = ()
+    files: tuple[str, ...] = (".json", ".jsonl", ".parquet")
+    loader: str | None = None
+
+
+_CHATS = (("qry", "pos"), ("qry_text", "pos_text"))
+_FLAT = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+_COTS = (("query", "query_cot"), ("target", "pos_cot"))
+_ALIGN = "Align the question with for representation:"  # Embed-RL's, before the questions of ViDoRe and VisRAG
+FORMATS: Mapping[str, Format] = {
+    "ume-r1": Format(PairLayout(), "ume-r1", _CHATS),
+    "rime": Format(PairLayout(), "rime", _CHATS),
+    "twn": Format(PairLayout(), "twn", _CHATS),
+    "embed-rl": Format(
+        PairLayout(answers=False, rationales=_COTS, prefix=_ALIGN), "embed-rl", (("qry", "pos"), ("qry", "pos_text"))
+    ),
+    "mmeb-train": Format(PairLayout(), "mmeb-train", (_FLAT,)),
+    "vidore": Format(page_to_answer, "vidore", (("query", "image", "answer"),), (".parquet",)),
+    "visrag": Format(query_to_page, "visrag", (("query", "image"),), (".parquet",)),
+    "llava-hound": Format(video_pairs, "llava-hound", (("conversations", "video"),), (".jsonl", ".json")),
+}
+BY_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "jsonl": (".jsonl", ".json"),
+    "csv": (".csv",),
+    "parquet": (".parquet",),
+    "folder": (),
+    "hub": (),
+}
+_LOADERS = {"folder": "imagefolder", "hub": "hub"}
+
+
+def find_format(name: str, columns: Sequence[str] = ()) -> Format:
+    """
+    Find a format.
+
+    Args:
+        name: of `FORMATS`; of `BY_COLUMNS`, whose columns have our names or those that `columns` maps; or the import
+            path of a function of one's own, `module:function`, which takes a row (a dict) and returns a pair, or
+            several in a list.
+        columns: `OURS=THEIRS`, see [`column_map`].
+
+    Raises:
+        ValueError: if there is no such format, or `columns` is not for it.
+    """
+    if name in BY_COLUMNS:
+        by = column_map(columns)
+        return Format(by, name, (by.needs,), BY_COLUMNS[name], _LOADERS.get(name))
+    if columns:
+        raise ValueError(f"columns are mapped for {', '.join(BY_COLUMNS)}, not for {name!r}; leave them out.")
+    if name in FORMATS:
+        return FORMATS[name]
+    if ":" not in name:
+        raise ValueError(
+            f"there is no format {name!r}; allowed: {', '.join((*FORMATS, *BY_COLUMNS))}, or the import path of a "
+            "function of your own, module:function"
+        )
+    return Format(partial(_own, import_object(name)), name.rpartition(":")[2], files=ALL_FILES)
+
+
+def _own(function: Callable[[Mapping[str, Any]], Any], row: Mapping[str, Any], file: str) -> Any:
+    return function(row)
