@@ -47,6 +47,7 @@ WITH_EXAMPLES = (
     "docs/evaluation.md",
     "docs/inputs.md",
     "docs/metrics.md",
+    "docs/public-data.md",
     "docs/rationales.md",
     "docs/speed.md",
     "docs/training.md",

@@ -200,7 +200,7 @@ class Rows:
                 for row in islice(rows, self._start, None):
                     if None in row or None in row.values():
                         number = len(rows.fieldnames or ())
-                        yield RowError("another form", f"it has not the {number} cells of the header. Correct it.")
+                        yield RowError("of another form", f"it has not the {number} cells of the header. Correct it.")
                     else:
                         yield {name: cell or None for name, cell in row.items()}
             except (csv.Error, UnicodeDecodeError) as error:

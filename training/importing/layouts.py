@@ -71,7 +71,7 @@ class PairLayout:
         images = _listed(row["neg_image_path"] if "neg_image_path" in row else row.get("neg_image"))
         if len(texts) > 1 and len(images) > 1 and len(texts) != len(images):
             raise RowError(
-                "another form",
+                "of another form",
                 f"it has {len(texts)} texts and {len(images)} pictures of negatives; give each negative one of both.",
                 "negatives",
             )
@@ -91,7 +91,7 @@ def _turns(chat: Mapping[str, Any], side: str) -> dict[str, str]:
             found.setdefault(turn["from"], turn["value"])
     except (KeyError, TypeError, AttributeError) as error:
         raise RowError(
-            "another form",
+            "of another form",
             f'its {side} is no chat: {{"conversations": [{{"from": "human", "value": ...}}, ...]}} was expected.',
             side,
         ) from error

@@ -74,10 +74,10 @@ def as_pair(given: Any, task: str) -> Pair:
         RowError: if a part is missing or of another type.
     """
     if not isinstance(given, Mapping):
-        raise RowError("another form", f"its format made {type(given).__name__} of it; allowed: a dict.")
+        raise RowError("of another form", f"its format made {type(given).__name__} of it; allowed: a dict.")
     if unknown := [key for key in given if key not in PAIR_KEYS]:
         raise RowError(
-            "another form", f"its format gives it the key {unknown[0]!r:.80}; allowed: {', '.join(PAIR_KEYS)}."
+            "of another form", f"its format gives it the key {unknown[0]!r:.80}; allowed: {', '.join(PAIR_KEYS)}."
         )
     sides = {}
     for side in SIDES:
@@ -115,7 +115,7 @@ def as_input(value: Any, side: str) -> dict[str, Any] | None:
     if not isinstance(value, Mapping) or (unknown := [key for key in value if key not in PARTS]):
         what = f"is {value!r:.80}" if not isinstance(value, Mapping) else f"has the unknown key {unknown[0]!r:.80}"
         raise RowError(
-            "another form", f"its {side} {what}; allowed: text, a picture, or a dict of {', '.join(PARTS)}.", side
+            "of another form", f"its {side} {what}; allowed: text, a picture, or a dict of {', '.join(PARTS)}.", side
         )
     parts: dict[str, Any] = {}
     for key in ("text", "instruction"):
@@ -136,18 +136,18 @@ def media_of(value: Any, side: str, kind: str) -> list[Any]:
         if one is None or (isinstance(one, str) and (not one.strip() or PurePosixPath(one).name == BLANK_PICTURE)):
             continue
         if not stored and not isinstance(one, str):
-            raise RowError("another form", f"its {side} {kind} is {value!r:.80}; allowed: {_PATHS}.", side)
+            raise RowError("of another form", f"its {side} {kind} is {value!r:.80}; allowed: {_PATHS}.", side)
         found.append(one if stored else _text(one, side))
     return found
 
 
 def _text(value: Any, side: str) -> str:
     if not isinstance(value, str):
-        raise RowError("another form", f"its {side} is {value!r:.80}; allowed: text.", side)
+        raise RowError("of another form", f"its {side} is {value!r:.80}; allowed: text.", side)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RowError("another form", f"its {side} holds half a character; correct the text.", side) from error
+        raise RowError("of another form", f"its {side} holds half a character; correct the text.", side) from error
     return value
 
 

@@ -176,14 +176,14 @@ class _SourceImport:
         if isinstance(row, RowError):
             raise row
         if not isinstance(row, Mapping):
-            raise RowError("another form", f"it is {row!r:.80}; allowed: an object. Correct it.")
+            raise RowError("of another form", f"it is {row!r:.80}; allowed: an object. Correct it.")
         try:
             found = self.form.convert(row, Path(self.source.name).stem)
         except RowError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # of anybody's code, about any row
             reason = f"its format can't read it ({type(error).__name__}: {error}). Correct the row or the format."
-            raise RowError("another form", reason) from error
+            raise RowError("of another form", reason) from error
         return found if isinstance(found, list | tuple) else [found]
 
     def _is_enough(self) -> bool:
