@@ -87,8 +87,29 @@ def test_a_cache_serves_another_run(evaluate, tmp_path):
     one, two = (
         load_results(tmp_path / f"{name}.json")["tasks"]["fact-capital"]["modes"]["never"] for name in ("one", "two")
     )
-    assert one.pop("seconds_per_query") > 0 and two.pop("seconds_per_query") is None
+    for side in ("seconds_per_query", "seconds_per_document"):
+        assert one.pop(side) > 0 and two.pop(side) is None
     assert one == two
+
+
+def test_candidates_in_several_modes(evaluate, tmp_path, capsys):
+    options = (
+        "--tasks",
+        "fact-capital",
+        "--modes",
+        "never,auto",
+        "--document-reasoning",
+        "never,always",
+        "--limit",
+        "2",
+    )
+    assert evaluate(*options, "--output", tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "auto+always" in shown and "docs think" in shown
+    compare = ["compare", str(tmp_path / "run"), str(tmp_path / "run"), "--mode-a", "auto", "--mode-b", "auto+always"]
+    assert main(compare) == 0
+    assert evaluate("--document-reasoning", "often") == 2
+    assert "--document-reasoning often: 'often' is not known" in capsys.readouterr().err
 
 
 def test_a_quick_look_is_noted(evaluate, tmp_path):

@@ -84,6 +84,10 @@ def nothing_is_run(monkeypatch):
         (["--submission-mode", "auto", "--tasks", "image,video", "--download"], "missing are 24: "),
         (["--submission-mode", "always"], "that mode is not run; it would be never, auto"),
         ([], "choose it: --submission-mode never or auto"),
+        (
+            ["--document-reasoning", "never,always", "--submission-mode", "always"],
+            "that mode is not run; it would be never, never+always, auto, auto+always",
+        ),
     ],
 )
 def test_what_can_not_be_submitted_is_not_run(options, message, evaluate, miniature, nothing_is_run, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def asked():
 def embed(asked):
     def embed(task):
         asked.append(task.name)
-        return np.full((2, 4), len(asked), dtype=np.float32)
+        return SimpleNamespace(embeddings=np.full((2, 4), len(asked), dtype=np.float32))
 
     return embed
 

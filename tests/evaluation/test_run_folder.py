@@ -17,6 +17,7 @@ from tests.evaluation.conftest import evaluate
 from mmemb_r1.evaluation import RetrievalTask, Settings, load_results, run_evaluation
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.evaluation.encoders import BATCHES_AT_ONCE
+from mmemb_r1.evaluation.report.html import render_html
 from mmemb_r1.evaluation.run_folder import COLUMNS, read_query_rows, rows_path
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
@@ -92,7 +93,7 @@ def without_time(results):
     kept = json.loads(text)
     for entry in [*kept["tasks"].values(), *kept["summary"].values()]:
         for numbers in entry["modes"].values():
-            del numbers["seconds_per_query"]
+            del numbers["seconds_per_query"], numbers["seconds_per_document"]
     return kept
 
 
@@ -266,7 +267,8 @@ def test_a_cache_gives_another_run_the_same_numbers_and_no_times(model, tasks, e
     assert without_time(again) == without_time(first)
     for results, known in ((first, True), (again, False)):
         for entry in [*results["tasks"].values(), *results["summary"].values()]:
-            seconds = [numbers["seconds_per_query"] for numbers in entry["modes"].values()]
+            sides = ("seconds_per_query", "seconds_per_document")
+            seconds = [numbers[side] for numbers in entry["modes"].values() for side in sides]
             assert all((one is not None and one > 0) == known for one in seconds)
 
 
@@ -283,6 +285,46 @@ def test_candidates_that_tasks_share_are_embedded_once(model, tasks, embedded):
 def test_candidates_think_where_that_is_asked_for(model, tasks, embedded):
     run(model, tasks[1:], settings=replace(SETTINGS, modes=("never",), document_reasoning="always"))
     assert embedded == {True: 3, False: 3}
+
+
+def test_several_modes_of_candidates_in_one_run(model, tasks, embedded, tmp_path):
+    """Each side is embedded once per mode of its own, and every pair scores as it does alone."""
+    modes, documents = ("never", "auto"), ("never", "always")
+    settings = replace(SETTINGS, modes=modes, document_reasoning=documents)
+    together = run(model, tasks[1:], tmp_path / "together", settings)
+    counted = embedded.copy()
+    (name,) = together["tasks"]
+    found = together["tasks"][name]["modes"]
+    assert together["config"]["modes"] == list(found) == ["never", "never+always", "auto", "auto+always"]
+    embedded.clear()
+    for document in documents:
+        alone = run(model, tasks[1:], settings=replace(settings, document_reasoning=document))
+        for mode in modes:
+            numbers = alone["tasks"][name]["modes"][mode]
+            pair = dict(found[mode if document == "never" else f"{mode}+always"])
+            for one in (numbers, pair):
+                del one["seconds_per_query"], one["seconds_per_document"]
+            assert pair == numbers
+            assert pair["document_invocation_ratio"] == float(document == "always")
+            assert (pair["mean_document_tokens"] > 0) == (document == "always")
+    assert counted.total() < embedded.total(), "queries were embedded once for both"
+    summary = together["summary"]["all"]["modes"]["auto+always"]
+    assert summary["document_invocation_ratio"] == 1 and summary["mean_document_tokens"] > 0
+    report = (tmp_path / "together" / "results.md").read_text()
+    assert "docs think" in report and "the second that of the candidates" in report
+    assert "candidates think" in render_html(tmp_path / "together")
+    embedded.clear()
+    run(model, tasks[1:], tmp_path / "together", settings)
+    assert not embedded, "all was measured"
+    rows_path(tmp_path / "together", name, "auto+always").with_suffix(".json").unlink()
+    again = run(model, tasks[1:], tmp_path / "together", settings)
+    assert without_time(again) == without_time(together)
+
+
+@pytest.mark.parametrize("given", [(), ("never", "never"), ("never", "often")])
+def test_modes_of_candidates_are_checked(given):
+    with pytest.raises(ValueError, match="modes of the documents are|the mode 'often' is not known"):
+        Settings(document_reasoning=given)
 
 
 def test_no_image_is_measured_for_tasks_with_pictures(model, tasks, tmp_path):

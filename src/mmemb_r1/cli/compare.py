@@ -20,7 +20,11 @@ WORSE = 1
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="folder that `mmemb-r1 evaluate --output` wrote")
     parser.add_argument("b", type=Path, metavar="B", help="another one, or the same to compare its modes")
-    parser.add_argument("--mode-a", metavar="MODE", help="never, always or auto; default: that of B, or each in turn")
+    parser.add_argument(
+        "--mode-a",
+        metavar="MODE",
+        help="say auto, or auto+always with that of candidates; default: that of B, or each in turn",
+    )
     parser.add_argument("--mode-b", metavar="MODE", help="default: that of A, or each in turn")
     parser.add_argument(
         "--tasks", type=listed, metavar="NAMES", help="comma-separated, of tasks or groups; default: all"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source, listed
-from mmemb_r1.evaluation.settings import MODES
+from mmemb_r1.evaluation.settings import MODES, mode_pairs
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation.run_folder import Results
@@ -44,7 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modes", help=f"comma-separated; default: {','.join(MODES)}, of other models never")
     parser.add_argument("--output", type=Path, metavar="RUN", help="a folder, or a file that ends in .json")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of what is printed; default: table")
-    parser.add_argument("--document-reasoning", choices=MODES, default="never", help="of candidates; default: never")
+    parser.add_argument(
+        "--document-reasoning",
+        metavar="MODES",
+        default="never",
+        help="of candidates; several, comma-separated, are each measured with every mode; default: never",
+    )
     parser.add_argument("--rationales", action="store_true", help="keep rationales, in rows of --output RUN/")
     parser.add_argument(
         "--cache", metavar="DIR", help="keep vectors here, for other runs too; default: cache in --output RUN/"
@@ -58,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N queries of each task, for a quick look")
     parser.add_argument("--submission", type=Path, metavar="FILE", help="write the file that MMEB's leaderboard takes")
     parser.add_argument(
-        "--submission-mode", choices=MODES, help="whose scores it has; needed where several modes are run"
+        "--submission-mode", metavar="MODE", help="whose scores it has, say auto; needed where several modes are run"
     )
     parser.add_argument("--submission-metadata", type=Path, metavar="FILE", help="JSON: what it says of the model")
     thinking = dict.fromkeys(("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
@@ -68,10 +73,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     modes = None if args.modes is None else listed(args.modes)
-    if unknown := [mode for mode in modes or () if mode not in MODES]:
-        raise ValueError(f"--modes {args.modes}: {unknown[0]!r} is not known; allowed: {', '.join(MODES)}")
+    documents = listed(args.document_reasoning)
+    for option, asked in (("--modes", modes), ("--document-reasoning", documents)):
+        if unknown := [mode for mode in asked or () if mode not in MODES]:
+            raise ValueError(
+                f"{option} {','.join(asked or ())}: {unknown[0]!r} is not known; allowed: {', '.join(MODES)}"
+            )
     _check(args)
-    told = _check_submission(args, modes)
+    told = _check_submission(args, modes and list(mode_pairs(modes, documents)))
 
     from mmemb_r1.cli._options import load_model
     from mmemb_r1.evaluation import Settings, run_evaluation, save_results
@@ -81,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     name = Path(args.model).resolve().name
     settings = Settings(
         modes=modes or (MODES if hasattr(model, "explain") else ("never",)),
-        document_reasoning=args.document_reasoning,
+        document_reasoning=documents[0] if len(documents) == 1 else tuple(documents),
         batch_size=args.batch_size,
         gate_threshold=args.gate_threshold,
         max_reasoning_tokens=args.max_reasoning_tokens,
@@ -90,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         no_image=args.atlas is not None,
     )
     if args.submission:
-        submitted = _submitted_mode(args.submission_mode, settings.modes), metadata_of(model, name, told)
+        submitted = _submitted_mode(args.submission_mode, list(settings.pairs)), metadata_of(model, name, told)
     folder = args.output if args.output and args.output.suffix != ".json" else None
     noted = _noted(args.model)
     results = run_evaluation(model, source, settings, output=folder, cache=args.cache, config=noted)

@@ -379,7 +379,7 @@ def encoder_of(
             "load it as mmemb_r1.MMEmbR1"
         )
     check_cache(plain, cache)
-    if asked := {*settings.modes, settings.document_reasoning} - {"never"}:
+    if asked := {*settings.modes, *settings.document_modes} - {"never"}:
         raise ValueError(
             f"{type(model).__name__} is no adaptive model, so it can't be asked to think: {min(asked)!r} was asked "
             "for, allowed for it is 'never' alone"

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,7 @@ PACKAGES = ("mmemb-r1", "sentence-transformers", "torch", "transformers")
 CACHE_FOLDER = "cache"
 KEPT_ROWS = ("score", "cluster")  # for the means over tasks
 NO_MEANS = ("interval", "no_image")
+FIXED = ("never", "always")  # modes that are also asked without pictures
 
 
 def run_evaluation(
@@ -70,10 +71,12 @@ def run_evaluation(
 
     Returns:
         A dict that JSON can hold: `format`; `config`; `tasks`, per task `metric`, `groups`, `n`, `candidates`, `data`
-        with a `digest`, its baselines, and `modes`: per mode `score` with its `interval`, metrics, `invocation_ratio`,
-        `mean_reasoning_tokens` and `seconds_per_query` (`None` if all vectors came from a cache); `no_image`, where
-        measured, the scores of the modes without the queries' pictures; `summary`, means over the tasks of each group
-        and over all; and `overall`, of benchmarks that have one.
+        with a `digest`, its baselines, and `modes`: per mode, or pair of modes (see `mode_pairs`), `score` with its
+        `interval` and metrics; of the queries `invocation_ratio`, `mean_reasoning_tokens` and `seconds_per_query`
+        (`None` if all vectors came from a cache); of the candidates `document_invocation_ratio`,
+        `mean_document_tokens` and `seconds_per_document`; `no_image`, where measured, the scores of the modes without
+        the queries' pictures; `summary`, means over the tasks of each group and over all; and `overall`, of benchmarks
+        that have one.
 
     Raises:
         ValueError: if there are no tasks, or two of one name; if `output` holds another run, or nothing tells which
@@ -90,9 +93,9 @@ def run_evaluation(
         for task in in_turn(source.tasks, bar):
             runner.measure(task)
     config = {
-        "modes": list(settings.modes),
+        "modes": list(settings.pairs),
         "batch_size": settings.batch_size,
-        "document_reasoning": settings.document_reasoning,
+        "document_reasoning": settings.document_modes[0],  # of the modes that name none
         **encoder.reasoning_options(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "queries": sum(entry["n"] for entry in runner.entries.values()),
@@ -152,25 +155,30 @@ class TaskRunner:
         digest = task_digest(task)
         if self.folder is not None:
             self.folder.begin(task, digest)
-        measured = {}
-        for mode in self.settings.modes:
-            found = None if self.folder is None else self.folder.find(task.name, mode)
+        measured: dict[str, Measured] = {}
+        queries: dict[str, Embedded] = {}
+        documents: dict[str, Embedded] = {}  # held for all modes of the queries, however large
+        for name, (mode, document) in self.settings.pairs.items():
+            found = None if self.folder is None else self.folder.find(task.name, name)
             if found is None:
-                found = self._in_mode(task, mode)
+                if document not in documents:
+                    documents[document] = self.candidates_in(task, document)
+                if mode not in queries:
+                    queries = {mode: self._embed(task, QUERY, mode, task.queries, task.query_ids)}
+                found = self._in_modes(task, name, queries[mode], documents[document])
                 if self.folder is not None:
-                    self.folder.keep(task.name, mode, found)
-                logger.log(self.level, "%s, %s: %s %.3f", task.name, mode, task.metric, found.numbers["score"])
-            measured[mode] = found
+                    self.folder.keep(task.name, name, found)
+                logger.log(self.level, "%s, %s: %s %.3f", task.name, name, task.metric, found.numbers["score"])
+            measured[name] = found
         self.rows[task.name] = {mode: {key: one.rows[key] for key in KEPT_ROWS} for mode, one in measured.items()}
         self.entries[task.name] = _entry(task, digest, measured)
 
-    def _in_mode(self, task: RetrievalTask, mode: str) -> Measured:
-        candidates = self.candidate_vectors(task)
-        embedded = self._embed(task, QUERY, mode, task.queries, task.query_ids)
+    def _in_modes(self, task: RetrievalTask, mode: str, embedded: Embedded, documents: Embedded) -> Measured:
+        candidates = documents.embeddings
         scored = score_queries(task, embedded.embeddings, candidates)
         rows = _task_rows(task, embedded, scored, rationales=self.settings.rationales)
-        numbers = _task_means(embedded, scored, rows)
-        if self.settings.no_image and mode != "auto" and (blind := without_images(task.queries)):
+        numbers = _task_means(embedded, documents, scored, rows)
+        if self.settings.no_image and mode in FIXED and (blind := without_images(task.queries)):
             from mmemb_r1.content import distinct
 
             unique, index = distinct(blind)  # many are the same question
@@ -179,11 +187,16 @@ class TaskRunner:
         return Measured(numbers, rows)
 
     def candidate_vectors(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
-        """Embed the candidates of a task, unless they are those of one before: `(C, D)`."""
-        mode = self.settings.document_reasoning
-        return self.candidates.of(
-            task, lambda task: self._embed(task, DOCUMENT, mode, task.candidates, task.candidate_ids).embeddings
-        )
+        """Embed the candidates of a task in the first of their modes: `(C, D)`."""
+        return self.candidates_in(task, self.settings.document_modes[0]).embeddings
+
+    def candidates_in(self, task: RetrievalTask, mode: str) -> Embedded:
+        """Embed the candidates of a task in a mode, unless they are those of one before; rationales are not kept."""
+
+        def embed(task: RetrievalTask) -> Embedded:
+            return replace(self._embed(task, DOCUMENT, mode, task.candidates, task.candidate_ids), rationales=None)
+
+        return self.candidates.of(task, embed, mode)
 
     def _embed(
         self, task: RetrievalTask, side: str, mode: str, inputs: Sequence[Any], ids: Sequence[str] | None
@@ -230,8 +243,8 @@ def _text(query: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _task_means(embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
-    """Average over a task's queries."""
+def _task_means(embedded: Embedded, documents: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
+    """Average over a task's queries, and what its candidates took over these."""
     return {
         "score": float(rows["score"].mean()),
         "interval": interval_ends(rows["score"], rows["cluster"]),
@@ -239,6 +252,9 @@ def _task_means(embedded: Embedded, scored: Scored, rows: Columns) -> dict[str, 
         "invocation_ratio": float(embedded.reasoned.mean()),
         "mean_reasoning_tokens": float(embedded.num_reasoning_tokens.mean()),
         "seconds_per_query": embedded.seconds_per_input,
+        "document_invocation_ratio": float(documents.reasoned.mean()),
+        "mean_document_tokens": float(documents.num_reasoning_tokens.mean()),
+        "seconds_per_document": documents.seconds_per_input,
     }
 
 

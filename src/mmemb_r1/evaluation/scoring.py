@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from mmemb_r1.evaluation.metrics import per_query_of, ranks, unit_rows
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.objective import target_probability
+
+if TYPE_CHECKING:
+    from mmemb_r1.evaluation.encoders import Embedded
 
 TIE_TOLERANCE = 1e-6  # rounding of a float32 product of unit vectors
 SCORES_AT_ONCE = 4_000_000
@@ -150,20 +153,19 @@ MOST_BYTES = 2**30
 
 
 class CandidateVectors:
-    """Keeps the vectors of candidates that were used last, up to `most_bytes`; the last task's in any case."""
+    """Keeps what was made of the candidates used last, up to `most_bytes` of vectors; the last task's in any case."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
-        self._held: dict[int, tuple[Any, str | None, npt.NDArray[np.float32]]] = {}
+        self._held: dict[tuple[int, str], tuple[Any, str | None, Embedded]] = {}
 
-    def of(
-        self, task: RetrievalTask, embed: Callable[[RetrievalTask], npt.NDArray[np.float32]]
-    ) -> npt.NDArray[np.float32]:
-        """Look up the vectors `(C, D)` of a task's candidates, by sequence and prompt, or ask `embed` for them."""
-        held = self._held.pop(id(task.candidates), None)
+    def of(self, task: RetrievalTask, embed: Callable[[RetrievalTask], Embedded], mode: str = "never") -> Embedded:
+        """Look up a task's candidates by sequence, prompt and reasoning mode, or ask `embed` for them."""
+        key = id(task.candidates), mode
+        held = self._held.pop(key, None)
         if held is None or held[1] != task.candidate_prompt:
             held = (task.candidates, task.candidate_prompt, embed(task))
-        self._held[id(task.candidates)] = held  # the last one used comes last; no other object gets its id
-        while len(self._held) > 1 and sum(one[2].nbytes for one in self._held.values()) > self.most_bytes:
+        self._held[key] = held  # the last one used comes last; no other object gets its id
+        while len(self._held) > 1 and sum(one[2].embeddings.nbytes for one in self._held.values()) > self.most_bytes:
             self._held.pop(next(iter(self._held)))
         return held[2]

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 MODES = ("never", "always", "auto")
 OPTIONS = ("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")  # of `encode`, beside the mode
+
+
+def mode_pairs(modes: Sequence[str], document_modes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """
+    Name every mode of the queries with every mode of the documents: name -> both. The first of the documents' modes
+    goes without saying.
+
+    >>> mode_pairs(["auto"], ["never", "always"])
+    {'auto': ('auto', 'never'), 'auto+always': ('auto', 'always')}
+    """
+    return {
+        mode if document == document_modes[0] else f"{mode}+{document}": (mode, document)
+        for mode in modes
+        for document in document_modes
+    }
 
 
 @dataclass(frozen=True)
@@ -16,7 +32,8 @@ class Settings:
 
     Args:
         modes: reasoning modes of the queries, at least one of `"never"`, `"always"` and `"auto"`.
-        document_reasoning: reasoning mode of the candidates; defaults to `"never"`.
+        document_reasoning: reasoning mode of the candidates, or several: every mode of the queries is then measured
+            with each of them; see `mode_pairs`. Defaults to `"never"`.
         batch_size: inputs that are read at once; defaults to 64.
         gate_threshold, max_reasoning_tokens, max_reasoning_rounds: `"auto"` thinks from this gate probability on;
             budget of one rationale; how often one input may think. Default: the checkpoint's.
@@ -29,7 +46,7 @@ class Settings:
     """
 
     modes: tuple[str, ...] = MODES
-    document_reasoning: str = "never"
+    document_reasoning: str | tuple[str, ...] = "never"
     batch_size: int = 64
     gate_threshold: float | None = None
     max_reasoning_tokens: int | None = None
@@ -38,13 +55,24 @@ class Settings:
     no_image: bool = False
 
     def __post_init__(self) -> None:
-        for mode in (*self.modes, self.document_reasoning):
-            if mode not in MODES:
-                raise ValueError(f"the mode {mode!r} is not known; allowed: {', '.join(MODES)}")
-        if not self.modes or len(set(self.modes)) < len(self.modes):
-            raise ValueError(f"the modes are {list(self.modes)}; at least one is needed, and each once at most")
+        for what, modes in (("modes", self.modes), ("modes of the documents", self.document_modes)):
+            for mode in modes:
+                if mode not in MODES:
+                    raise ValueError(f"the mode {mode!r} is not known; allowed: {', '.join(MODES)}")
+            if not modes or len(set(modes)) < len(modes):
+                raise ValueError(f"the {what} are {list(modes)}; at least one is needed, and each once at most")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; at least 1 is needed")
+
+    @property
+    def document_modes(self) -> tuple[str, ...]:
+        """List the modes of the candidates."""
+        return (self.document_reasoning,) if isinstance(self.document_reasoning, str) else self.document_reasoning
+
+    @property
+    def pairs(self) -> dict[str, tuple[str, str]]:
+        """Name what is measured: see `mode_pairs`."""
+        return mode_pairs(self.modes, self.document_modes)
 
     def reasoning_options(self) -> dict[str, Any]:
         """Collect the options of `encode` that were given, without `reasoning`."""

@@ -66,6 +66,7 @@ def render_html(run: str | os.PathLike[str]) -> str:
         summary=tables.score_table(results, results["summary"], "group"),
         tasks=tables.score_table(results, results["tasks"], "task"),
         task_plots=_task_plots(results),
+        pairs=tables.pair_table(results),
         odd=tables.odd_table(results),
         odd_words=ODD_ROWS,
         choice=_choice_part(results, answers),

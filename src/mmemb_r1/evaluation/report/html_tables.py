@@ -151,6 +151,24 @@ def score_table(results: Results, entries: Mapping[str, Mapping[str, Any]], kind
     return Table([head for head, _ in columns], rows)
 
 
+def pair_table(results: Results) -> Table | None:
+    """Lay out, where candidates think, what both sides of every mode take and get over all tasks; else `None`."""
+    means = results["summary"][ALL]["modes"]
+    if not any(numbers.get("document_invocation_ratio") for numbers in means.values()):
+        return None
+    heads = ["queries", "candidates", "queries think", "tokens", "candidates think", "tokens", "score"]
+    rows = []
+    for mode in results["config"]["modes"]:
+        queries, _, documents = mode.partition("+")
+        numbers = means[mode]
+        cells = [queries, documents or results["config"]["document_reasoning"]]
+        for ratio, tokens in (("", "reasoning"), ("document_", "document")):
+            ratio, length = numbers.get(f"{ratio}invocation_ratio", 0.0), numbers.get(f"mean_{tokens}_tokens", 0.0)
+            cells += [share(ratio), f"{length:.1f}"]
+        rows.append(("", [*map(Cell, cells), Cell(score(numbers["score"]), between(numbers.get("interval")))]))
+    return Table([ColumnHead(head, numbers=place > 1) for place, head in enumerate(heads)], rows)
+
+
 def odd_table(results: Results) -> Table:
     """Lay out what was odd about rows of the tasks' data, a line per task and oddity."""
     heads = [ColumnHead("task", numbers=False), ColumnHead("rows"), ColumnHead("what is odd", numbers=False)]

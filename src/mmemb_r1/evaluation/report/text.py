@@ -94,10 +94,14 @@ def _columns_of_mode(mode: str, numbers: Sequence[Entry]) -> Iterable[Column]:
     yield Column(Head(mode, main=True), lambda entry: _number(entry["modes"][mode]["score"]))
     if any("interval" in one for one in numbers):
         yield Column(Head("95 %"), lambda entry: ends(entry["modes"][mode].get("interval")))
-    if mode == "always":
+    queries = mode.partition("+")[0]
+    if queries == "always":
         yield Column(Head("tokens"), lambda entry: f"{entry['modes'][mode]['mean_reasoning_tokens']:.1f}")
-    if mode == "auto":
+    if queries == "auto":
         yield Column(Head("thinks"), lambda entry: f"{entry['modes'][mode]['invocation_ratio']:.0%}")
+    if any(one.get("document_invocation_ratio") for one in numbers):
+        yield Column(Head("docs think"), lambda entry: f"{entry['modes'][mode]['document_invocation_ratio']:.0%}")
+        yield Column(Head("doc tokens"), lambda entry: f"{entry['modes'][mode]['mean_document_tokens']:.1f}")
     if any(one["seconds_per_query"] is not None for one in numbers):
         yield Column(Head("ms"), lambda entry: _number(entry["modes"][mode]["seconds_per_query"], 1, 1000))
 
@@ -186,10 +190,13 @@ HOW = {
     "blind": "the better of never and always without the query's pictures",
     "thinks": "share of the queries with a rationale",
     "tokens": "of a rationale",
+    "docs think": "share of the candidates with a rationale",
+    "doc tokens": "rationale tokens per candidate",
     "ms": "milliseconds per query on the machine that measured; not of what came from a cache",
 }
 
 
+PAIRS = "Of two modes, as in *auto+always*, the first is that of the queries, the second that of the candidates."
 ODD_ROWS = "Rows of the benchmark's data, or videos of theirs, that are odd. They are embedded, scored and counted."
 
 
@@ -207,6 +214,7 @@ def results_markdown(results: Results) -> str:
         f"## Means\n\n{_lines('group', means, columns)}",
         *_overall(results),
         f"## Tasks\n\n{_lines('task', tasks, columns)}",
+        PAIRS if any("+" in mode for mode in config["modes"]) else "",
         "\n".join(f"- *{title}*: {HOW[title]}" for title in HOW if title in titles),
         *_odd_rows(results),
         f"## How it was measured\n\n{table(['', ''], _told(config))}",
