@@ -146,7 +146,7 @@ class TaskRunner:
         level: int = logging.INFO,
     ) -> None:
         self.encoder, self.settings, self.folder, self.bar, self.level = encoder, settings, folder, bar, level
-        self.candidates = CandidateVectors()
+        self.candidates: CandidateVectors[Embedded] = CandidateVectors()
         self.entries: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, dict[str, Columns]] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,6 @@ import numpy.typing as npt
 from mmemb_r1.evaluation.metrics import per_query_of, ranks, unit_rows
 from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.objective import target_probability
-
-if TYPE_CHECKING:
-    from mmemb_r1.evaluation.encoders import Embedded
 
 TIE_TOLERANCE = 1e-6  # rounding of a float32 product of unit vectors
 SCORES_AT_ONCE = 4_000_000
@@ -152,14 +149,24 @@ def _grades(place: Mapping[str, int], relevance: Sequence[Mapping[str, float]], 
 MOST_BYTES = 2**30
 
 
-class CandidateVectors:
+class HasEmbeddings(Protocol):
+    """Describes what [`CandidateVectors`] keeps: vectors `(C, D)`, and whatever else is told of them."""
+
+    @property
+    def embeddings(self) -> npt.NDArray[np.float32]: ...
+
+
+Made = TypeVar("Made", bound=HasEmbeddings)
+
+
+class CandidateVectors(Generic[Made]):
     """Keeps what was made of the candidates used last, up to `most_bytes` of vectors; the last task's in any case."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
-        self._held: dict[tuple[int, str], tuple[Any, str | None, Embedded]] = {}
+        self._held: dict[tuple[int, str], tuple[Any, str | None, Made]] = {}
 
-    def of(self, task: RetrievalTask, embed: Callable[[RetrievalTask], Embedded], mode: str = "never") -> Embedded:
+    def of(self, task: RetrievalTask, embed: Callable[[RetrievalTask], Made], mode: str = "never") -> Made:
         """Look up a task's candidates by sequence, prompt and reasoning mode, or ask `embed` for them."""
         key = id(task.candidates), mode
         held = self._held.pop(key, None)
