@@ -17,8 +17,9 @@ from mmemb_r1.file_formats import read_yaml
 from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
+from mmemb_r1.pair_tables import table_digest, table_name
 from mmemb_r1.runs import explained_writing, record_run
-from mmemb_r1.table_files import has_table, table_digest
+from mmemb_r1.table_columns import ColumnMap, PairForm
 from mmemb_r1.training.base_config import SECRETS, check_anchored
 from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
@@ -26,6 +27,8 @@ from mmemb_r1.training.tables import read_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from mmemb_r1.pair_tables import Source
 
 
 LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
@@ -44,6 +47,7 @@ CHANGES_NOTHING = (
 )
 MODEL_OPTIONS = ("dtype", "attn_implementation")
 TRAINED_ON = ("pairs", "rationales", "joint_pairs")  # fields of runs: what is only measured is not among it
+TABLES = (*TRAINED_ON, "eval_pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,31 +57,39 @@ class TrainingRun:
 
     Args:
         model: what to start from: a folder or a Hub id.
-        pairs: the pairs table, Parquet.
+        pairs: the pairs table, see [`~mmemb_r1.pair_tables.open_pairs`] for what it may be.
         output: `output/model` is what was trained; a run that was stopped goes on from `output/checkpoints`.
         base: where relative paths of pictures and videos in all tables start. Default: the folder of each table.
+        columns: our name of a column -> that of the pairs table, and of other tables of pairs, unless one has ours.
         settings: fields of the config, `config_class`, and their values; others are a `ValueError`.
         accept_changes: whether a run that was begun with other settings or data goes on with these.
     """
 
     model: str
-    pairs: Path
+    pairs: Source
     output: Path
     base: Path | None = None
+    columns: ColumnMap | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     accept_changes: bool = False
 
     config_class: ClassVar[type]
-    sections: ClassVar[dict[str, str]] = {}  # mappings of a recipe beside its settings -> fields of this class
+    sections: ClassVar[dict[str, str]] = {"columns": "columns"}  # mappings of a recipe -> fields of this class
 
     def __post_init__(self) -> None:
         check_fields(self.settings, self.config_class)
         check_types(self.fields, self.config_class)
+        PairForm(self.columns)
 
     def told(self) -> dict[str, Any]:
         """Tell for the model card the tables by name and content, and which of their rows were taken."""
         tables = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         return table_facts({name: table for name, table in tables.items() if name in TRAINED_ON})
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Which rows of the pairs are read, as arguments of `read_pairs`: all."""
+        return {}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -86,9 +98,17 @@ class TrainingRun:
         settings = {name: as_number(name, value, defaults[name]) for name, value in self.settings.items()}
         return {"report_to": [], **settings, "output_dir": str(self.output / "checkpoints")}
 
-    def read_table(self, path: Path, required: Sequence[str] = ()) -> Dataset:
+    def read_table(self, path: Source, required: Sequence[str] = ()) -> Dataset:
         """Read one of the tables; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
         return read_pairs(path, required, base=self.base)
+
+    def read_pairs(self, required: Sequence[str] = ()) -> Dataset:
+        """Read the pairs to train on; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
+        return read_pairs(self.pairs, required, columns=self.columns, base=self.base, **self.rows)
+
+    def read_other_pairs(self, path: Source, required: Sequence[str] = ()) -> Dataset:
+        """Read pairs beside those to train on, with `columns` unless the table has ours."""
+        return read_pairs(path, required, columns=self.columns, unless_ours=True, base=self.base)
 
     def config(self) -> Any:
         """Make the config. It looks at the machine: without a GPU, `use_cpu` has to be set."""
@@ -104,8 +124,7 @@ class TrainingRun:
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
             if one.name not in ("output", "base", "settings", "accept_changes") and value is not None:
-                is_table = isinstance(value, Path) and has_table(value)
-                found[one.name] = table_digest(value) if is_table else value
+                found[one.name] = table_digest(value) if one.name in TABLES else value
         if Path(self.model).is_dir():
             found["model"] = folder_digest(Path(self.model))
         left_out = (*LENGTH_OF_RUN, *SECRETS)
@@ -143,7 +162,9 @@ class PhaseRun(TrainingRun):
     quantization: Mapping[str, Any] | None = None
     model_options: Mapping[str, Any] | None = None
 
-    sections: ClassVar[dict[str, str]] = {"lora": "lora", "quantization": "quantization", "model": "model_options"}
+    sections: ClassVar[dict[str, str]] = {
+        **TrainingRun.sections, "lora": "lora", "quantization": "quantization", "model": "model_options"
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         from mmemb_r1.training.vlm import DTYPES
@@ -162,16 +183,16 @@ class PhaseRun(TrainingRun):
         held_out = getattr(self, "eval_pairs", None) is not None
         check_anchored(self.fields.get("direct_anchor"), self.lora is not None, held_out)
 
+    @property
+    def rows(self) -> dict[str, Any]:
+        return {"tasks": self.tasks, "per_task": self.per_task}
+
     def told(self) -> dict[str, Any]:
         told = super().told() | chosen_rows(self.tasks, self.per_task)
         if self.quantization is not None:
             options = ", ".join(f"{name} {value}" for name, value in self.quantization.items())
             told["weights below the adapters"] = f"quantised, {options}"
         return told
-
-    def read_pairs(self, required: Sequence[str] = ()) -> Dataset:
-        """Read the pairs to train on; arguments and errors as of [`~mmemb_r1.training.tables.read_pairs`]."""
-        return read_pairs(self.pairs, required, tasks=self.tasks, per_task=self.per_task, base=self.base)
 
     def load(self, device: Any) -> Any:
         """
@@ -218,12 +239,12 @@ class PhaseRun(TrainingRun):
             raise ValueError(f"lora: {error}") from error
 
 
-def table_facts(tables: Mapping[str, Path | None]) -> dict[str, str]:
+def table_facts(tables: Mapping[str, Source | None]) -> dict[str, str]:
     """Tell for the model card which tables a phase read, by their names and contents; those not given are left out."""
     return {
-        f"{name.replace('_', ' ')} table": f"{path.name}, SHA-256 {table_digest(path)}"
-        for name, path in tables.items()
-        if path is not None
+        f"{name.replace('_', ' ')} table": f"{table_name(table)}, SHA-256 {table_digest(table)}"
+        for name, table in tables.items()
+        if table is not None
     }
 
 

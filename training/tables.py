@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -13,11 +14,16 @@ import numpy.typing as npt
 
 from mmemb_r1.content import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
-from mmemb_r1.table_files import ROWS_AT_ONCE, open_table, table_files
+from mmemb_r1.pair_tables import open_pairs, table_name
+from mmemb_r1.table_columns import ColumnMap, columns_hint
+from mmemb_r1.table_files import table_files
+from mmemb_r1.table_rows import NOT_PARQUET, ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
+
+    from mmemb_r1.pair_tables import Source
 
 
 PAIR_COLUMNS = ("pair_id", "query", "target")
@@ -25,33 +31,36 @@ SELECTION_NOTE = "mmemb_r1.selection"  # in the metadata of a table of rationale
 
 
 def read_pairs(
-    path: Path,
+    path: Source,
     required: Sequence[str] = (),
     *,
+    columns: ColumnMap | None = None,
+    unless_ours: bool = False,
     tasks: Sequence[str] | None = None,
     per_task: int | None = None,
     base: Path | None = None,
 ) -> Dataset:
     """
-    Open a pairs table: a Parquet file, a file of JSON lines, or a folder of either.
-
-    A large table is mapped into memory, see [`~mmemb_r1.table_files.open_table`].
+    Open a pairs table, in whatever `datasets` reads, see [`~mmemb_r1.pair_tables.open_pairs`]; a large one is mapped
+    into memory.
 
     Args:
-        path: the file or folder. Columns that `datasets` wrote as pictures are decoded when a row is read; others
-            (paths, bytes) are opened by the collator, with the same rules as in `encode`.
+        path: the file, folder, data set of the Hub, or `Dataset`. Columns that `datasets` wrote as pictures are
+            decoded when a row is read; others (paths, bytes) are opened by the collator, by the rules of `encode`.
         required: columns to check as `check_pairs` does, for example `PAIR_COLUMNS`. Default: nothing is checked.
+        columns, unless_ours: our name -> the table's, and whether a table of ours is read without it, see there.
         tasks: only pairs of these tasks (column `task`) or groups of tasks (column `complexity`). Default: all.
         per_task: only the first so many pairs of each task. Default: all.
         base: where relative paths of pictures and videos start. Default: the folder of the file.
 
     Raises:
-        ValueError: if the file holds no table, a check fails, or there is no such task.
+        ValueError: if there is no table, a check fails, or there is no such task.
     """
-    pairs = open_table(table_files(Path(path)), None if base is None else Path(base))
+    pairs = open_pairs(path, columns, None if base is None else Path(base), unless_ours)
+    name = str(path) if isinstance(path, str | os.PathLike) else table_name(path)
     if required:
-        check_pairs(pairs, required, str(path))
-    return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, str(path))
+        check_pairs(pairs, required, name)
+    return pairs if tasks is None and per_task is None else _some_pairs(pairs, tasks, per_task, name)
 
 
 def read_selection_note(path: Path) -> str | None:
@@ -59,7 +68,7 @@ def read_selection_note(path: Path) -> str | None:
     import pyarrow.parquet
 
     file = table_files(path)[0]
-    found = (pyarrow.parquet.read_metadata(file).metadata or {}) if file.suffix != ".jsonl" else {}
+    found = (pyarrow.parquet.read_metadata(file).metadata or {}) if file.suffix not in NOT_PARQUET else {}
     note = found.get(SELECTION_NOTE.encode())
     return None if note is None else note.decode()
 
@@ -85,13 +94,13 @@ def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs 
     Check that a pairs table has rows and some columns, and that these are filled. No picture is decoded for it.
 
     `pair_id` has to be text that is there once per row; any other column an input (an object with the keys `text`,
-    `image`, `video`, `instruction`) with a text that is not blank, an image or a video in each row. The `ValueError`
-    names the table, the column, and the row (counted from 0) and its `pair_id`.
+    `image`, `video`, `instruction`; `read_pairs` makes one of a text) with a text that is not blank, an image or a
+    video in each row. The `ValueError` names the table, the column, and the row (counted from 0) and its `pair_id`.
     """
     if missing := [column for column in required if column not in pairs.column_names]:
         raise ValueError(
             f"{name} has no column {missing[0]!r}; needed: {', '.join(required)}. It has: "
-            f"{', '.join(pairs.column_names) or 'none'}."
+            f"{', '.join(pairs.column_names) or 'none'}." + columns_hint(pairs.column_names)
         )
     if len(pairs) == 0:
         raise ValueError(f"{name} has no rows; give it at least one pair.")
@@ -323,31 +332,3 @@ def number_rows(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     numbers = np.empty(len(keys), dtype=np.int64)
     numbers[order] = rank[group]
     return numbers
-
-
-def stored_digest(value: Any) -> bytes:
-    """
-    Digest an input as a table stores it, for seeds and to tell whether a table changed; no file is read.
-
-    To compare inputs use [`mmemb_r1.content.content_key`].
-
-    >>> stored_digest({"text": "a", "image": []}) == stored_digest({"text": "a"})
-    True
-    """
-    digest = blake2b(digest_size=16)
-    _feed(digest, value)
-    return digest.digest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Mapping):
-        stored = bool(value.get("bytes"))
-        for key in sorted(key for key in value if value[key] not in (None, [], "")):
-            if key != "path" or not stored:
-                digest.update(f"{{{key}:".encode())
-                _feed(digest, value[key])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _feed(digest, item)
-    else:
-        digest.update(value if isinstance(value, bytes) else repr(value).encode())

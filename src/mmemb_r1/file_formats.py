@@ -55,17 +55,15 @@ def read_parquet(
 
 
 @contextmanager
-def reading_parquet(path: str | os.PathLike[str], hint: str) -> Iterator[None]:
-    """Turn whatever is wrong with a Parquet file that is read in the block into a `ValueError` that names it."""
+def reading_parquet(path: str | os.PathLike[str], hint: str, kind: str = "Parquet file") -> Iterator[None]:
+    """Turn whatever is wrong with a file of Arrow data that is read in the block into a `ValueError` that names it."""
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path} can't be read: it is no Parquet file, or a damaged one ({reason:.200}). {hint}"
-        ) from error
+        raise ValueError(f"{path} can't be read: it is no {kind}, or a damaged one ({reason:.200}). {hint}") from error
 
 
 def read_yaml(path: Path) -> Any:

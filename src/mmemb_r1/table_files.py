@@ -1,34 +1,54 @@
-"""Open tables in files as memory-mapped data sets, whatever their size: Parquet, JSON lines, and folders of these."""
+"""Open the files of tables as memory-mapped data sets, whatever their size, and digest them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cache
 from hashlib import blake2b, file_digest, sha256
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 from mmemb_r1.file_formats import reading_parquet
 from mmemb_r1.runs import replaced_file
 from mmemb_r1.table_paths import table_paths_from
+from mmemb_r1.table_rows import HINT, NOT_PARQUET, columns_of_files, rows_of_file
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-SUFFIXES = (".parquet", ".jsonl")
+
+SUFFIXES = (".parquet", ".jsonl", ".csv")  # of the files of a folder; one kind alone, the first that is there
+OF_A_FILE = (*SUFFIXES, ".json")
+PICTURES = tuple(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))  # of a folder of pictures
+SAVED, SPLITS = "state.json", "dataset_dict.json"  # in what `datasets` wrote by `save_to_disk`
 IN_MEMORY = 2**24  # bytes; a smaller table is not written anew to be mapped
-ROWS_AT_ONCE = 256
-HINT = "Give a table, see docs/training.md."
-_VERSION = 1  # goes up when the same files give another table
+_VERSION = 2  # goes up when the same files give another table
+
+
+class Form(Protocol):
+    """Turn the rows of a table into others, the same ones each time; `key` tells which, for the cache."""
+
+    key: str
+
+    def schema(self, stored: pyarrow.Schema) -> pyarrow.Schema:
+        """Tell the columns that rows with these columns get."""
+        ...
+
+    def reader(self) -> Callable[[pyarrow.Table], pyarrow.Table]:
+        """Begin a table: what is returned is called with its rows, some at a time, in their order."""
+        ...
 
 
 def table_files(path: Path) -> list[Path]:
     """
-    List the files of a table, in their order: the file itself, or the Parquet files, else the JSON lines, of a folder.
+    List the files of a table, in their order.
+
+    They are the file itself; of a folder that `save_to_disk` of `datasets` wrote, its Arrow files; of one with
+    pictures, its `metadata.csv`, `.jsonl` or `.parquet`; of any other, its Parquet files, else JSON lines, else CSV.
 
     Raises:
         ValueError: if there are none.
@@ -37,24 +57,35 @@ def table_files(path: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(f"{path}: there is no such file or folder.")
         return [path]
+    if (path / SPLITS).is_file():
+        splits = json.loads((path / SPLITS).read_text(encoding="utf-8"))["splits"]
+        raise ValueError(f"{path} holds several tables; say which: {', '.join(str(path / name) for name in splits)}.")
+    if (path / SAVED).is_file():
+        state = json.loads((path / SAVED).read_text(encoding="utf-8"))
+        return [path / file["filename"] for file in state["_data_files"]]
+    if pictures := [path / name for name in PICTURES if (path / name).is_file()]:
+        return pictures[:1]
     for suffix in SUFFIXES:
         if files := sorted(path.glob(f"*{suffix}")):
             return files
-    raise ValueError(f"{path} holds no table; needed: files that end in {' or '.join(SUFFIXES)}.")
+    raise ValueError(
+        f"{path} holds no table; needed: files that end in {' or '.join(SUFFIXES)}, among them, of pictures, "
+        f"{' or '.join(PICTURES)} with the column file_name."
+    )
 
 
 def has_table(path: Path) -> bool:
     """Tell whether a path is a file, or a folder that holds files of a table."""
-    return path.is_file() or any(file.suffix in SUFFIXES for file in path.glob("*"))
+    return path.is_file() or any(file.suffix in SUFFIXES or file.name in (SAVED, SPLITS) for file in path.glob("*"))
 
 
-def table_digest(path: Path) -> str:
+def files_digest(files: Sequence[Path]) -> str:
     """
-    Digest the content of a table's files: 64 hexadecimal digits. SHA-256 of one file, as `sha256sum` prints it; of
-    several, of their digests, one on a line.
+    Digest the content of files: 64 hexadecimal digits. SHA-256 of one file, as `sha256sum` prints it; of several, of
+    their digests, one on a line.
     """
     digests = []
-    for file in table_files(path):
+    for file in files:
         status = file.stat()
         digests.append(_file_digest(file.absolute(), status.st_size, status.st_mtime_ns))
     return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
@@ -67,7 +98,7 @@ def _file_digest(file: Path, size: int, changed: int) -> str:
         return file_digest(stream, "sha256").hexdigest()
 
 
-def open_table(files: Sequence[Path], base: Path | None = None) -> Dataset:
+def open_table(files: Sequence[Path], base: Path | None = None, form: Form | None = None) -> Dataset:
     """
     Open the files of a table, one after another, as one data set.
 
@@ -77,27 +108,48 @@ def open_table(files: Sequence[Path], base: Path | None = None) -> Dataset:
     Args:
         files: of one kind, with the same columns.
         base: where relative paths of pictures and videos start. Default: in the folder of each file.
+        form: turns the rows into others. Default: they stay as they are stored.
 
     Raises:
         ValueError: naming the file, if one is no table, or they don't go together.
+    """
+    from datasets import Dataset
+
+    stored = columns_of_files(files)
+    schema = stored if form is None else form.schema(stored)
+    if sum(map(_size, files)) <= IN_MEMORY:
+        import pyarrow
+
+        return Dataset(pyarrow.Table.from_batches(_batches(files, base, stored, form), schema))
+    facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = [_VERSION, str(base), facts, *([] if form is None else [form.key])]
+    return mapped(key, schema, lambda: _batches(files, base, stored, form))
+
+
+def mapped(
+    key: Sequence[Any] | None, schema: pyarrow.Schema, batches: Callable[[], Iterator[pyarrow.RecordBatch]]
+) -> Dataset:
+    """
+    Map the rows that are kept in the cache under a key; where there are none, they are written there first. Without a
+    key they are written in any case, and kept by what they are.
     """
     import pyarrow
     from datasets import Dataset
     from filelock import FileLock
     from huggingface_hub.constants import HF_HOME
 
-    if sum(map(_size, files)) <= IN_MEMORY:
-        return Dataset(pyarrow.Table.from_batches(_batches(files, base, schema := _schema(files)), schema))
-    facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = blake2b(json.dumps([_VERSION, str(base), facts]).encode(), digest_size=16).hexdigest()
-    cached = Path(HF_HOME) / "mmemb-r1" / "tables" / f"{key}.arrow"
+    name = uuid4().hex if key is None else blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
+    cached = Path(HF_HOME) / "mmemb-r1" / "tables" / f"{name}.arrow"
     cached.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cached.with_suffix(".lock")):  # the processes of a run come at the same time
+    # the processes of a run come at the same time
+    with nullcontext() if key is None else FileLock(cached.with_suffix(".lock")):
         if not cached.exists():
             with replaced_file(cached) as temporary, pyarrow.OSFile(str(temporary), "wb") as sink:
-                with pyarrow.ipc.new_stream(sink, schema := _schema(files)) as writer:
-                    for batch in _batches(files, base, schema):
+                with pyarrow.ipc.new_stream(sink, schema) as writer:
+                    for batch in batches():
                         writer.write_batch(batch)
+    if key is None:
+        cached = cached.replace(cached.with_name(f"{files_digest([cached])}.arrow"))
     return Dataset.from_file(str(cached))
 
 
@@ -105,98 +157,21 @@ def _size(file: Path) -> int:
     """Count the bytes of a file's rows in memory, about."""
     import pyarrow.parquet
 
-    if file.suffix == ".jsonl":
+    if file.suffix in NOT_PARQUET:
         return file.stat().st_size
     with reading_parquet(file, HINT):
         metadata = pyarrow.parquet.read_metadata(file)
     return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
 
 
-@contextmanager
-def _reading_lines(file: Path) -> Iterator[None]:
-    """Turn what is wrong with JSON lines into a `ValueError` that names the file."""
+def _batches(
+    files: Sequence[Path], base: Path | None, schema: pyarrow.Schema, form: Form | None
+) -> Iterator[pyarrow.RecordBatch]:
+    """Read the rows of all files, some at a time, in their form, with paths that start from their folder."""
     import pyarrow
 
-    try:
-        yield
-    except (pyarrow.ArrowException, ValueError) as error:  # ValueError: no JSON, or no UTF-8
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{file} can't be read: its lines are no JSON objects of one form ({reason:.200}). {HINT}"
-        ) from error
-
-
-def _schema(files: Sequence[Path]) -> pyarrow.Schema:
-    """Find the columns of all files: those of the first Parquet file, or all of JSON lines."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if files[0].suffix != ".jsonl":
-        with reading_parquet(files[0], HINT):
-            return pyarrow.parquet.read_schema(files[0])
-    schema = pyarrow.schema([])
-    for file in files:
-        for rows in _lines(file):
-            with _reading_lines(file):
-                found = pyarrow.schema(list(pyarrow.array(rows).type))  # of the keys of all rows
-                schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
-    return schema
-
-
-def _batches(files: Sequence[Path], base: Path | None, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
-    """Read the rows of all files, some at a time, with paths that start from their folder."""
-    import pyarrow
-
+    formed = (lambda rows: rows) if form is None else form.reader()
     for file in files:
         folder = file.parent.absolute() if base is None else base
-        stored = _stored_lines(file, schema) if file.suffix == ".jsonl" else _stored_rows(file, schema)
-        for batch in stored:
-            yield from table_paths_from(folder, pyarrow.Table.from_batches([batch])).to_batches()
-
-
-def _stored_lines(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
-    import pyarrow
-
-    for rows in _lines(file):
-        with _reading_lines(file):
-            batch = pyarrow.RecordBatch.from_pylist(rows, schema)
-        yield batch
-
-
-def _stored_rows(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
-    import pyarrow.parquet
-
-    with reading_parquet(file, HINT):
-        # by default all groups of rows are read ahead, and kept until the end
-        stored = pyarrow.parquet.ParquetFile(file, pre_buffer=False, memory_map=True)
-        batches = stored.iter_batches(ROWS_AT_ONCE)
-    if missing := sorted(set(schema.names) - set(stored.schema_arrow.names)):
-        raise ValueError(
-            f"{file} has no column {missing[0]!r}, which the table's first file has. All files of a table need the "
-            "same columns."
-        )
-    while True:
-        with reading_parquet(file, HINT):
-            batch = next(batches, None)
-            if batch is None:
-                return
-            batch.validate(full=True)  # damaged offsets would end the process later, or give other rows
-            batch = batch.select(schema.names)
-            if not batch.schema.equals(schema):
-                batch = batch.cast(schema)
-        yield batch
-
-
-def _lines(file: Path) -> Iterator[list[dict[str, Any]]]:
-    """Read the objects of JSON lines, some at a time."""
-    with file.open(encoding="utf-8") as stream:
-        while True:
-            with _reading_lines(file):
-                lines = list(islice(stream, ROWS_AT_ONCE))
-                rows = [json.loads(line) for line in lines if line.strip()]
-                if other := [row for row in rows if not isinstance(row, dict)]:
-                    raise ValueError(f"one of them is {other[0]!r:.80}")
-            if not lines:
-                return
-            if rows:
-                yield rows
+        for batch in rows_of_file(file, schema):
+            yield from table_paths_from(folder, formed(pyarrow.Table.from_batches([batch]))).to_batches()

@@ -26,12 +26,12 @@ def table_paths_from(folder: Path, table: pyarrow.Table) -> pyarrow.Table:
 
     for place, field in enumerate(table.schema):
         if field.name in INPUT_COLUMNS:
-            chunks = [_inputs_from(folder, _whole(chunk)) for chunk in table.column(place).chunks]
+            chunks = [_inputs_from(folder, whole_array(chunk)) for chunk in table.column(place).chunks]
             table = table.set_column(place, field, pyarrow.chunked_array(chunks, type=field.type))
     return table
 
 
-def _whole(values: pyarrow.Array) -> pyarrow.Array:
+def whole_array(values: pyarrow.Array) -> pyarrow.Array:
     """Copy an array that is a part of another: Arrow can't make lists anew of their parts there."""
     import pyarrow
 

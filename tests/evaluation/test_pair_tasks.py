@@ -113,8 +113,8 @@ def test_a_file_is_read_by_the_reader_of_pairs(tmp_path):
     table(rows, **strings).remove_columns("target").to_parquet(tmp_path / "half.parquet")
     with pytest.raises(ValueError, match="half.parquet has no column 'target'; it has pair_id, query, task"):
         read_tasks("pairs", tmp_path / "half.parquet")
-    Dataset.from_list([{"pair_id": "a", "query": "Peru?", "target": "Lima"}]).to_parquet(tmp_path / "words.parquet")
-    with pytest.raises(ValueError, match="the column 'query' holds string; allowed: an object with any of the keys"):
+    Dataset.from_list([{"pair_id": "a", "query": 1.5, "target": "Lima"}]).to_parquet(tmp_path / "words.parquet")
+    with pytest.raises(ValueError, match="the column 'query' holds float64; allowed: an object with any of the keys"):
         read_tasks("pairs", tmp_path / "words.parquet")
     (tmp_path / "text.parquet").write_text("pairs")
     with pytest.raises(ValueError, match="text.parquet can't be read"):

@@ -14,8 +14,9 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from mmemb_r1.content import content_key
-from mmemb_r1.table_files import open_table, table_digest
+from mmemb_r1.content import content_key, stored_digest
+from mmemb_r1.pair_tables import table_digest
+from mmemb_r1.table_files import open_table
 from mmemb_r1.table_paths import table_paths_from
 from mmemb_r1.training import tables as training_tables
 from mmemb_r1.training.tables import (
@@ -27,7 +28,6 @@ from mmemb_r1.training.tables import (
     number_rows,
     positions_in,
     read_pairs,
-    stored_digest,
 )
 
 PART = {"text": Value("string"), "image": List(ImageFeature()), "instruction": Value("string")}
@@ -244,10 +244,12 @@ class TestLargeTables:
         with pytest.raises(ValueError, match="the pair_id 'a' is there twice, in the rows 0 and 1"):
             check_pairs(pairs, ["pair_id"])
 
-    @pytest.mark.parametrize("text", ["[1]\n", '{"a": 1}\n{"a": {"b": 2}}\n', "{no json}\n", "\xff"])
-    def test_lines_that_are_no_rows_are_refused(self, tmp_path, text):
+    @pytest.mark.parametrize(
+        ("text", "line"), [("[1]\n", 1), ('\n{"a": 1}\n{"a": {"b": 2}}\n', 3), ('{"a": 1}\n{no json}\n', 2), ("\xff", 1)]
+    )
+    def test_lines_that_are_no_rows_are_refused(self, tmp_path, text, line):
         (tmp_path / "rows.jsonl").write_bytes(text.encode("latin1"))
-        with pytest.raises(ValueError, match=r"rows\.jsonl can't be read: its lines are no JSON objects of one form"):
+        with pytest.raises(ValueError, match=rf"rows\.jsonl, line {line} can't be read: lines have to be JSON objects of one"):
             read_pairs(tmp_path / "rows.jsonl")
 
     def test_a_file_with_other_columns_is_refused(self, shards, size):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig
 from mmemb_r1.training.adaptive.trainer import AdaptiveGRPOTrainer
 from mmemb_r1.training.run import PhaseRun, train_phase
 from mmemb_r1.training.tables import PAIR_COLUMNS
+
+if TYPE_CHECKING:
+    from mmemb_r1.pair_tables import Source
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,8 @@ class AdaptiveRun(PhaseRun):
         eval_pairs: a table of other pairs, to evaluate on.
     """
 
-    joint_pairs: Path | None = None
-    eval_pairs: Path | None = None
+    joint_pairs: Source | None = None
+    eval_pairs: Source | None = None
 
     config_class: ClassVar[type] = AdaptiveGRPOConfig
 
@@ -47,8 +49,8 @@ def train_adaptive(run: AdaptiveRun, notify: Callable[[str], None] = logger.info
     """
     config = run.config()
     pairs = run.read_pairs(PAIR_COLUMNS)
-    joint_pairs = run.read_table(run.joint_pairs) if run.joint_pairs else None
-    eval_pairs = run.read_table(run.eval_pairs, PAIR_COLUMNS) if run.eval_pairs else None
+    joint_pairs = run.read_other_pairs(run.joint_pairs) if run.joint_pairs else None
+    eval_pairs = run.read_other_pairs(run.eval_pairs, PAIR_COLUMNS) if run.eval_pairs else None
     module = run.load(config.device)
     model = module.model.train()
     if (adapters := run.peft_config(model)) is not None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datasets import Dataset
 
@@ -15,6 +15,9 @@ from mmemb_r1.training.joint.data import shared_ids
 from mmemb_r1.training.joint.trainer import JointTrainer
 from mmemb_r1.training.run import PhaseRun, train_phase
 from mmemb_r1.training.tables import read_selection_note
+
+if TYPE_CHECKING:
+    from mmemb_r1.pair_tables import Source
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class JointRun(PhaseRun):
     """
 
     rationales: Path | None = None
-    eval_pairs: Path | None = None
+    eval_pairs: Source | None = None
 
     config_class: ClassVar[type] = JointConfig
 
@@ -65,7 +68,7 @@ def train_joint(run: JointRun, notify: Callable[[str], None] = logger.info) -> d
     # tables first: what is wrong with them should not wait for a model
     pairs = run.read_pairs()
     rationales = run.read_table(run.rationales) if run.rationales else None
-    eval_pairs = run.read_table(run.eval_pairs) if run.eval_pairs else None
+    eval_pairs = run.read_other_pairs(run.eval_pairs) if run.eval_pairs else None
     module = run.load(config.device)
     trainer = JointTrainer(
         model=module.model.train(),

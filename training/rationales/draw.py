@@ -13,7 +13,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.content import content_key
+from mmemb_r1.content import content_key, stored_digest
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import check_run, record_run
 from mmemb_r1.training.rationales.summary import Summary, WorkerSummary
@@ -32,7 +32,7 @@ from mmemb_r1.training.rationales.worker import (
     RationaleWorker,
     WorkerError,
 )
-from mmemb_r1.training.tables import StoredInputs, check_pairs, stored_column, stored_digest
+from mmemb_r1.training.tables import StoredInputs, check_pairs, stored_column
 
 if TYPE_CHECKING:
     from datasets import Dataset

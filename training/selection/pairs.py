@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 
-from mmemb_r1.content import DIGEST_SIZE, content_key
+from mmemb_r1.content import DIGEST_SIZE, content_key, stored_digest
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
 from mmemb_r1.seeding import ring_order, ring_position, seeded_random
 from mmemb_r1.training.rationales.worker import SIDES
@@ -25,7 +25,6 @@ from mmemb_r1.training.tables import (
     check_pairs,
     number_distinct,
     number_rows,
-    stored_digest,
     tasks_of,
 )
 

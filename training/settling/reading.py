@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import transformers
 from transformers import ProcessorMixin
 
-from mmemb_r1.content import given_parts
+from mmemb_r1.content import given_parts, stored_digest
 from mmemb_r1.fingerprint import processor_facts
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions, find_file, stored_source
 from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import rationale_ids, split_rounds
-from mmemb_r1.training.tables import stored_digest, stored_input
+from mmemb_r1.training.tables import stored_input
 
 KEY_SIZE = 16  # bytes
 _VERSION = 1  # goes up when the same input gets another length

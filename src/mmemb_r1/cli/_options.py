@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mmemb_r1.evaluation.tasks import TaskSource
 
 
-PAIRS_TABLE = "the pairs table: Parquet or JSON lines, a file or a folder of them"
+PAIRS_TABLE = (
+    "the pairs table: Parquet, JSON lines, JSON or CSV, a folder of them, of pictures with metadata or of "
+    "save_to_disk, or a data set of the Hub, owner/name:config/split"
+)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -78,9 +81,10 @@ def check_file(option: str, path: Path) -> None:
 
 def check_table(option: str, path: Path | None) -> None:
     """Raise a ValueError unless an option names a table, with a hint where it is the folder of a selection."""
+    from mmemb_r1.pair_tables import is_hub_table
     from mmemb_r1.table_files import SUFFIXES, has_table
 
-    if path is None:
+    if path is None or is_hub_table(path):
         return
     if (inside := path / "selected.parquet").is_file():
         raise ValueError(f"{option} {path}: is a folder; say {inside}")
@@ -91,12 +95,51 @@ def check_table(option: str, path: Path | None) -> None:
 
 
 def add_row_options(parser: argparse._ActionsContainer) -> None:
-    """Add `--tasks`, `--per-task` and `--base`: which rows of the table of `--pairs` are read, see [`read_pairs`]."""
+    """Add `--columns`, `--tasks`, `--per-task` and `--base`: what of the table of `--pairs` is read, and how."""
+    add_columns_option(parser)
     parser.add_argument(
         "--tasks", type=listed, metavar="A,B", help="only pairs of these tasks or groups of tasks; default: all"
     )
     parser.add_argument("--per-task", type=int, metavar="N", help="only the first N pairs of each task; default: all")
     add_base_option(parser)
+
+
+def row_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Give what the options of [`add_row_options`] say, as arguments of `read_pairs`."""
+    return {"columns": args.columns, "tasks": args.tasks, "per_task": args.per_task, "base": args.base}
+
+
+def pairs_told(args: argparse.Namespace) -> str:
+    """Write `--pairs` and `--columns` as they were given, for a command that is shown."""
+    from mmemb_r1.table_columns import columns_flags
+
+    return " ".join(["--pairs", str(args.pairs), *columns_flags(args.columns)])
+
+
+class _Columns(argparse.Action):
+    """Parse `OURS=THEIRS ...`, given at once or in several places."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *args: Any) -> None:
+        from mmemb_r1.table_columns import PairForm, columns_flags, parse_columns
+
+        try:
+            found = parse_columns([*columns_flags(getattr(namespace, self.dest))[1:], *values])
+            PairForm(found)
+        except ValueError as error:
+            parser.error(f"--{error}")
+        setattr(namespace, self.dest, found)
+
+
+def add_columns_option(parser: argparse._ActionsContainer, of: str = "the pairs table") -> None:
+    """Add `--columns`: which columns of a table are ours."""
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        action=_Columns,
+        metavar="OURS=THEIRS",
+        help=f"columns of {of} with other names: query=anchor target=positive negatives=neg_1,neg_2, or parts of an "
+        "input, query.text=question query.image=page; default: they have our names",
+    )
 
 
 def add_encoding_options(parser: argparse._ActionsContainer, **defaults: int | str | None) -> None:
@@ -179,10 +222,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--atlas", metavar="DIR", help="what `mmemb-r1 atlas build` wrote")
     source.add_argument("--mmeb", metavar="DIR", help="a local copy of MMEB-V2")
     source.add_argument(
-        "--pairs", metavar="FILE", help="a pairs table (Parquet): a query competes for the targets of its task"
+        "--pairs", metavar="FILE", help="a pairs table, as for training: a query competes for the targets of its task"
     )
     source.add_argument("--reader", metavar="MODULE:FUNCTION", help="a reader of your own, which reads --source")
     add_base_option(parser, "--pairs")
+    add_columns_option(parser, "--pairs")
     parser.add_argument("--source", metavar="X", help="what --reader is given: a folder, a file, a name")
     parser.add_argument("--split", choices=("policy", "validation", "test"), help="of Atlas; default: test")
     parser.add_argument(
@@ -197,7 +241,7 @@ def asked_source(args: argparse.Namespace, *, limit: int | None = None, **of_mme
     """Read the tasks that the options of [`add_source_options`] ask for; `of_mmeb` are options of MMEB's reader."""
     from mmemb_r1.evaluation.readers import read_tasks
 
-    for option, of in (("split", "atlas"), ("source", "reader"), ("base", "pairs")):
+    for option, of in (("split", "atlas"), ("source", "reader"), ("base", "pairs"), ("columns", "pairs")):
         if getattr(args, option) is not None and getattr(args, of) is None:
             raise ValueError(f"--{option} is for --{of}; leave it out")
     if args.reader is not None and args.source is None:
@@ -205,7 +249,8 @@ def asked_source(args: argparse.Namespace, *, limit: int | None = None, **of_mme
     if args.reader is not None:
         return read_tasks(args.reader, args.source, names=args.tasks, limit=limit)
     if args.pairs is not None:
-        return read_tasks("pairs", args.pairs, names=args.tasks, limit=limit, base=args.base)
+        given = {"base": args.base, "columns": args.columns}
+        return read_tasks("pairs", args.pairs, names=args.tasks, limit=limit, **given)
     if args.mmeb is not None:
         return read_tasks("mmeb", args.mmeb, names=args.tasks, limit=limit, **of_mmeb)
     return read_tasks("atlas", args.atlas, names=args.tasks, limit=limit, split=args.split or "test")

@@ -8,12 +8,17 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_base_option, check_file
+from mmemb_r1.cli._options import PAIRS_TABLE, add_base_option, add_columns_option, check_file
 from mmemb_r1.cli._training import add_files, on_cpu
 from mmemb_r1.modeling.files_mmemb_r1 import copy_content
 from mmemb_r1.runs import record_run, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from mmemb_r1.table_columns import ColumnMap
 
 HELP = """\
 Run the stages one after another, --n times: rationales from a pool, selection, joint phase, adaptive phase. From the
@@ -41,6 +46,7 @@ class Rounds:
     evaluator: str
     output: Path
     base: Path | None = None
+    columns: ColumnMap | None = None
     n: int = 2
     joint_config: Path | None = None
     adaptive_config: Path | None = None
@@ -54,15 +60,24 @@ class Rounds:
     def device(self) -> str | None:
         return "cpu" if self.cpu else None
 
+    def read(self, name: str) -> Dataset:
+        """Read one of `TABLES`."""
+        from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
+
+        return read_pairs(
+            getattr(self, name), PAIR_COLUMNS, columns=self.columns, unless_ours=name != "pairs", base=self.base
+        )
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint to start from, a folder")
     tables = {
-        "--pairs": "pairs of the joint phase, Parquet",
+        "--pairs": f"pairs of the joint phase; {PAIRS_TABLE}",
         "--policy-pairs": "pairs of the adaptive phase, others",
         "--eval-pairs": "pairs that checkpoints are compared on, others",
     }
     add_files(parser, {**tables, "--pool": "the workers, YAML"}, required=True)
+    add_columns_option(parser, "the tables of pairs")
     add_base_option(parser)
     parser.add_argument("--evaluator", required=True, metavar="DIR", help="the evaluator, as for `mmemb-r1 select`")
     parser.add_argument("--n", type=int, default=2, metavar="N", help="rounds; default: 2")
@@ -117,7 +132,6 @@ def check(plan: Rounds) -> None:
     from mmemb_r1.training.rationales.pool import load_pool
     from mmemb_r1.training.run import read_recipe
     from mmemb_r1.training.selection.evaluator import evaluator_kind
-    from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     if plan.n < 1:
         raise ValueError(f"--n {plan.n}; allowed: 1 or more")
@@ -125,9 +139,7 @@ def check(plan: Rounds) -> None:
         raise ValueError(f"--model {plan.model}: there is no checkpoint; pull one of the Hub first")
     ids = {}
     for name in TABLES:
-        ids[f"--{name.replace('_', '-')}"] = set(
-            read_pairs(getattr(plan, name), PAIR_COLUMNS, base=plan.base)["pair_id"]
-        )
+        ids[f"--{name.replace('_', '-')}"] = set(plan.read(name)["pair_id"])
     for option in ("--pairs", "--policy-pairs"):
         if shared := sorted(ids[option] & ids["--eval-pairs"]):
             raise ValueError(
@@ -149,11 +161,14 @@ def check(plan: Rounds) -> None:
 
 def claim_folder(plan: Rounds) -> None:
     """Keep another run out of this one's folder; one with a larger `--n` may go on there."""
-    from mmemb_r1.table_files import table_digest
+    from mmemb_r1.pair_tables import table_digest
+    from mmemb_r1.table_files import files_digest
 
-    files = {name: getattr(plan, name) for name in (*TABLES, "pool", "joint_config", "adaptive_config")}
-    digests = {name: table_digest(path) for name, path in files.items() if path is not None}
-    record_run(plan.output / "run.json", {**{name: getattr(plan, name) for name in SETTINGS}, **digests})
+    files = {name: getattr(plan, name) for name in ("pool", "joint_config", "adaptive_config")}
+    digests = {name: table_digest(getattr(plan, name)) for name in TABLES}
+    digests |= {name: files_digest([path]) for name, path in files.items() if path is not None}
+    columns = {} if plan.columns is None else {"columns": plan.columns}
+    record_run(plan.output / "run.json", {**{name: getattr(plan, name) for name in SETTINGS}, **columns, **digests})
 
 
 def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:
@@ -161,21 +176,20 @@ def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:
     from mmemb_r1.training.rationales.checkpoint_worker import CheckpointWorker
     from mmemb_r1.training.rationales.draw import draw_rationales
     from mmemb_r1.training.rationales.pool import load_pool
-    from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options: dict[str, Any] = {"device": plan.device} | ({} if plan.samples is None else {"num_samples": plan.samples})
     workers: list[Any] = load_pool(plan.pool, samples=plan.samples)
     workers += [
         CheckpointWorker(name=f"round-{one['round']}", model=one["model"], **options) for one in proposers(records)
     ]
-    summary = draw_rationales(
-        read_pairs(plan.pairs, PAIR_COLUMNS, base=plan.base), workers, plan.output / "rationales", seed=plan.seed
-    )
+    summary = draw_rationales(plan.read("pairs"), workers, plan.output / "rationales", seed=plan.seed)
     print(*summary.lines(), sep="\n")
 
 
 def stages(plan: Rounds, number: int, model: Path) -> list[list[str]]:
     """List the commands of a round after its rationales were drawn: selection, joint phase, adaptive phase."""
+    from mmemb_r1.table_columns import columns_flags
+
     folder = plan.output / f"round-{number}"
     cpu = ["--cpu"] if plan.cpu else []
     joint = ["train", "joint", "--model", str(model), "--pairs", str(plan.pairs), *cpu]
@@ -185,6 +199,7 @@ def stages(plan: Rounds, number: int, model: Path) -> list[list[str]]:
     select = ["select", "--pairs", str(plan.pairs), "--rationales", str(plan.output / "rationales")]
     select += ["--evaluator", plan.evaluator, "--seed", str(plan.seed), "--output", str(folder / "selection")]
     for command in (joint, adaptive, select):
+        command += columns_flags(plan.columns)
         command += ["--base", str(plan.base)] if plan.base is not None else []
     given = {"--selection": plan.selection, "--margin": plan.margin, "--device": plan.device}
     select += [str(part) for option in given.items() if option[1] is not None for part in option]
@@ -205,12 +220,9 @@ def run_command(arguments: list[str]) -> None:
 def measure(model: Path, plan: Rounds) -> float:
     """Score a checkpoint on the pairs that checkpoints are compared on."""
     from mmemb_r1 import MMEmbR1
-    from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
     from mmemb_r1.training.targets import validation_score
 
-    return validation_score(
-        MMEmbR1(str(model), device=plan.device), read_pairs(plan.eval_pairs, PAIR_COLUMNS, base=plan.base)
-    )
+    return validation_score(MMEmbR1(str(model), device=plan.device), plan.read("eval_pairs"))
 
 
 def best_of(records: list[dict[str, Any]]) -> dict[str, Any]:

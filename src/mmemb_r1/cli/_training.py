@@ -108,6 +108,7 @@ def run_of(args: argparse.Namespace, run_class: type[Run], **tables: Any) -> Run
         "base": args.base,
         "accept_changes": args.accept_changes,
     }
+    recipe |= {} if args.columns is None else {"columns": args.columns}
     return run_class(**given, **recipe, **tables)
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import add_encoding_options, add_row_options, check_table
+from mmemb_r1.cli._options import PAIRS_TABLE, add_encoding_options, add_row_options, check_table, row_options
 
 HELP = """\
 Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the checkpoint, a folder")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", metavar="FILE", help="JSON lines, or - for standard input")
-    source.add_argument("--pairs", type=Path, metavar="FILE", help="a pairs table, Parquet: its queries are taken")
+    source.add_argument("--pairs", type=Path, metavar="FILE", help=f"{PAIRS_TABLE}: its queries are taken")
     add_row_options(parser)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--target-ratio", type=float, metavar="R", help="share of inputs that think, 0 to 1")
@@ -84,13 +84,13 @@ def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
     if args.pairs is None:
         from mmemb_r1.cli.encode import read_inputs
 
-        if args.tasks or args.per_task:
-            raise ValueError("--tasks and --per-task are for --pairs; leave them out")
+        if args.tasks or args.per_task or args.columns:
+            raise ValueError("--columns, --tasks and --per-task are for --pairs; leave them out")
         lines, inputs = read_inputs(args.input, args.base)
         return [f"line {line}" for line in lines], inputs
     check_table("--pairs", args.pairs)
     from mmemb_r1.content import inputs_of
     from mmemb_r1.training.tables import read_pairs
 
-    pairs = read_pairs(args.pairs, ("pair_id", "query"), tasks=args.tasks, per_task=args.per_task, base=args.base)
+    pairs = read_pairs(args.pairs, ("pair_id", "query"), **row_options(args))
     return [f"the query of pair {pair_id!r}" for pair_id in pairs["pair_id"]], inputs_of(pairs["query"])

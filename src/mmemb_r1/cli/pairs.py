@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_base_option, add_limit_options, check_table
+from mmemb_r1.cli._options import add_base_option, add_columns_option, add_limit_options, check_table
 
 WRONG = 1  # exit status where rows can't be trained on
 CHECK_HELP = """\
@@ -21,13 +21,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="find rows that can't be trained on", description=CHECK_HELP)
     check.formatter_class = argparse.RawDescriptionHelpFormatter
-    check.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="pairs tables: files or folders")
+    tables = "pairs tables: files, folders or data sets of the Hub"
+    check.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help=tables)
     check.add_argument(
         "--model", required=True, metavar="DIR", help="the checkpoint to be trained: a folder or a Hub id"
     )
     check.add_argument(
         "--rationales", type=Path, metavar="FILE", help="selected.parquet or the folder of `mmemb-r1 rationales`"
     )
+    add_columns_option(check, "the tables")
     add_base_option(check)
     add_limit_options(check, LONGEST_RATIONALE)
     check.add_argument(
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import checkpoint_config
 
-    tables = {str(path): read_pairs(path, base=args.base) for path in args.tables}
+    tables = {str(path): read_pairs(path, columns=args.columns, base=args.base) for path in args.tables}
     rationales = None
     if args.rationales is not None:
         drawn = (args.rationales / "shards").is_dir()

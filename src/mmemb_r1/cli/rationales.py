@@ -12,6 +12,8 @@ from mmemb_r1.cli._options import (
     check_file,
     check_table,
     listed,
+    pairs_told,
+    row_options,
 )
 
 HELP = """\
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     summary = draw_rationales(
-        read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task, base=args.base),
+        read_pairs(args.pairs, PAIR_COLUMNS, **row_options(args)),
         workers,
         args.output,
         sides=args.sides,
@@ -81,5 +83,5 @@ def run(args: argparse.Namespace) -> int:
     if summary.aborted:
         return ABORTED
     print(f"the rationales are in {args.output}; keep those that help:")
-    print(f"mmemb-r1 select --pairs {args.pairs} --rationales {args.output} --evaluator MODEL --output DIR")
+    print(f"mmemb-r1 select {pairs_told(args)} --rationales {args.output} --evaluator MODEL --output DIR")
     return 0

@@ -7,7 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import PAIRS_TABLE, add_row_options, add_settle_options, add_shard_options, check_table
+from mmemb_r1.cli._options import (
+    PAIRS_TABLE,
+    add_row_options,
+    add_settle_options,
+    add_shard_options,
+    check_table,
+    pairs_told,
+    row_options,
+)
 
 if TYPE_CHECKING:
     from mmemb_r1.training.selection.evaluator import PairEvaluator
@@ -115,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
-    pairs = read_pairs(args.pairs, PAIR_COLUMNS, tasks=args.tasks, per_task=args.per_task, base=args.base)
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, **row_options(args))
     rationales = read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text
@@ -144,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(report_text(report))
     print(f"the selection is in {args.output}; train with it:")
-    print(f"mmemb-r1 train joint --model DIR --pairs {args.pairs} --rationales {args.output / SELECTED} --output DIR")
+    print(f"mmemb-r1 train joint --model DIR {pairs_told(args)} --rationales {args.output / SELECTED} --output DIR")
     return 0
 
 

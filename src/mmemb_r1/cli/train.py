@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mmemb_r1.cli import _train_rounds
-from mmemb_r1.cli._options import check_table
+from mmemb_r1.cli._options import check_table, row_options
 from mmemb_r1.cli._training import (
     PhaseParser,
     add_files,
@@ -142,8 +142,8 @@ def run_gate(args: argparse.Namespace) -> int:
     """`mmemb-r1 train gate`."""
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.pair_tables import table_digest
     from mmemb_r1.runs import record_run, write_json
-    from mmemb_r1.table_files import table_digest
     from mmemb_r1.training.base_trainer import with_earlier_phases
     from mmemb_r1.training.gate_phase import GATE_FILE, GateConfig, gate_facts, gate_report, train_gate
     from mmemb_r1.training.run import check_fields, check_types, chosen_rows, read_settings, table_facts
@@ -151,10 +151,11 @@ def run_gate(args: argparse.Namespace) -> int:
     from mmemb_r1.training.vlm import weights_fingerprint
 
     settings = read_settings(args.config)
+    args.columns = args.columns or settings.pop("columns", None)
     check_fields(settings, GateConfig)
     check_types(settings, GateConfig)
     config = GateConfig(**settings | flags_of(args))
-    pairs = read_pairs(args.pairs, tasks=args.tasks, per_task=args.per_task, base=args.base)
+    pairs = read_pairs(args.pairs, **row_options(args))
     candidates, rationales = (
         read_pairs(path, base=args.base) if path else None for path in (args.candidates, args.rationales)
     )
@@ -162,6 +163,7 @@ def run_gate(args: argparse.Namespace) -> int:
     weights = weights_fingerprint(model[0].model)
     tables = {"pairs": args.pairs, "candidates": args.candidates, "rationales": args.rationales}
     identity: dict[str, Any] = {name: table_digest(path) for name, path in tables.items() if path}
+    identity |= {} if args.columns is None else {"columns": args.columns}
     identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": asdict(config)}
     record_run(args.output / "run.json", identity)
     report, folder = args.output / GATE_FILE, args.output / "model"

@@ -6,7 +6,7 @@ import argparse
 from hashlib import sha256
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_base_option, check_table
+from mmemb_r1.cli._options import PAIRS_TABLE, add_base_option, add_columns_option, check_table, pairs_told
 from mmemb_r1.cli._training import FIELD, add_files, add_training_options, run_of
 
 HELP = """\
@@ -18,10 +18,11 @@ optionally task, query_rationale and target_rationale), without a rationale, wit
 def configure(parser: argparse.ArgumentParser) -> None:
     start = "the model to start from, a folder or a Hub id: a vision-language model, or an mmemb-r1 checkpoint"
     parser.add_argument("--model", required=True, metavar="DIR", help=start)
-    add_files(parser, {"--pairs": "the pairs to learn from, Parquet"}, required=True)
+    add_files(parser, {"--pairs": PAIRS_TABLE}, required=True)
     add_files(parser, {"--eval-pairs": "pairs to measure on, that were not learnt from"})
     trusted = "what `mmemb-r1 rationales` wrote, from workers to be trusted; default: the columns of the pairs"
     parser.add_argument("--rationales", type=Path, metavar="DIR", help=trusted)
+    add_columns_option(parser)
     add_base_option(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the evaluator goes")
     add_training_options(parser, "EvaluatorConfig")
@@ -55,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     arguments = training.config()
     # tables first: what is wrong with them should not wait for a model, let alone for the end of its training
     rationales = read_rationales(args.rationales) if args.rationales else None
-    examples = match_examples(training.read_table(args.pairs, PAIR_COLUMNS), arguments, rationales=rationales)
-    eval_pairs = training.read_table(args.eval_pairs, PAIR_COLUMNS) if args.eval_pairs else None
+    examples = match_examples(training.read_pairs(PAIR_COLUMNS), arguments, rationales=rationales)
+    eval_pairs = training.read_other_pairs(args.eval_pairs, PAIR_COLUMNS) if args.eval_pairs else None
     # small steps vanish in bfloat16 weights; on a GPU the trainer computes in bfloat16 all the same
     vlm, processor = load_vlm(args.model, device="cpu" if args.cpu else None, dtype="float32")
     trainer = EvaluatorTrainer(model=vlm.train(), args=arguments, train_dataset=examples, processing_class=processor)
@@ -69,5 +70,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:28}{value:8.3f}" if isinstance(value, float) else f"{name:28}{value:8,}")
     model = args.output / "model"
     print(f"the evaluator is in {model}; select with it:")
-    print(f"mmemb-r1 select --pairs {args.pairs} --rationales DIR --evaluator {model} --output DIR")
+    print(f"mmemb-r1 select {pairs_told(args)} --rationales DIR --evaluator {model} --output DIR")
     return 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key, given_parts
-from mmemb_r1.evaluation.run_folder import read_table
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, rows_by, select_tasks
-from mmemb_r1.table_paths import table_paths_from
+from mmemb_r1.pair_tables import open_pairs, table_name
+from mmemb_r1.table_columns import ColumnMap, columns_hint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,27 +23,30 @@ COLUMNS = ("pair_id", "query", "target")
 
 
 def read_pair_tasks(
-    path: str | os.PathLike[str], *, names: Sequence[str] | None = None, base: Path | None = None
+    path: str | os.PathLike[str],
+    *,
+    names: Sequence[str] | None = None,
+    base: Path | None = None,
+    columns: ColumnMap | None = None,
 ) -> TaskSource:
     """
-    Read the tasks of a Parquet file with the columns of [`pair_tasks`].
+    Read the tasks of a table with the columns of [`pair_tasks`].
 
     Args:
-        path: the file.
+        path: the table, see [`~mmemb_r1.pair_tables.open_pairs`] for what it may be, and for `base` and `columns`.
         names: of tasks or groups. Default: all.
-        base: where relative paths of pictures and videos start. Default: the folder of the file.
 
     Raises:
-        ValueError: if there is no such file, or it holds no pairs, or no such task.
+        ValueError: if there is no such table, or it holds no pairs, or no such task.
     """
-    from datasets import Dataset
-
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: there is no such file; give a Parquet file with the columns {', '.join(COLUMNS)}")
-    table = read_table(file, COLUMNS, "give a table of pairs, see docs/evaluation.md")
-    tasks = pair_tasks(Dataset(table_paths_from(file.parent.absolute() if base is None else base, table)))
-    return TaskSource(tasks if names is None else select_tasks(tasks, names), {"dataset": file.name})
+    pairs = open_pairs(path, columns, base)
+    if missing := [name for name in COLUMNS if name not in pairs.column_names]:
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}; it has {', '.join(pairs.column_names)}; give a table of pairs, see "
+            f"docs/evaluation.md.{columns_hint(pairs.column_names)}"
+        )
+    tasks = pair_tasks(pairs)
+    return TaskSource(tasks if names is None else select_tasks(tasks, names), {"dataset": table_name(path)})
 
 
 def pair_tasks(pairs: Dataset, data: Mapping[str, Any] | None = None) -> list[RetrievalTask]:

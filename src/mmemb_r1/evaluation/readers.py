@@ -34,8 +34,8 @@ def read_tasks(
         source: what is read: a folder, a file, or whatever the reader takes.
         names: of tasks or groups. Default: all.
         limit: the first so many queries of each task, for a quick look. Default: all.
-        **options: of the reader: `split` of `"atlas"`, `base` of `"pairs"`, `num_frames` and `instructions` of
-            `"mmeb"`.
+        **options: of the reader: `split` of `"atlas"`, `base` and `columns` of `"pairs"`, `num_frames` and
+            `instructions` of `"mmeb"`.
 
     Raises:
         ValueError: if there is no such reader, task or group, or `limit` is below 1.
