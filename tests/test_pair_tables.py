@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List
 from PIL import Image as PILImage
 
 from mmemb_r1 import pair_tables
@@ -120,18 +120,33 @@ def hub(monkeypatch, tmp_path):
     pair_tables.hub_table.cache_clear()
 
 
-DOORS = {
-    "parquet": lambda folder: (pq.write_table(pa.Table.from_pylist(rows()), folder / "a.parquet"), folder / "a.parquet")[1],
-    "jsonl": lambda folder: write_lines(folder / "a.jsonl", rows()),
-    "json": lambda folder: ((folder / "a.json").write_text(json.dumps(rows(), indent=1)), folder / "a.json")[1],
-    "lines in json": lambda folder: write_lines(folder / "a.json", rows()),
-    "csv": lambda folder: write_csv(folder / "a.csv", rows()),
-    "folder": lambda folder: (write_csv(folder / "1.csv", rows()[:5]), write_csv(folder / "2.csv", rows()[5:]), folder)[2],
-    "metadata": lambda folder: (write_csv(folder / "metadata.csv", rows()), folder)[1],
-    "saved": lambda folder: (Dataset.from_list(rows()).save_to_disk(folder / "saved", num_shards=2), folder / "saved")[1],
-    "dataset": lambda folder: Dataset.from_list(rows()),
-    "stream": lambda folder: IterableDataset.from_generator(lambda: iter(rows())),
-}  # fmt: skip
+DOORS = ("parquet", "jsonl", "json", "lines in json", "csv", "folder", "metadata", "saved", "dataset", "stream")
+
+
+def behind(door, folder):
+    """The table of `rows()` in one of these forms, for `open_pairs`."""
+    table = Dataset.from_list(rows())
+    if door == "dataset":
+        return table
+    if door == "stream":
+        return IterableDataset.from_generator(lambda: iter(rows()))
+    if door == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows()), folder / "a.parquet")
+        return folder / "a.parquet"
+    if door == "json":
+        (folder / "a.json").write_text(json.dumps(rows(), indent=1), encoding="utf-8")
+        return folder / "a.json"
+    if door in ("jsonl", "lines in json"):
+        return write_lines(folder / ("a.jsonl" if door == "jsonl" else "a.json"), rows())
+    if door == "saved":
+        table.save_to_disk(folder / "saved", num_shards=2)
+        return folder / "saved"
+    if door == "folder":
+        write_csv(folder / "1.csv", rows()[:5])
+        write_csv(folder / "2.csv", rows()[5:])
+        return folder
+    path = write_csv(folder / ("metadata.csv" if door == "metadata" else "a.csv"), rows())
+    return folder if door == "metadata" else path
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -140,7 +155,7 @@ def test_the_same_pairs_come_through_every_door(door, tmp_path, size):
     folder.mkdir()
     (folder / "a.png").write_bytes(b"a text that is the name of a file stays a text")
     expected = open_pairs(Dataset.from_list(ours(listed())))
-    found = open_pairs(DOORS[door](folder), COLUMNS)
+    found = open_pairs(behind(door, folder), COLUMNS)
     assert found.to_list() == expected.to_list() and len(found) == 12
     assert found[0]["query"] == {"text": "007"} and found[1]["negatives"] == [{"text": "n 1"}]
     check_pairs(found, ("pair_id", "query", "target"))
@@ -166,7 +181,7 @@ def test_a_table_of_the_hub(hub, tmp_path, size):
     hub["org/pairs"] = {"train": rows(), "test": rows()[:2]}
     assert is_hub_table("org/pairs:default/train")
     found = open_pairs("org/pairs:default/train", COLUMNS)
-    assert found.to_list() == open_pairs(DOORS["csv"](tmp_path), COLUMNS).to_list()
+    assert found.to_list() == open_pairs(behind("csv", tmp_path), COLUMNS).to_list()
     assert len(read_pairs("org/pairs@v2:default/test", columns=COLUMNS)) == 2
     with pytest.raises(ValueError, match=r"say which split: org/pairs:default/train, org/pairs:default/test$"):
         open_pairs("org/pairs")
@@ -294,7 +309,7 @@ class TestColumns:
     )
     def test_what_does_not_go_is_said(self, columns, message, tmp_path):
         with pytest.raises(ValueError, match=f"columns: .*{message}"):
-            open_pairs(DOORS["csv"](tmp_path), columns)
+            open_pairs(behind("csv", tmp_path), columns)
 
     def test_two_for_one_on_the_command_line(self):
         with pytest.raises(ValueError, match="'query' is there twice, of 'a' and 'b'"):
@@ -376,7 +391,7 @@ class TestBrokenFiles:
 
 def test_a_run_is_another_one_with_other_columns_or_rows(tmp_path, hub):
     hub["org/pairs"] = {"train": rows()}
-    path = DOORS["csv"](tmp_path)
+    path = behind("csv", tmp_path)
 
     def identity(pairs=path, **more):
         return JointRun(

@@ -97,7 +97,8 @@ def check_pairs(pairs: Dataset, required: Sequence[str], name: str = "the pairs 
     `image`, `video`, `instruction`; `read_pairs` makes one of a text) with a text that is not blank, an image or a
     video in each row. The `ValueError` names the table, the column, and the row (counted from 0) and its `pair_id`.
     """
-    if missing := [column for column in required if column not in pairs.column_names]:
+    missing = [column for column in required if column not in pairs.column_names]
+    if missing := sorted(missing, key=lambda column: column == "pair_id"):  # where there is a query, ids are made
         raise ValueError(
             f"{name} has no column {missing[0]!r}; needed: {', '.join(required)}. It has: "
             f"{', '.join(pairs.column_names) or 'none'}." + columns_hint(pairs.column_names)

@@ -9,7 +9,7 @@ from functools import cache
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mmemb_r1.content import stored_digest
 from mmemb_r1.table_columns import ColumnError, ColumnMap, PairForm
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset, IterableDataset
 
-    Source = str | os.PathLike[str] | Dataset | IterableDataset
+    Source: TypeAlias = str | os.PathLike[str] | Dataset | IterableDataset
 
 
 # owner/name, after @ a revision, after : a config, after / a split
@@ -128,7 +128,7 @@ def hub_table(source: str) -> HubTable:
     try:
         builder = datasets.load_dataset_builder(match["id"], match["config"], revision=match["revision"])
         builder.download_and_prepare()
-    except (ValueError, OSError) as error:  # which names the configs that there are
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:  # it names the configs that there are
         raise ValueError(
             f"{source}: there is no such file or folder, and as a table of the Hub ({HUB_FORM}) it can't be read: "
             f"{' '.join(str(error).split())}"

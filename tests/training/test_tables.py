@@ -245,11 +245,12 @@ class TestLargeTables:
             check_pairs(pairs, ["pair_id"])
 
     @pytest.mark.parametrize(
-        ("text", "line"), [("[1]\n", 1), ('\n{"a": 1}\n{"a": {"b": 2}}\n', 3), ('{"a": 1}\n{no json}\n', 2), ("\xff", 1)]
+        ("text", "line"),
+        [("[1]\n", 1), ('\n{"a": 1}\n{"a": {"b": 2}}\n', 3), ('{"a": 1}\n{no json}\n', 2), ("\xff", 1)],
     )
     def test_lines_that_are_no_rows_are_refused(self, tmp_path, text, line):
         (tmp_path / "rows.jsonl").write_bytes(text.encode("latin1"))
-        with pytest.raises(ValueError, match=rf"rows\.jsonl, line {line} can't be read: lines have to be JSON objects of one"):
+        with pytest.raises(ValueError, match=rf"rows\.jsonl, line {line} can't be read: lines have to be JSON obj"):
             read_pairs(tmp_path / "rows.jsonl")
 
     def test_a_file_with_other_columns_is_refused(self, shards, size):

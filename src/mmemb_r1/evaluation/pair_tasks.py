@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 METRIC = "hit@1"
 ONE_TASK = "pairs"  # the name of the task of a table that names none
-COLUMNS = ("pair_id", "query", "target")
+COLUMNS = ("query", "target", "pair_id")
 
 
 def read_pair_tasks(
