@@ -239,7 +239,7 @@ def test_any_model_of_sentence_transformers_can_be_measured(evaluate, tmp_path, 
         (["--mmeb", "missing"], "there is no folder"),
         (
             ["--pairs", "missing.parquet"],
-            "missing.parquet: there is no such file; give a Parquet file with the columns",
+            "missing.parquet: there is no such file or folder",
         ),
         (["--pairs", "x", "--split", "test"], "--split is for --atlas"),
         (["--pairs", "x", "--source", "y"], "--source is for --reader"),

@@ -398,7 +398,8 @@ def test_changes_are_accepted_where_they_are_meant(pairs, tmp_path):
         parser = argparse.ArgumentParser()
         add_training_options(parser, "JointConfig")
         args = parser.parse_args(options)
-        args.model, args.pairs, args.output, args.base = "m", pairs, tmp_path / "run", None
+        args.model, args.pairs, args.output = "m", pairs, tmp_path / "run"
+        args.base = args.columns = None
         return dataclasses.replace(run_of(args, JointRun), settings={"temperature": temperature})
 
     trainer = Trainer()

@@ -50,8 +50,8 @@ def test_it_trains_in_float32_on_the_cpu_and_writes_what_it_measured(train, tmp_
 
 @pytest.mark.parametrize("which", ["pairs", "eval_pairs"])
 def test_a_table_without_a_column_is_refused_before_training(train, pairs, tmp_path, capsys, which):
-    assert train(**{which: pairs.remove_columns("pair_id")}) == 2
-    assert f"{which.removesuffix('_pairs')}.parquet has no column 'pair_id'" in capsys.readouterr().err
+    assert train(**{which: pairs.remove_columns("target")}) == 2
+    assert f"{which.removesuffix('_pairs')}.parquet has no column 'target'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
