@@ -119,7 +119,8 @@ def test_a_round_that_was_not_kept(arguments, tmp_path, capsys, monkeypatch):
 def test_the_stages_of_a_round(arguments, tmp_path):
     plan = rounds.Rounds(
         model="start", pairs=Path("p"), policy_pairs=Path("o"), eval_pairs=Path("e"), pool=Path("pool.yaml"),
-        evaluator="judge", output=tmp_path, seed=3, cpu=True, margin=0.5, joint_config=Path("j.yaml"), columns={"query": "anchor"},
+        evaluator="judge", output=tmp_path, seed=3, cpu=True, margin=0.5, joint_config=Path("j.yaml"),
+        columns={"query": "anchor"},
     )  # fmt: skip
     select, joint, adaptive = rounds.stages(plan, 2, Path("best"))
     folder = tmp_path / "round-2"
