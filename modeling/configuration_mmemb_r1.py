@@ -146,6 +146,11 @@ class MMEmbR1Config(PreTrainedConfig):
         )
         self._check_dimensions()
         self._check_reading()
+        if self.spaces == 2 and self.reasoning not in ("auto", self.document_reasoning):
+            raise ValueError(
+                f"reasoning={self.reasoning!r} for queries and document_reasoning={self.document_reasoning!r}: with "
+                "spaces=2 direct and reasoned vectors can't be compared, so that both have to be the same."
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a field whenever it is set: when the config is made, loaded with other values, or changed later."""

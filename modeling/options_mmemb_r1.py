@@ -222,6 +222,22 @@ def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None 
     return resolved
 
 
+def require_one_space(config: Any, reasoning: str) -> None:
+    """
+    Refuse to put direct and reasoned embeddings side by side where they are of two spaces (`spaces` of the config).
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    if config.spaces == 2 and reasoning == "auto":
+        raise ValueError(
+            'reasoning="auto" would mix vectors of two spaces: the direct and the reasoned ones of this model do not '
+            'compare. Pass "never" or "always" for queries and documents alike; or let MMEmbR1.explain, or '
+            "encode(output_value=None), say of each input whether it was reasoned about, and compare it with "
+            "documents of its own kind."
+        )
+
+
 def context_length(config: Any) -> int:
     """Read from an [`MMEmbR1Config`] how many tokens its backbone was made for."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or LARGEST

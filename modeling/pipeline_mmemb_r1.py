@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .inputs_mmemb_r1 import InputError
-from .options_mmemb_r1 import REASONING_OPTIONS, check_options, resolve_reasoning
+from .options_mmemb_r1 import REASONING_OPTIONS, check_options, require_one_space, resolve_reasoning
 from .rendering_mmemb_r1 import render_inputs
 
 
@@ -69,6 +69,7 @@ class MMEmbR1Pipeline(Pipeline):
 
     def _forward(self, features: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
         options = resolve_reasoning(self.model.config, options)
+        require_one_space(self.model.config, options["reasoning"])
         return {"embedding": self.model.embed(**features, **options).embeddings[0]}
 
     def postprocess(self, outputs: dict[str, Tensor], return_tensors: bool = False) -> Tensor | list[float]:

@@ -29,7 +29,14 @@ from .configuration_mmemb_r1 import MMEmbR1Config
 from .inputs_mmemb_r1 import InputError, to_conversations
 from .loading_mmemb_r1 import loading
 from .modeling_mmemb_r1 import MMEmbR1Model
-from .options_mmemb_r1 import FIELDS, REASONING_OPTIONS, check_options, nearest_name, resolve_reasoning
+from .options_mmemb_r1 import (
+    FIELDS,
+    REASONING_OPTIONS,
+    check_options,
+    nearest_name,
+    require_one_space,
+    resolve_reasoning,
+)
 from .rendering_mmemb_r1 import render, render_inputs
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
@@ -155,6 +162,7 @@ class MMEmbR1Module(InputModule):
                 `decode_batch_size` of [`MMEmbR1Model.embed`]; `task="document"`, which `encode_document` passes, has a
                 default of `reasoning` of its own.
         """
+        require_one_space(self.model.config, self.reasoning_options(**options)["reasoning"])
         return next(self.embed_batches([features], **options))
 
     def embed_batches(self, batches: Iterable[dict[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:

@@ -24,14 +24,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.content import as_input, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
-from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, spread
+from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, row_options, spread
 from mmemb_r1.hub.source import check_model
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.loading_mmemb_r1 import loading
 from mmemb_r1.modeling.modeling_mmemb_r1 import MODULE_REFERENCE, MMEmbR1Model
-from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
+from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options, require_one_space
 from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.processes import check_inputs_travel
@@ -186,6 +186,8 @@ class MMEmbR1(SentenceTransformer):
         """
         inputs, options = self._arguments(inputs, args, kwargs)
         whole = options.get("output_value", "sentence_embedding") is None
+        if not whole:
+            require_one_space(self[0].model.config, row_options(self[0].model.config, options)["reasoning"])
         is_single = self.is_singular_input(inputs)
         values = [inputs] if is_single else [as_input(value) for value in inputs]
         unique, index = distinct(values, media_options(self, options))

@@ -20,7 +20,7 @@ from mmemb_r1.encoding import check_device, row_options
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.modeling.options_mmemb_r1 import check_options
+from mmemb_r1.modeling.options_mmemb_r1 import check_options, require_one_space
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import as_json, check_run, read_json, record_run, write_json
 from mmemb_r1.stream_shards import (
@@ -242,6 +242,7 @@ class _Run:
             options = {**options, "prompt": model.prompts.get(task)}
         self.options = options
         truncate_dim, thinking = options.get("truncate_dim"), row_options(config, options)
+        require_one_space(config, thinking["reasoning"])
         self.settings: dict[str, Any] = {
             "layout": _LAYOUT,
             "checkpoint": checkpoint_fingerprint(*model),
