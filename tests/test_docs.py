@@ -41,6 +41,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_EXAMPLES = (
     "README.md",
     "docs/adaptive.md",
+    "docs/checkpoints.md",
     "docs/corpora.md",
     "docs/deciding.md",
     "docs/diagnose.md",
