@@ -38,6 +38,13 @@ def test_a_chat_model_has_no_recipe(chat_model):
         convert(str(chat_model))
 
 
+def test_what_is_no_vision_language_model_is_left_to_others(tmp_path, tiny_checkpoint):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    (tmp_path / "modules.json").write_text(json.dumps(POOLING), encoding="utf-8")
+    assert find_recipe(str(tmp_path)) is None
+    assert find_recipe(str(tiny_checkpoint)) is None
+
+
 SIGNS = {
     "modules.json": (json.dumps(POOLING), "its modules.json pools states"),
     "adapter_config.json": ('{"base_model_name_or_path": "x"}', "it has an adapter_config.json"),

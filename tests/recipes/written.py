@@ -131,6 +131,20 @@ def states(recipe: str, vlm: Any, processor: Any, prompt: str, pictures: list[An
 
 
 @torch.inference_mode()
+def video_vector(recipe: str, vlm: Any, processor: Any, frames: Any, metadata: Any, text: str) -> Tensor:
+    """Embed a video, whose frames are sampled already, before a text."""
+    video = {"vlm2vec-v2": "<|video_pad|> ", "wemm": "\n<|video_pad|>"}
+    prompt = PROMPTS[recipe](text, 1, None)
+    picture = "<|image_pad|> " if recipe == "vlm2vec-v2" else PICTURE
+    prompt = prompt.replace(picture, video.get(recipe, "<|vision_start|><|video_pad|><|vision_end|>"))
+    options = {"do_sample_frames": False, "video_metadata": [metadata], "input_data_format": "channels_last"}
+    batch = processor(text=[prompt], videos=[frames], return_tensors="pt", videos_kwargs=options)
+    places = torch.arange(batch["input_ids"].shape[1]).expand(3, 1, -1)
+    numbered = {"position_ids": places} if recipe in NUMBERED_LIKE_TEXT else {}
+    return normalize(vlm.base_model(**batch, **numbered).last_hidden_state[0, -1], dim=0)
+
+
+@torch.inference_mode()
 def reasoned_by_generate(
     vlm: Any, processor: Any, value: Mapping[str, Any], suppressed: list[int], most: int
 ) -> tuple[Tensor, list[int]]:

@@ -75,7 +75,7 @@ def plain_reasoned_vector(
     tokenizer = processor.tokenizer
     end = tokenizer.convert_tokens_to_ids(recipe.thought.end)
     text = plain_prompt(recipe, value) + recipe.thought.opening
-    batch, written = plain_batch(processor, text, value), []
+    batch, written = plain_batch(processor, text, value), list[int]()
     while len(written) < most:
         logits = vlm(**batch, **_positions(recipe, batch)).logits[0, -1].float()  # (V,)
         logits[list(suppressed)] = -torch.inf

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from mmemb_r1.modeling.tokens_mmemb_r1 import EMBED
@@ -102,11 +103,14 @@ def recognise(checkpoint: Checkpoint) -> Recipe | None:
     Find the known recipe that a checkpoint is for.
 
     Returns:
-        The recipe; where several fit, the one with the most signs. `None` for a checkpoint that is no embedder.
+        The recipe; where several fit, the one with the most signs. `None` for a checkpoint that is no embedder, and
+        for what is no vision-language model.
 
     Raises:
         ValueError: for one that is an embedder by all appearances, and of no known recipe.
     """
+    if checkpoint.config.get("model_type") not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return None
     found = [
         (signs.number, recipe)
         for recipe in map(load_recipe, known_recipes())
