@@ -230,9 +230,13 @@ def _require_plain(model: MMEmbR1Model) -> None:
 
 
 def control_ids(model: MMEmbR1Model) -> set[Any]:
-    """Return the ids of `<|embed|>`, `<think>` and `</think>`, or of what the model has in their places."""
+    """
+    Return the ids of `<|embed|>`, `<think>` and `</think>`, or of what the model has in their places, and of the token
+    at which reasoned embeddings are read.
+    """
     config = model.config
-    return {config.embed_token_id, config.think_token_id, config.end_think_token_id} - {None}
+    ids = {config.embed_token_id, config.think_token_id, config.end_think_token_id, *config.closing_ids[-1:]}
+    return ids - {None}
 
 
 def _vision_tower(model: MMEmbR1Model) -> nn.Module:
