@@ -258,7 +258,9 @@ def held_out(keys: Sequence[bytes], share: float, seed: int) -> npt.NDArray[np.b
     distinct = sorted(set(keys))
     number = round(share * len(distinct))
     if share and not 0 < number < len(distinct):
-        raise ValueError(f"{share:g} of {len(distinct)} different queries can't be held out; give more, or holdout 0.")
+        raise ValueError(
+            f"{share:g} of {len(distinct)} different queries can't be held out; give more, or another share."
+        )
     order = random_order(len(distinct), seeded_random(seed, "held out"))
     chosen = {distinct[next(order)] for _ in range(number)}
     return np.array([key in chosen for key in keys])

@@ -124,7 +124,7 @@ def test_equal_queries_stay_together_and_the_seed_draws_them():
     assert len({key for key, out in zip(keys, kept, strict=True) if out}) == 3 and kept.sum() == 12
     assert (held_out(keys, 0.3, seed=0) == kept).all() and (held_out(keys, 0.3, seed=1) != kept).any()
     assert not held_out(keys, 0, seed=0).any()
-    with pytest.raises(ValueError, match=r"0.01 of 10 different queries can't be held out; give more, or holdout 0"):
+    with pytest.raises(ValueError, match=r"0.01 of 10 different queries can't be held out; give more, or another"):
         held_out(keys, 0.01, seed=0)
 
 

@@ -1,10 +1,11 @@
-"""`mmemb-r1 pairs`: what is in pairs tables, before a model is trained on them."""
+"""`mmemb-r1 pairs`: look into pairs tables, and hold pairs out, before a model is trained on them."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from mmemb_r1.cli import _pairs_split
 from mmemb_r1.cli._options import add_base_option, add_columns_option, add_limit_options, check_table
 
 WRONG = 1  # exit status where rows can't be trained on
@@ -13,7 +14,7 @@ Read every row of pairs tables once, as training does before its first step: ope
 and count lengths in the model's own tokens. Told are the number of pairs, lengths, inputs that are broken or too long,
 rationales that are too long by worker, and pairs that are there more than once. The exit status is 1 if rows can't be
 trained on. What was measured is kept, so that a check that was stopped goes on, and training need not read again."""
-HELP = CHECK_HELP
+HELP = "Look into pairs tables before a model is trained on them, or hold pairs out of one."
 LONGEST_RATIONALE = 256
 
 
@@ -21,6 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="find rows that can't be trained on", description=CHECK_HELP)
     check.formatter_class = argparse.RawDescriptionHelpFormatter
+    split = actions.add_parser("split", help="hold pairs out of a table", description=_pairs_split.HELP)
+    split.formatter_class = argparse.RawDescriptionHelpFormatter
+    _pairs_split.configure(split)
     tables = "pairs tables: files, folders or data sets of the Hub"
     check.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help=tables)
     check.add_argument(
@@ -45,6 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    return {"check": run_check, "split": _pairs_split.run}[args.action](args)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """`mmemb-r1 pairs check`."""
     for name, least in (("workers", 0), ("max_rounds", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value}; allowed: whole numbers from {least} on")
