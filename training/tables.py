@@ -170,7 +170,10 @@ def _input_keys(kind: pyarrow.DataType, column: str, name: str) -> list[str]:
 
     allowed = f"an object with any of the keys {', '.join(PARTS)}"
     if not pyarrow.types.is_struct(kind) and not pyarrow.types.is_null(kind):
-        raise ValueError(f"{name}: the column {column!r} holds {kind}; allowed: {allowed}.")
+        raise ValueError(
+            f"{name}: the column {column!r} holds {kind}; allowed: {allowed}. `read_pairs` makes one of each text and "
+            "picture."
+        )
     keys = [field.name for field in kind] if pyarrow.types.is_struct(kind) else []
     if unknown := [key for key in keys if key not in PARTS]:  # it might give away what a worker must not see
         raise ValueError(f"{name}: the inputs of {column!r} have the unknown key {unknown[0]!r}; allowed: {allowed}.")

@@ -26,20 +26,21 @@ On several GPUs: accelerate launch -m mmemb_r1.cli train PHASE ..."""
 HELP = f"Train a checkpoint, phase by phase. {RUNS}"
 
 JOINT_HELP = f"""\
-Train reasoning and embedding together, on a pairs table (Parquet with the columns query, target and, optionally,
+Train reasoning and embedding together, on a pairs table (with the columns query, target and, optionally,
 pair_id, task, negatives, query_rationale and target_rationale).
 
-Every field of JointConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold three mappings
+Every field of JointConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold four mappings
 beside the fields:
   lora:          train adapters: r, alpha, dropout, target_modules, adapt_vision_tower, more of peft's LoraConfig
   quantization:  load the weights below the adapters quantised: load_in_4bit or load_in_8bit
+  columns:       our names of columns -> those of the table, as --columns
   model:         dtype of the weights (float32, with adapters that of the checkpoint) and attn_implementation
 
 {RUNS}"""
 
 GATE_HELP = """\
 Teach a checkpoint's gate where thinking pays; everything else stays as it is. `mmemb-r1 train gate` embeds the queries
-of a pairs table (Parquet with the columns pair_id, query, target and, optionally, task) without and with rationales,
+of a pairs table (with the columns query, target and, optionally, pair_id and task) without and with rationales,
 and fits the gate to what the rationales add to the probability of the target. It is then measured on held-out queries.
 The pairs should be new to the model: what it knows by heart it finds without thinking. A model that has not learnt to
 think can be given --rationales.
@@ -49,11 +50,11 @@ checkpoint), gate.json (what was measured) and embedded/ (vectors and states; ma
 goes on with the same command."""
 
 ADAPTIVE_HELP = f"""\
-Teach a checkpoint that reasons well when to reason at all, by GRPO on a pairs table (Parquet with the columns pair_id,
-query, target and, optionally, task and negatives) whose pairs the joint phase has not seen.
+Teach a checkpoint that reasons well when to reason at all, by GRPO on a pairs table (with the columns query,
+target and, optionally, pair_id, task and negatives) whose pairs the joint phase has not seen.
 
-Every field of AdaptiveGRPOConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold three
-mappings beside the fields, lora, quantization and model, as for `mmemb-r1 train joint`.
+Every field of AdaptiveGRPOConfig is a flag, and a key of the YAML of --config; flags win. The YAML may hold four
+mappings beside the fields, lora, quantization, columns and model, as for `mmemb-r1 train joint`.
 
 {RUNS}"""
 

@@ -11,8 +11,8 @@ from mmemb_r1.cli._training import FIELD, add_files, add_training_options, run_o
 
 HELP = """\
 Train an evaluator for `mmemb-r1 select`, where no strong chat model is at hand. It learns to answer yes or no to "does
-this target match this query?" on the pairs of a table (Parquet with the columns pair_id, query and target, and
-optionally task, query_rationale and target_rationale), without a rationale, with a right one and with a wrong one."""
+this target match this query?" on the pairs of a table (with the columns query and target, and optionally
+pair_id, task, query_rationale and target_rationale), without a rationale, with a right one and with a wrong one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
