@@ -17,8 +17,8 @@ from mmemb_r1.cli._options import (
 )
 
 HELP = """\
-Draw rationales for the inputs of a pairs table (with the columns query and target and, optionally, pair_id) from a pool
-of workers. Each worker sees one input at a time, never the other side of its pair.
+Draw rationales for the inputs of a pairs table (with the columns query and target and, optionally, pair_id) from a
+pool of workers. Each worker sees one input at a time, never the other side of its pair.
 
 The output is a folder. A run that was stopped goes on with the same command, and a worker that was added to the pool
 is the only one that draws then. The pool is a YAML file:
