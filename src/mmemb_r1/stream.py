@@ -20,9 +20,10 @@ from mmemb_r1.encoding import check_device, row_options
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.modeling.options_mmemb_r1 import check_options, require_one_space
+from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options, require_one_space
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import as_json, check_run, read_json, record_run, write_json
+from mmemb_r1.spaces import check_same_space
 from mmemb_r1.stream_shards import (
     COLUMNS,
     Ids,
@@ -106,7 +107,8 @@ def encode_stream(
             shards before stay.
         ValueError: if an argument is not what it has to be, there are no inputs, `ids` are not as many as inputs, or
             an id comes twice in a shard; if the folder was begun with another model, options or settings; if a shard
-            that is there holds other inputs or ids.
+            that is there holds other inputs or ids; for `reasoning="auto"` of a model whose direct and reasoned
+            embeddings are two spaces.
     """
     own: dict[str, Any] = {"shard_size": shard_size, "file_format": file_format, "rationales": rationales}
     own = check_options(own | {"show_progress_bar": show_progress_bar})
@@ -117,17 +119,28 @@ def encode_stream(
         return run.embed(_with_ids(inputs, ids), bar, task)
 
 
-def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarray]]:
+def read_shards(output: str | os.PathLike[str], *, queries: str | None = None) -> Iterator[tuple[Ids, np.ndarray]]:
     """
     Read ids and embeddings `(N, D)` float32 of a finished `encode_stream`, shard by shard.
 
     Embeddings of safetensors files are mapped: they are read from the disk where they are used, and can't be changed.
 
+    Args:
+        output: the folder.
+        queries: the reasoning mode of the queries that will be compared with these, `"never"`, `"always"` or `"auto"`.
+            Default: not known, so that nothing is refused.
+
     Raises:
-        ValueError: if the folder holds no finished run, or a file is damaged.
+        ValueError: if the folder holds no finished run, or a file is damaged; if direct and reasoned embeddings of the
+            model are two spaces, and the folder and the queries are of different ones.
     """
     folder = Path(output).expanduser()
-    for shard in _index(folder)["shards"]:
+    index = _index(folder)
+    if queries is not None:
+        check_option("reasoning", queries)
+        settings = index["settings"]
+        check_same_space(settings.get("spaces", 1), queries, settings["reasoning"])
+    for shard in index["shards"]:
         path = folder / shard["file"]
         info, ids, embeddings = read_shard(path)
         if info.checksum != shard["checksum"]:
@@ -138,9 +151,12 @@ def read_shards(output: str | os.PathLike[str]) -> Iterator[tuple[Ids, np.ndarra
         yield ids, embeddings
 
 
-def load_shards(output: str | os.PathLike[str]) -> tuple[Ids, np.ndarray]:
+def load_shards(output: str | os.PathLike[str], *, queries: str | None = None) -> tuple[Ids, np.ndarray]:
     """
     Load ids and embeddings `(N, D)` float32 of a finished `encode_stream`, in the order of the inputs.
+
+    Args:
+        output, queries: as in `read_shards`.
 
     Raises:
         ValueError: as `read_shards`.
@@ -148,7 +164,7 @@ def load_shards(output: str | os.PathLike[str]) -> tuple[Ids, np.ndarray]:
     index = _index(Path(output).expanduser())
     embeddings = np.empty((index["rows"], index["dim"]), dtype=np.float32)
     ids: list[Any] = []
-    for names, rows in read_shards(output):
+    for names, rows in read_shards(output, queries=queries):
         embeddings[len(ids) : len(ids) + len(names)] = rows
         ids += names
     return ids, embeddings
@@ -245,6 +261,7 @@ class _Run:
         require_one_space(config, thinking["reasoning"])
         self.settings: dict[str, Any] = {
             "layout": _LAYOUT,
+            **({"spaces": config.spaces} if config.spaces > 1 else {}),
             "checkpoint": checkpoint_fingerprint(*model),
             "reasoning": thinking.pop("reasoning"),
             "reasoning_options": thinking,

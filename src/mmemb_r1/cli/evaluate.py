@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source, listed
-from mmemb_r1.evaluation.settings import MODES, mode_pairs
+from mmemb_r1.evaluation.settings import MODES, SAME, mode_pairs
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation.run_folder import Results
@@ -47,8 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--document-reasoning",
         metavar="MODES",
-        default="never",
-        help="of candidates; several, comma-separated, are each measured with every mode; default: never",
+        help="of candidates, or same: as their query; several, comma-separated, are each measured with every mode; "
+        "default: never, of models with two spaces same",
     )
     parser.add_argument("--rationales", action="store_true", help="keep rationales, in rows of --output RUN/")
     parser.add_argument(
@@ -73,14 +73,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     modes = None if args.modes is None else listed(args.modes)
-    documents = listed(args.document_reasoning)
-    for option, asked in (("--modes", modes), ("--document-reasoning", documents)):
-        if unknown := [mode for mode in asked or () if mode not in MODES]:
+    documents = None if args.document_reasoning is None else listed(args.document_reasoning)
+    for option, asked, known in (("--modes", modes, MODES), ("--document-reasoning", documents, (*MODES, SAME))):
+        if unknown := [mode for mode in asked or () if mode not in known]:
             raise ValueError(
-                f"{option} {','.join(asked or ())}: {unknown[0]!r} is not known; allowed: {', '.join(MODES)}"
+                f"{option} {','.join(asked or ())}: {unknown[0]!r} is not known; allowed: {', '.join(known)}"
             )
     _check(args)
-    told = _check_submission(args, modes and list(mode_pairs(modes, documents)))
+    told = _check_submission(args, modes and list(mode_pairs(modes, documents or ("never",))))
 
     from mmemb_r1.cli._options import load_model
     from mmemb_r1.evaluation import Settings, run_evaluation, save_results
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     name = Path(args.model).resolve().name
     settings = Settings(
         modes=modes or (MODES if hasattr(model, "explain") else ("never",)),
-        document_reasoning=documents[0] if len(documents) == 1 else tuple(documents),
+        document_reasoning=documents[0] if documents and len(documents) == 1 else documents,
         batch_size=args.batch_size,
         gate_threshold=args.gate_threshold,
         max_reasoning_tokens=args.max_reasoning_tokens,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.settings import OPTIONS, Settings
+from mmemb_r1.evaluation.settings import OPTIONS, SAME, Settings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -59,6 +59,10 @@ class Embedded:
 
 class Encoder(Protocol):
     """Embeds inputs for an evaluation, whatever the model is."""
+
+    @property
+    def spaces(self) -> int:
+        """Tell whether direct and reasoned embeddings can be compared, 1, or are two spaces, 2."""
 
     def facts(self) -> dict[str, Any]:
         """Tell what makes it another model: `checkpoint`, a digest or `None`, and its settings beside that."""
@@ -200,6 +204,10 @@ class AdaptiveEncoder:
         self.batch_size, self.given = settings.batch_size, settings.reasoning_options()
         check_cache(model, cache)
 
+    @property
+    def spaces(self) -> int:
+        return self.model[0].model.config.spaces if hasattr(self.model, "embedding_cache") else 1
+
     def facts(self) -> dict[str, Any]:
         if not hasattr(self.model, "embedding_cache"):
             return {"checkpoint": None}
@@ -274,6 +282,8 @@ class PlainEncoder:
     Embeds with any sentence-transformers model, which never thinks. The instruction of an input, else the prompt of
     its task, takes the place of the prompt that the model saved for the side.
     """
+
+    spaces = 1
 
     def __init__(self, model: SentenceTransformer, settings: Settings) -> None:
         self.model, self.batch_size = model, settings.batch_size
@@ -379,7 +389,7 @@ def encoder_of(
             "load it as mmemb_r1.MMEmbR1"
         )
     check_cache(plain, cache)
-    if asked := {*settings.modes, *settings.document_modes} - {"never"}:
+    if asked := {*settings.modes, *settings.document_modes} - {"never", SAME}:
         raise ValueError(
             f"{type(model).__name__} is no adaptive model, so it can't be asked to think: {min(asked)!r} was asked "
             "for, allowed for it is 'never' alone"

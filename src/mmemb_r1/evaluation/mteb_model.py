@@ -20,6 +20,7 @@ except ImportError as error:
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import EmptyText
 from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
+from mmemb_r1.spaces import check_same_space
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -107,9 +108,13 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
                 stacklevel=2,
             )
         options = {**self.options, **kwargs}
+        config = self.model[0].model.config
         of_documents = options.pop(DOCUMENT_REASONING, None)
+        check_same_space(
+            config.spaces, options.get("reasoning") or config.reasoning, of_documents or config.document_reasoning
+        )
         if prompt_type == PromptType.document:
-            options["reasoning"] = of_documents or self.model[0].model.config.document_reasoning
+            options["reasoning"] = of_documents or config.document_reasoning
         loader: Any = _Loader(inputs)
         embeddings = super().encode(loader, prompt_type=prompt_type, **options)
         if loader.empty:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from mmemb_r1.evaluation.encoders import DOCUMENT, QUERY, Embedded, Encoder, Explains, embed_all, encoder_of
 from mmemb_r1.evaluation.report import write_reports
 from mmemb_r1.evaluation.run_folder import FORMAT, Columns, Measured, Results, RunFolder, task_digest
-from mmemb_r1.evaluation.scoring import CandidateVectors, Scored, score_queries
-from mmemb_r1.evaluation.settings import Settings
+from mmemb_r1.evaluation.scoring import CandidateVectors, Scored, joined_scores, score_queries
+from mmemb_r1.evaluation.settings import SAME, Settings
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, clusters_of, members_of
 from mmemb_r1.progress import progress_bar, step_of
@@ -87,6 +87,7 @@ def run_evaluation(
         cache = Path(output) / CACHE_FOLDER
     with _opened(cache) as opened, progress_bar(progress) as bar:
         encoder = encoder_of(model, settings, opened)
+        settings = settings.resolved(encoder.spaces)
         facts = _with_checkpoint(encoder.facts(), checkpoint, output, model)
         folder = None if output is None else RunFolder(output, {**facts, **asdict(settings)})
         runner = TaskRunner(encoder, settings, folder, bar)
@@ -145,7 +146,8 @@ class TaskRunner:
         bar: Progress,
         level: int = logging.INFO,
     ) -> None:
-        self.encoder, self.settings, self.folder, self.bar, self.level = encoder, settings, folder, bar, level
+        self.encoder, self.folder, self.bar, self.level = encoder, folder, bar, level
+        self.settings = settings.resolved(encoder.spaces)
         self.candidates: CandidateVectors[Embedded] = CandidateVectors()
         self.entries: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, dict[str, Columns]] = {}
@@ -161,11 +163,13 @@ class TaskRunner:
         for name, (mode, document) in self.settings.pairs.items():
             found = None if self.folder is None else self.folder.find(task.name, name)
             if found is None:
-                if document not in documents:
-                    documents[document] = self.candidates_in(task, document)
                 if mode not in queries:
                     queries = {mode: self._embed(task, QUERY, mode, task.queries, task.query_ids)}
-                found = self._in_modes(task, name, queries[mode], documents[document])
+                kinds = [document] if document != SAME else _kinds(queries[mode])
+                for kind in kinds:
+                    if kind not in documents:
+                        documents[kind] = self.candidates_in(task, kind)
+                found = self._in_modes(task, name, queries[mode], {kind: documents[kind] for kind in kinds})
                 if self.folder is not None:
                     self.folder.keep(task.name, name, found)
                 logger.log(self.level, "%s, %s: %s %.3f", task.name, name, task.metric, found.numbers["score"])
@@ -173,22 +177,29 @@ class TaskRunner:
         self.rows[task.name] = {mode: {key: one.rows[key] for key in KEPT_ROWS} for mode, one in measured.items()}
         self.entries[task.name] = _entry(task, digest, measured)
 
-    def _in_modes(self, task: RetrievalTask, mode: str, embedded: Embedded, documents: Embedded) -> Measured:
-        candidates = documents.embeddings
-        scored = score_queries(task, embedded.embeddings, candidates)
+    def _in_modes(
+        self, task: RetrievalTask, mode: str, embedded: Embedded, documents: Mapping[str, Embedded]
+    ) -> Measured:
+        """Score queries among candidates; where these are of two kinds, `"never"` and `"always"`, among their own."""
+        parts = {kind: score_queries(task, embedded.embeddings, one.embeddings) for kind, one in documents.items()}
+        scored = next(iter(parts.values()))
+        if len(parts) > 1:
+            scored = joined_scores(embedded.reasoned, parts["always"], parts["never"])
         rows = _task_rows(task, embedded, scored, rationales=self.settings.rationales)
-        numbers = _task_means(embedded, documents, scored, rows)
+        numbers = _task_means(embedded, list(documents.values()), scored, rows)
         if self.settings.no_image and mode in FIXED and (blind := without_images(task.queries)):
             from mmemb_r1.content import distinct
 
             unique, index = distinct(blind)  # many are the same question
             vectors = self._embed(task, QUERY, mode, unique, None).embeddings[index]
+            candidates = next(iter(documents.values())).embeddings
             numbers["no_image"] = float(score_queries(task, vectors, candidates).metrics[task.metric].mean())
         return Measured(numbers, rows)
 
     def candidate_vectors(self, task: RetrievalTask) -> npt.NDArray[np.float32]:
-        """Embed the candidates of a task in the first of their modes: `(C, D)`."""
-        return self.candidates_in(task, self.settings.document_modes[0]).embeddings
+        """Embed the candidates of a task as the first mode of the queries needs them: `(C, D)`."""
+        mode, document = next(iter(self.settings.pairs.values()))
+        return self.candidates_in(task, mode if document == SAME else document).embeddings
 
     def candidates_in(self, task: RetrievalTask, mode: str) -> Embedded:
         """Embed the candidates of a task in a mode, unless they are those of one before; rationales are not kept."""
@@ -243,8 +254,15 @@ def _text(query: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _task_means(embedded: Embedded, documents: Embedded, scored: Scored, rows: Columns) -> dict[str, Any]:
-    """Average over a task's queries, and what its candidates took over these."""
+def _kinds(queries: Embedded) -> list[str]:
+    """List the modes of the candidates that some of the queries are compared with, each with those of its kind."""
+    return [kind for kind, some in (("never", ~queries.reasoned), ("always", queries.reasoned)) if some.any()]
+
+
+def _task_means(embedded: Embedded, documents: Sequence[Embedded], scored: Scored, rows: Columns) -> dict[str, Any]:
+    """Average over a task's queries, and over its candidates what these took, in all the ways they are embedded."""
+    seconds = [one.seconds_per_input for one in documents]
+    known = [one for one in seconds if one is not None]
     return {
         "score": float(rows["score"].mean()),
         "interval": interval_ends(rows["score"], rows["cluster"]),
@@ -252,9 +270,9 @@ def _task_means(embedded: Embedded, documents: Embedded, scored: Scored, rows: C
         "invocation_ratio": float(embedded.reasoned.mean()),
         "mean_reasoning_tokens": float(embedded.num_reasoning_tokens.mean()),
         "seconds_per_query": embedded.seconds_per_input,
-        "document_invocation_ratio": float(documents.reasoned.mean()),
-        "mean_document_tokens": float(documents.num_reasoning_tokens.mean()),
-        "seconds_per_document": documents.seconds_per_input,
+        "document_invocation_ratio": float(np.any([one.reasoned for one in documents], axis=0).mean()),
+        "mean_document_tokens": float(sum(one.num_reasoning_tokens.mean() for one in documents)),
+        "seconds_per_document": sum(known) if len(known) == len(seconds) else None,
     }
 
 

@@ -85,6 +85,13 @@ def _scored(names: Iterable[str], scores: Floats, relevance: Floats) -> Scored:
     return Scored(metrics, rank, margin, probability)
 
 
+def joined_scores(where: npt.NDArray[np.bool_], first: Scored, second: Scored) -> Scored:
+    """Take the queries that `where` `(Q,)` holds for from one scoring of a task, and the others from another."""
+    metrics = {name: np.where(where, values, second.metrics[name]) for name, values in first.metrics.items()}
+    rest = {field: np.where(where, getattr(first, field), getattr(second, field)) for field in BESIDE_METRICS}
+    return Scored(metrics, **rest)
+
+
 def metrics_of(
     names: Iterable[str], scores: Floats, relevance: Floats, rank: npt.NDArray[np.int64]
 ) -> dict[str, Floats]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mmemb_r1.spaces import check_same_space
+
 MODES = ("never", "always", "auto")
+SAME = "same"  # a mode of documents: that of the query that they are compared with
 OPTIONS = ("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")  # of `encode`, beside the mode
 
 
@@ -33,7 +36,9 @@ class Settings:
     Args:
         modes: reasoning modes of the queries, at least one of `"never"`, `"always"` and `"auto"`.
         document_reasoning: reasoning mode of the candidates, or several: every mode of the queries is then measured
-            with each of them; see `mode_pairs`. Defaults to `"never"`.
+            with each of them; see `mode_pairs`. `"same"`: a query that thinks is compared with candidates that think,
+            another one with direct ones. Default: `"same"` for models whose direct and reasoned embeddings are two
+            spaces, else `"never"`.
         batch_size: inputs that are read at once; defaults to 64.
         gate_threshold, max_reasoning_tokens, max_reasoning_rounds: `"auto"` thinks from this gate probability on;
             budget of one rationale; how often one input may think. Default: the checkpoint's.
@@ -46,7 +51,7 @@ class Settings:
     """
 
     modes: tuple[str, ...] = MODES
-    document_reasoning: str | tuple[str, ...] = "never"
+    document_reasoning: str | tuple[str, ...] | None = None
     batch_size: int = 64
     gate_threshold: float | None = None
     max_reasoning_tokens: int | None = None
@@ -55,10 +60,11 @@ class Settings:
     no_image: bool = False
 
     def __post_init__(self) -> None:
-        for what, modes in (("modes", self.modes), ("modes of the documents", self.document_modes)):
+        sides = ("modes", self.modes, MODES), ("modes of the documents", self.document_modes, (*MODES, SAME))
+        for what, modes, known in sides:
             for mode in modes:
-                if mode not in MODES:
-                    raise ValueError(f"the mode {mode!r} is not known; allowed: {', '.join(MODES)}")
+                if mode not in known:
+                    raise ValueError(f"the mode {mode!r} is not known; allowed: {', '.join(known)}")
             if not modes or len(set(modes)) < len(modes):
                 raise ValueError(f"the {what} are {list(modes)}; at least one is needed, and each once at most")
         if self.batch_size < 1:
@@ -67,12 +73,27 @@ class Settings:
     @property
     def document_modes(self) -> tuple[str, ...]:
         """List the modes of the candidates."""
-        return (self.document_reasoning,) if isinstance(self.document_reasoning, str) else self.document_reasoning
+        modes = "never" if self.document_reasoning is None else self.document_reasoning
+        return (modes,) if isinstance(modes, str) else modes
 
     @property
     def pairs(self) -> dict[str, tuple[str, str]]:
         """Name what is measured: see `mode_pairs`."""
         return mode_pairs(self.modes, self.document_modes)
+
+    def resolved(self, spaces: int) -> Settings:
+        """
+        Choose the mode of the candidates, if none was given, for a model with so many spaces.
+
+        Raises:
+            ValueError: if queries and candidates of two spaces would be compared.
+        """
+        documents = self.document_reasoning or (SAME if spaces == 2 else "never")
+        settings = replace(self, document_reasoning=documents)
+        for mode, document in settings.pairs.values():
+            if document != SAME:
+                check_same_space(spaces, mode, document, hint=", or documents with 'same', as their queries")
+        return settings
 
     def reasoning_options(self) -> dict[str, Any]:
         """Collect the options of `encode` that were given, without `reasoning`."""

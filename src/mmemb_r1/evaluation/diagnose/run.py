@@ -86,7 +86,8 @@ def run_diagnosis(
 
     Every query is embedded after the rationale that the model wrote for it, and after what takes its place: nothing,
     an empty one, that of another query with other right candidates, and its own words shuffled. Candidates are
-    embedded directly.
+    embedded directly. Of a model whose direct and reasoned embeddings are two spaces, candidates think, and queries
+    without a rationale are not compared with them.
 
     With `output`, every task is written as soon as it is measured, and the same call goes on where a killed one
     stopped: a row per query in `tasks/TASK/shortcut.parquet`, and what is returned in `shortcut.json`.
@@ -193,6 +194,8 @@ class ShortcutTester:
             rows = [row for row, suffix in enumerate(suffixes) if suffix is not None]
             vectors = own.copy()
             if name == "drop":
+                if self.runner.encoder.spaces == 2:  # the direct vector is of another space
+                    rows = []
                 vectors = direct
             elif rows:
                 vectors[rows] = self._forced(task, name, suffixes, prompt)[0]
