@@ -6,8 +6,10 @@ import json
 import shutil
 
 import pytest
+import torch
 from tests.recipes.conftest import NAMES, POOLING
 
+from mmemb_r1.cli import main
 from mmemb_r1.recipes import convert, find_recipe, load_recipe
 from mmemb_r1.tiny import build_tiny_vlm
 
@@ -22,6 +24,13 @@ def test_a_folder_of_the_hubs_cache(stand_in, tmp_path):
     folder = tmp_path / "models--Qwen--Qwen3-VL-Embedding-2B" / "snapshots" / "9f2f7e71"
     shutil.copytree(stand_in("qwen3-vl-embedding"), folder)
     assert find_recipe(str(folder)).name == "qwen3-vl-embedding"
+
+
+def test_a_file_that_only_one_embedder_has(stand_in, tmp_path):
+    shutil.copytree(stand_in("qwen3-vl-embedding"), tmp_path / "copy")
+    (tmp_path / "copy" / "scripts").mkdir()
+    (tmp_path / "copy" / "scripts" / "qwen3_vl_embedding.py").touch()
+    assert find_recipe(str(tmp_path / "copy")).name == "qwen3-vl-embedding"
 
 
 @pytest.fixture
@@ -46,6 +55,7 @@ def test_what_is_no_vision_language_model_is_left_to_others(tmp_path, tiny_check
 
 
 SIGNS = {
+    "README.md": ("---\ntags: [sentence-transformers]\n---\n", "its README.md has the tag sentence-transformers"),
     "modules.json": (json.dumps(POOLING), "its modules.json pools states"),
     "adapter_config.json": ('{"base_model_name_or_path": "x"}', "it has an adapter_config.json"),
     "sparse_info.json": ("{}", "it has the file sparse_info.json"),
@@ -76,6 +86,12 @@ def test_a_known_token_in_another_model_is_refused(chat_model):
         find_recipe(str(chat_model))
 
 
+def test_a_name_is_a_sign(chat_model):
+    chat_model = chat_model.rename(chat_model.with_name("my-embedder"))
+    with pytest.raises(ValueError, match="my-embedder seems to be a trained embedder .its name says so"):
+        find_recipe(str(chat_model))
+
+
 def test_a_recipe_whose_token_is_not_there(chat_model):
     with pytest.raises(ValueError, match=r"embed-rl needs the token '<emb>' \(read.marker\).*for another checkpoint"):
         convert(str(chat_model), "embed-rl")
@@ -84,6 +100,32 @@ def test_a_recipe_whose_token_is_not_there(chat_model):
 def test_a_recipe_for_adapters_needs_adapters(chat_model):
     with pytest.raises(ValueError, match="has no adapter_config.json, and the recipe vlm2vec-v2 says loading: lora"):
         convert(str(chat_model), "vlm2vec-v2")
+
+
+def test_a_base_model_is_for_adapters(stand_in, capsys, tmp_path, chat_model):
+    with pytest.raises(ValueError, match="--base x is for adapters; .* has none"):
+        convert(str(stand_in("ume-r1")), base="x")
+    assert main(["init", "--vlm", str(chat_model), "--base", "x", "--output", str(tmp_path / "out")]) == 2
+    assert "--base x is for adapters" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_language_model_head(stand_in, tmp_path, caplog):
+    """As an embedder may be published that was not tied; nothing of it is left to chance."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "Qwen3-VL-Embedding-8B"
+    shutil.copytree(stand_in("qwen3-vl-embedding"), folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    assert not [name for name in weights if name.startswith("lm_head")]
+    bare = {name.removeprefix("model."): weight for name, weight in weights.items()}  # as the base class saves it
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    vlm = convert(str(folder)).model[0].model.vlm
+    assert "has no language-model head; it gets the input embeddings" in caplog.text
+    rows = len(vlm.get_output_embeddings().weight) - 3  # but for the control tokens
+    assert torch.equal(vlm.get_output_embeddings().weight[:rows], vlm.get_input_embeddings().weight[:rows])
 
 
 def test_adapters_that_do_not_fit_their_base(stand_in, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.recipes.conftest import NAMES
 from tests.recipes.written import PROMPTS, direct_vector, loaded, reasoned_by_generate, video_vector
+from tokenizers.processors import TemplateProcessing
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
@@ -201,6 +204,26 @@ def test_states_before_and_after_the_final_norm(state, stand_in, tmp_path):
         wanted = vlm.model(**batch).last_hidden_state[0, -1]
     vector = MMEmbR1(str(tmp_path / "model"), device="cpu").encode("Lima", reasoning="never")
     np.testing.assert_allclose(vector, torch.nn.functional.normalize(wanted, dim=0).numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["qwen3-vl-embedding", pytest.param("embed-rl", marks=pytest.mark.slow)])
+def test_a_tokenizer_that_appends_a_token(recipe, stand_in, tmp_path, caplog):
+    """Where the last token is read, that is the one that the tokenizer appends; at a marker it does not matter."""
+    folder = tmp_path / NAMES[recipe]
+    shutil.copytree(stand_in(recipe), folder)
+    vlm, processor = loaded(recipe, folder)
+    tokenizer = processor.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", tokenizer.pad_token_id)]
+    )
+    tokenizer.save_pretrained(folder)
+    if recipe == "embed-rl":
+        _, processor = loaded(recipe, stand_in(recipe))
+    wanted = np.stack([direct_vector(recipe, vlm, processor, value).numpy() for value in INPUTS[:4]])
+    convert(str(folder)).save(tmp_path / "model")
+    assert "The tokenizer puts ['<|endoftext|>'] after every text" in caplog.text
+    model = MMEmbR1(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(model.encode(INPUTS[:4], reasoning="never"), wanted, atol=1e-5, rtol=0)
 
 
 def test_reasoned_vectors_of_a_direct_embedder_are_read_in_the_same_way(stand_in):

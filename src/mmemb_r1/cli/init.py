@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = find_recipe(args.vlm, args.recipe, revision=args.revision, base=args.base)
     if recipe is not None:
         return _init_from_embedder(args, recipe, settings)
+    if args.base is not None:
+        raise ValueError(f"--base {args.base} is for adapters of an embedder that a recipe knows; leave it out")
     if not is_vlm(args.vlm, args.revision):
         raise ValueError(
             f"--vlm {args.vlm} is no vision-language model that transformers loads by AutoModelForImageTextToText; "

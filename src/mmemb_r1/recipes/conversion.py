@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmemb_r1.modeling.tokens_mmemb_r1 import Controls
-from mmemb_r1.recipes.loading import load_backbone
+from mmemb_r1.recipes.loading import load_backbone, without_appended_tokens
 from mmemb_r1.recipes.proof import PROOF_FILE, TOLERANCE, Proof, plain_vectors, prove
 from mmemb_r1.recipes.recipe import Recipe, load_recipe
 from mmemb_r1.recipes.recognise import Checkpoint, recognise
@@ -128,7 +128,10 @@ def convert(
     commit = None if recipe.loading == "lora" else getattr(vlm.config, "_commit_hash", None)
     if proof_dtype == "float32":
         vlm = vlm.float()
+    if recipe.read.position == "marker":
+        recipe = without_appended_tokens(recipe, processor.tokenizer)
     plain = plain_vectors(recipe, vlm, processor)
+    recipe = without_appended_tokens(recipe, processor.tokenizer)
     model = MMEmbR1.from_vlm(
         vlm,
         processor,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
+from tokenizers.processors import ByteLevel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.recipes.recipe import Recipe
@@ -42,6 +44,8 @@ def load_backbone(
         raise ValueError(
             f"{checkpoint.name} has {there}, and the recipe {recipe.name} says loading: {recipe.loading}."
         )
+    if checkpoint.base is not None and not has_adapters:
+        raise ValueError(f"--base {checkpoint.base} is for adapters; {checkpoint.name} has none. Leave it out.")
     source = (checkpoint.name, checkpoint.revision) if any(map(checkpoint.file, TOKENIZER_FILES)) else (name, revision)
     processor = AutoProcessor.from_pretrained(source[0], revision=source[1], trust_remote_code=False)
     check_tokens(recipe, processor.tokenizer.get_vocab().keys())
@@ -56,6 +60,47 @@ def load_backbone(
     if recipe.positions == "sequence":
         vlm.config.sequential_positions = True
     return vlm.eval(), processor
+
+
+def appended_tokens(tokenizer: Any) -> list[str]:
+    """
+    List the tokens that a tokenizer puts after every text by itself.
+
+    Raises:
+        ValueError: if it puts some before the text.
+    """
+    text, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    if whole[: len(text)] != text:
+        raise ValueError(
+            f"The tokenizer puts {tokenizer.convert_ids_to_tokens(whole[: -len(text)])} before every text, which no "
+            "recipe knows of; take them out of the post_processor of its tokenizer.json."
+        )
+    return tokenizer.convert_ids_to_tokens(whole[len(text) :])
+
+
+def without_appended_tokens(recipe: Recipe, tokenizer: Any) -> Recipe:
+    """
+    Let a tokenizer append nothing any more, in place: prompts have to end in the marker.
+
+    Returns:
+        The recipe; where it reads the last token of a prompt, changed to read what was appended, which its prompts now
+        say themselves.
+    """
+    appended = appended_tokens(tokenizer)
+    if not appended:
+        return recipe
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    if left := appended_tokens(tokenizer):
+        raise ValueError(f"The tokenizer puts {left} after every text, and can't be made to leave that out.")
+    logger.warning("The tokenizer puts %s after every text; the prompts of the model say it instead.", appended)
+    if recipe.read.position == "marker":  # read before, so that they do not matter
+        return recipe
+    ending = recipe.prompt.ending + "".join(appended[:-1])
+    return replace(
+        recipe,
+        prompt=replace(recipe.prompt, ending=ending),
+        read=replace(recipe.read, marker=appended[-1], position="marker"),
+    )
 
 
 def _check_weights(vlm: PreTrainedModel, told: Any, name: str) -> None:

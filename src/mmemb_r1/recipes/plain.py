@@ -38,8 +38,8 @@ def plain_prompt(recipe: Recipe, value: Mapping[str, Any]) -> str:
     if text:
         pieces.append(text if pieces else form.first_text + text)
     system = form.system if form.instruction == "text" else instruction
-    prompt = form.turn_start.format(role="system") + form.first_text + system + form.turn_end if system else ""
-    prompt += form.turn_start.format(role="user") + (form.separator.join(pieces) or form.empty) + form.ending
+    prompt = form.turn_start.replace("{role}", "system") + form.first_text + system + form.turn_end if system else ""
+    prompt += form.turn_start.replace("{role}", "user") + (form.separator.join(pieces) or form.empty) + form.ending
     return prompt if recipe.read.position == "before" else prompt + recipe.read.marker
 
 

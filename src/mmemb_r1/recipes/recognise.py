@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file
@@ -20,6 +21,7 @@ from mmemb_r1.recipes.recipe import NEW_TOKENS, Recipe, Signs, known_recipes, lo
 ADAPTER_FILE, MODULES_FILE = "adapter_config.json", "modules.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 EMBEDDER_FILES = ("sparse_info.json", "embedding_chat_template.jinja")
+EMBEDDER_TAGS = {"feature-extraction", "sentence-similarity", "sentence-transformers", "visual-document-retrieval"}
 EMBEDDER_TOKENS = ("<emb>", "<embedding>", "<disc_emb>", "<gen_emb>")
 
 
@@ -147,6 +149,12 @@ def _embedder_sign(checkpoint: Checkpoint) -> str | None:
         return f"its {MODULES_FILE} pools states to a vector"
     if checkpoint.file(ADAPTER_FILE) is not None:
         return f"it has an {ADAPTER_FILE}, and transformers would load its base model alone or guess how to pool"
+    if "embed" in checkpoint.names[0]:
+        return "its name says so"
+    if (card := checkpoint.file("README.md")) is not None:
+        said = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        if tags := sorted({said.get("pipeline_tag"), *(said.get("tags") or ())} & EMBEDDER_TAGS):
+            return f"its README.md has the tag {tags[0]}"
     for name in EMBEDDER_FILES:
         if checkpoint.file(name) is not None:
             return f"it has the file {name}"
