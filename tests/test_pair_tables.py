@@ -435,3 +435,13 @@ def test_large_files_are_read_in_constant_memory(kind, tmp_path, monkeypatch):
         tracemalloc.stop()
         assert pa.default_memory_pool().bytes_allocated() - before < 2**20
     assert peaks[1] < 1.4 * peaks[0]
+
+
+def test_a_large_table_tells_how_far_it_is(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("mmemb_r1.table_files.IN_MEMORY", 0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("mmemb_r1.progress.PERIOD", 0.0)
+    with caplog.at_level(logging.INFO, logger="mmemb_r1.progress"):
+        open_pairs(behind("folder", tmp_path), COLUMNS)
+    assert [line.partition(",")[0] for line in caplog.messages] == ["rows of a table"] * 2
+    assert "12" in caplog.messages[1]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from mmemb_r1.file_formats import reading_parquet
+from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.runs import replaced_file
 from mmemb_r1.table_paths import table_paths_from
 from mmemb_r1.table_rows import HINT, NOT_PARQUET, columns_of_files, rows_of_file
@@ -145,9 +146,11 @@ def mapped(
     with nullcontext() if key is None else FileLock(cached.with_suffix(".lock")):
         if not cached.exists():
             with replaced_file(cached) as temporary, pyarrow.OSFile(str(temporary), "wb") as sink:
-                with pyarrow.ipc.new_stream(sink, schema) as writer:
-                    for batch in batches():
-                        writer.write_batch(batch)
+                with pyarrow.ipc.new_stream(sink, schema) as writer, progress_bar() as bar:
+                    with step_of(bar, "rows of a table, written to the cache", None) as tick:
+                        for batch in batches():
+                            writer.write_batch(batch)
+                            tick(len(batch))
     if key is None:
         cached = cached.replace(cached.with_name(f"{files_digest([cached])}.arrow"))
     return Dataset.from_file(str(cached))
