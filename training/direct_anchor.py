@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
+from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.training.base_trainer import PhaseTrainer
 from mmemb_r1.training.distributed import (
     gather_rows,
@@ -87,29 +88,33 @@ class DirectAnchor:
         self._pairs = pairs
         self._sides = {side: StoredInputs(pairs, side) for side in ("query", "target")}
         self._before: Tensor | None = None  # (n, D) first embeddings of this process's inputs
-        self._seen: list[Tensor] = []  # distances of what was trained on since the last log
+        self._seen: list[Tensor] = []  # (3, b) since the last log: numbers of rows, their distances, and one's
 
-    def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def embed(self, batch: Mapping[str, Any]) -> Tensor:
         """Embed a batch of B prompts as the first model does, directly: `(B, D)`."""
         with self.first.run() as first:
             return first.embed(**batch, reasoning="never")["embeddings"]
 
-    def loss(self, vectors: Tensor, first: Tensor, total: float) -> Tensor:
+    def loss(self, vectors: Tensor, first: Tensor, total: float, counts: Tensor | None = None) -> Tensor:
         """
-        Compute the share that direct embeddings `(b, D)` have in the loss of a batch of `total` inputs, and remember
-        how far they are from the `first` ones `(b, D)`, for the log, if this is a step of training.
+        Compute the share that direct embeddings `(b, D)` have in the loss of a batch of `total` rows, and remember how
+        far they are from the `first` ones `(b, D)`, for the log, if this is a step of training.
+
+        Args:
+            counts: `(b,)` how many rows each is of. Default: one.
         """
-        distance = cosine_distance(vectors, first)
+        distance = cosine_distance(vectors, first)  # (b,)
+        counts = torch.ones_like(distance) if counts is None else counts.to(distance)
         if distance.requires_grad:
-            self._seen.append(distance.detach())
-        return self.weight * anchor_penalty(distance, self.least).sum() / total
+            self._seen.append(torch.stack([counts, counts * distance.detach(), distance.detach()]))
+        return self.weight * (counts * anchor_penalty(distance, self.least)).sum() / total
 
     def take(self, device: torch.device) -> dict[str, float]:
-        """Return mean and least cosine of what all processes trained on since the last call."""
-        seen = torch.cat([torch.empty(0, device=device), *self._seen])
+        """Return mean and least cosine of the rows that all processes trained on since the last call."""
+        counts, weighted, distances = torch.cat([torch.zeros(3, 1, device=device), *self._seen], dim=1)
         self._seen.clear()
-        number, total = summed(torch.stack([seen.new_tensor(len(seen)), seen.sum()])).tolist()
-        furthest = float(greatest(torch.cat([seen.new_zeros(1), seen]).amax()))
+        number, total = summed(torch.stack([counts.sum(), weighted.sum()])).tolist()
+        furthest = float(greatest(distances.amax()))
         return {"direct_cosine": 1 - total / number, "direct_cosine_least": 1 - furthest} if number else {}
 
     def measure(self, model: MMEmbR1Model, processor: Any, batch_size: int) -> Moved:
@@ -149,10 +154,12 @@ class DirectAnchor:
         """Embed this process's inputs: `(n, D)` float32 on the CPU."""
         own, size = self._own, len(self._pairs)
         parts = []
-        for start in range(0, len(own), batch_size):
-            some = [divmod(number, size) for number in own[start : start + batch_size]]
-            inputs = [self._sides[("query", "target")[side]][row] for side, row in some]
-            parts.append(embed_directly(model, processor, inputs, batch_size).float().cpu())
+        with progress_bar(False) as bar, step_of(bar, "direct embeddings of held-out pairs", len(own)) as advance:
+            for start in range(0, len(own), batch_size):
+                some = [divmod(number, size) for number in own[start : start + batch_size]]
+                inputs = [self._sides[("query", "target")[side]][row] for side, row in some]
+                parts.append(embed_directly(model, processor, inputs, batch_size).float().cpu())
+                advance(len(inputs))
         return torch.cat(parts) if parts else torch.empty(0, 0)
 
     def name(self, number: int) -> str:

@@ -86,7 +86,7 @@ def test_only_the_penalty_reaches_direct_embeddings():
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_joint_step_is_the_plain_writing(train, vivid, processor, cached):
-    """The gradient of the loss: that with direct vectors held constant, and the mean penalty of distinct inputs."""
+    """The gradient of the loss: that with direct vectors held constant, and the mean penalty of all rows."""
     first = copy.deepcopy(vivid).eval()
     trainer = train(
         "joint", vivid, direct_anchor=0.99, direct_anchor_weight=0.3, mini_batch_size=2 if cached else None
@@ -98,14 +98,17 @@ def test_a_joint_step_is_the_plain_writing(train, vivid, processor, cached):
     found = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
     trainer.model.zero_grad()
 
-    trainer.anchor, chunks = None, [chunk for side in ("query", "target") for chunk in batch[side]["chunks"]]
+    trainer.anchor = None
     plain = trainer.compute_loss(trainer.model, batch)  # its direct vectors are constants: direct_anchor is set
     penalties = []
-    for chunk in chunks:
-        now = encode(trainer.model, chunk)[0].embeddings[:, 0]
-        before = encode(first, chunk)[0].embeddings[:, 0].detach()
-        penalties.append(((1 - (now * before).sum(dim=1)) / 0.01 - 0.5).clamp(min=0) ** 2)
-    penalty = torch.cat(penalties).mean()
+    for side in batch.values():
+        now, before = (
+            torch.cat([encode(model, chunk)[0].embeddings[:, 0] for chunk in side["chunks"]])
+            for model in (trainer.model, first)
+        )
+        distance = 1 - (now * before.detach()).sum(dim=1)
+        penalties.append(((distance / 0.01 - 0.5).clamp(min=0) ** 2)[side["order"]][side["index"]])
+    penalty = torch.cat(penalties).mean()  # over rows
     assert penalty > 1
     (plain + 0.3 * penalty).backward()
     expected = {name: one.grad for name, one in trainer.model.named_parameters() if one.grad is not None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from PIL import Image as Pictures
 from tests.sharded_on_cpu import allow, fsdp2
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
@@ -41,6 +43,7 @@ ADAPTIVE: dict[str, dict[str, Any]] = {
     "adaptive": {"beta": 0.1},
     "adaptive with adapters": {"lora": True, "beta": 0.1},
     "adaptive with videos": {"videos": True, "beta": 0.1},
+    "adaptive and anchored": {"lora": True, "direct_anchor": 0.9},
 }
 SEED = 3  # of the order: one process has no picture where the other has some, and one has rows with none, one and two
 # Everything that processes have to agree on, at once.
@@ -72,6 +75,8 @@ CASES: dict[str, dict[str, Any]] = {
     "cached and accumulated": {"gradient_accumulation_steps": 2, "mini_batch_size": 3},
     "an epoch": {"max_steps": -1, "num_train_epochs": 1, "mini_batch_tokens": 120},  # its last batches are odd
     "equal rows": {"task_weights": {"told": 1.0}},  # six of them: some occur twice in a batch of eight
+    "anchored": {"lora": True, "direct_anchor": 0.9},
+    "anchored and cached": {"lora": True, "direct_anchor": 0.9, "mini_batch_size": 3},
 }
 SHARDED: dict[str, dict[str, Any]] = {
     "sharded": {},
@@ -132,8 +137,38 @@ def fresh_model() -> tuple[Any, Any]:
     return model, processor
 
 
-def made_trainer(folder: Path, callbacks: Any = None, **fields: Any) -> Any:
+MOVED = 0.02
+
+
+class Move(TrainerCallback):
+    """Lets trained weights be far from the first ones when training begins."""
+
+    @torch.no_grad()
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        draws = torch.Generator().manual_seed(0)
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(MOVED * torch.randn(weight.shape, generator=draws))
+
+
+def held_out() -> Dataset:
+    """Pairs to measure on, an odd number of inputs for each of two processes."""
+    rows = pairs().select(range(5))
+    return rows.remove_columns("pair_id").add_column("pair_id", [f"held out {row}" for row in range(5)])
+
+
+def train_until_refused(trainer: Any) -> float | None:
+    """Train; return the least cosine of direct embeddings that the trainer refuses in the end, if it does."""
+    try:
+        trainer.train()
+    except ValueError as error:
+        return float(re.search(r"held out \d', is (\S+) \(10 queries and targets", str(error))[1])
+    return None
+
+
+def made_trainer(folder: Path, callbacks: Any = None, lora: bool = False, **fields: Any) -> Any:
     from mmemb_r1.training import JointConfig, JointTrainer
+    from mmemb_r1.training.adapters import lora_config
 
     model, processor = fresh_model()
     args = JointConfig(
@@ -147,7 +182,9 @@ def made_trainer(folder: Path, callbacks: Any = None, **fields: Any) -> Any:
             **fields,
         }
     )
-    return JointTrainer(model.train(), args, pairs(), processor, callbacks=callbacks)
+    adapted = {"peft_config": lora_config(model, r=4), "eval_dataset": held_out()} if lora else {}
+    callbacks = [*(callbacks or []), *([Move()] if lora else [])]
+    return JointTrainer(model.train(), args, pairs(), processor, callbacks=callbacks, **adapted)
 
 
 def whole(tensor: Any) -> Tensor:
@@ -172,8 +209,6 @@ def held(batch: Any) -> dict[str, bool]:
 
 def trained(folder: Path, **fields: Any) -> dict[str, Any]:
     """What a few steps come to: the logs, the gradients of each step, the weights after all, and what batches held."""
-    from transformers import TrainerCallback
-
     gradients, batches = [], []
 
     class Watch(TrainerCallback):
@@ -188,13 +223,13 @@ def trained(folder: Path, **fields: Any) -> dict[str, Any]:
         return step(model, batch, *more)
 
     trainer.training_step = watched
-    trainer.train()
+    refused = train_until_refused(trainer)
     logs = [
         {name: value for name, value in log.items() if not name.endswith(("_second", "_runtime"))}
         for log in trainer.state.log_history
     ]
     weights = {name: whole(weight.detach()).clone() for name, weight in trainer.model.named_parameters()}
-    return {"logs": logs, "gradients": gradients, "weights": weights, "held": batches}
+    return {"logs": logs, "gradients": gradients, "weights": weights, "held": batches, "refused": refused}
 
 
 def sharded(folder: Path, **fields: Any) -> dict[str, Any]:
@@ -229,8 +264,6 @@ def with_videos(rows: Dataset) -> Dataset:
 
 def adaptive(folder: Path, lora: bool = False, videos: bool = False, **fields: Any) -> dict[str, Any]:
     """The same of the adaptive phase. A group's rollouts are drawn from a seed of its own, on whatever process."""
-    from transformers import TrainerCallback
-
     from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
 
     model, processor = fresh_model()
@@ -262,18 +295,23 @@ def adaptive(folder: Path, lora: bool = False, videos: bool = False, **fields: A
 
         model = with_adapters(model, lora_config(model, r=4))
     table = with_videos(policy_pairs()) if videos else policy_pairs()
-    trainer = AdaptiveGRPOTrainer(model, args, table, processor, callbacks=[Watch()])
+    anchored = args.direct_anchor is not None
+    callbacks, other = [Watch(), *([Move()] if anchored else [])], held_out() if anchored else None
+    trainer = AdaptiveGRPOTrainer(model, args, table, processor, callbacks=callbacks, eval_dataset=other)
     assert trainer.is_fsdp_enabled or len(trainer._gate_inputs) == len(table)
     roll_out, size = trainer._roll_out, args.num_generations
 
     def seeded(prompts: list[Any]) -> dict[str, Any]:
-        rows, gate_logits, columns = trainer._rows, [], []
+        rows, gate_logits, columns, first_direct = trainer._rows, [], [], []
         for start in range(0, len(prompts), size):
             trainer._rows = rows[start : start + size]
             torch.manual_seed(int(trainer._rows[0]))
             columns.append(roll_out(prompts[start : start + size]))
             gate_logits.append(trainer._gate_logits)
+            first_direct += [trainer._first_direct] if anchored else []
         trainer._rows, trainer._gate_logits = rows, torch.cat(gate_logits)
+        if anchored:
+            trainer._first_direct = torch.cat(first_direct)
         counts, films = (
             [sum(part["type"] == kind for turn in chat for part in turn["content"]) for chat in prompts]
             for kind in ("image", "video")
@@ -282,7 +320,7 @@ def adaptive(folder: Path, lora: bool = False, videos: bool = False, **fields: A
         return {name: value and sum((part[name] for part in columns), []) for name, value in columns[0].items()}
 
     trainer._roll_out = seeded
-    trainer.train()
+    refused = train_until_refused(trainer)
     names = (
         "loss",
         "grad_norm",
@@ -296,7 +334,7 @@ def adaptive(folder: Path, lora: bool = False, videos: bool = False, **fields: A
     logs = [{name: log[name] for name in names} for log in trainer.state.log_history if "loss" in log]
     assert len(trainer._gate_inputs) == len(table)
     weights = {name: whole(weight.detach()).clone() for name, weight in trainer.model.named_parameters()}
-    return {"logs": logs, "gradients": gradients, "weights": weights, "held": held}
+    return {"logs": logs, "gradients": gradients, "weights": weights, "held": held, "refused": refused}
 
 
 def gate_gradient(folder: Path) -> dict[str, Any]:
@@ -304,8 +342,6 @@ def gate_gradient(folder: Path) -> dict[str, Any]:
     Of one step: the gradient of the gate's bias, averaged over the processes, and what it has to be made of: p (1 - p)
     (Q_reasoned - Q_direct) of each of the own groups. Processes draw other numbers of tokens.
     """
-    from transformers import TrainerCallback
-
     from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer
 
     model, processor = fresh_model()
@@ -539,6 +575,12 @@ class TestTwoProcesses:
                 assert any(first["videos"] != second["videos"] for first, second in held), held
         moved = one["plain"]["gradients"][0]
         assert all(moved[name].any() for name in ("vlm.model.visual.patch_embed.proj.weight", "gate.output.weight"))
+
+    @pytest.mark.parametrize("case", [case for case in (*CASES, *ADAPTIVE) if "anchored" in case])
+    def test_measure_together_how_far_direct_embeddings_moved(self, one, two, case):
+        assert 0 < one[case]["refused"] < 0.9
+        for process in two:
+            assert process[case]["refused"] == pytest.approx(one[case]["refused"], abs=2e-6)
 
     def test_measure_retrieval_together(self, one, two):
         assert {"eval_never_hit@1", "eval_always_mean_reasoning_tokens", "eval_auto_mrr"} <= one["searched"].keys()

@@ -38,6 +38,7 @@ class Chunk(TypedDict):
     features: dict[str, Tensor]  # keyword arguments of the model's `forward`, `labels` among them
     token_weights: Tensor  # (N,), row by row
     token_rows: Tensor  # (N,) the place of each token's input among those of its side
+    num_rows: Tensor  # (b,) how many rows of the batch each input is of
 
 
 class SideBatch(TypedDict):
@@ -112,9 +113,10 @@ class JointCollator:
     def _side(self, rows: list[_Row]) -> SideBatch:
         contents = [content_key(row["value"], MediaOptions.of(self.config)) for row in rows]
         index, first = number_distinct([(key, str(row["rationale"])) for key, row in zip(contents, rows, strict=True)])
-        inputs: list[_Row] = [{**rows[place], "weight": 0.0} for place in first]
+        inputs: list[_Row] = [{**rows[place], "weight": 0.0, "num_rows": 0} for place in first]
         for row, place in zip(rows, index, strict=True):
             inputs[place]["weight"] += row["weight"]  # every row counts, however rows are spread over processes
+            inputs[place]["num_rows"] += 1
         parts = self.parts(self.lengths(inputs), len(rows))
         return {
             "chunks": [self._chunk(inputs, part) for part in parts],
@@ -179,6 +181,7 @@ class JointCollator:
             "features": features,
             "token_weights": weights.repeat_interleave(counts),
             "token_rows": torch.tensor(places).repeat_interleave(counts),
+            "num_rows": torch.tensor([row["num_rows"] for row in rows]),
         }
 
 

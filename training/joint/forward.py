@@ -153,7 +153,8 @@ def fill_up(batch: JointBatch, device: torch.device) -> None:
     for name, number in zip(SIDES, wanted, strict=True):
         chunks = batch[name]["chunks"]
         smallest = min(chunks, key=lambda chunk: chunk["features"]["input_ids"].numel())
-        idle: Chunk = {**smallest, "token_weights": torch.zeros_like(smallest["token_weights"])}
+        nothing = {key: torch.zeros_like(smallest[key]) for key in ("token_weights", "num_rows")}
+        idle: Chunk = {**smallest, **nothing}
         chunks.extend([idle] * (number - len(chunks)))
 
 

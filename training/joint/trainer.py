@@ -335,8 +335,8 @@ class JointTrainer(AnchoredTrainer, _BaseTrainer):
             fill_up(inputs, self.accelerator.device)
         self._shares = {name: torch.zeros((), device=self.accelerator.device) for name in SIDES}
         if self.anchor is not None:
-            inside = [len(inputs[name]["order"]) for name in SIDES]
-            self._num_inputs = float(summed(torch.tensor(sum(inside), device=self.accelerator.device)))
+            num_rows = torch.tensor(sum(len(inputs[name]["index"]) for name in SIDES))
+            self._num_rows = float(summed(num_rows.to(self.accelerator.device)))
         return token_totals(inputs, self.accelerator.device)
 
     def _run_chunk(
@@ -350,7 +350,8 @@ class JointTrainer(AnchoredTrainer, _BaseTrainer):
         part, logps = encode(model, chunk)
         loss = self._rationale_loss(name, side, chunk, logps, total)
         if self.anchor is not None and first is not None:
-            loss = loss + num_processes() * self.anchor.loss(part.embeddings[:, 0], first, self._num_inputs)
+            moved = self.anchor.loss(part.embeddings[:, 0], first, self._num_rows, chunk["num_rows"])
+            loss = loss + num_processes() * moved
         return part, loss
 
     def _rationale_loss(self, name: str, side: SideBatch, chunk: Chunk, logps: Tensor, total: float) -> Tensor:
