@@ -18,6 +18,7 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import (
     is_per_token,
     media_placeholders,
     next_positions,
+    rotary_positions,
     video_options,
     with_cache,
 )
@@ -29,6 +30,16 @@ def test_positions_of_later_tokens(multimodal, shape):
     positions = next_positions(SimpleNamespace(base_model=base), torch.tensor([[4], [7]]), torch.tensor([[0], [-3]]))
     assert positions.shape == shape
     assert positions.reshape(-1, 2, 1)[0].tolist() == [[4], [4]]
+
+
+def test_pictures_are_numbered_like_text_where_the_config_says_so():
+    """As some published embedders were trained: no rows and columns, and nothing to add for what follows."""
+    base = SimpleNamespace(get_rope_index=lambda **_: pytest.fail("rows and columns were counted"))
+    vlm = SimpleNamespace(base_model=base, config=SimpleNamespace(sequential_positions=True))
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    positions, offset = rotary_positions(vlm, mask, mask, {"image_grid_thw": torch.tensor([[1, 2, 2]])})
+    assert positions.tolist() == [[[0, 0, 0, 1], [0, 1, 2, 3]]] * 3
+    assert offset.tolist() == [[0], [0]]
 
 
 def test_what_belongs_to_tokens():

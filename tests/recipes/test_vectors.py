@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from tests.recipes.conftest import NAMES
-from tests.recipes.written import PROMPTS, direct_vector, loaded, reasoned_by_generate, video_vector
+from tests.recipes.written import (
+    NUMBERED_LIKE_TEXT,
+    PROMPTS,
+    direct_vector,
+    loaded,
+    reasoned_by_generate,
+    video_vector,
+)
 from tokenizers.processors import TemplateProcessing
 
 from mmemb_r1 import MMEmbR1
@@ -226,19 +233,38 @@ def test_a_tokenizer_that_appends_a_token(recipe, stand_in, tmp_path, caplog):
     np.testing.assert_allclose(model.encode(INPUTS[:4], reasoning="never"), wanted, atol=1e-5, rtol=0)
 
 
-def test_reasoned_vectors_of_a_direct_embedder_are_read_in_the_same_way(stand_in):
-    """After `</think>` and the turn's end, before a second marker: one more state of the same kind."""
-    recipe = load_recipe("qwen3-vl-embedding")
-    model = convert(str(stand_in(recipe.name)), recipe).model
-    config, tokenizer = model[0].model.config, model.tokenizer
-    (output,) = model.encode(["Lima"], reasoning="always", max_reasoning_tokens=3, output_value=None)
-    ids = [int(token) for token in output["rationale_ids"] if token >= 0]
-    text = PROMPTS[recipe.name]("Lima", 0, None) + "<|embed|><think>"
-    prompt = tokenizer(text)["input_ids"]
-    closing = tokenizer("</think><|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-    rationale = ids[: ids.index(config.end_think_token_id)] if config.end_think_token_id in ids else ids
-    rows = torch.tensor([[*prompt, *rationale, *closing]])
-    with torch.no_grad():
-        state = model[0].model.vlm.base_model(input_ids=rows).last_hidden_state[0, -1]
-    wanted = torch.nn.functional.normalize(state, dim=0).numpy()
-    np.testing.assert_allclose(output["sentence_embedding"].float().numpy(), wanted, atol=1e-5, rtol=0)
+DIRECT = [name for name in NAMES if name not in ("ume-r1", "rime", "qwen3-vl-embedding")]
+
+
+@pytest.mark.parametrize(
+    "recipe", ["qwen3-vl-embedding", *(pytest.param(name, marks=pytest.mark.slow) for name in DIRECT)]
+)
+def test_reasoned_vectors_of_a_direct_embedder_are_read_in_the_same_way(recipe, saved):
+    """After `</think>` and the turn's end, at a second marker or before it: one more state of the same kind."""
+    model = MMEmbR1(str(saved(recipe)), device="cpu")
+    config, read = model[0].model.config, load_recipe(recipe).read
+    values = [INPUTS[0], INPUTS[3]]
+    outputs = model.encode(values, reasoning="always", max_reasoning_tokens=3, output_value=None)
+    turn = "" if recipe == "vlm2vec-v2" else "<|im_end|>\n<|im_start|>assistant\n"
+    closing = model.tokenizer(f"</think>{turn}{read.marker if read.position == 'marker' else ''}")["input_ids"]
+    for output, value in zip(outputs, values, strict=True):
+        written = [int(token) for token in output["rationale_ids"] if token >= 0]
+        if config.end_think_token_id in written:
+            written = written[: written.index(config.end_think_token_id)]
+        assert len(written) == int(output["num_reasoning_tokens"])
+        images = value.get("image", [])
+        prompt = PROMPTS[recipe](value["text"], len(images), None) + ("<|embed|>" if read.position == "before" else "")
+        batch = model.processor(text=[prompt + "<think>"], images=images or None, return_tensors="pt")
+        tail = torch.tensor([[*written, *closing]])
+        longer = {
+            "input_ids": tail,
+            "attention_mask": torch.ones_like(tail),
+            "mm_token_type_ids": torch.zeros_like(tail),
+        }
+        batch = {name: torch.cat([row, longer[name]], dim=1) if name in longer else row for name, row in batch.items()}
+        if recipe in NUMBERED_LIKE_TEXT:
+            batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand(3, 1, -1)
+        with torch.no_grad():
+            state = model[0].model.vlm.base_model(**batch).last_hidden_state[0, -1]
+        wanted = torch.nn.functional.normalize(state, dim=0).numpy()
+        np.testing.assert_allclose(output["sentence_embedding"].float().numpy(), wanted, atol=1e-5, rtol=0)
