@@ -407,6 +407,8 @@ def test_a_run_is_another_one_with_other_columns_or_rows(tmp_path, hub):
         == identity(Dataset.from_list(rows()))
         != identity(Dataset.from_list(listed()))
     )
+    with pytest.raises(ValueError, match="a stream can't be told from another before it is read; give what"):
+        identity(behind("stream", tmp_path))
     write_csv(path, rows()[:11])
     assert identity(columns=COLUMNS) != first
     with pytest.raises(ValueError, match="'anker' is no column of ours"):

@@ -92,9 +92,11 @@ def table_digest(source: Source) -> str:
     """
     Digest the content of a table as it is stored: 64 hexadecimal digits. Of files it is their
     [`~mmemb_r1.table_files.files_digest`], of a table of the Hub that of its id, commit, config and split, of a
-    `Dataset` that of its rows.
+    `Dataset` that of its rows. An `IterableDataset` is a `ValueError`.
     """
     if not isinstance(source, str | os.PathLike):
+        if not hasattr(source, "data"):
+            raise ValueError("a stream can't be told from another before it is read; give what read_pairs makes of it")
         digest = sha256()
         for batch in source.with_format("arrow").iter(ROWS_AT_ONCE):
             for row in batch.to_pylist():

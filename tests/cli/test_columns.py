@@ -13,6 +13,7 @@ from tests.cli.test_base import POOL
 
 from mmemb_r1.cli import main
 from mmemb_r1.pair_tables import open_pairs
+from mmemb_r1.training.joint.run import JointRun, train_joint
 
 COLUMNS = "--columns query.image=image query.text=question target=answer"
 TRAINED = "--model MODEL --pairs pictures --output out"
@@ -91,6 +92,24 @@ def test_ids_that_were_made_join_what_one_command_writes_and_another_reads(folde
     assert "was begun with other settings or data: columns.task was not set, is now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_pairs_in_memory_are_trained_on_from_python(tiny_checkpoint, tmp_path):
+    rows = [{"anchor": f"{number}?", "positive": f"{number}"} for number in range(4)]
+    settings = {"max_steps": 1, "use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    columns = {"query": "anchor", "target": "positive"}
+    run = JointRun(
+        model=str(tiny_checkpoint),
+        pairs=Dataset.from_list(rows),
+        output=tmp_path / "run",
+        columns=columns,
+        settings=settings,
+        eval_pairs=Dataset.from_list([{"query": "a", "target": "b"}] * 2),
+    )
+    assert "eval_loss" in train_joint(run)
+    told = json.loads((tmp_path / "run" / "model" / "training.json").read_text())
+    assert told["pairs table"].startswith("a Dataset, SHA-256 ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -113,6 +132,11 @@ def test_columns_that_do_not_go_are_refused(options, message, folder, run, capsy
     error = capsys.readouterr().err
     assert status == 2
     assert re.search(message, error), error
+
+
+def test_nothing_but_pairs_is_asked_of_the_hub(folder, run, capsys):
+    assert run("train joint --model MODEL --pairs pictures --output out --rationales selection/selected") == 2
+    assert "--rationales selection/selected: there is no such file" in capsys.readouterr().err
 
 
 def test_columns_are_those_of_a_table(folder, run, capsys):

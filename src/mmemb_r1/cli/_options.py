@@ -79,12 +79,12 @@ def check_file(option: str, path: Path) -> None:
         raise ValueError(f"{option} {path}: there is no such file")
 
 
-def check_table(option: str, path: Path | None) -> None:
-    """Raise a ValueError unless an option names a table, with a hint where it is the folder of a selection."""
+def check_table(option: str, path: Path | None, of_hub: bool = True) -> None:
+    """Raise a ValueError unless an option names a table, `of_hub` too, with a hint for the folder of a selection."""
     from mmemb_r1.pair_tables import is_hub_table
     from mmemb_r1.table_files import SUFFIXES, has_table
 
-    if path is None or is_hub_table(path):
+    if path is None or (of_hub and is_hub_table(path)):
         return
     if (inside := path / "selected.parquet").is_file():
         raise ValueError(f"{option} {path}: is a folder; say {inside}")

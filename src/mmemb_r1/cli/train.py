@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     if args.phase == "gate" and args.rationales is not None and (args.rationales / "shards").is_dir():
         args.rationales = args.rationales / "shards"  # what `mmemb-r1 rationales` wrote
     for option in ("pairs", "rationales", "policy_pairs", "eval_pairs", "joint_pairs", "candidates"):
-        check_table(f"--{option.replace('_', '-')}", getattr(args, option, None))
+        path = getattr(args, option, None)
+        check_table(f"--{option.replace('_', '-')}", path, of_hub=option.endswith("pairs"))
     phases = {"joint": run_joint, "gate": run_gate, "adaptive": run_adaptive, "rounds": _train_rounds.run}
     return phases[args.phase](args)
 
