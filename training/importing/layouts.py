@@ -48,6 +48,8 @@ class PairLayout:
     def _side(self, row: Mapping[str, Any], side: str, task: str) -> tuple[dict[str, Any], Any]:
         key = _KEYS[side]
         value = row.get(key)
+        text: Any
+        rationale: Any
         if isinstance(value, Mapping):
             turns = _turns(value, side)
             text, rationale = turns.get("human", ""), turns.get("gpt", "")

@@ -22,7 +22,7 @@ from mmemb_r1.training.rationales.table import rationale_shard_path, schema
 from mmemb_r1.training.tables import number_rows, text_numbers
 
 ANSWERS = ("join", "apart", "drop")
-REPEATED = "the same as an earlier one"
+REPEATED = "there already under the same id"
 _HINT = "Remove the folder, and import again."
 
 
@@ -199,9 +199,8 @@ class Repeats:
     def take_out(self) -> None:
         """Write the tables without these pairs, as far as that was not done before."""
         for paths in self._shards:
-            places = self.places.get(paths.name, [])
-            record = read_shard(paths.record)
-            if not places or pq.read_metadata(paths.pairs).num_rows < len(record.written):
+            places = self.places.get(paths.name)
+            if not places or pq.read_metadata(paths.pairs).num_rows < len(read_shard(paths.record).written):
                 continue
             table = read_parquet(paths.pairs, schema=pairs_schema(), hint=_HINT)
             keep = np.ones(len(table), dtype=bool)

@@ -18,6 +18,8 @@ from mmemb_r1.cli import main
 from mmemb_r1.training.importing.run import import_pairs
 from mmemb_r1.training.joint.data import SelectedRationales
 from mmemb_r1.training.rationales.table import read_rationales
+from mmemb_r1.training.selection.config import SelectionOptions
+from mmemb_r1.training.selection.select import select_rationales
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs, read_pairs
 
 
@@ -85,6 +87,25 @@ def test_answers_apart_or_dropped(tmp_path, media, write_json):
     assert read_pairs(tmp_path / "drop" / "pairs")["pair_id"][0] == pair_id
     with pytest.raises(ValueError, match="answers='keep'; allowed: 'join', 'apart', 'drop'"):
         import_pairs("ume-r1", source, tmp_path / "keep", media=media, answers="keep")
+
+
+def test_rationales_of_the_public_are_selected_by_the_pair(tmp_path, media, write_json, guesses):
+    table = [
+        {"qry": chat(f"q {row}", f"Think {row}.", f"{row}"), "pos": chat(f"p {row}", f"See {row}.")}
+        for row in range(9)
+    ]
+    source = write_json(tmp_path / "a.json", table)
+    import_pairs("ume-r1", source, tmp_path / "out", shard_size=4, answers="apart")
+    pairs, rationales = read_pairs(tmp_path / "out" / "pairs"), read_rationales(tmp_path / "out" / "rationales")
+    report = select_rationales(pairs, rationales, guesses, tmp_path / "selection", SelectionOptions(num_negatives=2))
+    assert report["rows"]["rows"] == 18
+    kept = read_pairs(tmp_path / "selection" / "selected.parquet")
+    assert 0 < len(kept) < 18
+    of = dict(zip(pairs["pair_id"], pairs["query"], strict=True))
+    for row in kept:
+        number = of[row["pair_id"]]["text"][2:]
+        assert row["segments"] == {"query": [f"Think {number}.", number], "target": [f"See {number}."]}[row["side"]]
+    assert SelectedRationales(kept).workers == {"ume-r1": len(kept)}
 
 
 def test_a_thought_that_was_cut_off_is_told_as_such(tmp_path, write_json):

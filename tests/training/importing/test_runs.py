@@ -79,7 +79,7 @@ def test_an_import_that_was_stopped_goes_on(name, before_the_record, tmp_path, w
     assert (summary.total.read, summary.total.written, summary.total.rationales) == (25, 24, 24)
     assert skipped(tmp_path / "out") == skipped(tmp_path / "whole")
     assert [(one["row"], one["reason"]) for one in skipped(tmp_path / "out")] == [
-        (7, "it is the same as an earlier one.")
+        (7, "it is there already under the same id.")
     ]
 
 
@@ -123,7 +123,7 @@ def test_repeats_are_taken_out_once_whenever_that_is_stopped(tmp_path, write_jso
         assert [one["query"]["text"] for one in pairs] == [f"question {row}" for row in range(7)]
         assert [one["pair_id"] for one in rationales] == [one["pair_id"] for one in pairs]
         assert (summary.total.written, summary.total.rationales) == (7, 7)
-        assert summary.total.skipped == {"the same as an earlier one": 6}
+        assert summary.total.skipped == {"there already under the same id": 6}
         assert [one["row"] for one in skipped(tmp_path / "out")] == list(range(6, 12))
 
 
