@@ -185,8 +185,14 @@ def _json_lines(file: Path) -> Iterator[Numbered]:
                 yield number, value
 
 
-def _json_elements(file: Path) -> Iterator[Numbered]:
-    """Read the elements of a JSON list, or values one after another as in JSON lines, without holding them all."""
+def json_elements(file: Path, tick: Callable[[int], None] = lambda position: None) -> Iterator[Numbered]:
+    """
+    Read the elements of a JSON list, or values one after another as in JSON lines, without holding them all.
+
+    Args:
+        file: the file.
+        tick: is called now and then with the number of bytes that were read.
+    """
     decoder = json.JSONDecoder()
     text, place, number = "", 0, 0
     last: str | None = None  # what ends the values: "]", or nothing; not known before the first character
@@ -214,6 +220,7 @@ def _json_elements(file: Path) -> Iterator[Numbered]:
                     continue
             with _explained(file, number + 1):
                 more = stream.read(max(_CHUNK, len(text) - place))
+                tick(stream.buffer.tell())
                 if not more and (last or place < len(text)):
                     raise ValueError("the file ends within it")
             if not more:
@@ -256,6 +263,6 @@ def _header(file: Path) -> list[str]:
 
 _TEXTS = {
     ".jsonl": _Text(_json_lines, "JSON objects of one form", "line"),
-    ".json": _Text(_json_elements, "JSON objects of one form", "element"),
+    ".json": _Text(json_elements, "JSON objects of one form", "element"),
     ".csv": _Text(_csv_rows, "rows of comma-separated values after a header", "line"),
 }

@@ -2,69 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
+from mmemb_r1.table_columns import FILE_NAMES, NUMBERED, ColumnMap, PairForm
 from mmemb_r1.training.importing.pair import PAIR_KEYS, SIDES
 
-TARGETS = (*PAIR_KEYS, *(f"{side}.{part}" for side in SIDES for part in PARTS))
 
-
-@dataclass(frozen=True)
-class ColumnMap:
+class OwnColumns:
     """
-    Make a pair of a row by a map of columns.
+    Make pairs of rows by a map of columns, as [`PairForm`] does of a whole table, which knows no row to be skipped.
 
     Args:
-        columns: ours -> theirs, ours of `TARGETS`: `query.image` is a part of the query. Default: the same names.
+        columns: ours -> theirs. Default: the same names.
+
+    Raises:
+        ValueError: if a name of ours is not known, or both an input and a part of it are named.
     """
 
-    columns: tuple[tuple[str, str], ...] = ()
+    def __init__(self, columns: ColumnMap | None = None) -> None:
+        self.columns = PairForm(columns).columns
+        if unknown := [ours for ours in self.columns if ours.partition(".")[0] not in PAIR_KEYS]:
+            raise ValueError(f"columns: {unknown[0]!r} is not imported; allowed: {', '.join(PAIR_KEYS)}")
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Columns that a row has to have."""
-        return tuple(dict.fromkeys(theirs for _, theirs in self.columns)) or SIDES
+        mapped = {ours.partition(".")[0] for ours in self.columns}
+        theirs = [name for names in self.columns.values() for name in names]
+        return tuple(dict.fromkeys([*theirs, *(side for side in SIDES if side not in mapped)]))
 
     def __call__(self, row: Mapping[str, Any], file: str) -> dict[str, Any]:
         """Make a pair of a row, for `as_pair`."""
-        if not self.columns:
-            return {key: row[key] for key in PAIR_KEYS if key in row}
-        pair: dict[str, Any] = {}
-        for ours, theirs in self.columns:
+        used = {name for names in self.columns.values() for name in names}
+        pair: dict[str, Any] = {key: row[key] for key in PAIR_KEYS if key in row and key not in used}
+        numbered = [name for name in row if NUMBERED.fullmatch(name) and name not in used]
+        if numbered and "negatives" not in pair:
+            pair["negatives"] = [row[name] for name in sorted(numbered, key=lambda name: int(name[9:]))]
+        for ours, theirs in self.columns.items():
             side, dot, part = ours.partition(".")
+            values = [row.get(name) for name in theirs]
             if dot:
-                pair.setdefault(side, {})[part] = row.get(theirs)
+                value = values[0]
+                is_picture = part == "image" and isinstance(value, Mapping) and set(value) == {"image"}
+                pair.setdefault(side, {})[part] = value["image"] if is_picture else value  # type: ignore[index]
             else:
-                pair[ours] = row.get(theirs)
+                pair[ours] = values if len(values) > 1 else values[0]
         return pair
 
 
-def column_map(texts: Sequence[str]) -> ColumnMap:
+def with_pictures(row: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Parse `OURS=THEIRS` of `--columns`.
+    Give a row of the metadata of pictures the columns that `datasets` gives it.
 
-    Raises:
-        ValueError: if a name is not known, there twice, or a side is missing.
-
-    >>> column_map(["query.text=question", "query.image=file_name", "target=answer"]).needs
-    ('question', 'file_name', 'answer')
+    >>> with_pictures({"file_name": "a.png", "back_file_names": ["b.png"], "caption": "A flag."})
+    {'image': {'image': ['a.png']}, 'back': {'image': ['b.png']}, 'caption': 'A flag.'}
     """
-    pairs = []
-    for text in texts:
-        ours, equals, theirs = text.partition("=")
-        if not equals or not theirs or ours not in TARGETS:
-            raise ValueError(
-                f"{text!r} is no map of a column; write OURS=THEIRS, for example query=anchor. OURS is one of "
-                f"{', '.join(TARGETS)}."
-            )
-        pairs.append((ours, theirs))
-    names = [ours for ours, _ in pairs]
-    for name in names:
-        if names.count(name) > 1 or (name in SIDES and any(other.startswith(f"{name}.") for other in names)):
-            raise ValueError(f"{name!r} is mapped twice; name each column of ours, or the parts of a side, once.")
-    if missing := [side for side in SIDES if names and side not in {name.partition(".")[0] for name in names}]:
-        raise ValueError(f"no column is mapped to {missing[0]!r}; a pair needs both: {missing[0]}=THEIRS.")
-    return ColumnMap(tuple(pairs))
+    found = {}
+    for name, value in row.items():
+        match = FILE_NAMES.fullmatch(name)
+        if match is None or value is None:
+            found[name] = value
+        else:
+            found[match[1] or f"image{match[2]}"] = {"image": value if match[2] else [value]}
+    return found

@@ -6,18 +6,23 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.file_formats import reading_parquet
+from mmemb_r1.pair_tables import HUB_FORM, HUB_TABLE, hub_table
+from mmemb_r1.table_rows import columns_of_files, json_elements, rows_of_file
 from mmemb_r1.training.importing.formats import Format
 from mmemb_r1.training.importing.pair import RowError
 
-_SHARD = re.compile(r"(?:train|test|val|validation|data|original|diverse_instruction)?(?:[-_]?\d+-of-\d+)?")
+if TYPE_CHECKING:
+    import pyarrow
+
+_SHARD = re.compile(r"(?:train|test|val|validation|data|metadata|original|diverse_instruction)?(?:[-_]?\d+-of-\d+)?")
 _ROWS_AT_ONCE = 32  # a page's picture takes half a megabyte
 _SAMPLE = 2**20  # bytes
 _HINT = "Fetch the file again."
@@ -26,23 +31,21 @@ _HINT = "Fetch the file again."
 @dataclass(frozen=True)
 class Source:
     """
-    Name a file whose rows are read, or a whole source that `datasets` reads.
+    Name a file whose rows are read.
 
     Attributes:
-        name: within the source, for messages, shards and the record of the run.
-        place: the file, or what `datasets` loads.
+        name: within the source, for messages and the record of the run.
+        place: the file.
         task: of its rows, where they name none.
-        size: in bytes; 0 where that is not known.
+        size: in bytes.
         mark: changes where the content does.
-        loader: see [`Format`].
     """
 
     name: str
     place: str
     task: str
-    size: int = 0
-    mark: str = ""
-    loader: str | None = None
+    size: int
+    mark: str
 
 
 def list_sources(source: str, form: Format, matching: str | None = None) -> list[Source]:
@@ -50,30 +53,25 @@ def list_sources(source: str, form: Format, matching: str | None = None) -> list
     List what is read of a source, in the order of the names.
 
     Args:
-        source: a file, a folder, or a Hub id (`org/name`, `org/name:config`, `org/name:config/split`).
-        form: the format, which says by their endings which files of a folder it reads.
+        source: a file, a folder, or a data set of the Hub (`HUB_FORM`).
+        form: the format, which says which files of a folder it reads.
         matching: only files whose path in the folder matches this pattern, for example `*original*`.
 
     Raises:
         ValueError: if nothing is there to be read.
     """
-    if form.loader == "hub":
-        return [_of_the_hub(source)]
+    if not form.files:
+        return _of_the_hub(source)
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{source}: there is no such file or folder")
-    if form.loader is not None:
-        if not path.is_dir():
-            raise ValueError(f"{source} is no folder; allowed: a folder of pictures with a metadata.csv or .jsonl")
-        metadata = sorted(file for file in path.rglob("metadata.*") if file.is_file())
-        return [Source(path.name, str(path.absolute()), path.name, 0, "".join(map(_mark, metadata)), form.loader)]
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in form.files)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.name.endswith(form.files))
     names = {file: file.name if path.is_file() else file.relative_to(path).as_posix() for file in files}
-    files = [file for file in files if not any(part.startswith(".") for part in Path(names[file]).parts)]
+    files = [file for file in files if file.is_file() and not re.search(r"(?:^|/)\.", names[file])]
     files = [file for file in files if matching is None or Path(names[file]).match(matching)]
     if not files:
-        which = f"{', '.join(form.files)}" + (f" and the path {matching!r}" if matching else "")
-        raise ValueError(f"{source} holds nothing to be read; needed: files with the endings {which}")
+        which = " or ".join(form.files) + (f", and match {matching!r}" if matching else "")
+        raise ValueError(f"{source} holds nothing to be read; needed: files that end in {which}")
     found = []
     for file in files:
         # a file of a Hub data set is named after its split and number; its folder says what it holds
@@ -93,20 +91,16 @@ def _mark(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _of_the_hub(source: str) -> Source:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    name, _, rest = source.partition(":")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise ValueError(
-            f"{source!r} is no id of a data set; write ORG/NAME, ORG/NAME:CONFIG or ORG/NAME:CONFIG/SPLIT"
-        )
-    try:
-        commit = HfApi().dataset_info(name).sha
-    except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"the data set {name} can't be read: {str(error).splitlines()[0]}") from error
-    return Source(source, f"{name}:{rest}", name.rpartition("/")[2], 0, str(commit), "hub")
+def _of_the_hub(source: str) -> list[Source]:
+    """Let `datasets` download a table of the Hub; its files are named after the commit."""
+    match = HUB_TABLE.fullmatch(source)
+    if match is None:
+        raise ValueError(f"{source!r} is no id of a data set of the Hub; write {HUB_FORM}")
+    table, task = hub_table(source), match["id"].rpartition("/")[2]
+    return [
+        Source(f"{table.name}/{number}", str(file), task, file.stat().st_size, table.name)
+        for number, file in enumerate(table.files)
+    ]
 
 
 class Rows:
@@ -126,48 +120,29 @@ class Rows:
         self._source, self._start, self.position = source, start, 0
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        suffix = Path(self._source.place).suffix
-        if self._source.loader is not None:
-            rows = self._loaded()
-        elif suffix == ".parquet":
-            rows = self._parquet()
-        elif suffix == ".csv":
-            rows = self._csv()
+        place = Path(self._source.place)
+        if place.suffix in (".parquet", ".csv", ".arrow"):
+            read = {".parquet": self._parquet, ".csv": self._csv, ".arrow": self._arrow}[place.suffix]
         else:
-            rows = self._json()
-        return enumerate(rows, self._start)
+            read = self._json_list if _begins_a_list(place) else self._json_lines
+        return enumerate(read(), self._start)
 
-    def _json(self) -> Iterator[Any]:
+    def _json_list(self) -> Iterator[Any]:
+        def tick(position: int) -> None:
+            self.position = position
+
+        rows = json_elements(Path(self._source.place), tick)
+        for _, row in islice(rows, self._start, None):
+            yield row
+
+    def _json_lines(self) -> Iterator[Any]:
         with open(self._source.place, "rb") as stream:
-            first = stream.read(_SAMPLE).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-            stream.seek(0)
-            yield from self._json_list(stream) if first == b"[" else self._json_lines(stream)
-
-    def _json_list(self, stream: BinaryIO) -> Iterator[Any]:
-        try:
-            import ijson
-        except ImportError as error:
-            raise ImportError("a JSON list is read with ijson: pip install 'mmemb-r1[import]'") from error
-        number = 0
-        try:
-            for number, row in enumerate(ijson.items(stream, "item", use_float=True), 1):
+            for line in islice(stream, self._start, None):
                 self.position = stream.tell()
-                if number > self._start:
-                    yield row
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{self._source.name} is damaged after row {number - 1}, counted from 0 ({reason:.200}): a JSON list "
-                f"can't be read further. {_HINT} The rows before are kept."
-            ) from error
-
-    def _json_lines(self, stream: BinaryIO) -> Iterator[Any]:
-        for line in islice(stream, self._start, None):
-            self.position = stream.tell()
-            try:
-                yield json.loads(line) if line.strip() else None
-            except ValueError as error:
-                yield RowError("no JSON", f"its line is no JSON ({error}). Correct it, or fetch the file again.")
+                try:
+                    yield json.loads(line) if line.strip() else None
+                except ValueError as error:
+                    yield RowError("no JSON", f"its line is no JSON ({error}). Correct it, or fetch the file again.")
 
     def _parquet(self) -> Iterator[Any]:
         import pyarrow.parquet
@@ -175,22 +150,21 @@ class Rows:
         file = self._source.place
         with reading_parquet(file, _HINT):
             stored = pyarrow.parquet.ParquetFile(file, pre_buffer=False, memory_map=True)
-        done = 0
+        classes, done = _classes(stored.schema_arrow), 0
         for number in range(stored.num_row_groups):
             size = stored.metadata.row_group(number).num_rows
-            if done + size > self._start:
-                batches = stored.iter_batches(_ROWS_AT_ONCE, row_groups=[number])
-                while True:
-                    with reading_parquet(file, _HINT):
-                        batch = next(batches, None)
-                    if batch is None:
-                        break
-                    skip = max(0, min(self._start - done, len(batch)))
-                    done += len(batch)
-                    self.position = self._source.size * done // max(stored.metadata.num_rows, 1)
-                    yield from batch.slice(skip).to_pylist()
-            else:
+            if done + size <= self._start:
                 done += size
+                continue
+            batches = stored.iter_batches(_ROWS_AT_ONCE, row_groups=[number])
+            while True:
+                with reading_parquet(file, _HINT):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                yield from _rows_of(batch, self._start - done, classes)
+                done += len(batch)
+                self.position = self._source.size * done // max(stored.metadata.num_rows, 1)
 
     def _csv(self) -> Iterator[Any]:
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a rationale may be longer than the default
@@ -206,19 +180,30 @@ class Rows:
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(f"{self._source.name}, line {rows.line_num + 1}: {error}. {_HINT}") from error
 
-    def _loaded(self) -> Iterator[Any]:
-        import datasets
+    def _arrow(self) -> Iterator[Any]:
+        file = Path(self._source.place)
+        schema = columns_of_files([file])
+        classes, done = _classes(schema), 0
+        for batch in rows_of_file(file, schema):
+            yield from _rows_of(batch, self._start - done, classes)
+            done += len(batch)
+            self.position = min(self.position + batch.nbytes, self._source.size)
 
-        place, loader = self._source.place, self._source.loader
-        if loader == "hub":
-            name, _, rest = place.partition(":")
-            config, _, split = rest.partition("/")
-            table = datasets.load_dataset(
-                name, config or None, split=split or "train", streaming=True, revision=self._source.mark
-            )
-        else:
-            table = datasets.load_dataset(str(loader), data_dir=place, split="train", streaming=True)
-        for column, feature in (table.features or {}).items():
-            if isinstance(feature, datasets.Image):
-                table = table.cast_column(column, datasets.Image(decode=False))
-        yield from table.skip(self._start)
+
+def _rows_of(batch: pyarrow.RecordBatch, start: int, classes: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch from `start` on, with the names of classes."""
+    for row in batch.slice(min(max(start, 0), len(batch))).to_pylist():
+        yield {**row, **{name: names[row[name]] for name, names in classes.items() if row[name] not in (None, -1)}}
+
+
+def _begins_a_list(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(_SAMPLE).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def _classes(schema: pyarrow.Schema) -> dict[str, list[str]]:
+    """Find the columns of classes, which `datasets` stores as numbers, and the names of these."""
+    from datasets import ClassLabel, Features
+
+    features = Features.from_arrow_schema(schema)
+    return {name: kind.names for name, kind in features.items() if isinstance(kind, ClassLabel) and kind.names}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mmemb_r1._lazy import import_object
-from mmemb_r1.training.importing.columns import column_map
+from mmemb_r1.table_columns import ColumnMap
+from mmemb_r1.table_files import PICTURES
+from mmemb_r1.training.importing.columns import OwnColumns, with_pictures
 from mmemb_r1.training.importing.layouts import PairLayout, page_to_answer, query_to_page, video_pairs
 
 ALL_FILES = (".json", ".jsonl", ".parquet", ".csv")
@@ -23,15 +25,15 @@ class Format:
         convert: takes a row and the stem of its file, and returns a pair (see [`as_pair`]) or several.
         source: for whom ids and rationales are named.
         needs: sets of columns, one of which the first row of each file has to have.
-        files: endings of the files that are read.
-        loader: a builder of `datasets` that reads the source instead: `imagefolder`, or `hub` for an id of the Hub.
+        files: endings of the names of files that are read; none for a data set of the Hub.
+        columns: gives a row the columns that `needs` and `convert` know.
     """
 
     convert: Callable[[Mapping[str, Any], str], Any]
     source: str
     needs: tuple[tuple[str, ...], ...] = ()
     files: tuple[str, ...] = (".json", ".jsonl", ".parquet")
-    loader: str | None = None
+    columns: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 
 
 _CHATS = (("qry", "pos"), ("qry_text", "pos_text"))
@@ -54,13 +56,12 @@ BY_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".json"),
     "csv": (".csv",),
     "parquet": (".parquet",),
-    "folder": (),
+    "folder": PICTURES,
     "hub": (),
 }
-_LOADERS = {"folder": "imagefolder", "hub": "hub"}
 
 
-def find_format(name: str, columns: Sequence[str] = ()) -> Format:
+def find_format(name: str, columns: ColumnMap | None = None) -> Format:
     """
     Find a format.
 
@@ -68,14 +69,14 @@ def find_format(name: str, columns: Sequence[str] = ()) -> Format:
         name: of `FORMATS`; of `BY_COLUMNS`, whose columns have our names or those that `columns` maps; or the import
             path of a function of one's own, `module:function`, which takes a row (a dict) and returns a pair, or
             several in a list.
-        columns: `OURS=THEIRS`, see [`column_map`].
+        columns: ours -> theirs, see [`OwnColumns`].
 
     Raises:
         ValueError: if there is no such format, or `columns` is not for it.
     """
     if name in BY_COLUMNS:
-        by = column_map(columns)
-        return Format(by, name, (by.needs,), BY_COLUMNS[name], _LOADERS.get(name))
+        own = OwnColumns(columns)
+        return Format(own, name, (own.needs,), BY_COLUMNS[name], with_pictures if name == "folder" else dict)
     if columns:
         raise ValueError(f"columns are mapped for {', '.join(BY_COLUMNS)}, not for {name!r}; leave them out.")
     if name in FORMATS:

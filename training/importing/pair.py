@@ -89,7 +89,7 @@ def as_pair(given: Any, task: str) -> Pair:
     for side in SIDES:
         text = given.get(f"{side}_rationale")
         if text is not None and text != "":
-            parts, is_cut = thought_parts(_text(text, f"{side} rationale"))
+            parts, is_cut = _parts_of(text, f"{side} rationale")
             if parts:
                 rationales[side] = parts
                 cut |= {side} if is_cut else set()
@@ -104,6 +104,13 @@ def as_pair(given: Any, task: str) -> Pair:
         pair_id=None if own in (None, "") else _text(str(own), "pair_id"),
         **sides,
     )
+
+
+def _parts_of(value: Any, side: str) -> tuple[list[str], bool]:
+    """Split a rationale; a list of texts is split already."""
+    if isinstance(value, list):
+        return [part for part in (_text(one, side).strip() for one in value) if part], False
+    return thought_parts(_text(value, side))
 
 
 def as_input(value: Any, side: str) -> dict[str, Any] | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.runs import record_run
+from mmemb_r1.table_columns import ColumnMap, columns_hint
 from mmemb_r1.training.importing.files import Rows, Source
-from mmemb_r1.training.importing.formats import find_format
+from mmemb_r1.training.importing.formats import BY_COLUMNS, find_format
 from mmemb_r1.training.importing.media import Media
 from mmemb_r1.training.importing.pair import Pair, RowError, as_pair, pair_id_of
 from mmemb_r1.training.importing.shards import (
@@ -24,21 +26,23 @@ from mmemb_r1.training.importing.shards import (
 
 FIRST_ROWS = 1000  # a source of which none of these is of use is refused
 DEFAULT_SHARD_SIZE = 10_000
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
 class ImportJob:
-    """Say what is imported, and how; see [`import_pairs`]."""
+    """Say what is imported, and how; see [`import_pairs`]. `facts` make it the same import as another."""
 
     name: str
     output: Path
-    media: Path
+    media: Path | None = None
     limit: int | None = None
     tasks: tuple[str, ...] | None = None
     answers: str = "join"
-    columns: tuple[str, ...] = ()
+    columns: ColumnMap | None = None
     decode: bool = False
     shard_size: int = DEFAULT_SHARD_SIZE
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def import_source(
@@ -65,7 +69,7 @@ class _SourceImport:
     def __init__(self, job: ImportJob, source: Source, number: int) -> None:
         self.job, self.source, self.number = job, source, number
         self.form = find_format(job.name, job.columns)
-        self.media = Media(job.media, job.output, job.decode)
+        self.media = Media(job.media or Path(source.place).parent, job.output, job.decode)
         self.index, self.start, self.over, self.good = 0, 0, False, 0
         self.first: tuple[int, str] | None = None  # the first row that was skipped, and why
         self.by_task: Counter[str] = Counter()  # pairs that were written
@@ -79,9 +83,11 @@ class _SourceImport:
         reader = Rows(self.source, self.start)
         checked = self.start > 0
         for place, row in reader:
-            if isinstance(row, Mapping) and not checked:
-                self._check_columns(row)
-                checked = True
+            if isinstance(row, Mapping):
+                row = self.form.columns(row)
+                if not checked:
+                    self._check_columns(row)
+                    checked = True
             if row is not None:
                 self._add(place, row)
             self.shard.end, self.shard.position = place + 1, reader.position
@@ -102,6 +108,8 @@ class _SourceImport:
         self.rationales: list[dict[str, Any]] = []
 
     def _flush(self, tick: Callable[[Shard], None]) -> None:
+        # not before: options may be corrected until there are results
+        record_run(self.job.output / RUN_FILE, self.job.facts, what=f"the import in {self.job.output}")
         write_shard(ShardPaths(self.job.output, self.number, self.index), self.shard, self.pairs, self.rationales)
         tick(self.shard)
         self._count(self.shard)
@@ -196,10 +204,10 @@ class _SourceImport:
         if needs and not any(all(name in row for name in names) for names in needs):
             missing = [name for name in needs[0] if name not in row]
             wanted = ", or ".join(", ".join(names) for names in needs)
+            hint = columns_hint(list(map(str, row))) if self.job.name in BY_COLUMNS else " Choose another format."
             raise ValueError(
                 f"{self.source.name} has no column {missing[0]!r}; the format {self.job.name!r} needs {wanted}. It "
-                f"has: {', '.join(map(str, row)) or 'none'}. Choose another format, or map the columns: "
-                f"`mmemb-r1 import jsonl` (or csv, parquet, hub) --columns query={next(iter(row), 'NAME')} ..."
+                f"has: {', '.join(map(str, row)) or 'none'}.{hint}"
             )
 
     def _check_first(self) -> None:

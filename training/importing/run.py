@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmemb_r1.processes import process_pool
 from mmemb_r1.progress import progress_bar
-from mmemb_r1.runs import record_run, write_json
+from mmemb_r1.runs import check_run, write_json
+from mmemb_r1.table_columns import ColumnMap
 from mmemb_r1.training.importing.files import Source, list_sources
 from mmemb_r1.training.importing.formats import find_format
-from mmemb_r1.training.importing.reader import DEFAULT_SHARD_SIZE, ImportJob, import_source
+from mmemb_r1.training.importing.reader import DEFAULT_SHARD_SIZE, RUN_FILE, ImportJob, import_source
 from mmemb_r1.training.importing.shards import ANSWERS, Repeats, Shard, read_shard, shards_of
 from mmemb_r1.training.importing.summary import ImportSummary, skipped_rows, summarize
 from mmemb_r1.training.settling.settle import SKIPPED_FILE, write_lines
@@ -30,7 +31,7 @@ def import_pairs(
     output: str | os.PathLike[str],
     *,
     media: str | os.PathLike[str] | None = None,
-    columns: Sequence[str] = (),
+    columns: ColumnMap | None = None,
     limit: int | None = None,
     tasks: Sequence[str] | None = None,
     files: str | None = None,
@@ -49,8 +50,8 @@ def import_pairs(
         output: a folder. Gets `pairs/` and, where there are, `rationales/`, which `mmemb-r1 select` and training read;
             `media/` with pictures that came as bytes; `summary.json` and `skipped.jsonl`; and what a run needs to go
             on.
-        media: where the paths of pictures and videos start. Default: in the folder of `source`.
-        columns: `OURS=THEIRS`, see [`column_map`].
+        media: where the paths of pictures and videos start. Default: in the folder of each file.
+        columns: ours -> theirs, see [`OwnColumns`].
         limit: the first so many pairs of each task in each file. Default: all.
         tasks: only these. Default: all.
         files: only files whose path in the source matches this pattern. Default: all.
@@ -72,14 +73,21 @@ def import_pairs(
     form = find_format(name, columns)
     source, output = os.fspath(source), Path(output)
     sources = list_sources(source, form, files)
-    root = Path(source if Path(source).is_dir() else Path(source).parent) if media is None else Path(media)
-    if not root.is_dir():
-        raise ValueError(f"media {root}: there is no such folder")
+    if media is not None and not Path(media).is_dir():
+        raise ValueError(f"media {media}: there is no such folder")
     job = ImportJob(
-        name, output, root.absolute(), limit, None if tasks is None else tuple(tasks), answers, tuple(columns), decode,
-        shard_size,
-    )  # fmt: skip
-    record_run(output / "run.json", _identity(job, sources), what=f"the import in {output}")
+        name=name,
+        output=output,
+        media=None if media is None else Path(media).absolute(),
+        limit=limit,
+        tasks=None if tasks is None else tuple(tasks),
+        answers=answers,
+        columns=columns,
+        decode=decode,
+        shard_size=shard_size,
+    )
+    job = replace(job, facts=_facts(job, sources))
+    check_run(output / RUN_FILE, job.facts, what=f"the import in {output}")
     with progress_bar(progress) as bar:
         task = bar.add_task(f"bytes of {name}", total=sum(one.size for one in sources) or None)
         done: dict[int, int] = {}
@@ -96,9 +104,9 @@ def import_pairs(
     return _finished(job, sources)
 
 
-def _identity(job: ImportJob, sources: Sequence[Source]) -> dict[str, Any]:
+def _facts(job: ImportJob, sources: Sequence[Source]) -> dict[str, Any]:
     """Say what makes an import the same: its options, and the files, wherever they lie."""
-    options = {name: value for name, value in asdict(job).items() if name != "output"}
+    options = {name: value for name, value in asdict(job).items() if name not in ("output", "facts")}
     return {**options, "sources": {one.name: one.mark for one in sources}}
 
 

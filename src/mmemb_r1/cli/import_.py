@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmemb_r1.cli._options import listed
+from mmemb_r1.cli._options import add_columns_option, listed
 
 HELP = """\
 Read a public data set, or files of your own, and write tables of pairs and of the rationales in it, which `mmemb-r1
@@ -18,7 +18,7 @@ NAME is one of
   mmeb-train, vidore, visrag, llava-hound  pairs
   jsonl, csv, parquet                    files with columns of our names, or mapped by --columns
   folder                                 pictures with a metadata.csv or metadata.jsonl, and --columns
-  hub                                    a data set of the Hub, ORG/NAME:CONFIG/SPLIT, and --columns
+  hub                                    a data set of the Hub, owner/name:config/split, and --columns
   module:function                        your own: takes a row, returns a pair"""
 
 
@@ -30,16 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--media",
         type=Path,
         metavar="DIR",
-        help="where the paths of pictures and videos start; default: the folder of SOURCE",
+        help="where the paths of pictures and videos start; default: the folder of each file",
     )
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="OURS=THEIRS",
-        help="query=question, or query.text=question query.image=file_name; target, negatives, task, pair_id, "
-        "query_rationale, target_rationale",
-    )
+    add_columns_option(parser, "jsonl, csv, parquet, folder and hub")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N pairs of each task in each file")
     parser.add_argument("--tasks", type=listed, metavar="A,B", help="only these; default: all")
     parser.add_argument("--files", metavar="PATTERN", help="only files that match, say '*original*'; default: all")

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from PIL import Image
 from tests.training.importing.conftest import chat, picture
 
 from mmemb_r1.cli import main
+from mmemb_r1.pair_tables import HubTable
 from mmemb_r1.training.importing.run import import_pairs
 from mmemb_r1.training.joint.data import SelectedRationales
 from mmemb_r1.training.rationales.table import read_rationales
@@ -274,7 +276,7 @@ ROWS = [
     {"question": "What?", "picture": "0.jpg", "answer": "red", "cot": "Look."},
     {"question": "Who?", "picture": "1.jpg", "answer": "blue", "cot": "See."},
 ]
-COLUMNS = ["query.text=question", "query.image=picture", "target=answer", "query_rationale=cot"]
+COLUMNS = {"query.text": "question", "query.image": "picture", "target": "answer", "query_rationale": "cot"}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "folder", "hub", "own"])
@@ -287,10 +289,10 @@ def test_files_of_ones_own(kind, tmp_path, media, write_json, monkeypatch):
     elif kind == "parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), source)
     elif kind == "hub":
-        source, columns = "org/name:config/train", COLUMNS
-        seen = fake_hub(monkeypatch)
+        source = "org/name:config/train"
+        fake_hub(source, folder, monkeypatch)
     elif kind == "own":
-        source, name, columns = write_json(folder / "rows.jsonl", ROWS), "import_format:convert", ()
+        source, name, columns = write_json(folder / "rows.jsonl", ROWS), "import_format:convert", None
         (tmp_path / "import_format.py").write_text(
             "def convert(row):\n"
             "    query = {'text': row['question'], 'image': row['picture']}\n"
@@ -305,41 +307,41 @@ def test_files_of_ones_own(kind, tmp_path, media, write_json, monkeypatch):
         source = folder / ("metadata.csv" if kind == "folder" else "rows.csv")
         source.write_text(f"{header}\n{text}\n")
         if kind == "folder":
-            for file in folder.glob("[23b]*.jpg"):
-                file.unlink()
-            source, columns = folder, [*COLUMNS[:1], "query.image=image", *COLUMNS[2:]]
-    import_pairs(name, source, tmp_path / "out", columns=columns, media=folder)
+            source, columns = folder, {**COLUMNS, "query.image": "image"}
+    import_pairs(name, source, tmp_path / "out", columns=columns)
     assert inputs(tmp_path / "out") == [
         {"text": row["question"], "image": [str(folder / row["picture"])]} for row in ROWS
     ]
     assert inputs(tmp_path / "out", "target") == [{"text": "red"}, {"text": "blue"}]
     assert thoughts(tmp_path / "out") == [{"query": "Look."}, {"query": "See."}]
-    if kind == "hub":
-        assert seen == {
-            "path": "org/name",
-            "name": "config",
-            "split": "train",
-            "streaming": True,
-            "revision": "c0ffee",
-        }
+    task = {"folder": "mine", "hub": "name"}.get(kind, "rows")
+    assert read_pairs(tmp_path / "out" / "pairs")["task"][:] == [task, task]
 
 
-def fake_hub(monkeypatch):
-    """Put a data set of the Hub where `datasets` asks for one."""
-    import datasets
+def fake_hub(source, folder, monkeypatch):
+    """Put a file that `datasets` made of a data set of the Hub where one is asked for; answers are classes there."""
+    features = datasets.Features({key: datasets.Value("string") for key in ROWS[0]})
+    features["answer"] = datasets.ClassLabel(names=["blue", "red"])
+    datasets.Dataset.from_list(ROWS, features).save_to_disk(str(folder / "hub"))
+    files = tuple((folder / "hub").glob("*.arrow"))
+    moved = tuple(file.rename(folder / file.name) for file in files)
 
-    seen = {}
+    def hub_table(asked):
+        assert asked == source
+        return HubTable(moved, "org/name@c0ffee:config/train")
 
-    class Info:
-        sha = "c0ffee"
+    monkeypatch.setattr("mmemb_r1.training.importing.files.hub_table", hub_table)
 
-    def load_dataset(path, name, **options):
-        seen.update(path=path, name=name, **options)
-        return datasets.Dataset.from_list(ROWS).to_iterable_dataset()
 
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name: Info)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return seen
+def test_columns_of_our_names_beside_mapped_ones(tmp_path, write_json):
+    row = {"q": "a", "target": {"text": "b"}, "task": "T", "negative_2": "d", "negative_1": "c", "pair_id": "7"}
+    row["query_rationale"] = ["One.", "Two."]
+    source = write_json(tmp_path / "rows.jsonl", [row])
+    import_pairs("jsonl", source, tmp_path / "out", columns={"query": "q"})
+    (pair,) = read_pairs(tmp_path / "out" / "pairs").to_list()
+    assert (pair["pair_id"], pair["task"], pair["query"]["text"], pair["target"]["text"]) == ("7", "T", "a", "b")
+    assert [one["text"] for one in pair["negatives"]] == ["c", "d"]
+    assert thoughts(tmp_path / "out") == [{"query": "One.\nTwo."}]
 
 
 def test_the_command_tells_what_it_did_and_what_is_too_long(tmp_path, media, write_json, tiny_checkpoint, capsys):
