@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -114,12 +115,19 @@ def _import_in_processes(
     job: ImportJob, sources: Sequence[Source], jobs: int, show: Callable[[int, Shard], None]
 ) -> None:
     shown = dict.fromkeys(range(len(sources)), 0)  # shards
+    job.output.mkdir(parents=True, exist_ok=True)  # for the log
     with process_pool(jobs, 1, job.output / LOG_FILE) as pool:
         waiting = {pool.submit(import_source, job, one, number) for number, one in enumerate(sources)}
         while waiting:
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
             for one in done:
-                one.result()
+                try:
+                    one.result()
+                except BrokenProcessPool as error:
+                    raise ValueError(
+                        f"a process that imported was lost ({error}; see {job.output / LOG_FILE}). The same call goes "
+                        "on after the last whole shards; use fewer jobs if memory was short."
+                    ) from error
             for number, before in shown.items():
                 if (there := shards_of(job.output, number, before))[before:]:
                     show(number, read_shard(there[-1].record))

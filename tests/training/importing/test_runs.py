@@ -137,6 +137,17 @@ def test_jobs_change_nothing(tmp_path, write_json):
     assert (tmp_path / "two" / "summary.json").read_text() == (tmp_path / "one" / "summary.json").read_text()
 
 
+@pytest.mark.slow
+def test_a_process_that_is_lost_is_told(tmp_path, write_json, monkeypatch):
+    for number in range(2):
+        write_json(tmp_path / "data" / f"T{number}.json", rows(3))
+    (tmp_path / "import_dies.py").write_text("import os\n\ndef read(row):\n    os._exit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="a process that imported was lost .* The same call goes on"):
+        import_pairs("import_dies:read", tmp_path / "data", tmp_path / "out", jobs=2)
+
+
 def test_ids_depend_on_content_alone(tmp_path, write_json, media):
     """Not on the place of a row, the limit, the shards, or where the pictures lie."""
     table = rows(12)
@@ -315,7 +326,7 @@ for source in sys.argv[1:]:
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells the peak there")
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
 def test_a_hundred_thousand_rows_stream_in_constant_memory(suffix, tmp_path):
-    thought = "It is a long thought, as they are. " * 10
+    thought = "It is a long thought, as they are. " * 3
     sources = [tmp_path / str(number) / f"T{suffix}" for number in (10_000, 100_000)]
     for source in sources:
         number = int(source.parent.name)
