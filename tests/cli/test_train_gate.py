@@ -53,8 +53,21 @@ def test_a_gate_is_trained_once(checkpoint, atlas, tmp_path, capsys):
     assert train(checkpoint, atlas, output, *candidates) == 0
     assert capsys.readouterr().out == said
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
-    assert train(checkpoint, atlas, output, *candidates, "--cost", "0.5") == 2
-    assert "config.cost was 0.02, is now 0.5" in capsys.readouterr().err
+    assert train(checkpoint, atlas, output, *candidates, "--batch_size", "7") == 2
+    assert "config.batch_size was 32, is now 7" in capsys.readouterr().err
+
+
+def test_another_fit_embeds_nothing_anew(checkpoint, atlas, tmp_path, monkeypatch):
+    output, candidates = tmp_path / "run", ("--candidates", str(atlas / "candidates.parquet"))
+    assert train(checkpoint, atlas, output, *candidates) == 0
+    first = json.loads((output / "gate.json").read_text())
+    monkeypatch.setattr(MMEmbR1, "explain", None)  # nothing can be embedded
+    assert train(checkpoint, atlas, output, *candidates, "--cost", "0.5") == 0
+    other = json.loads((output / "gate.json").read_text())
+    assert (other["cost"], other["fit"]["cost"]) == (0.5, 0.5) and other["pays"] < first["pays"]
+    assert json.loads((output / "model" / "training.json").read_text())["cost of thinking"] == 0.5
+    assert train(checkpoint, atlas, output, *candidates) == 0  # and back
+    assert json.loads((output / "gate.json").read_text()) == first
 
 
 def test_any_pairs_table_and_options_before_yaml(checkpoint, atlas, tmp_path, capsys):

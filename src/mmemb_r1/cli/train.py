@@ -47,7 +47,8 @@ think can be given --rationales.
 
 Every field of GateConfig is a flag, and a key of the YAML of --config; flags win. The output is a folder: model/ (the
 checkpoint), gate.json (what was measured) and embedded/ (vectors and states; may be removed). A run that was stopped
-goes on with the same command."""
+goes on with the same command; with another --cost, --holdout, --temperature or --weight_decay it fits the gate anew to
+what was embedded."""
 
 ADAPTIVE_HELP = f"""\
 Teach a checkpoint that reasons well when to reason at all, by GRPO on a pairs table (with the columns query,
@@ -88,7 +89,7 @@ def configure_joint(parser: argparse.ArgumentParser) -> None:
 
 
 def configure_gate(parser: argparse.ArgumentParser) -> None:
-    add_phase_options(parser, "a checkpoint after the joint phase")
+    add_phase_options(parser, "a checkpoint, after the joint phase or converted from a public embedder")
     candidates = (
         "candidate_set, candidate_id and input, Parquet: a target competes with the set that the columns "
         "candidate_set and target_id of the pairs name"
@@ -147,7 +148,14 @@ def run_gate(args: argparse.Namespace) -> int:
     from mmemb_r1.pair_tables import table_digest
     from mmemb_r1.runs import record_run, write_json
     from mmemb_r1.training.base_trainer import with_earlier_phases
-    from mmemb_r1.training.gate_phase import GATE_FILE, GateConfig, gate_facts, gate_report, train_gate
+    from mmemb_r1.training.gate_phase import (
+        FIT_SETTINGS,
+        GATE_FILE,
+        GateConfig,
+        gate_facts,
+        gate_report,
+        train_gate,
+    )
     from mmemb_r1.training.run import check_fields, check_types, chosen_rows, read_settings, table_facts
     from mmemb_r1.training.tables import read_pairs
     from mmemb_r1.training.vlm import weights_fingerprint
@@ -166,15 +174,18 @@ def run_gate(args: argparse.Namespace) -> int:
     tables = {"pairs": args.pairs, "candidates": args.candidates, "rationales": args.rationales}
     identity: dict[str, Any] = {name: table_digest(path) for name, path in tables.items() if path}
     identity |= {} if args.columns is None else {"columns": args.columns}
-    identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": asdict(config)}
+    embedded = asdict(config)
+    fit = {name: embedded.pop(name) for name in FIT_SETTINGS}
+    identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": embedded}
     record_run(args.output / "run.json", identity)
     report, folder = args.output / GATE_FILE, args.output / "model"
-    if report.is_file():
-        facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    if facts.get("fit") == fit:
         print("the gate was trained before; nothing is done again", file=sys.stderr)
     else:
+        report.unlink(missing_ok=True)  # of a fit with other settings
         options = {"rationales": rationales, "folder": args.output / "embedded"}
-        facts = train_gate(model, pairs, config, candidates, **options)
+        facts = train_gate(model, pairs, config, candidates, **options) | {"fit": fit}
         told = gate_facts(facts, weights, pairs) | table_facts(tables) | chosen_rows(args.tasks, args.per_task)
         told = with_earlier_phases(told, model[0].model)
         model.save_pretrained(str(folder), create_model_card=False)
