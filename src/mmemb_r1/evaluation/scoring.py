@@ -73,7 +73,7 @@ def score_queries(
 def _scored(names: Iterable[str], scores: Floats, relevance: Floats) -> Scored:
     """Score some queries by cosines and grades `(q, C)`; one without a right candidate gets 0 in every metric."""
     right = (relevance > 0).any(axis=1)  # (q,)
-    count = len(right)
+    count = len(scores)
     metrics = {name: np.zeros(count) for name in names}
     rank, margin, probability = (scores != ABSENT).sum(axis=1) + 1, np.full(count, np.nan), np.zeros(count)
     if right.any():

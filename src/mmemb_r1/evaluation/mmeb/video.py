@@ -51,7 +51,7 @@ def read_video_choices(builder: TaskBuilder) -> None:
         if not pool:
             raise builder.error(query_id, "it has no candidates (neg_text)")
         right = {pool[text]: 1.0 for text in texts if text == row["pos_text"]}
-        builder.query(query_id, {"video": builder.video(video)}, map(pool.get, texts), right, video)
+        builder.query(query_id, {"video": builder.video(video)}, [pool[text] for text in texts], right, video)
 
 
 def read_video_search(builder: TaskBuilder) -> None:
