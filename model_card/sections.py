@@ -168,7 +168,8 @@ def results_section(results: Results) -> str:
     }
     thinks = ["auto thinks on"] if "auto" in modes else []
     answers = results["config"].get("document_reasoning", "never")
-    how = "directly" if answers == "never" else f'with reasoning="{answers}"'
+    ways = {"never": "directly", "same": "each in the way of the query that it is compared with"}
+    how = ways.get(answers, f'with reasoning="{answers}"')
     intervals = any("interval" in numbers for result in tasks.values() for numbers in result["modes"].values())
     return (
         f"\n## Results\n\n{measured_on(results)}, {_counted(results)}: {_what_is_scored(results)}, for each reasoning "
