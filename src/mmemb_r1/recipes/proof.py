@@ -133,7 +133,7 @@ def prove(recipe: Recipe, model: MMEmbR1, plain: Mapping[str, Tensor]) -> Proof:
     try:
         for name in LIMITS:
             setattr(config, name, None)
-        direct = model.encode(list(inputs.values()), reasoning="never", convert_to_tensor=True)
+        direct = model.encode(list(inputs.values()), reasoning="never", convert_to_tensor=True, show_progress_bar=True)
         reasoned = _reasoned(recipe, model, dict(list(inputs.items())[:REASONED_INPUTS]), difference)
     finally:
         for name, limit in limits.items():
