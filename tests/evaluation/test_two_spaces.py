@@ -73,7 +73,7 @@ def test_two_spaces_are_not_compared(mode, document, model, tmp_path):
         run_evaluation(model, [task()], settings, output=tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "results.json").exists()
     with pytest.raises(ValueError, match=REFUSED.format(document)):
-        MTEBModel(model, reasoning=mode, document_reasoning=document).encode(None)
+        MTEBModel(model, reasoning=mode, document_reasoning=document).encode(None, prompt_type="query")
 
 
 def test_as_their_query_is_a_mode_of_one_space_too(thinking):

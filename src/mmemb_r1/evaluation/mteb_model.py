@@ -110,9 +110,9 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
         options = {**self.options, **kwargs}
         config = self.model[0].model.config
         of_documents = options.pop(DOCUMENT_REASONING, None)
-        check_same_space(
-            config.spaces, options.get("reasoning") or config.reasoning, of_documents or config.document_reasoning
-        )
+        if prompt_type is not None:  # else the task has one kind of inputs, which are compared with one another
+            of_queries = options.get("reasoning") or config.reasoning
+            check_same_space(config.spaces, of_queries, of_documents or config.document_reasoning)
         if prompt_type == PromptType.document:
             options["reasoning"] = of_documents or config.document_reasoning
         loader: Any = _Loader(inputs)
