@@ -57,7 +57,6 @@ def test_what_is_no_vision_language_model_is_left_to_others(tmp_path, tiny_check
 SIGNS = {
     "README.md": ("---\ntags: [sentence-transformers]\n---\n", "its README.md has the tag sentence-transformers"),
     "modules.json": (json.dumps(POOLING), "its modules.json pools states"),
-    "adapter_config.json": ('{"base_model_name_or_path": "x"}', "it has an adapter_config.json"),
     "sparse_info.json": ("{}", "it has the file sparse_info.json"),
     "config.json": ({"auto_map": {"AutoModel": "m.FooEmbedding"}}, "names code for embedding, m.FooEmbedding"),
 }
@@ -100,6 +99,20 @@ def test_a_recipe_whose_token_is_not_there(chat_model):
 def test_a_recipe_for_adapters_needs_adapters(chat_model):
     with pytest.raises(ValueError, match="has no adapter_config.json, and the recipe vlm2vec-v2 says loading: lora"):
         convert(str(chat_model), "vlm2vec-v2")
+
+
+def test_adapters_of_no_known_recipe(stand_in, tmp_path, chat_model):
+    """Also where a config lies beside them; but not beside complete weights."""
+    folder = tmp_path / "my-adapters"
+    shutil.copytree(stand_in("vlm2vec-v2"), folder)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(chat_model / name, folder)
+    with pytest.raises(ValueError, match="my-adapters seems to be a trained embedder .it has an adapter_config.json"):
+        find_recipe(str(folder))
+    assert convert(str(folder), "vlm2vec-v2").proof.holds
+    shutil.copy(chat_model / "model.safetensors", folder)
+    with pytest.raises(ValueError, match="holds adapters beside complete weights"):
+        find_recipe(str(folder))
 
 
 def test_a_base_model_is_for_adapters(stand_in, capsys, tmp_path, chat_model):

@@ -10,8 +10,9 @@ from tokenizers.processors import ByteLevel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.recipes.recipe import Recipe
-from mmemb_r1.recipes.recognise import ADAPTER_FILE, TOKENIZER_FILES, Checkpoint, check_tokens
+from mmemb_r1.recipes.recognise import ADAPTER_FILE, Checkpoint, check_tokens
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Where the parts of a Qwen-VL were before transformers 4.52, and are now; adapters on the Hub have the old names.
 MOVED = {r"^model\.layers\.": "model.language_model.layers.", r"^visual\.": "model.visual."}
@@ -46,7 +47,8 @@ def load_backbone(
         )
     if checkpoint.base is not None and not has_adapters:
         raise ValueError(f"--base {checkpoint.base} is for adapters; {checkpoint.name} has none. Leave it out.")
-    source = (checkpoint.name, checkpoint.revision) if any(map(checkpoint.file, TOKENIZER_FILES)) else (name, revision)
+    has_processor = any(map(checkpoint.file, PROCESSOR_FILES))  # adapters may come without one
+    source = (checkpoint.name, checkpoint.revision) if has_processor else (name, revision)
     processor = AutoProcessor.from_pretrained(source[0], revision=source[1], trust_remote_code=False)
     check_tokens(recipe, processor.tokenizer.get_vocab().keys())
     vlm, told = AutoModelForImageTextToText.from_pretrained(

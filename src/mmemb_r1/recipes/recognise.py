@@ -19,6 +19,7 @@ from mmemb_r1.modeling.tokens_mmemb_r1 import EMBED
 from mmemb_r1.recipes.recipe import NEW_TOKENS, Recipe, Signs, known_recipes, load_recipe
 
 ADAPTER_FILE, MODULES_FILE = "adapter_config.json", "modules.json"
+COMPLETE_FILES = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 EMBEDDER_FILES = ("sparse_info.json", "embedding_chat_template.jinja")
 EMBEDDER_TAGS = {"feature-extraction", "sentence-similarity", "sentence-transformers", "visual-document-retrieval"}
@@ -57,8 +58,13 @@ class Checkpoint:
     def backbone(self) -> tuple[str, str | None]:
         """Get name and revision of the complete weights: this checkpoint's, or those that its adapters belong to."""
         adapter = self.json(ADAPTER_FILE)
-        if adapter is None or self.file("config.json") is not None:
+        if adapter is None:
             return self.name, self.revision
+        if any(map(self.file, COMPLETE_FILES)):
+            raise ValueError(
+                f"{self.name} holds adapters beside complete weights, and nothing says which of them count. Remove "
+                f"{ADAPTER_FILE}, or the weights ({' or '.join(COMPLETE_FILES)}), in a copy."
+            )
         named = self.base or adapter.get("base_model_name_or_path")
         if not named:
             raise ValueError(
@@ -70,9 +76,8 @@ class Checkpoint:
     def config(self) -> Mapping[str, Any]:
         """Get what the config.json of the complete weights says; empty if there is none."""
         name, revision = self.backbone
-        return PretrainedConfig.get_config_dict(name, revision=revision, _raise_exceptions_for_missing_entries=False)[
-            0
-        ]
+        options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+        return PretrainedConfig.get_config_dict(name, **options)[0]
 
     @cached_property
     def tokens(self) -> frozenset[str]:
