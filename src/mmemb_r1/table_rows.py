@@ -46,7 +46,7 @@ def columns_of_files(files: Sequence[Path]) -> pyarrow.Schema:
 
     suffix = files[0].suffix
     if suffix == ".csv":  # all texts: what looks like a number, or like `NA`, is none
-        return pyarrow.schema([(name, pyarrow.string()) for name in _header(files[0])])
+        return pyarrow.schema([(name, pyarrow.string()) for name in csv_header(files[0])])
     if suffix == ".arrow":
         with reading_parquet(files[0], HINT, "Arrow stream"), pyarrow.memory_map(str(files[0])) as source:
             return pyarrow.ipc.open_stream(source).schema
@@ -80,7 +80,7 @@ def _rows_of_text(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.Record
     import pyarrow
 
     if file.suffix == ".csv":
-        _check_names(file, _header(file), schema)
+        _check_names(file, csv_header(file), schema)
     for rows in _parts(file):
         try:
             batch = pyarrow.RecordBatch.from_pylist([row for _, row in rows], schema)
@@ -237,7 +237,7 @@ def _is_cut(error: Exception, text: str) -> bool:
 
 def _csv_rows(file: Path) -> Iterator[Numbered]:
     """Read the rows of CSV with a header, comma-separated; an empty cell is null, any other one text."""
-    names = _header(file)
+    names = csv_header(file)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.reader(stream, strict=True)
         next(rows)
@@ -253,7 +253,8 @@ def _csv_rows(file: Path) -> Iterator[Numbered]:
                 yield number, {name: cell or None for name, cell in zip(names, row, strict=True)}
 
 
-def _header(file: Path) -> list[str]:
+def csv_header(file: Path) -> list[str]:
+    """Read the names of the columns of a CSV file, each of which is there once."""
     with _explained(file, 1), file.open(encoding="utf-8-sig", newline="") as stream:
         names = next(csv.reader(stream, strict=True), [])
         if not names or len(set(names)) < len(names) or not all(names):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.file_formats import reading_parquet
 from mmemb_r1.pair_tables import HUB_FORM, HUB_TABLE, hub_table
-from mmemb_r1.table_rows import columns_of_files, json_elements, rows_of_file
+from mmemb_r1.table_rows import columns_of_files, csv_header, json_elements, rows_of_file
 from mmemb_r1.training.importing.formats import Format
 from mmemb_r1.training.importing.pair import RowError
 
@@ -26,6 +26,7 @@ _SHARD = re.compile(r"(?:train|test|val|validation|data|metadata|original|divers
 _ROWS_AT_ONCE = 32  # a page's picture takes half a megabyte
 _SAMPLE = 2**20  # bytes
 _HINT = "Fetch the file again."
+BLANK_LINE: Any = object()
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def list_sources(source: str, form: Format, matching: str | None = None) -> list
         raise ValueError(f"{source} holds nothing to be read; needed: files that end in {which}")
     found = []
     for file in files:
-        # a file of a Hub data set is named after its split and number; its folder says what it holds
-        task = file.stem if not _SHARD.fullmatch(file.stem) else file.absolute().parent.name
+        # a file of a Hub data set is named after its split and number; a folder above it says what it holds
+        names_above = [file.stem, *(folder.name for folder in file.absolute().parents)]
+        task = next((name for name in names_above if not _SHARD.fullmatch(name)), file.stem)
         found.append(Source(names[file], str(file.absolute()), task, file.stat().st_size, _mark(file)))
     return found
 
@@ -105,8 +107,8 @@ def _of_the_hub(source: str) -> list[Source]:
 
 class Rows:
     """
-    Iterate over the rows of a source, with their numbers from 0. A row that can't be read is a `RowError`, a line that
-    is blank is `None`.
+    Iterate over the rows of a source, with their numbers from 0. A row that can't be read is a `RowError`, a line with
+    nothing on it `BLANK_LINE`.
 
     Args:
         source: the file.
@@ -140,8 +142,8 @@ class Rows:
             for line in islice(stream, self._start, None):
                 self.position = stream.tell()
                 try:
-                    yield json.loads(line) if line.strip() else None
-                except ValueError as error:
+                    yield json.loads(line) if line.strip() else BLANK_LINE
+                except (ValueError, RecursionError) as error:
                     yield RowError("no JSON", f"its line is no JSON ({error}). Correct it, or fetch the file again.")
 
     def _parquet(self) -> Iterator[Any]:
@@ -167,6 +169,7 @@ class Rows:
                 self.position = self._source.size * done // max(stored.metadata.num_rows, 1)
 
     def _csv(self) -> Iterator[Any]:
+        csv_header(Path(self._source.place))  # refuses one with a name twice
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a rationale may be longer than the default
         with open(self._source.place, newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream, strict=True)
@@ -193,7 +196,10 @@ class Rows:
 def _rows_of(batch: pyarrow.RecordBatch, start: int, classes: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a batch from `start` on, with the names of classes."""
     for row in batch.slice(min(max(start, 0), len(batch))).to_pylist():
-        yield {**row, **{name: names[row[name]] for name, names in classes.items() if row[name] not in (None, -1)}}
+        for name, names in classes.items():
+            number = row[name]
+            row[name] = names[number] if number is not None and 0 <= number < len(names) else None
+        yield row
 
 
 def _begins_a_list(file: Path) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from mmemb_r1.training.importing.pair import RowError
 from mmemb_r1.training.importing.text import plain_text
 
 _KEYS = {"query": "qry", "target": "pos", "negatives": "neg"}
+_BLANK_PICTURE = "blank.jpg"  # given to inputs that have no picture
 _TASKS = ("dataset_name", "source_dataset", "dataset")
 
 
@@ -62,7 +64,7 @@ class PairLayout:
             text, rationale = row.get(f"{key}_text") if value is None else value, None
             image = row[f"{key}_image_path"] if f"{key}_image_path" in row else row.get(f"{key}_image")
             media = {"image": image, "video": row.get(f"{key}_video")}
-        return {"text": self._plain(text), **media}, rationale
+        return {"text": self._plain(text), **{kind: _without_blank(one) for kind, one in media.items()}}, rationale
 
     def _negatives(self, row: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
         value = row.get("neg")
@@ -79,10 +81,22 @@ class PairLayout:
             )
         number = max(len(texts), len(images))
         texts, images = texts + [None] * (number - len(texts)), images + [None] * (number - len(images))
-        return [{"text": self._plain(text), "image": image} for text, image in zip(texts, images, strict=True)]
+        return [
+            {"text": self._plain(text), "image": _without_blank(image)}
+            for text, image in zip(texts, images, strict=True)
+        ]
 
     def _plain(self, text: Any) -> Any:
         return plain_text(text, self.prefix) if isinstance(text, str) else text
+
+
+def _without_blank(media: Any) -> Any:
+    def is_blank(one: Any) -> bool:
+        return isinstance(one, str) and PurePosixPath(one).name == _BLANK_PICTURE
+
+    if isinstance(media, list | tuple):
+        return [one for one in media if not is_blank(one)]
+    return None if is_blank(media) else media
 
 
 def _turns(chat: Mapping[str, Any], side: str) -> dict[str, str]:

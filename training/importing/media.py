@@ -35,6 +35,7 @@ class Media:
 
     def __init__(self, root: Path, output: Path, decode: bool = False) -> None:
         self._root, self._output, self._decode = os.path.abspath(root), os.path.abspath(output), decode
+        self._names = lru_cache(maxsize=64)(_names)  # of this import: files may come before the next
 
     def placed(self, value: Mapping[str, Any], side: str) -> dict[str, Any]:
         """
@@ -65,7 +66,7 @@ class Media:
     def _found(self, source: str, side: str, kind: str) -> str:
         path = os.path.normpath(os.path.join(self._root, source))
         folder, name = os.path.split(path)
-        if name not in _names(folder):
+        if name not in self._names(folder):
             raise RowError(
                 MISSING,
                 f"its {side} {kind} {source!r:.200} is not in {self._root}. Fetch the file, or say where such files "
@@ -77,7 +78,7 @@ class Media:
     def _frames(self, source: str, side: str) -> list[str]:
         """Choose frames, evenly, of a video that is a folder of them."""
         path = self._found(source, side, "video")
-        frames = sorted(name for name in _names(path) if parse_address(name).kind == "image")
+        frames = sorted(name for name in self._names(path) if parse_address(name).kind == "image")
         if not frames:
             reason = f"its {side} video {source!r:.200} is neither a video nor a folder of pictures; fetch it again."
             raise RowError(MISSING, reason, side)
@@ -103,7 +104,6 @@ class Media:
         return os.path.relpath(path, os.path.join(self._output, "pairs")) if inside else path
 
 
-@lru_cache(maxsize=64)
 def _names(folder: str) -> frozenset[str]:
     """List the names in a folder; none where there is no such folder."""
     try:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import PurePosixPath
 from typing import Any
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
@@ -14,7 +13,6 @@ from mmemb_r1.training.importing.text import thought_parts
 
 SIDES = ("query", "target")
 PAIR_KEYS = (*SIDES, "negatives", "task", "pair_id", *(f"{side}_rationale" for side in SIDES))
-BLANK_PICTURE = "blank.jpg"  # UME-R1, RIME and Embed-RL give it to inputs that have no picture
 _PATHS = "a path, a list of paths, or nothing"
 
 
@@ -67,7 +65,7 @@ def as_pair(given: Any, task: str) -> Pair:
 
     Args:
         given: a mapping with the keys `PAIR_KEYS`. An input is a text, a stored picture, or a mapping with the keys
-            `PARTS`; blank pictures are dropped.
+            `PARTS`.
         task: where the row names none.
 
     Raises:
@@ -134,13 +132,13 @@ def as_input(value: Any, side: str) -> dict[str, Any] | None:
 
 
 def media_of(value: Any, side: str, kind: str) -> list[Any]:
-    """List pictures, without those that stand for none: `""` and `images/blank.jpg`."""
+    """List pictures or videos, without those that are none: `""`, and stored ones that are empty."""
     found = []
     for one in value if isinstance(value, list | tuple) else [value]:
         stored = isinstance(one, Mapping) and set(one) <= {"bytes", "path"}
         if stored and not one.get("bytes"):
             one, stored = one.get("path"), False
-        if one is None or (isinstance(one, str) and (not one.strip() or PurePosixPath(one).name == BLANK_PICTURE)):
+        if one is None or (isinstance(one, str) and not one.strip()):
             continue
         if not stored and not isinstance(one, str):
             raise RowError("of another form", f"its {side} {kind} is {value!r:.80}; allowed: {_PATHS}.", side)

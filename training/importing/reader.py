@@ -10,7 +10,7 @@ from typing import Any
 
 from mmemb_r1.runs import record_run
 from mmemb_r1.table_columns import ColumnMap, columns_hint
-from mmemb_r1.training.importing.files import Rows, Source
+from mmemb_r1.training.importing.files import BLANK_LINE, Rows, Source
 from mmemb_r1.training.importing.formats import BY_COLUMNS, find_format
 from mmemb_r1.training.importing.media import Media
 from mmemb_r1.training.importing.pair import Pair, RowError, as_pair, pair_id_of
@@ -27,6 +27,7 @@ from mmemb_r1.training.importing.shards import (
 FIRST_ROWS = 1000  # a source of which none of these is of use is refused
 DEFAULT_SHARD_SIZE = 10_000
 RUN_FILE = "run.json"
+_OTHERS = " Choose another format, or the files that are of this one: --files PATTERN."
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class _SourceImport:
                 if not checked:
                     self._check_columns(row)
                     checked = True
-            if row is not None:
+            if row is not BLANK_LINE:
                 self._add(place, row)
             self.shard.end, self.shard.position = place + 1, reader.position
             if self.shard.end == FIRST_ROWS:
@@ -148,7 +149,8 @@ class _SourceImport:
                 counts.left_out += 1
 
     def _is_wanted(self, task: str) -> bool:
-        written = self.by_task[task] + self.shard.of(task).written
+        here = self.shard.tasks.get(task)
+        written = self.by_task[task] + (here.written if here else 0)
         return (self.job.tasks is None or task in self.job.tasks) and (
             self.job.limit is None or written < self.job.limit
         )
@@ -204,7 +206,7 @@ class _SourceImport:
         if needs and not any(all(name in row for name in names) for names in needs):
             missing = [name for name in needs[0] if name not in row]
             wanted = ", or ".join(", ".join(names) for names in needs)
-            hint = columns_hint(list(map(str, row))) if self.job.name in BY_COLUMNS else " Choose another format."
+            hint = columns_hint(list(map(str, row))) if self.job.name in BY_COLUMNS else _OTHERS
             raise ValueError(
                 f"{self.source.name} has no column {missing[0]!r}; the format {self.job.name!r} needs {wanted}. It "
                 f"has: {', '.join(map(str, row)) or 'none'}.{hint}"

@@ -356,6 +356,25 @@ def test_the_command_tells_what_it_did_and_what_is_too_long(tmp_path, media, wri
 
 def test_pictures_by_absolute_path(tmp_path, write_json):
     path = picture(tmp_path / "elsewhere" / "a.png")
-    source = write_json(tmp_path / "rows.jsonl", [{"query": {"image": str(path)}, "target": "a"}])
+    blank = picture(tmp_path / "blank.jpg")  # a picture as any other in files of one's own
+    table = [{"query": {"image": str(path)}, "target": "a"}, {"query": {"image": "blank.jpg"}, "target": "b"}]
+    source = write_json(tmp_path / "rows.jsonl", table)
     import_pairs("jsonl", source, tmp_path / "out")
-    assert inputs(tmp_path / "out") == [{"image": [str(path)]}]
+    assert inputs(tmp_path / "out") == [{"image": [str(path)]}, {"image": [str(blank)]}]
+
+
+def test_files_that_come_later_are_found(tmp_path, write_json):
+    source = write_json(tmp_path / "rows.jsonl", [{"query": {"image": "a.png"}, "target": "a"}])
+    with pytest.raises(ValueError, match="'a.png' is not in"):
+        import_pairs("jsonl", source, tmp_path / "out")
+    picture(tmp_path / "a.png")
+    assert import_pairs("jsonl", source, tmp_path / "out").total.written == 1
+
+
+@pytest.mark.parametrize("name", ["data/train-00000-of-00002", "train", "original-00000-of-00001", "wine"])
+def test_the_task_is_what_a_file_or_a_folder_above_it_is_called(name, tmp_path):
+    path = tmp_path / "wine" / f"{name}.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([{"query": "a", "target": "b"}]), path)
+    import_pairs("parquet", tmp_path / "wine", tmp_path / "out")
+    assert read_pairs(tmp_path / "out" / "pairs")["task"][:] == ["wine"]

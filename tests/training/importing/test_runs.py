@@ -175,8 +175,9 @@ def test_limit_and_tasks(tmp_path, write_json):
     summary = import_pairs("ume-r1", source, tmp_path / "B", limit=2, tasks=["B"])
     assert [one["query"]["text"] for one in tables(tmp_path / "B")[0]] == ["question 1", "question 3"]
     assert summary.total.read == 4  # and no further
-    with pytest.raises(ValueError, match="there is no task 'C'; there are: A, B. Remove"):
-        import_pairs("ume-r1", source, tmp_path / "C", tasks=["C", "A"])
+    for limit in (None, 1):
+        with pytest.raises(ValueError, match="there is no task 'C'; there are: A, B. Remove"):
+            import_pairs("ume-r1", source, tmp_path / f"C{limit}", tasks=["C", "A"], limit=limit)
 
 
 def test_another_import_in_the_same_folder_is_refused(tmp_path, write_json):
@@ -276,6 +277,25 @@ def test_a_source_of_which_nothing_is_of_use_is_refused(shard_size, tmp_path, wr
     few = write_json(tmp_path / "few" / "F.json", table[:20])
     with pytest.raises(ValueError, match="F.json: none of its first 20 rows"):
         import_pairs("ume-r1", few, tmp_path / "few-out")
+
+
+def test_no_row_is_lost(tmp_path, write_json):
+    """A row that is null counts; a blank line is no row."""
+    source = write_json(tmp_path / "a" / "T.json", [rows(1)[0], None, *rows(1, 1)])
+    assert import_pairs("ume-r1", source, tmp_path / "list").total.read == 3
+    lines = tmp_path / "a" / "T.jsonl"
+    lines.write_text("\n".join(json.dumps(one) for one in rows(1)) + "\n\nnull\n" + json.dumps(rows(1, 1)[0]))
+    assert import_pairs("ume-r1", lines, tmp_path / "lines").total.read == 3
+    for output, row in (("list", 1), ("lines", 2)):
+        (one,) = skipped(tmp_path / output)
+        assert (one["row"], one["reason"]) == (row, "it is None; allowed: an object. Correct it.")
+    table = tmp_path / "a" / "T.csv"
+    table.write_text('query,target\na,b\nc\nd,e,f\n,g\n"h\ni",j\n')
+    assert import_pairs("csv", table, tmp_path / "csv").total.written == 2
+    assert [one["row"] for one in skipped(tmp_path / "csv")] == [1, 2, 3]
+    table.write_text("query,target,query\na,b,c\n")
+    with pytest.raises(ValueError, match="each column needs its own name"):
+        import_pairs("csv", table, tmp_path / "twice")
 
 
 def test_a_json_list_that_is_damaged_is_refused_and_keeps_what_was_read(tmp_path, write_json):
