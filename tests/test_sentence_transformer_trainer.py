@@ -39,9 +39,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     original = Decoder.add
 
-    def add(decoder: Decoder, context: Any, rows: Any, thoughts: Sequence[Any]) -> None:
+    def add(decoder: Decoder, context: Any, rows: Any, thoughts: Sequence[Any], num_read: int) -> None:
         seen.append(len(thoughts))
-        original(decoder, context, rows, thoughts)
+        original(decoder, context, rows, thoughts, num_read)
 
     monkeypatch.setattr(Decoder, "add", add)
     return seen
