@@ -165,6 +165,35 @@ def merged(model: PeftModel) -> MMEmbR1Model:
     return plain.to(plain.dtype).requires_grad_(True)  # as if it had been loaded
 
 
+@contextmanager
+def as_merged(model: PeftModel) -> Iterator[None]:
+    """
+    Let a model with adapters give what it will give when they are merged, for the length of a block, in which nothing
+    may be trained: merging rounds where weights are not float32. Quantised weights, which nothing is merged into, are
+    left alone. The weights that change are kept on the CPU meanwhile, and come back to the bit.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = model.get_base_model()
+    if plain.dtype == torch.float32 or getattr(model, "is_quantized", False):
+        yield
+        return
+    heads = [weight for part in (plain.gate, plain.embedding_head) for weight in part.parameters()]
+    layers = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    changed = [*heads, *(weight for layer in layers for weight in layer.parameters())]
+    kept = [(weight, weight.detach().to("cpu", copy=True)) for weight in changed]
+    try:
+        with torch.autocast(plain.device.type, enabled=False):  # as they will be merged
+            model.base_model.merge_adapter(safe_merge=True)
+        for weight in heads:
+            weight.data = weight.data.to(plain.dtype).to(weight.dtype)
+        yield
+    finally:
+        model.base_model.unmerge_adapter()
+        for weight, before in kept:
+            weight.data.copy_(before)
+
+
 def adapter_facts(peft_config: Any | None) -> dict[str, str]:
     """Record what adapters were trained, for the model card; nothing if the whole model was."""
     if peft_config is None:

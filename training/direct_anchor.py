@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.progress import progress_bar, step_of
+from mmemb_r1.training.adapters import as_merged
 from mmemb_r1.training.base_trainer import PhaseTrainer
 from mmemb_r1.training.distributed import (
     gather_rows,
@@ -117,12 +118,16 @@ class DirectAnchor:
         furthest = float(greatest(distances.amax()))
         return {"direct_cosine": 1 - total / number, "direct_cosine_least": 1 - furthest} if number else {}
 
-    def measure(self, model: MMEmbR1Model, processor: Any, batch_size: int) -> Moved:
-        """Embed the held-out inputs directly, as the present model and as the first one does; all processes share."""
+    def measure(self, wrapped: Any, processor: Any, batch_size: int) -> Moved:
+        """
+        Embed the held-out inputs directly, as the present model with its adapters will when they are merged, and as
+        the first one does; all processes share the inputs.
+        """
+        model = without_adapters(wrapped)
         if self._before is None:
             with self.first.run() as first:
                 self._before = self._embed(first, processor, batch_size)
-        with evaluating(model):
+        with evaluating(model), as_merged(wrapped):
             now = self._embed(model, processor, batch_size)
         numbers = gather_rows(torch.tensor(self._own, dtype=torch.long, device=model.device))
         cosines = 1 - gather_rows(cosine_distance(now, self._before).to(model.device))
@@ -238,6 +243,6 @@ class AnchoredTrainer(PhaseTrainer):
         )
 
     def _moved(self, anchor: DirectAnchor) -> Moved:
-        model = without_adapters(unwrapped(self.model))
         with self.accelerator.autocast():
-            return anchor.measure(model, self.processing_class, self.args.per_device_eval_batch_size)
+            size = self.args.per_device_eval_batch_size
+            return anchor.measure(unwrapped(self.model), self.processing_class, size)

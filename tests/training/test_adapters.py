@@ -14,6 +14,7 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.rationale_tokens import append_tokens, rationale_suffix
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adapters import (
+    as_merged,
     freeze_vision_tower,
     load_adapters,
     lora_config,
@@ -195,6 +196,28 @@ def test_what_is_trained_of_a_bfloat16_model_is_float32_until_it_is_merged(rows)
     plain = merged(wrapped)
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.bfloat16}
     assert (vectors(plain, processor, reasoning="never") * wanted).sum(axis=1).min() > 0.99
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_merging_will_round_can_be_seen_before(tied):
+    model, processor = build(tied=tied, gate_hidden_size=8, embedding_dim=16)
+    model = model.bfloat16()
+    wrapped = with_adapters(model, lora_config(model, r=2))
+    disturb(wrapped)
+    before = {name: value.clone() for name, value in wrapped.state_dict().items()}
+    rounded = MMEmbR1.from_model(merged(copy.deepcopy(wrapped)).eval(), processor).encode(INPUTS, reasoning="never")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        adapted = vectors(wrapped, processor, reasoning="never")
+        with as_merged(wrapped):
+            np.testing.assert_allclose(vectors(wrapped, processor, reasoning="never"), rounded, atol=1e-2)
+            inside = {name: value.clone() for name, value in wrapped.state_dict().items()}
+        np.testing.assert_array_equal(vectors(wrapped, processor, reasoning="never"), adapted)
+    plain = merged(copy.deepcopy(wrapped)).state_dict()
+    name = "vlm.model.language_model.layers.0.mlp.up_proj"
+    assert torch.equal(inside[f"base_model.model.{name}.base_layer.weight"], plain[f"{name}.weight"])
+    assert not torch.equal(plain[f"{name}.weight"], before[f"base_model.model.{name}.base_layer.weight"])
+    for name, value in wrapped.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_activation_checkpointing_changes_no_gradient(rows):

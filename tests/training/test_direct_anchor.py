@@ -15,7 +15,7 @@ from mmemb_r1.content import inputs_of
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.training import AdaptiveGRPOConfig, AdaptiveGRPOTrainer, JointConfig, JointRun, JointTrainer, train_joint
-from mmemb_r1.training.adapters import lora_config, with_adapters
+from mmemb_r1.training.adapters import lora_config, merged, with_adapters
 from mmemb_r1.training.direct_anchor import cosine_distance, detached_direct
 from mmemb_r1.training.joint.forward import encode
 
@@ -187,6 +187,20 @@ def test_exact_scales_down_what_was_trained_but_the_gate(train, vivid, processor
     for name, weight in trainer.model.named_parameters():
         if ".gate." in name:
             assert torch.equal(weight, disturbed[name]), name
+
+
+def test_in_bfloat16_what_will_be_saved_is_measured(train, vivid, processor, rows):
+    """Merging rounds the weights: the saved model is farther away than the one with adapters, by a lot here."""
+    first = copy.deepcopy(vivid).bfloat16()
+    trainer = train("joint", vivid.bfloat16(), direct_anchor=0.5, bf16=True)
+    disturb(trainer.model, by=0.003)
+    found = trainer.anchor.measure(trainer.model, processor, 4)
+    saved = merged(copy.deepcopy(trainer.model))
+    expected = cosines(saved, first, processor, rows, HELD_OUT)
+    assert found.least == pytest.approx(float(expected.min()), abs=2e-4)
+    assert found.mean == pytest.approx(float(expected.mean()), abs=1e-4)
+    unmerged = cosines(trainer.model.get_base_model(), first, processor, rows, HELD_OUT)
+    assert abs(float(unmerged.mean()) - found.mean) > 3e-4
 
 
 class TestRuns:
