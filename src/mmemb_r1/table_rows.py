@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -196,7 +197,7 @@ def json_elements(file: Path, tick: Callable[[int], None] = lambda position: Non
     decoder = json.JSONDecoder()
     text, place, number = "", 0, 0
     last: str | None = None  # what ends the values: "]", or nothing; not known before the first character
-    with file.open(encoding="utf-8-sig") as stream:
+    with file.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as stream:
         while True:
             place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
             if last is None and place < len(text):
@@ -220,7 +221,7 @@ def json_elements(file: Path, tick: Callable[[int], None] = lambda position: Non
                     continue
             with _explained(file, number + 1):
                 more = stream.read(max(_CHUNK, len(text) - place))
-                tick(stream.buffer.tell())
+                tick(raw.tell())
                 if not more and (last or place < len(text)):
                     raise ValueError("the file ends within it")
             if not more:
