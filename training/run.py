@@ -17,9 +17,9 @@ from mmemb_r1.file_formats import read_yaml
 from mmemb_r1.fingerprint import folder_digest
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
-from mmemb_r1.pair_tables import table_digest, table_name
 from mmemb_r1.runs import explained_writing, record_run
-from mmemb_r1.table_columns import ColumnMap, PairForm
+from mmemb_r1.tables.columns import ColumnMap, PairForm
+from mmemb_r1.tables.pairs import table_digest, table_name
 from mmemb_r1.training.base_config import SECRETS, check_anchored
 from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
@@ -28,7 +28,7 @@ from mmemb_r1.training.tables import read_pairs
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mmemb_r1.pair_tables import Source
+    from mmemb_r1.tables.pairs import Source
 
 
 LENGTH_OF_RUN = ("max_steps", "num_train_epochs")  # a longer run may go on from a shorter one
@@ -57,7 +57,7 @@ class TrainingRun:
 
     Args:
         model: what to start from: a folder or a Hub id.
-        pairs: the pairs table, see [`~mmemb_r1.pair_tables.open_pairs`] for what it may be.
+        pairs: the pairs table, see [`~mmemb_r1.tables.pairs.open_pairs`] for what it may be.
         output: `output/model` is what was trained; a run that was stopped goes on from `output/checkpoints`.
         base: where relative paths of pictures and videos in all tables start. Default: the folder of each table.
         columns: our name of a column -> that of the pairs table, and of other tables of pairs, unless one has ours.

@@ -14,16 +14,16 @@ import numpy.typing as npt
 
 from mmemb_r1.content import given_parts
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
-from mmemb_r1.pair_tables import open_pairs, table_name
-from mmemb_r1.table_columns import ColumnMap, columns_hint
-from mmemb_r1.table_files import table_files
-from mmemb_r1.table_rows import NOT_PARQUET, ROWS_AT_ONCE
+from mmemb_r1.tables.columns import ColumnMap, columns_hint
+from mmemb_r1.tables.files import table_files
+from mmemb_r1.tables.pairs import open_pairs, table_name
+from mmemb_r1.tables.rows import NOT_PARQUET, ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-    from mmemb_r1.pair_tables import Source
+    from mmemb_r1.tables.pairs import Source
 
 
 PAIR_COLUMNS = ("pair_id", "query", "target")
@@ -41,7 +41,7 @@ def read_pairs(
     base: Path | None = None,
 ) -> Dataset:
     """
-    Open a pairs table, in whatever `datasets` reads, see [`~mmemb_r1.pair_tables.open_pairs`]; a large one is mapped
+    Open a pairs table, in whatever `datasets` reads, see [`~mmemb_r1.tables.pairs.open_pairs`]; a large one is mapped
     into memory.
 
     Args:

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.cli.test_base import POOL
 
 from mmemb_r1.cli import main
-from mmemb_r1.pair_tables import open_pairs
+from mmemb_r1.tables.pairs import open_pairs
 from mmemb_r1.training.joint.run import JointRun, train_joint
 
 COLUMNS = "--columns query.image=image query.text=question target=answer"

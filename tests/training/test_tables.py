@@ -15,9 +15,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from mmemb_r1.content import content_key, stored_digest
-from mmemb_r1.pair_tables import table_digest
-from mmemb_r1.table_files import open_table
-from mmemb_r1.table_paths import table_paths_from
+from mmemb_r1.tables.files import open_table
+from mmemb_r1.tables.pairs import table_digest
+from mmemb_r1.tables.paths import table_paths_from
 from mmemb_r1.training import tables as training_tables
 from mmemb_r1.training.tables import (
     PAIR_COLUMNS,
@@ -187,7 +187,7 @@ class TestLargeTables:
     @pytest.fixture(params=["in memory", "mapped"])
     def size(self, request, monkeypatch):
         if request.param == "mapped":
-            monkeypatch.setattr("mmemb_r1.table_files.IN_MEMORY", 0)
+            monkeypatch.setattr("mmemb_r1.tables.files.IN_MEMORY", 0)
         return request.param
 
     @pytest.fixture
@@ -218,14 +218,14 @@ class TestLargeTables:
         assert pairs[5]["query"]["image"][0].getpixel((0, 0)) == (100, 50, 0)
 
     def test_a_mapped_table_is_made_anew_when_a_file_changes(self, shards, monkeypatch):
-        monkeypatch.setattr("mmemb_r1.table_files.IN_MEMORY", 0)
+        monkeypatch.setattr("mmemb_r1.tables.files.IN_MEMORY", 0)
         first = read_pairs(shards)
         assert read_pairs(shards).cache_files == first.cache_files
         table(pair("new", {"text": "x"}, {"text": "y"})).to_parquet(str(shards / "00001.parquet"))
         assert read_pairs(shards)["pair_id"][:] == ["0-0", "0-1", "new", "2-0", "2-1"]
 
     def test_rows_that_are_chosen_stay_mapped(self, shards, monkeypatch):
-        monkeypatch.setattr("mmemb_r1.table_files.IN_MEMORY", 0)
+        monkeypatch.setattr("mmemb_r1.tables.files.IN_MEMORY", 0)
         pairs = read_pairs(shards).add_column("task", list("aabbaa"))
         few = training_tables._some_pairs(pairs, None, 1, "pairs")
         assert few["pair_id"][:] == ["0-0", "1-0"] and StoredInputs(few, "target")[1] == {"text": "to 1-0"}
@@ -312,7 +312,7 @@ def test_stored_values_are_those_of_the_rows():
 
 def test_a_file_is_read_a_few_rows_at_a_time_however_large_it_is(tmp_path, monkeypatch):
     """Of a table with stored pictures nothing but the batch at hand is held, while it is written to be mapped."""
-    monkeypatch.setattr("mmemb_r1.table_files.IN_MEMORY", 0)
+    monkeypatch.setattr("mmemb_r1.tables.files.IN_MEMORY", 0)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     held = []
 
@@ -320,7 +320,7 @@ def test_a_file_is_read_a_few_rows_at_a_time_however_large_it_is(tmp_path, monke
         held.append(pa.default_memory_pool().bytes_allocated())
         return table_paths_from(folder, rows)
 
-    monkeypatch.setattr("mmemb_r1.table_files.table_paths_from", noted)
+    monkeypatch.setattr("mmemb_r1.tables.files.table_paths_from", noted)
     pictures = [{"image": {"bytes": np.random.default_rng(row).bytes(20_000), "path": None}} for row in range(100)]
     rows, peaks = pa.table({"query": pictures, "target": [{"text": "t"}] * 100}), []
     for groups in (4, 16):

@@ -13,7 +13,7 @@ from mmemb_r1.training.run import PhaseRun, train_phase
 from mmemb_r1.training.tables import PAIR_COLUMNS
 
 if TYPE_CHECKING:
-    from mmemb_r1.pair_tables import Source
+    from mmemb_r1.tables.pairs import Source
 
 logger = logging.getLogger(__name__)
 

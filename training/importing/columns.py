@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmemb_r1.table_columns import FILE_NAMES, NUMBERED, ColumnMap, PairForm
+from mmemb_r1.tables.columns import FILE_NAMES, NUMBERED, ColumnMap, PairForm
 from mmemb_r1.training.importing.pair import PAIR_KEYS, SIDES
 
 

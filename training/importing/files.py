@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.file_formats import reading_parquet
-from mmemb_r1.pair_tables import HUB_FORM, HUB_TABLE, hub_table
-from mmemb_r1.table_rows import columns_of_files, csv_header, json_elements, rows_of_file
+from mmemb_r1.tables.pairs import HUB_FORM, HUB_TABLE, hub_table
+from mmemb_r1.tables.rows import columns_of_files, csv_header, json_elements, rows_of_file
 from mmemb_r1.training.importing.formats import Format
 from mmemb_r1.training.importing.pair import RowError
 

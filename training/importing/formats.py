@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from mmemb_r1._lazy import import_object
-from mmemb_r1.table_columns import ColumnMap
-from mmemb_r1.table_files import PICTURES
+from mmemb_r1.tables.columns import ColumnMap
+from mmemb_r1.tables.files import PICTURES
 from mmemb_r1.training.importing.columns import OwnColumns, with_pictures
 from mmemb_r1.training.importing.layouts import PairLayout, page_to_answer, query_to_page, video_pairs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmemb_r1.runs import record_run
-from mmemb_r1.table_columns import ColumnMap, columns_hint
+from mmemb_r1.tables.columns import ColumnMap, columns_hint
 from mmemb_r1.training.importing.files import BLANK_LINE, Rows, Source
 from mmemb_r1.training.importing.formats import BY_COLUMNS, find_format
 from mmemb_r1.training.importing.media import Media

@@ -14,7 +14,7 @@ from typing import Any
 from mmemb_r1.processes import process_pool
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import check_run, write_json
-from mmemb_r1.table_columns import ColumnMap
+from mmemb_r1.tables.columns import ColumnMap
 from mmemb_r1.training.importing.files import Source, list_sources
 from mmemb_r1.training.importing.formats import find_format
 from mmemb_r1.training.importing.reader import DEFAULT_SHARD_SIZE, RUN_FILE, ImportJob, import_source

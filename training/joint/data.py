@@ -12,7 +12,7 @@ import numpy.typing as npt
 from datasets import Dataset as Table
 from torch.utils.data import Dataset
 
-from mmemb_r1.table_rows import ROWS_AT_ONCE
+from mmemb_r1.tables.rows import ROWS_AT_ONCE
 from mmemb_r1.training.tables import check_pairs, number_rows, stored_batches, stored_input, text_numbers
 
 COLUMNS = ("pair_id", "side", "text")

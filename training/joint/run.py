@@ -17,7 +17,7 @@ from mmemb_r1.training.run import PhaseRun, train_phase
 from mmemb_r1.training.tables import read_selection_note
 
 if TYPE_CHECKING:
-    from mmemb_r1.pair_tables import Source
+    from mmemb_r1.tables.pairs import Source
 
 logger = logging.getLogger(__name__)
 

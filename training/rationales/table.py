@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.file_formats import read_parquet
 from mmemb_r1.runs import replaced_file
-from mmemb_r1.table_files import open_table
+from mmemb_r1.tables.files import open_table
 
 if TYPE_CHECKING:
     import pyarrow

@@ -81,8 +81,8 @@ def check_file(option: str, path: Path) -> None:
 
 def check_table(option: str, path: Path | None, of_hub: bool = True) -> None:
     """Raise a ValueError unless an option names a table, `of_hub` too, with a hint for the folder of a selection."""
-    from mmemb_r1.pair_tables import is_hub_table
-    from mmemb_r1.table_files import SUFFIXES, has_table
+    from mmemb_r1.tables.files import SUFFIXES, has_table
+    from mmemb_r1.tables.pairs import is_hub_table
 
     if path is None or (of_hub and is_hub_table(path)):
         return
@@ -111,7 +111,7 @@ def row_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def pairs_told(args: argparse.Namespace) -> str:
     """Write `--pairs` and `--columns` as they were given, for a command that is shown."""
-    from mmemb_r1.table_columns import columns_flags
+    from mmemb_r1.tables.columns import columns_flags
 
     return " ".join(["--pairs", str(args.pairs), *columns_flags(args.columns)])
 
@@ -120,7 +120,7 @@ class _Columns(argparse.Action):
     """Parse `OURS=THEIRS ...`, given at once or in several places."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *args: Any) -> None:
-        from mmemb_r1.table_columns import PairForm, columns_flags, parse_columns
+        from mmemb_r1.tables.columns import PairForm, columns_flags, parse_columns
 
         try:
             found = parse_columns([*columns_flags(getattr(namespace, self.dest))[1:], *values])

@@ -56,7 +56,7 @@ def write_rows(pairs: Dataset, path: Path) -> None:
     import pyarrow.parquet as pq
 
     from mmemb_r1.runs import replaced_file
-    from mmemb_r1.table_rows import ROWS_AT_ONCE
+    from mmemb_r1.tables.rows import ROWS_AT_ONCE
 
     schema = pairs.features.arrow_schema
     with replaced_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:

@@ -18,7 +18,7 @@ from mmemb_r1.runs import record_run, write_json
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mmemb_r1.table_columns import ColumnMap
+    from mmemb_r1.tables.columns import ColumnMap
 
 HELP = """\
 Run the stages one after another, --n times: rationales from a pool, selection, joint phase, adaptive phase. From the
@@ -161,8 +161,8 @@ def check(plan: Rounds) -> None:
 
 def claim_folder(plan: Rounds) -> None:
     """Keep another run out of this one's folder; one with a larger `--n` may go on there."""
-    from mmemb_r1.pair_tables import table_digest
-    from mmemb_r1.table_files import files_digest
+    from mmemb_r1.tables.files import files_digest
+    from mmemb_r1.tables.pairs import table_digest
 
     files = {name: getattr(plan, name) for name in ("pool", "joint_config", "adaptive_config")}
     digests = {name: table_digest(getattr(plan, name)) for name in TABLES}
@@ -188,7 +188,7 @@ def draw(plan: Rounds, records: list[dict[str, Any]]) -> None:
 
 def stages(plan: Rounds, number: int, model: Path) -> list[list[str]]:
     """List the commands of a round after its rationales were drawn: selection, joint phase, adaptive phase."""
-    from mmemb_r1.table_columns import columns_flags
+    from mmemb_r1.tables.columns import columns_flags
 
     folder = plan.output / f"round-{number}"
     cpu = ["--cpu"] if plan.cpu else []

@@ -145,8 +145,8 @@ def run_gate(args: argparse.Namespace) -> int:
     """`mmemb-r1 train gate`."""
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.model_card import write_model_card
-    from mmemb_r1.pair_tables import table_digest
     from mmemb_r1.runs import record_run, write_json
+    from mmemb_r1.tables.pairs import table_digest
     from mmemb_r1.training.base_trainer import with_earlier_phases
     from mmemb_r1.training.gate_phase import (
         FIT_SETTINGS,

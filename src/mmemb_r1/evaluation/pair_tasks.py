@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key, given_parts
 from mmemb_r1.evaluation.tasks import RetrievalTask, TaskSource, rows_by, select_tasks
-from mmemb_r1.pair_tables import open_pairs, table_name
-from mmemb_r1.table_columns import ColumnMap, columns_hint
+from mmemb_r1.tables.columns import ColumnMap, columns_hint
+from mmemb_r1.tables.pairs import open_pairs, table_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +33,7 @@ def read_pair_tasks(
     Read the tasks of a table with the columns of [`pair_tasks`].
 
     Args:
-        path: the table, see [`~mmemb_r1.pair_tables.open_pairs`] for what it may be, and for `base` and `columns`.
+        path: the table, see [`~mmemb_r1.tables.pairs.open_pairs`] for what it may be, and for `base` and `columns`.
         names: of tasks or groups. Default: all.
 
     Raises:

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.training.importing.conftest import chat, picture
 
 from mmemb_r1.cli import main
-from mmemb_r1.pair_tables import HubTable
+from mmemb_r1.tables.pairs import HubTable
 from mmemb_r1.training.importing.run import import_pairs
 from mmemb_r1.training.joint.data import SelectedRationales
 from mmemb_r1.training.rationales.table import read_rationales

@@ -9,8 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mmemb_r1 import pair_tables
-from mmemb_r1.pair_tables import hub_table, open_pairs, table_digest, table_name
+from mmemb_r1.tables.pairs import hub_table, open_pairs, table_digest, table_name
 
 README = b"""---
 configs:
@@ -70,7 +69,7 @@ def test_a_commit_is_a_table(pairs):
     assert table_name("org/pairs:de") == f"org/pairs@{first}:de/train"
     pairs.change("org/pairs", **{"de/train.parquet": parquet("zwei")})
     assert table_digest("org/pairs:de") == before  # of one process, all of one commit
-    pair_tables.hub_table.cache_clear()
+    hub_table.cache_clear()
     assert table_digest("org/pairs:de") != before
     assert open_pairs("org/pairs:de", COLUMNS)["query"][0] == {"text": "zwei 0"}
     assert open_pairs(f"org/pairs@{first}:de", COLUMNS)["query"][0] == {"text": "eins 0"}

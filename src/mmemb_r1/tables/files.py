@@ -14,8 +14,8 @@ from uuid import uuid4
 from mmemb_r1.file_formats import reading_parquet
 from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.runs import replaced_file
-from mmemb_r1.table_paths import table_paths_from
-from mmemb_r1.table_rows import HINT, NOT_PARQUET, columns_of_files, rows_of_file
+from mmemb_r1.tables.paths import table_paths_from
+from mmemb_r1.tables.rows import HINT, NOT_PARQUET, columns_of_files, rows_of_file
 
 if TYPE_CHECKING:
     import pyarrow

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.content import stored_digest
 from mmemb_r1.modeling.inputs_mmemb_r1 import PARTS
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
-from mmemb_r1.table_paths import whole_array
+from mmemb_r1.tables.paths import whole_array
 
 if TYPE_CHECKING:
     import pyarrow

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mmemb_r1.content import stored_digest
-from mmemb_r1.table_columns import ColumnError, ColumnMap, PairForm
-from mmemb_r1.table_files import IN_MEMORY, OF_A_FILE, PICTURES, Form, files_digest, mapped, open_table, table_files
-from mmemb_r1.table_paths import table_paths_from
-from mmemb_r1.table_rows import ROWS_AT_ONCE
+from mmemb_r1.tables.columns import ColumnError, ColumnMap, PairForm
+from mmemb_r1.tables.files import IN_MEMORY, OF_A_FILE, PICTURES, Form, files_digest, mapped, open_table, table_files
+from mmemb_r1.tables.paths import table_paths_from
+from mmemb_r1.tables.rows import ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     import pyarrow
@@ -63,8 +63,8 @@ def open_pairs(
         source: a file (Parquet, JSON lines, JSON, CSV); a folder of such files, of pictures with their metadata, or
             one that `save_to_disk` wrote; a data set of the Hub (`HUB_FORM`), which `datasets` downloads, with the
             token of the environment; or a `Dataset` or `IterableDataset`. What is larger than `IN_MEMORY` is mapped
-            from the cache, see [`~mmemb_r1.table_files.open_table`].
-        columns: our name -> theirs, see [`~mmemb_r1.table_columns.PairForm`], which also says what texts and pictures
+            from the cache, see [`~mmemb_r1.tables.files.open_table`].
+        columns: our name -> theirs, see [`~mmemb_r1.tables.columns.PairForm`], which also says what texts and pictures
             become and how ids are made. Default: columns have our names.
         base: where relative paths of pictures and videos start. Default: the folder of each file; of the Hub and of
             data sets in memory, the current folder.
@@ -91,7 +91,7 @@ def open_pairs(
 def table_digest(source: Source) -> str:
     """
     Digest the content of a table as it is stored: 64 hexadecimal digits. Of files it is their
-    [`~mmemb_r1.table_files.files_digest`], of a table of the Hub that of its id, commit, config and split, of a
+    [`~mmemb_r1.tables.files.files_digest`], of a table of the Hub that of its id, commit, config and split, of a
     `Dataset` that of its rows. An `IterableDataset` is a `ValueError`.
     """
     if not isinstance(source, str | os.PathLike):

@@ -14,10 +14,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List
 from PIL import Image as PILImage
 
-from mmemb_r1 import pair_tables
 from mmemb_r1.content import given_parts
-from mmemb_r1.pair_tables import is_hub_table, open_pairs, table_digest, table_name
-from mmemb_r1.table_columns import columns_hint, parse_columns
+from mmemb_r1.tables.columns import columns_hint, parse_columns
+from mmemb_r1.tables.pairs import hub_table, is_hub_table, open_pairs, table_digest, table_name
 from mmemb_r1.training.joint.run import JointRun
 from mmemb_r1.training.tables import check_pairs, read_pairs
 
@@ -93,15 +92,15 @@ def ours(rows):
 def size(request, monkeypatch, tmp_path):
     if request.param == "mapped":
         monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
-        for module in ("table_files", "pair_tables"):
-            monkeypatch.setattr(f"mmemb_r1.{module}.IN_MEMORY", 0)
+        for module in ("files", "pairs"):
+            monkeypatch.setattr(f"mmemb_r1.tables.{module}.IN_MEMORY", 0)
     return request.param
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """`hub["owner/name"] = {split: rows}`: what `datasets` is asked for is built of files here, by a commit."""
-    pair_tables.hub_table.cache_clear()
+    hub_table.cache_clear()
     found: dict = {}
     build = datasets.load_dataset_builder
 
@@ -117,7 +116,7 @@ def hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets, "load_dataset_builder", asked)
     yield found
-    pair_tables.hub_table.cache_clear()
+    hub_table.cache_clear()
 
 
 DOORS = ("parquet", "jsonl", "json", "lines in json", "csv", "folder", "metadata", "saved", "dataset", "stream")
@@ -417,7 +416,7 @@ def test_a_run_is_another_one_with_other_columns_or_rows(tmp_path, hub):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
 def test_large_files_are_read_in_constant_memory(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmemb_r1.table_files.IN_MEMORY", 0)
+    monkeypatch.setattr("mmemb_r1.tables.files.IN_MEMORY", 0)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     peaks = []
     for size in (3000, 9000):
@@ -440,7 +439,7 @@ def test_large_files_are_read_in_constant_memory(kind, tmp_path, monkeypatch):
 
 
 def test_a_large_table_tells_how_far_it_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("mmemb_r1.table_files.IN_MEMORY", 0)
+    monkeypatch.setattr("mmemb_r1.tables.files.IN_MEMORY", 0)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("mmemb_r1.progress.PERIOD", 0.0)
     with caplog.at_level(logging.INFO, logger="mmemb_r1.progress"):
