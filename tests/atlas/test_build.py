@@ -22,6 +22,7 @@ def files(directory):
     return {path.name: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_same_arguments_give_the_same_bytes(tmp_path):
     first = build_atlas(tmp_path / "first", **ARGUMENTS)
     second = build_atlas(tmp_path / "second", **ARGUMENTS)

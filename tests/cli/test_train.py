@@ -319,6 +319,7 @@ class TestJoint:
 
 
 class TestLora:
+    @pytest.mark.slow
     def test_trains_adapters_and_goes_on_to_the_same_weights(
         self, train, tiny_checkpoint, tmp_path, capsys, new_modes
     ):

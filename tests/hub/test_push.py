@@ -214,6 +214,7 @@ def test_of_two_pushes_at_once_one_is_refused(hub, tiny_checkpoint, checkpoint):
 
 
 @pytest.mark.parametrize("create_pr", [False, True])
+@pytest.mark.slow
 def test_a_repository_that_moves_during_the_upload(hub, checkpoint, create_pr):
     """The client compares with the head of that moment. A commit on the old one would lack what is the same there."""
     push_checkpoint(checkpoint, REPO)

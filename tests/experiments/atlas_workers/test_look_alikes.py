@@ -38,6 +38,7 @@ def test_misread_digits_change_the_answer(task):
             assert conclusion != question.rationale[1]
 
 
+@pytest.mark.slow
 def test_a_mistaken_flag_leads_to_its_own_answer(recalled, look_alikes):
     """The rationale of a mistake is the gold one of another training question of the same kind."""
     _, asked = recalled

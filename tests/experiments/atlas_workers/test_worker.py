@@ -39,6 +39,7 @@ def texts(answers):
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.slow
 def test_every_input_of_every_split_and_side_is_known(atlas, behaviour):
     oracle = worker(atlas, behaviour)
     tasks = set()

@@ -11,6 +11,7 @@ from experiments.pipeline.recipe import Recipe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(small_atlas, tmp_path):
     few = {"per_device_train_batch_size": 4, "sub_batch_size": 2, "save_steps": 1, "disable_tqdm": True}
     recipe = Recipe(vocab_size=400, backbone={"image_size": 64}, model={"max_reasoning_tokens": 4}, steps=3)

@@ -45,6 +45,7 @@ def scored(guesses):
     return score
 
 
+@pytest.mark.slow
 def test_merged_scores_are_those_of_one_scoring(scored, pairs, rationales, tmp_path):
     workers = np.array(rationales["worker"])
     some, others = (

@@ -27,6 +27,7 @@ def scored(guesses, tmp_path_factory):
     return study
 
 
+@pytest.mark.slow
 def test_the_single_worker_has_as_many_rationales_for_every_input_and_is_right_as_often(scored):
     """What differs between it and the pool is what its errors are like, and nothing else."""
     found = {name: Counter[tuple[str, str, bool]]() for name in ("full", "one-worker")}

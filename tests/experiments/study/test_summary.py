@@ -344,6 +344,7 @@ def summary(measured):
     return copy.deepcopy(measured)
 
 
+@pytest.mark.slow
 def test_verdicts_go_by_corrected_p_and_by_nothing_outside_of_the_family(summary):
     """Whatever a claim goes by is of the family, and all of the family is what some claim goes by."""
     for name in FAMILY:

@@ -181,6 +181,7 @@ def test_a_gate_with_a_hidden_layer_is_trained(trainer_of, vivid, rows):
     assert not any(torch.equal(before[name], after) for name, after in vivid.gate.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_gate_learns_what_pays(trainer_of, vivid, rows):
     """Thinking about pictures pays, about text it does not, whatever is thought."""
 

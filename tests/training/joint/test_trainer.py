@@ -189,6 +189,7 @@ class TestTraining:
         assert {name for name in still if not torch.equal(still[name], moving[name])} == GATE
         assert len(logged(trainer, "gate")) == 4
 
+    @pytest.mark.slow
     def test_the_losses_fall(self, make_trainer, model, rows):
         trainer = make_trainer(model, rows, max_steps=60, temperature=0.1)
         trainer.train()

@@ -109,6 +109,7 @@ def test_logged_accuracy_is_of_the_kinds_that_occurred(trainer):
     assert all("accuracy_none" in entry and "accuracy_right" not in entry for entry in entries)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_undisturbed_run(trainer):
     whole = trainer("whole", max_steps=4)
     whole.train()

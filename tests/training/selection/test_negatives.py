@@ -8,10 +8,17 @@ from mmemb_r1.training.selection.pairs import Negatives, NegativeSampler, index_
 
 @pytest.fixture
 def sampler(make_pair):
-    def make(rows, num_negatives=2, seed=0, without=None, order=None):
+    indices = {}
+
+    def index_of(rows, without, order):
         pairs = [make_pair(str(number), *row) for number, row in enumerate(rows) if number != without]
-        table = Dataset.from_list(pairs if order is None else [pairs[number] for number in order])
-        return NegativeSampler(index_pairs(table), num_negatives, seed)
+        return index_pairs(Dataset.from_list(pairs if order is None else [pairs[number] for number in order]))
+
+    def make(rows, num_negatives=2, seed=0, without=None, order=None):
+        key = repr((rows, without, order))
+        if key not in indices:
+            indices[key] = index_of(rows, without, order)
+        return NegativeSampler(indices[key], num_negatives, seed)
 
     return make
 
