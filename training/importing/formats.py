@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from mmemb_r1._lazy import import_object
+from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.tables.columns import ColumnMap
 from mmemb_r1.tables.files import PICTURES
 from mmemb_r1.training.importing.columns import OwnColumns, with_pictures
@@ -84,7 +85,7 @@ def find_format(name: str, columns: ColumnMap | None = None) -> Format:
     if ":" not in name:
         raise ValueError(
             f"there is no format {name!r}; allowed: {', '.join((*FORMATS, *BY_COLUMNS))}, or the import path of a "
-            "function of your own, module:function"
+            f"function of your own, module:function{nearest_name(name, (*FORMATS, *BY_COLUMNS))}"
         )
     return Format(partial(_own, import_object(name)), name.rpartition(":")[2], files=ALL_FILES)
 

@@ -312,6 +312,7 @@ def test_what_can_not_be_asked_for(tmp_path, write_json):
     (tmp_path / "empty").mkdir()
     for options, told in (
         ({"name": "ume"}, "there is no format 'ume'; allowed: ume-r1, rime"),
+        ({"name": "ume-r"}, "did you mean 'ume-r1'?"),
         ({"source": tmp_path / "none"}, "none: there is no such file or folder"),
         ({"source": tmp_path / "empty"}, "empty holds nothing to be read; needed: files that end in .json"),
         ({"files": "*.x"}, "and match '*.x'"),
