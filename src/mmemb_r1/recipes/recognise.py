@@ -46,13 +46,21 @@ class Checkpoint:
         if Path(self.name).is_dir():
             path = Path(self.name, name)
             return path if path.is_file() else None
-        found = cached_file(self.name, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+        if name not in self._found:
+            options = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
+            self._found[name] = cached_file(self.name, name, **options)
+        found = self._found[name]
         return None if found is None else Path(found)
 
     def json(self, name: str) -> Any:
         """Read a JSON file of the checkpoint; `None` if it is not there."""
         path = self.file(name)
         return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def _found(self) -> dict[str, str | None]:
+        """Keep what the Hub said of files, by their names."""
+        return {}
 
     @cached_property
     def backbone(self) -> tuple[str, str | None]:
