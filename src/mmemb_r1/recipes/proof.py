@@ -21,7 +21,7 @@ from mmemb_r1.sentence_transformers import MMEmbR1
 
 PROOF_FILE = "proof.json"
 TOLERANCE = 1e-4  # largest difference of two numbers of a vector, in float32
-LEAST_COSINE = 0.999  # in 16 bits, where two ways to batch differ in every third digit
+LEAST_COSINE = 0.995  # in 16 bits: 28 random layers gave 0.9990 in bfloat16, batched against one by one
 REASONED_INPUTS, REASONED_TOKENS = 3, 8
 LIMITS = ("max_text_tokens", "max_image_tokens", "truncate_dim")  # of a user, which are no part of a recipe
 WORDS = "harbour stone yellow counts river letter engine seven window north paper quiet bridge apple".split()
