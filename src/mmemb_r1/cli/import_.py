@@ -63,6 +63,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.importing.run import import_pairs
 
+    if args.model is not None:
+        from mmemb_r1.training.vlm import checkpoint_config
+
+        checkpoint_config(args.model)  # before the work, for it is needed at its end
     summary = import_pairs(
         args.name,
         args.source,

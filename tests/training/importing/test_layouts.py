@@ -354,6 +354,13 @@ def test_the_command_tells_what_it_did_and_what_is_too_long(tmp_path, media, wri
     assert f"mmemb-r1 select --pairs {tmp_path / 'out' / 'pairs'}" in told
 
 
+def test_a_checkpoint_that_is_not_there_is_told_before_the_import(tmp_path, media, write_json, capsys):
+    source = write_json(tmp_path / "UME-sft-train.json", UME_ROWS)
+    command = ["import", "ume-r1", str(source), "--output", str(tmp_path / "out"), "--media", str(media)]
+    assert main([*command, "--model", str(tmp_path / "none" / "there")]) == 2
+    assert "none/there" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_pictures_by_absolute_path(tmp_path, write_json):
     path = picture(tmp_path / "elsewhere" / "a.png")
     blank = picture(tmp_path / "blank.jpg")  # a picture as any other in files of one's own
