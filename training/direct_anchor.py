@@ -223,7 +223,8 @@ class AnchoredTrainer(PhaseTrainer):
         if moved.least < anchor.least and self.args.direct_anchor_exact:
             moved, share = anchor.scale_down(lambda: self._moved(anchor))
             scaled = f", with {share:.1%} of what training changed of the weights"
-            logger.warning("Direct embeddings moved too far (%s): training ends%s.", bound, scaled)
+            if self.accelerator.is_main_process:
+                logger.warning("Direct embeddings moved too far (%s): training ends%s.", bound, scaled)
         told = f"{moved.least:.6f} ({moved.number:,} queries and targets of held-out pairs; mean {moved.mean:.6f})"
         if moved.least < anchor.least:
             raise ValueError(self._refusal(told, anchor, moved))
