@@ -126,7 +126,7 @@ def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: RolloutG
 @torch.no_grad()
 def _read(model: MMEmbR1Model, batch: Mapping[str, Tensor]) -> tuple[Context, Tensor]:
     """Read prompts, and embed them directly."""
-    media = dict(batch)
+    media: dict[str, Any] = dict(batch)
     input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask")
     context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, True, **media)
     return context, model.embeddings_of(context.pooled.mean)

@@ -153,8 +153,8 @@ def fill_up(batch: JointBatch, device: torch.device) -> None:
     for name, number in zip(SIDES, wanted, strict=True):
         chunks = batch[name]["chunks"]
         smallest = min(chunks, key=lambda chunk: chunk["features"]["input_ids"].numel())
-        nothing = {key: torch.zeros_like(smallest[key]) for key in ("token_weights", "num_rows")}
-        idle: Chunk = {**smallest, **nothing}
+        weights, num_rows = (torch.zeros_like(of) for of in (smallest["token_weights"], smallest["num_rows"]))
+        idle: Chunk = {**smallest, "token_weights": weights, "num_rows": num_rows}
         chunks.extend([idle] * (number - len(chunks)))
 
 
