@@ -210,8 +210,9 @@ class KillAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["read before the marker"], indirect=True)
-@pytest.mark.parametrize("phase", ["joint", pytest.param("adaptive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("phase", ["joint", "adaptive"])
 def test_a_run_that_was_killed_comes_to_the_same(built, joint, adaptive, tmp_path, phase):
     def trainer(folder):
         make = {"joint": joint, "adaptive": adaptive}[phase]
@@ -231,7 +232,9 @@ def test_a_run_that_was_killed_comes_to_the_same(built, joint, adaptive, tmp_pat
         assert torch.equal(weight, rest.model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("layout", ["read before the marker", "two markers"], indirect=True)
+@pytest.mark.parametrize(
+    "layout", ["read before the marker", pytest.param("two markers", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_run_with_adapters_saves_what_it_trained(built, layout, rows, tmp_path, on_cpu):
     model, processor = built
     MMEmbR1.from_model(model, processor).save_pretrained(str(tmp_path / "start"))

@@ -142,7 +142,7 @@ def test_a_grpo_step_is_the_plain_writing(train, vivid, processor, rows, scorer)
     assert any(gradient is not None and gradient.any() for gradient in adapters.values())
 
 
-@pytest.mark.parametrize(("phase", "rate"), [("joint", 1e-4), ("adaptive", 4e-4)])
+@pytest.mark.parametrize(("phase", "rate"), [("joint", 1e-4), pytest.param("adaptive", 4e-4, marks=pytest.mark.slow)])
 def test_it_holds_what_would_move(train, vivid, processor, rows, phase, rate):
     """With the same steps: without it direct embeddings leave the bound, with it they keep it, and it is logged."""
     steps = {"max_steps": 8, "learning_rate": rate}
@@ -246,8 +246,6 @@ class TestRuns:
         assert all(name in told for name in ("direct_anchor=0.9999", "direct_anchor_exact", "direct_anchor_weight"))
         assert str(tmp_path / "out" / "checkpoints") in told and not (tmp_path / "out" / "model").exists()
         before = (tmp_path / "out" / "checkpoints" / "checkpoint-3" / "trainer_state.json").stat().st_mtime_ns
-        with pytest.raises(ValueError, match="Direct embeddings moved"):
-            train_joint(run(direct_anchor=0.9999))  # it is no finished run
         measured = train_joint(run(accept_changes=True, direct_anchor=0.9999, direct_anchor_exact=True))
         assert measured["eval_direct_cosine_least"] >= 0.9999 - 1e-6
         state = tmp_path / "out" / "checkpoints" / "checkpoint-3" / "trainer_state.json"
