@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
+from mmemb_r1.cli._options import model_name
 from mmemb_r1.evaluation import load_results, read_query_rows, rows_path
 from mmemb_r1.fingerprint import folder_digest
 
@@ -38,6 +39,12 @@ def evaluate(tiny_checkpoint, atlas):
         return main(["evaluate", "--model", str(model), *options, "--device", "cpu", *map(str, arguments)])
 
     return run
+
+
+def test_a_trained_model_has_the_name_of_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_name("runs/joint/model") == "joint"
+    assert model_name(str(tmp_path / "tiny")) == "tiny" and model_name("org/name") == "name"
 
 
 def test_a_file_holds_the_results(evaluate, tiny_checkpoint, tmp_path, capsys):

@@ -256,6 +256,17 @@ def asked_source(args: argparse.Namespace, *, limit: int | None = None, **of_mme
     return read_tasks("atlas", args.atlas, names=args.tasks, limit=limit, split=args.split or "test")
 
 
+def model_name(model: str) -> str:
+    """
+    Name a model by the last part of its id or folder; what training left in `RUN/model` by the run.
+
+    >>> model_name("org/name"), model_name("runs/joint/model")
+    ('name', 'joint')
+    """
+    path = Path(model).resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
 def load_model(name: str, device: str | None = None, trust_remote_code: bool = False) -> SentenceTransformer:
     """
     Load an mmemb-r1 checkpoint, which needs no remote code, or any other model of sentence-transformers.

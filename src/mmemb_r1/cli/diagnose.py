@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source
+from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source, model_name
 
 HELP = """\
 The shortcut test: does a checkpoint read its rationales, or only write them? Every query thinks; then its rationale is
@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
         max_reasoning_tokens=args.max_reasoning_tokens,
         max_reasoning_rounds=args.max_reasoning_rounds,
     )
-    source = asked_source(args)
-    name = Path(args.model).resolve().name
+    source, name = asked_source(args), model_name(args.model)
     results = run_diagnosis(
         load_model(args.model, args.device),
         source,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source, listed
+from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source, listed, model_name
 from mmemb_r1.evaluation.settings import MODES, SAME, mode_pairs
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     source = _source(args)
     model = load_model(args.model, args.device, args.trust_remote_code)
-    name = Path(args.model).resolve().name
+    name = model_name(args.model)
     settings = Settings(
         modes=modes or (MODES if hasattr(model, "explain") else ("never",)),
         document_reasoning=documents[0] if documents and len(documents) == 1 else documents,
@@ -118,7 +118,7 @@ def _noted(model: str) -> dict[str, Any]:
     from mmemb_r1.fingerprint import folder_digest
 
     path = Path(model)
-    return {"model": path.resolve().name} | ({MEASURED_FILES: folder_digest(path)} if path.is_dir() else {})
+    return {"model": model_name(model)} | ({MEASURED_FILES: folder_digest(path)} if path.is_dir() else {})
 
 
 def _check(args: argparse.Namespace) -> None:
