@@ -138,10 +138,9 @@ def rotary_frequencies(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
 NORMS = ("norm", "final_layernorm", "ln_f")  # its names
 
 
-def norm_scale(vlm: Any) -> Tensor:
+def last_norm(vlm: Any) -> nn.Module:
     """
-    Get by how much the backbone's last norm scales each dimension, `(H,)`: a state divided by it has the direction
-    that it had before the norm.
+    Find the backbone's last norm.
 
     Raises:
         ValueError: if that norm is no RMS norm, which shifts nothing.
@@ -153,6 +152,15 @@ def norm_scale(vlm: Any) -> Tensor:
             f'embed_state="unnormed": {type(decoder).__name__} ends in {type(norm).__name__}, and only what an '
             'RMSNorm does can be undone; use "normed".'
         )
+    return norm
+
+
+def norm_scale(vlm: Any) -> Tensor:
+    """
+    Get by how much the backbone's last norm scales each dimension, `(H,)`: a state divided by it has the direction
+    that it had before the norm. Errors are those of [`last_norm`].
+    """
+    norm = last_norm(vlm)
     weight = next(norm.parameters())
     return norm(torch.ones_like(weight, dtype=torch.float32))  # whatever it adds to its weight
 

@@ -47,6 +47,7 @@ WITH_EXAMPLES = (
     "docs/diagnose.md",
     "docs/evaluation.md",
     "docs/inputs.md",
+    "docs/integrations.md",
     "docs/metrics.md",
     "docs/public-data.md",
     "docs/rationales.md",

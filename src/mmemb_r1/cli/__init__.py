@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "measure a model on pairs, Atlas, MMEB-V2 or tasks of your own",
     "compare": "test whether two evaluations differ by more than chance",
     "diagnose": "test whether a checkpoint reads its rationales",
+    "export": "write a checkpoint in a form that other programs load",
     "card": "write a checkpoint's model card, or check it",
     "push": "upload a checkpoint to the Hub",
     "pull": "download a checkpoint from the Hub and verify it",

@@ -71,11 +71,16 @@ class Proof:
 
 
 def proof_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Make the ten inputs, name -> a dict with any of `text`, `image` (a list of pictures) and `instruction`."""
+    """Make the ten inputs: those of [`sample_inputs`], and the shortest that the recipe takes."""
+    empty = {"text": EmptyText()} if recipe.prompt.empty or recipe.prompt.turn_start else {"text": "?"}
+    return sample_inputs() | {"nothing" if empty["text"] == "" else "one character": empty}
+
+
+def sample_inputs() -> dict[str, dict[str, Any]]:
+    """Make nine inputs, name -> a dict with any of `text`, `image` (a list of pictures) and `instruction`."""
     order = seeded_random(0, "proof")
     long = " ".join(order.choice(WORDS) for _ in range(250))
     red, blue, wide = _picture("red", 224, 224), _picture("navy", 160, 224), _picture("green", 448, 160)
-    empty = {"text": EmptyText()} if recipe.prompt.empty or recipe.prompt.turn_start else {"text": "?"}
     return {
         "text": {"text": "A red square with a line through it"},
         "other scripts": {"text": "赤い四角形。\nКрасный квадрат 🟥"},
@@ -90,7 +95,6 @@ def proof_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
             "instruction": "Find a picture like this one",
             "text": "at night",
         },
-        "nothing" if empty["text"] == "" else "one character": empty,
     }
 
 
