@@ -106,6 +106,12 @@ def make_rationales() -> Dataset:
 
 
 @pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than all the rest of a selection."""
+    monkeypatch.setattr("mmemb_r1.training.selection.select.draw_report", lambda *args: None)
+
+
+@pytest.fixture
 def pairs() -> Dataset:
     return make_pairs()
 

@@ -16,10 +16,7 @@ from mmemb_r1.training.settling.faults import SettleOptions
 DROPPED = "capital/Kenya"
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """It takes longer than all the rest."""
-    monkeypatch.setattr("mmemb_r1.training.selection.select.draw_report", lambda *args: None)
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 @pytest.fixture

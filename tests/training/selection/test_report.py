@@ -55,6 +55,7 @@ def test_shown():
     )
 
 
+@pytest.mark.usefixtures("no_picture")
 class TestReport:
     def test_counts(self, report_of, evaluator, pairs):
         report = report_of(evaluator("knowing"))
@@ -106,11 +107,13 @@ class TestReport:
 
 
 class TestWarnings:
+    @pytest.mark.usefixtures("no_picture")
     def test_of_an_evaluator_at_chance(self, report_of, evaluator):
         (warning,) = report_of(evaluator("guessing"))["warnings"]
         assert "the evaluator tells the right pair from 4 wrong ones in" in warning
         assert "counterfactual selection is no better than absolute" in warning
 
+    @pytest.mark.usefixtures("no_picture")
     def test_of_confidences_that_are_off(self, report_of, evaluator):
         def sceptical(query, target, rationale):
             return evaluator("knowing").answer(query, target, rationale) - 10
@@ -118,6 +121,7 @@ class TestWarnings:
         (warning,) = report_of(evaluator(sceptical))["warnings"]
         assert "puts the right pair first in 100.0% of the trials, but its yes and no are right in 50.0%" in warning
 
+    @pytest.mark.usefixtures("no_picture")
     def test_of_nothing_kept_and_nothing_judged(self, report_of, evaluator, make_rationale):
         rows = [
             make_rationale("sum/1 + 1", "wrong", "1 + 1 is 3"),
@@ -136,10 +140,12 @@ class TestWarnings:
 
 
 class TestFiles:
+    @pytest.mark.usefixtures("no_picture")
     def test_json_is_the_report(self, report_of, evaluator, tmp_path):
         report = report_of(evaluator("guessing"))
         assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
 
+    @pytest.mark.usefixtures("no_picture")
     def test_text(self, report_of, evaluator, tmp_path):
         report = report_of(evaluator("guessing"))
         text = (tmp_path / "report.txt").read_text(encoding="utf-8")
@@ -152,6 +158,7 @@ class TestFiles:
         for examples in report["examples"].values():
             assert all(f"{example['gain']:+.3f}  {example['worker']}" in text for example in examples)
 
+    @pytest.mark.usefixtures("no_picture")
     def test_text_is_not_markup(self, report_of, evaluator, rationales):
         renamed = rationales.map(lambda row: {"worker": f"[red]{row['worker']}"})
         assert "[red]right" in report_text(report_of(evaluator("knowing"), rationales=renamed))
