@@ -264,6 +264,7 @@ class TestRuns:
         [
             ({"lora": None}, "direct_anchor=0.999 compares with .* train adapters"),
             ({"eval_pairs": None}, "direct_anchor=0.999 is a promise .* give held-out pairs"),
+            ({"settings": {"use_rationales": False}}, "use_rationales=False trains nothing else"),
             ({"settings": {"direct_anchor": 1.0}}, "direct_anchor=1.0; allowed: a cosine above 0 and below 1"),
             ({"settings": {"direct_anchor": 0.9, "direct_anchor_weight": -1.0}}, "weight=-1.0; allowed: 0 or more"),
         ],

@@ -154,6 +154,11 @@ class JointConfig(CheckedConfig, _BaseConfig):
         if not any(self.path_weights.values()):
             raise ValueError(f"Nothing would be embedded: {', '.join(_PATH_WEIGHTS.values())} are all 0.")
 
+        if self.direct_anchor is not None and not self.use_rationales:
+            raise ValueError(
+                f"direct_anchor={self.direct_anchor} holds direct embeddings where they are, and use_rationales=False "
+                "trains nothing else; leave out one of them."
+            )
         _ = self.settle_options  # checks them
 
     @property
