@@ -63,7 +63,6 @@ def test_every_other_command_takes_it_too(command, folder, run, capsys):
     assert run(f"{SLOW[command]} {COLUMNS}") in allowed, capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_ids_that_were_made_join_what_one_command_writes_and_another_reads(folder, run, capsys):
     """Drawn, selected and trained on, each by a command of its own, the last with its columns in the recipe."""
     assert run(f"rationales --pairs pictures --pool pool.yaml --sides query --output drawn {COLUMNS}") == 0
