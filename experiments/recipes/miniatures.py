@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 EMBEDDER, EVALUATOR = "Qwen/Qwen3-VL-Embedding-2B", "Qwen/Qwen3-VL-4B-Instruct"
 TASKS = ("A-OKVQA", "CIRR", "ImageNet_1K")
 PAIRS, POLICY_PAIRS = 48, 40  # of the supervised data, of which one lacks its picture; of the data for GRPO
-_ASKED = (  # after each input of UME-R1's supervised data
-    "\n<disc_emb>\nRepresent the above input text, images, videos, or any combination of the three as embeddings. "
-    "\nFirst output the thinking process in <think> </think> tags and then summarize the entire input in a word or "
-    "sentence. \nFinally, use the <gen_emb> tag to represent the entire input."
-)
-_POOLS = [
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
-]
 
 
 def write_models(folder: Path) -> None:
     """Write tiny random models of the classes of the embedder and of the evaluator, under their names."""
-    import torch
+    from tests.recipes.conftest import build, randomised
 
     from mmemb_r1.tiny import build_tiny_vlm
 
-    for seed, name in enumerate((EMBEDDER, EVALUATOR)):
-        vlm, processor = build_tiny_vlm("qwen3_vl", seed=seed)
-        with torch.no_grad():
-            for weight in vlm.parameters():
-                if weight.ndim > 1:
-                    weight.mul_(6)  # states that depend strongly on what is read
-        vlm.save_pretrained(folder / name)
-        processor.save_pretrained(folder / name)
-    (folder / EMBEDDER / "modules.json").write_text(json.dumps(_POOLS), encoding="utf-8")
+    (folder / EMBEDDER).parent.mkdir(parents=True)
+    build("qwen3-vl-embedding", (folder / EMBEDDER).parent, None)
+    vlm, processor = build_tiny_vlm("qwen3_vl", seed=1)
+    randomised(vlm, seed=1).save_pretrained(folder / EVALUATOR)
+    processor.save_pretrained(folder / EVALUATOR)
 
 
 def write_public_data(folder: Path) -> None:
     """Write UME-R1's two data sets and the pictures of MMEB-train, as they lie after the page's downloads."""
+    from tests.training.importing.conftest import chat
+
     media = folder / "MMEB-train"
     (media / "images").mkdir(parents=True)
     (media / "unzip_file.py").write_text('"""The pictures are here already."""\n', encoding="utf-8")
@@ -51,8 +38,13 @@ def write_public_data(folder: Path) -> None:
             picture.save(media / "images" / f"{number}.jpg")
     supervised = [
         {
-            "qry": _side(f"<image>\nWhat is number {number}?", f"I see\nnumber {number}.", f"number {number}", number),
-            "pos": _side(f"thing {number}", "A word.", f"thing {number}"),
+            "qry": chat(
+                f"<image>\nWhat is number {number}?",
+                f"I see\nnumber {number}.",
+                f"number {number}",
+                image=f"images/{number}.jpg",
+            ),
+            "pos": chat(f"thing {number}", "A word.", f"thing {number}", image="images/blank.jpg"),
             "dataset_name": TASKS[number % len(TASKS)],
         }
         for number in range(PAIRS)
@@ -72,14 +64,6 @@ def write_public_data(folder: Path) -> None:
     for name, rows in (("UME-sft-train", supervised), ("UME-rl-train", policy)):
         (folder / name).mkdir()
         (folder / name / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-
-
-def _side(text: str, thought: str, answer: str, picture: int | None = None) -> dict[str, Any]:
-    turns = [
-        {"from": "human", "value": text + _ASKED},
-        {"from": "gpt", "value": f"<think>{thought}</think><answer>{answer}<gen_emb>"},
-    ]
-    return {"conversations": turns, "image": "images/blank.jpg" if picture is None else f"images/{picture}.jpg"}
 
 
 def write_mmeb(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """
 Run all commands of docs/from-a-public-model.md, as they stand there, on tiny models and data of the same layouts.
 
-    python -m experiments.recipes.public_model [--output runs/public-model]
+    python -m experiments.recipes.public_model [--output runs/public-model]     # two and a half minutes on two cores
 
 The page's blocks are given to bash one after another, in a folder that holds stand-ins (miniatures.py) under the names
 of what the page downloads. Its programs are those of small_command.py: they run the very commands on the CPU, with
