@@ -51,6 +51,7 @@ WITH_EXAMPLES = (
     "docs/metrics.md",
     "docs/public-data.md",
     "docs/rationales.md",
+    "docs/search.md",
     "docs/speed.md",
     "docs/training.md",
 )

@@ -25,7 +25,7 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, find_file, stored_source
-from mmemb_r1.modeling.options_mmemb_r1 import resolve_reasoning
+from mmemb_r1.modeling.options_mmemb_r1 import require_one_space, resolve_reasoning
 
 CHARACTERS_PER_TOKEN = 4
 UNKNOWN_SIZE = (512, 512)  # of pictures and frames that are not looked into: videos, web addresses
@@ -230,6 +230,41 @@ READ_AT_ONCE = 1024  # rows of the cache
 def media_options(model: SentenceTransformer, options: Mapping[str, Any]) -> MediaOptions:
     """Read from the model's config and the options of `encode` how pictures and videos are opened."""
     return MediaOptions.of(model[0].model.config, options.get("allow_remote_media", False))
+
+
+def encoding_settings(model: SentenceTransformer, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Say all that vectors which are kept depend on besides their inputs, so that only the same ones go into one place.
+
+    Args:
+        model: whose first module is the adaptive model.
+        options: of `encode`, checked. A `task` stands for its prompt too, where none is named.
+
+    Returns:
+        The options, with the prompt of their task; and what is to be recorded, plain values: `spaces` where there are
+        two, `checkpoint` (the fingerprint), `reasoning`, `reasoning_options`, and `options` (`prompt`, `truncate_dim`,
+        `normalize_embeddings`).
+
+    Raises:
+        ValueError: if an option is out of its range, or `reasoning="auto"` would mix vectors of two spaces.
+    """
+    config, options = model[0].model.config, dict(options)
+    task = options.get("task")
+    if task is not None and options.get("prompt") is None and options.get("prompt_name") is None:
+        options["prompt"] = model.prompts.get(task)
+    truncate_dim, thinking = options.get("truncate_dim"), row_options(config, options)
+    require_one_space(config, thinking["reasoning"])
+    return options, {
+        **({"spaces": config.spaces} if config.spaces > 1 else {}),
+        "checkpoint": checkpoint_fingerprint(*model),
+        "reasoning": thinking.pop("reasoning"),
+        "reasoning_options": thinking,
+        "options": {
+            "prompt": model._resolve_prompt(options.get("prompt"), options.get("prompt_name")),
+            "truncate_dim": model.truncate_dim if truncate_dim is None else truncate_dim,
+            "normalize_embeddings": options.get("normalize_embeddings"),
+        },
+    }
 
 
 def adaptive_rows(

@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 
 from mmemb_r1.content import DIGEST_SIZE, as_input, content_key
-from mmemb_r1.encoding import check_device, row_options
-from mmemb_r1.fingerprint import checkpoint_fingerprint
+from mmemb_r1.encoding import check_device, encoding_settings, media_options
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options, require_one_space
+from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import as_json, check_run, read_json, record_run, write_json
 from mmemb_r1.spaces import check_same_space
@@ -251,25 +250,11 @@ class _Run:
         self.id_kind: type | None = None
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file; name a folder, which holds the shards.")
-        config = model[0].model.config
-        self.media = MediaOptions.of(config, options.get("allow_remote_media", False))
-        task = options.get("task")
-        if task is not None and options.get("prompt") is None and options.get("prompt_name") is None:
-            options = {**options, "prompt": model.prompts.get(task)}
-        self.options = options
-        truncate_dim, thinking = options.get("truncate_dim"), row_options(config, options)
-        require_one_space(config, thinking["reasoning"])
+        self.media = media_options(model, options)
+        self.options, settings = encoding_settings(model, options)
         self.settings: dict[str, Any] = {
             "layout": _LAYOUT,
-            **({"spaces": config.spaces} if config.spaces > 1 else {}),
-            "checkpoint": checkpoint_fingerprint(*model),
-            "reasoning": thinking.pop("reasoning"),
-            "reasoning_options": thinking,
-            "options": {
-                "prompt": model._resolve_prompt(options.get("prompt"), options.get("prompt_name")),
-                "truncate_dim": model.truncate_dim if truncate_dim is None else truncate_dim,
-                "normalize_embeddings": options.get("normalize_embeddings"),
-            },
+            **settings,
             "shard_size": shard_size,
             "file_format": file_format,
             "rationales": rationales,

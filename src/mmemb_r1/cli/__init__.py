@@ -21,6 +21,8 @@ COMMANDS = {
     "init": "turn a vision-language model into an untrained mmemb-r1 checkpoint",
     "encode": "embed the inputs of a JSON lines file",
     "import": "read public data sets, or files of your own, as tables of pairs and rationales",
+    "index": "index a folder or a table of your own, or bring its index up to date",
+    "search": "search an index by text or picture",
     "rationales": "draw rationales from a pool of workers (the prior)",
     "train-evaluator": "train the evaluator, which tells whether a query and a document match",
     "pairs": "check pairs tables: broken files, lengths, duplicates",
