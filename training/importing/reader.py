@@ -10,7 +10,8 @@ from typing import Any
 
 from mmemb_r1.runs import record_run
 from mmemb_r1.tables.columns import ColumnMap, columns_hint
-from mmemb_r1.training.importing.files import BLANK_LINE, Rows, Source
+from mmemb_r1.tables.rows import read_rows
+from mmemb_r1.training.importing.files import Source
 from mmemb_r1.training.importing.formats import BY_COLUMNS, find_format
 from mmemb_r1.training.importing.media import Media
 from mmemb_r1.training.importing.pair import Pair, RowError, as_pair, pair_id_of
@@ -72,6 +73,7 @@ class _SourceImport:
         self.form = find_format(job.name, job.columns)
         self.media = Media(job.media or Path(source.place).parent, job.output, job.decode)
         self.index, self.start, self.over, self.good = 0, 0, False, 0
+        self.position = 0  # bytes of the source that were read, about
         self.first: tuple[int, str] | None = None  # the first row that was skipped, and why
         self.by_task: Counter[str] = Counter()  # pairs that were written
         for paths in shards_of(job.output, number):
@@ -81,17 +83,15 @@ class _SourceImport:
     def run(self, tick: Callable[[Shard], None]) -> None:
         if self.over:
             return
-        reader = Rows(self.source, self.start)
         checked = self.start > 0
-        for place, row in reader:
+        for place, row in enumerate(read_rows(Path(self.source.place), self.start, self._read_to), self.start):
             if isinstance(row, Mapping):
                 row = self.form.columns(row)
                 if not checked:
                     self._check_columns(row)
                     checked = True
-            if row is not BLANK_LINE:
-                self._add(place, row)
-            self.shard.end, self.shard.position = place + 1, reader.position
+            self._add(place, row)
+            self.shard.end = place + 1
             if self.shard.end == FIRST_ROWS:
                 self._check_first()
             if self._is_enough():
@@ -103,8 +103,11 @@ class _SourceImport:
         self.shard.last = True
         self._flush(tick)
 
+    def _read_to(self, position: int) -> None:
+        self.shard.position = position
+
     def _begin(self) -> None:
-        self.shard = Shard(end=self.start)
+        self.shard = Shard(end=self.start, position=self.position)
         self.pairs: list[dict[str, Any]] = []
         self.rationales: list[dict[str, Any]] = []
 
@@ -119,6 +122,7 @@ class _SourceImport:
     def _count(self, shard: Shard) -> None:
         """Go on after a shard."""
         self.index, self.start, self.over = self.index + 1, shard.end, shard.last
+        self.position = shard.position
         for task, counts in shard.tasks.items():
             self.by_task[task] += counts.written
             self.good += counts.written + counts.left_out
@@ -183,8 +187,8 @@ class _SourceImport:
         self.shard.skipped.append((place, error.side, error.reason))
 
     def _pairs(self, row: Any) -> Sequence[Any]:
-        if isinstance(row, RowError):
-            raise row
+        if isinstance(row, ValueError):
+            raise RowError("unreadable", str(row)) from row
         if not isinstance(row, Mapping):
             raise RowError("of another form", f"it is {row!r:.80}; allowed: an object. Correct it.")
         try:

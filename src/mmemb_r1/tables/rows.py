@@ -1,11 +1,12 @@
-"""Read the rows of a file as Arrow batches, a few at a time: Parquet, JSON lines, JSON, CSV, Arrow of `datasets`."""
+"""Read the rows of a file, a few at a time: Parquet, JSON lines, JSON, CSV, Arrow of `datasets`."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import islice
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 256
 NOT_PARQUET = (".jsonl", ".json", ".csv", ".arrow")  # a file with any other suffix is taken for Parquet
-HINT = "Give a table, see docs/training.md."
+HINT = "Give a table as docs/training.md describes it, or fetch the file again."
+_LARGE_ROWS_AT_ONCE = 32  # where whole rows are read: a page's picture takes half a megabyte
 _CHUNK = 2**16  # characters of a JSON list that are read at once, or more where an element is longer
 _BETWEEN = re.compile(r"[\s,]*")
 
-Numbered = tuple[int, Any]  # a row, and the line (or element) that it begins in, counted from 1
+# a row, and the line (or element) that it begins in, counted from 1; for one that can't be read, the error
+Numbered = tuple[int, Any]
+Tick = Callable[[int], None]  # is called now and then with the number of bytes that were read, about
+
+
+def _no_tick(position: int) -> None:
+    """Tell nobody."""
 
 
 class _Text(NamedTuple):
-    """Say how files of a suffix hold rows as text: how they are read, and what errors call their form and a row."""
+    """Say how a file holds rows as text: how it is read, and what errors call their form and a row."""
 
-    read: Callable[[Path], Iterator[Numbered]]
+    read: Callable[[Path, Tick], Iterator[Numbered]]
     form: str
     unit: str
 
@@ -51,7 +59,7 @@ def columns_of_files(files: Sequence[Path]) -> pyarrow.Schema:
     if suffix == ".arrow":
         with reading_parquet(files[0], HINT, "Arrow stream"), pyarrow.memory_map(str(files[0])) as source:
             return pyarrow.ipc.open_stream(source).schema
-    if suffix not in _TEXTS:
+    if suffix not in _SUFFIXES:
         with reading_parquet(files[0], HINT):
             return pyarrow.parquet.read_schema(files[0])
     schema = pyarrow.schema([])
@@ -72,9 +80,47 @@ def rows_of_file(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordB
     Raises:
         ValueError: naming the file, and of text the line, if it can't be read or lacks a column.
     """
-    if file.suffix in _TEXTS:
+    if file.suffix in _SUFFIXES:
         return _rows_of_text(file, schema)
-    return _rows_of_arrow(file, schema)
+    return _rows_of_arrow(file, schema, ROWS_AT_ONCE)
+
+
+def read_rows(file: Path, start: int = 0, tick: Tick = _no_tick) -> Iterator[Any]:
+    """
+    Read the rows of a file one after another, in constant memory, each one as it is: rows need not go together.
+
+    Args:
+        file: the file.
+        start: the number of the first one that is read, counted from 0 without blank lines.
+        tick: is called now and then with the number of bytes that were read, about.
+
+    Yields:
+        what a row holds: a dict, of JSON any value. Classes of `datasets` are their names. For a row that can't be
+        read while those after it can, a `ValueError` that names the file and the line.
+
+    Raises:
+        ValueError: naming the file, and of text the line, if nothing more can be read.
+    """
+    if file.suffix in _SUFFIXES:
+        for number, row in islice(_text(file).read(file, tick), start, None):
+            yield _unreadable(file, number, row) if isinstance(row, Exception) else row
+        return
+    schema = columns_of_files([file])
+    classes = _classes(schema)
+    for batch in _rows_of_arrow(file, schema, _LARGE_ROWS_AT_ONCE, start, tick):
+        for row in batch.to_pylist():
+            for name, names in classes.items():
+                number = row[name]
+                row[name] = names[number] if number is not None and 0 <= number < len(names) else None
+            yield row
+
+
+def _classes(schema: pyarrow.Schema) -> Mapping[str, Sequence[str]]:
+    """Find the columns of classes, which `datasets` stores as numbers, and the names of these."""
+    from datasets import ClassLabel, Features
+
+    features = Features.from_arrow_schema(schema)
+    return {name: kind.names for name, kind in features.items() if isinstance(kind, ClassLabel) and kind.names}
 
 
 def _rows_of_text(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
@@ -93,32 +139,45 @@ def _rows_of_text(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.Record
         yield batch
 
 
-def _rows_of_arrow(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
+def _rows_of_arrow(
+    file: Path, schema: pyarrow.Schema, at_once: int, start: int = 0, tick: Tick = _no_tick
+) -> Iterator[pyarrow.RecordBatch]:
+    """Read the rows of a binary file from number `start` on, at most `at_once` at a time."""
     import pyarrow
     import pyarrow.parquet
 
     batches: Iterator[pyarrow.RecordBatch]
     kind = "Arrow stream" if file.suffix == ".arrow" else "Parquet file"
+    size, done, total = file.stat().st_size, 0, 0
     with reading_parquet(file, HINT, kind):
         if file.suffix == ".arrow":
             stream = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file)))
             names, whole = stream.schema.names, iter(stream)
-            batches = (one.slice(at, ROWS_AT_ONCE) for one in whole for at in range(0, len(one), ROWS_AT_ONCE))
+            batches = (one.slice(at, at_once) for one in whole for at in range(0, len(one), at_once))
         else:
             # by default all groups of rows are read ahead, and kept until the end
             stored = pyarrow.parquet.ParquetFile(file, pre_buffer=False, memory_map=True)
-            names, batches = stored.schema_arrow.names, stored.iter_batches(ROWS_AT_ONCE)
+            names, total = stored.schema_arrow.names, stored.metadata.num_rows
+            groups = [stored.metadata.row_group(number).num_rows for number in range(stored.num_row_groups)]
+            first = 0
+            while first < len(groups) and done + groups[first] <= start:
+                done, first = done + groups[first], first + 1
+            batches = stored.iter_batches(at_once, row_groups=range(first, len(groups)))
     _check_names(file, names, schema)
+    read = 0
     while True:
         with reading_parquet(file, HINT, kind):
             batch = next(batches, None)
             if batch is None:
                 return
             batch.validate(full=True)  # damaged offsets would end the process later, or give other rows
-            batch = batch.select(schema.names)
+            done, read, before = done + len(batch), read + batch.nbytes, done
+            batch = batch.slice(min(max(start - before, 0), len(batch))).select(schema.names)
             if not batch.schema.equals(schema):
                 batch = batch.cast(schema)
-        yield batch
+        tick(size * done // total if total else min(read, size))
+        if len(batch):
+            yield batch
 
 
 def _check_names(file: Path, names: Sequence[str], schema: pyarrow.Schema) -> None:
@@ -131,11 +190,12 @@ def _check_names(file: Path, names: Sequence[str], schema: pyarrow.Schema) -> No
 
 def _parts(file: Path) -> Iterator[list[Numbered]]:
     """Read the rows of a text file, some at a time; each is a mapping."""
-    rows = _TEXTS[file.suffix].read(file)
+    rows = _text(file).read(file, _no_tick)
     while part := list(islice(rows, ROWS_AT_ONCE)):
         for number, row in part:
             if not isinstance(row, dict):
-                raise _unreadable(file, number, ValueError(f"it is {row!r:.80}"))
+                error = row if isinstance(row, Exception) else ValueError(f"it is {row!r:.80}")
+                raise _unreadable(file, number, error) from error
         yield part
 
 
@@ -168,32 +228,30 @@ def _explained(file: Path, number: int) -> Iterator[None]:
 
 
 def _unreadable(file: Path, number: int | None, error: Exception) -> ValueError:
-    text = _TEXTS[file.suffix]
+    text = _text(file)
     where = "" if number is None else f", {text.unit} {number}"
     reason = " ".join(str(error).split())
     return ValueError(f"{file}{where} can't be read: {text.unit}s have to be {text.form} ({reason:.200}). {HINT}")
 
 
-def _json_lines(file: Path) -> Iterator[Numbered]:
+def _json_lines(file: Path, tick: Tick) -> Iterator[Numbered]:
     """Read the values of JSON lines; blank lines are none."""
-    number = 0
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            with _explained(file, number):
+            tick(stream.tell())
+            row: Any
+            try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = (json.loads(text),) if text.strip() else ()
-            for value in row:
-                yield number, value
+                if not text.strip():
+                    continue
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                row = error
+            yield number, row
 
 
-def json_elements(file: Path, tick: Callable[[int], None] = lambda position: None) -> Iterator[Numbered]:
-    """
-    Read the elements of a JSON list, or values one after another as in JSON lines, without holding them all.
-
-    Args:
-        file: the file.
-        tick: is called now and then with the number of bytes that were read.
-    """
+def _json_elements(file: Path, tick: Tick) -> Iterator[Numbered]:
+    """Read the elements of a JSON list, or values one after another, without holding them all."""
     decoder = json.JSONDecoder()
     text, place, number = "", 0, 0
     last: str | None = None  # what ends the values: "]", or nothing; not known before the first character
@@ -236,9 +294,10 @@ def _is_cut(error: Exception, text: str) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos > len(text) - len('"\\ud800\\udc00')
 
 
-def _csv_rows(file: Path) -> Iterator[Numbered]:
+def _csv_rows(file: Path, tick: Tick) -> Iterator[Numbered]:
     """Read the rows of CSV with a header, comma-separated; an empty cell is null, any other one text."""
     names = csv_header(file)
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a rationale may be longer than the default
     with file.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.reader(stream, strict=True)
         next(rows)
@@ -246,11 +305,12 @@ def _csv_rows(file: Path) -> Iterator[Numbered]:
             number = rows.line_num + 1
             with _explained(file, number):
                 row = next(rows, None)
-                if row and len(row) != len(names):
-                    raise ValueError(f"it has {len(row)} cells, and the header {len(names)}")
             if row is None:
                 return
-            if row:
+            tick(stream.buffer.tell())
+            if row and len(row) != len(names):
+                yield number, ValueError(f"it has {len(row)} cells, and the header {len(names)}")
+            elif row:
                 yield number, {name: cell or None for name, cell in zip(names, row, strict=True)}
 
 
@@ -263,8 +323,21 @@ def csv_header(file: Path) -> list[str]:
     return names
 
 
-_TEXTS = {
-    ".jsonl": _Text(_json_lines, "JSON objects of one form", "line"),
-    ".json": _Text(json_elements, "JSON objects of one form", "element"),
-    ".csv": _Text(_csv_rows, "rows of comma-separated values after a header", "line"),
-}
+_JSON = "JSON objects of one form"
+_LINES = _Text(_json_lines, _JSON, "line")
+_ELEMENTS = _Text(_json_elements, _JSON, "element")
+_CSV = _Text(_csv_rows, "rows of comma-separated values after a header", "line")
+_SUFFIXES = (".jsonl", ".json", ".csv")  # of text
+
+
+def _text(file: Path) -> _Text:
+    """Tell how a file of text holds its rows; whether JSON is a list or lines, is seen by its content."""
+    if file.suffix == ".csv":
+        return _CSV
+    with file.open("rb") as stream:
+        first = stream.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if first.startswith(b"["):
+        return _ELEMENTS
+    line, more, _ = first.partition(b"\n")
+    is_whole = not more or line.rstrip().endswith(b"}")  # not so where a value takes several lines
+    return _LINES if file.suffix == ".jsonl" or is_whole else _ELEMENTS

@@ -212,7 +212,7 @@ def test_what_is_wrong_with_a_row_is_told_with_source_row_and_remedy(tmp_path, w
     assert {one["table"] for one in listed} == {"T.jsonl"}
     assert [(one["row"], one["side"]) for one in listed] == [
         (1, "query"), (2, "target"), (3, "query"), (4, "query"), (5, "query"), (6, "target"), (7, "query"), (8, "row"),
-        (9, "target"), (11, "row"),
+        (9, "target"), (10, "row"),
     ]  # fmt: skip
     reasons = [one["reason"] for one in listed]
     for reason, told in zip(
@@ -227,14 +227,14 @@ def test_what_is_wrong_with_a_row_is_told_with_source_row_and_remedy(tmp_path, w
             "its query video 'frames' is neither a video nor a folder of pictures; fetch it again.",
             "it is ['p']; allowed: an object. Correct it.",
             "it has no target",
-            "its line is no JSON",
+            "T.jsonl, line 12 can't be read: lines have to be JSON objects of one form",
         ],
         strict=True,
     ):
         assert told in reason
     assert reasons[4].endswith("Fetch it again, or leave the row out.")
     assert summary.total.skipped == {
-        "a file is missing": 2, "no target": 2, "of another form": 4, "a picture is broken": 1, "no JSON": 1,
+        "a file is missing": 2, "no target": 2, "of another form": 4, "a picture is broken": 1, "unreadable": 1,
     }  # fmt: skip
     assert (summary.total.read, summary.total.written) == (11, 1)
 
@@ -280,13 +280,13 @@ def test_a_source_of_which_nothing_is_of_use_is_refused(shard_size, tmp_path, wr
 
 
 def test_no_row_is_lost(tmp_path, write_json):
-    """A row that is null counts; a blank line is no row."""
+    """A row that is null counts; a blank line is no row, and has no number."""
     source = write_json(tmp_path / "a" / "T.json", [rows(1)[0], None, *rows(1, 1)])
     assert import_pairs("ume-r1", source, tmp_path / "list").total.read == 3
     lines = tmp_path / "a" / "T.jsonl"
     lines.write_text("\n".join(json.dumps(one) for one in rows(1)) + "\n\nnull\n" + json.dumps(rows(1, 1)[0]))
     assert import_pairs("ume-r1", lines, tmp_path / "lines").total.read == 3
-    for output, row in (("list", 1), ("lines", 2)):
+    for output, row in (("list", 1), ("lines", 1)):
         (one,) = skipped(tmp_path / output)
         assert (one["row"], one["reason"]) == (row, "it is None; allowed: an object. Correct it.")
     table = tmp_path / "a" / "T.csv"
