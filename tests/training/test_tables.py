@@ -246,7 +246,7 @@ class TestLargeTables:
 
     @pytest.mark.parametrize(
         ("text", "line"),
-        [("[1]\n", 1), ('\n{"a": 1}\n{"a": {"b": 2}}\n', 3), ('{"a": 1}\n{no json}\n', 2), ("\xff", 1)],
+        [("1\n", 1), ('\n{"a": 1}\n{"a": {"b": 2}}\n', 3), ('{"a": 1}\n{no json}\n', 2), ("\xff", 1)],
     )
     def test_lines_that_are_no_rows_are_refused(self, tmp_path, text, line):
         (tmp_path / "rows.jsonl").write_bytes(text.encode("latin1"))
