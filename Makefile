@@ -1,4 +1,4 @@
-# make setup | quickstart | study | test | test-slow | newest | doctest | lint | typecheck | bench | clean
+# make setup | quickstart | study | test | test-slow | test-integrations | newest | doctest | lint | typecheck | bench | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -57,6 +57,16 @@ test: wheel
 test-slow: wheel
 	$(ON_WHEEL) $(BIN)/pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
+# The examples of docs/integrations.md. Their hosts are installed beside the packages of .venv, in an environment of its
+# own that sees those.
+.PHONY: test-integrations
+test-integrations: wheel
+	$(BIN)/python -m venv --clear .venv-integrations
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-integrations/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	.venv-integrations/bin/python -m pip install --quiet --constraint constraints.txt 'mmemb-r1[integrations]'
+	$(ON_WHEEL) MMEMB_R1_INTEGRATIONS=1 .venv-integrations/bin/python -m pytest tests/integrations $(PYTEST_ARGS)
+
 # The quick tests again, with the newest release of everything: an environment of its own that no pin holds. What
 # libraries are going to take away is warned of in the summary at the end.
 .PHONY: newest
@@ -93,5 +103,5 @@ bench: setup
 
 .PHONY: clean
 clean:
-	rm -rf .venv-newest build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-newest .venv-integrations build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src modeling training model_card tests -name __pycache__ -type d -prune -exec rm -rf {} +
