@@ -223,12 +223,12 @@ class MMEmbR1Config(PreTrainedConfig):
         return self.vlm_config.get_text_config(*args, **kwargs)
 
     @property
-    def opening_ids(self) -> list[int]:
+    def opening_ids(self) -> list[Any]:
         """List what an input is fed after the marker when it thinks."""
         return [self.think_token_id] if self.opening_token_ids is None else self.opening_token_ids
 
     @property
-    def closing_ids(self) -> list[int]:
+    def closing_ids(self) -> list[Any]:
         """List what it is fed after the token that ends its rationale; see `reading_places` of tokens_mmemb_r1."""
         return [self.embed_token_id] if self.closing_token_ids is None else self.closing_token_ids
 
