@@ -51,11 +51,11 @@ class OwnColumns:
         return pair
 
 
-def with_pictures(row: Mapping[str, Any]) -> dict[str, Any]:
+def picture_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     Give a row of the metadata of pictures the columns that `datasets` gives it.
 
-    >>> with_pictures({"file_name": "a.png", "back_file_names": ["b.png"], "caption": "A flag."})
+    >>> picture_columns({"file_name": "a.png", "back_file_names": ["b.png"], "caption": "A flag."})
     {'image': {'image': ['a.png']}, 'back': {'image': ['b.png']}, 'caption': 'A flag.'}
     """
     found = {}

@@ -15,7 +15,7 @@ _SAMPLE = 2**20  # bytes
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """
     Name a file whose rows are read.
 
@@ -34,7 +34,7 @@ class Source:
     mark: str
 
 
-def list_sources(source: str, form: Format, matching: str | None = None) -> list[Source]:
+def list_sources(source: str, form: Format, matching: str | None = None) -> list[SourceFile]:
     """
     List what is read of a source, in the order of the names.
 
@@ -63,7 +63,7 @@ def list_sources(source: str, form: Format, matching: str | None = None) -> list
         # a file of a Hub data set is named after its split and number; a folder above it says what it holds
         names_above = [file.stem, *(folder.name for folder in file.absolute().parents)]
         task = next((name for name in names_above if not _SHARD.fullmatch(name)), file.stem)
-        found.append(Source(names[file], str(file.absolute()), task, file.stat().st_size, _mark(file)))
+        found.append(SourceFile(names[file], str(file.absolute()), task, file.stat().st_size, _mark(file)))
     return found
 
 
@@ -78,13 +78,13 @@ def _mark(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _of_the_hub(source: str) -> list[Source]:
+def _of_the_hub(source: str) -> list[SourceFile]:
     """Let `datasets` download a table of the Hub; its files are named after the commit."""
     match = HUB_TABLE.fullmatch(source)
     if match is None:
         raise ValueError(f"{source!r} is no id of a data set of the Hub; write {HUB_FORM}")
     table, task = hub_table(source), match["id"].rpartition("/")[2]
     return [
-        Source(f"{table.name}/{number}", str(file), task, file.stat().st_size, table.name)
+        SourceFile(f"{table.name}/{number}", str(file), task, file.stat().st_size, table.name)
         for number, file in enumerate(table.files)
     ]

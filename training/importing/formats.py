@@ -11,7 +11,7 @@ from mmemb_r1._lazy import import_object
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.tables.columns import ColumnMap
 from mmemb_r1.tables.files import PICTURES
-from mmemb_r1.training.importing.columns import OwnColumns, with_pictures
+from mmemb_r1.training.importing.columns import OwnColumns, picture_columns
 from mmemb_r1.training.importing.layouts import PairLayout, page_to_answer, query_to_page, video_pairs
 
 ALL_FILES = (".json", ".jsonl", ".parquet", ".csv")
@@ -77,7 +77,7 @@ def find_format(name: str, columns: ColumnMap | None = None) -> Format:
     """
     if name in BY_COLUMNS:
         own = OwnColumns(columns)
-        return Format(own, name, (own.needs,), BY_COLUMNS[name], with_pictures if name == "folder" else dict)
+        return Format(own, name, (own.needs,), BY_COLUMNS[name], picture_columns if name == "folder" else dict)
     if columns:
         raise ValueError(f"columns are mapped for {', '.join(BY_COLUMNS)}, not for {name!r}; leave them out.")
     if name in FORMATS:

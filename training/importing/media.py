@@ -21,7 +21,7 @@ _SUFFIXES = {"jpeg": "jpg", "jpeg2000": "jp2"}  # of formats; that of others is 
 NUM_FRAMES = 8  # of a folder of frames, as VLM2Vec-V2 takes them of LLaVA-Hound
 
 
-class Media:
+class MediaPaths:
     """
     Turn the media of rows into paths for a table.
 

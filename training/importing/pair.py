@@ -79,7 +79,7 @@ def as_pair(given: Any, task: str) -> Pair:
         )
     sides = {}
     for side in SIDES:
-        found = as_input(given.get(side), side)
+        found = checked_input(given.get(side), side)
         if found is None:
             raise RowError(f"no {side}", f"it has no {side}: no text, picture or video; leave the row out.", side)
         sides[side] = found
@@ -96,7 +96,7 @@ def as_pair(given: Any, task: str) -> Pair:
     own, named = given.get("pair_id"), given.get("task")
     return Pair(
         task=task if named in (None, "") else _text(str(named), "task"),
-        negatives=[found for one in negatives if (found := as_input(one, "negatives")) is not None],
+        negatives=[found for one in negatives if (found := checked_input(one, "negatives")) is not None],
         rationales=rationales,
         cut=frozenset(cut),
         pair_id=None if own in (None, "") else _text(str(own), "pair_id"),
@@ -111,7 +111,7 @@ def _parts_of(value: Any, side: str) -> tuple[list[str], bool]:
     return thought_parts(_text(value, side))
 
 
-def as_input(value: Any, side: str) -> dict[str, Any] | None:
+def checked_input(value: Any, side: str) -> dict[str, Any] | None:
     """Make an input of a text, a stored picture or a mapping of parts; `None` where nothing is in it."""
     if isinstance(value, Mapping) and value and set(value) <= {"bytes", "path"}:
         value = {"image": value}

@@ -11,16 +11,16 @@ from typing import Any
 from mmemb_r1.runs import record_run
 from mmemb_r1.tables.columns import ColumnMap, columns_hint
 from mmemb_r1.tables.rows import read_rows
-from mmemb_r1.training.importing.files import Source
+from mmemb_r1.training.importing.files import SourceFile
 from mmemb_r1.training.importing.formats import BY_COLUMNS, find_format
-from mmemb_r1.training.importing.media import Media
+from mmemb_r1.training.importing.media import MediaPaths
 from mmemb_r1.training.importing.pair import Pair, RowError, as_pair, pair_id_of
 from mmemb_r1.training.importing.shards import (
     Shard,
     ShardPaths,
     pair_row,
     rationale_rows,
-    read_shard,
+    read_record,
     shards_of,
     write_shard,
 )
@@ -48,7 +48,7 @@ class ImportJob:
 
 
 def import_source(
-    job: ImportJob, source: Source, number: int, tick: Callable[[Shard], None] = lambda shard: None
+    job: ImportJob, source: SourceFile, number: int, tick: Callable[[Shard], None] = lambda shard: None
 ) -> None:
     """
     Import what is left of a source.
@@ -68,16 +68,16 @@ def import_source(
 class _SourceImport:
     """Holds the state of importing one source."""
 
-    def __init__(self, job: ImportJob, source: Source, number: int) -> None:
+    def __init__(self, job: ImportJob, source: SourceFile, number: int) -> None:
         self.job, self.source, self.number = job, source, number
         self.form = find_format(job.name, job.columns)
-        self.media = Media(job.media or Path(source.place).parent, job.output, job.decode)
+        self.media = MediaPaths(job.media or Path(source.place).parent, job.output, job.decode)
         self.index, self.start, self.over, self.good = 0, 0, False, 0
         self.position = 0  # bytes of the source that were read, about
         self.first: tuple[int, str] | None = None  # the first row that was skipped, and why
         self.by_task: Counter[str] = Counter()  # pairs that were written
         for paths in shards_of(job.output, number):
-            self._count(read_shard(paths.record))
+            self._count(read_record(paths.record))
         self._begin()
 
     def run(self, tick: Callable[[Shard], None]) -> None:

@@ -15,10 +15,10 @@ from mmemb_r1.processes import process_pool
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import check_run, write_json
 from mmemb_r1.tables.columns import ColumnMap
-from mmemb_r1.training.importing.files import Source, list_sources
+from mmemb_r1.training.importing.files import SourceFile, list_sources
 from mmemb_r1.training.importing.formats import find_format
 from mmemb_r1.training.importing.reader import DEFAULT_SHARD_SIZE, RUN_FILE, ImportJob, import_source
-from mmemb_r1.training.importing.shards import ANSWERS, Repeats, Shard, read_shard, shards_of
+from mmemb_r1.training.importing.shards import ANSWERS, Repeats, Shard, read_record, shards_of
 from mmemb_r1.training.importing.summary import ImportSummary, skipped_rows, summarize
 from mmemb_r1.training.settling.settle import SKIPPED_FILE, write_lines
 
@@ -105,14 +105,14 @@ def import_pairs(
     return _finished(job, sources)
 
 
-def _facts(job: ImportJob, sources: Sequence[Source]) -> dict[str, Any]:
+def _facts(job: ImportJob, sources: Sequence[SourceFile]) -> dict[str, Any]:
     """Say what makes an import the same: its options, and the files, wherever they lie."""
     options = {name: value for name, value in asdict(job).items() if name not in ("output", "facts")}
     return {**options, "sources": {one.name: one.mark for one in sources}}
 
 
 def _import_in_processes(
-    job: ImportJob, sources: Sequence[Source], jobs: int, show: Callable[[int, Shard], None]
+    job: ImportJob, sources: Sequence[SourceFile], jobs: int, show: Callable[[int, Shard], None]
 ) -> None:
     shown = dict.fromkeys(range(len(sources)), 0)  # shards
     job.output.mkdir(parents=True, exist_ok=True)  # for the log
@@ -130,11 +130,11 @@ def _import_in_processes(
                     ) from error
             for number, before in shown.items():
                 if (there := shards_of(job.output, number, before))[before:]:
-                    show(number, read_shard(there[-1].record))
+                    show(number, read_record(there[-1].record))
                     shown[number] = len(there)
 
 
-def _finished(job: ImportJob, sources: Sequence[Source]) -> ImportSummary:
+def _finished(job: ImportJob, sources: Sequence[SourceFile]) -> ImportSummary:
     """Take out what is there twice, and tell of the whole."""
     shards = {one.name: shards_of(job.output, number) for number, one in enumerate(sources)}
     repeats = Repeats(job.output, [paths for own in shards.values() for paths in own])

@@ -148,7 +148,7 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary)
 
 
-def read_shard(path: Path) -> Shard:
+def read_record(path: Path) -> Shard:
     """Read the record of a shard."""
     given = read_json(path)
     tasks = {name: Counts(**counts) for name, counts in given["tasks"].items()}
@@ -200,7 +200,7 @@ class Repeats:
         """Write the tables without these pairs, as far as that was not done before."""
         for paths in self._shards:
             places = self.places.get(paths.name)
-            if not places or pq.read_metadata(paths.pairs).num_rows < len(read_shard(paths.record).written):
+            if not places or pq.read_metadata(paths.pairs).num_rows < len(read_record(paths.record).written):
                 continue
             table = read_parquet(paths.pairs, schema=pairs_schema(), hint=_HINT)
             keep = np.ones(len(table), dtype=bool)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mmemb_r1.training.importing.shards import REPEATED, Counts, Repeats, Shard, ShardPaths, read_shard
+from mmemb_r1.training.importing.shards import REPEATED, Counts, Repeats, Shard, ShardPaths, read_record
 from mmemb_r1.training.settling.faults import Skipped
 
 _NUMBERS = ("read", "written", "rationales", "left_out")
@@ -69,7 +69,7 @@ def summarize(shards: Mapping[str, Sequence[ShardPaths]], repeats: Repeats) -> I
     for name, own in shards.items():
         tasks = summary.sources[name] = {}
         for paths in own:
-            record = read_shard(paths.record)
+            record = read_record(paths.record)
             for task, counts in record.tasks.items():
                 _add(tasks.setdefault(task, Counts()), counts)
             for _, task, rationales in _again(paths, record, repeats):
@@ -83,7 +83,7 @@ def skipped_rows(shards: Mapping[str, Sequence[ShardPaths]], repeats: Repeats) -
     """Yield all that was skipped, source by source."""
     for name, own in shards.items():
         for paths in own:
-            record = read_shard(paths.record)
+            record = read_record(paths.record)
             listed = [(row, side, reason) for row, side, reason in record.skipped]
             listed += [(row, "row", f"it is {REPEATED}.") for row, _, _ in _again(paths, record, repeats)]
             for row, side, reason in sorted(listed):

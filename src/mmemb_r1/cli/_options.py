@@ -104,7 +104,7 @@ def add_row_options(parser: argparse._ActionsContainer) -> None:
     add_base_option(parser)
 
 
-def row_options(args: argparse.Namespace) -> dict[str, Any]:
+def pairs_options(args: argparse.Namespace) -> dict[str, Any]:
     """Give what the options of [`add_row_options`] say, as arguments of `read_pairs`."""
     return {"columns": args.columns, "tasks": args.tasks, "per_task": args.per_task, "base": args.base}
 

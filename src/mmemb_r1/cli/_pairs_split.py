@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmemb_r1.cli._options import PAIRS_TABLE, add_row_options, check_table, row_options
+from mmemb_r1.cli._options import PAIRS_TABLE, add_row_options, check_table, pairs_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,18 +40,18 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.gate_phase import held_out
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    pairs = read_pairs(args.pairs, PAIR_COLUMNS, **row_options(args))
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, **pairs_options(args))
     with progress_bar() as bar:
         queries = bar.track(inputs_of(pairs["query"]), total=len(pairs), description="queries")
         chosen = held_out([content_key(query) for query in queries], args.share, args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
     for name, rows in ((TRAIN, np.flatnonzero(~chosen)), (HELD_OUT, np.flatnonzero(chosen))):
-        write_rows(pairs.select(rows), args.output / name)
+        _write_rows(pairs.select(rows), args.output / name)
         print(f"{len(rows):,} pairs are in {args.output / name}")
     return 0
 
 
-def write_rows(pairs: Dataset, path: Path) -> None:
+def _write_rows(pairs: Dataset, path: Path) -> None:
     """Write a table as Parquet, a few rows at a time."""
     import pyarrow.parquet as pq
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import PAIRS_TABLE, add_encoding_options, add_row_options, check_table, row_options
+from mmemb_r1.cli._options import PAIRS_TABLE, add_encoding_options, add_row_options, check_table, pairs_options
 
 HELP = """\
 Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
@@ -92,5 +92,5 @@ def _inputs(args: argparse.Namespace) -> tuple[list[str], list[Any]]:
     from mmemb_r1.content import inputs_of
     from mmemb_r1.training.tables import read_pairs
 
-    pairs = read_pairs(args.pairs, ("pair_id", "query"), **row_options(args))
+    pairs = read_pairs(args.pairs, ("pair_id", "query"), **pairs_options(args))
     return [f"the query of pair {pair_id!r}" for pair_id in pairs["pair_id"]], inputs_of(pairs["query"])

@@ -111,7 +111,7 @@ def _init_from_embedder(args: argparse.Namespace, recipe: Recipe, settings: dict
     from mmemb_r1.runs import replaced_file
 
     print(f"{args.vlm}: {'taken as' if args.recipe else 'recognised as'} {recipe.name}")
-    for line in described(recipe):
+    for line in recipe_lines(recipe):
         print(f"  {line}")
     converted = convert(
         args.vlm,
@@ -135,7 +135,7 @@ def _init_from_embedder(args: argparse.Namespace, recipe: Recipe, settings: dict
     return 0
 
 
-def described(recipe: Recipe) -> list[str]:
+def recipe_lines(recipe: Recipe) -> list[str]:
     """Say what a recipe does to a checkpoint, line by line."""
     where = "at" if recipe.read.position == "marker" else "before"
     after = f"at {recipe.thought.end}" if recipe.thought.read_at == "end" else "in the same way, after the thought"

@@ -12,8 +12,8 @@ from mmemb_r1.cli._options import (
     check_file,
     check_table,
     listed,
+    pairs_options,
     pairs_told,
-    row_options,
 )
 
 HELP = """\
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     summary = draw_rationales(
-        read_pairs(args.pairs, PAIR_COLUMNS, **row_options(args)),
+        read_pairs(args.pairs, PAIR_COLUMNS, **pairs_options(args)),
         workers,
         args.output,
         sides=args.sides,

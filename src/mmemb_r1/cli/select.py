@@ -13,8 +13,8 @@ from mmemb_r1.cli._options import (
     add_settle_options,
     add_shard_options,
     check_table,
+    pairs_options,
     pairs_told,
-    row_options,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
-    pairs = read_pairs(args.pairs, PAIR_COLUMNS, **row_options(args))
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, **pairs_options(args))
     rationales = read_rationales(args.rationales)
 
     from mmemb_r1.training.selection.report import report_text

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mmemb_r1.cli import _train_rounds
-from mmemb_r1.cli._options import check_table, row_options
+from mmemb_r1.cli._options import check_table, pairs_options
 from mmemb_r1.cli._training import (
     PhaseParser,
     add_files,
@@ -165,7 +165,7 @@ def run_gate(args: argparse.Namespace) -> int:
     check_fields(settings, GateConfig)
     check_types(settings, GateConfig)
     config = GateConfig(**settings | flags_of(args))
-    pairs = read_pairs(args.pairs, **row_options(args))
+    pairs = read_pairs(args.pairs, **pairs_options(args))
     candidates, rationales = (
         read_pairs(path, base=args.base) if path else None for path in (args.candidates, args.rationales)
     )
