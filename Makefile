@@ -1,4 +1,5 @@
-# make setup | quickstart | study | test | test-slow | test-integrations | newest | doctest | lint | typecheck | bench | clean
+# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | newest | doctest | lint |
+#      typecheck | bench | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -67,6 +68,18 @@ test-integrations: wheel
 	.venv-integrations/bin/python -m pip install --quiet --constraint constraints.txt 'mmemb-r1[integrations]'
 	$(ON_WHEEL) MMEMB_R1_INTEGRATIONS=1 .venv-integrations/bin/python -m pytest tests/integrations $(PYTEST_ARGS)
 
+# The demo's page in a browser. Gradio needs an older Pillow than the development set has: an environment of its own, with
+# the pins of constraints-demo.txt and, of all else, those of constraints.txt. Chromium has to be there (apt install chromium).
+.PHONY: test-demo
+test-demo: wheel
+	grep -v '^pillow==' constraints.txt | cat - constraints-demo.txt > build/constraints-demo.txt
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --constraint build/constraints-demo.txt torch
+	.venv-demo/bin/python -m pip install --quiet --constraint build/constraints-demo.txt --no-deps torchvision
+	.venv-demo/bin/python -m pip install --quiet --constraint build/constraints-demo.txt '.[demo]' playwright pytest pytest-socket
+	.venv-demo/bin/python scripts/torchvision_shim.py
+	$(ON_WHEEL) .venv-demo/bin/python -m pytest tests/demo $(PYTEST_ARGS)
+
 # The quick tests again, with the newest release of everything: an environment of its own that no pin holds. What
 # libraries are going to take away is warned of in the summary at the end.
 .PHONY: newest
@@ -103,5 +116,5 @@ bench: setup
 
 .PHONY: clean
 clean:
-	rm -rf .venv-newest .venv-integrations build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-demo .venv-newest .venv-integrations build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src modeling training model_card tests -name __pycache__ -type d -prune -exec rm -rf {} +
