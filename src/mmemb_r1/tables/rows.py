@@ -298,7 +298,7 @@ def _csv_rows(file: Path, tick: Tick) -> Iterator[Numbered]:
     """Read the rows of CSV with a header, comma-separated; an empty cell is null, any other one text."""
     names = csv_header(file)
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a rationale may be longer than the default
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    with file.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
         rows = csv.reader(stream, strict=True)
         next(rows)
         while True:
@@ -307,7 +307,7 @@ def _csv_rows(file: Path, tick: Tick) -> Iterator[Numbered]:
                 row = next(rows, None)
             if row is None:
                 return
-            tick(stream.buffer.tell())
+            tick(raw.tell())
             if row and len(row) != len(names):
                 yield number, ValueError(f"it has {len(row)} cells, and the header {len(names)}")
             elif row:
