@@ -71,7 +71,9 @@ def test_filters_are_conditions_on_what_is_kept(model, directory):
     assert all(hit.kind == "text" and hit.metadata["number"] < 8 and hit.thumbnail is None for hit in hits)
     assert index.search("x", filter="kind = 'image'").hits == []
     for broken in ("colour = 'red'", "kind = ", "metadata.nope = 1"):
-        with pytest.raises(ValueError, match="can't be used .* It is a condition of SQL over the columns id, kind"):
+        with pytest.raises(
+            ValueError, match="can't be used .* It is a condition of SQL over id, .*, text, metadata.number, for"
+        ):
             index.search("x", filter=broken)
 
 

@@ -26,7 +26,8 @@ from mmemb_r1.stream import FIXED
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-CANDIDATES = 4  # times k: what is looked at for variety, and of each ranking that is fused
+CANDIDATES = 4  # times k: what is looked at for variety
+FUSED = 50  # of each ranking at least; an item that is first in one and far down in the other may be the best
 MOST = 10_000  # hits
 
 
@@ -201,11 +202,13 @@ class Index:
         dim = self.table.schema.field("vector").type.list_size
         if query.shape != (dim,):
             raise ValueError(f"the query's vector has the shape {query.shape}, and those of the index ({dim},).")
-        several = variety > 0 or words is not None
-        found = nearest_rows(self.table, query, CANDIDATES * k if several else k, condition, exact)
+        depth = CANDIDATES * k if variety > 0 else k
+        if words is not None:
+            depth = max(depth, CANDIDATES * k, FUSED)
+        found = nearest_rows(self.table, query, depth, condition, exact)
         rows = _by_score(found.to_pylist(), query)
         if words is not None:
-            matching = rows_with_words(self.table, words, CANDIDATES * k, condition).to_pylist()
+            matching = rows_with_words(self.table, words, depth, condition).to_pylist()
             by_id = {row["id"]: row for row in [*_scored(matching, query), *rows]}
             rows = [by_id[name] for name in fused([[row["id"] for row in rows], [row["id"] for row in matching]])]
         if variety > 0:

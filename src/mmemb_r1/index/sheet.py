@@ -9,10 +9,10 @@ from mmemb_r1.index.results import Hit, SearchResult
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif }
-body { margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem }
+body { margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; overflow-wrap: anywhere }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem }
 ol { padding: 0; list-style: none }
-li { border: 1px solid #8886; border-radius: .5rem; padding: .75rem; overflow-wrap: anywhere }
+li { border: 1px solid #8886; border-radius: .5rem; padding: .75rem }
 img { width: 100%; height: 11rem; object-fit: contain }
 p { margin: .4rem 0 0 } .text { max-height: 11rem; overflow: auto } .quiet { opacity: .75; font-size: .875rem }
 """

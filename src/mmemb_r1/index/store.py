@@ -180,7 +180,10 @@ def rows_with_words(table: Table, words: str, k: int, condition: str | None) -> 
 
 def _found(table: Table, search: Any, condition: str | None, score: str) -> pyarrow.Table:
     columns = [name for name in (*SHOWN, "metadata") if name in table.schema.names]
-    with _explained(condition, columns):
+    named = [name for name in columns if name not in ("thumbnail", "vector", "metadata")]
+    if "metadata" in columns:
+        named += [f"metadata.{field.name}" for field in table.schema.field("metadata").type]
+    with _explained(condition, named):
         return (
             (search if condition is None else search.where(condition, prefilter=True))
             .select([*columns, score])
@@ -190,15 +193,13 @@ def _found(table: Table, search: Any, condition: str | None, score: str) -> pyar
 
 @contextmanager
 def _explained(condition: str | None, columns: Sequence[str]) -> Iterator[None]:
-    """Turn what LanceDB says of a condition that it can't read into a `ValueError`."""
+    """Turn what LanceDB says of a condition that it can't read into a `ValueError` with the names."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         if condition is None:
             raise
-        named = [name for name in columns if name not in ("thumbnail", "vector")]
         raise ValueError(
             f"filter {condition!r} can't be used ({' '.join(str(error).split()):.300}). It is a condition of SQL "
-            f"over the columns {', '.join(named)}, for example: kind = 'page' AND path LIKE 'reports/%'; columns of a "
-            "table are metadata.NAME."
+            f"over {', '.join(columns)}, for example: kind = 'page' AND path LIKE 'reports/%'."
         ) from error
