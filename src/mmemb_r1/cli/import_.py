@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     pairs, rationales = args.output / "pairs", args.output / "rationales"
     print(f"the pairs are in {pairs}; what was skipped, and why, is in {args.output / 'skipped.jsonl'}")
     if not summary.total.rationales:
-        print(f"mmemb-r1 pairs check {pairs} --model DIR")
+        print(f"next: mmemb-r1 pairs check {pairs} --model DIR")
         return 0
     if args.model is not None:
         from mmemb_r1.training.importing.lengths import lengths_text

@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, metavar="DIR", help="the checkpoint to be trained: a folder or a Hub id"
     )
     check.add_argument(
-        "--rationales", type=Path, metavar="FILE", help="selected.parquet or the folder of `mmemb-r1 rationales`"
+        "--rationales",
+        type=Path,
+        metavar="FILE",
+        help="selected.parquet, or what `mmemb-r1 rationales` or `import` wrote",
     )
     add_columns_option(check, "the tables")
     add_base_option(check)

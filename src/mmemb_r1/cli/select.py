@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help=PAIRS_TABLE)
     add_row_options(parser)
     parser.add_argument(
-        "--rationales", required=True, type=Path, metavar="DIR", help="what `mmemb-r1 rationales` wrote"
+        "--rationales", required=True, type=Path, metavar="DIR", help="what `mmemb-r1 rationales` or `import` wrote"
     )
     parser.add_argument(
         "--evaluator",

@@ -106,7 +106,7 @@ def convert(
         **config: fields of [`MMEmbR1Config`], which go before the recipe's.
 
     Returns:
-        The model, not saved yet, and the proof.
+        The model, not saved yet, its recipe, and the proof.
 
     Raises:
         ValueError: if it is no embedder of a known recipe, or its weights do not fit; for an option that is not known.
