@@ -285,7 +285,7 @@ class _Build:
                 reasons[item.content] = " ".join(str(error).split()) or type(error).__name__
         while ready:
             try:
-                explained = self.model.explain(
+                explained: Any = self.model.explain(
                     [opened.value for _, opened, _ in ready], **{"show_progress_bar": False, **self.options}
                 )
                 break
@@ -309,7 +309,7 @@ class _Build:
 def unit(vector: Any) -> np.ndarray:
     """Give a vector `(D,)` unit norm; one of zeros stays."""
     values = np.asarray(vector, dtype=np.float32)
-    return values / max(float(np.linalg.norm(values)), np.finfo(np.float32).tiny)
+    return values / max(float(np.linalg.norm(values)), float(np.finfo(np.float32).tiny))
 
 
 def _named(row: Mapping[str, Any], item: Item) -> dict[str, Any]:
