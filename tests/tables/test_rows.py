@@ -93,3 +93,35 @@ def test_a_long_cell_of_csv(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text(f"query,target\n{'q' * 200_000},t\n")
     assert len(open_pairs(file)[0]["query"]["text"]) == 200_000
+
+
+def test_columns_that_can_not_be_read_are_told_with_their_file(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    table = pa.table({"query": ["a"], "target": ["b"]})
+    features = {"query": {"_type": "Hologram"}, "target": {"dtype": "string", "_type": "Value"}}
+    of_others = json.dumps({"info": {"features": features}})
+    for metadata in (of_others, "{"):
+        pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
+        for read in (open_pairs, lambda path: list(read_rows(path))):
+            with pytest.raises(ValueError, match="pairs.parquet: `datasets` does not know its columns .*Write it"):
+                read(path)
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["query", "query", "target"]), path)
+    with pytest.raises(ValueError, match="pairs.parquet has two columns 'query'; write it again"):
+        open_pairs(path)
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text(json.dumps({"query": "a", "target": "b", "pair_id": 2**70}))
+    with pytest.raises(ValueError, match="pairs.jsonl, line 1 can't be read: .*too large"):
+        open_pairs(lines)
+
+
+def test_views_of_texts_are_texts(tmp_path):
+    pq.write_table(pa.table({"query": pa.array(["a"], pa.string_view()), "target": ["b"]}), tmp_path / "pairs.parquet")
+    assert open_pairs(tmp_path / "pairs.parquet")[0]["query"] == {"text": "a"}
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"_data_files": [], "splits": []}'])
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+def test_a_saved_data_set_that_is_damaged(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} .*Save the data set again"):
+        open_pairs(tmp_path)

@@ -66,12 +66,17 @@ class MediaPaths:
     def _found(self, source: str, side: str, kind: str) -> str:
         path = os.path.normpath(os.path.join(self._root, source))
         folder, name = os.path.split(path)
-        if name not in self._names(folder):
+        is_file = self._names(folder).get(name)
+        if is_file is None:
             raise RowError(
                 MISSING,
                 f"its {side} {kind} {source!r:.200} is not in {self._root}. Fetch the file, or say where such files "
                 "are: --media DIR.",
                 side,
+            )
+        if not is_file and kind == "image":
+            raise RowError(
+                MISSING, f"its {side} {kind} {source!r:.200} is a folder in {self._root}; name a file.", side
             )
         return path
 
@@ -86,6 +91,9 @@ class MediaPaths:
         return [os.path.join(path, frames[place * len(frames) // number]) for place in range(number)]
 
     def _written(self, data: bytes, side: str) -> str:
+        if not isinstance(data, bytes):
+            reason = f"its {side} image has as its bytes {data!r:.80}, of type {type(data).__name__}; allowed: bytes."
+            raise RowError("of another form", reason, side)
         try:
             with Image.open(io.BytesIO(data), formats=image_formats()) as picture:
                 kind = str(picture.format).lower()
@@ -104,10 +112,25 @@ class MediaPaths:
         return os.path.relpath(path, os.path.join(self._output, "pairs")) if inside else path
 
 
-def _names(folder: str) -> frozenset[str]:
-    """List the names in a folder; none where there is no such folder."""
+def _names(folder: str) -> dict[str, bool]:
+    """
+    Tell for each name in a folder whether it is a file, or a folder; links that lead nowhere are none.
+
+    Of a folder that is not there, or can't be one (a name too long, links in a circle), there are none; one that may
+    not be read is an error, because all of its files would seem to be missing.
+    """
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return frozenset()
+            found = ((entry.name, _is_file(entry)) for entry in entries)
+            return {name: is_file for name, is_file in found if is_file is not None}
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # ValueError: a null character
+        return {}
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool | None:
+    try:
+        return entry.is_file() or (False if entry.is_dir() else None)
+    except OSError:  # a link in a circle, or to where nobody may look
+        return None

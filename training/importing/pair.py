@@ -95,11 +95,11 @@ def as_pair(given: Any, task: str) -> Pair:
     negatives = list(negatives) if isinstance(negatives, Sequence) and not isinstance(negatives, str) else [negatives]
     own, named = given.get("pair_id"), given.get("task")
     return Pair(
-        task=task if named in (None, "") else _text(str(named), "task"),
+        task=task if named in (None, "") else _name(named, "task"),
         negatives=[found for one in negatives if (found := checked_input(one, "negatives")) is not None],
         rationales=rationales,
         cut=frozenset(cut),
-        pair_id=None if own in (None, "") else _text(str(own), "pair_id"),
+        pair_id=None if own in (None, "") else _name(own, "pair_id"),
         **sides,
     )
 
@@ -144,6 +144,14 @@ def media_of(value: Any, side: str, kind: str) -> list[Any]:
             raise RowError("of another form", f"its {side} {kind} is {value!r:.80}; allowed: {_PATHS}.", side)
         found.append(one if stored else _text(one, side))
     return found
+
+
+def _name(value: Any, key: str) -> str:
+    """Take a text, or a whole number as its digits; anything else, say NaN, would give many rows one name."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole and not isinstance(value, str):
+        raise RowError("of another form", f"its {key} is {value!r:.80}; allowed: text or a whole number.")
+    return _text(str(value), key)
 
 
 def _text(value: Any, side: str) -> str:

@@ -31,6 +31,8 @@ _USUAL = {  # what others call ours; only for hints, never taken unasked
     "negatives": ("negative", "negatives", "neg", "hard_negatives"),
 }
 
+_STRINGS = ("string", "large_string", "string_view")
+
 logger = logging.getLogger(__name__)
 ColumnMap = Mapping[str, str | Sequence[str]]
 _Column = tuple[Any, Any]  # the values (an Arrow array), and their feature in the words of `datasets`
@@ -266,7 +268,7 @@ def _part_of(feature: Any) -> str | None:
     """Tell which part of an input a column's values are, by its feature; `None` for what is none, or an input."""
     from datasets import ClassLabel, Image, LargeList, List, Value, Video
 
-    if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+    if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and feature.dtype in _STRINGS):
         return "text"
     if isinstance(feature, Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"}):
         return "image"

@@ -59,11 +59,10 @@ def table_files(path: Path) -> list[Path]:
             raise ValueError(f"{path}: there is no such file or folder.")
         return [path]
     if (path / SPLITS).is_file():
-        splits = json.loads((path / SPLITS).read_text(encoding="utf-8"))["splits"]
+        splits = _saved(path / SPLITS, lambda content: list(content["splits"]))
         raise ValueError(f"{path} holds several tables; say which: {', '.join(str(path / name) for name in splits)}.")
     if (path / SAVED).is_file():
-        state = json.loads((path / SAVED).read_text(encoding="utf-8"))
-        return [path / file["filename"] for file in state["_data_files"]]
+        return _saved(path / SAVED, lambda content: [path / file["filename"] for file in content["_data_files"]])
     if pictures := [path / name for name in PICTURES if (path / name).is_file()]:
         return pictures[:1]
     for suffix in SUFFIXES:
@@ -73,6 +72,19 @@ def table_files(path: Path) -> list[Path]:
         f"{path} holds no table; needed: files that end in {' or '.join(SUFFIXES)}, among them, of pictures, "
         f"{' or '.join(PICTURES)} with the column file_name."
     )
+
+
+def _saved(file: Path, read: Callable[[Any], list[Any]]) -> list[Any]:
+    """Read a list in a JSON file that `save_to_disk` wrote."""
+    try:
+        found = read(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged, or not of `save_to_disk` of `datasets` ({error!r:.200}). Save the data set again."
+        ) from error
+    if not found:
+        raise ValueError(f"{file} names no files. Save the data set again.")
+    return found
 
 
 def has_table(path: Path) -> bool:

@@ -56,16 +56,36 @@ def columns_of_files(files: Sequence[Path]) -> pyarrow.Schema:
     suffix = files[0].suffix
     if suffix == ".csv":  # all texts: what looks like a number, or like `NA`, is none
         return pyarrow.schema([(name, pyarrow.string()) for name in csv_header(files[0])])
-    if suffix == ".arrow":
-        with reading_parquet(files[0], HINT, "Arrow stream"), pyarrow.memory_map(str(files[0])) as source:
-            return pyarrow.ipc.open_stream(source).schema
     if suffix not in _SUFFIXES:
-        with reading_parquet(files[0], HINT):
-            return pyarrow.parquet.read_schema(files[0])
+        return _stored_schema(files[0])
     schema = pyarrow.schema([])
     for file in files:
         for rows in _parts(file):
             schema = _with_columns_of(file, rows, schema)
+    return schema
+
+
+def _stored_schema(file: Path) -> pyarrow.Schema:
+    """Read the columns of a binary file, and check that they can be told apart and `datasets` knows their types."""
+    import pyarrow.parquet
+    from datasets import Features
+
+    if file.suffix == ".arrow":
+        with reading_parquet(file, HINT, "Arrow stream"), pyarrow.memory_map(str(file)) as source:
+            schema = pyarrow.ipc.open_stream(source).schema
+    else:
+        with reading_parquet(file, HINT):
+            schema = pyarrow.parquet.read_schema(file)
+    if again := [name for place, name in enumerate(schema.names) if name in schema.names[:place]]:
+        raise ValueError(f"{file} has two columns {again[0]!r}; write it again, each column with its own name.")
+    try:
+        Features.from_arrow_schema(schema)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of any metadata that somebody wrote
+        raise ValueError(
+            f"{file}: `datasets` does not know its columns ({' '.join(str(error).split()):.200}). Write it again with "
+            "columns of texts, numbers, lists and structs, and without the metadata `huggingface` if that is of "
+            "another version."
+        ) from error
     return schema
 
 
@@ -131,7 +151,7 @@ def _rows_of_text(file: Path, schema: pyarrow.Schema) -> Iterator[pyarrow.Record
     for rows in _parts(file):
         try:
             batch = pyarrow.RecordBatch.from_pylist([row for _, row in rows], schema)
-        except (pyarrow.ArrowException, ValueError) as error:
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
             for number, row in rows:
                 with _explained(file, number):
                     pyarrow.RecordBatch.from_pylist([row], schema)
@@ -209,7 +229,7 @@ def _with_columns_of(file: Path, rows: list[Numbered], schema: pyarrow.Schema) -
 
     try:
         return added(schema, *(row for _, row in rows))
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         for number, row in rows:
             with _explained(file, number):
                 schema = added(schema, row)
@@ -223,7 +243,7 @@ def _explained(file: Path, number: int) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, ValueError, csv.Error, RecursionError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, csv.Error, RecursionError) as error:
         raise _unreadable(file, number, error) from error
 
 

@@ -239,6 +239,34 @@ def test_what_is_wrong_with_a_row_is_told_with_source_row_and_remedy(tmp_path, w
     assert (summary.total.read, summary.total.written) == (11, 1)
 
 
+def test_no_path_of_a_row_ends_an_import_or_hides_other_files(tmp_path, write_json, media):
+    (media / "circle").symlink_to("circle")  # of which nothing can be asked: an error of its own
+    (media / "nowhere.jpg").symlink_to("none.jpg")
+    odd = ["x" * 300 + "/a.jpg", "y/" * 3000 + "a.jpg", "a\0b/c.jpg", "circle/a.jpg", "circle", "nowhere.jpg"]
+    folders = [".", "images"]
+    given = [{"query": {"image": path}, "target": "b"} for path in (*odd, *folders, "../MMEB-train/images/0.jpg")]
+    wrong = [{"query": {"image": {"bytes": data}}, "target": "b"} for data in (5, "abc", [1, 2])]
+    source = write_json(tmp_path / "T.jsonl", [*given, *wrong])
+    summary = import_pairs("jsonl", source, tmp_path / "out", media=media)
+    assert summary.total.skipped == {"a file is missing": len(odd) + len(folders), "of another form": len(wrong)}
+    told = [one["reason"] for one in skipped(tmp_path / "out")]
+    assert all(f"is not in {media}" in reason for reason in told[: len(odd)])
+    assert all("is a folder in" in reason for reason in told[len(odd) : len(odd) + len(folders)])
+    assert "its query image has as its bytes 5, of type int; allowed: bytes." in told
+    table = read_pairs(tmp_path / "out" / "pairs")
+    assert [row["query"]["image"] for row in table] == [[str(media / "images" / "0.jpg")]]
+
+
+@pytest.mark.parametrize("key", ["pair_id", "task"])
+def test_names_are_texts_or_whole_numbers(key, tmp_path, write_json):
+    """NaN, which pandas makes of what is missing, would give all such rows one id."""
+    values = [7, "x", float("nan"), 1.5, True, ["a"], {}]
+    given = [{"query": f"a {place}", "target": "b", key: value} for place, value in enumerate(values)]
+    summary = import_pairs("jsonl", write_json(tmp_path / "T.jsonl", given), tmp_path / "out")
+    assert summary.total.skipped == {"of another form": 5}
+    assert [row[key] for row in read_pairs(tmp_path / "out" / "pairs")] == ["7", "x"]
+
+
 def test_bytes_that_are_no_picture_are_skipped(tmp_path):
     table = [{"query": "a", "image": {"bytes": data, "path": "a.png"}} for data in (b"no picture", b"")]
     good = picture(tmp_path / "good.png").read_bytes()
