@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
@@ -58,6 +61,21 @@ def test_a_wrong_conversion_is_found_and_not_saved(part, stand_in, tmp_path, mon
     assert json.loads((tmp_path / "model" / "proof.json").read_text(encoding="utf-8"))["holds"] is False
 
 
+def test_what_is_no_number_is_no_proof(stand_in, tmp_path):
+    """Weights of pictures alone are damaged: vectors of texts, which come first, are right."""
+    shutil.copytree(stand_in("qwen3-vl-embedding"), tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    weights = load_file(file)
+    weights[next(name for name in weights if "visual.merger" in name)].fill_(torch.nan)
+    save_file(weights, file, {"format": "pt"})
+    converted = convert(str(tmp_path / "copy"), "qwen3-vl-embedding")
+    proof = converted.proof
+    assert proof.direct["text"] < 1e-5 and math.isnan(proof.direct["picture"])
+    assert math.isnan(proof.largest) and math.isnan(proof.cosine) and not proof.holds
+    with pytest.raises(ValueError, match="the worst of the direct ones for 'picture'"):
+        converted.save(tmp_path / "model")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "weights"])
 def test_weights_of_16_bits(dtype, stand_in, tmp_path):
@@ -91,6 +109,13 @@ class TestInit:
         card = (output / "README.md").read_text(encoding="utf-8")
         assert "| recipe | ume-r1 |" in card and "largest difference" in card
         assert MMEmbR1(str(output), device="cpu")[0].model.config.max_reasoning_tokens == 64
+
+    def test_a_recipe_of_another_checkpoint_is_told(self, stand_in, tmp_path, capsys):
+        arguments = ["init", "--vlm", str(stand_in("gme-qwen2-vl")), "--output"]
+        assert main([*arguments, str(tmp_path / "one"), "--recipe", "qwen3-vl-embedding"]) == 0
+        assert "shows that this is its recipe" in capsys.readouterr().out
+        assert main([*arguments, str(tmp_path / "two"), "--recipe", "gme-qwen2-vl"]) == 0
+        assert "shows that this is its recipe" not in capsys.readouterr().out
 
     def test_a_recipe_of_ones_own_and_none(self, stand_in, tmp_path, capsys):
         file = tmp_path / "own.yaml"

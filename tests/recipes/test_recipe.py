@@ -93,6 +93,7 @@ def test_every_known_recipe_says_where_it_is_from():
 WRONG = {
     "source: x\nprompt: {ending: ''}\nread: {marke: <emb>}": r"'read.marke' is not known.*marker",
     "source: x": "'prompt' is missing",
+    "source: x\nprompt: {ending: '', system: '  '}": "prompt.system is blank",
     "source: x\nprompt: {ending: ''}\nspaces: 3": "spaces is 3; allowed: 1, 2",
     "source: x\nprompt: {ending: ''}\nspaces: two": "spaces is 'two', of type str; allowed: int",
     "source: x\nprompt: {ending: ''}\nread: {position: after}": "read.position is 'after'; allowed: marker, before",

@@ -180,3 +180,43 @@ def test_limits_of_a_user_are_kept(stand_in):
     assert (config.truncate_dim, config.max_text_tokens, config.max_image_tokens) == (8, 5, 4)
     assert config.matryoshka_dims == []  # the recipe's are of larger ones: hidden size 32
     assert converted.model.encode("Lima").shape == (8,)
+
+
+DAMAGED = {  # file -> what it holds; `None`: it is removed
+    "weights cut off": {"model.safetensors": "junk"},
+    "pointer": {"model.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"},
+    "index": {"model.safetensors": None, "model.safetensors.index.json": "{"},
+    "config": {"config.json": "[]"},
+    "tokenizer": {"tokenizer.json": "{}"},
+    "part of a tokenizer": {"tokenizer.json": '{"version": "1.0", "added_tokens": [], "model": {"type": "none"}}'},
+    "no tokenizer": {"tokenizer.json": None, "tokenizer_config.json": None},
+    "adapters": {"model.safetensors": None, "adapter_config.json": "[]"},
+    "adapters cut off": {"model.safetensors": None, "adapter_config.json": "{"},
+    "pickle": {"model.safetensors": None, "pytorch_model.bin": "junk"},
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damaged_files_are_told_with_the_checkpoint(what, stand_in, tmp_path, capsys):
+    folder = tmp_path / "Qwen3-VL-Embedding-2B"
+    shutil.copytree(stand_in("qwen3-vl-embedding"), folder)
+    for name, content in DAMAGED[what].items():
+        (folder / name).unlink() if content is None else (folder / name).write_text(content, encoding="utf-8")
+    for recipe in ([], ["--recipe", "none"]):
+        assert main(["init", "--vlm", str(folder), "--output", str(tmp_path / "model"), *recipe]) == 2
+        assert str(folder) in capsys.readouterr().err.rpartition("error: ")[2]
+        assert not (tmp_path / "model").exists()
+
+
+def test_adapters_that_are_damaged(stand_in, tmp_path):
+    folder = tmp_path / "VLM2Vec-V2.0"
+    shutil.copytree(stand_in("vlm2vec-v2"), folder)
+    (folder / "adapter_model.safetensors").write_text("junk", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"VLM2Vec-V2.0 can't be loaded: .* damaged, .*Download it again"):
+        convert(str(folder), "vlm2vec-v2")
+
+
+def test_a_card_in_another_encoding(chat_model):
+    (chat_model / "README.md").write_bytes("---\ntags: [sentence-similarity]\n---\ncaf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match="its README.md has the tag sentence-similarity"):
+        find_recipe(str(chat_model))

@@ -304,4 +304,4 @@ def is_vlm(name: str, revision: str | None = None) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     config, _ = PretrainedConfig.get_config_dict(name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return isinstance(config, dict) and config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES

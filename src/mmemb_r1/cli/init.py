@@ -89,12 +89,15 @@ def run(args: argparse.Namespace) -> int:
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.model_card import write_model_card
+    from mmemb_r1.recipes.recognise import Checkpoint, check_tokenizer, reading_checkpoint
     from mmemb_r1.runs import replaced_file
 
     # a backbone with code of its own could not be loaded again as part of a checkpoint
     options = {"revision": args.revision, "trust_remote_code": False}
-    vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, **options)
-    processor = AutoProcessor.from_pretrained(args.vlm, **options)
+    check_tokenizer(Checkpoint(args.vlm, args.revision))
+    with reading_checkpoint(args.vlm):
+        vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, use_safetensors=True, **options)
+        processor = AutoProcessor.from_pretrained(args.vlm, **options)
     model = MMEmbR1.from_vlm(vlm, processor, **settings)
     record = made_from(args.vlm, getattr(vlm.config, "_commit_hash", None))
     # a save that fails, of a full disk say, leaves nothing in the way of the next try
@@ -108,11 +111,15 @@ def run(args: argparse.Namespace) -> int:
 def _init_from_embedder(args: argparse.Namespace, recipe: Recipe, settings: dict[str, Any]) -> int:
     from mmemb_r1.model_card import write_model_card
     from mmemb_r1.recipes import convert
+    from mmemb_r1.recipes.recognise import Checkpoint, fits
     from mmemb_r1.runs import replaced_file
 
     print(f"{args.vlm}: {'taken as' if args.recipe else 'recognised as'} {recipe.name}")
     for line in recipe_lines(recipe):
         print(f"  {line}")
+    checkpoint = Checkpoint(args.vlm, args.revision, args.base)
+    if recipe.recognise and not any(fits(signs, checkpoint) for signs in recipe.recognise):
+        print(f"  note: nothing in {args.vlm} shows that this is its recipe; vectors by another one are of no use")
     converted = convert(
         args.vlm,
         recipe,

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmemb_r1.modeling.tokens_mmemb_r1 import Controls
 from mmemb_r1.recipes.loading import load_backbone, without_appended_tokens
-from mmemb_r1.recipes.proof import PROOF_FILE, TOLERANCE, Proof, plain_vectors, prove
+from mmemb_r1.recipes.proof import PROOF_FILE, TOLERANCE, Proof, or_infinite, plain_vectors, prove
 from mmemb_r1.recipes.recipe import Recipe, load_recipe
 from mmemb_r1.recipes.recognise import Checkpoint, recognise
 from mmemb_r1.recipes.template import prompt_template
@@ -48,7 +48,7 @@ class Converted:
             ValueError: if the vectors differ by more than rounding explains.
         """
         if not self.proof.holds and not force:
-            worst = max(self.proof.direct, key=self.proof.direct.__getitem__)
+            worst = max(self.proof.direct, key=lambda name: or_infinite(self.proof.direct[name]))
             raise ValueError(
                 f"The converted model does not give the vectors of the recipe {self.recipe.name}: "
                 f"{self.proof.described()} (allowed: {TOLERANCE:.0e} in float32), the worst of the direct ones for "
@@ -166,6 +166,7 @@ def config_of(recipe: Recipe, vlm: Any, given: dict[str, Any]) -> dict[str, Any]
         )
     fields = {**recipe.config, **given, **reading}
     width = vlm.config.get_text_config().hidden_size
-    if "matryoshka_dims" in recipe.config and "matryoshka_dims" not in given:  # of all sizes of a checkpoint
-        fields["matryoshka_dims"] = [dim for dim in recipe.config["matryoshka_dims"] if dim <= width]
+    dims = recipe.config.get("matryoshka_dims")
+    if isinstance(dims, list) and "matryoshka_dims" not in given:  # of all sizes of a checkpoint
+        fields["matryoshka_dims"] = [dim for dim in dims if not isinstance(dim, int) or dim <= width]
     return fields

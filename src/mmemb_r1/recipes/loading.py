@@ -10,7 +10,7 @@ from tokenizers.processors import ByteLevel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.recipes.recipe import Recipe
-from mmemb_r1.recipes.recognise import ADAPTER_FILE, Checkpoint, check_tokens
+from mmemb_r1.recipes.recognise import ADAPTER_FILE, Checkpoint, check_tokenizer, check_tokens, reading_checkpoint
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -49,11 +49,13 @@ def load_backbone(
         raise ValueError(f"--base {checkpoint.base} is for adapters; {checkpoint.name} has none. Leave it out.")
     has_processor = any(map(checkpoint.file, PROCESSOR_FILES))  # adapters may come without one
     source = (checkpoint.name, checkpoint.revision) if has_processor else (name, revision)
-    processor = AutoProcessor.from_pretrained(source[0], revision=source[1], trust_remote_code=False)
+    check_tokenizer(Checkpoint(*source))
+    with reading_checkpoint(source[0]):
+        processor = AutoProcessor.from_pretrained(source[0], revision=source[1], trust_remote_code=False)
     check_tokens(recipe, processor.tokenizer.get_vocab().keys())
-    vlm, told = AutoModelForImageTextToText.from_pretrained(
-        name, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-    )
+    options = {"revision": revision, "dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    with reading_checkpoint(name):
+        vlm, told = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, **options)
     _check_weights(vlm, told, name)
     if has_adapters:
         vlm = _merged(vlm, checkpoint)
@@ -136,9 +138,10 @@ def _merged(vlm: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
     if weights is None or config is None:
         raise ValueError(f"{checkpoint.name} has no {ADAPTER_WEIGHTS}; adapters are read from safetensors only.")
     folder = str(config.parent)
-    model = peft.get_peft_model(vlm, peft.PeftConfig.from_pretrained(folder))
-    # left to itself, peft loads nothing of adapters with the old names
-    told = model.load_adapter(folder, "default", key_mapping=MOVED, torch_device=str(vlm.device))
+    with reading_checkpoint(checkpoint.name):
+        model = peft.get_peft_model(vlm, peft.PeftConfig.from_pretrained(folder))
+        # left to itself, peft loads nothing of adapters with the old names
+        told = model.load_adapter(folder, "default", key_mapping=MOVED, torch_device=str(vlm.device))
     if keys := sorted([*told.missing_keys, *told.unexpected_keys]):
         raise ValueError(
             f"The adapters of {checkpoint.name} do not fit {checkpoint.backbone[0]}: {len(keys)} weights have no "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,8 +51,8 @@ class Proof:
 
     @property
     def largest(self) -> float:
-        """Get the largest difference of all."""
-        return max([*self.direct.values(), *self.reasoned.values()])
+        """Get the largest difference of all; NaN if one is."""
+        return max([*self.direct.values(), *self.reasoned.values()], key=or_infinite)
 
     @property
     def holds(self) -> bool:
@@ -68,6 +69,11 @@ class Proof:
     def content(self) -> dict[str, Any]:
         """Get what is saved as `proof.json`."""
         return {**asdict(self), "largest": self.largest, "holds": self.holds}
+
+
+def or_infinite(number: float) -> float:
+    """Rank NaN above all numbers: compared as it is, it is passed over."""
+    return math.inf if math.isnan(number) else number
 
 
 def proof_inputs(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -147,7 +153,7 @@ def prove(recipe: Recipe, model: MMEmbR1, plain: Mapping[str, Tensor]) -> Proof:
         dtype=str(model[0].model.dtype).removeprefix("torch."),
         direct={name: difference(row, plain[name]) for name, row in zip(inputs, direct, strict=True)},
         reasoned=reasoned,
-        cosine=min(cosines),
+        cosine=min(cosines, key=lambda cosine: -or_infinite(cosine)),
         versions={
             "mmemb-r1": mmemb_r1.__version__,
             "transformers": transformers.__version__,

@@ -237,6 +237,8 @@ def _check(recipe: Recipe) -> None:
     """Refuse values that do not fit together."""
     if sorted(recipe.prompt.order) != sorted(KINDS):
         raise ValueError(f"prompt.order is {list(recipe.prompt.order)}; allowed: {', '.join(KINDS)}, each once.")
+    if recipe.prompt.system and not recipe.prompt.system.strip():
+        raise ValueError("prompt.system is blank; leave it out for no system turn.")
     for number, signs in enumerate(recipe.recognise):
         if not signs.number:
             raise ValueError(f"recognise[{number}] says nothing, so that it would fit every checkpoint.")

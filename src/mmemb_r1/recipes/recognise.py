@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -24,6 +25,22 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 EMBEDDER_FILES = ("sparse_info.json", "embedding_chat_template.jinja")
 EMBEDDER_TAGS = {"feature-extraction", "sentence-similarity", "sentence-transformers", "visual-document-retrieval"}
 EMBEDDER_TOKENS = ("<emb>", "<embedding>", "<disc_emb>", "<gen_emb>")
+
+
+@contextmanager
+def reading_checkpoint(name: str) -> Iterator[None]:
+    """Turn whatever a library says of a damaged checkpoint that is read in the block into a `ValueError` naming it."""
+    try:
+        yield
+    except (ImportError, OSError):  # they say what is missing, and where
+        raise
+    except Exception as error:  # tokenizers and safetensors have no narrower one in common
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{name} can't be loaded: one of its files is damaged, cut off or of another kind of checkpoint "
+            f"({reason:.300}). Download it again, whole; a file of a few hundred bytes that should be large is a "
+            "pointer of Git LFS."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,10 @@ class Checkpoint:
     def json(self, name: str) -> Any:
         """Read a JSON file of the checkpoint; `None` if it is not there."""
         path = self.file(name)
-        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+        if path is None:
+            return None
+        with reading_checkpoint(str(path)):
+            return json.loads(path.read_text(encoding="utf-8"))
 
     @cached_property
     def _found(self) -> dict[str, str | None]:
@@ -73,10 +93,16 @@ class Checkpoint:
                 f"{self.name} holds adapters beside complete weights, and nothing says which of them count. Remove "
                 f"{ADAPTER_FILE}, or the weights ({' or '.join(COMPLETE_FILES)}), in a copy."
             )
+        if not isinstance(adapter, Mapping):
+            raise ValueError(f"{ADAPTER_FILE} of {self.name} is {adapter!r:.80}; allowed: a JSON object.")
         named = self.base or adapter.get("base_model_name_or_path")
         if not named:
             raise ValueError(
                 f"{self.name} holds adapters and does not name their base model; say it: --base ID_OR_PATH."
+            )
+        if not isinstance(named, str):
+            raise ValueError(
+                f"{ADAPTER_FILE} of {self.name} names the base model {named!r:.80}; say it: --base ID_OR_PATH."
             )
         return named, None if self.base else adapter.get("revision")
 
@@ -85,14 +111,19 @@ class Checkpoint:
         """Get what the config.json of the complete weights says; empty if there is none."""
         name, revision = self.backbone
         options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-        return PretrainedConfig.get_config_dict(name, **options)[0]
+        with reading_checkpoint(name):
+            found = PretrainedConfig.get_config_dict(name, **options)[0]
+        if not isinstance(found, Mapping):
+            raise ValueError(f"config.json of {name} is {found!r:.80}; allowed: a JSON object. Download it again.")
+        return found
 
     @cached_property
     def tokens(self) -> frozenset[str]:
         """Get the tokens of the checkpoint's own tokenizer; none if it has no tokenizer."""
         if not any(map(self.file, TOKENIZER_FILES)):
             return frozenset()
-        tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+        with reading_checkpoint(self.name):
+            tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
         return frozenset(tokenizer.get_vocab())
 
     @property
@@ -144,6 +175,13 @@ def recognise(checkpoint: Checkpoint) -> Recipe | None:
     return None
 
 
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise a ValueError if a checkpoint has no tokenizer: transformers would make one that knows no text."""
+    if not any(map(checkpoint.file, TOKENIZER_FILES)):
+        names = ", ".join(TOKENIZER_FILES)
+        raise ValueError(f"{checkpoint.name} has no tokenizer: none of {names}. Download it whole.")
+
+
 def check_tokens(recipe: Recipe, tokens: frozenset[str] | set[str]) -> None:
     """Raise a ValueError if a recipe reads at a token that the tokenizer does not have, and that is not added."""
     for role, token in (("read.marker", recipe.read.marker), ("thought.end", recipe.thought.end)):
@@ -165,13 +203,16 @@ def _embedder_sign(checkpoint: Checkpoint) -> str | None:
     if "embed" in checkpoint.names[0]:
         return "its name says so"
     if (card := checkpoint.file("README.md")) is not None:
-        said = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        said = ModelCard(
+            card.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True
+        ).data.to_dict()
         if tags := sorted({said.get("pipeline_tag"), *(said.get("tags") or ())} & EMBEDDER_TAGS):
             return f"its README.md has the tag {tags[0]}"
     for name in EMBEDDER_FILES:
         if checkpoint.file(name) is not None:
             return f"it has the file {name}"
-    code = (checkpoint.config.get("auto_map") or {}).values()
+    code = checkpoint.config.get("auto_map")
+    code = code.values() if isinstance(code, Mapping) else ()
     if any("embed" in str(name).lower() for name in code):
         return f"its config names code for embedding, {', '.join(map(str, code))}"
     if tokens := [token for token in EMBEDDER_TOKENS if token in checkpoint.tokens]:
