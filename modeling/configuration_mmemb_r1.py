@@ -146,11 +146,7 @@ class MMEmbR1Config(PreTrainedConfig):
         )
         self._check_dimensions()
         self._check_reading()
-        if self.spaces == 2 and self.reasoning not in ("auto", self.document_reasoning):
-            raise ValueError(
-                f"reasoning={self.reasoning!r} for queries and document_reasoning={self.document_reasoning!r}: with "
-                "spaces=2 direct and reasoned vectors can't be compared, so that both have to be the same."
-            )
+        self._check_spaces()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a field whenever it is set: when the config is made, loaded with other values, or changed later."""
@@ -200,6 +196,19 @@ class MMEmbR1Config(PreTrainedConfig):
                 "embedding would be read there."
             )
 
+    def _check_spaces(self) -> None:
+        """Refuse defaults that would put queries and documents into two spaces; one by one they may be changed."""
+        if self.spaces == 2 and self.reasoning not in ("auto", self.document_reasoning):
+            raise ValueError(
+                f"reasoning={self.reasoning!r} for queries and document_reasoning={self.document_reasoning!r}: with "
+                "spaces=2 direct and reasoned vectors can't be compared, so that both have to be the same."
+            )
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the config, see [`PreTrainedConfig.save_pretrained`]; not one that could not be loaded again."""
+        self._check_spaces()
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a config of what a checkpoint says, see [`PreTrainedConfig.from_dict`]."""
@@ -216,7 +225,9 @@ class MMEmbR1Config(PreTrainedConfig):
             )
         for name in kwargs:
             _refuse_typo(name)
-        return super().from_dict(config_dict, **kwargs)
+        made = super().from_dict(config_dict, **kwargs)
+        (made[0] if isinstance(made, tuple) else made)._check_spaces()  # values that were given are set one by one
+        return made
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """Get the language model's configuration, which caches, vocabulary and generation read."""

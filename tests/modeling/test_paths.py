@@ -98,6 +98,20 @@ def test_decoding_gives_what_one_pass_over_the_whole_gives(layout, rounds, close
         assert whole.gate_logits[0, 0].sigmoid() == pytest.approx(output.gate_prob[row].item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("decode_batch_size", [None, 1, 4])
+def test_rows_of_several_batches_think_together_in_every_layout(layout, decode_batch_size, close):
+    """Also where a part of what opens a rationale was read with the prompts, of which each batch has other padding."""
+    model, processor = built(layout)
+    rounds = 2 if layout in TWO_ROUNDS else 1
+    options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
+    batches = [batch_of(processor, TEXTS), batch_of(processor, ["x y z " * 20, "hello"])]
+    together = model.embed_batches(batches, decode_batch_size=decode_batch_size, **options)
+    for batch, output in zip(batches, together, strict=True):
+        alone = model.embed(**batch, **options)
+        assert torch.equal(alone.rationale_ids, output.rationale_ids)
+        close(alone.all_embeddings, output.all_embeddings)
+
+
 @pytest.mark.parametrize("layout", ["read before the marker", "an end that is the place"])
 def test_pictures_and_every_family(layout, family, mixed, close):
     """What opens a rationale is read with the prompts of a batch: token types, masks and positions go with it."""
@@ -220,6 +234,23 @@ def test_two_spaces_have_one_round():
     model, processor = built("an end that is the place", spaces=2)
     with pytest.raises(ValueError, match="where no further rationale begins; allowed: 1"):
         model.embed(**batch_of(processor, TEXTS), reasoning="always", max_reasoning_rounds=2)
+
+
+def test_defaults_of_two_spaces_agree_however_they_are_set(tmp_path):
+    """Else queries and documents would be of two spaces without a word, or a checkpoint could not be loaded again."""
+    config = MMEmbR1Config(spaces=2, reasoning="never")
+    config.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="reasoning='always' for queries and document_reasoning='never'"):
+        MMEmbR1Config.from_pretrained(tmp_path / "model", reasoning="always")
+    both = MMEmbR1Config.from_pretrained(tmp_path / "model", reasoning="always", document_reasoning="always")
+    assert (both.reasoning, both.document_reasoning) == ("always", "always")
+    config.reasoning = "always"
+    with pytest.raises(ValueError, match="both have to be the same"):
+        config.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    config.document_reasoning = "always"
+    config.save_pretrained(tmp_path / "again")
+    assert MMEmbR1Config.from_pretrained(tmp_path / "again").reasoning == "always"
 
 
 def test_a_text_of_a_user_holds_no_marker(layout):
