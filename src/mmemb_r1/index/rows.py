@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.content import content_key, given_parts, path_from
 from mmemb_r1.index.items import Item, Opened, Source, Unreadable
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, stored_source
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions, parse_address, stored_source
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
 from mmemb_r1.tables.files import OF_A_FILE, PICTURES, SAVED, SPLITS, open_table, table_files
 from mmemb_r1.tables.pairs import hub_table, is_hub_table
@@ -149,4 +149,4 @@ def _path(medium: Any) -> str | None:
     if isinstance(medium, Mapping):
         return medium.get("path")
     source = stored_source(medium)
-    return source if isinstance(source, str) and not source.lstrip().lower().startswith("data:") else None
+    return source if isinstance(source, str) and parse_address(source).place != "data" else None
