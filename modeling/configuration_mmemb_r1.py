@@ -240,7 +240,7 @@ class MMEmbR1Config(PreTrainedConfig):
 
     @property
     def closing_ids(self) -> list[Any]:
-        """List what it is fed after the token that ends its rationale; see `reading_places` of tokens_mmemb_r1."""
+        """List what it is fed after the token that ends its rationale; see `reading_places` of paths_mmemb_r1."""
         return [self.embed_token_id] if self.closing_token_ids is None else self.closing_token_ids
 
     @property

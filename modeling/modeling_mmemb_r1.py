@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
-from .backbones_mmemb_r1 import norm_scale, rotary_frequencies, rotary_positions
+from .backbones_mmemb_r1 import last_norm, norm_scale, rotary_frequencies, rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .files_mmemb_r1 import as_new, copy_content, remove_read_only
@@ -70,7 +70,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         self.gate = ReasoningGate(config)
         self.embedding_head = pooling_class(config.pooling)(config)
         if config.embed_state == "unnormed":
-            norm_scale(self.vlm)
+            last_norm(self.vlm)  # refuse a backbone whose norm can't be undone
         self.post_init()
 
     @torch.no_grad()
@@ -173,7 +173,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             if not hasattr(cls.config_class, name):
                 raise ValueError(f"{cls.config_class.__name__} has no field {name!r}{nearest_name(name, FIELDS)}")
         if config.get("embed_state") == "unnormed":
-            norm_scale(vlm)  # refuse a backbone whose norm can't be undone before anything is changed
+            last_norm(vlm)  # likewise, before anything is changed
         tokens = add_control_tokens(processor, controls, template)
         initialise_new_rows(vlm, len(processor.tokenizer), tokens.new_ids)
         configuration = cls.config_class(

@@ -162,8 +162,9 @@ class MMEmbR1Module(InputModule):
                 `decode_batch_size` of [`MMEmbR1Model.embed`]; `task="document"`, which `encode_document` passes, has a
                 default of `reasoning` of its own.
         """
-        require_one_space(self.model.config, self.reasoning_options(**options)["reasoning"])
-        return next(self.embed_batches([features], **options))
+        resolved = self.reasoning_options(**options)
+        require_one_space(self.model.config, resolved["reasoning"])
+        return next(self._embedded([features], resolved))
 
     def embed_batches(self, batches: Iterable[dict[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
         """
@@ -173,8 +174,10 @@ class MMEmbR1Module(InputModule):
             batches: of each what `preprocess` returned.
             **options: as for `forward`.
         """
-        outputs = self.model.embed_batches(map(model_inputs, batches), **self.reasoning_options(**options))
-        for output in outputs:
+        yield from self._embedded(batches, self.reasoning_options(**options))
+
+    def _embedded(self, batches: Iterable[dict[str, Any]], resolved: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for output in self.model.embed_batches(map(model_inputs, batches), **resolved):
             yield {"sentence_embedding": output.embeddings, **{name: output[name] for name in OUTPUTS}}
 
     def reasoning_options(self, **options: Any) -> dict[str, Any]:

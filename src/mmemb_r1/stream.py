@@ -19,10 +19,9 @@ from mmemb_r1.content import DIGEST_SIZE, as_input, content_key
 from mmemb_r1.encoding import check_device, encoding_settings, media_options
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options
+from mmemb_r1.modeling.options_mmemb_r1 import check_option, check_options, check_same_space
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import as_json, check_run, read_json, record_run, write_json
-from mmemb_r1.spaces import check_same_space
 from mmemb_r1.stream_shards import (
     COLUMNS,
     Ids,

@@ -19,8 +19,7 @@ except ImportError as error:
 
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import EmptyText
-from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
-from mmemb_r1.spaces import check_same_space
+from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS, check_same_space
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mmemb_r1.spaces import check_same_space
+from mmemb_r1.modeling.options_mmemb_r1 import check_same_space
 
 MODES = ("never", "always", "auto")
 SAME = "same"  # a mode of documents: that of the query that they are compared with

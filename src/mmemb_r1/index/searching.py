@@ -17,10 +17,9 @@ from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.index.building import ABOUT, SETTINGS, unit
 from mmemb_r1.index.results import Hit, SearchResult, fused, varied
 from mmemb_r1.index.store import nearest_rows, open_rows, rows_with_words
-from mmemb_r1.modeling.options_mmemb_r1 import check_options
+from mmemb_r1.modeling.options_mmemb_r1 import check_options, check_same_space
 from mmemb_r1.runs import read_json
 from mmemb_r1.sentence_transformers import MMEmbR1
-from mmemb_r1.spaces import check_same_space
 from mmemb_r1.stream import FIXED
 
 if TYPE_CHECKING:
