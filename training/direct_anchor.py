@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.training.adapters import as_merged
 from mmemb_r1.training.base_trainer import PhaseTrainer
 from mmemb_r1.training.distributed import (
+    evaluating,
     gather_rows,
     greatest,
     num_processes,
@@ -172,17 +172,6 @@ class DirectAnchor:
         side, row = divmod(number, len(self._pairs))
         ids = plain_column(self._pairs, "pair_id") if "pair_id" in self._pairs.column_names else None
         return f"the {('query', 'target')[side]} of {f'row {row}' if ids is None else f'pair {ids[row]!r}'}"
-
-
-@contextmanager
-def evaluating(model: MMEmbR1Model) -> Iterator[None]:
-    """Put a model into eval mode for the length of a block."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 class AnchoredTrainer(PhaseTrainer):

@@ -199,6 +199,17 @@ def reduce_alike(model: nn.Module) -> None:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for the length of a block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
 def whole_weights(model: nn.Module, plugin: Any) -> Iterator[None]:
     """
     Gather the weights of a model that FSDP2 shards for the length of a block, in which parts of it may be called.

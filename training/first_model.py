@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
-from mmemb_r1.training.distributed import whole_weights
+from mmemb_r1.training.distributed import evaluating, whole_weights
 
 
 class FirstModel:
@@ -62,14 +62,12 @@ class FirstModel:
                 yield self._model
             return
         base = self._model.get_base_model()
-        training = base.training
-        base.eval()
-        self._swap()
-        try:
-            yield base
-        finally:
+        with evaluating(base):
             self._swap()
-            base.train(training)
+            try:
+                yield base
+            finally:
+                self._swap()
 
     def trained(self) -> list[Tensor]:
         """Copy the present weights of all that is trained of a model with adapters."""

@@ -137,25 +137,35 @@ def train_gate(
         folder=folder,
         progress=progress,
     )
-    fitted, measured = np.flatnonzero(~kept), np.flatnonzero(kept if kept.any() else ~kept)
-    own = decisions.of(fitted)
+    return {
+        "pairs": len(pairs),
+        "rationales": "the model's own" if given is None else "given",
+        "without a rationale": len(pairs) - len(rows),
+        "fitted": int((~kept).sum()),
+        "held out": int(kept.sum()),
+        "competitors": "candidates" if candidates is not None else config.negatives,
+        "rounds": rounds,
+        "cost": config.cost,
+        **fitted_and_measured(network, decisions, kept, config),
+    }
+
+
+def fitted_and_measured(
+    network: Any, decisions: Decisions, kept: npt.NDArray[np.bool_], config: GateConfig
+) -> dict[str, Any]:
+    """
+    Fit a model's gate to decisions, but those of the queries that are `kept` `(N,)` to measure it on, or of none.
+
+    Returns:
+        What [`fit_gate`] does, and `measured`, see [`measured_gate`].
+    """
+    own, measured = decisions.of(np.flatnonzero(~kept)), np.flatnonzero(kept if kept.any() else ~kept)
     device, dtype = network.device, network.dtype
     gate = network.gate.float().cpu()  # small steps vanish in bfloat16
     facts = fit_gate(gate, own.hidden.flatten(0, 1), own.gains.flatten(), config.cost, config.weight_decay)
     worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config.cost)
     gate.to(device, dtype)
-    return {
-        "pairs": len(pairs),
-        "rationales": "the model's own" if given is None else "given",
-        "without a rationale": len(pairs) - len(rows),
-        "fitted": len(fitted),
-        "held out": int(kept.sum()),
-        "competitors": "candidates" if candidates is not None else config.negatives,
-        "rounds": rounds,
-        "cost": config.cost,
-        **facts,
-        "measured": worth,
-    }
+    return {**facts, "measured": worth}
 
 
 def given_rationales(

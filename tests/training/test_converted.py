@@ -172,6 +172,7 @@ def test_a_grpo_step(built, layout, adaptive, rows):
     trainer.model.train()
     chosen_rows = (0, 13)  # with a picture, and without
     inputs = [copy.copy(trainer.train_dataset[row]) for row in chosen_rows for _ in range(4)]
+    assert trainer.max_completion_length == len(opening) + 4 + len(end) + len(closing) + 1
     batch = trainer._generate_and_score_completions(inputs)
     loss = trainer._compute_loss(trainer.model, batch)
     loss.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
@@ -169,6 +170,15 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
     def settle_options(self) -> SettleOptions:
         """What is too long, and what becomes of it."""
         return SettleOptions(self.on_error, self.max_skipped, self.max_input_tokens)
+
+    def for_trl(self, max_completion_length: int, num_reward_funcs: int) -> AdaptiveGRPOConfig:
+        """Copy the config with what TRL has to be told; `num_reward_funcs` rewards are given beside the named ones."""
+        told = copy.copy(self)
+        told.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
+        told.max_completion_length = max_completion_length
+        told.reward_weights = [*self.all_rewards.values(), *(self.reward_weights or [1.0] * num_reward_funcs)]
+        told.beta = 0.0  # TRL would load the reference from the Hub by the model's name
+        return told
 
     def _check_rewards(self) -> None:
         if not isinstance(self.rewards, dict | None):

@@ -17,7 +17,7 @@ from mmemb_r1.modeling.backbones_mmemb_r1 import fitted_picture
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.media_mmemb_r1 import DEFAULTS, MediaOptions
 from mmemb_r1.modeling.rendering_mmemb_r1 import plain_conversations, render
-from mmemb_r1.training.distributed import gather_rows, num_processes, process_index
+from mmemb_r1.training.distributed import evaluating, gather_rows, num_processes, process_index
 from mmemb_r1.training.tables import PAIR_COLUMNS, StoredInputs, check_pairs
 
 BATCH_SIZE = 32
@@ -82,16 +82,15 @@ def prompt_states(model: Any, processor: ProcessorMixin, prompts: Dataset, numbe
     Compute the states `(N, H)` at the `<|embed|>` of at most `number` of the prompts, from all over their table.
     Processes share the work, and all get all states.
     """
-    training, states = model.training, [torch.zeros(0, model.config.hidden_size, device=model.device)]
-    model.eval()
+    states = [torch.zeros(0, model.config.hidden_size, device=model.device)]
     places = range(0, len(prompts), -(-len(prompts) // number))[process_index() :: num_processes()]
-    for start in range(0, len(places), BATCH_SIZE):
-        rows = [prompts[place] for place in places[start : start + BATCH_SIZE]]
-        chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
-        batch = render(processor, chats, max_image_tokens=model.config.max_image_tokens)
-        output = model(**batch.to(model.device))
-        states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
-    model.train(training)
+    with evaluating(model):
+        for start in range(0, len(places), BATCH_SIZE):
+            rows = [prompts[place] for place in places[start : start + BATCH_SIZE]]
+            chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
+            batch = render(processor, chats, max_image_tokens=model.config.max_image_tokens)
+            output = model(**batch.to(model.device))
+            states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
     return gather_rows(torch.cat(states))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
@@ -20,10 +19,9 @@ from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit, limited_processor
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
-from mmemb_r1.modeling.paths_mmemb_r1 import reading_places, round_ids
+from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens, reading_places, round_ids
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
-from mmemb_r1.training.adapters import adapter_facts
 from mmemb_r1.training.adaptive.advantages import (
     decision_advantages,
     group_normalised,
@@ -34,6 +32,7 @@ from mmemb_r1.training.adaptive.advantages import (
 )
 from mmemb_r1.training.adaptive.completions import SHOWN, show_in_tensorboard, table_columns
 from mmemb_r1.training.adaptive.config import AdaptiveGRPOConfig, check_eval_groups
+from mmemb_r1.training.adaptive.facts import adaptive_facts
 from mmemb_r1.training.adaptive.forward import PolicyForward, padded_left
 from mmemb_r1.training.adaptive.metrics import retrieval_metrics, rollout_metrics
 from mmemb_r1.training.adaptive.prompts import (
@@ -50,9 +49,10 @@ from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, f
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
 from mmemb_r1.training.base_config import check_anchored, check_one_space
-from mmemb_r1.training.base_trainer import EpochSampler, pairs_facts, with_earlier_phases
+from mmemb_r1.training.base_trainer import EpochSampler, with_earlier_phases
 from mmemb_r1.training.direct_anchor import AnchoredTrainer, DirectAnchor, detached_direct
 from mmemb_r1.training.distributed import (
+    evaluating,
     keep_float32,
     num_processes,
     process_index,
@@ -65,26 +65,8 @@ from mmemb_r1.training.distributed import (
 from mmemb_r1.training.first_model import FirstModel
 from mmemb_r1.training.gate import StopOnCollapse, train_apart
 from mmemb_r1.training.targets import TargetScorer
-from mmemb_r1.training.vlm import weights_fingerprint
 
 CANDIDATES_FOLDER = "candidates"  # in the folder of the checkpoints: vectors of candidates
-
-
-def adaptive_facts(model: MMEmbR1Model, args: AdaptiveGRPOConfig, pairs: Dataset) -> dict[str, Any]:
-    """Record what an adaptive phase was run with, name -> value, for the model card."""
-    direct = args.num_direct_rollouts if args.decisions == "stratified" else "as the gate decides"
-    return {
-        "phase": "adaptive (GRPO)",
-        "started from weights": weights_fingerprint(model),
-        **pairs_facts(pairs),
-        "rollouts per query": f"{args.num_generations}, of them direct {direct}",
-        "reward weights": ", ".join(f"{name} {weight:g}" for name, weight in args.all_rewards.items()),
-        "rollouts per step": args.generation_batch_size,
-        "learning rate": f"{args.learning_rate:g}, of the gate {args.gate_learning_rate:g}",
-        "seed": args.seed,
-        **({} if args.sides == "query" else {"sides that reason": args.sides}),
-        **adapter_facts(next(iter(getattr(model, "peft_config", {}).values()), None)),
-    }
 
 
 class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
@@ -147,23 +129,15 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
         }
         for table in prompts.values():
             check_rendering(table, processing_class, config)
-        options = args.target_probability_temperature, args.num_candidates, args.seed
-        self._scorers = {"train": TargetScorer(train_dataset, joint_pairs, *options)}
-        if eval_dataset is not None:
-            check_eval_groups(args)
-            self._scorers |= {"eval": TargetScorer(eval_dataset, None, *options)}
-            self._held_out = TargetScorer(eval_dataset, None, *options)  # as the present model embeds it
+        self._make_scorers(args, train_dataset, joint_pairs, eval_dataset)
         warn_of_overlap(train_dataset, joint_pairs)
         whole = without_adapters(model)
         facts = adaptive_facts(model, args, train_dataset) | self.settlement.told()
         self.facts = with_earlier_phases(facts, whole)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
         self.max_tokens = args.max_reasoning_tokens or config.max_reasoning_tokens
-        args = copy.copy(args)
-        args.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
-        args.max_completion_length = self.max_rounds * (self.max_tokens + 3) + 1
-        args.reward_weights = [*args.all_rewards.values(), *(args.reward_weights or [1.0] * len(reward_funcs))]
-        beta, args.beta = args.beta, 0.0  # TRL would load the reference from the Hub by the model's name
+        beta, num_tokens = args.beta, self.max_rounds * (self.max_tokens + num_control_tokens(config)) + 1
+        args = args.for_trl(num_tokens, len(reward_funcs))
         is_needed = beta or args.scorer == "frozen" or hasattr(model, "peft_config")
         self._frozen = FirstModel(model) if is_needed else None
         if args.scorer == "frozen" and process_index() == 0:
@@ -194,14 +168,30 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
             self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts["train"])
         self.args.beta = self.beta = beta
         if self._frozen is not None:
-            self._frozen.restore_dtype()
-            if self.is_fsdp_enabled:
-                self._frozen.shard(self.accelerator)
-            else:
-                self._frozen.to(self.accelerator.device)
-            self.ref_model = self._frozen if beta else None
-            if args.direct_anchor is not None and eval_dataset is not None:
-                self.anchor = DirectAnchor(self._frozen, args.direct_anchor, args.direct_anchor_weight, eval_dataset)
+            self._place_first(self._frozen, eval_dataset)
+
+    def _make_scorers(
+        self, args: AdaptiveGRPOConfig, pairs: Dataset, joint_pairs: Dataset | None, eval_pairs: Dataset | None
+    ) -> None:
+        """Make what measures rewards of each table, and the held-out table as the present model embeds it."""
+        options = args.target_probability_temperature, args.num_candidates, args.seed
+        self._scorers = {"train": TargetScorer(pairs, joint_pairs, *options)}
+        if eval_pairs is not None:
+            check_eval_groups(args)
+            self._scorers |= {"eval": TargetScorer(eval_pairs, None, *options)}
+            self._held_out = TargetScorer(eval_pairs, None, *options)
+
+    def _place_first(self, first: FirstModel, eval_pairs: Dataset | None) -> None:
+        """Move the first model to where the policy is by now, and let it be the reference and the anchor."""
+        first.restore_dtype()
+        if self.is_fsdp_enabled:
+            first.shard(self.accelerator)
+        else:
+            first.to(self.accelerator.device)
+        self.ref_model = first if self.beta else None
+        args = self.args
+        if args.direct_anchor is not None and eval_pairs is not None:
+            self.anchor = DirectAnchor(first, args.direct_anchor, args.direct_anchor_weight, eval_pairs)
 
     def _check_sharding(self) -> None:
         """Refuse what can't shard the model here; FSDP2 can, of a model that is trained whole."""
@@ -309,10 +299,8 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
                 yield model
             return
         model = self._bare_model
-        training = model.training
-        with self._whole():
-            yield model.eval()
-        model.train(training)
+        with evaluating(model), self._whole():
+            yield model
 
     @property
     def _bare_model(self) -> Any:
@@ -323,19 +311,18 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
         mode, size, model = self._mode, self._group_size, self._bare_model
         batch = render(self.processing_class, prompts[::size], max_image_tokens=model.config.max_image_tokens)
         batch = dict(batch.to(self.accelerator.device))
-        training = model.training
         with self.accelerator.autocast():  # in the precision that log-probabilities will be taken in
-            group = roll_out(
-                model.eval(),
-                batch,
-                size - self.args.num_direct_rollouts,
-                num_direct=self.args.num_direct_rollouts,
-                sampled=self.args.decisions == "sampled" and mode == "train",  # an evaluation wants both kinds
-                max_tokens=self.max_tokens,
-                max_rounds=self.max_rounds,
-                temperature=self.temperature,
-            )
-            model.train(training)
+            with evaluating(model):
+                group = roll_out(
+                    model,
+                    batch,
+                    size - self.args.num_direct_rollouts,
+                    num_direct=self.args.num_direct_rollouts,
+                    sampled=self.args.decisions == "sampled" and mode == "train",  # an evaluation wants both kinds
+                    max_tokens=self.max_tokens,
+                    max_rounds=self.max_rounds,
+                    temperature=self.temperature,
+                )
             found = (group.direct, group.reasoned)
             if self.args.scorer == "frozen":
                 with self._scoring_model() as scorer:
