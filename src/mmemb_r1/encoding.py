@@ -232,18 +232,18 @@ def media_options(model: SentenceTransformer, options: Mapping[str, Any]) -> Med
     return MediaOptions.of(model[0].model.config, options.get("allow_remote_media", False))
 
 
-def encoding_settings(model: SentenceTransformer, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def options_in_one_space(
+    model: SentenceTransformer, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Say all that vectors which are kept depend on besides their inputs, so that only the same ones go into one place.
+    Fill in what options of `encode` mean for vectors that are compared or kept.
 
     Args:
         model: whose first module is the adaptive model.
-        options: of `encode`, checked. A `task` stands for its prompt too, where none is named.
+        options: checked. A `task` stands for its prompt too, where none is named.
 
     Returns:
-        The options, with the prompt of their task; and what is to be recorded, plain values: `spaces` where there are
-        two, `checkpoint` (the fingerprint), `reasoning`, `reasoning_options`, and `options` (`prompt`, `truncate_dim`,
-        `normalize_embeddings`).
+        The options, with the prompt of their task; and those of thinking, see `row_options`.
 
     Raises:
         ValueError: if an option is out of its range, or `reasoning="auto"` would mix vectors of two spaces.
@@ -252,10 +252,27 @@ def encoding_settings(model: SentenceTransformer, options: Mapping[str, Any]) ->
     task = options.get("task")
     if task is not None and options.get("prompt") is None and options.get("prompt_name") is None:
         options["prompt"] = model.prompts.get(task)
-    truncate_dim, thinking = options.get("truncate_dim"), row_options(config, options)
+    thinking = row_options(config, options)
     require_one_space(config, thinking["reasoning"])
+    return options, thinking
+
+
+def encoding_settings(model: SentenceTransformer, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Say all that vectors which are kept depend on besides their inputs, so that only the same ones go into one place.
+
+    Args:
+        model, options: as for `options_in_one_space`, whose errors these are.
+
+    Returns:
+        The options, with the prompt of their task; and what is to be recorded, plain values: `spaces` where there are
+        two, `checkpoint` (the fingerprint), `reasoning`, `reasoning_options`, and `options` (`prompt`, `truncate_dim`,
+        `normalize_embeddings`).
+    """
+    options, thinking = options_in_one_space(model, options)
+    spaces, truncate_dim = model[0].model.config.spaces, options.get("truncate_dim")
     return options, {
-        **({"spaces": config.spaces} if config.spaces > 1 else {}),
+        **({"spaces": spaces} if spaces > 1 else {}),
         "checkpoint": checkpoint_fingerprint(*model),
         "reasoning": thinking.pop("reasoning"),
         "reasoning_options": thinking,

@@ -20,7 +20,7 @@ class IndexInMemory:
         self.vectors = model.encode_document(pictures)
         self.thumbnails = []
         for picture in pictures:
-            picture.save(stream := BytesIO(), "PNG")
+            picture.save(stream := BytesIO(), "JPEG")
             self.thumbnails.append(stream.getvalue())
 
     def __len__(self):

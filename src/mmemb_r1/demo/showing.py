@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -74,8 +73,7 @@ def _hit(hit: Hit, rank: int, compared: list[str]) -> str:
     if hit.thumbnail is None:
         picture = f'<p class="text">{text}</p>'
     else:
-        kind = "png" if hit.thumbnail.startswith(b"\x89PNG") else "jpeg"
-        picture = f'<img alt="{title}" src="data:image/{kind};base64,{b64encode(hit.thumbnail).decode()}">'
+        picture = f'<img alt="{title}" src="{hit.thumbnail_url}">'
     page = "" if hit.page is None else f" · page {hit.page}"
     moved = f' <span class="moved">{moved_by(hit.id, rank, compared)}</span>' if compared else ""
     return (

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Module, Normalize
 from torch import nn
 from transformers import ProcessorMixin
 
-import mmemb_r1
 from mmemb_r1.modeling.backbones_mmemb_r1 import last_norm, limited_processor
 from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.tokens_mmemb_r1 import WORD_JOINER, control_strings
-from mmemb_r1.recipes.proof import TOLERANCE, Proof, sample_inputs
+from mmemb_r1.recipes.proof import TOLERANCE, Proof, sample_inputs, unlimited
 from mmemb_r1.runs import replaced_file, write_json
 from mmemb_r1.sentence_transformers import MMEmbR1
 
@@ -64,10 +62,9 @@ def export_direct(model: MMEmbR1, folder: str | Path, *, force: bool = False) ->
         _write(model, made)
         proof = _compared(model, made)
         if not (proof.holds or force):
-            worst = max(proof.direct, key=proof.direct.__getitem__)
             raise ValueError(
                 f"The plain folder does not give the vectors of this checkpoint: {proof.described()} (allowed: "
-                f"{TOLERANCE:.0e} in float32), the worst for {worst!r}. Nothing is written. This backbone needs "
+                f"{TOLERANCE:.0e} in float32), the worst for {proof.worst!r}. Nothing is written. This backbone needs "
                 "more than sentence-transformers does for it; load the checkpoint itself with "
                 "SentenceTransformer(..., trust_remote_code=True)."
             )
@@ -227,11 +224,8 @@ def _compared(model: MMEmbR1, folder: Path) -> Proof:
     # sentence-transformers takes no chats beside other inputs in one call
     turned = {"text": "What is this?", "image": inputs["picture"]["image"][0]}
     asked = {**inputs, "text before its picture": turned}
-    limit, config.max_text_tokens = config.max_text_tokens, None
-    try:
+    with unlimited(config, ["max_text_tokens"]):
         ours = model.encode(list(asked.values()), reasoning="never", convert_to_tensor=True).cpu()
-    finally:
-        config.max_text_tokens = limit
     chats = [_as_messages(value) for value in inputs.values()]
     theirs = torch.cat([plain.encode(some, convert_to_tensor=True) for some in (chats, [turned])]).float().cpu()
     return Proof(
@@ -240,11 +234,6 @@ def _compared(model: MMEmbR1, folder: Path) -> Proof:
         direct={name: float((a - b).abs().max()) for name, a, b in zip(asked, ours, theirs, strict=True)},
         reasoned={},
         cosine=float(torch.cosine_similarity(ours.float(), theirs, dim=-1).min()),
-        versions={
-            "mmemb-r1": mmemb_r1.__version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-        },
     )
 
 

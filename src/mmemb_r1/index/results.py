@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,11 @@ class Hit:
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
     thumbnail: bytes | None = field(default=None, repr=False)
+
+    @property
+    def thumbnail_url(self) -> str | None:
+        """Get the thumbnail as a data URL, for pages of HTML."""
+        return None if self.thumbnail is None else f"data:image/jpeg;base64,{b64encode(self.thumbnail).decode()}"
 
 
 @dataclass

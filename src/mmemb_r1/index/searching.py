@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mmemb_r1.content import as_input
-from mmemb_r1.encoding import encoding_settings
+from mmemb_r1.encoding import options_in_one_space
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.index.building import ABOUT, SETTINGS, unit
 from mmemb_r1.index.results import Hit, SearchResult, fused, varied
 from mmemb_r1.index.store import nearest_rows, open_rows, rows_with_words
+from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
 from mmemb_r1.modeling.options_mmemb_r1 import check_options, check_same_space
 from mmemb_r1.runs import read_json
 from mmemb_r1.sentence_transformers import MMEmbR1
@@ -185,8 +186,8 @@ class Index:
         for name, value in demanded.items():
             if given.get(name) not in (None, value):
                 raise ValueError(f"{name}={given[name]!r}: the index was built with {value!r}; leave it out.")
-        options, settings = encoding_settings(self.model, check_options({"task": "query", **given, **demanded}))
-        check_same_space(settings.get("spaces", 1), settings["reasoning"], self.settings["reasoning"])
+        options, thinking = options_in_one_space(self.model, check_options({"task": "query", **given, **demanded}))
+        check_same_space(self.model[0].model.config.spaces, thinking["reasoning"], self.settings["reasoning"])
         return self.model.explain(inputs, **{"show_progress_bar": False, **options})  # type: ignore[return-value]
 
     def _hits(
@@ -236,8 +237,6 @@ def _by_score(rows: list[dict[str, Any]], query: npt.NDArray[np.float32]) -> lis
 
 def _words(explained: Mapping[str, Any], value: Any) -> str:
     """Get the words that a second ranking is made of: the rationale's, or those of the query where there is none."""
-    from mmemb_r1.modeling.inputs_mmemb_r1 import parse_input
-
     if explained["rationale"]:
         return explained["rationale"]
     parts: Sequence[Any] = [part for message in parse_input(value) for part in message["content"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from html import escape
 
 from mmemb_r1.index.results import Hit, SearchResult
@@ -47,8 +46,7 @@ def _entry(hit: Hit) -> str:
     name = escape(hit.id)
     picture = ""
     if hit.thumbnail is not None:
-        data = b64encode(hit.thumbnail).decode()
-        picture = f'<img alt="{name}" loading="lazy" src="data:image/jpeg;base64,{data}">'
+        picture = f'<img alt="{name}" loading="lazy" src="{hit.thumbnail_url}">'
     metadata = "".join(
         f"<p>{escape(column)}: {escape(str(value))}</p>" for column, value in hit.metadata.items() if value is not None
     )

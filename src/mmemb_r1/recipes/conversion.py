@@ -8,7 +8,7 @@ from typing import Any
 
 from mmemb_r1.modeling.tokens_mmemb_r1 import Controls
 from mmemb_r1.recipes.loading import load_backbone, without_appended_tokens
-from mmemb_r1.recipes.proof import PROOF_FILE, TOLERANCE, Proof, or_infinite, plain_vectors, prove
+from mmemb_r1.recipes.proof import PROOF_FILE, TOLERANCE, Proof, plain_vectors, prove
 from mmemb_r1.recipes.recipe import Recipe, load_recipe
 from mmemb_r1.recipes.recognise import Checkpoint, recognise
 from mmemb_r1.recipes.template import prompt_template
@@ -48,12 +48,11 @@ class Converted:
             ValueError: if the vectors differ by more than rounding explains.
         """
         if not self.proof.holds and not force:
-            worst = max(self.proof.direct, key=lambda name: or_infinite(self.proof.direct[name]))
             raise ValueError(
                 f"The converted model does not give the vectors of the recipe {self.recipe.name}: "
                 f"{self.proof.described()} (allowed: {TOLERANCE:.0e} in float32), the worst of the direct ones for "
-                f"{worst!r}. Nothing is saved. Another version of transformers may read the checkpoint otherwise; "
-                "--force saves it all the same."
+                f"{self.proof.worst!r}. Nothing is saved. Another version of transformers may read the checkpoint "
+                "otherwise; --force saves it all the same."
             )
         self.model.save_pretrained(str(folder), create_model_card=False)
         write_json(Path(folder, PROOF_FILE), self.proof.content())

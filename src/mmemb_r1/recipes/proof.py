@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +29,15 @@ LIMITS = ("max_text_tokens", "max_image_tokens", "truncate_dim")  # of a user, w
 WORDS = "harbour stone yellow counts river letter engine seven window north paper quiet bridge apple".split()
 
 
+def library_versions() -> dict[str, str]:
+    """Tell which versions of the libraries make the vectors."""
+    return {
+        "mmemb-r1": mmemb_r1.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+
+
 @dataclass(frozen=True)
 class Proof:
     """
@@ -39,7 +49,7 @@ class Proof:
         direct: input -> largest difference of a number of its direct vector.
         reasoned: the same of reasoned vectors, for checkpoints that think by themselves; otherwise empty.
         cosine: smallest cosine of the two vectors of an input.
-        versions: of the libraries.
+        versions: of the libraries. Default: those that are used.
     """
 
     recipe: str
@@ -47,12 +57,17 @@ class Proof:
     direct: dict[str, float]
     reasoned: dict[str, float]
     cosine: float
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=library_versions)
 
     @property
     def largest(self) -> float:
         """Get the largest difference of all; NaN if one is."""
         return max([*self.direct.values(), *self.reasoned.values()], key=or_infinite)
+
+    @property
+    def worst(self) -> str:
+        """Name the input whose direct vector differs most."""
+        return max(self.direct, key=lambda name: or_infinite(self.direct[name]))
 
     @property
     def holds(self) -> bool:
@@ -69,6 +84,19 @@ class Proof:
     def content(self) -> dict[str, Any]:
         """Get what is saved as `proof.json`."""
         return {**asdict(self), "largest": self.largest, "holds": self.holds}
+
+
+@contextmanager
+def unlimited(config: Any, limits: Sequence[str]) -> Iterator[None]:
+    """Lift limits, fields of a config, for the length of a block."""
+    kept = {name: getattr(config, name) for name in limits}
+    try:
+        for name in limits:
+            setattr(config, name, None)
+        yield
+    finally:
+        for name, limit in kept.items():
+            setattr(config, name, limit)
 
 
 def or_infinite(number: float) -> float:
@@ -139,26 +167,15 @@ def prove(recipe: Recipe, model: MMEmbR1, plain: Mapping[str, Tensor]) -> Proof:
         cosines.append(float(torch.cosine_similarity(mine, theirs.cpu(), dim=0)))
         return float((mine - theirs.cpu()).abs().max())
 
-    limits = {name: getattr(config, name) for name in LIMITS}
-    try:
-        for name in LIMITS:
-            setattr(config, name, None)
+    with unlimited(config, LIMITS):
         direct = model.encode(list(inputs.values()), reasoning="never", convert_to_tensor=True, show_progress_bar=True)
         reasoned = _reasoned(recipe, model, dict(list(inputs.items())[:REASONED_INPUTS]), difference)
-    finally:
-        for name, limit in limits.items():
-            setattr(config, name, limit)
     return Proof(
         recipe=recipe.name,
         dtype=str(model[0].model.dtype).removeprefix("torch."),
         direct={name: difference(row, plain[name]) for name, row in zip(inputs, direct, strict=True)},
         reasoned=reasoned,
         cosine=min(cosines, key=lambda cosine: -or_infinite(cosine)),
-        versions={
-            "mmemb-r1": mmemb_r1.__version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-        },
     )
 
 
