@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmemb_r1.tables.columns import FILE_NAMES, NUMBERED, ColumnMap, PairForm
+from mmemb_r1.tables.columns import ColumnMap, PairForm, numbered_columns, picture_column
 from mmemb_r1.training.importing.pair import PAIR_KEYS, SIDES
 
 
@@ -36,9 +36,9 @@ class OwnColumns:
         """Make a pair of a row, for `as_pair`."""
         used = {name for names in self.columns.values() for name in names}
         pair: dict[str, Any] = {key: row[key] for key in PAIR_KEYS if key in row and key not in used}
-        numbered = [name for name in row if NUMBERED.fullmatch(name) and name not in used]
+        numbered = numbered_columns(name for name in row if name not in used)
         if numbered and "negatives" not in pair:
-            pair["negatives"] = [row[name] for name in sorted(numbered, key=lambda name: int(name[9:]))]
+            pair["negatives"] = [row[name] for name in numbered]
         for ours, theirs in self.columns.items():
             side, dot, part = ours.partition(".")
             values = [row.get(name) for name in theirs]
@@ -60,9 +60,10 @@ def picture_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {}
     for name, value in row.items():
-        match = FILE_NAMES.fullmatch(name)
-        if match is None or value is None:
+        named = picture_column(name)
+        if named is None or value is None:
             found[name] = value
         else:
-            found[match[1] or f"image{match[2]}"] = {"image": value if match[2] else [value]}
+            column, several = named
+            found[column] = {"image": value if several else [value]}
     return found

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ LISTED = "negatives"
 TEXTS = ("pair_id", "task", "complexity", "entity", "candidate_set", "target_id")
 RATIONALES = ("query_rationale", "target_rationale")
 COLUMNS = (*INPUTS, LISTED, *TEXTS, *RATIONALES)  # that a table of pairs may have
-NUMBERED = re.compile(r"negative_(\d+)")  # columns that are folded into `negatives` unasked
-FILE_NAMES = re.compile(r"(?:(.+)_)?file_name(s?)")  # columns of the metadata of pictures
+_NUMBERED = re.compile(r"negative_(\d+)")  # columns that are folded into `negatives` unasked
+_FILE_NAMES = re.compile(r"(?:(.+)_)?file_name(s?)")  # columns of the metadata of pictures
 _USUAL = {  # what others call ours; only for hints, never taken unasked
     "query": ("anchor", "query", "question", "sentence1", "sentence_A", "text1", "premise", "image"),
     "target": ("positive", "pos", "document", "answer", "passage", "sentence2", "sentence_B", "text2", "caption"),
@@ -89,6 +89,29 @@ def columns_hint(names: Sequence[str]) -> str:
 def column_names(theirs: str | Sequence[str]) -> list[str]:
     """List the columns that one of a map names."""
     return theirs.split(",") if isinstance(theirs, str) else list(theirs)
+
+
+def numbered_columns(names: Iterable[str]) -> list[str]:
+    """
+    List the columns that are folded into `negatives` unasked, in the order of their numbers.
+
+    >>> numbered_columns(["negative_10", "query", "negative_2"])
+    ['negative_2', 'negative_10']
+    """
+    found = {name: int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))}
+    return sorted(found, key=found.__getitem__)
+
+
+def picture_column(name: str) -> tuple[str, bool] | None:
+    """
+    Name the column that one of file names in the metadata of pictures becomes, as `datasets` does, and tell whether it
+    holds several in a row; `None` for any other column.
+
+    >>> picture_column("file_name"), picture_column("back_file_names"), picture_column("caption")
+    (('image', False), ('back', True), None)
+    """
+    match = _FILE_NAMES.fullmatch(name)
+    return None if match is None else (match[1] or f"image{match[2]}", bool(match[2]))
 
 
 class ColumnError(ValueError):
@@ -173,8 +196,7 @@ class PairForm:
                 found[ours] = given[theirs[0]]
         for side, own in parts.items():
             found[side] = _struct(own)
-        numbered = sorted((name for name in found if NUMBERED.fullmatch(name)), key=lambda name: int(name[9:]))
-        if numbered and LISTED not in found:
+        if LISTED not in found and (numbered := numbered_columns(found)):
             found[LISTED] = _folded([found.pop(name) for name in numbered])
         return found
 
@@ -248,15 +270,15 @@ def _with_pictures(given: Mapping[str, _Column]) -> dict[str, _Column]:
 
     found: dict[str, _Column] = {}
     for name, (values, feature) in given.items():
-        if match := FILE_NAMES.fullmatch(name):
-            name, several = match[1] or f"image{match[2]}", bool(match[2])
-            texts = whole_array(values).values if several else values
+        if (named := picture_column(name)) is not None:
+            name, several = named
+            lists = whole_array(values) if several else None
+            texts = values if lists is None else lists.values
             parts = [pyarrow.nulls(len(texts), pyarrow.binary()), texts.cast(pyarrow.string())]
             pictures = pyarrow.StructArray.from_arrays(parts, names=["bytes", "path"], mask=texts.is_null())
             values, feature = pictures, Image()
-            if several:
-                whole = whole_array(given[match[0]][0])
-                values = type(whole).from_arrays(whole.offsets, pictures, mask=whole.is_null())
+            if lists is not None:
+                values = type(lists).from_arrays(lists.offsets, pictures, mask=lists.is_null())
                 feature = List(Image())
         if name in found:
             raise ColumnError(f"two columns of the metadata of pictures are {name!r}; rename or leave out one")
