@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file
 
+from mmemb_r1.modeling.loading_mmemb_r1 import damaged_file
 from mmemb_r1.modeling.tokens_mmemb_r1 import EMBED
 from mmemb_r1.recipes.recipe import NEW_TOKENS, Recipe, Signs, known_recipes, load_recipe
 
@@ -35,7 +36,7 @@ def reading_checkpoint(name: str) -> Iterator[None]:
     except (ImportError, OSError):  # they say what is missing, and where
         raise
     except Exception as error:  # tokenizers and safetensors have no narrower one in common
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = damaged_file(name) or " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"{name} can't be loaded: one of its files is damaged, cut off or of another kind of checkpoint "
             f"({reason:.300}). Download it again, whole; a file of a few hundred bytes that should be large is a "
