@@ -27,14 +27,6 @@ from mmemb_r1.tiny import FAMILIES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def picture(colour, size=(80, 64), mode="RGB"):
     made = Image.new(mode, size, colour)
     ImageDraw.Draw(made).ellipse((8, 8, 40, 50), fill="yellow")
