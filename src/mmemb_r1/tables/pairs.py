@@ -15,7 +15,7 @@ from mmemb_r1.content import stored_digest
 from mmemb_r1.tables.columns import ColumnError, ColumnMap, PairForm
 from mmemb_r1.tables.files import IN_MEMORY, OF_A_FILE, PICTURES, Form, files_digest, mapped, open_table, table_files
 from mmemb_r1.tables.paths import table_paths_from
-from mmemb_r1.tables.rows import ROWS_AT_ONCE
+from mmemb_r1.tables.rows import ROWS_AT_ONCE, with_columns_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -178,8 +178,7 @@ def _columns_of_stream(table: Any) -> pyarrow.Schema:
     schema = pyarrow.schema([])
     for rows in _parts(table):
         try:
-            found = pyarrow.schema(list(pyarrow.array(rows).type))  # of the keys of all rows
-            schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
+            schema = with_columns_of(schema, rows)
         except pyarrow.ArrowException as error:
             raise ValueError(
                 f"the stream does not say what its columns hold, and its rows don't tell ({error}); give it features"

@@ -61,7 +61,7 @@ def columns_of_files(files: Sequence[Path]) -> pyarrow.Schema:
     schema = pyarrow.schema([])
     for file in files:
         for rows in _parts(file):
-            schema = _with_columns_of(file, rows, schema)
+            schema = _columns_with(file, rows, schema)
     return schema
 
 
@@ -219,20 +219,24 @@ def _parts(file: Path) -> Iterator[list[Numbered]]:
         yield part
 
 
-def _with_columns_of(file: Path, rows: list[Numbered], schema: pyarrow.Schema) -> pyarrow.Schema:
+def with_columns_of(schema: pyarrow.Schema, rows: Sequence[Any]) -> pyarrow.Schema:
+    """Add the columns of rows, the keys of all of them, to a schema; an `ArrowException` if they don't go with it."""
+    import pyarrow
+
+    found = pyarrow.schema(list(pyarrow.array(rows).type))
+    return pyarrow.unify_schemas([schema, found], promote_options="permissive")
+
+
+def _columns_with(file: Path, rows: list[Numbered], schema: pyarrow.Schema) -> pyarrow.Schema:
     """Add the columns of rows to a schema; of those that don't go with it, the error names the first."""
     import pyarrow
 
-    def added(schema: pyarrow.Schema, *values: Any) -> pyarrow.Schema:
-        found = pyarrow.schema(list(pyarrow.array(values).type))  # of the keys of all rows
-        return pyarrow.unify_schemas([schema, found], promote_options="permissive")
-
     try:
-        return added(schema, *(row for _, row in rows))
+        return with_columns_of(schema, [row for _, row in rows])
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         for number, row in rows:
             with _explained(file, number):
-                schema = added(schema, row)
+                schema = with_columns_of(schema, [row])
         raise _unreadable(file, None, error) from error
 
 
