@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +59,10 @@ def host(name):
         pytest.importorskip(name)
 
 
-SLOW = "datasets, joblib and PyTorch's loaders"  # which start processes
+STARTING_PROCESSES = "datasets, joblib and PyTorch's loaders"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == SLOW else name for name in EXAMPLES]
-)
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != STARTING_PROCESSES])
 def test_examples_run_and_print_what_they_say(name, desk, capsys):
     if name in HOSTS:
         host(HOSTS[name])
@@ -70,13 +70,25 @@ def test_examples_run_and_print_what_they_say(name, desk, capsys):
         if name == "A form that every program loads":
             shutil.rmtree(desk / "direct")  # which it writes
         exec(compile(block, name, "exec", dont_inherit=True), {"__name__": "example"})
-        printed = capsys.readouterr().out.splitlines()
-        promised = re.findall(r"^# => (.*)$", block, re.MULTILINE)
-        assert promised and printed[-len(promised) :] == promised
+        check_printed(block, capsys.readouterr().out)
+
+
+def check_printed(block, out):
+    printed, promised = out.splitlines(), re.findall(r"^# => (.*)$", block, re.MULTILINE)
+    assert promised and printed[-len(promised) :] == promised
+
+
+@pytest.mark.slow
+def test_an_example_that_starts_processes_is_a_script(desk):
+    (block,) = EXAMPLES[STARTING_PROCESSES]
+    (desk / "example.py").write_text(block, encoding="utf-8")
+    done = subprocess.run([sys.executable, "example.py"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    check_printed(block, done.stdout)
 
 
 def test_every_host_has_an_example():
-    assert {*HOSTS, SLOW} <= set(EXAMPLES)
+    assert {*HOSTS, STARTING_PROCESSES} <= set(EXAMPLES)
 
 
 def test_hosts_that_pass_no_options_embed_as_the_config_says(desk):
