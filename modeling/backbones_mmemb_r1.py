@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .caching_mmemb_r1 import RoomyLayer
+from .locking_mmemb_r1 import tokenizing
 from .options_mmemb_r1 import FIELDS, LARGEST, check_option
 from .ragged_mmemb_r1 import ATTENTION, PLAIN
 
@@ -231,7 +232,8 @@ def _token_counter(processor: Any, options: Mapping[str, Any]) -> Callable[[int,
     def count(width: int, height: int) -> int:
         try:
             if hasattr(processor, "_get_num_multimodal_tokens") and min(width, height) > 0:
-                told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)], **options)
+                with tokenizing():  # Idefics3's asks its tokenizer
+                    told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)], **options)
                 return int(told["num_image_tokens"][0])
         except ValueError:  # a shape that the processor refuses, which it says when it is given the picture
             pass

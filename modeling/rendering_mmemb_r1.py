@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,23 +16,11 @@ from .backbones_mmemb_r1 import (
     video_options,
 )
 from .inputs_mmemb_r1 import InputError, to_conversations
+from .locking_mmemb_r1 import tokenizing
 from .media_mmemb_r1 import MediaOptions
 from .tokens_mmemb_r1 import as_plain_text, control_strings
 
 MAX_INSTRUCTION_TOKENS = 8192  # instructions are not cut
-# Fast tokenizers keep the padding of a call until the next one: two threads that render would change each other's.
-_LOCK = threading.RLock()
-
-
-def _unlock_child() -> None:
-    """Give a forked process a lock of its own: the thread that may hold the old one is not there."""
-    global _LOCK
-    _LOCK = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock_child)
-
 RENDERING_ERRORS: tuple[type[Exception], ...] = (ValueError,)
 try:  # transformers renders chat templates with it, and asks for it only then
     from jinja2 import TemplateError, TemplateSyntaxError
@@ -130,7 +116,7 @@ def render(
         InputError: naming the index of the conversation that the processor can't take.
         ValueError: if it takes each of them alone but not all together, or the chat template is none.
     """
-    with _LOCK:
+    with tokenizing():
         try:
             return _render(processor, conversations, max_text_tokens, chat_template, max_image_tokens)
         except TEMPLATE_ERRORS as error:

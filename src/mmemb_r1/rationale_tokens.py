@@ -18,6 +18,7 @@ from mmemb_r1.encoding import MAX_BATCH_TOKENS, input_sizes, plan_batches
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.locking_mmemb_r1 import tokenizing
 from mmemb_r1.modeling.paths_mmemb_r1 import suffix_of_ids
 from mmemb_r1.modeling.tokens_mmemb_r1 import as_plain_text, control_strings
 from mmemb_r1.seeding import ring_order, ring_position, seeded_random
@@ -31,7 +32,8 @@ def rationale_suffix(processor: ProcessorMixin, config: MMEmbR1Config, rationale
 def rationale_ids(processor: ProcessorMixin, rationale: str) -> list[int]:
     """Encode a rationale without the control tokens around it; control strings in it become plain text."""
     text = as_plain_text(rationale, control_strings(processor))
-    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    with tokenizing():
+        return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def split_rounds(segments: Sequence[str], max_rounds: int) -> list[str]:
