@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .heads_mmemb_r1 import pooling_class
 from .options_mmemb_r1 import FIELDS, check_option, nearest_name, resolve_reasoning
@@ -93,7 +92,7 @@ class MMEmbR1Config(PreTrainedConfig):
     """
 
     model_type = "mmemb_r1"
-    sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3_vl")}
+    sub_configs = {"vlm_config": AutoConfig}
 
     vlm_config: Any = None
     embed_token_id: int | None = None
@@ -128,6 +127,8 @@ class MMEmbR1Config(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.vlm_config, PreTrainedConfig):
+            self.vlm_config = AutoConfig.for_model(**{"model_type": "qwen3_vl", **(self.vlm_config or {})})
         super().__post_init__(**kwargs)
         if self.repository_format > REPOSITORY_FORMAT:
             raise ValueError(
