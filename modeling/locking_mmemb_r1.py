@@ -12,7 +12,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def tokenizing() -> Iterator[None]:
-    """Be the only thread in such a block: whatever may call a tokenizer, itself or by way of a processor, is in one."""
+    """Be the only thread in such a block: whatever may call a tokenizer, or a processor that does, is in one."""
     with _LOCK:
         yield
 

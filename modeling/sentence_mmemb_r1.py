@@ -37,6 +37,7 @@ from .options_mmemb_r1 import (
     require_one_space,
     resolve_reasoning,
 )
+from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
 from .rendering_mmemb_r1 import render, render_inputs
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
@@ -49,6 +50,11 @@ OUTPUTS = (  # besides the embeddings
     "num_forced_closings",
     "rationale_ids",
 )
+
+
+def features_of(output: MMEmbR1EmbedOutput) -> dict[str, Any]:
+    """Name what the model gives for a batch as sentence-transformers does."""
+    return {"sentence_embedding": output.embeddings, **{name: output[name] for name in OUTPUTS}}
 
 
 def _place_in_call(error: InputError) -> int:
@@ -177,8 +183,7 @@ class MMEmbR1Module(InputModule):
         yield from self._embedded(batches, self.reasoning_options(**options))
 
     def _embedded(self, batches: Iterable[dict[str, Any]], resolved: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for output in self.model.embed_batches(map(model_inputs, batches), **resolved):
-            yield {"sentence_embedding": output.embeddings, **{name: output[name] for name in OUTPUTS}}
+        yield from map(features_of, self.model.embed_batches(map(model_inputs, batches), **resolved))
 
     def reasoning_options(self, **options: Any) -> dict[str, Any]:
         """Resolve the options that the model takes, by the config, the task and whether there are gradients."""

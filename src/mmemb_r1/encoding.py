@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.content import DIGEST_SIZE, content_key
 from mmemb_r1.embedding_cache import EmbeddingCache
+from mmemb_r1.engines.rows import engine_rows
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
@@ -225,6 +226,7 @@ def spread(outputs: Any, index: np.ndarray) -> Any:
 MAX_BATCH_TOKENS = 16_384  # of one prefill, padding included
 DECODED_PER_READ = 4  # rows that think at the same time, in batches that are read
 READ_AT_ONCE = 1024  # rows of the cache
+ENGINE_BATCHES = 8  # of inputs, whose prompts an engine gets at once; it makes batches itself
 
 
 def media_options(model: SentenceTransformer, options: Mapping[str, Any]) -> MediaOptions:
@@ -266,14 +268,15 @@ def encoding_settings(model: SentenceTransformer, options: Mapping[str, Any]) ->
 
     Returns:
         The options, with the prompt of their task; and what is to be recorded, plain values: `spaces` where there are
-        two, `checkpoint` (the fingerprint), `reasoning`, `reasoning_options`, and `options` (`prompt`, `truncate_dim`,
-        `normalize_embeddings`).
+        two, `checkpoint` (the fingerprint), `engine` where there is one, `reasoning`, `reasoning_options`, and
+        `options` (`prompt`, `truncate_dim`, `normalize_embeddings`).
     """
     options, thinking = options_in_one_space(model, options)
     spaces, truncate_dim = model[0].model.config.spaces, options.get("truncate_dim")
     return options, {
         **({"spaces": spaces} if spaces > 1 else {}),
         "checkpoint": checkpoint_fingerprint(*model),
+        **({"engine": model.engine.name} if getattr(model, "engine", None) is not None else {}),
         "reasoning": thinking.pop("reasoning"),
         "reasoning_options": thinking,
         "options": {
@@ -313,7 +316,7 @@ def adaptive_rows(
     if cache is None:
         yield from _embedded(model, inputs, range(len(inputs)), device, prompt, batch_size, options)
         return
-    keys = row_keys(inputs, prompt, resolved, checkpoint_fingerprint(model[0]), media_options(model, options))
+    keys = row_keys(inputs, prompt, resolved, _origin(model), media_options(model, options))
     missing = []
     for start in range(0, len(keys), READ_AT_ONCE):
         found = cache.get(keys[start : start + READ_AT_ONCE])
@@ -326,6 +329,12 @@ def adaptive_rows(
         yield places, features
 
 
+def _origin(model: SentenceTransformer) -> str:
+    """Say what makes vectors that are kept: those of engines differ from the local ones by more than rounding."""
+    engine = getattr(model, "engine", None)
+    return checkpoint_fingerprint(model[0]) + ("" if engine is None else f"@{engine.name}")
+
+
 def _embedded(
     model: SentenceTransformer,
     inputs: Sequence[Any],
@@ -336,6 +345,12 @@ def _embedded(
     options: dict[str, Any],
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Embed the inputs at the places `wanted`: those of several batches think together."""
+    if (engine := getattr(model, "engine", None)) is not None:
+        size = ENGINE_BATCHES * batch_size
+        chunks = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        thinking = model[0].reasoning_options(**options)
+        yield from engine_rows(engine, model[0], inputs, chunks, prompt, media_options(model, options), thinking)
+        return
     plan, read, options = read_batches(model, inputs, wanted, device, prompt, batch_size, options)
     yield from zip(plan, model[0].embed_batches(read, **options), strict=True)
 

@@ -78,8 +78,11 @@ def weights_digest(module: nn.Module) -> str:
     """
     Digest the names, dtypes, shapes and values of all parameters and saved buffers; of tied ones once.
 
-    Remembered for as long as the same tensors are there and none was written to.
+    Remembered for as long as the same tensors are there and none was written to. A module whose weights an engine
+    holds says itself what their digest is.
     """
+    if (stored := getattr(module, "stored_weights_digest", None)) is not None:
+        return stored
     tensors = list(_tensors(module))
     remembered = _weights.get(module)
     if remembered is not None and _is_unchanged(remembered[0], tensors):
@@ -123,7 +126,7 @@ def _settings(module: nn.Module) -> list[Any]:
         if hasattr(part, "merged_adapters") and hasattr(part, "scaling")
     ]
     settings = getattr(module, "get_config_dict", dict)  # sentence-transformers' modules have it
-    return [type(module).__name__, settings(), adapters]
+    return [getattr(module, "stands_for", type(module)).__name__, settings(), adapters]
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

@@ -25,6 +25,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mmemb_r1.content import as_input, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, row_options, spread
+from mmemb_r1.engines import Engine, ServedModule
+from mmemb_r1.engines.choice import engine_of, exported_folder
 from mmemb_r1.hub.source import check_model
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
@@ -65,13 +67,20 @@ class MMEmbR1(SentenceTransformer):
 
     Args:
         model_name_or_path (`str`): a directory or Hub id.
+        engine ([`Engine`] or `str`): what runs the backbone, see [`engine`]. Default: this process, by torch.
         **kwargs: as for [`SentenceTransformer`].
     """
 
     _embedding_cache: EmbeddingCache | None = None
+    _engine: Engine | None = None
 
-    def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model_name_or_path: str | None = None, *, engine: Engine | str | None = None, **kwargs: Any
+    ) -> None:
         check_device(kwargs.get("device"))
+        exported = None if engine is None or model_name_or_path is None else exported_folder(model_name_or_path)
+        if exported is not None:
+            model_name_or_path = str(exported)
         if kwargs.get("truncate_dim") is not None:
             kwargs["truncate_dim"] = check_option("truncate_dim", kwargs["truncate_dim"])
         if model_name_or_path is None and not kwargs.get("modules"):
@@ -88,11 +97,12 @@ class MMEmbR1(SentenceTransformer):
         with loading(model_name_or_path):
             super().__init__(model_name_or_path, **kwargs)
         first = type(self[0]).__name__
-        if first != MMEmbR1Module.__name__:
+        if not isinstance(self[0], MMEmbR1Module):
             raise ValueError(
                 f"{model_name_or_path or 'This'} is no mmemb-r1 checkpoint: its first module is {first}, not "
                 f"{MMEmbR1Module.__name__}. Load it with SentenceTransformer."
             )
+        self.engine = engine_of(engine, exported) if isinstance(engine, str) else engine
 
     @classmethod
     def from_model(cls, model: MMEmbR1Model, processor: ProcessorMixin, **kwargs: Any) -> MMEmbR1:
@@ -128,6 +138,8 @@ class MMEmbR1(SentenceTransformer):
         **hub: Any,
     ) -> type:
         # the repository's own copy of the module is not needed, hence neither is the permission to run it
+        if class_ref.split(".")[-1] == ServedModule.__name__:
+            return ServedModule
         if class_ref.split(".")[-1] == MMEmbR1Module.__name__:
             if model_kwargs is not None:
                 model_kwargs.pop("code_revision", None)  # as sentence-transformers does; of code that is not run
@@ -137,6 +149,11 @@ class MMEmbR1(SentenceTransformer):
         )
 
     def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        if exported_folder(model_name_or_path) is not None:
+            raise ValueError(
+                f"{model_name_or_path} was exported for vLLM, and is loaded with an engine: MMEmbR1(..., "
+                'engine="vllm"), or the addresses of its servers; without one, load the checkpoint itself.'
+            )
         raise ValueError(
             f"{model_name_or_path} is no mmemb-r1 checkpoint: it has no modules.json. Make one of a vision-language "
             f"model with `mmemb-r1 init --vlm {model_name_or_path} --output DIR`, or with MMEmbR1.from_vlm."
@@ -236,6 +253,11 @@ class MMEmbR1(SentenceTransformer):
         self.eval()
         later = {other: self._options_of(name, other, options) for name, other in list(self.named_children())[1:]}
         if is_watched := self._is_watched():
+            if self.engine is not None:
+                raise ValueError(
+                    "Hooks and compiled models are called batch by batch, and an engine calls no model here; remove "
+                    "the hooks, or set model.engine to None."
+                )
             later = {}
         rows: list[Any] = [None] * len(inputs)
         with _progress(show_progress_bar, len(inputs)) as advance:
@@ -281,6 +303,15 @@ class MMEmbR1(SentenceTransformer):
         for places, features in zip(plan, read, strict=True):
             yield places, self(features, **options)
 
+    def start_multi_process_pool(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Start processes that embed, see [`SentenceTransformer.start_multi_process_pool`]."""
+        if self.engine is not None:
+            raise ValueError(
+                "An engine makes use of several devices itself; leave out the list of devices and the pool, and give "
+                "the engine its own options (tensor_parallel_size, several servers)."
+            )
+        return super().start_multi_process_pool(*args, **kwargs)
+
     def _multi_process(self, inputs: Any, *args: Any, pool: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         check_inputs_travel(inputs)
         if pool is None:
@@ -306,6 +337,23 @@ class MMEmbR1(SentenceTransformer):
             return options
         known = {*(self.module_kwargs or {}).get(name, ()), *getattr(module, "forward_kwargs", ())}
         return {key: value for key, value in options.items() if key in known}
+
+    @property
+    def engine(self) -> Engine | None:
+        """
+        Get what runs the backbone in the place of this process; see [`mmemb_r1.engines`]. Default: `None`.
+
+        Setting it refuses a model that the engine can't run; nothing is started before the first call.
+        """
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine | None) -> None:
+        if engine is not None:
+            engine.check(self[0])
+        elif isinstance(self[0], ServedModule) and self._engine is not None:
+            raise ValueError("This model was loaded without its backbone; it needs an engine.")
+        self._engine = engine
 
     @property
     def embedding_cache(self) -> EmbeddingCache | None:

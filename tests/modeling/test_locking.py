@@ -16,7 +16,7 @@ PICTURE = Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_way_to_a_vector_uses_a_tokenizer_outside_the_lock(thinking, monkeypatch, tmp_path, family):
-    """The padding of one thread's call would be that of another's: Idefics3 asks its tokenizer for a picture's size."""
+    """One thread's padding would be that of another's: Idefics3 asks its tokenizer for a picture's size."""
     model = thinking(family, max_reasoning_tokens=2)
     model.max_text_tokens = 8
     called, original = [], PreTrainedTokenizerFast._encode_plus

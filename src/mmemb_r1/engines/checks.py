@@ -1,0 +1,108 @@
+"""Refuse what an engine can't run as the local one does, and an engine that runs another model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmemb_r1.engines.protocol import Engine, EngineError, Prompt
+from mmemb_r1.engines.served import PROBED_TOKENS
+from mmemb_r1.fingerprint import weights_digest
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+
+MAX_SUPPRESSED = 1024  # ids that vLLM takes in the logit_bias of a request
+LEAST_COSINE = 0.98  # of the probe's state: 16-bit arithmetic gives .99 and more
+_START_IT = (
+    "Start it with the folder that `mmemb-r1 export vllm` wrote for this checkpoint, by the lines in its README"
+)
+MOST_LENGTHS = 1.1  # of the probe's state: how often one may be the other's length
+
+
+def check_model(module: MMEmbR1Module, facts: dict[str, Any] | None) -> None:
+    """
+    Refuse a model whose vectors an engine can't give.
+
+    Args:
+        module: the model.
+        facts: what the exported folder says that the engine runs; `None` where it has none.
+
+    Raises:
+        ValueError: for poolings of more than one state, positions that count pictures like text, more suppressed ids
+            than a request may name, a limit of pictures other than the exported one, or another checkpoint.
+    """
+    config, instead = module.model.config, "leave the engine out for it"
+    suppressed = config.suppressed_token_ids or []
+    if config.pooling != "last":
+        raise ValueError(
+            f"pooling={config.pooling!r} needs the states of all tokens, and an engine gives that of the last one; "
+            f"{instead}."
+        )
+    if getattr(config.vlm_config, "sequential_positions", False):
+        raise ValueError(
+            "This embedder numbers the tokens of pictures like text (positions: sequence in its recipe), which "
+            f"engines don't; {instead}."
+        )
+    if len(suppressed) > MAX_SUPPRESSED:
+        raise ValueError(
+            f"{len(suppressed)} ids can't occur in this model's rationales, and an engine takes "
+            f"{MAX_SUPPRESSED} at most; {instead}."
+        )
+    if facts is None:
+        return
+    if weights_digest(module) != facts["weights"]:
+        raise ValueError(
+            f"The engine runs another checkpoint (exported with the fingerprint {facts['fingerprint'][:12]}); export "
+            "this one with `mmemb-r1 export vllm`, or load the model from the folder that the engine runs."
+        )
+    if config.max_image_tokens != facts["max_image_tokens"]:
+        raise ValueError(
+            f"max_image_tokens={config.max_image_tokens}, and the checkpoint was exported with "
+            f"{facts['max_image_tokens']}: the engine makes the pictures smaller, so that it can't be changed "
+            "afterwards. Export the checkpoint again with the other limit."
+        )
+
+
+def check_probe(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], where: str) -> None:
+    """
+    Ask for what is known of a built-in text, and compare.
+
+    Args:
+        engine: ready to answer.
+        module: the model.
+        probe: from `probe_of`.
+        where: names the engine in errors.
+
+    Raises:
+        EngineError: if it gives another state, or begins another rationale.
+    """
+    prompt = Prompt(tuple(probe["token_ids"]), len(probe["token_ids"]))
+    state, known = engine.states([prompt])[0].double(), torch.tensor(probe["state"], dtype=torch.double)
+    again = f"{_START_IT}."
+    if state.shape != known.shape:
+        raise EngineError(f"{where} gives states of {len(state)} dimensions, and this model has {len(known)}. {again}")
+    lengths = float(state.norm() / known.norm())
+    if not 1 / MOST_LENGTHS <= lengths <= MOST_LENGTHS:
+        raise EngineError(
+            f"{where} gives a state of {lengths:.3g} times the length that this model's has: it runs another model, "
+            f"or normalises states. {again}"
+        )
+    cosine = float(torch.cosine_similarity(state, known, dim=0))
+    if cosine < LEAST_COSINE:
+        raise EngineError(
+            f"{where} runs another model: its state for a built-in text has a cosine of {cosine:.3f} with this "
+            f"model's; allowed: {LEAST_COSINE}. {again}"
+        )
+
+
+def check_probed_rationale(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], where: str) -> None:
+    """Compare likewise how a rationale begins; other tokens may differ by the rounding of 16-bit arithmetic."""
+    begun = Prompt(tuple(probe["token_ids"]), len(probe["token_ids"])).then(module.model.config.opening_ids)
+    (written,) = engine.rationales([begun], [PROBED_TOKENS])
+    end = module.model.config.end_think_token_id
+    known = [*probe["after"], end]
+    if written[:1] != known[:1]:
+        raise EngineError(
+            f"{where} begins the rationale of a built-in text with the token {written[:1]}, and this model with "
+            f"{known[:1]}: it runs another model. {_START_IT}; verify=False goes on without this comparison."
+        )

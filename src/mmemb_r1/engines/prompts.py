@@ -1,0 +1,64 @@
+"""Render inputs as prompts for an engine, which opens up the places of pictures itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmemb_r1.engines.protocol import Prompt
+from mmemb_r1.modeling.backbones_mmemb_r1 import fitted_picture
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
+from mmemb_r1.modeling.locking_mmemb_r1 import tokenizing
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.modeling.rendering_mmemb_r1 import RENDERING_ERRORS, plain_conversations
+
+
+def engine_prompts(
+    processor: Any, config: Any, inputs: Sequence[Any], instruction: str | None, media: MediaOptions
+) -> list[Prompt]:
+    """
+    Open inputs and render them, each to a prompt that ends in the marker.
+
+    Args:
+        processor: the model's.
+        config: the [`MMEmbR1Config`].
+        inputs: as for `encode`.
+        instruction: the system turn of inputs that bring none.
+        media: how pictures are opened.
+
+    Raises:
+        InputError: showing the input and its position.
+    """
+    try:
+        conversations = to_conversations(inputs, instruction=instruction, media=media)
+        return [_prompt(processor, config, index, chat) for index, chat in enumerate(conversations)]
+    except InputError as error:
+        raise InputError(error.index, error.fault, inputs[error.index]) from error
+
+
+def _prompt(processor: Any, config: Any, index: int, conversation: list[dict[str, Any]]) -> Prompt:
+    if any(part["type"] == "video" for turn in conversation for part in turn["content"]):
+        raise InputError(
+            index, "it holds a video, which engines don't take; allowed: text and pictures, or no engine at all."
+        )
+    try:
+        with tokenizing():
+            (chat,) = plain_conversations(processor, [conversation], config.max_text_tokens)
+            chat = [
+                {
+                    **turn,
+                    "content": [fitted_picture(processor, part, config.max_image_tokens) for part in turn["content"]],
+                }
+                for turn in chat
+            ]
+            text = processor.apply_chat_template(
+                chat, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+            )
+            # as transformers does: a template that writes the first token itself gets no second one
+            bos = processor.tokenizer.bos_token
+            special = not (bos is not None and text.startswith(bos))
+            token_ids = tuple(processor.tokenizer(text, add_special_tokens=special)["input_ids"])
+    except RENDERING_ERRORS as error:
+        raise InputError(index, str(error)) from error
+    images = tuple(part["image"] for turn in chat for part in turn["content"] if part["type"] == "image")
+    return Prompt(token_ids, len(token_ids), images, tuple(chat))

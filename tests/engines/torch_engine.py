@@ -1,0 +1,86 @@
+"""An engine that asks the whole backbone by plain transformers calls, prompt by prompt, to compare others with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmemb_r1 import MMEmbR1
+from mmemb_r1.engines.checks import check_model
+from mmemb_r1.engines.protocol import Prompt, Words
+from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.rendering_mmemb_r1 import render
+from mmemb_r1.rationale_tokens import append_tokens
+
+REFUSED = "refuse this"
+
+
+class TorchEngine:
+    """Run the backbone of a model that is in memory; no cache, nothing beside a prompt."""
+
+    name = "torch"
+
+    def __init__(self, model: MMEmbR1, max_length: int | None = None) -> None:
+        self.model, self.module, self.max_length = model, None, max_length
+        self.read: list[int] = []  # tokens of each prompt, expanded
+        self.asked: list[tuple[str, int]] = []
+
+    def check(self, module: Any) -> None:
+        check_model(module, None)
+
+    def start(self, module: Any) -> None:
+        self.module = module
+
+    @torch.inference_mode()
+    def states(self, prompts: Sequence[Prompt]) -> Tensor:
+        self.asked.append(("states", len(prompts)))
+        return torch.stack([self._hidden(place, prompt)[-1].float() for place, prompt in enumerate(prompts)])
+
+    @torch.inference_mode()
+    def rationales(self, prompts: Sequence[Prompt], max_tokens: Sequence[int]) -> list[list[int]]:
+        self.asked.append(("rationales", len(prompts)))
+        return [self._written(place, *asked) for place, asked in enumerate(zip(prompts, max_tokens, strict=True))]
+
+    def close(self) -> None:
+        self.module = None
+
+    def _written(self, place: int, prompt: Prompt, max_tokens: int) -> list[int]:
+        words, vlm = Words.of(self.module.model.config), self.model[0].model.vlm
+        ids: list[int] = []
+        while len(ids) < max_tokens and words.end_id not in ids[-1:]:
+            hidden = self._hidden(place, prompt.then([*prompt.followed, *ids]))
+            if self.max_length is not None and len(hidden) >= self.max_length:
+                break
+            logits = vlm.get_output_embeddings()(hidden[-1:])[0]
+            logits[list(words.suppressed_ids)] = -torch.inf
+            ids.append(int(logits[: len(self.model.tokenizer)].argmax()))
+        return ids
+
+    def _hidden(self, place: int, prompt: Prompt) -> Tensor:
+        if REFUSED in str(prompt.messages):
+            raise InputError(place, "it is refused.")
+        processor, vlm = self.model.processor, self.model[0].model.vlm
+        config = self.model[0].model.config
+        batch = dict(render(processor, [list(prompt.messages)], max_image_tokens=config.max_image_tokens))
+        rendered = tuple(batch["input_ids"][0].tolist())
+        if not prompt.images:
+            assert prompt.token_ids[: prompt.num_rendered] in (rendered, rendered[:-1])
+        batch = append_tokens(batch, [prompt.followed], processor.tokenizer.pad_token_id)
+        cut = self._cut(prompt)
+        batch = {
+            name: value[:, :-cut] if cut and value.shape == batch["input_ids"].shape else value
+            for name, value in batch.items()
+        }
+        ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+        positions, _ = rotary_positions(vlm, ids, mask, batch)
+        output = vlm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, **batch)
+        return output.last_hidden_state[0]
+
+    def _cut(self, prompt: Prompt) -> int:
+        """Count the tokens of the rendered prompt that are not to be read: the marker, or none."""
+        marker = self.model[0].model.config.embed_token_id
+        return int(not prompt.followed and marker not in prompt.token_ids[-1:])
