@@ -63,18 +63,23 @@ def recurrent_vlm() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def thinking() -> Callable[..., MMEmbR1]:
-    """`thinking(family, **config)`: a tiny model whose gate depends on the input, and whose vectors do so strongly."""
+    """
+    `thinking(family, **config)`: a tiny model whose gate depends on the input, and whose vectors do so strongly.
+    `sizes` are those of the backbone, whose weights are `scale` times as large as random ones usually are.
+    """
     import torch
 
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.tiny import build_tiny_vlm
 
     @torch.no_grad()
-    def build(family: str = "qwen3_vl", **config: Any) -> MMEmbR1:
-        vlm, processor = build_tiny_vlm(family)
+    def build(
+        family: str = "qwen3_vl", *, sizes: dict[str, int] | None = None, scale: float = 8, **config: Any
+    ) -> MMEmbR1:
+        vlm, processor = build_tiny_vlm(family, **sizes or {})
         for parameter in vlm.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(8)
+                parameter.mul_(scale)
         model = MMEmbR1.from_vlm(vlm, processor, **{"max_reasoning_tokens": 4, **config})
         model[0].model.gate.output.weight.normal_(generator=torch.Generator().manual_seed(0))
         return model
