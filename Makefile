@@ -1,4 +1,4 @@
-# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | newest | doctest | lint |
+# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | docs | newest | doctest | lint |
 #      typecheck | bench | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
@@ -80,6 +80,17 @@ test-demo: wheel
 	.venv-demo/bin/python scripts/torchvision_shim.py
 	$(ON_WHEEL) .venv-demo/bin/python -m pytest tests/demo $(PYTEST_ARGS)
 
+# The documentation site, in build/site. What makes it has an environment of its own, with the pins of constraints-docs.txt;
+# the pages of commands and of Python come from the built package.
+.PHONY: docs
+docs: wheel
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --constraint constraints-docs.txt mkdocs-material 'mkdocstrings[python]' ruff
+	$(ON_WHEEL) $(BIN)/python -m scripts.documentation.pages build/pages
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	$(BIN)/python -m scripts.documentation.links build/site
+	$(ON_WHEEL) MMEMB_R1_SITE=build/site $(BIN)/pytest tests/test_site.py $(PYTEST_ARGS)
+
 # The quick tests again, with the newest release of everything: an environment of its own that no pin holds. What
 # libraries are going to take away is warned of in the summary at the end.
 .PHONY: newest
@@ -116,5 +127,5 @@ bench: setup
 
 .PHONY: clean
 clean:
-	rm -rf .venv-demo .venv-newest .venv-integrations build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-demo .venv-docs .venv-newest .venv-integrations build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src modeling training model_card tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -373,14 +373,14 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
     ) -> Iterator[MMEmbR1EmbedOutput]:
         """
         Embed many batches as [`embed`] does: rows of several of them think together, so that decoding has full batches
-        however few rows of each think. A row's result is the same as alone, up to rounding.
+        however few rows of each think. A row's result is the same as alone, up to rounding. The other arguments are
+        those of [`embed`].
 
         Args:
             batches: what the processor gave for each, and `max_reasoning_tokens` where a batch, or each row of it, has
                 a budget of its own; read one by one, and one ahead of the room for more rows that think.
             decode_batch_size: rows that think at the same time. Default: all that do, of all batches.
             statistics: where to count what decoding cost.
-            Others as in [`embed`].
 
         Yields:
             One output per batch, in order.

@@ -86,6 +86,24 @@ def test_every_example_is_run(root):
     assert found == {*WITH_EXAMPLES, "docs/integrations.md"}  # whose examples tests/integrations runs
 
 
+def test_every_page_is_in_the_navigation_of_the_site(root):
+    """A new page goes into `nav` of mkdocs.yml, and nothing is there that does not exist."""
+
+    def pages(entry):
+        if isinstance(entry, dict | list):
+            inner = entry.values() if isinstance(entry, dict) else entry
+            return [page for one in inner for page in pages(one)]
+        return [entry]
+
+    named = pages(yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    generated = {"docs/commands/", "docs/reference/", "examples/recipes.md"}
+    written = {page.relative_to(root).as_posix() for page in (root / "docs").rglob("*.md")}
+    written |= {name for name in DOCUMENTS if name.endswith(".md")}
+    assert len(named) == len(set(named))
+    assert set(named) - generated == written, "nav of mkdocs.yml and docs/ differ"
+    assert generated <= set(named)
+
+
 def test_where_a_checkpoint_is_named_it_is_said_that_none_is_published(root):
     for file in [root / "README.md", *(root / "docs").glob("*.md")]:
         text = file.read_text(encoding="utf-8")

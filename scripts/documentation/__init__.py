@@ -1,0 +1,3 @@
+"""Make the documentation site: `make docs`."""
+
+from __future__ import annotations
