@@ -1,5 +1,5 @@
-# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | docs | newest | doctest | lint |
-#      typecheck | bench | clean
+# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | test-python | docs | newest |
+#      oldest | doctest | lint | typecheck | bench | dist | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -91,18 +91,37 @@ docs: wheel
 	$(BIN)/python -m scripts.documentation.links build/site
 	$(ON_WHEEL) MMEMB_R1_SITE=build/site $(BIN)/pytest tests/test_site.py $(PYTEST_ARGS)
 
+# An environment in folder $(1), in which pip gets the options $(2).
+define environment
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet $(2) --upgrade pip
+	$(1)/bin/python -m pip install --quiet $(2) torch
+	$(1)/bin/python -m pip install --quiet $(2) --no-deps torchvision
+	$(1)/bin/python -m pip install --quiet $(2) '.[dev]'
+	$(1)/bin/python scripts/torchvision_shim.py
+endef
+
+# The quick tests with another Python: make test-python PYTHON=python3.13. The pins are the same.
+.PHONY: test-python
+test-python: wheel
+	$(call environment,.venv-python,--constraint constraints.txt)
+	$(ON_WHEEL) .venv-python/bin/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
 # The quick tests again, with the newest release of everything: an environment of its own that no pin holds. What
 # libraries are going to take away is warned of in the summary at the end.
 .PHONY: newest
 newest: wheel
-	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade pip
-	.venv-newest/bin/python -m pip install --quiet torch
-	.venv-newest/bin/python -m pip install --quiet --no-deps torchvision
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager '.[dev]'
-	.venv-newest/bin/python scripts/torchvision_shim.py
+	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager)
 	.venv-newest/bin/python -m pip list --outdated
 	$(ON_WHEEL) .venv-newest/bin/pytest -m "not slow and not gpu" -W default $(PYTEST_ARGS)
+
+# The quick tests with the oldest release of every dependency that setup.cfg allows; what those depend on is the newest
+# that they accept.
+.PHONY: oldest
+oldest: wheel
+	$(BIN)/python scripts/oldest_versions.py setup.cfg > build/constraints-oldest.txt
+	$(call environment,.venv-oldest,--constraint build/constraints-oldest.txt)
+	$(ON_WHEEL) .venv-oldest/bin/pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
 .PHONY: doctest
 doctest: wheel
@@ -113,6 +132,9 @@ lint: wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=$(WHEEL) $(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .github
 
 .PHONY: typecheck
 typecheck: wheel
@@ -125,7 +147,20 @@ bench: setup
 	$(BIN)/python -m benchmarks.gpu --device cpu --quick --random-100m --output runs/bench/random-100m.json \
 		--only encode_never against_peer auto_mixture --no-memory
 
+# What is uploaded to the package index, in dist/. RELEASE=0.2.0, as the release workflow says it, also checks that this is
+# the version, with its section in the changelog.
+.PHONY: dist
+dist:
+	$(PYTHON) -m venv .venv-release
+	cat constraints.txt constraints-release.txt > .venv-release/constraints.txt
+	.venv-release/bin/python -m pip install --quiet --constraint .venv-release/constraints.txt \
+		build packaging pyyaml setuptools twine
+	rm -rf dist
+	.venv-release/bin/python -m build --no-isolation . > .venv-release/log 2>&1 || { cat .venv-release/log; exit 1; }
+	.venv-release/bin/twine check --strict dist/*
+	.venv-release/bin/python scripts/check_release.py dist $(RELEASE)
+
 .PHONY: clean
 clean:
-	rm -rf .venv-demo .venv-docs .venv-newest .venv-integrations build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find src modeling training model_card tests -name __pycache__ -type d -prune -exec rm -rf {} +
