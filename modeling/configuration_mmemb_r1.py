@@ -40,6 +40,9 @@ class MMEmbR1Config(PreTrainedConfig):
         closing_token_ids (`list[int]`, *optional*):
             What it is fed after the end of a rationale; at the last of these the next embedding is read. Defaults to
             the marker. Empty: it is read at the token that ends the rationale.
+        thinker_form (`str`, *optional*, defaults to `"tokens"`):
+            Where a rationale goes that another model wrote: `"tokens"`, between the tokens around a rationale, as a
+            model reads its own; `"text"`, after the text of the input, for an embedder that never learnt to think.
         spaces (`int`, *optional*, defaults to 1):
             2 if direct and reasoned embeddings can't be compared with one another, as in UME-R1.
         suppressed_token_ids (`list[int]`, *optional*, defaults to `[]`):
@@ -102,6 +105,7 @@ class MMEmbR1Config(PreTrainedConfig):
     end_think_token_id: int | None = None
     opening_token_ids: list[int] | None = None
     closing_token_ids: list[int] | None = None
+    thinker_form: str = "tokens"
     spaces: int = 1
     suppressed_token_ids: list[int] | None = None
     rationale_vocab_size: int | None = None

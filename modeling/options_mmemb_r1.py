@@ -75,6 +75,7 @@ FIELDS = {  # of the config
     "end_think_token_id": Rule(int, "id of </think>, or of what ends a rationale instead", 0),
     "opening_token_ids": Rule(int, "ids that open a rationale", 0, is_list=True),
     "closing_token_ids": Rule(int, "ids between the end of a rationale and its embedding", 0, is_list=True),
+    "thinker_form": Rule(str, "where a thinker's rationale goes", choices=("tokens", "text")),
     "spaces": Rule(int, "whether direct and reasoned vectors compare (1) or not (2)", 1, 2),
     "suppressed_token_ids": Rule(int, "ids that no rationale holds", 0, is_list=True),
     "rationale_vocab_size": Rule(int, "ids from this one on have no token"),

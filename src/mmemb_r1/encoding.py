@@ -167,6 +167,16 @@ def row_options(config: MMEmbR1Config, options: Mapping[str, Any]) -> dict[str, 
     return {"reasoning": "never"} if resolved["reasoning"] == "never" else resolved
 
 
+def thinking_options(model: SentenceTransformer, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve what `row_options` does; where inputs think and a thinker is set, also say with whom, as `thinker`."""
+    config = model[0].model.config
+    resolved = row_options(config, options)
+    thinking = getattr(model, "thinking", None)
+    if thinking is None or resolved["reasoning"] == "never":
+        return resolved
+    return thinking.options(config, options, resolved)
+
+
 def row_keys(
     values: Sequence[Any], prompt: str | None, options: Mapping[str, Any], fingerprint: str, media: MediaOptions
 ) -> list[bytes]:
@@ -176,7 +186,7 @@ def row_keys(
     Args:
         values: inputs of `encode`.
         prompt: the system turn of those that bring none.
-        options: from `row_options`.
+        options: from `thinking_options`.
         fingerprint: the checkpoint's, from `checkpoint_fingerprint`.
         media: limits, and whether inputs may be web addresses.
 
@@ -245,7 +255,7 @@ def options_in_one_space(
         options: checked. A `task` stands for its prompt too, where none is named.
 
     Returns:
-        The options, with the prompt of their task; and those of thinking, see `row_options`.
+        The options, with the prompt of their task; and those of thinking, see `thinking_options`.
 
     Raises:
         ValueError: if an option is out of its range, or `reasoning="auto"` would mix vectors of two spaces.
@@ -254,7 +264,7 @@ def options_in_one_space(
     task = options.get("task")
     if task is not None and options.get("prompt") is None and options.get("prompt_name") is None:
         options["prompt"] = model.prompts.get(task)
-    thinking = row_options(config, options)
+    thinking = thinking_options(model, options)
     require_one_space(config, thinking["reasoning"])
     return options, thinking
 
@@ -311,10 +321,11 @@ def adaptive_rows(
     Yields:
         Places of some inputs, and what the adaptive model makes of them, or made of them before.
     """
-    resolved = row_options(model[0].model.config, options)
+    resolved = thinking_options(model, options)
     options = options | resolved
+    embedded = model.thinking.rows if "thinker" in resolved else embedded_rows
     if cache is None:
-        yield from _embedded(model, inputs, range(len(inputs)), device, prompt, batch_size, options)
+        yield from embedded(model, inputs, range(len(inputs)), device, prompt, batch_size, options)
         return
     keys = row_keys(inputs, prompt, resolved, _origin(model), media_options(model, options))
     missing = []
@@ -324,7 +335,7 @@ def adaptive_rows(
         missing += [place for place, row in enumerate(found, start) if row is None]
         if there:
             yield [place for place, _ in there], batch_to_device(batched([row for _, row in there]), device)
-    for places, features in _embedded(model, inputs, missing, device, prompt, batch_size, options):
+    for places, features in embedded(model, inputs, missing, device, prompt, batch_size, options):
         cache.put({keys[place]: row for place, row in zip(places, unbatched(features), strict=True)})
         yield places, features
 
@@ -335,7 +346,7 @@ def _origin(model: SentenceTransformer) -> str:
     return checkpoint_fingerprint(model[0]) + ("" if engine is None else f"@{engine.name}")
 
 
-def _embedded(
+def embedded_rows(
     model: SentenceTransformer,
     inputs: Sequence[Any],
     wanted: Sequence[int],

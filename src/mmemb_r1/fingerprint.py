@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 # Of a configuration, what says where it came from; the weights say their dtypes themselves.
-_TRANSIENT = ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype")
+# A form for the rationales of others changes no vector by itself: it is told with them.
+_TRANSIENT = (
+    "_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "thinker_form",
+)  # fmt: skip
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _ABOUT = ("training.json", "results.json")
 _PADDING = ("padding", "truncation")  # of a tokenizer, set anew by each call

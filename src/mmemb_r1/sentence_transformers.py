@@ -22,9 +22,17 @@ from sentence_transformers.util import load_file_path, truncate_embeddings
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmemb_r1.content import as_input, distinct
+from mmemb_r1.content import as_input, content_key, distinct
 from mmemb_r1.embedding_cache import EmbeddingCache
-from mmemb_r1.encoding import adaptive_rows, check_device, media_options, read_batches, row_options, spread
+from mmemb_r1.encoding import (
+    adaptive_rows,
+    check_device,
+    media_options,
+    read_batches,
+    row_options,
+    spread,
+    thinking_options,
+)
 from mmemb_r1.engines import Engine, ServedModule
 from mmemb_r1.engines.choice import engine_of, exported_folder
 from mmemb_r1.hub.source import check_model
@@ -39,6 +47,8 @@ from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.processes import check_inputs_travel
 from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.stream import StreamSummary, encode_stream
+from mmemb_r1.thinker import Thinker, ThinkerError
+from mmemb_r1.thinking import Thinking
 
 # Instructions for the kinds of tasks of MMEB, by name: `encode(..., prompt_name="grounding")`. The two that
 # `encode_query` and `encode_document` look for are empty: whoever trains with an instruction saves it there.
@@ -68,14 +78,26 @@ class MMEmbR1(SentenceTransformer):
     Args:
         model_name_or_path (`str`): a directory or Hub id.
         engine ([`Engine`] or `str`): what runs the backbone, see [`engine`]. Default: this process, by torch.
+        thinker: another model that writes the rationales, see [`~mmemb_r1.thinker.load_thinker`]; it is not saved with
+            this one. Default: the model writes them itself.
+        thinker_form (`str`, *optional*): where its rationale goes: `"tokens"`, between the tokens of thought, or
+            `"text"`, after the text of the input. Default: the config's, which is `"text"` for a converted embedder
+            that has not learnt to think.
         **kwargs: as for [`SentenceTransformer`].
     """
 
     _embedding_cache: EmbeddingCache | None = None
     _engine: Engine | None = None
+    thinking: Thinking | None = None  # how another model thinks for this one
 
     def __init__(
-        self, model_name_or_path: str | None = None, *, engine: Engine | str | None = None, **kwargs: Any
+        self,
+        model_name_or_path: str | None = None,
+        *,
+        engine: Engine | str | None = None,
+        thinker: Any = None,
+        thinker_form: str | None = None,
+        **kwargs: Any,
     ) -> None:
         check_device(kwargs.get("device"))
         exported = None if engine is None or model_name_or_path is None else exported_folder(model_name_or_path)
@@ -103,6 +125,7 @@ class MMEmbR1(SentenceTransformer):
                 f"{MMEmbR1Module.__name__}. Load it with SentenceTransformer."
             )
         self.engine = engine_of(engine, exported) if isinstance(engine, str) else engine
+        self.set_thinker(thinker, thinker_form)
 
     @classmethod
     def from_model(cls, model: MMEmbR1Model, processor: ProcessorMixin, **kwargs: Any) -> MMEmbR1:
@@ -299,6 +322,11 @@ class MMEmbR1(SentenceTransformer):
         self, inputs: list[Any], device: torch.device, prompt: str | None, batch_size: int, options: dict[str, Any]
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Embed batch by batch through the model's `__call__`, for hooks and `compile()`; without the cache."""
+        if "thinker" in thinking_options(self, options):
+            raise ValueError(
+                "Hooks and compile() watch calls of this model, and with a thinker inputs don't think in these. "
+                'Remove them, or the thinker, or pass reasoning="never".'
+            )
         plan, read, options = read_batches(self, inputs, range(len(inputs)), device, prompt, batch_size, options)
         for places, features in zip(plan, read, strict=True):
             yield places, self(features, **options)
@@ -364,6 +392,24 @@ class MMEmbR1(SentenceTransformer):
     def embedding_cache(self, cache: EmbeddingCache | str | Path | None) -> None:
         self._embedding_cache = EmbeddingCache(cache) if isinstance(cache, str | Path) else cache
 
+    @property
+    def thinker(self) -> Thinker | None:
+        """Get the other model that writes the rationales; setting it is [`set_thinker`] in the config's form."""
+        return None if self.thinking is None else self.thinking.thinker
+
+    @thinker.setter
+    def thinker(self, thinker: Any) -> None:
+        self.set_thinker(thinker)
+
+    def set_thinker(self, thinker: Any, form: str | None = None) -> None:
+        """
+        Let another model write the rationales from now on; `None`: this one itself.
+
+        Args:
+            thinker, form: as `thinker` and `thinker_form` of the constructor. None such is a `ValueError`.
+        """
+        self.thinking = Thinking.of(thinker, form, self[0].model.config)
+
     def encode_query(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Embed queries: [`encode`] with the prompt that is saved under the name `query`, if there is one."""
         inputs, options = self._arguments(inputs, args, kwargs)
@@ -391,6 +437,9 @@ class MMEmbR1(SentenceTransformer):
 
     def _place_of(self, error: InputError, values: list[Any], options: dict[str, Any]) -> int:
         """Find the input that an error is about: sentence-transformers sorts them before it makes batches."""
+        if isinstance(error, ThinkerError) and error.value is None:  # of another process
+            keys = (content_key(value, media_options(self, options)) for value in values)
+            return next((index for index, key in enumerate(keys) if key == error.key), error.index)
         if error.value is not None:
             return next((index for index, value in enumerate(values) if value is error.value), error.index)
         for index, value in enumerate(values):  # another process raised it, which knows its own part alone

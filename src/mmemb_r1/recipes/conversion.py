@@ -163,7 +163,9 @@ def config_of(recipe: Recipe, vlm: Any, given: dict[str, Any]) -> dict[str, Any]
             f"{changed[0]}={given[changed[0]]!r} would change the vectors that the recipe {recipe.name} keeps. Leave "
             "it out; or begin with the weights alone, --recipe none; or bring a recipe file of your own."
         )
-    fields = {**recipe.config, **given, **reading}
+    # what was never trained to read a rationale where ours goes may read it as text
+    form = {"thinker_form": "tokens" if recipe.thinks else "text"}
+    fields = {**form, **recipe.config, **given, **reading}
     width = vlm.config.get_text_config().hidden_size
     dims = recipe.config.get("matryoshka_dims")
     if isinstance(dims, list) and "matryoshka_dims" not in given:  # of all sizes of a checkpoint
