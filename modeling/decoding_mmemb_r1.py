@@ -12,6 +12,7 @@ that feeds it, and a row that stops leaves the batch and its cache.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -260,6 +261,7 @@ class RationaleState:
         max_tokens: budget of one rationale.
         max_rounds: rationales at most.
         max_fed: once this row was fed so many tokens it begins no further rationale, however many rounds are left.
+        threshold: gate probability from which it thinks another round.
         token_ids: everything the row was fed: `<think> r </think> <|embed|>`, once per round.
         embeddings: `(D,)` after each rationale.
         num_tokens: rationale tokens, control tokens not counted.
@@ -271,6 +273,7 @@ class RationaleState:
     max_tokens: int
     max_rounds: int
     max_fed: int = sys.maxsize
+    threshold: float = -math.inf
     token_ids: list[int] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
     num_tokens: int = 0
@@ -279,6 +282,7 @@ class RationaleState:
     ahead: list[int] = field(default_factory=list)
     inside: bool = False  # a rationale, what opens it and what ends it included
     spent: int = 0  # tokens of the current rationale
+    finished: int = 0  # of `token_ids`, those up to the last embedding
 
     @property
     def done(self) -> bool:
@@ -320,9 +324,14 @@ class RationaleState:
     def embed(self, embedding: Tensor, again: bool, opening: Sequence[int]) -> None:
         """Take the embedding `(D,)` at the end of a rationale, and think `again` if there is a round left."""
         self.embeddings.append(embedding)
-        self.feed = None
+        self.feed, self.finished = None, len(self.token_ids)
         if again and len(self.embeddings) < self.max_rounds and len(self.token_ids) < self.max_fed:
             self.begin(opening)
+
+    def stop(self) -> None:
+        """Give up the rationale that is being written: what was embedded before it stays, its cost is counted."""
+        self.token_ids = self.token_ids[: self.finished]
+        self.feed, self.ahead, self.inside = None, [], False
 
 
 @dataclass
@@ -345,7 +354,8 @@ class Decoder:
 
     Args:
         model: the [`MMEmbR1Model`].
-        decide: gate logits `(N,)` -> `(N,)` bool, which rows think another round; `None` always thinks on.
+        decide: gate logits `(N,)` -> `(N,)` bool, which rows think another round. Default: those whose probability
+            reaches the threshold of their state.
         sampling: how rationale tokens are chosen.
         statistics: where to count.
         across_batches: whether rows of one batch join those of others. They are at different places then, and padding
@@ -436,16 +446,33 @@ class Decoder:
         model = self.model
         at = torch.tensor(places, device=context.hidden.device)
         embeddings = model.embeddings_of(context.pooled.mean[at])
-        again = [True] * len(places)
-        if self.decide is not None:
-            again = self.decide(model.gate(context.hidden[at])).tolist()
-        for place, embedding, more in zip(places, embeddings, again, strict=True):
+        again = self._again(model.gate(context.hidden[at]), places)
+        for place, embedding, more in zip(places, embeddings, again.tolist(), strict=True):
             self.states[place].embed(embedding, more, model.config.opening_ids)
+        self._let_go()
+
+    def _again(self, gate_logits: Tensor, places: list[int]) -> Tensor:
+        """Tell which rows think another round, by their gate logits `(N,)` -> `(N,)` bool."""
+        if self.decide is not None:
+            return self.decide(gate_logits)
+        gate_prob = gate_logits.sigmoid()
+        return gate_prob >= gate_prob.new_tensor([self.states[place].threshold for place in places])
+
+    @torch.no_grad()
+    def stop(self, states: Sequence[RationaleState]) -> None:
+        """Take rows out in the middle of a rationale; see [`RationaleState.stop`]."""
+        for state in states:
+            state.stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Keep the rows that are still thinking."""
         stay = [place for place, state in enumerate(self.states) if state.feed is not None]
-        if len(stay) < len(self):
+        if self.context is not None and len(stay) < len(self):
             order = places_kept(stay)
             self.states = [self.states[place] for place in order]
-            self.context = context.keep(torch.tensor(order, device=at.device)) if order else None
+            rows = torch.tensor(order, device=self.context.hidden.device)
+            self.context = self.context.keep(rows) if order else None
 
 
 def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:

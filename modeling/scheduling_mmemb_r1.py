@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,19 +53,10 @@ class ReasoningOptions:
             )
         return budgets
 
-    def thinks(self, gate_prob: Tensor) -> list[int]:
-        """List the rows that think, by their gate probabilities `(B,)`."""
-        if self.reasoning == "always":
-            return list(range(len(gate_prob)))
-        if self.reasoning == "never":
-            return []
-        return (gate_prob >= self.gate_threshold).nonzero().squeeze(-1).tolist()
-
-    def again(self, gate_logits: Tensor) -> Tensor:
-        """Tell which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
-        if self.reasoning == "always":
-            return torch.ones_like(gate_logits, dtype=torch.bool)
-        return gate_logits.sigmoid() >= self.gate_threshold
+    @property
+    def threshold(self) -> float:
+        """Get the gate probability from which a row thinks, and thinks again; any or none is infinite."""
+        return {"always": -math.inf, "never": math.inf}.get(self.reasoning, self.gate_threshold)
 
 
 @dataclass
@@ -135,7 +127,6 @@ def embed_batches(
     slots = 1 if options.reasoning == "never" else options.max_reasoning_rounds + 1
     decoder = Decoder(
         model,
-        decide=options.again,
         sampling=options.sampling,
         statistics=statistics,
         across_batches=several or decode_batch_size is not None,
@@ -144,7 +135,7 @@ def embed_batches(
     for batch in batches:
         read, context = read_prompts(model, batch, options)
         waiting.append(read)
-        _start_thinking(decoder, read.states, context, decode_batch_size, len(opening_ahead(model.config)))
+        start_thinking(decoder, read.states, context, decode_batch_size)
         del context
         while waiting and waiting[0].done:
             yield waiting.popleft().output(slots, output_all_embeddings)
@@ -153,21 +144,28 @@ def embed_batches(
         yield read.output(slots, output_all_embeddings)
 
 
-def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions) -> tuple[ReadBatch, Context]:
+def read_prompts(
+    model: Any, batch: Mapping[str, Any], options: ReasoningOptions | Sequence[ReasoningOptions]
+) -> tuple[ReadBatch, Context]:
     """
     Read prompts once, pictures included: direct embeddings, the gate's answers, and what decoding goes on from.
 
     Args:
         model: the [`MMEmbR1Model`].
         batch: what the processor gave; padding may be on either side. With `max_reasoning_tokens`, budgets of its own.
-        options: how to think.
+        options: how to think, for all rows or one for each.
 
     Raises:
         ValueError: if a prompt does not end in the marker.
     """
     media = dict(batch)
     input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask", None)
-    budgets = options.budgets(len(input_ids), media.pop("max_reasoning_tokens", None))
+    given = media.pop("max_reasoning_tokens", None)
+    if isinstance(options, ReasoningOptions):
+        budgets = options.budgets(len(input_ids), given)
+        options = [options] * len(input_ids)
+    else:
+        budgets = [budget for own in options for budget in own.budgets(1)]
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     order = left_padded(attention_mask)
@@ -176,7 +174,7 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         media = {key: value.gather(1, order) if is_per_token(value, order) else value for key, value in media.items()}
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
     model.require_markers((input_ids[:, -1] == model.config.embed_token_id) & attention_mask[:, -1].bool())
-    never = options.reasoning == "never"
+    never = all(own.reasoning == "never" for own in options)
     # a token that was chosen has no gradient, so a vector after it would have a wrong one
     with torch.set_grad_enabled(torch.is_grad_enabled() and never):
         ahead = () if never else opening_ahead(model.config)
@@ -184,8 +182,10 @@ def read_prompts(model: Any, batch: Mapping[str, Any], options: ReasoningOptions
         direct = model.embeddings_of(context.pooled.mean)
         gate_prob = model.gate(context.hidden).sigmoid()
     limit = context_length(model.config)
+    thresholds = [own.threshold for own in options]
+    thinks = (gate_prob >= gate_prob.new_tensor(thresholds)).nonzero().squeeze(-1).tolist()
     states = {
-        row: RationaleState(budgets[row], options.max_reasoning_rounds, limit) for row in options.thinks(gate_prob)
+        row: RationaleState(budgets[row], options[row].max_reasoning_rounds, limit, thresholds[row]) for row in thinks
     }
     return ReadBatch(direct, gate_prob, states, model.config), context
 
@@ -199,19 +199,17 @@ def opening_ahead(config: Any) -> list[int]:
 
 
 @torch.no_grad()
-def _start_thinking(
-    decoder: Decoder,
-    states: Mapping[int, RationaleState],
-    context: Context,
-    decode_batch_size: int | None,
-    num_read: int,
+def start_thinking(
+    decoder: Decoder, states: Mapping[int, RationaleState], context: Context, decode_batch_size: int | None = None
 ) -> None:
     """
-    Hand rows to the decoder, which makes room for them first: for an eighth of what it may hold, so that it is nearly
-    full all the time, and its cache is copied for them only now and then.
+    Hand rows of a batch that was read to the decoder. With a `decode_batch_size`, it makes room for them first: for an
+    eighth of what it may hold, so that it is nearly full all the time, and its cache is copied for them only now and
+    then.
     """
     if not states:
         return
+    num_read = len(opening_ahead(decoder.model.config))
     rows = torch.tensor(list(states), device=context.hidden.device)
     size = decode_batch_size or len(rows)
     if decode_batch_size is not None and can_join(context.cache):

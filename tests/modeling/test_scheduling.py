@@ -13,6 +13,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.decoding_mmemb_r1 import Decoder, DecodingStatistics
 from mmemb_r1.modeling.outputs_mmemb_r1 import MMEmbR1EmbedOutput
+from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions, read_prompts, start_thinking
 from mmemb_r1.tiny import build_tiny_vlm
 
 LENGTHS = (1, 9, 3, 20, 2)  # of the rationales
@@ -249,3 +250,58 @@ def test_recurrent_states_are_decoded_batch_by_batch(close, recurrent_vlm):
 def test_bad_options(qwen, mixed, options, message):
     with pytest.raises(ValueError, match=message):
         qwen.embed(mixed, reasoning="always", **options)
+
+
+def test_rows_of_one_batch_have_options_of_their_own(qwen, mixed, close):
+    model = qwen.model
+    given = [
+        ("never", 0.5, 4, 1),
+        ("always", 0.5, 3, 2),
+        ("auto", 0.0, 5, 1),
+        ("auto", 1.0, 5, 1),
+        ("always", 0.5, 6, 1),
+    ]
+    assert len(mixed) == len(given)
+    options = [ReasoningOptions.of(model.config, None, *one) for one in given]
+    decoder = Decoder(model, across_batches=True)
+    with torch.no_grad():
+        read, context = read_prompts(model, qwen.batch(mixed), options)
+        start_thinking(decoder, read.states, context)
+        decoder.run()
+    output = read.output(3, False)
+    assert output.num_reasoning_rounds.tolist() == [0, 2, 1, 0, 1]
+    for row, (value, (reasoning, threshold, tokens, rounds)) in enumerate(zip(mixed, given, strict=True)):
+        alone = qwen.embed(
+            [value], reasoning=reasoning, gate_threshold=threshold, max_reasoning_tokens=tokens,
+            max_reasoning_rounds=rounds,
+        )  # fmt: skip
+        close(output.embeddings[row], alone.embeddings[0])
+        assert rationales([output])[row] == rationales([alone])[0]
+
+
+def test_rows_are_stopped_and_the_others_go_on(qwen, mixed, close):
+    """A stopped row keeps the vector of its last whole rationale, or none, and what it cost."""
+    model = qwen.model
+    options = ReasoningOptions.of(model.config, None, "always", None, 4, 3)
+    decoder = Decoder(model, across_batches=True)
+    whole = qwen.embed(mixed, reasoning="always", max_reasoning_tokens=4, max_reasoning_rounds=3)
+    first = qwen.embed(mixed, reasoning="always", max_reasoning_tokens=4, max_reasoning_rounds=1)
+    with torch.no_grad():
+        read, context = read_prompts(model, qwen.batch(mixed), options)
+        start_thinking(decoder, read.states, context)
+        decoder.step()
+        decoder.stop([read.states[1]])
+        while not read.states[0].embeddings:
+            decoder.step()
+        decoder.step()
+        decoder.step()
+        decoder.stop([read.states[0], read.states[3]])
+        decoder.run()
+    assert not read.states[1].embeddings and not read.states[1].rationale_ids(model.config)
+    for row in (0, 3):
+        assert len(read.states[row].embeddings) == 1
+        close(read.states[row].embeddings[-1], first.embeddings[row])
+        assert read.states[row].rationale_ids(model.config) == rationales([first])[row]
+        assert read.states[row].num_tokens >= int(first.num_reasoning_tokens[row])
+    for row in (2, 4):
+        close(read.states[row].embeddings[-1], whole.embeddings[row])

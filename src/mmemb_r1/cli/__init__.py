@@ -24,6 +24,7 @@ COMMANDS = {
     "index": "index a folder or a table of your own, or bring its index up to date",
     "search": "search an index by text or picture",
     "demo": "search an index in the browser",
+    "serve": "answer requests for embeddings over HTTP, as OpenAI's API does",
     "rationales": "draw rationales from a pool of workers (the prior)",
     "train-evaluator": "train the evaluator, which tells whether a query and a document match",
     "pairs": "check pairs tables: broken files, lengths, duplicates",

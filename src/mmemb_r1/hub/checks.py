@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from mmemb_r1.hub.client import ALLOWED, HUB_FILE, is_allowed
 
 # One of each line has to be there. Without it the checkpoint fails to load or to embed, or knows no instructions by
-# name; README.md is the card that the Hub shows.
+# name.
 REQUIRED = (
     ("config.json",),
     ("modules.json",),
@@ -27,7 +27,6 @@ REQUIRED = (
     ("processor_config.json", "preprocessor_config.json"),
     ("tokenizer.json",),
     ("tokenizer_config.json",),
-    ("README.md",),
 )
 TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where a processor looks; it does not ask the tokenizer
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -61,6 +60,17 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"{folder} is no folder; name the folder that save_pretrained wrote")
+    files, problems = find_problems(root)
+    problems += _card_problems(root / "README.md")
+    if "README.md" not in files:
+        problems.append("README.md is missing")
+    if problems:
+        raise ValueError(f"{folder} can't be pushed:" + "".join(f"\n- {problem}" for problem in problems))
+    return files
+
+
+def find_problems(root: Path) -> tuple[list[str], list[str]]:
+    """List the files of a checkpoint's folder, and what is wrong with them; its card is not looked at."""
     files, linked = _contents(root)
     problems = [f"{' or '.join(names)} is missing" for names in REQUIRED if not set(names) & set(files)]
     problems += [f"{name} is a link to a folder; copy the folder" for name in linked]
@@ -71,10 +81,7 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[str]:
         problems.append(f"{TEMPLATES[0]} is missing")
     problems += _weight_problems(root, files, contents.get(INDEX))
     problems += _code_problems(root, contents)
-    problems += _card_problems(root / "README.md")
-    if problems:
-        raise ValueError(f"{folder} can't be pushed:" + "".join(f"\n- {problem}" for problem in problems))
-    return files
+    return files, problems
 
 
 def _contents(root: Path) -> tuple[list[str], list[str]]:
