@@ -58,6 +58,14 @@ class ReasoningOptions:
         """Get the gate probability from which a row thinks, and thinks again; any or none is infinite."""
         return {"always": -math.inf, "never": math.inf}.get(self.reasoning, self.gate_threshold)
 
+    def thinks(self, gate_prob: Tensor) -> list[int]:
+        """List the rows that think, by their gate probabilities `(B,)`."""
+        return (gate_prob >= self.threshold).nonzero().squeeze(-1).tolist()
+
+    def again(self, gate_logits: Tensor) -> Tensor:
+        """Tell which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
+        return gate_logits.sigmoid() >= self.threshold
+
 
 @dataclass
 class ReadBatch:

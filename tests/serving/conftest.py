@@ -65,13 +65,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(model: Any, engine: Any = None, keys: tuple[str, ...] = (), **settings: Any):
+def running(model: Any, executor: Any = None, keys: tuple[str, ...] = (), **settings: Any):
     """Serve a model as `tiny`, as long as the block lasts."""
     from mmemb_r1.serving.running import make_server
     from mmemb_r1.serving.settings import ServerSettings
 
     values = {"batch_size": 8, "shutdown_seconds": 20, **settings}
-    server = make_server(model, "tiny", ServerSettings(**values), port=0, keys=keys, engine=engine)
+    server = make_server(model, "tiny", ServerSettings(**values), port=0, keys=keys, executor=executor)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)

@@ -11,7 +11,7 @@ import time
 import pytest
 from tests.serving.conftest import running, wait_until
 
-from mmemb_r1.serving.local import LocalEngine
+from mmemb_r1.serving.local import LocalExecutor
 
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
 
@@ -32,7 +32,7 @@ def received(connection, seconds=30):
     return data
 
 
-class SlowEngine(LocalEngine):
+class SlowExecutor(LocalExecutor):
     """Takes its time for each step, so that what thinks long is still there when a test looks."""
 
     def step(self):
@@ -44,8 +44,8 @@ class SlowEngine(LocalEngine):
 def strict(model):
     """A server with limits that a test reaches at once."""
     limits = {"max_body_bytes": 100_000, "header_seconds": 0.4, "body_seconds": 0.6, "idle_seconds": 1}
-    engine = SlowEngine(model, max_input_tokens=16_384)
-    with running(model, engine, write_seconds=0.5, max_connections=20, **limits) as server:
+    executor = SlowExecutor(model, max_input_tokens=16_384)
+    with running(model, executor, write_seconds=0.5, max_connections=20, **limits) as server:
         yield server
 
 

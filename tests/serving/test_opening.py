@@ -103,8 +103,8 @@ def test_the_command_serves_as_it_is_told(tiny_checkpoint, monkeypatch):
     service_settings = server.config.app.user_middleware[0].kwargs
     assert service_settings["keys"] == ["one"] and service_settings["settings"].max_inputs == 7
     scheduler = server.config.app.state.scheduler
-    assert scheduler.batch_size == 4 and scheduler.engine.media.allow_remote
-    assert scheduler.engine.decode_batch_size == 16
-    assert scheduler.engine.media.max_image_pixels == 4096
+    assert scheduler.batch_size == 4 and scheduler.executor.media.allow_remote
+    assert scheduler.executor.decode_batch_size == 16
+    assert scheduler.executor.media.max_image_pixels == 4096
     assert server.config.host == "127.0.0.1"
     scheduler.close(20)

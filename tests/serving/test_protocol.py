@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.serving.conftest import data_url
 
-from mmemb_r1.serving.engine import Answer
 from mmemb_r1.serving.errors import ApiError
+from mmemb_r1.serving.executor import Answer
 from mmemb_r1.serving.inputs import read_inputs
 from mmemb_r1.serving.protocol import parse_request, response_body
 from mmemb_r1.serving.settings import ServerSettings

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.serving.fake_engine import row
+from tests.serving.fake_executor import row
 
-from mmemb_r1.serving.engine import Prepared
+from mmemb_r1.serving.executor import Prepared
 from mmemb_r1.serving.row_queue import RowQueue
 
 

@@ -17,12 +17,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import mmemb_r1
-from mmemb_r1.serving.engine import Answer
 from mmemb_r1.serving.errors import ApiError
+from mmemb_r1.serving.executor import Answer
 from mmemb_r1.serving.gate import Gate
 from mmemb_r1.serving.metrics import Metrics
 from mmemb_r1.serving.protocol import EmbeddingRequest
-from mmemb_r1.serving.scheduler import ClosedError, EngineError, QueueFullError, RefusedError, Scheduler
+from mmemb_r1.serving.scheduler import ClosedError, ExecutorError, QueueFullError, RefusedError, Scheduler
 from mmemb_r1.serving.service import EmbeddingService
 
 logger = logging.getLogger("mmemb_r1.serving")
@@ -126,8 +126,8 @@ class _Routes:
         except RefusedError as error:
             told, where = str(error), "messages" if asked.messages is not None else "input"
             raise ApiError(400, told, param=f"{where}[{error.index}]", code="invalid_input") from error
-        except EngineError as error:
-            raise ApiError(500, _FAILED.message, code="engine_error") from error
+        except ExecutorError as error:
+            raise ApiError(500, _FAILED.message, code="executor_error") from error
         facts |= {
             "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
             "reasoning_tokens": sum(answer.reasoning_tokens for answer in answers),

@@ -1,4 +1,4 @@
-"""Be the engine that runs the model in this process."""
+"""Be the executor that runs the model in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
 from mmemb_r1.modeling.scheduling_mmemb_r1 import read_prompts, start_thinking
 from mmemb_r1.sentence_transformers import MMEmbR1
-from mmemb_r1.serving.engine import Answer, Prepared, Row, ThinkingLostError
+from mmemb_r1.serving.executor import Answer, Prepared, Row, ThinkingLostError
 
 
 @dataclass(eq=False)
@@ -33,7 +33,7 @@ class _Thinker:
     prompt_tokens: int
 
 
-class LocalEngine:
+class LocalExecutor:
     """
     Run a model that is in memory.
 

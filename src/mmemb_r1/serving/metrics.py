@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from mmemb_r1.serving.engine import Answer, Row
+from mmemb_r1.serving.executor import Answer, Row
 from mmemb_r1.serving.scheduler import Observer
 
 if TYPE_CHECKING:

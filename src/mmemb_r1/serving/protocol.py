@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
-from mmemb_r1.serving.engine import Answer
 from mmemb_r1.serving.errors import ApiError
+from mmemb_r1.serving.executor import Answer
 
 
 class EmbeddingRequest(BaseModel):

@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mmemb_r1.serving.engine import Row
+from mmemb_r1.serving.executor import Row
 
 WINDOW = 8  # times a batch: how far rows of like length are looked for
 

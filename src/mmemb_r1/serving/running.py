@@ -19,8 +19,8 @@ from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.serving.app import build_app
 from mmemb_r1.serving.connection import protocol_of
-from mmemb_r1.serving.engine import Engine, Row
-from mmemb_r1.serving.local import LocalEngine
+from mmemb_r1.serving.executor import Executor, Row
+from mmemb_r1.serving.local import LocalExecutor
 from mmemb_r1.serving.metrics import Metrics
 from mmemb_r1.serving.scheduler import Job, Scheduler
 from mmemb_r1.serving.service import EmbeddingService
@@ -28,7 +28,7 @@ from mmemb_r1.serving.settings import ServerSettings
 
 logger = logging.getLogger("mmemb_r1.serving")
 
-# Threads that parse requests hold the interpreter no longer than this while the engine waits for it
+# Threads that parse requests hold the interpreter no longer than this while the executor waits for it
 SWITCH_SECONDS = 0.0005
 WARM_UP_TOKENS = 4
 
@@ -44,9 +44,9 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def local_engine(model: MMEmbR1, settings: ServerSettings) -> LocalEngine:
-    """Make the engine that runs a model in this process."""
-    return LocalEngine(
+def local_executor(model: MMEmbR1, settings: ServerSettings) -> LocalExecutor:
+    """Make the executor that runs a model in this process."""
+    return LocalExecutor(
         model,
         max_input_tokens=min(context_length(model[0].model.config), settings.max_batch_tokens),
         decode_batch_size=settings.decode_batch_size or DECODED_PER_READ * settings.batch_size,
@@ -62,7 +62,7 @@ def make_server(
     host: str = "127.0.0.1",
     port: int = 8000,
     keys: Sequence[str] = (),
-    engine: Engine | None = None,
+    executor: Executor | None = None,
 ) -> Server:
     """
     Make a server, whose `run()` serves until a signal comes.
@@ -73,15 +73,15 @@ def make_server(
         settings: the limits.
         host, port: where it listens; port 0 is a free one.
         keys: of the API; none: everybody may use it.
-        engine: runs the model. Default: this process does.
+        executor: runs the model. Default: this process does.
 
     Raises:
         ValueError: if the model gives vectors that are no numbers.
     """
-    engine = engine or local_engine(model, settings)
+    executor = executor or local_executor(model, settings)
     metrics = Metrics()
     scheduler = Scheduler(
-        engine,
+        executor,
         max_waiting=settings.max_waiting,
         batch_size=settings.batch_size,
         max_batch_tokens=settings.max_batch_tokens,
@@ -94,7 +94,7 @@ def make_server(
         scheduler.close(0)
         raise
     metrics.follow(scheduler)
-    service = EmbeddingService(model, engine, name, settings)
+    service = EmbeddingService(model, executor, name, settings)
     config = uvicorn.Config(
         build_app(service, scheduler, metrics, keys),
         host=host,

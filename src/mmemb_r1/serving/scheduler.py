@@ -1,5 +1,5 @@
 """
-Let the rows of all requests be read and think together, in one thread that owns the engine.
+Let the rows of all requests be read and think together, in one thread that owns the executor.
 
     submit ─► prepared by a few threads ─┬─► direct rows: read, and answered at once
                                          └─► rows that may think: read where there is room ─► think, leave one by one
@@ -19,14 +19,14 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from mmemb_r1.serving.engine import Answer, Engine, Prepared, Row, ThinkingLostError
+from mmemb_r1.serving.executor import Answer, Executor, Prepared, Row, ThinkingLostError
 from mmemb_r1.serving.row_queue import Key, RowQueue
 
 logger = logging.getLogger(__name__)
 
 PREPARED_BATCHES = 4  # how many batches of tokens are prepared ahead, of each lane: they take memory
 PREPARED_AT_ONCE = 32  # texts in one call
-FAILURES = 3  # in a row, after which the engine does not count as healthy
+FAILURES = 3  # in a row, after which the executor does not count as healthy
 LONGEST_WAIT = 60  # seconds that a client is told to wait
 
 
@@ -42,8 +42,8 @@ class ClosedError(Exception):
     """Say that no more rows are taken, because the scheduler was closed."""
 
 
-class EngineError(Exception):
-    """Say that the engine failed over a row; the reason is in the log."""
+class ExecutorError(Exception):
+    """Say that the executor failed over a row; the reason is in the log."""
 
 
 class RefusedError(Exception):
@@ -95,7 +95,7 @@ class _Ticket:
     key: Key
     answers: dict[int, Answer]
     threshold: float
-    alone: bool = False  # for it was at work when the engine failed
+    alone: bool = False  # for it was at work when the executor failed
 
 
 class _Lane:
@@ -116,7 +116,7 @@ class Scheduler:
     Schedule rows of all requests. Ends with [`close`].
 
     Args:
-        engine: reads and thinks.
+        executor: reads and thinks.
         max_waiting: rows that wait to be read, at most.
         batch_size: rows that are read at once.
         max_batch_tokens: tokens that are read at once, padding included.
@@ -126,7 +126,7 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: Engine,
+        executor: Executor,
         *,
         max_waiting: int = 4096,
         batch_size: int = 32,
@@ -134,7 +134,7 @@ class Scheduler:
         workers: int = 2,
         observer: Observer | None = None,
     ) -> None:
-        self.engine, self.observer = engine, observer or Observer()
+        self.executor, self.observer = executor, observer or Observer()
         self.max_waiting, self.batch_size, self.max_batch_tokens = max_waiting, batch_size, max_batch_tokens
         self._tickets: dict[Row, _Ticket] = {}
         self._direct, self._thinkers = _Lane(), _Lane()
@@ -146,7 +146,7 @@ class Scheduler:
         self._rated = time.monotonic()
         self._closed = self._ended = False
         self._changed = threading.Condition(threading.RLock())
-        self._threads = [threading.Thread(target=self._run, name="engine", daemon=True)]
+        self._threads = [threading.Thread(target=self._run, name="executor", daemon=True)]
         self._threads += [
             threading.Thread(target=self._prepare, name=f"prepare-{number}", daemon=True) for number in range(workers)
         ]
@@ -206,7 +206,7 @@ class Scheduler:
 
     @property
     def is_healthy(self) -> bool:
-        """Tell whether the engine is at work, and did not fail several times in a row."""
+        """Tell whether the executor is at work, and did not fail several times in a row."""
         return self._threads[0].is_alive() and self._failures < FAILURES
 
     # Threads that prepare
@@ -247,19 +247,19 @@ class Scheduler:
         return None
 
     def _prepared(self, rows: Sequence[Row]) -> list[Prepared | Exception]:
-        """Prepare rows; those that the engine fails over are tried alone."""
+        """Prepare rows; those that the executor fails over are tried alone."""
         try:
             return [
                 RefusedError(row.index, str(one)) if isinstance(one, ValueError) else one
-                for row, one in zip(rows, self.engine.prepare(rows), strict=True)
+                for row, one in zip(rows, self.executor.prepare(rows), strict=True)
             ]
         except Exception:
             if len(rows) > 1:
                 return [one for row in rows for one in self._prepared([row])]
             logger.exception("an input could not be prepared")
-            return [EngineError("the server failed over an input")]
+            return [ExecutorError("the server failed over an input")]
 
-    # The thread of the engine
+    # The thread of the executor
 
     def _run(self) -> None:
         try:
@@ -270,7 +270,7 @@ class Scheduler:
             with self._changed:
                 self._closed = self._ended = True
                 for row in list(self._tickets):
-                    self._fail(row, EngineError("the server failed"))
+                    self._fail(row, ExecutorError("the server failed"))
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -296,7 +296,7 @@ class Scheduler:
         leaving = [row for row in self._at_work if self._is_given_up(row) or self._is_late(row, now)]
         if leaving:
             try:
-                stopped = self.engine.stop(leaving)
+                stopped = self.executor.stop(leaving)
             except Exception:
                 logger.exception("rows could not be stopped")
                 self._restart()
@@ -328,13 +328,13 @@ class Scheduler:
             self._some_given_up = True
 
     def _next_rows(self, lane: _Lane) -> list[Row]:
-        """Take what is read next from a lane; of a row that may have made the engine fail, nothing else."""
+        """Take what is read next from a lane; of a row that may have made the executor fail, nothing else."""
         with self._changed:
             size = self.batch_size
             if lane is self._thinkers:
                 if any(self._tickets[row].alone for row in self._at_work):
                     return []
-                size = min(size, self.engine.room)
+                size = min(size, self.executor.room)
             if not size:
                 return []
             first = lane.ready.first()
@@ -353,9 +353,9 @@ class Scheduler:
     def _read(self, rows: list[Row]) -> None:
         """Read rows; where that fails, halves of them, down to the row that it is about."""
         try:
-            answered = self.engine.read(rows)
+            answered = self.executor.read(rows)
         except ThinkingLostError:
-            logger.exception("the engine lost the rows that think")
+            logger.exception("the executor lost the rows that think")
             self._at_work |= dict.fromkeys(rows)
             self._restart()
         except Exception:
@@ -365,7 +365,7 @@ class Scheduler:
                 self._read(rows[len(rows) // 2 :])
                 return
             self._failures += 1
-            self._fail(rows[0], EngineError("the server failed over an input"))
+            self._fail(rows[0], ExecutorError("the server failed over an input"))
         else:
             self._failures = 0
             self.observer.batch_read(rows)
@@ -379,7 +379,7 @@ class Scheduler:
     def _step(self) -> None:
         self.observer.stepped(len(self._at_work))
         try:
-            answered = self.engine.step()
+            answered = self.executor.step()
         except Exception:
             logger.exception("a step of thinking failed")
             self._restart()
@@ -388,15 +388,15 @@ class Scheduler:
             self._finish(answered)
 
     def _restart(self) -> None:
-        """Begin all rows at work again, each alone: the one that the engine failed over fails the second time."""
+        """Begin all rows at work again, each alone: the one that the executor failed over fails the second time."""
         self._failures += 1
-        self.engine.reset()
+        self.executor.reset()
         with self._changed:
             rows, self._at_work = list(self._at_work), {}
             for row in rows:
                 ticket = self._tickets[row]
                 if ticket.alone:
-                    self._fail(row, EngineError("the server failed over an input"))
+                    self._fail(row, ExecutorError("the server failed over an input"))
                 else:
                     ticket.alone, row.prepared = True, None
                     self._some_given_up = True  # some of them may be, and were not looked at

@@ -15,8 +15,8 @@ from mmemb_r1.modeling.decoding_mmemb_r1 import Sampling
 from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS, require_one_space, resolve_reasoning
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions
 from mmemb_r1.sentence_transformers import MMEmbR1
-from mmemb_r1.serving.engine import Answer, Engine, Row
 from mmemb_r1.serving.errors import ApiError
+from mmemb_r1.serving.executor import Answer, Executor, Row
 from mmemb_r1.serving.inputs import read_inputs
 from mmemb_r1.serving.protocol import EmbeddingRequest, parse_request, response_body
 from mmemb_r1.serving.scheduler import Job
@@ -29,13 +29,13 @@ class EmbeddingService:
 
     Args:
         model: whose config, prompts and dimensions count.
-        engine: writes rationales as text.
+        executor: writes rationales as text.
         name: of the model, as requests have to give it.
         settings: the limits.
     """
 
-    def __init__(self, model: MMEmbR1, engine: Engine, name: str, settings: ServerSettings) -> None:
-        self.model, self.engine, self.name, self.settings = model, engine, name, settings
+    def __init__(self, model: MMEmbR1, executor: Executor, name: str, settings: ServerSettings) -> None:
+        self.model, self.executor, self.name, self.settings = model, executor, name, settings
         self.created = int(time.time())
         self.dim = model.get_embedding_dimension() or 0
 
@@ -67,7 +67,7 @@ class EmbeddingService:
             vectors = truncate_embeddings(vectors, dim)
             if self.model[0].model.config.normalize:
                 vectors = normalize(vectors, dim=1)
-        rationales = [self.engine.rationale(answer) for answer in answers] if request.explain else None
+        rationales = [self.executor.rationale(answer) for answer in answers] if request.explain else None
         return response_body(request, answers, vectors.numpy(), self.name, rationales)
 
     def models(self) -> list[dict[str, Any]]:

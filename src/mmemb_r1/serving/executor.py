@@ -1,4 +1,4 @@
-"""Say what the scheduler asks of an engine: whatever reads rows, lets them think and gives their vectors."""
+"""Say what the scheduler asks of an executor, which reads rows, lets them think and gives their vectors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions
 @dataclass(frozen=True)
 class Prepared:
     """
-    Hold what an engine made of an input before its turn comes.
+    Hold what an executor made of an input before its turn comes.
 
     Attributes:
         tokens: of the prompt.
-        features: what the engine reads.
+        features: what the executor reads.
     """
 
     tokens: int
@@ -36,7 +36,7 @@ class Row:
         prompt: the system turn, if the input brings none.
         has_media: whether there are pictures or videos in it.
         index: its position among the inputs of its request.
-        prepared: what the engine made of it; `None` before, and once it was read.
+        prepared: what the executor made of it; `None` before, and once it was read.
     """
 
     value: Any
@@ -80,7 +80,7 @@ class ThinkingLostError(RuntimeError):
     """Report that the rows at work can't go on: whoever catches it calls `reset`, and begins them again."""
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """
     Read rows and let them think. All but `prepare` and `rationale` is called from one thread.
 

@@ -1,4 +1,4 @@
-"""An engine without a model: a row's vector is its number, and it thinks for as many steps as it says."""
+"""An executor without a model: a row's vector is its number, and it thinks for as many steps as it says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mmemb_r1.modeling.decoding_mmemb_r1 import Sampling
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions
-from mmemb_r1.serving.engine import Answer, Prepared, Row, ThinkingLostError
+from mmemb_r1.serving.executor import Answer, Prepared, Row, ThinkingLostError
 from mmemb_r1.serving.scheduler import Job
 
 
@@ -30,9 +30,9 @@ def job(*rows, **fields):
     return Job(list(rows), **fields)
 
 
-class FakeEngine:
+class FakeExecutor:
     """
-    Keep a record of what is asked. `value["fails"]` says where a row breaks the engine: `"prepare"`, `"read"`,
+    Keep a record of what is asked. `value["fails"]` says where a row breaks the executor: `"prepare"`, `"read"`,
     `"join"` or `"step"`. While `open` is not set, reading waits.
     """
 
