@@ -227,7 +227,7 @@ class TestFailingExecutor:
         assert [numbers(jobs[at].future) for at in (0, 2, 3)] == [[1], [3], [4]]
         assert executor.resets >= 2 and scheduler.is_healthy
 
-    def test_an_engine_that_is_gone_is_not_healthy_and_one_that_comes_back_is(self, executor, scheduler):
+    def test_an_executor_that_is_gone_is_not_healthy_and_one_that_comes_back_is(self, executor, scheduler):
         executor.broken = True
         for number in range(3):
             one = job(row(number))
