@@ -46,6 +46,7 @@ WITH_EXAMPLES = (
     "docs/deciding.md",
     "docs/diagnose.md",
     "docs/evaluation.md",
+    "docs/first-steps.md",
     "docs/inputs.md",
     "docs/metrics.md",
     "docs/public-data.md",
