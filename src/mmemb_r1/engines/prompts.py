@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmemb_r1.engines.protocol import Prompt
-from mmemb_r1.modeling.backbones_mmemb_r1 import fitted_picture
+from mmemb_r1.modeling.backbones_mmemb_r1 import fitted_picture, fitted_video
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.locking_mmemb_r1 import tokenizing
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
@@ -41,24 +41,53 @@ def _prompt(processor: Any, config: Any, index: int, conversation: list[dict[str
         raise InputError(
             index, "it holds a video, which engines don't take; allowed: text and pictures, or no engine at all."
         )
+    token_ids, chat = folded_prompt(
+        processor, conversation, processor.chat_template, config.max_text_tokens, config.max_image_tokens, index
+    )
+    images = tuple(part["image"] for turn in chat for part in turn["content"] if part["type"] == "image")
+    return Prompt(token_ids, len(token_ids), images, tuple(chat))
+
+
+def folded_prompt(
+    processor: Any,
+    conversation: list[dict[str, Any]],
+    chat_template: str,
+    max_text_tokens: int | None = None,
+    max_image_tokens: int | None = None,
+    index: int = 0,
+) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    """
+    Render a conversation as `render` does, but with one placeholder for each picture and video.
+
+    Args:
+        processor: of the model.
+        conversation: from `to_conversations`.
+        chat_template, max_text_tokens, max_image_tokens: as for `render`.
+        index: of the input, for errors.
+
+    Returns:
+        The token ids, and the conversation as it was rendered: its text cut, its pictures and videos fitted.
+
+    Raises:
+        InputError: if the processor can't take it.
+    """
     try:
         with tokenizing():
-            (chat,) = plain_conversations(processor, [conversation], config.max_text_tokens)
+            (chat,) = plain_conversations(processor, [conversation], max_text_tokens)
             chat = [
-                {
-                    **turn,
-                    "content": [fitted_picture(processor, part, config.max_image_tokens) for part in turn["content"]],
-                }
+                {**turn, "content": [_fitted(processor, part, max_image_tokens) for part in turn["content"]]}
                 for turn in chat
             ]
             text = processor.apply_chat_template(
-                chat, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+                chat, chat_template=chat_template, tokenize=False, add_generation_prompt=True
             )
             # as transformers does: a template that writes the first token itself gets no second one
             bos = processor.tokenizer.bos_token
             special = not (bos is not None and text.startswith(bos))
-            token_ids = tuple(processor.tokenizer(text, add_special_tokens=special)["input_ids"])
+            return tuple(processor.tokenizer(text, add_special_tokens=special)["input_ids"]), chat
     except RENDERING_ERRORS as error:
         raise InputError(index, str(error)) from error
-    images = tuple(part["image"] for turn in chat for part in turn["content"] if part["type"] == "image")
-    return Prompt(token_ids, len(token_ids), images, tuple(chat))
+
+
+def _fitted(processor: Any, part: dict[str, Any], max_image_tokens: int | None) -> dict[str, Any]:
+    return fitted_picture(processor, fitted_video(processor, part), max_image_tokens)

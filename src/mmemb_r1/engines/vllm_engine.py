@@ -13,6 +13,7 @@ from torch import Tensor
 from mmemb_r1.engines.checks import check_model, check_probe, check_probed_rationale
 from mmemb_r1.engines.protocol import EngineError, Prompt, Words
 from mmemb_r1.engines.served import export_facts
+from mmemb_r1.engines.vllm_errors import dead_engine, refusals
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
@@ -119,14 +120,14 @@ class VllmEngine:
             llm = self._instance(name)
             try:
                 return ask(llm, range(count))
-            except ValueError as error:
+            except refusals() as error:
                 for place in range(count):
                     try:
                         ask(llm, [place])
-                    except ValueError as alone:
+                    except refusals() as alone:
                         raise InputError(place, f"vLLM refuses it: {alone}") from error
                 raise
-            except _dead_engine() as error:
+            except dead_engine() as error:
                 self._instances.pop(name, None)
                 raise EngineError(
                     f"The instance of vLLM for {name} has died ({error}); its own log says why. It starts again when "
@@ -164,9 +165,3 @@ class VllmEngine:
 def _vllm_prompt(prompt: Prompt) -> dict[str, Any]:
     media = {"multi_modal_data": {"image": list(prompt.images)}} if prompt.images else {}
     return {"prompt_token_ids": list(prompt.token_ids), **media}
-
-
-def _dead_engine() -> type[Exception]:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    return EngineDeadError
