@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from mmemb_r1.encoding import check_device
 from mmemb_r1.hub.source import check_model
@@ -66,28 +79,63 @@ def load_vlm(
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(map(repr, DTYPES))}.")
     check_device(device)
+    source, hub = _source(model)
+    with _explained(model, source):
+        config = AutoConfig.from_pretrained(source, **hub)
+        if isinstance(config, MMEmbR1Config):
+            local = hub["local_files_only"]
+            vlm = MMEmbR1Model.from_pretrained(source, dtype=dtype, local_files_only=local).vlm
+        else:
+            vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub)
+        processor = AutoProcessor.from_pretrained(source, **hub)
+    chat_template(processor)
+    processor.tokenizer.padding_side = "left"
+    return vlm.to(device or get_device_name()).eval(), processor
+
+
+def load_chat_processor(model: str | os.PathLike[str]) -> tuple[str, PreTrainedConfig, ProcessorMixin]:
+    """
+    Load all of a vision-language model but its weights, for another program that runs it.
+
+    Args:
+        model: as for [`load_vlm`].
+
+    Returns:
+        The folder or Hub id, the config, and the processor, padding on the left.
+
+    Raises:
+        HubError, ValueError: as [`load_vlm`].
+    """
+    source, hub = _source(model)
+    with _explained(model, source):
+        config = AutoConfig.from_pretrained(source, **hub)
+        processor = AutoProcessor.from_pretrained(source, **hub)
+    chat_template(processor)
+    processor.tokenizer.padding_side = "left"
+    return source, config, processor
+
+
+def _source(model: str | os.PathLike[str]) -> tuple[str, dict[str, bool]]:
+    """Find where a model is read from, and the options of its parts' loading."""
     folder = Path(model).expanduser()
     local = folder.is_dir()
     source = str(folder if local else model)
     check_model(source)
-    hub = {"local_files_only": local, "trust_remote_code": False}
+    return source, {"local_files_only": local, "trust_remote_code": False}
+
+
+@contextmanager
+def _explained(model: str | os.PathLike[str], source: str) -> Iterator[None]:
+    """Say of what can't be loaded what has to be passed."""
     try:
         with loading(source):
-            config = AutoConfig.from_pretrained(source, **hub)
-            if isinstance(config, MMEmbR1Config):
-                vlm = MMEmbR1Model.from_pretrained(source, dtype=dtype, local_files_only=local).vlm
-            else:
-                vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **hub)
-            processor = AutoProcessor.from_pretrained(source, **hub)
+            yield
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{str(model)!r} can't be loaded as a vision-language model. Pass the folder or the Hub ID of a "
             f"model for image-text-to-text or of an mmemb-r1 checkpoint. ({reason})"
         ) from error
-    chat_template(processor)
-    processor.tokenizer.padding_side = "left"
-    return vlm.to(device or get_device_name()).eval(), processor
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -107,12 +155,59 @@ def weights_fingerprint(module: nn.Module) -> str:
     digest = blake2b(digest_size=16)
     for name, parameter in sorted(module.named_parameters()):
         values = parameter.detach().reshape(-1)  # (N,)
-        count = min(len(values), _SAMPLED)
-        places = [number * (len(values) - 1) // max(count - 1, 1) for number in range(count)]
-        values = values[torch.tensor(places, dtype=torch.long, device=values.device)].cpu()
-        digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
+        places = torch.tensor(_places(len(values)), dtype=torch.long, device=values.device)
+        _add_weight(digest, name, parameter.shape, parameter.dtype, values[places].cpu())
     return digest.hexdigest()
+
+
+def files_fingerprint(source: str) -> str:
+    """
+    Digest the weights of a saved model as `weights_fingerprint` does those in memory, without loading them.
+
+    The two differ for the same model: a file names weights otherwise, and holds tied ones once.
+
+    Args:
+        source: a folder, or a Hub id, whose files are downloaded where they are missing.
+
+    Raises:
+        ValueError: if it has no weights in safetensors.
+    """
+    folder = Path(source if Path(source).is_dir() else snapshot_download(source, allow_patterns="*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"{source} holds no weights in safetensors, by which they could be told from others; save the model with "
+            "save_pretrained of transformers."
+        )
+    digest = blake2b(digest_size=16)
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            for name in sorted(weights.keys()):
+                weight = weights.get_slice(name)
+                values = [_value(weight, place) for place in _places(math.prod(weight.get_shape()))]
+                read = torch.stack(values) if values else torch.empty(0)
+                _add_weight(digest, name, weight.get_shape(), weight.get_dtype(), read)
+    return digest.hexdigest()
+
+
+def _places(size: int) -> list[int]:
+    """Spread the few places that are read over so many values."""
+    count = min(size, _SAMPLED)
+    return [number * (size - 1) // max(count - 1, 1) for number in range(count)]
+
+
+def _value(weight: Any, place: int) -> Tensor:
+    """Read one value of a weight in a file, by its place in the flat order."""
+    shape = weight.get_shape()
+    if not shape:  # of a number alone there are no slices
+        return weight[...].reshape(())
+    index = np.unravel_index(place, shape)
+    return weight[tuple(slice(int(at), int(at) + 1) for at in index)].reshape(())
+
+
+def _add_weight(digest: Any, name: str, shape: Sequence[int], dtype: Any, values: Tensor) -> None:
+    digest.update(repr((name, tuple(shape), str(dtype))).encode())
+    digest.update(values.view(torch.uint8).numpy().tobytes())
 
 
 def chat_template(processor: ProcessorMixin) -> str:

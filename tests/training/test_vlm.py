@@ -7,12 +7,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
-from mmemb_r1.training.vlm import chat_template, load_vlm, weights_fingerprint
+from mmemb_r1.training.vlm import chat_template, files_fingerprint, load_vlm, weights_fingerprint
 
 INPUTS = [{"text": "What is the capital of Peru?", "instruction": "Be brief."}, "a"]
 
@@ -93,6 +94,29 @@ def test_the_fingerprint_of_weights_reads_layouts_and_sizes_of_all_kinds():
     assert weights_fingerprint(plain) != weights_fingerprint(torch.nn.ParameterList([values.reshape(8, 5)]))
     odd = torch.nn.ParameterList([torch.tensor(1.0), torch.empty(0), torch.ones(1, dtype=torch.float8_e4m3fn)])
     assert weights_fingerprint(odd) == weights_fingerprint(copy.deepcopy(odd))
+
+
+def test_the_fingerprint_of_files_is_that_of_what_they_hold(tmp_path):
+    vlm, _ = build_tiny_vlm("qwen3_vl")
+    vlm.save_pretrained(tmp_path / "one")
+    build_tiny_vlm("qwen3_vl")[0].save_pretrained(tmp_path / "same")
+    seen = {files_fingerprint(str(tmp_path / "one"))}
+    assert seen == {files_fingerprint(str(tmp_path / "same"))}
+    for number, parameter in enumerate(list(vlm.parameters())[::7], start=1):
+        with torch.no_grad():
+            parameter.add_(1e-3)
+        vlm.save_pretrained(tmp_path / str(number))
+        seen.add(files_fingerprint(str(tmp_path / str(number))))
+        assert len(seen) == number + 1
+
+
+def test_the_fingerprint_of_files_reads_sizes_of_all_kinds(tmp_path):
+    odd = {"one": torch.tensor(1.0), "none": torch.empty(0), "many": torch.ones(2, 3, 4, dtype=torch.bfloat16)}
+    save_file(odd, tmp_path / "model.safetensors")
+    assert files_fingerprint(str(tmp_path)) == files_fingerprint(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no weights in safetensors, by which they could be told from others"):
+        files_fingerprint(str(tmp_path))
 
 
 def test_a_missing_model_is_named(tmp_path):
