@@ -11,6 +11,8 @@ Fixtures, each made when a test first asks for it, and kept until the end:
   They take 10 seconds to start. Options of theirs: `LLM_OPTIONS`.
 * `pooling_server`, `generating_server`: the same as `vllm serve` gives it, in processes of their own on loopback; half
   a minute each. `.url` is what an OpenAI client takes as its base URL, `.name` the served name.
+* `chat_engine`: options of a chat model that the package starts itself, in this process: those of `LLM_OPTIONS` that
+  can be the `engine` of a worker or an evaluator, and blocks of 32 tokens, so that short prompts share some.
 * `start_server(folder, "--runner", "pooling", ...)`: another one, to kill and to restart; it ends with the test.
 
 Modules of tests import vLLM inside of tests and fixtures, so that they are collected where it is not installed.
@@ -117,6 +119,12 @@ def make_llm() -> Iterator[Callable[..., Any]]:
     yield make
     for engine in engines:
         engine.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chat_engine() -> dict[str, Any]:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    return {"block_size": 32} | {name: value for name, value in LLM_OPTIONS.items() if name not in ("dtype", "seed")}
 
 
 @pytest.fixture(scope="session")

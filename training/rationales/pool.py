@@ -18,6 +18,7 @@ KINDS = {
     "transformers": "mmemb_r1.training.rationales.transformers_worker:TransformersWorker",
     "checkpoint": "mmemb_r1.training.rationales.checkpoint_worker:CheckpointWorker",
     "openai": "mmemb_r1.training.rationales.openai_worker:OpenAIWorker",
+    "vllm": "mmemb_r1.training.rationales.vllm_worker:VllmWorker",
 }
 POOL_KEYS = ("samples", "workers")
 DEFAULT_SAMPLES = 4

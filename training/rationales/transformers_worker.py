@@ -15,15 +15,8 @@ from transformers import BatchFeature
 from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
-from mmemb_r1.modeling.tokens_mmemb_r1 import THINK
-from mmemb_r1.training.rationales.prompting import (
-    Style,
-    parse_rationale,
-    request_conversation,
-    split_reasoning,
-    style_of,
-    why_empty,
-)
+from mmemb_r1.training.rationales.outputs import LONGEST_OPENING, OutputReader, end_ids
+from mmemb_r1.training.rationales.prompting import Style, request_conversation, style_of
 from mmemb_r1.training.rationales.sampling import Continuation, draw_continuations
 from mmemb_r1.training.rationales.worker import (
     Failure,
@@ -35,8 +28,6 @@ from mmemb_r1.training.rationales.worker import (
 )
 from mmemb_r1.training.shared_prefix import branch, read_prefix
 from mmemb_r1.training.vlm import DTYPES, chat_template, load_vlm
-
-_LONGEST_OPENING = 8  # tokens at the end of a prompt in which an opening tag is looked for
 
 
 @dataclass(kw_only=True)
@@ -187,7 +178,7 @@ class TransformersWorker:
     def _draw_rendered(self, batch: BatchFeature, groups: Sequence[Sequence[int]]) -> list[list[Rationale | Failure]]:
         """Draw the rationales of each prompt of a batch, one for each seed of its group."""
         vlm, processor = self._loaded
-        ends = processor.tokenizer.batch_decode(batch["input_ids"][:, -_LONGEST_OPENING:])
+        ends = processor.tokenizer.batch_decode(batch["input_ids"][:, -LONGEST_OPENING:])
         counts = torch.tensor([len(seeds) for seeds in groups])
         continuations = iter(
             draw_continuations(
@@ -206,15 +197,7 @@ class TransformersWorker:
         ]
 
     def _rationale(self, continuation: Continuation, prompt_end: str) -> Rationale | Failure:
-        """Find the rationale in the continuation of a prompt, whose end may have opened the block of reasoning."""
-        opened = prompt_end.rstrip().endswith(THINK)
-        ids = [token for token in continuation.token_ids if token not in self._hidden_ids]
-        output = self._processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        text = parse_rationale(THINK + output if opened else output, self._style)
-        finish_reason = "stop" if continuation.ended else "length"
-        if text:
-            return Rationale(text, len(continuation.token_ids), finish_reason)
-        return Failure(why_empty(self._style, output, finish_reason))
+        return self._reader.read(continuation, prompt_end)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -231,17 +214,12 @@ class TransformersWorker:
 
     @cached_property
     def _end_ids(self) -> set[int]:
-        """Tokens that end an output: the model's own, of which there may be several, and the tokenizer's."""
         vlm, processor = self._loaded
-        ends = getattr(vlm.generation_config, "eos_token_id", None)
-        ends = set(ends if isinstance(ends, list) else [ends])
-        return (ends | {processor.tokenizer.eos_token_id}) - {None}
+        return end_ids(vlm.generation_config, processor)
 
     @cached_property
-    def _hidden_ids(self) -> set[int]:
-        """Special tokens to leave out: all but the tags of reasoning, which some tokenizers count among them."""
-        added = self._processor.tokenizer.added_tokens_decoder
-        return {id_ for id_, token in added.items() if token.special and split_reasoning(token.content)[0] is None}
+    def _reader(self) -> OutputReader:
+        return OutputReader(self._processor, self._style)
 
 
 def _is_device(value: Any) -> bool:
