@@ -8,9 +8,10 @@ import pytest
 from datasets import Dataset
 from tests.training.selection.conftest import make_pairs, make_rationales
 
-from mmemb_r1.cli import main
+from mmemb_r1.cli import _parser, main
+from mmemb_r1.cli.select import _load_evaluator
 from mmemb_r1.tiny import build_tiny_vlm
-from mmemb_r1.training.selection.evaluator import KINDS, evaluator_kind
+from mmemb_r1.training.selection.evaluator import evaluator_kind
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,16 @@ def test_a_vision_language_model_judges(select, vlm, tmp_path, capsys):
     assert pq.read_table(tmp_path / "out" / "candidates.parquet").num_rows == 20
 
 
+def test_stopping_early_keeps_the_same(select, tmp_path):
+    assert select("--no-wrong-pair-correction") == 0
+    plain = pq.read_table(tmp_path / "out" / "selected.parquet")
+    shutil.rmtree(tmp_path / "out")
+    assert select("--no-wrong-pair-correction", "--early-stop") == 0
+    assert pq.read_table(tmp_path / "out" / "selected.parquet").equals(plain)
+
+
 def test_the_kind_is_that_of_the_model(vlm, tiny_checkpoint):
-    assert (evaluator_kind(str(vlm)), evaluator_kind(str(tiny_checkpoint))) == tuple(KINDS)
+    assert (evaluator_kind(str(vlm)), evaluator_kind(str(tiny_checkpoint))) == ("vlm", "embedding")
 
 
 def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
@@ -96,6 +105,9 @@ def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
         (("--batch-size", "0"), "--batch-size 0; allowed: 1 or more"),
         (("--prompt", "evaluator"), "--prompt is no option of the evaluator kind 'embedding'"),
         (("--evaluator-kind", "vlm", "--cosine-bias", "0"), "--cosine-bias is no option of the evaluator kind 'vlm'"),
+        (("--evaluator-kind", "vllm"), "--device is no option of the evaluator kind 'vllm'"),
+        (("--engine", "max_model_len=9"), "--engine is no option of the evaluator kind 'embedding'"),
+        (("--early-stop", "--margin", "-1"), "early_stop gives up rationales that margin=-1.0 could keep"),
         (("--negatives", "40"), "the table has too few different pairs"),
     ],
 )
@@ -111,6 +123,29 @@ def test_refuses_what_is_not_there(select, tmp_path, capsys):
     assert "there is no such folder or file. `mmemb-r1 rationales` writes one" in capsys.readouterr().err
     assert select(evaluator=tmp_path / "nobody") == 2
     assert re.search(r"error: There is no folder \S+nobody, and it is no Hub id", capsys.readouterr().err)
+
+
+def test_options_of_vllm_go_to_its_evaluator(vlm, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "mmemb_r1.training.selection.evaluator.load_evaluator",
+        lambda *args, **options: given.update(options, args=args),
+    )
+    command = ["select", "--pairs", "a", "--rationales", "b", "--output", "c", "--evaluator", str(vlm)]
+    command += ["--evaluator-kind", "vllm", "--engine", "max_model_len=9", "enforce_eager=true", "--batch-size", "3"]
+    _load_evaluator(_parser(command).parse_args(command))
+    assert given == {
+        "args": (str(vlm), "vllm"), "early_stop": False, "batch_size": 3,
+        "engine": {"max_model_len": 9, "enforce_eager": True},
+    }  # fmt: skip
+    for wrong, message in (
+        ("9", "--engine 9; allowed: NAME=VALUE"),
+        ("a=[", "--engine a=\\[: its value can't be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _load_evaluator(_parser(command).parse_args([*command, "--engine", wrong]))
+    with pytest.raises(ValueError, match="--jobs 2 is for models on a CPU; vLLM divides its work itself"):
+        _load_evaluator(_parser(command).parse_args([*command, "--jobs", "2"]))
 
 
 def test_names_the_pair_that_is_wrong(select, pairs, tmp_path, capsys):

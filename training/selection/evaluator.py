@@ -70,18 +70,22 @@ class TrialError(ValueError):
 KINDS = {
     "vlm": "mmemb_r1.training.selection.vlm_evaluator:VLMEvaluator",
     "embedding": "mmemb_r1.training.selection.embedding_evaluator:EmbeddingEvaluator",
+    "vllm": "mmemb_r1.training.selection.vllm_evaluator:VllmEvaluator",
 }
+_EARLY_STOP = "mmemb_r1.training.selection.early_stop:EarlyStop"
 
 
-def load_evaluator(model: str, kind: str | None = None, **options: Any) -> PairEvaluator:
+def load_evaluator(model: str, kind: str | None = None, *, early_stop: bool = False, **options: Any) -> PairEvaluator:
     """
     Load an evaluator.
 
     Args:
         model: a vision-language model, which answers yes or no, or an mmemb-r1 checkpoint, which compares vectors: a
             folder or a Hub id.
-        kind: `"vlm"` or `"embedding"`. Default: see `evaluator_kind`.
-        options: further arguments of [`VLMEvaluator`] or [`EmbeddingEvaluator`].
+        kind: `"vlm"`, `"embedding"` or `"vllm"`: a vision-language model that vLLM runs. Default: see
+            `evaluator_kind`.
+        early_stop: whether wrong pairs are asked only about rationales that help their own pair, see [`EarlyStop`].
+        options: further arguments of [`VLMEvaluator`], [`EmbeddingEvaluator`] or [`VllmEvaluator`].
 
     Raises:
         ValueError: if there is no such kind, or the model can't be loaded.
@@ -89,7 +93,8 @@ def load_evaluator(model: str, kind: str | None = None, **options: Any) -> PairE
     kind = kind or evaluator_kind(model)
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is no kind of evaluator; allowed: {', '.join(map(repr, KINDS))}.")
-    return import_object(KINDS[kind])(model, **options)
+    evaluator = import_object(KINDS[kind])(model, **options)
+    return import_object(_EARLY_STOP)(evaluator) if early_stop else evaluator
 
 
 def evaluator_kind(model: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmemb_r1.progress import progress_bar
 from mmemb_r1.runs import as_json, check_run, record_run, replaced_file
+from mmemb_r1.training.selection.early_stop import EarlyStop
 from mmemb_r1.training.selection.evaluator import PairEvaluator, TrialError
 from mmemb_r1.training.selection.kept_scores import KeptScores
 from mmemb_r1.training.selection.trials import KEY_SIZE, BuiltTrial, PlannedTrial, TrialBuilder
@@ -27,7 +28,7 @@ SCHEMA = pa.schema(
         "logit_with": _LOGIT,  # match logit of the pair with the rationale
         "logit_without": _LOGIT,  # under the intervention
         "logit_direct": _LOGIT,  # without any rationale
-        "negatives_with": _LOGITS,  # the same of the wrong pairs
+        "negatives_with": _LOGITS,  # the same of the wrong pairs; NaN of a rationale that was given up early
         "negatives_without": _LOGITS,
         "negatives_direct": _LOGITS,
         "unusable": pa.string(),  # why the rationale was not scored
@@ -185,10 +186,13 @@ def _answers(evaluator: PairEvaluator, built: Sequence[BuiltTrial]) -> list[Tens
         raise ValueError(f"the evaluator gave {len(answers)} answers to {len(built)} trials")
     for one, logits in zip(built, answers, strict=True):
         expected = (len(one.trial.others), len(one.trial.rationales))
-        if tuple(logits.shape) != expected or not bool(logits.isfinite().all()):
+        bad = ~logits.isfinite()
+        if isinstance(evaluator, EarlyStop):
+            bad[1:, 1:] &= ~logits[1:, 1:].isnan().all(dim=0)  # rationales that were given up
+        if tuple(logits.shape) != expected or bool(bad.any()):
             raise ValueError(
                 f"the evaluator answered the trial of {one.names[0]} with logits of shape {tuple(logits.shape)}, "
-                f"{int((~logits.isfinite()).sum())} of them not finite; it has to give {expected} finite ones"
+                f"{int(bad.sum())} of them not finite; it has to give {expected} finite ones"
             )
     return answers
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from mmemb_r1.runs import replaced_file
 from mmemb_r1.training.selection.config import SelectionOptions
+from mmemb_r1.training.selection.early_stop import check_early_stop
 from mmemb_r1.training.selection.evaluator import PairEvaluator
 from mmemb_r1.training.selection.pairs import index_pairs
 from mmemb_r1.training.selection.report import Report, build_report, report_text
@@ -68,10 +69,11 @@ def select_rationales(
         The report (see `build_report`); `None`, and nothing is selected, while shards of other parts are missing.
 
     Raises:
-        ValueError: if a table can't be used, an input can't be read, or `output` holds the scores of another
-            evaluator, intervention, seed or number of negatives.
+        ValueError: if a table can't be used, an input can't be read, `output` holds the scores of another evaluator,
+            intervention, seed or number of negatives, or an evaluator stops early that these options could need.
     """
     options, output = options or SelectionOptions(), Path(output)
+    check_early_stop(evaluator, options)
     settled = checked_tables(pairs, rationales, evaluator, settling or SettleOptions(), progress)
     (pairs,), rationales = settled.tables, settled.rationales
     index = index_pairs(pairs)

@@ -30,7 +30,10 @@ _SELECTION_COLUMNS = ("confidence_with", "confidence_without", "gain", "posterio
 
 
 def gains(scores: pa.Table, options: SelectionOptions) -> Tensor:
-    """Compute what is compared with the margin: `(N,)` float32, NaN where a rationale was not scored."""
+    """
+    Compute what is compared with the margin: `(N,)` float32, NaN where a rationale was not scored. Of one that was
+    given up early, it is the gain before the correction, which can't be kept either.
+    """
     with_, without = (_logits(scores[f"logit_{name}"]) for name in ("with", "without"))  # (N,)
     wrong_with, wrong_without = (_negatives(scores[f"negatives_{name}"]) for name in ("with", "without"))  # (M, N)
     if options.selection == "absolute":
@@ -38,7 +41,7 @@ def gains(scores: pa.Table, options: SelectionOptions) -> Tensor:
     else:
         gain = marginal_gain(with_, without, options.space)
         wrong = marginal_gain(wrong_with, wrong_without, options.space)
-    return corrected_gain(gain, wrong) if options.wrong_pair_correction else gain
+    return corrected_gain(gain, wrong.nan_to_num(nan=0.0)) if options.wrong_pair_correction else gain
 
 
 def with_selection(scores: pa.Table, options: SelectionOptions) -> pa.Table:

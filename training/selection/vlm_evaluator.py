@@ -110,7 +110,7 @@ class PromptRenderer:
         self.processor, self.prompt = processor, prompt
         self.max_text_tokens, self.max_image_tokens = max_text_tokens, checked_limit(processor, max_image_tokens)
         template = chat_template(processor).removesuffix("\n")  # which jinja drops, but not at the end of a block
-        self._before, after = (
+        self.head_template, after = (
             _CUT.replace("PART", part).replace("MARK", _MARK).replace("TEMPLATE", template) for part in "01"
         )
         self._end = self._closed(
@@ -132,6 +132,22 @@ class PromptRenderer:
         Render (query, target) pairs up to where a rationale may come, padded on the left.
 
         Raises:
+            InputError: as `conversations`.
+        """
+        return render(
+            self.processor,
+            self.conversations(pairs),
+            chat_template=self.head_template,
+            max_image_tokens=self.max_image_tokens,
+        )
+
+    def conversations(
+        self, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    ) -> list[list[dict[str, Any]]]:
+        """
+        Make the conversations about (query, target) pairs, to be rendered with `head_template`.
+
+        Raises:
             InputError: with the index of the pair that can't be read; its reason says which side it is.
         """
         conversations = []
@@ -141,9 +157,7 @@ class PromptRenderer:
             except ValueError as error:
                 raise InputError(index, str(error)) from error
             conversations.append([{"role": "user", "content": self.prompt.parts(query, target)}])
-        return render(
-            self.processor, conversations, chat_template=self._before, max_image_tokens=self.max_image_tokens
-        )
+        return conversations
 
     def _content(self, value: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
         try:
@@ -238,7 +252,7 @@ class VLMEvaluator:
 
     def __post_init__(self) -> None:
         self._vlm, processor = load_vlm(self.model, device=self.device, dtype=self.dtype)
-        self._prompt = EvaluatorPrompt.load(self.prompt or _saved_prompt(self.model))
+        self._prompt = EvaluatorPrompt.load(self.prompt or saved_prompt(self.model))
         self._renderer = PromptRenderer(processor, self._prompt, self.max_text_tokens, self.max_image_tokens)
         self._answers = answer_ids(processor.tokenizer)
         self._weights = weights_fingerprint(self._vlm)
@@ -283,18 +297,19 @@ class VLMEvaluator:
         return results
 
     def _heads(self, trials: Sequence[Trial], rows: Sequence[tuple[int, int]]) -> Any:
-        pairs = []
-        for number, other in rows:
-            trial = trials[number]
-            pair = (trial.anchor, trial.others[other])
-            pairs.append(pair if trial.side == "query" else pair[::-1])
         try:
-            return self._renderer.heads(pairs)
+            return self._renderer.heads([pair_of(trials[number], other) for number, other in rows])
         except InputError as error:
             raise TrialError(rows[error.index][0], error.reason) from error
 
 
-def _saved_prompt(model: str) -> str:
+def pair_of(trial: Trial, other: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Put the anchor of a trial and one of the others in their order: query, target."""
+    pair = (trial.anchor, trial.others[other])
+    return pair if trial.side == "query" else pair[::-1]
+
+
+def saved_prompt(model: str) -> str:
     """Find the prompt of a model's training, in its folder or on the Hub; `"evaluator"` if there is none."""
     folder = Path(model).expanduser()
     if folder.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ with its gain and why it was not kept), report.txt, report.json and report.png. 
 in shards: a run that was stopped goes on with the same command, also after rows were added or left out, and
 --selection, --wrong-pair-correction, --space, --margin and --temperature can be changed without asking it again."""
 
-KINDS = ("vlm", "embedding")
+KINDS = ("vlm", "embedding", "vllm")
 LOG_FILE = "jobs.log"  # what the processes of `--jobs` print
 TRIALS = 16  # inputs with all their rationales that the evaluator gets at once
 
@@ -51,7 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluator-kind",
         choices=KINDS,
-        help="vlm answers yes or no, embedding compares vectors; default: embedding for an mmemb-r1 checkpoint",
+        help="vlm answers yes or no, and vllm is the same run by vLLM; embedding compares vectors. Default: embedding "
+        "for an mmemb-r1 checkpoint, else vlm",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the selection goes")
     how = parser.add_argument_group("how to select")
@@ -78,9 +80,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--negatives", type=int, dest="num_negatives", metavar="N", help="wrong partners per pair; default: 4"
     )
     asked.add_argument("--seed", type=int, metavar="N", help="default: 0")
-    asked.add_argument("--prompt", metavar="FILE", help="of a vlm: how it is asked; default: its own or the usual one")
     asked.add_argument(
-        "--max-image-tokens", type=int, metavar="N", help="of a vlm: larger pictures are made smaller; default: never"
+        "--prompt", metavar="FILE", help="of a vlm or vllm: how it is asked; default: its own or the usual one"
+    )
+    asked.add_argument(
+        "--max-image-tokens",
+        type=int,
+        metavar="N",
+        help="of a vlm or vllm: larger pictures are made smaller; default: never",
     )
     asked.add_argument(
         "--cosine-temperature", type=float, metavar="X", help="of an embedding evaluator; default: 0.02"
@@ -88,19 +95,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--cosine-bias", type=float, metavar="X", help="of an embedding evaluator: where it is undecided; default: 0.5"
     )
+    asked.add_argument(
+        "--early-stop",
+        action="store_true",
+        help="ask about wrong pairs only for rationales that help their own pair; what is kept stays the same. For "
+        "counterfactual selection, the intervention drop and a margin of 0 or more",
+    )
     add_settle_options(parser.add_argument_group("pairs and rationales that are broken or too long"))
     work = parser.add_argument_group("how to work")
     work.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
-        help="pairs (of a vlm; default: 16) or inputs (of an embedding evaluator; default: 32) that are read at once",
+        help="pairs (of a vlm; default: 16; of a vllm: 256) or inputs (of an embedding evaluator; default: 32) that "
+        "are read at once",
     )
     add_shard_options(work)
     work.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="processes of one thread each, on a CPU; default: 1"
     )
-    work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
+    work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is; of a vllm, vLLM chooses")
+    work.add_argument(
+        "--engine",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="of a vllm: options of vLLM's LLM, say tensor_parallel_size=2 max_model_len=8192",
+    )
 
 
 class _Renamed(argparse.Action):
@@ -180,23 +200,51 @@ def _num_shards(output: Path) -> int:
     return len(list((output / "shards").glob("*/*.parquet")))
 
 
+_OWN = {  # options of the kinds of evaluators: option -> field
+    "vlm": {"prompt": "prompt", "max_image_tokens": "max_image_tokens", "device": "device"},
+    "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias", "device": "device"},
+    "vllm": {"prompt": "prompt", "max_image_tokens": "max_image_tokens", "engine": "engine"},
+}
+
+
 def _load_evaluator(args: argparse.Namespace) -> PairEvaluator:
-    """Load the evaluator that the options ask for. ValueError if an option belongs to the other kind."""
+    """Load the evaluator that the options ask for. ValueError if an option belongs to another kind."""
     from mmemb_r1.training.selection.evaluator import evaluator_kind, load_evaluator
 
     kind = args.evaluator_kind or evaluator_kind(args.evaluator)
-    own = {
-        "vlm": {"prompt": "prompt", "max_image_tokens": "max_image_tokens"},
-        "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias"},
-    }
-    for option in own["embedding" if kind == "vlm" else "vlm"]:
+    for option in {option for names in _OWN.values() for option in names} - _OWN[kind].keys():
         if getattr(args, option) is not None:
             raise ValueError(
                 f"--{option.replace('_', '-')} is no option of the evaluator kind {kind!r}; leave it out, or choose "
                 "another --evaluator-kind"
             )
-    options = {**_given(args, {**own[kind], "batch_size": "batch_size"}), "device": args.device}
-    return load_evaluator(args.evaluator, kind, **options)
+    if kind == "vllm" and args.jobs > 1:
+        raise ValueError(f"--jobs {args.jobs} is for models on a CPU; vLLM divides its work itself, leave it out")
+    options = _given(args, {**_OWN[kind], "batch_size": "batch_size"})
+    if "engine" in options:
+        options["engine"] = _engine_options(options["engine"])
+    return load_evaluator(args.evaluator, kind, early_stop=args.early_stop, **options)
+
+
+def _engine_options(given: Sequence[str]) -> dict[str, Any]:
+    """
+    Parse options for vLLM, whose values are written as in a YAML file.
+
+    >>> _engine_options(["tensor_parallel_size=2", "enforce_eager=true", "kv_cache_dtype=fp8"])
+    {'tensor_parallel_size': 2, 'enforce_eager': True, 'kv_cache_dtype': 'fp8'}
+    """
+    import yaml
+
+    options = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--engine {one}; allowed: NAME=VALUE, say max_model_len=8192")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--engine {one}: its value can't be read as one of YAML; quote it") from error
+    return options
 
 
 def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
