@@ -32,7 +32,7 @@ class TorchEngine:
     def check(self, module: Any) -> None:
         check_model(module, None)
 
-    def start(self, module: Any) -> None:
+    def start(self, module: Any, writes: bool) -> None:
         self.module = module
 
     @torch.inference_mode()
@@ -63,24 +63,30 @@ class TorchEngine:
     def _hidden(self, place: int, prompt: Prompt) -> Tensor:
         if REFUSED in str(prompt.messages):
             raise InputError(place, "it is refused.")
-        processor, vlm = self.model.processor, self.model[0].model.vlm
-        config = self.model[0].model.config
-        batch = dict(render(processor, [list(prompt.messages)], max_image_tokens=config.max_image_tokens))
-        rendered = tuple(batch["input_ids"][0].tolist())
-        if not prompt.images:
-            assert prompt.token_ids[: prompt.num_rendered] in (rendered, rendered[:-1])
-        batch = append_tokens(batch, [prompt.followed], processor.tokenizer.pad_token_id)
-        cut = self._cut(prompt)
-        batch = {
-            name: value[:, :-cut] if cut and value.shape == batch["input_ids"].shape else value
-            for name, value in batch.items()
-        }
+        vlm, batch = self.model[0].model.vlm, self._batch(prompt)
         ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
         positions, _ = rotary_positions(vlm, ids, mask, batch)
         output = vlm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, **batch)
         return output.last_hidden_state[0]
 
-    def _cut(self, prompt: Prompt) -> int:
-        """Count the tokens of the rendered prompt that are not to be read: the marker, or none."""
-        marker = self.model[0].model.config.embed_token_id
-        return int(not prompt.followed and marker not in prompt.token_ids[-1:])
+    def _batch(self, prompt: Prompt) -> dict[str, Tensor]:
+        """Make the tensors of a prompt; those with pictures are rendered again, as the local model does."""
+        config, processor = self.model[0].model.config, self.model.processor
+        if prompt.messages:
+            batch = dict(render(processor, [list(prompt.messages)], max_image_tokens=config.max_image_tokens))
+            rendered = tuple(batch["input_ids"][0].tolist())
+        if not prompt.images:
+            if prompt.messages:
+                assert prompt.token_ids[: prompt.num_rendered] in (rendered, rendered[:-1])
+            ids = torch.tensor([prompt.token_ids])
+            extra = (
+                {"token_type_ids": torch.zeros_like(ids)}
+                if "token_type_ids" in (batch if prompt.messages else {})
+                else {}
+            )
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
+        without_marker = not prompt.followed and prompt.token_ids[-1] != config.embed_token_id
+        shape = batch["input_ids"].shape
+        if without_marker:
+            batch = {name: value[:, :-1] if value.shape == shape else value for name, value in batch.items()}
+        return append_tokens(batch, [prompt.followed], processor.tokenizer.pad_token_id)

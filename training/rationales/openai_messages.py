@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mmemb_r1.modeling.media_mmemb_r1 import parse_address, stored_source
+from mmemb_r1.servers import data_url, encoded_url
 from mmemb_r1.training.rationales.prompting import Style, parse_rationale, request_conversation, why_empty
 from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest
 
@@ -46,11 +46,11 @@ def chat_messages(
         if part["type"] == "text":
             parts.append(part)
         elif part["type"] == "image":
-            parts.append(_image_part(_verbatim_url(next(sources)) or _encoded_url(part["image"], image_format)))
+            parts.append(_image_part(_verbatim_url(next(sources)) or encoded_url(part["image"], image_format)))
         else:
             frames = [Image.fromarray(frame) for frame in part["video"]]
             parts.append({"type": "text", "text": f"A video, as {len(frames)} frames in order:"})
-            parts += [_image_part(_encoded_url(frame, image_format)) for frame in frames]
+            parts += [_image_part(encoded_url(frame, image_format)) for frame in frames]
     texts = [part["text"] for part in parts if part["type"] == "text"]
     return [
         {"role": "system", "content": system["content"][0]["text"]},
@@ -68,16 +68,6 @@ def _image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _encoded_url(image: Image.Image, image_format: str) -> str:
-    file = io.BytesIO()
-    image.save(file, format=image_format, quality=95)
-    return _data_url(file.getvalue(), image_format)
-
-
-def _data_url(data: bytes, image_format: str) -> str:
-    return f"data:image/{image_format.lower()};base64,{base64.b64encode(data).decode()}"
-
-
 def _verbatim_url(source: Any) -> str | None:
     """Return a picture's file as a data URL if every reader sees the same pixels in it, else `None`."""
     data = _file_bytes(source)
@@ -91,7 +81,7 @@ def _verbatim_url(source: Any) -> str | None:
             and getattr(image, "n_frames", 1) == 1
             and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
         )
-        return _data_url(data, image.format or "") if plain else None
+        return data_url(data, image.format or "") if plain else None
 
 
 def _file_bytes(source: Any) -> bytes | None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import logging
 import random
-import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.servers import AWAY, retry_after
 from mmemb_r1.training.rationales.openai_messages import chat_messages, error_message, has_media, read_completions
 from mmemb_r1.training.rationales.prompting import Style
 from mmemb_r1.training.rationales.worker import Failure, Rationale, RationaleRequest, WorkerError
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_AWAY = (502, 503, 504)
 _NOT_TOGETHER = (400, 422)  # what servers say that do not know `n`, or not for these settings
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx: nobody has answered
 _CLIENT_MAX_WAIT = 120.0  # longer waits that a server asks for are given up by the client
@@ -272,7 +269,7 @@ def _is_away(error: openai.APIError) -> bool:
 
     if isinstance(error, openai.APITimeoutError):
         return type(error.__cause__).__name__ == "ConnectTimeout"
-    return isinstance(error, openai.APIConnectionError) or getattr(error, "status_code", None) in _AWAY
+    return isinstance(error, openai.APIConnectionError) or getattr(error, "status_code", None) in AWAY
 
 
 def _asked_wait(error: openai.APIError) -> float | None:
@@ -282,23 +279,6 @@ def _asked_wait(error: openai.APIError) -> float | None:
         return None
     seconds = retry_after(response.headers)
     return seconds if seconds is not None and seconds > _CLIENT_MAX_WAIT else None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """
-    Read how many seconds to wait before the next try: from `retry-after-ms` or `retry-after` (seconds or a date).
-
-    >>> retry_after({"retry-after": "150"}), retry_after({"retry-after-ms": "2500"}), retry_after({})
-    (150.0, 2.5, None)
-    """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
-            return float(headers[name]) / unit
-    try:
-        date = email.utils.parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
 
 
 def _cause(error: openai.APIError) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,8 +11,8 @@ from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from mmemb_r1.servers import is_address, is_loopback, is_usable_key, is_variable, without_secrets
 from mmemb_r1.training.rationales.openai_messages import IMAGE_FORMATS
 from mmemb_r1.training.rationales.openai_session import CONNECT_TIMEOUT, Session
 from mmemb_r1.training.rationales.prompting import Style, style_of
@@ -111,9 +109,9 @@ class OpenAIWorker:
 
     def __post_init__(self) -> None:
         require(self, "model", isinstance(self.model, str) and bool(self.model), "the name of a model")
-        if not _is_address(self.base_url):
+        if not is_address(self.base_url):
             # a user and password in it are not repeated
-            shown = re.sub(r"(?<=//)[^/]*@", "***@", str(self.base_url).partition("?")[0])
+            shown = without_secrets(self.base_url)
             raise ValueError(
                 f"Worker {self.name!r}: `base_url` is {shown!r}; allowed: an address that begins with http:// or "
                 "https://, without user, password or query."
@@ -129,7 +127,7 @@ class OpenAIWorker:
             require(self, key, value is None or is_number(value, int | float, 0, most), f"0 to {most}, or null")
         require(self, "upload_once", isinstance(self.upload_once, bool), "true or false")
         require(self, "image_format", self.image_format in IMAGE_FORMATS, " or ".join(IMAGE_FORMATS))
-        if self.api_key_env is not None and not _is_variable(self.api_key_env):
+        if self.api_key_env is not None and not is_variable(self.api_key_env):
             # its value may be the key itself, so it is not repeated
             raise ValueError(
                 f"Worker {self.name!r}: `api_key_env` is no name of an environment variable; allowed: a name of "
@@ -211,7 +209,7 @@ class OpenAIWorker:
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
-        if not key or not (key.isascii() and key.isprintable()):
+        if not is_usable_key(key):
             raise WorkerError(
                 f"Worker {self.name!r}: the environment variable {self.api_key_env} of `api_key_env` "
                 f"{'holds no usable key' if key else 'is not set'}. Set it to a key for {self.base_url}, or leave "
@@ -233,7 +231,7 @@ def _client(worker: OpenAIWorker, key: str | None) -> openai.AsyncOpenAI:
         timeout=timeout,
         max_retries=worker.max_retries,
         # for a proxy, localhost is the proxy's own machine
-        http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not _is_loopback(worker.base_url)),
+        http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not is_loopback(worker.base_url)),
     )
 
 
@@ -253,26 +251,3 @@ def _portal(client: openai.AsyncOpenAI, running: Mapping[int, Future[_Answers]])
 
 def _hand_over(done: SimpleQueue[tuple[int, Future[_Answers]] | None], number: int, future: Future[_Answers]) -> None:
     done.put((number, future))
-
-
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[A-Z_][A-Z0-9_]*", value) is not None
-
-
-def _is_address(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        url = urlsplit(value)
-        plain = url.username is None and not url.query and not url.fragment and (url.port or 1) > 0
-    except ValueError:  # no port number, half an IPv6 address
-        return False
-    return url.scheme in ("http", "https") and bool(url.hostname) and plain
-
-
-def _is_loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

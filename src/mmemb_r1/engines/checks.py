@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from mmemb_r1.engines.protocol import Engine, EngineError, Prompt
 from mmemb_r1.engines.served import PROBED_TOKENS
 from mmemb_r1.fingerprint import weights_digest
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 MAX_SUPPRESSED = 1024  # ids that vLLM takes in the logit_bias of a request
@@ -63,6 +66,15 @@ def check_model(module: MMEmbR1Module, facts: dict[str, Any] | None) -> None:
         )
 
 
+@contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    """A built-in text is no bad input: whoever refuses it is not what it should be."""
+    try:
+        yield
+    except InputError as error:
+        raise EngineError(f"{where} refuses a built-in text: {error.reason} {_START_IT}.") from error
+
+
 def check_probe(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], where: str) -> None:
     """
     Ask for what is known of a built-in text, and compare.
@@ -77,7 +89,9 @@ def check_probe(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], wh
         EngineError: if it gives another state, or begins another rationale.
     """
     prompt = Prompt(tuple(probe["token_ids"]), len(probe["token_ids"]))
-    state, known = engine.states([prompt])[0].double(), torch.tensor(probe["state"], dtype=torch.double)
+    with _refusing(where):
+        state = engine.states([prompt])[0].double()
+    known = torch.tensor(probe["state"], dtype=torch.double)
     again = f"{_START_IT}."
     if state.shape != known.shape:
         raise EngineError(f"{where} gives states of {len(state)} dimensions, and this model has {len(known)}. {again}")
@@ -98,7 +112,8 @@ def check_probe(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], wh
 def check_probed_rationale(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], where: str) -> None:
     """Compare likewise how a rationale begins; other tokens may differ by the rounding of 16-bit arithmetic."""
     begun = Prompt(tuple(probe["token_ids"]), len(probe["token_ids"])).then(module.model.config.opening_ids)
-    (written,) = engine.rationales([begun], [PROBED_TOKENS])
+    with _refusing(where):
+        (written,) = engine.rationales([begun], [PROBED_TOKENS])
     end = module.model.config.end_think_token_id
     known = [*probe["after"], end]
     if written[:1] != known[:1]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.engines.http_engine import HttpEngine
 from mmemb_r1.engines.protocol import Engine
 from mmemb_r1.engines.served import FOLDER, is_exported
 from mmemb_r1.engines.vllm_engine import VllmEngine
+from mmemb_r1.servers import is_address
 
 FORMS = '"local", "vllm", or one or two addresses of servers, http://HOST:PORT, with a comma between them'
 
@@ -42,4 +44,7 @@ def engine_of(form: str, exported: Path | None, **options: Any) -> Engine | None
                 "and load the model from that folder."
             )
         return VllmEngine(exported.parent, **options)
+    addresses = form.split(",")
+    if len(addresses) <= 2 and all(map(is_address, addresses)):
+        return HttpEngine(*addresses, **options)
     raise ValueError(f"engine={form!r} is not known; allowed: {FORMS}.")

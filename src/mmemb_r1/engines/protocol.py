@@ -83,11 +83,16 @@ class Engine(Protocol):
             ValueError: that says what it can't do.
         """
 
-    def start(self, module: MMEmbR1Module) -> None:
+    def start(self, module: MMEmbR1Module, writes: bool) -> None:
         """
-        Get ready, once, and make sure that it is this model which the engine runs.
+        Get ready, and make sure that it is this model which the engine runs. Called before each use.
+
+        Args:
+            module: the model.
+            writes: whether rationales may be asked for, and not states alone.
 
         Raises:
+            ValueError: if it can't write any.
             EngineError: if it can't start, can't be reached, or runs another model.
         """
 

@@ -51,8 +51,8 @@ def engine_rows(
         InputError: showing an input that can't be embedded.
         EngineError: if the engine can't go on.
     """
-    engine.start(module)
     thinking = ReasoningOptions.of(module.model.config, None, *(options[name] for name in REASONING_OPTIONS))
+    engine.start(module, writes=thinking.reasoning != "never")
 
     def embedded(places: Sequence[int]) -> dict[str, Tensor]:
         values = [inputs[place] for place in places]

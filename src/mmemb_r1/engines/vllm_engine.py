@@ -64,8 +64,11 @@ class VllmEngine:
     def check(self, module: MMEmbR1Module) -> None:
         check_model(module, self.facts)
 
-    def start(self, module: MMEmbR1Module) -> None:
+    def start(self, module: MMEmbR1Module, writes: bool) -> None:
         self._module = module
+        for name in ("states", "rationales") if writes else ("states",):
+            with self._locks[name]:
+                self._instance(name)
 
     def states(self, prompts: Sequence[Prompt]) -> Tensor:
         def read(llm: Any, some: Sequence[int]) -> list[Any]:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from tests.chat_server import Reply, Server, closed_port, request, worker
 
+from mmemb_r1 import servers
 from mmemb_r1.training.rationales import openai_session
 from mmemb_r1.training.rationales.worker import Failure, Rationale, WorkerError
 
@@ -413,5 +414,5 @@ def test_the_definition_holds_what_determines_the_rationales_and_nothing_else(tm
     ],
 )
 def test_retry_after_may_be_a_date_or_nonsense(headers: dict[str, str], seconds: float | None) -> None:
-    waits = openai_session.retry_after(headers)
+    waits = servers.retry_after(headers)
     assert waits == seconds if seconds is not None else waits is None or waits < 0

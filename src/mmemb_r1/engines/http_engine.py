@@ -1,0 +1,215 @@
+"""Run a backbone on servers of vLLM: one reads states, another writes rationales."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmemb_r1.engines.checks import check_model, check_probe, check_probed_rationale
+from mmemb_r1.engines.connection import Connection, RefusedRequest
+from mmemb_r1.engines.protocol import EngineError, Prompt, Words
+from mmemb_r1.engines.served import ServedModule, probe_of
+from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.locking_mmemb_r1 import tokenizing
+from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+from mmemb_r1.servers import encoded_url
+
+logger = logging.getLogger(__name__)
+
+THEN, CUT = "mmemb_r1_then", "mmemb_r1_cut"  # of the exported chat template: what follows the marker, and no marker
+_TEXTS_PER_REQUEST = 16  # whose states are asked for at once
+_STATE = {"task": "embed", "use_activation": False, "encoding_format": "base64", "embed_dtype": "float32"}
+_T = TypeVar("_T")
+
+
+class HttpEngine:
+    """
+    Run an exported checkpoint on servers that `vllm serve` started, by the two lines of the exported README.
+
+    Prompts of text are sent as token ids. Those with pictures are sent as chat messages, which the server renders by
+    the exported chat template; what follows the marker is sent as text then, and is read as such: where a rationale's
+    tokens are not those that its text is cut into, the vector is that of the text, which is logged.
+
+    Args:
+        states: the address of the server that reads, `http://HOST:PORT`.
+        rationales: that of the server that writes. Default: none, and nothing can think.
+        key_env: name of the environment variable that holds the key of both. Default: they want none.
+        verify: whether to compare what the servers give for a built-in text with what the model gives.
+        **options: of each connection: `concurrency`, `timeout`, `patience` and `max_retries`, see [`Connection`].
+
+    Raises:
+        ValueError: for an address that can't be used.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        states: str,
+        rationales: str | None = None,
+        *,
+        key_env: str | None = None,
+        verify: bool = True,
+        **options: Any,
+    ) -> None:
+        self.verify = verify
+        self._reads = Connection(states, key_env, **options)
+        self._writes = None if rationales is None else Connection(rationales, key_env, **options)
+        self._module: MMEmbR1Module | None = None
+        self._verified: set[str] = set()
+        self._models: dict[str, str] = {}
+        self._told = False
+
+    def check(self, module: MMEmbR1Module) -> None:
+        check_model(module, None)
+
+    def start(self, module: MMEmbR1Module, writes: bool) -> None:
+        if writes and self._writes is None:
+            raise ValueError(
+                "This engine has no server that writes rationales, and some inputs may think; give it the addresses "
+                'of two servers, or embed with reasoning="never".'
+            )
+        if module is not self._module:
+            self._module, self._verified = module, set()
+        if not self.verify:
+            return
+        wanted = ["states", "rationales"] if writes else ["states"]
+        if missing := [name for name in wanted if name not in self._verified]:
+            probe = module.facts["probe"] if isinstance(module, ServedModule) else probe_of(module)
+            for name in missing:
+                check = check_probe if name == "states" else check_probed_rationale
+                check(self, module, probe, self._connection(name).address)
+                self._verified.add(name)
+
+    def states(self, prompts: Sequence[Prompt]) -> Tensor:
+        texts = [place for place, prompt in enumerate(prompts) if not prompt.images]
+        asked = [texts[start : start + _TEXTS_PER_REQUEST] for start in range(0, len(texts), _TEXTS_PER_REQUEST)]
+        asked += [[place] for place, prompt in enumerate(prompts) if prompt.images]
+        asks = [partial(self._states_of, prompts, places) for places in asked]
+        states: list[Any] = [None] * len(prompts)
+        for places, found in zip(asked, self._reads.ask_each(asks), strict=True):
+            for place, state in zip(places, found, strict=True):
+                states[place] = state
+        return torch.from_numpy(np.stack(states))
+
+    def rationales(self, prompts: Sequence[Prompt], max_tokens: Sequence[int]) -> list[list[int]]:
+        asks = [
+            partial(self._refused_at, place, partial(self._written, prompt, limit))
+            for place, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
+        ]
+        return self._connection("rationales").ask_each(asks)
+
+    def close(self) -> None:
+        for connection in (self._reads, self._writes):
+            if connection is not None:
+                connection.close()
+
+    def _connection(self, name: str) -> Connection:
+        connection = self._reads if name == "states" else self._writes
+        if connection is None:
+            raise EngineError("This engine has no server that writes rationales.")
+        return connection
+
+    @property
+    def _started(self) -> MMEmbR1Module:
+        if self._module is None:
+            raise EngineError("The engine was not started with a model: set model.engine, or call start(model[0]).")
+        return self._module
+
+    def _states_of(self, prompts: Sequence[Prompt], places: Sequence[int], connection: Connection) -> list[np.ndarray]:
+        """Read some prompts in one request; if it is refused, each of them alone."""
+        some = [prompts[place] for place in places]
+        if some[0].images:
+            body = self._chat(some[0])
+        else:
+            body = {"input": [list(prompt.token_ids) for prompt in some]}
+        try:
+            answer = connection.post("/pooling", {**body, **_STATE, **self._model_of(connection)})
+        except RefusedRequest as error:
+            if len(places) == 1:
+                raise InputError(places[0], f"the server refuses it: {error}") from error
+            return [self._states_of(prompts, [place], connection)[0] for place in places]
+        data = sorted(_field(answer, "data", connection), key=lambda item: item["index"])
+        return [np.frombuffer(base64.b64decode(item["data"]), "<f4") for item in data]
+
+    def _written(self, prompt: Prompt, max_tokens: int, connection: Connection) -> list[int]:
+        words = Words.of(self._started.model.config)
+        body = {
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+            "stop_token_ids": [words.end_id],
+            "ignore_eos": True,
+            "logit_bias": {str(token): -100 for token in words.suppressed_ids},
+            "return_token_ids": True,
+            **self._model_of(connection),
+        }
+        if prompt.images:
+            answer = connection.post("/v1/chat/completions", {**self._chat(prompt), **body})
+        else:
+            answer = connection.post("/v1/completions", {"prompt": list(prompt.token_ids), **body})
+        return list(_field(_field(answer, "choices", connection)[0], "token_ids", connection))
+
+    @staticmethod
+    def _refused_at(place: int, ask: Callable[[Connection], _T], connection: Connection) -> _T:
+        try:
+            return ask(connection)
+        except RefusedRequest as error:
+            raise InputError(place, f"the server refuses it: {error}") from error
+
+    def _model_of(self, connection: Connection) -> dict[str, str]:
+        """Name the one model of a server, as it does."""
+        if connection.address not in self._models:
+            models = [item["id"] for item in _field(connection.get("/v1/models"), "data", connection)]
+            if len(models) != 1:
+                raise EngineError(
+                    f"{connection.address} serves {len(models)} models ({', '.join(models)[:200]}); allowed: one, the "
+                    "exported checkpoint."
+                )
+            self._models[connection.address] = models[0]
+        return {"model": self._models[connection.address]}
+
+    def _chat(self, prompt: Prompt) -> dict[str, Any]:
+        """Write a prompt with pictures as messages, and what follows the marker as text."""
+        tokenizer = self._started.tokenizer
+        marker = self._started.model.config.embed_token_id
+        then = tokenizer.decode(prompt.followed, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        with tokenizing():
+            again = tokenizer(then, add_special_tokens=False)["input_ids"]
+        if tuple(again) != prompt.followed and not self._told:
+            self._told = True
+            logger.warning(
+                "A rationale's tokens are not those that its text is cut into. Inputs with pictures are sent as text, "
+                "so that such vectors are those of the text; further ones are not told of."
+            )
+        messages = [
+            {"role": turn["role"], "content": [_part(part) for part in turn["content"]]} for turn in prompt.messages
+        ]
+        cut = not prompt.followed and prompt.token_ids[-1] != marker
+        return {
+            "messages": messages,
+            "add_generation_prompt": True,
+            "chat_template_kwargs": {THEN: then, CUT: cut},
+        }
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image":
+        return part
+    return {"type": "image_url", "image_url": {"url": encoded_url(part["image"])}}
+
+
+def _field(answer: Any, name: str, connection: Connection) -> Any:
+    value = answer.get(name) if isinstance(answer, dict) else None
+    if not value:
+        raise EngineError(
+            f"{connection.address} answers without {name!r}: it is no server of `vllm serve`, or of a version that "
+            "mmemb-r1 does not know."
+        )
+    return value
