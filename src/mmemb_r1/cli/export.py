@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 HELP = "Write a checkpoint in a form that programs load which do not know mmemb-r1."
 DIRECT_HELP = """\
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.export import export_direct
 
-    dtype = {} if args.dtype is None else {"model_kwargs": {"dtype": args.dtype}}
+    dtype: dict[str, Any] = {} if args.dtype is None else {"model_kwargs": {"dtype": args.dtype}}
     model = MMEmbR1(args.model, revision=args.revision, device=args.device, **dtype)
     proof = export_direct(model, args.folder, force=args.force)
     print(f'compared with reasoning="never": {proof.described()}')
