@@ -117,6 +117,9 @@ def measured_on(results: Results) -> str:
     parts += [f"read by {config['reader']}"] if config.get("reader") else []
     parts += [f"{config['split']} split"] if config.get("split") else []
     parts += [f"the first {config['limit']:,} queries of each task"] if config.get("limit") else []
+    if (thinker := config.get("thinker")) is not None:
+        definition = thinker["definition"]
+        parts.append(f"rationales by {definition.get('model') or definition.get('kind')}, read as {thinker['form']}")
     return ", ".join(parts)
 
 

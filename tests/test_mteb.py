@@ -21,6 +21,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.evaluation.metrics import ranks, unit_rows
 from mmemb_r1.evaluation.mteb_model import MTEBModel
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
+from mmemb_r1.thinker import Thought
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -200,12 +201,25 @@ def test_whatever_changes_a_vector_or_a_score_is_in_the_revision(tiny_checkpoint
         lambda: setattr(model, "similarity_fn_name", "dot"),
         lambda: setattr(model[0].model.config, "normalize", False),
         lambda: setattr(adapted, "num_frames", 2),
+        lambda: model.set_thinker(Fixed("red")),
+        lambda: model.set_thinker(Fixed("blue")),
+        lambda: model.set_thinker(Fixed("blue"), "text"),
     ):
         change()
         seen.append(adapted.mteb_model_meta.revision)
     assert len(set(seen)) == len(seen)
     assert MTEBModel(model).mteb_model_meta.revision != seen[-1]  # samples as many frames as the config says
     assert MTEBModel(model).num_frames == model[0].model.config.num_video_frames
+
+
+class Fixed:
+    """A thinker that says one thing."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.definition = text, {"kind": "fixed", "text": text}
+
+    def think(self, inputs: Any, max_tokens: int) -> Iterator[tuple[int, Thought]]:
+        return ((number, Thought(self.text)) for number, _ in enumerate(inputs))
 
 
 def texts_of(values: list[str]) -> Any:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
+NO_RATIONALES = "none: "  # begins what a record tells of the rationales of a training that had none
 RECORD = "training_record"  # attribute of a model that was trained in this process
 ENCODING_FILE = "config_sentence_transformers.json"  # prompts and similarity
 STATE_FILE = "trainer_state.json"  # what `Trainer` writes last

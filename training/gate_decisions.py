@@ -178,7 +178,7 @@ def measure_decisions(
         queries: N inputs, the rows of `competitions`, of which each is in one.
         rounds: rationales of each query.
         given: N lists of ids, one whole rationale for each query, with what surrounds it, in place of those that the
-            model writes; with `rounds` 1.
+            model, or its thinker, writes; with `rounds` 1.
         folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept. What another
             model or other inputs gave is a `ValueError`.
     """
@@ -187,6 +187,8 @@ def measure_decisions(
         inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
         digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
         facts = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
+        if given is None and model.thinking is not None:
+            facts["thinker"] = model.thinking.identity
         if given is not None:
             facts["rationales"] = blake2b(str([list(ids) for ids in given]).encode(), digest_size=16).hexdigest()
         record_run(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})

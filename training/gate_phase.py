@@ -87,7 +87,8 @@ def train_gate(
     """
     Fit a model's gate to where thinking pays; everything else stays as it is.
 
-    Every query is embedded directly and after each of its rationales. Thinking pays where it makes the target more
+    Every query is embedded directly and after each of its rationales: the model's own, those of its thinker if it has
+    one (`MMEmbR1.thinker`), or given ones. Thinking pays where it makes the target more
     probable among its competitors, by more than it costs. Use pairs that the model was not trained on: what it knows
     by heart it finds with and without thinking.
 
@@ -97,7 +98,8 @@ def train_gate(
         candidates: a table with `candidate_set`, `candidate_id` and `input`: each target competes with its set.
         rationales: a table with `pair_id`, `side` and `text`, and optionally `posterior`, as `mmemb-r1 rationales` and
             `select` write it: queries think these, one each, drawn by its posterior where there are several. Queries
-            without one are left out. Default: the model writes its own, which it has to have learnt.
+            without one are left out. Default: the model writes its own, which it has to have learnt, or its thinker
+            does.
         folder: keeps what was embedded, so that a run that was killed goes on there, and another `cost` or `holdout`
             embeds nothing anew. Default: nothing is kept. What was embedded for another run is a `ValueError`.
         progress: show bars on standard error, if that is a terminal; without them, progress is logged every 30 seconds
@@ -112,15 +114,21 @@ def train_gate(
     """
     config = config or GateConfig()
     network = model.eval()[0].model
-    rounds = config.max_reasoning_rounds or (network.config.max_reasoning_rounds if rationales is None else 1)
+    if rationales is not None and model.thinker is not None:
+        raise ValueError(
+            "There are rationales and a thinker, and a query thinks one rationale; leave one of the two out."
+        )
+    of_others = rationales is not None or model.thinker is not None
+    rounds = config.max_reasoning_rounds or (1 if of_others else network.config.max_reasoning_rounds)
     batch_size = config.batch_size if config.negatives == "in-batch" else None
     competitions = competitions_of(pairs, candidates, batch_size, config.seed)
     rows, given = np.arange(len(pairs)), None
+    if of_others and rounds > 1:
+        raise ValueError(
+            f"max_reasoning_rounds is {rounds}, but a given rationale, or a thinker's, is one round; leave one of the "
+            "two out."
+        )
     if rationales is not None:
-        if rounds > 1:
-            raise ValueError(
-                f"max_reasoning_rounds is {rounds}, but a given rationale is one round; leave one of the two out."
-            )
         rows, given = given_rationales(model, pairs, rationales, config.seed)
         competitions = only_of(competitions, rows)
     network.config.max_reasoning_rounds = rounds
@@ -139,7 +147,7 @@ def train_gate(
     )
     return {
         "pairs": len(pairs),
-        "rationales": "the model's own" if given is None else "given",
+        "rationales": "given" if given is not None else "the model's own" if model.thinker is None else "a thinker's",
         "without a rationale": len(pairs) - len(rows),
         "fitted": int((~kept).sum()),
         "held out": int(kept.sum()),
@@ -232,7 +240,9 @@ def gate_report(facts: Mapping[str, Any]) -> list[str]:
     """Write the lines that tell what [`train_gate`] returned."""
     measured = facts["measured"]
     where = "held-out queries" if facts["held out"] else "queries that it was fitted to (none were held out)"
-    thought = "given rationales" if facts["rationales"] == "given" else "the model's rationales"
+    thought = {"given": "given rationales", "a thinker's": "a thinker's rationales"}.get(
+        facts["rationales"], "the model's rationales"
+    )
     fitted = f"fitted to {facts['fitted']:,} of {facts['pairs']:,} pairs with {thought}"
     auc_ = "not known: thinking helps all or none" if measured["auc"] is None else f"{measured['auc']:.3f}"
     return [

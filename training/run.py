@@ -21,7 +21,14 @@ from mmemb_r1.runs import explained_writing, record_run
 from mmemb_r1.tables.columns import ColumnMap, PairForm
 from mmemb_r1.tables.pairs import table_digest, table_name
 from mmemb_r1.training.base_config import SECRETS, check_anchored
-from mmemb_r1.training.base_trainer import STATE_FILE, TRAINING_FILE, PhaseTrainer, last_checkpoint, with_changes
+from mmemb_r1.training.base_trainer import (
+    NO_RATIONALES,
+    STATE_FILE,
+    TRAINING_FILE,
+    PhaseTrainer,
+    last_checkpoint,
+    with_changes,
+)
 from mmemb_r1.training.settling.settle import Settlement, write_skipped
 from mmemb_r1.training.tables import read_pairs
 
@@ -462,6 +469,8 @@ def save_trained(trainer: Any, run: PhaseRun) -> None:
         model[0].model = merged(load_adapters(model[0].model, run.output / "adapter"))
     else:
         model[0].model.load_state_dict(state)
+    if not str(trainer.facts.get("rationales", "")).startswith(NO_RATIONALES):
+        model[0].model.config.thinker_form = "tokens"  # it has learnt to read rationales there
     model.save_pretrained(str(folder), create_model_card=False)
     write_model_card(folder, training=trainer.facts | {"steps": trainer.state.global_step})
     if trainer.args.push_to_hub:

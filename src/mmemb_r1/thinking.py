@@ -137,8 +137,8 @@ class Thinking:
         """
         if self.form == "tokens" and getattr(model, "engine", None) is not None:
             raise ValueError(
-                "An engine reads no rationale of a thinker between the tokens of thought. Set model.engine to None, or "
-                'put the rationale after the text: thinker_form="text".'
+                "An engine reads no rationale of a thinker between the tokens of thought. Set model.engine to None, "
+                'or put the rationale after the text: thinker_form="text".'
             )
         call = _Call(self, model, inputs, device, prompt, batch_size, options)
         reading = call.read(wanted)

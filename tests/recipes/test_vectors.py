@@ -23,6 +23,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.modeling.rendering_mmemb_r1 import truncate_text
 from mmemb_r1.recipes import convert, load_recipe
+from mmemb_r1.thinker import Thought
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = "What is the capital of Peru? " * 12
@@ -268,3 +269,27 @@ def test_reasoned_vectors_of_a_direct_embedder_are_read_in_the_same_way(recipe, 
             state = model[0].model.vlm.base_model(**batch).last_hidden_state[0, -1]
         wanted = torch.nn.functional.normalize(state, dim=0).numpy()
         np.testing.assert_allclose(output["sentence_embedding"].float().numpy(), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "form"), [("qwen3-vl-embedding", "text"), ("gme-qwen2-vl", "text"), ("ume-r1", "tokens")]
+)
+def test_a_thinkers_rationale_is_text_where_the_embedder_never_learnt_to_think(recipe, form, stand_in):
+    """As text, the vector is what the published code gives for the text with the rationale after it."""
+    said = {"text": "What is this?\nIt is red, so it is Peru.", "image": pictures("red"), "instruction": "Find it."}
+    model = convert(str(stand_in(recipe)), recipe).model
+    assert model[0].model.config.thinker_form == form
+    model.thinker = Says("It is red, so it is Peru.")
+    assert model.thinking.form == form
+    model.set_thinker(model.thinker, "text")
+    vector = model.encode({**said, "text": "What is this?"}, reasoning="always")
+    expected = direct_vector(recipe, *loaded(recipe, stand_in(recipe)), said)
+    np.testing.assert_allclose(vector, expected.numpy(), atol=1e-4)
+
+
+class Says:
+    def __init__(self, text):
+        self.definition = {"kind": "says", "text": text}
+
+    def think(self, inputs, max_tokens):
+        return ((number, Thought(self.definition["text"])) for number, _ in enumerate(inputs))

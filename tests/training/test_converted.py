@@ -238,6 +238,7 @@ def test_a_run_that_was_killed_comes_to_the_same(built, joint, adaptive, tmp_pat
 )
 def test_a_run_with_adapters_saves_what_it_trained(built, layout, rows, tmp_path, on_cpu):
     model, processor = built
+    model.config.thinker_form = "text"
     MMEmbR1.from_model(model, processor).save_pretrained(str(tmp_path / "start"))
     rows.select(ROWS).to_parquet(str(tmp_path / "pairs.parquet"))
     rows.select([0, 1]).to_parquet(str(tmp_path / "held_out.parquet"))
@@ -249,6 +250,7 @@ def test_a_run_with_adapters_saves_what_it_trained(built, layout, rows, tmp_path
     trained = MMEmbR1(str(output / "model"), device="cpu")
     for name in ("embed_position", "opening_token_ids", "closing_token_ids", "embed_token_id", "end_think_token_id"):
         assert getattr(trained[0].model.config, name) == getattr(model.config, name), name
+    assert trained[0].model.config.thinker_form == "tokens"  # it has learnt to read rationales there
     first = MMEmbR1(str(tmp_path / "start"), device="cpu")
     inputs = ["say red", "a longer one, blue and white"]
     now, then = (one.encode(inputs, reasoning="never", convert_to_tensor=True) for one in (trained, first))
@@ -272,3 +274,15 @@ def test_two_spaces_are_refused(thinking, joint, adaptive, phase):
     make = {"joint": joint, "adaptive": adaptive}[phase]
     with pytest.raises(ValueError, match=f"are two spaces .* the {phase} phase compares them.* `mmemb-r1 train gate`"):
         make(model[0].model, model.processor)
+
+
+def test_an_embedder_that_learnt_no_rationale_reads_a_thinkers_as_text(tiny_checkpoint, rows, tmp_path, on_cpu):
+    model = MMEmbR1(str(tiny_checkpoint), device="cpu")
+    model[0].model.config.thinker_form = "text"
+    model.save_pretrained(str(tmp_path / "start"))
+    rows.select(ROWS).to_parquet(str(tmp_path / "pairs.parquet"))
+    settings = {"max_steps": 1, "per_device_train_batch_size": 3, "sub_batch_size": 3, "use_rationales": False}
+    settings |= {name: value for name, value in on_cpu.items() if name != "report_to"}
+    start, pairs, output = str(tmp_path / "start"), tmp_path / "pairs.parquet", tmp_path / "out"
+    train_joint(JointRun(model=start, pairs=pairs, output=output, settings=settings))
+    assert MMEmbR1(str(output / "model"), device="cpu")[0].model.config.thinker_form == "text"

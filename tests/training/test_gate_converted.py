@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
 from mmemb_r1.modeling.tokens_mmemb_r1 import Controls
 from mmemb_r1.rationale_tokens import forced_embeddings, rationale_suffix
+from mmemb_r1.thinker import Thought
 from mmemb_r1.training import GateConfig, train_gate
 from mmemb_r1.training.gate_decisions import competitions_of, measure_decisions
+from mmemb_r1.training.gate_phase import gate_report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYOUTS = {
@@ -171,3 +176,62 @@ def test_refused(thinking, make_pairs):
     long = Dataset.from_dict({"pair_id": ["pair 0"], "side": ["query"], "text": ["word " * 40000]})
     with pytest.raises(ValueError, match=r"a query and its rationale have [\d,]+ tokens; the model reads"):
         train_gate(model, pairs, GateConfig(holdout=0), rationales=long)
+
+
+class Known:
+    """A thinker that knows a rationale of each query, and remembers what it was asked about."""
+
+    definition: ClassVar[dict[str, str]] = {"kind": "known"}
+
+    def __init__(self):
+        self.asked = []
+
+    def think(self, inputs, max_tokens):
+        for number, value in enumerate(inputs):
+            self.asked.append(value["text"])
+            row = [query["text"] for query in QUERIES].index(value["text"])
+            yield number, Thought(f"It is {row * row % 17} there.")
+
+
+@pytest.mark.parametrize("form", ["tokens", "text"])
+def test_a_gate_learns_where_a_thinker_pays(thinking, make_pairs, form):
+    """Of an embedder that never learnt to think: measured is what `encode` gives with this thinker."""
+    model = converted(thinking, "read before the marker")
+    model.set_thinker(Known(), form)
+    reasoned = model.encode(QUERIES, reasoning="always")
+    pairs = world(model, make_pairs, reasoned)
+    facts = train_gate(model, pairs, CONFIG)
+    assert facts["rationales"] == "a thinker's" and "with a thinker's rationales" in gate_report(facts)[0]
+    check_separation(facts)
+    thinks = [row["reasoned"] for row in model.explain(QUERIES, reasoning="auto")]
+    assert np.mean(np.array(thinks) == GAINS) > 0.85
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        train_gate(model, pairs, CONFIG, rationales=rationales_of(pairs))
+    with pytest.raises(ValueError, match="max_reasoning_rounds is 2, but a given rationale, or a thinker's, is one"):
+        train_gate(model, pairs, GateConfig(max_reasoning_rounds=2))
+
+
+def test_the_command_asks_a_thinker_once(thinking, make_pairs, tmp_path, capsys, monkeypatch):
+    start = converted(thinking, "read before the marker")
+    start.save_pretrained(str(tmp_path / "start"))
+    start.thinker = thinker = Known()
+    world(start, make_pairs, start.encode(QUERIES, reasoning="always")).to_parquet(str(tmp_path / "pairs.parquet"))
+    thinker.asked.clear()
+    files = {"--model": "start", "--pairs": "pairs.parquet", "--output": "out"}
+    options = [part for name, file in files.items() for part in (name, str(tmp_path / file))]
+    command = ["train", "gate", *options, "--device", "cpu", "--holdout", "0.4", "--thinker", "my_known:known"]
+    module = ModuleType("my_known")
+    module.known = thinker
+    monkeypatch.setitem(sys.modules, "my_known", module)
+    assert main(command) == 0
+    assert "of 80 pairs with a thinker's rationales" in capsys.readouterr().out
+    assert sorted(thinker.asked) == sorted(query["text"] for query in QUERIES)
+    for part in (tmp_path / "out" / "embedded").glob("queries-*.npz"):
+        part.unlink()  # as after a kill: what was thought is in the cache
+    (tmp_path / "out" / "gate.json").unlink()
+    thinker.asked.clear()
+    assert main(command) == 0
+    assert thinker.asked == []
+    monkeypatch.setattr(Known, "definition", {"kind": "another"})
+    assert main(command) == 2
+    assert "thinker.definition.kind" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.training.adapters import adapter_facts
-from mmemb_r1.training.base_trainer import pairs_facts
+from mmemb_r1.training.base_trainer import NO_RATIONALES, pairs_facts
 from mmemb_r1.training.joint.config import JointConfig
 from mmemb_r1.training.joint.data import SelectedRationales
 from mmemb_r1.training.vlm import weights_fingerprint
@@ -52,10 +52,10 @@ def joint_facts(
 
 def _describe_rationales(args: JointConfig, pairs: Dataset, selected: SelectedRationales | None) -> str:
     if not args.use_rationales:
-        return "none: the direct path alone"
+        return f"{NO_RATIONALES}the direct path alone"
     if selected is None:
         own = [name for name in ("query_rationale", "target_rationale") if name in pairs.column_names]
-        return "those of the pairs table" if own else "none: the pairs table has none"
+        return "those of the pairs table" if own else f"{NO_RATIONALES}the pairs table has none"
     found = selected.covered(pairs)
     workers = ", ".join(f"{worker} {number}" for worker, number in selected.workers.items())
     text = f"{selected.num_rationales} selected ones, for {found} of the {len(pairs)} pairs"

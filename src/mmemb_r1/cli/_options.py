@@ -167,6 +167,32 @@ def add_encoding_options(parser: argparse._ActionsContainer, **defaults: int | s
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
+def add_thinker_options(parser: argparse._ActionsContainer) -> None:
+    """Add `--thinker` and `--thinker-form`, which `use_thinker` reads."""
+    from mmemb_r1.modeling.options_mmemb_r1 import FIELDS, describe_option
+
+    parser.add_argument(
+        "--thinker",
+        metavar="FILE",
+        help="another model that writes the rationales: a YAML file of a worker's keys, or module:name for one of "
+        "your own; default: the checkpoint writes them",
+    )
+    parser.add_argument(
+        "--thinker-form",
+        choices=FIELDS["thinker_form"].choices,
+        help=f"{describe_option('thinker_form', FIELDS)}; default: what the checkpoint says",
+    )
+
+
+def use_thinker(model: Any, args: argparse.Namespace) -> None:
+    """Let the model that `--thinker` names think for a loaded model, if one is named."""
+    if args.thinker is None and args.thinker_form is None:
+        return
+    if not hasattr(model, "set_thinker"):
+        raise ValueError(f"--thinker is for mmemb-r1 checkpoints, and this is a {type(model).__name__}; leave it out")
+    model.set_thinker(args.thinker, args.thinker_form)
+
+
 def _value_of(name: str) -> Callable[[str], Any]:
     """Make what reads an option's value, and refuses one that its table does not allow."""
     from mmemb_r1.modeling.options_mmemb_r1 import FIELDS, OPTIONS, check_option

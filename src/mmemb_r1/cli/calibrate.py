@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import PAIRS_TABLE, add_encoding_options, add_row_options, check_table, pairs_options
+from mmemb_r1.cli._options import (
+    PAIRS_TABLE,
+    add_encoding_options,
+    add_row_options,
+    add_thinker_options,
+    check_table,
+    pairs_options,
+    use_thinker,
+)
 
 HELP = """\
 Set the gate's threshold of a checkpoint so that, on inputs like those given, thinking costs what is wanted: a share of
@@ -27,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--target-ratio", type=float, metavar="R", help="share of inputs that think, 0 to 1")
     target.add_argument("--target-tokens", type=float, metavar="N", help="rationale tokens per input, on average")
     parser.add_argument("--dry-run", action="store_true", help="tell the threshold and save nothing")
+    add_thinker_options(parser)
     add_encoding_options(parser, batch_size=32)
 
 
@@ -46,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.gate import calibrated_threshold
 
     model = MMEmbR1(str(args.model), device=args.device)
+    use_thinker(model, args)
     by_tokens = args.target_tokens is not None
-    if by_tokens and model[0].model.config.max_reasoning_rounds > 1:
+    if by_tokens and model.thinker is None and model[0].model.config.max_reasoning_rounds > 1:
         raise ValueError(
             f"--target-tokens: {args.model} may think several times, and how much it spends is decided after each; "
             "use --target-ratio"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_base_option, add_encoding_options
+from mmemb_r1.cli._options import add_base_option, add_encoding_options, add_thinker_options, use_thinker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", metavar="DIR", help="keep embeddings in this folder, and don't compute those again that it holds"
     )
+    add_thinker_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(
         parser,
@@ -147,6 +148,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     model = MMEmbR1(args.model, device=args.device)
     if args.max_image_tokens is not None:
         model.max_image_tokens = args.max_image_tokens
+    use_thinker(model, args)
     model.embedding_cache = args.cache
     names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"]
     names += ["max_batch_tokens", "decode_batch_size"]

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_encoding_options, add_source_options, asked_source, listed, model_name
+from mmemb_r1.cli._options import (
+    add_encoding_options,
+    add_source_options,
+    add_thinker_options,
+    asked_source,
+    listed,
+    model_name,
+    use_thinker,
+)
 from mmemb_r1.evaluation.settings import MODES, SAME, mode_pairs
 
 if TYPE_CHECKING:
@@ -66,6 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--submission-mode", metavar="MODE", help="whose scores it has, say auto; needed where several modes are run"
     )
     parser.add_argument("--submission-metadata", type=Path, metavar="FILE", help="JSON: what it says of the model")
+    add_thinker_options(parser)
     thinking = dict.fromkeys(("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(parser, **thinking, batch_size=64)
     parser.add_argument("--trust-remote-code", action="store_true", help="run code of another model's repository")
@@ -87,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     source = _source(args)
     model = load_model(args.model, args.device, args.trust_remote_code)
+    use_thinker(model, args)
     name = model_name(args.model)
     settings = Settings(
         modes=modes or (MODES if hasattr(model, "explain") else ("never",)),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import add_base_option, add_encoding_options
+from mmemb_r1.cli._options import add_base_option, add_encoding_options, add_thinker_options, use_thinker
 
 HELP = """\
 Index what SOURCE holds, so that `mmemb-r1 search` finds it:
@@ -40,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="make an index for approximate search, of vectors in this precision; default: int8 from 100,000 items on",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_thinker_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(
         parser,
@@ -55,15 +56,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mmemb_r1 import MMEmbR1
     from mmemb_r1.index import build_index
     from mmemb_r1.tables.columns import parse_columns
 
     names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "truncate_dim", "prompt"]
     names += ["batch_size", "max_batch_tokens", "decode_batch_size", "shard_size", "precision", "device"]
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    model: Any = args.model
+    if args.thinker or args.thinker_form:
+        model = MMEmbR1(args.model, device=args.device)
+        use_thinker(model, args)
     summary = build_index(
         args.source,
-        args.model,
+        model,
         args.index,
         columns=parse_columns(args.columns),
         base=args.base,

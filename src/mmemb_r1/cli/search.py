@@ -9,7 +9,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_encoding_options
+from mmemb_r1.cli._options import add_encoding_options, add_thinker_options, use_thinker
 
 if TYPE_CHECKING:
     from mmemb_r1.index import SearchResult
@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the hits as JSON, without thumbnails")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the hits as a page with pictures")
     parser.add_argument("--open", action="store_true", help="show that page in the browser")
+    add_thinker_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(parser, **thinking, prompt="the checkpoint's for queries", allow_remote_media="")
 
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "prompt", "device"]
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     index = Index.open(args.index, args.model, device=options.pop("device", None))
+    if args.thinker or args.thinker_form:
+        use_thinker(index.model, args)
     result: Any = index.search(
         query,
         args.k,

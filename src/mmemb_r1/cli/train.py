@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mmemb_r1.cli import _train_rounds
-from mmemb_r1.cli._options import check_table, pairs_options
+from mmemb_r1.cli._options import add_thinker_options, check_table, pairs_options, use_thinker
 from mmemb_r1.cli._training import (
     PhaseParser,
     add_files,
@@ -43,7 +43,7 @@ Teach a checkpoint's gate where thinking pays; everything else stays as it is. `
 of a pairs table (with the columns query, target and, optionally, pair_id and task) without and with rationales,
 and fits the gate to what the rationales add to the probability of the target. It is then measured on held-out queries.
 The pairs should be new to the model: what it knows by heart it finds without thinking. A model that has not learnt to
-think can be given --rationales.
+think can be given --rationales of these queries, or a --thinker, which will write them later on, too.
 
 Every field of GateConfig is a flag, and a key of the YAML of --config; flags win. The output is a folder: model/ (the
 checkpoint), gate.json (what was measured) and embedded/ (vectors and states; may be removed). A run that was stopped
@@ -99,6 +99,7 @@ def configure_gate(parser: argparse.ArgumentParser) -> None:
         "rationales` wrote; queries without one are left out"
     )
     add_files(parser, {"--candidates": candidates, "--rationales": rationales})
+    add_thinker_options(parser)
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
@@ -170,6 +171,7 @@ def run_gate(args: argparse.Namespace) -> int:
         read_pairs(path, base=args.base) if path else None for path in (args.candidates, args.rationales)
     )
     model = MMEmbR1(args.model, device=args.device)
+    use_thinker(model, args)
     weights = weights_fingerprint(model[0].model)
     tables = {"pairs": args.pairs, "candidates": args.candidates, "rationales": args.rationales}
     identity: dict[str, Any] = {name: table_digest(path) for name, path in tables.items() if path}
@@ -177,6 +179,9 @@ def run_gate(args: argparse.Namespace) -> int:
     embedded = asdict(config)
     fit = {name: embedded.pop(name) for name in FIT_SETTINGS}
     identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": embedded}
+    if model.thinking is not None:
+        identity["thinker"] = model.thinking.identity
+        model.embedding_cache = args.output / "embedded"  # what a thinker has written is not paid for again
     record_run(args.output / "run.json", identity)
     report, folder = args.output / GATE_FILE, args.output / "model"
     facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}

@@ -213,14 +213,18 @@ class AdaptiveEncoder:
             return {"checkpoint": None}
         from mmemb_r1.fingerprint import checkpoint_fingerprint
 
-        return {"checkpoint": checkpoint_fingerprint(*self.model), **_settings_beside(self.model)}
+        thinker = {} if self.model.thinking is None else {"thinker": self.model.thinking.identity}
+        return {"checkpoint": checkpoint_fingerprint(*self.model), **_settings_beside(self.model), **thinker}
 
     def reasoning_options(self) -> dict[str, Any]:
         if not hasattr(self.model, "embedding_cache"):
             return self.given
         from mmemb_r1.modeling.options_mmemb_r1 import resolve_reasoning
 
-        resolved = resolve_reasoning(self.model[0].model.config, self.given, "query")
+        config = self.model[0].model.config
+        resolved = resolve_reasoning(config, self.given, "query")
+        if self.model.thinking is not None:
+            resolved = self.model.thinking.options(config, self.given, resolved)
         return {name: resolved[name] for name in OPTIONS}
 
     def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:

@@ -47,7 +47,8 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
     `encode_kwargs`; documents with `document_reasoning` in the place of `reasoning`.
 
     mteb keeps results by the model's name, by options given here, and by the revision, which is a digest of all else
-    that changes a vector or a score: the checkpoint, prompts, `truncate_dim`, the similarity, how videos are sampled.
+    that changes a vector or a score: the checkpoint, a thinker, prompts, `truncate_dim`, the similarity, how videos
+    are sampled.
     It does not look at `encode_kwargs`: with these, runs that differ in nothing else would find each other's results,
     so a warning says to give `cache=None`.
 
@@ -90,6 +91,8 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
         model = self.model
         prompts = [model.prompts, model.default_prompt_name, self.model_prompts]
         settings = [*prompts, model.truncate_dim, model.similarity_fn_name, self.num_frames, self.fps, self.max_frames]
+        if getattr(model, "thinking", None) is not None:
+            settings.append(model.thinking.identity)
         text = json.dumps([checkpoint_fingerprint(*model), settings], sort_keys=True)
         return self._meta.model_copy(update={"revision": blake2b(text.encode(), digest_size=32).hexdigest()})
 
