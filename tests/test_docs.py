@@ -53,6 +53,7 @@ WITH_EXAMPLES = (
     "docs/rationales.md",
     "docs/search.md",
     "docs/speed.md",
+    "docs/thinker.md",
     "docs/training.md",
 )
 
