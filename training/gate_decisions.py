@@ -186,7 +186,7 @@ def measure_decisions(
     if folder is not None:
         inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
         digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
-        facts = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
+        facts: dict[str, Any] = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
         if given is None and model.thinking is not None:
             facts["thinker"] = model.thinking.identity
         if given is not None:

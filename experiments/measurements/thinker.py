@@ -5,8 +5,9 @@ their own, and after one of a chat server whose rationales are known.
     python -m experiments.measurements.thinker [--output runs/thinker] [--models ours converted random]
 
 - *ours*: trained from random weights for 600 steps on questions, pictures' names and facts, with rationales.
-- *converted*: in the layout of Qwen3-VL-Embedding, converted, and trained on the same pairs for 700 steps without a
-  single rationale: an embedder that never learnt to think.
+- *converted*: in the layout of Qwen3-VL-Embedding, converted, and trained for 400 steps on pairs without rationales:
+  pictures' names, questions of one step, and sentences with what they state ("The capital of Peru is Lima."), these of
+  other countries than are asked about: an embedder of pictures and texts that never learnt to think.
 - *random*: the same, not trained at all.
 
 The server knows the right rationale of every question, sees nothing but text and picture of a request, and gives
@@ -57,10 +58,12 @@ SMALL = {
         "image_size": 64,
     },
 }  # fmt: skip
-TRAINING = {"task_weights": TASK_WEIGHTS, "learning_rate": 1e-3, "disable_tqdm": True}
+TRAINING = {"learning_rate": 1e-3, "disable_tqdm": True}
 BUDGET = 64  # tokens of a rationale
 MODELS = ("ours", "converted", "random")
-STEPS = (600, 700)  # of ours, and of converted
+STEPS = (600, 400)  # of ours, and of converted
+STATEMENTS = "statements"  # a task of the converted embedder's training
+DIRECT_WEIGHTS = {"picture-name-flag": 15.0, STATEMENTS: 45.0, **dict.fromkeys(FACTS, 8.0)}
 
 
 def main() -> None:
@@ -84,7 +87,8 @@ def make_model(name: str, atlas: Atlas, output: Path, steps: Sequence[int]) -> P
     recipe = Recipe(model={"max_reasoning_tokens": BUDGET}, **SMALL)
 
     def ours(folder: Path) -> None:
-        train_from_nothing(atlas, recipe, folder, output / "checkpoints-ours", max_steps=steps[0], **TRAINING)
+        settings = {"max_steps": steps[0], "task_weights": TASK_WEIGHTS, **TRAINING}
+        train_from_nothing(atlas, recipe, folder, output / "checkpoints-ours", **settings)
 
     def random(folder: Path) -> None:
         vlm, processor = build_tiny_vlm(
@@ -97,12 +101,31 @@ def make_model(name: str, atlas: Atlas, output: Path, steps: Sequence[int]) -> P
     def converted(folder: Path) -> None:
         made_whole(output / "random", random)
         model = MMEmbR1(str(output / "random"), device="cpu")
-        settings = joint_settings(recipe, max_steps=steps[1], use_rationales=False, **TRAINING)
-        checkpoints = output / "checkpoints-converted"
-        finish(joint_trainer(model[0].model, model.processor, atlas.pairs["train"], settings, checkpoints), folder)
+        settings = joint_settings(
+            recipe, max_steps=steps[1], task_weights=DIRECT_WEIGHTS, use_rationales=False, **TRAINING
+        )
+        pairs = with_statements(atlas.pairs["train"])
+        finish(
+            joint_trainer(model[0].model, model.processor, pairs, settings, output / "checkpoints-converted"), folder
+        )
 
     made_whole(output / name, {"ours": ours, "random": random, "converted": converted}[name])
     return output / name
+
+
+def with_statements(pairs: datasets.Dataset) -> datasets.Dataset:
+    """Add pairs of a sentence and what it states: the last one of each question about a flag, and its answer."""
+    asked = of_tasks(pairs, set(FLAGS))
+    stated = [
+        {
+            **row,
+            "pair_id": f"{STATEMENTS}/{row['pair_id']}",
+            "task": STATEMENTS,
+            "query": {**row["query"], "text": row["query_rationale"][-1], "image": []},
+        }
+        for row in asked.to_list()
+    ]
+    return datasets.concatenate_datasets([pairs, datasets.Dataset.from_list(stated, features=pairs.features)])
 
 
 @contextlib.contextmanager
