@@ -168,7 +168,9 @@ def test_refused(thinking, make_pairs):
     model = converted(thinking, "read before the marker")
     pairs = make_pairs([{"query": {"text": f"q {n}"}, "target": {"text": f"t {n}"}} for n in range(4)])
     rationales = rationales_of(pairs)
-    with pytest.raises(ValueError, match="max_reasoning_rounds is 2, but a given rationale is one round"):
+    with pytest.raises(
+        ValueError, match="max_reasoning_rounds is 2, but a given rationale, or a thinker's, is one round"
+    ):
         train_gate(model, pairs, GateConfig(max_reasoning_rounds=2), rationales=rationales)
     others = rationales.select([4]).add_column("other", [1])  # of a target alone
     with pytest.raises(ValueError, match="no query of the pairs table has a rationale"):
