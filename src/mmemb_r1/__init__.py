@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmemb_r1.sentence_transformers import MMEmbR1
 
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 __all__ = ["MMEmbR1", "MMEmbR1Config", "MMEmbR1Model", "__version__"]
 
 __getattr__ = lazy_attributes(
