@@ -7,11 +7,11 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.options_mmemb_r1 import nearest_name
@@ -34,6 +34,9 @@ _OWN_FIELDS = {
 _OWN_OPTIONS = ("r", "alpha", "dropout", "target_modules", "adapt_vision_tower")
 _ALLOWED = f"allowed: {', '.join(_OWN_OPTIONS)} and the fields of peft's LoraConfig"
 _QUANTISES = re.compile("bit|bnb")  # in the names of ModelConfig's fields
+# What peft puts into the names of a module's own weights, and the weights that it adds.
+_ADDED_PARTS = re.compile(r"\.(base_layer|token_adapter|modules_to_save\.default)(?=\.)")
+_ADDED_WEIGHTS = re.compile(r"(^|\.)(lora_|trainable_tokens_|original_module\.)")
 # Everything that only pictures pass through, in the backbones that transformers knows.
 _VISION_PARTS = r".*\.(visual|vision_tower|vision_model|connector|multi_modal_projector)"
 
@@ -172,12 +175,35 @@ def as_merged(model: PeftModel) -> Iterator[None]:
     may be trained: merging rounds where weights are not float32. Quantised weights, which nothing is merged into, are
     left alone. The weights that change are kept on the CPU meanwhile, and come back to the bit.
     """
+    if model.get_base_model().dtype == torch.float32 or getattr(model, "is_quantized", False):
+        yield
+        return
+    with _merged_meanwhile(model):
+        yield
+
+
+@contextmanager
+def backbone_weights(model: MMEmbR1Model | PeftModel) -> Iterator[dict[str, Tensor]]:
+    """
+    Give the weights of a model's backbone, name -> tensor, for the length of a block, in which nothing may be trained:
+    as a plain vision-language model has them, with what its adapters add. A tensor that the backbone has twice, as
+    tied embeddings are, is there under both names. Quantised weights are a `ValueError`.
+    """
+    if getattr(model, "is_quantized", False):
+        raise ValueError("Adapters can't be merged into quantised weights; load the model without quantisation.")
+    adapted = hasattr(model, "peft_config")
+    with _merged_meanwhile(model) if adapted else nullcontext():
+        plain = model.get_base_model() if adapted else model
+        named = plain.vlm.state_dict().items()
+        yield {_ADDED_PARTS.sub("", name): value for name, value in named if not _ADDED_WEIGHTS.search(name)}
+
+
+@contextmanager
+def _merged_meanwhile(model: PeftModel) -> Iterator[None]:
+    """Merge adapters for the length of a block; weights then come back to the bit."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     plain = model.get_base_model()
-    if plain.dtype == torch.float32 or getattr(model, "is_quantized", False):
-        yield
-        return
     heads = [weight for part in (plain.gate, plain.embedding_head) for weight in part.parameters()]
     layers = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     changed = [*heads, *(weight for layer in layers for weight in layer.parameters())]

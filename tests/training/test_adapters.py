@@ -15,6 +15,7 @@ from mmemb_r1.rationale_tokens import append_tokens, rationale_suffix
 from mmemb_r1.tiny import FAMILIES, build_tiny_vlm
 from mmemb_r1.training.adapters import (
     as_merged,
+    backbone_weights,
     freeze_vision_tower,
     load_adapters,
     lora_config,
@@ -156,6 +157,33 @@ def test_merging_changes_no_vector_in_any_family(family, rows):
     picture = rows[0]["query"]["image"][0]
     wanted = vectors(wrapped, processor, picture)
     np.testing.assert_allclose(vectors(merged(wrapped), processor, picture), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "tied"), [("qwen3_vl", True), ("qwen3_vl", False), ("idefics3", True)])
+def test_the_weights_of_the_backbone_are_those_of_the_merged_model_under_its_own_names(family, tied, dtype):
+    plain, _ = build(family, tied)
+    plain = plain.to(dtype)
+    with backbone_weights(plain) as weights:
+        names = list(weights)
+        assert names == list(plain.vlm.state_dict())
+    wrapped = with_adapters(plain, lora_config(plain, r=2, adapt_vision_tower=True))
+    disturb(wrapped)
+    before = {name: value.clone() for name, value in wrapped.state_dict().items()}
+    with backbone_weights(wrapped) as weights:
+        found = {name: value.clone() for name, value in weights.items()}
+    after = wrapped.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())  # to the bit
+    wanted = merged(wrapped).vlm.state_dict()
+    assert sorted(found) == sorted(names) == sorted(wanted)
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+
+
+def test_quantised_weights_are_not_given_as_merged_ones():
+    model, _ = build()
+    model.is_quantized = True
+    with pytest.raises(ValueError, match="load the model without quantisation"), backbone_weights(model):
+        pass
 
 
 def test_a_merged_model_can_be_adapted_and_trained_again():
