@@ -18,6 +18,14 @@ SCORERS = ("frozen", "live")
 DECISIONS = ("stratified", "sampled")
 DECISION_REWARDS = ("reward", "utility")
 SIDES = ("query", "target", "both")
+# What TRL's options of vLLM may be: the others ask for several processes, for a GPU, or bend what is drawn.
+VLLM_CHOICES: dict[str, tuple[object, ...]] = {
+    "vllm_mode": ("colocate",),
+    "vllm_tensor_parallel_size": (1,),
+    "vllm_enable_sleep_mode": (False,),
+    "vllm_model_impl": ("vllm",),
+    "vllm_structured_outputs_regex": (None,),
+}
 
 
 @with_help
@@ -28,7 +36,8 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
 
     `per_device_train_batch_size` counts rollouts. A group is `num_generations` rollouts of one query:
     `num_direct_rollouts` direct embeddings, and the others reason. `temperature` divides the logits of the gate as
-    well as those of tokens. `max_completion_length` follows from the budget.
+    well as those of tokens. `max_completion_length` follows from the budget. With `use_vllm`, vLLM writes the
+    rationales, in this process.
 
     Args:
         num_generations: Rollouts of a group.
@@ -177,6 +186,7 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
         told.router_aux_loss_coef = 0.0  # TRL takes the architecture's otherwise, from outputs that have none
         told.max_completion_length = max_completion_length
         told.reward_weights = [*self.all_rewards.values(), *(self.reward_weights or [1.0] * num_reward_funcs)]
+        told.use_vllm = False  # TRL would start it with the whole model's folder: the trainer starts it itself
         told.beta = 0.0  # TRL would load the reference from the Hub by the model's name
         return told
 
@@ -191,13 +201,16 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
                 raise ValueError(f"rewards: the weight of {name!r} is {weight!r}; allowed: a finite number.")
             find_reward(name)
 
-    def _check_choices(self) -> None:
-        if self.use_vllm:
+    def _check_server(self) -> None:
+        if self.vllm_mode == "server":
             raise ValueError(
-                "use_vllm=True can't draw rollouts here: vLLM loads the backbone alone, without gate and embedding "
-                "head, and gives back no embeddings. Set use_vllm=False. To draw rationales with vLLM, use "
-                "`mmemb-r1 rationales` with its server as a worker."
+                "vllm_mode='server'; allowed: 'colocate'. TRL sends a server the trained weights over NCCL alone "
+                "(VLLMClient.init_communicator), which asks for a GPU on both sides, and gives all rollouts of a step "
+                "the same options, where here each has a seed of its own. Leave vllm_mode out: vLLM then runs in the "
+                "process that trains."
             )
+
+    def _check_choices(self) -> None:
         # options of TRL's that would have no effect here, or would bend the decision's gradient, have one value
         allowed: dict[str, tuple[object, ...]] = {
             "scorer": SCORERS,
@@ -222,6 +235,9 @@ class AdaptiveGRPOConfig(CheckedConfig, GRPOConfig):
             "sync_ref_model": (False,),
             "router_aux_loss_coef": (None, 0.0),
         }
+        if self.use_vllm:
+            self._check_server()
+            allowed |= VLLM_CHOICES
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}.")

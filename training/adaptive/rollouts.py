@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions, with_cache
 from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, RationaleState, Sampling, prefill
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
-from mmemb_r1.modeling.paths_mmemb_r1 import reading_places, round_ids
+from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
+from mmemb_r1.training.adaptive.forward import decision_logps
+from mmemb_r1.training.adaptive.written import Writer, embed_after, think_with
 
 
 class RolloutGroup(NamedTuple):
@@ -26,6 +26,7 @@ class RolloutGroup(NamedTuple):
     num_tokens: Tensor  # (M,) of rationales
     num_rounds: Tensor  # (M,) rationales
     num_forced: Tensor  # (M,) rationales that were truncated
+    logps: list[list[float]] | None = None  # B * G, of a completion's tokens; known where another engine wrote them
 
     @property
     def rows(self) -> Tensor:
@@ -45,6 +46,7 @@ def roll_out(
     max_rounds: int = 1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    writer: Writer | None = None,
 ) -> RolloutGroup:
     """
     Read B prompts once each, pictures included, and draw rationales of each that go on from there.
@@ -58,6 +60,7 @@ def roll_out(
         max_rounds: rationales per rollout at most. Whether another follows the first is drawn from the gate.
         temperature: divides the logits of tokens and of the gate.
         generator: source of randomness. Default: torch's.
+        writer: what writes the rationales of these prompts, at this temperature. Default: the policy itself.
     """
     context, direct = _read(model, batch)
     gate_logits = model.gate(context.hidden)
@@ -72,7 +75,14 @@ def roll_out(
         thinks = (torch.arange(size, device=direct.device) >= num_direct).expand(len(direct), -1)
     rows = thinks.nonzero()[:, 0]
     states = [RationaleState(max_tokens, max_rounds) for _ in range(len(rows))]
-    if states:
+    logps = None
+    if writer is not None:
+        written = iter(think_with(writer, model, context, rows, states, decide, temperature, generator))
+        stops = decision_logps(gate_logits / temperature, torch.zeros_like(gate_logits, dtype=torch.bool)).tolist()
+        logps = [
+            next(written) if one else [stop] for own, stop in zip(thinks.tolist(), stops, strict=True) for one in own
+        ]
+    elif states:
         sampling = Sampling(do_sample=True, temperature=temperature, generator=generator)
         decoder = Decoder(model, decide=decide, sampling=sampling)
         decoder.add(context, rows, states)
@@ -86,35 +96,8 @@ def roll_out(
         torch.tensor([state.num_tokens for state in states], device=rows.device),
         torch.tensor([len(state.embeddings) for state in states], device=rows.device),
         torch.tensor([state.num_truncated for state in states], device=rows.device),
+        logps,
     )
-
-
-@torch.no_grad()
-def embed_after(model: MMEmbR1Model, context: Context, rows: Tensor, rationales: Sequence[Sequence[int]]) -> Tensor:
-    """
-    Embed prompts after rationales that another model wrote, `(N, D)`; the prompts are not read again.
-
-    Rationale n, a list of ids that ends in `<|embed|>`, continues prompt `rows[n]` of the `context` that `model` read.
-    """
-    context = context.branch(rows)
-    tails = [torch.tensor(ids, device=rows.device) for ids in rationales]
-    ids = pad_sequence(tails, batch_first=True)  # (N, T), padded on the right: nothing after it is read
-    tail_mask = pad_sequence([torch.ones_like(tail) for tail in tails], batch_first=True)
-    prompt_mask = cast(Tensor, context.mask)  # a branch is padded
-    mask = torch.cat([prompt_mask, tail_mask.to(prompt_mask.dtype)], dim=1)  # (N, S + T)
-    numbers = token_positions(mask)[:, -ids.shape[1] :]  # (N, T)
-    hidden = model.vlm.base_model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=next_positions(model.vlm, numbers, context.offset),
-        **with_cache(model.vlm.base_model, context.cache),
-        use_cache=True,
-        return_dict=True,
-    ).last_hidden_state
-    head, tail_mask = model.embedding_head, tail_mask.bool()
-    if model.config.embed_position == "before":
-        tail_mask = tail_mask & ~reading_places(model.config, ids, tail_mask, read=True)
-    return model.embeddings_of(head.join(context.pooled, head.pool(hidden, tail_mask)).mean)
 
 
 def read_group(model: MMEmbR1Model, batch: Mapping[str, Tensor], group: RolloutGroup) -> tuple[Tensor, Tensor]:
@@ -147,13 +130,14 @@ def in_groups(direct: Tensor, reasoned: Tensor, thinks: Tensor) -> Tensor:
 
 def as_columns(
     group: RolloutGroup, config: Any, eos_token_id: int, max_tokens: int, max_rounds: int
-) -> dict[str, list[Any]]:
+) -> dict[str, Any]:
     """
     Write a group as columns with a row per rollout, those of a prompt side by side.
 
     Returns:
-        `completion_ids`, which end in `eos_token_id`, `env_mask` (see [`loss_mask`]), `reasoned`,
-        `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated` and `reasoning_budget`.
+        `completion_ids`, which end in `eos_token_id`, their `logprobs`, as far as these are known, `env_mask` (see
+        [`loss_mask`]), `reasoned`, `num_reasoning_tokens`, `num_reasoning_rounds`, `truncated` and
+        `reasoning_budget`.
     """
     left = iter(group.rationales)
     rationales: list[list[int]] = [next(left) if thinks else [] for thinks in group.thinks.flatten().tolist()]
@@ -165,6 +149,7 @@ def as_columns(
 
     return {
         "completion_ids": [[*ids, eos_token_id] for ids in rationales],
+        "logprobs": group.logps,
         "env_mask": [loss_mask(ids, config, max_tokens, max_rounds) for ids in rationales],
         "reasoned": [bool(ids) for ids in rationales],
         "num_reasoning_tokens": of_all(group.num_tokens),

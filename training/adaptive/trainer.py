@@ -48,6 +48,7 @@ from mmemb_r1.training.adaptive.prompts import (
 from mmemb_r1.training.adaptive.rewards import TARGET_REWARDS, RewardFunction, find_reward
 from mmemb_r1.training.adaptive.rollouts import RolloutGroup, as_columns, in_groups, read_group, roll_out
 from mmemb_r1.training.adaptive.settled import settled_tables
+from mmemb_r1.training.adaptive.vllm_rationales import VllmRationales, check_vllm
 from mmemb_r1.training.base_config import check_anchored, check_one_space
 from mmemb_r1.training.base_trainer import EpochSampler, with_earlier_phases
 from mmemb_r1.training.direct_anchor import AnchoredTrainer, DirectAnchor, detached_direct
@@ -129,9 +130,11 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
         }
         for table in prompts.values():
             check_rendering(table, processing_class, config)
+        if args.use_vllm:
+            check_vllm(model, args, [*prompts.values()])
         self._make_scorers(args, train_dataset, joint_pairs, eval_dataset)
         warn_of_overlap(train_dataset, joint_pairs)
-        whole = without_adapters(model)
+        whole, use_vllm = without_adapters(model), args.use_vllm
         facts = adaptive_facts(model, args, train_dataset) | self.settlement.told()
         self.facts = with_earlier_phases(facts, whole)
         self.max_rounds = args.max_reasoning_rounds or config.max_reasoning_rounds
@@ -161,6 +164,9 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
             rollout_func=lambda prompts, _: self._roll_out(prompts),
         )
         self._check_sharding()
+        if use_vllm:  # where TRL looks for it, which then has it take new weights, and corrects for what it drew
+            self.vllm_generation = VllmRationales.of_trainer(self)
+            self.use_vllm, self._last_loaded_step = True, -1
         if num_processes() > 1:  # TRL gathers pictures only in processes that have some, and waits for ever
             self.log_multimodal = False
         self._gate_inputs: Tensor | None = None
@@ -209,6 +215,11 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
             )
         if plugin is not None:
             keep_float32(plugin)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint; vLLM then gets its weights, however many steps were taken."""
+        super()._load_best_model()
+        self._last_loaded_step = -1
 
     def _whole(self) -> AbstractContextManager[None]:
         """Gather the weights of a sharded model for the length of a block."""
@@ -311,6 +322,9 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
         mode, size, model = self._mode, self._group_size, self._bare_model
         batch = render(self.processing_class, prompts[::size], max_image_tokens=model.config.max_image_tokens)
         batch = dict(batch.to(self.accelerator.device))
+        rows_of_ids = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        prompt_ids = [ids[kept].tolist() for ids, kept in rows_of_ids]
+        writer = self.vllm_generation.of(prompts[::size], prompt_ids) if self.use_vllm else None
         with self.accelerator.autocast():  # in the precision that log-probabilities will be taken in
             with evaluating(model):
                 group = roll_out(
@@ -322,6 +336,7 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
                     max_tokens=self.max_tokens,
                     max_rounds=self.max_rounds,
                     temperature=self.temperature,
+                    writer=writer,
                 )
             found = (group.direct, group.reasoned)
             if self.args.scorer == "frozen":
@@ -335,11 +350,8 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
             self._log_retrieval(group, own)
         self._log("similarity_to_scorer", nn.functional.cosine_similarity(vectors, own).mean())
         self._gate_logits = group.gate_logits
-        rows_of_ids = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-        prompt_ids = [ids[kept].tolist() for ids, kept in rows_of_ids]
         return {
             "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
-            "logprobs": None,
             **{name: of.tolist() for name, of in self._scorers[mode].measures(self._rows, vectors).items()},
             **as_columns(group, model.config, self._tokenizer.eos_token_id, self.max_tokens, self.max_rounds),
         }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from trl import GRPOConfig
@@ -91,9 +92,30 @@ def test_the_floor(config, value):
         config(min_decision_prob=value)
 
 
-def test_vllm_is_refused_with_a_way_out(config):
-    with pytest.raises(ValueError, match="use_vllm=True can't draw rollouts here.*mmemb-r1 rationales"):
-        config(use_vllm=True)
+def test_vllm_is_for_the_trainer_alone(config):
+    """TRL, told of it, would load the whole model's folder with it."""
+    assert config(use_vllm=True).use_vllm is True
+    assert config(use_vllm=True).for_trl(8, 0).use_vllm is False
+
+
+def test_a_server_of_vllm_is_refused_with_the_reason(config):
+    with pytest.raises(ValueError, match="vllm_mode='server'; allowed: 'colocate'.*NCCL.*Leave vllm_mode out"):
+        config(use_vllm=True, vllm_mode="server")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("vllm_tensor_parallel_size", 2, "1"),
+        ("vllm_enable_sleep_mode", True, "False"),
+        ("vllm_model_impl", "transformers", "'vllm'"),
+        ("vllm_structured_outputs_regex", "a+", "None"),
+    ],
+)
+def test_options_of_vllm_that_are_not_for_here(config, field, value, allowed):
+    with pytest.raises(ValueError, match=re.escape(f"{field}={value!r}; allowed: {allowed}.")):
+        config(use_vllm=True, **{field: value})
+    assert getattr(config(**{field: value}), field) == value  # nothing to do with a run without it
 
 
 @pytest.mark.parametrize(
