@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,9 @@ def with_paths_from(folder: Path, value: Any) -> Any:
     Raises:
         ValueError: if a bare string names a file of the current folder, and none of `folder`.
     """
-    if isinstance(value, list):
-        return [with_paths_from(folder, item) for item in value]
-    if isinstance(value, dict):
-        media = {key: path_from(folder, value[key]) for key in ("image", "video") if key in value}
-        parts = value.get("content")
-        nested = {"content": with_paths_from(folder, parts)} if isinstance(parts, list) else {}
-        return {**value, **media, **nested}
-    if not isinstance(value, str) or parse_address(value).kind is None or parse_address(value).place != "path":
+    if not isinstance(value, str):
+        return with_media(partial(_path_from, folder), value, bare=partial(with_paths_from, folder))
+    if parse_address(value).kind is None or parse_address(value).place != "path":
         return value
     inside = path_from(folder, value)
     if find_file(inside) is None and inside != value and find_file(value) is not None:
@@ -89,14 +85,46 @@ def with_paths_from(folder: Path, value: Any) -> Any:
     return inside if find_file(inside) is not None else value
 
 
+def with_media(change: Callable[[str], Any], value: Any, bare: Callable[[str], Any] = str) -> Any:
+    """
+    Change the addresses of the pictures and videos inside one input: paths, web addresses, and data URLs.
+
+    Args:
+        change: gets an address, and returns another or the medium's bytes.
+        value: the input. What is in memory stays as it is.
+        bare: gets a string that stands for itself in a list or chat. Default: it stays.
+
+    >>> with_media(str.upper, {"text": "a", "image": ["b.png", {"path": "c.png", "bytes": None}]})
+    {'text': 'a', 'image': ['B.PNG', {'path': 'C.PNG', 'bytes': None}]}
+    """
+    if isinstance(value, list):
+        return [with_media(change, item, bare) for item in value]
+    if isinstance(value, dict):
+        media = {key: _changed(change, value[key]) for key in ("image", "video") if key in value}
+        parts = value.get("content")
+        nested = {"content": with_media(change, parts, bare)} if isinstance(parts, list) else {}
+        return {**value, **media, **nested}
+    return bare(value) if isinstance(value, str) else value
+
+
+def _changed(change: Callable[[str], Any], media: Any) -> Any:
+    """Change an address: in a string, in a `{"bytes", "path"}` dict that has no bytes, in lists of these."""
+    if isinstance(media, list):
+        return [_changed(change, item) for item in media]
+    if isinstance(media, dict) and "path" in media:
+        if media.get("bytes") or not isinstance(media["path"], str):
+            return media
+        found = change(media["path"])
+        return {**media, "path" if isinstance(found, str) else "bytes": found}
+    return change(media) if isinstance(media, str) else media
+
+
 def path_from(folder: Path, media: Any) -> Any:
     """Make a relative path start from `folder`: as a string, in a `{"bytes", "path"}` dict, in lists of these."""
-    if isinstance(media, list):
-        return [path_from(folder, item) for item in media]
-    if isinstance(media, dict) and "path" in media:
-        return media if media.get("bytes") else {**media, "path": path_from(folder, media["path"])}
-    if not isinstance(media, str):
-        return media
+    return _changed(partial(_path_from, folder), media)
+
+
+def _path_from(folder: Path, media: str) -> str:
     place, _, target = parse_address(media)
     if place != "path" or not target:
         return media

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import islice, zip_longest
@@ -40,6 +40,7 @@ DEFAULT_SHARD_SIZE = 4096
 SETTINGS, INDEX = "settings.json", "index.json"
 FIXED = ("output_value", "precision", "convert_to_numpy", "convert_to_tensor")  # of `encode`: shards are float32
 _LAYOUT = 2
+_NAMED = 32  # digits of its digest that name the file of a shard without a number
 _MISSING = object()
 
 
@@ -111,10 +112,37 @@ def encode_stream(
     own: dict[str, Any] = {"shard_size": shard_size, "file_format": file_format, "rationales": rationales}
     own = check_options(own | {"show_progress_bar": show_progress_bar})
     options = _check(model, inputs, options)
-    run = _Run(model, Path(output).expanduser(), own["shard_size"], file_format, own["rationales"], options)
+    run = ShardRun(model, Path(output).expanduser(), own["shard_size"], file_format, own["rationales"], options)
     with progress_bar(show_progress_bar) as bar:
         task = bar.add_task("Embedding", total=len(inputs) if isinstance(inputs, Sized) else None)
-        return run.embed(_with_ids(inputs, ids), bar, task)
+        return _embed(run, own["shard_size"], _with_ids(inputs, ids), bar, task)
+
+
+def _embed(
+    run: ShardRun, shard_size: int, pairs: Iterator[tuple[Any, Any]], bar: Progress, task: TaskID
+) -> StreamSummary:
+    """Make the shards of all inputs, one after another, and the index."""
+    shards: list[tuple[str, ShardInfo]] = []
+    skipped = 0
+    # a shard's inputs live in `_next` alone, and are gone before those of the next are read
+    while (shard := _next(run, len(shards), shard_size, pairs)) is not None:
+        file, info, is_new = shard
+        shards.append((file, info))
+        skipped += not is_new
+        bar.advance(task, info.rows)
+    check_end(run.output, len(shards), run.file_format)
+    return finish_run(run.output, run.settings, shards, skipped)
+
+
+def _next(
+    run: ShardRun, index: int, shard_size: int, pairs: Iterator[tuple[Any, Any]]
+) -> tuple[str, ShardInfo, bool] | None:
+    """Make the next shard, if there are inputs left."""
+    names, values = [], []
+    for name, value in islice(pairs, shard_size):
+        names.append(name)
+        values.append(value)
+    return run.shard(index, index * shard_size, names, values) if values else None
 
 
 def read_shards(output: str | os.PathLike[str], *, queries: str | None = None) -> Iterator[tuple[Ids, np.ndarray]]:
@@ -188,6 +216,16 @@ def _check(model: SentenceTransformer, inputs: Any, options: Mapping[str, Any]) 
             f"inputs={inputs!r:.80} is one input, or none; pass a list of inputs, or an iterator. A single "
             "one is embedded by encode."
         )
+    return check_stream_options(options)
+
+
+def check_stream_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Check options of `encode` for vectors that are kept in shards, and make them plain values.
+
+    Raises:
+        ValueError: if one is not known, out of its range, or says what `encode` returns.
+    """
     if fixed := [name for name in FIXED if name in options]:
         raise ValueError(f"{fixed[0]} can't be chosen here: shards hold float32 vectors. Leave it out.")
     check_device(options.get("device"))
@@ -232,8 +270,20 @@ def _checked_id(name: Any) -> int | str:
     raise ValueError(f"an id is {name!r:.80} of type {type(name).__name__}; allowed: strings, or 64-bit integers.")
 
 
-class _Run:
-    """Write the shards of one call of `encode_stream`."""
+class ShardRun:
+    """
+    Write the shards of one run into its folder, one at a time and in any order.
+
+    Args:
+        model: the model.
+        output: the folder.
+        shard_size, file_format, rationales: as for [`encode_stream`].
+        options: of `encode`, checked.
+
+    Raises:
+        ValueError: if `output` is a file or was begun with another model, options or settings; for `reasoning="auto"`
+            of a model whose direct and reasoned embeddings are two spaces.
+    """
 
     def __init__(
         self,
@@ -245,7 +295,7 @@ class _Run:
         options: dict[str, Any],
     ) -> None:
         self.model, self.output = model, output
-        self.shard_size, self.file_format, self.rationales = shard_size, file_format, rationales
+        self.file_format, self.rationales = file_format, rationales
         self.id_kind: type | None = None
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file; name a folder, which holds the shards.")
@@ -261,41 +311,27 @@ class _Run:
         self.digest = blake2b(as_json(self.settings).encode(), digest_size=16).hexdigest()
         check_run(output / SETTINGS, self.settings)
 
-    def embed(self, pairs: Iterator[tuple[Any, Any]], bar: Progress, task: TaskID) -> StreamSummary:
-        shards: list[ShardInfo] = []
-        skipped = 0
-        # a shard's inputs live in `_shard` alone, and are gone before those of the next are read
-        while (shard := self._shard(pairs, len(shards))) is not None:
-            info, is_new = shard
-            shards.append(info)
-            skipped += not is_new
-            bar.advance(task, info.rows)
-        self._check_end(len(shards))
-        summary = StreamSummary(
-            output=self.output,
-            rows=sum(info.rows for info in shards),
-            dim=shards[0].dim,
-            shards=len(shards),
-            reasoned=sum(info.reasoned for info in shards),
-            skipped=skipped,
-        )
-        record_run(self.output / SETTINGS, self.settings)  # where it is gone: the shards are of this run
-        self._write_index(summary, shards)
-        return summary
+    def shard(self, index: int | None, start: int, ids: list[Any], values: list[Any]) -> tuple[str, ShardInfo, bool]:
+        """
+        Make a shard, or look at the one that is there.
 
-    def _shard(self, pairs: Iterator[tuple[Any, Any]], index: int) -> tuple[ShardInfo, bool] | None:
-        """Make the next shard, if there are inputs left, and tell whether it is new or was there already."""
-        start = index * self.shard_size
-        names, values = [], []
-        for name, value in islice(pairs, self.shard_size):
-            names.append(name)
-            values.append(value)
-        if not values:
-            return None
-        ids = _checked_ids(names, self.id_kind)
+        Args:
+            index: its number. `None`: it has no place among the others, and its file is named by what it holds.
+            start: the number of its first input in the whole stream, for errors.
+            ids: one per input.
+            values: the inputs, at least one.
+
+        Returns:
+            The name of its file, what it holds, and whether it is new.
+
+        Raises:
+            InputError: with the index in the whole stream.
+            ValueError: if the file of this number holds something else, or an id is none.
+        """
+        ids = _checked_ids(ids, self.id_kind)
         self.id_kind = type(ids[0])
         digest = _digest(ids, values, self.media)
-        path = vectors_path(self.output, index, self.file_format)
+        path = vectors_path(self.output, digest[:_NAMED] if index is None else index, self.file_format)
         if path.exists():
             info, _, _ = read_shard(path)
             if info.run != self.digest:
@@ -309,12 +345,12 @@ class _Run:
                     f"{len(values)}, from number {start} on. Pass the same ones in the same order, remove the file to "
                     "embed these instead, or choose another folder."
                 )
-            return info, False
+            return path.name, info, False
         columns, rationales = self._embedded(values, start)
         # only now: until something came of them, settings may be corrected
         record_run(self.output / SETTINGS, self.settings)
         (self.output / INDEX).unlink(missing_ok=True)  # of a run that had fewer inputs, or lost this shard
-        return write_vectors(path, digest, self.digest, ids, columns, rationales), True
+        return path.name, write_vectors(path, digest, self.digest, ids, columns, rationales), True
 
     def _embedded(self, values: list[Any], start: int) -> tuple[dict[str, np.ndarray], list[str] | None]:
         try:
@@ -332,27 +368,50 @@ class _Run:
         }
         return columns, [self.model._explained(row)["rationale"] for row in rows] if self.rationales else None
 
-    def _check_end(self, count: int) -> None:
-        """Refuse inputs that end before the shards do, or at once."""
-        if vectors_path(self.output, count, self.file_format).exists():
-            raise ValueError(
-                f"{self.output} holds more than {count} shards, and the inputs end there. Pass the same inputs, or "
-                "choose another folder."
-            )
-        if not count:
-            raise ValueError("there are no inputs to embed.")
 
-    def _write_index(self, summary: StreamSummary, shards: list[ShardInfo]) -> None:
-        files = [vectors_path(self.output, index, self.file_format).name for index in range(len(shards))]
-        index = {
-            **{name: value for name, value in asdict(summary).items() if name in ("rows", "dim", "reasoned")},
-            "shards": [
-                {"file": file, "rows": info.rows, "checksum": info.checksum}
-                for file, info in zip(files, shards, strict=True)
-            ],
-            "settings": self.settings,
-        }
-        write_json(self.output / INDEX, index)
+def finish_run(
+    output: Path, settings: Mapping[str, Any], shards: Sequence[tuple[str, ShardInfo]], skipped: int
+) -> StreamSummary:
+    """
+    Write the index of a folder, when all of its shards are there.
+
+    Args:
+        output: the folder.
+        settings: of the run, see [`ShardRun`].
+        shards: file and content of each, in the order of the inputs.
+        skipped: how many of them were there already.
+
+    Raises:
+        ValueError: if there are no shards.
+    """
+    if not shards:
+        raise ValueError("there are no inputs to embed.")
+    infos = [info for _, info in shards]
+    summary = StreamSummary(
+        output=output,
+        rows=sum(info.rows for info in infos),
+        dim=infos[0].dim,
+        shards=len(infos),
+        reasoned=sum(info.reasoned for info in infos),
+        skipped=skipped,
+    )
+    record_run(output / SETTINGS, settings)  # where it is gone: the shards are of this run
+    index = {
+        **{name: value for name, value in asdict(summary).items() if name in ("rows", "dim", "reasoned")},
+        "shards": [{"file": file, "rows": info.rows, "checksum": info.checksum} for file, info in shards],
+        "settings": settings,
+    }
+    write_json(output / INDEX, index)
+    return summary
+
+
+def check_end(output: Path, count: int, file_format: str) -> None:
+    """Refuse inputs that end, after `count` shards, before those in the folder do."""
+    if vectors_path(output, count, file_format).exists():
+        raise ValueError(
+            f"{output} holds more than {count} shards, and the inputs end there. Pass the same inputs, or choose "
+            "another folder."
+        )
 
 
 def _digest(ids: Ids, values: list[Any], media: MediaOptions) -> str:

@@ -44,14 +44,14 @@ class ShardInfo:
     checksum: str = ""
 
 
-def vectors_path(folder: Path, index: int, file_format: str) -> Path:
+def vectors_path(folder: Path, index: int | str, file_format: str) -> Path:
     """
-    Name the file of a shard.
+    Name the file of a shard by its number, or by its digest.
 
     >>> vectors_path(Path("vectors"), 7, "parquet").as_posix()
     'vectors/shard-00007.parquet'
     """
-    return folder / f"shard-{index:05d}.{file_format}"
+    return folder / f"shard-{index:{'05d' if isinstance(index, int) else 's'}}.{file_format}"
 
 
 def write_vectors(

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,7 @@ class _Inputs:
     """Read the inputs of lines one by one; of the last `kept` ones, the numbers of their lines are known."""
 
     def __init__(self, stream: Iterable[str], folder: Path, kept: int) -> None:
-        self.lines = iterate_lines(stream, folder)
+        self.lines = _iterate(stream, folder)
         self.numbers: deque[int] = deque(maxlen=kept)
         self.count = 0
 
@@ -227,33 +228,17 @@ def parse_lines(stream: Iterable[str], folder: Path) -> tuple[list[int], list[An
     >>> parse_lines(['"a dog"', "", '{"image": "dog.png", "text": "Which breed?"}'], Path("pictures"))
     ([1, 3], ['a dog', {'image': 'pictures/dog.png', 'text': 'Which breed?'}])
     """
-    rows = list(iterate_lines(stream, folder))
+    rows = list(_iterate(stream, folder))
     if not rows:
         raise ValueError("the input holds no line to embed")
     return [number for number, _ in rows], [value for _, value in rows]
 
 
-def iterate_lines(stream: Iterable[str], folder: Path) -> Iterator[tuple[int, Any]]:
-    """Parse lines one by one, without an error if there are none."""
+def _iterate(stream: Iterable[str], folder: Path) -> Iterator[tuple[int, Any]]:
     from mmemb_r1.content import with_paths_from
+    from mmemb_r1.json_lines import iterate_lines
 
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, brackets without end
-            raise ValueError(f"line {number} is no JSON: {error}") from error
-        if not isinstance(value, str | dict | list):
-            raise ValueError(
-                f"line {number} is {line.strip()[:40]}; allowed: a string, an object with any of the keys text, "
-                "image, video and instruction, or a list of chat messages"
-            )
-        try:
-            value = with_paths_from(folder, value)
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
-        yield number, value
+    return iterate_lines(stream, partial(with_paths_from, folder))
 
 
 def write_embeddings(path: Path, rows: list[dict[str, Any]], *, rationales: bool) -> None:
