@@ -1,5 +1,5 @@
-# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | test-python | docs | newest |
-#      oldest | doctest | lint | typecheck | bench | dist | clean
+# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | test-ray | test-python | docs |
+#      newest | oldest | doctest | lint | typecheck | bench | dist | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -79,6 +79,16 @@ test-demo: wheel
 	.venv-demo/bin/python -m pip install --quiet --constraint build/constraints-demo.txt '.[demo]' playwright pytest pytest-socket
 	.venv-demo/bin/python scripts/torchvision_shim.py
 	$(ON_WHEEL) .venv-demo/bin/python -m pytest tests/demo $(PYTEST_ARGS)
+
+# What runs on Ray, in an environment of its own that sees the packages of .venv: Ray brings forty others.
+.PHONY: test-ray
+test-ray: wheel
+	$(BIN)/python -m venv .venv-ray
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	cat constraints.txt constraints-ray.txt > build/constraints-ray.txt
+	.venv-ray/bin/python -m pip install --quiet --constraint build/constraints-ray.txt 'mmemb-r1[ray]'
+	$(ON_WHEEL) .venv-ray/bin/python -m pytest tests/ray $(PYTEST_ARGS)
 
 # The documentation site, in build/site. What makes it has an environment of its own, with the pins of constraints-docs.txt;
 # the pages of commands and of Python come from the built package.

@@ -85,7 +85,8 @@ def test_every_example_is_run(root):
         languages = {language for language, _ in FENCE.findall(file.read_text(encoding="utf-8"))}
         assert languages <= {"python"}, f"{file.name}: a block that no test runs"
         found |= {file.relative_to(root).as_posix()} if languages else set()
-    assert found == {*WITH_EXAMPLES, "docs/integrations.md"}  # whose examples tests/integrations runs
+    # whose examples tests/integrations and tests/ray run
+    assert found == {*WITH_EXAMPLES, "docs/integrations.md", "docs/scale.md"}
 
 
 def test_every_page_is_in_the_navigation_of_the_site(root):

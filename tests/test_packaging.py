@@ -81,8 +81,9 @@ def test_metadata():
 
 
 def test_every_requirement_is_pinned(root):
-    """A direct dependency without a pin would make what is tested depend on the day; the demo has an environment."""
-    texts = [(root / name).read_text(encoding="utf-8") for name in ("constraints.txt", "constraints-demo.txt")]
+    """A direct dependency without a pin would make what is tested depend on the day; demo and Ray have their own."""
+    files = [root / f"constraints{of}.txt" for of in ("", "-demo", "-ray")]
+    texts = [file.read_text(encoding="utf-8") for file in files]
     pinned = {line.split("==")[0] for text in texts for line in text.splitlines()}
     names = {Requirement(text).name for text in metadata("mmemb-r1").get_all("Requires-Dist")}
     assert names - {"mmemb-r1"} <= pinned

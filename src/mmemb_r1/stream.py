@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import islice, zip_longest
@@ -50,7 +50,7 @@ class StreamSummary:
     Sum up what a folder of shards holds, and what the call did.
 
     Attributes:
-        output: the folder.
+        output: the folder, or its address where it is not on this machine.
         rows: how many inputs were embedded in all.
         dim: length of a vector.
         shards: how many files there are.
@@ -58,7 +58,7 @@ class StreamSummary:
         skipped: shards that were there already.
     """
 
-    output: Path
+    output: Path | str
     rows: int = 0
     dim: int = 0
     shards: int = 0
@@ -280,6 +280,9 @@ class ShardRun:
         shard_size, file_format, rationales: as for [`encode_stream`].
         options: of `encode`, checked.
 
+    Attributes:
+        find: tells whether the file of a shard is there, and may bring it. Default: it is, or is not.
+
     Raises:
         ValueError: if `output` is a file or was begun with another model, options or settings; for `reasoning="auto"`
             of a model whose direct and reasoned embeddings are two spaces.
@@ -297,6 +300,7 @@ class ShardRun:
         self.model, self.output = model, output
         self.file_format, self.rationales = file_format, rationales
         self.id_kind: type | None = None
+        self.find: Callable[[Path], bool] = Path.exists
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file; name a folder, which holds the shards.")
         self.media = media_options(model, options)
@@ -332,7 +336,7 @@ class ShardRun:
         self.id_kind = type(ids[0])
         digest = _digest(ids, values, self.media)
         path = vectors_path(self.output, digest[:_NAMED] if index is None else index, self.file_format)
-        if path.exists():
+        if self.find(path):
             info, _, _ = read_shard(path)
             if info.run != self.digest:
                 raise ValueError(

@@ -212,11 +212,13 @@ def _value_of(name: str) -> Callable[[str], Any]:
     return read
 
 
-def add_base_option(parser: argparse._ActionsContainer, of: str = "the tables") -> None:
-    """Add `--base`: where the relative paths in what is read start."""
+def add_base_option(
+    parser: argparse._ActionsContainer, of: str = "the tables", kind: Callable[[str], Any] = Path
+) -> None:
+    """Add `--base`: where the relative paths in what is read start; `kind` is `str` where it may be an address."""
     parser.add_argument(
         "--base",
-        type=Path,
+        type=kind,
         metavar="DIR",
         help=f"where relative paths of pictures and videos in {of} start; default: the folder of each file",
     )

@@ -12,10 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_base_option, add_encoding_options, add_thinker_options, use_thinker
+from mmemb_r1.cli._options import (
+    add_base_option,
+    add_encoding_options,
+    add_thinker_options,
+    listed,
+    use_thinker,
+)
+from mmemb_r1.cli._ray import add_ray_options, ray_options
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from mmemb_r1.stream import StreamSummary
 
 
 HELP = """\
@@ -33,7 +42,11 @@ The output's suffix chooses its format:
 
 An output that ends in / or is a folder, or any with --format, becomes a folder of shards (safetensors or Parquet) and
 an index.json. The input is then read bit by bit and may be larger than memory, ids are 0, 1, ..., and the same command
-goes on where a killed one stopped."""
+goes on where a killed one stopped.
+
+With --ray, several workers embed at the same time, each with a model: on the GPUs or cores of this machine, or of the
+cluster at --address. The output is a folder of shards, Parquet unless --format says otherwise. The input may also be
+Parquet files or a folder of pictures, at any address that fsspec knows, such as s3://bucket/pages."""
 
 FORMATS = (".safetensors", ".npy", ".jsonl")
 SHARD_FORMATS = ("safetensors", "parquet")
@@ -45,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS)}; or a folder, with / at its end"
     )
-    add_base_option(parser, "the input")
+    add_base_option(parser, "the input", str)
     parser.add_argument("--format", choices=SHARD_FORMATS, help="of the shards in a folder; default: safetensors")
     parser.add_argument("--rationales", action="store_true", help="also write the rationales")
     parser.add_argument(
@@ -62,12 +75,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
         batch_size=32,
         max_batch_tokens="16384",
         decode_batch_size="4 x --batch-size",
-        shard_size="4096",
+        shard_size="4096, with --ray 1024",
+    )
+    add_ray_options(parser, "workers, each with a model")
+    columns = parser.add_argument_group("inputs of --ray")
+    columns.add_argument(
+        "--input-column",
+        metavar="NAME",
+        help="the column that is the input, a text or object; default: text, image, video, instruction are its parts",
+    )
+    columns.add_argument(
+        "--id-column", metavar="NAME", help="the column of the ids; default: 0, 1, ..., and names of pictures"
+    )
+    columns.add_argument(
+        "--media-protocols",
+        type=listed,
+        metavar="A,B",
+        help="file systems that inputs may name by addresses, say s3; default: that of --base or of the input alone",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
+    on_ray = ray_options(args, also=("input_column", "id_column", "media_protocols"))
+    if on_ray is not None:
+        return _encode_on_ray(args, on_ray)
     in_shards = _is_folder(args)
     if not in_shards and output.suffix not in FORMATS:
         raise ValueError(
@@ -91,7 +123,7 @@ def _is_folder(args: argparse.Namespace) -> bool:
 def _encode_to_file(args: argparse.Namespace, output: Path) -> int:
     written = [output, output.with_suffix(".meta.jsonl")] if output.suffix == ".npy" else [output]
     _check_output(args, written)
-    lines, inputs = read_inputs(args.input, args.base)
+    lines, inputs = read_inputs(args.input, _base(args))
 
     from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 
@@ -109,7 +141,7 @@ def _encode_to_file(args: argparse.Namespace, output: Path) -> int:
 def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
     if Path(args.input).parent.resolve() == output.resolve():
         _check_output(args, [output / "index.json", output / "settings.json", *output.glob("shard-*")])
-    with _opened(args.input, args.base) as (stream, folder):
+    with _opened(args.input, _base(args)) as (stream, folder):
         from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
         from mmemb_r1.stream import DEFAULT_SHARD_SIZE, encode_stream
 
@@ -128,9 +160,49 @@ def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
             )
         except InputError as error:
             raise ValueError(f"line {inputs.line_of(error.index)} can't be embedded: {error.reason}") from error
-    there = f"; {summary.skipped} of {summary.shards} shards were there already" if summary.skipped else ""
-    print(f"{summary.rows} embeddings in {output}, {summary.reasoned} of them reasoned{there}", file=sys.stderr)
+    _tell(summary)
     return 0
+
+
+def _encode_on_ray(args: argparse.Namespace, on_ray: dict[str, Any]) -> int:
+    if args.input == "-":
+        raise ValueError("--input - can't be read by several workers; write it to a file that all of them see")
+    for option in ("cache", "device", "thinker"):
+        if getattr(args, option) is not None:
+            raise ValueError(f"--{option} is for one process; leave it out with --ray")
+    if Path(args.output).suffix in FORMATS:
+        raise ValueError(f"--output {args.output} is one file; with --ray name a folder, or an address of one")
+    options = _options(args)
+    if args.task is not None:
+        options["task"] = args.task
+
+    from mmemb_r1.ray import embed_dataset
+    from mmemb_r1.ray.embedding import DEFAULT_BLOCK
+
+    summary = embed_dataset(
+        args.input,
+        args.model,
+        args.output,
+        base=args.base,
+        column=args.input_column,
+        id_column=args.id_column,
+        media_protocols=args.media_protocols or (),
+        shard_size=DEFAULT_BLOCK if args.shard_size is None else args.shard_size,
+        file_format=args.format or "parquet",
+        rationales=args.rationales,
+        max_image_tokens=args.max_image_tokens,
+        **on_ray,
+        **options,
+    )
+    _tell(summary)
+    return 0
+
+
+def _tell(summary: StreamSummary) -> None:
+    there = f"; {summary.skipped} of {summary.shards} shards were there already" if summary.skipped else ""
+    print(
+        f"{summary.rows} embeddings in {summary.output}, {summary.reasoned} of them reasoned{there}", file=sys.stderr
+    )
 
 
 def _check_output(args: argparse.Namespace, written: Iterable[Path]) -> None:
@@ -142,6 +214,10 @@ def _check_output(args: argparse.Namespace, written: Iterable[Path]) -> None:
             raise ValueError(f"--output {args.output} would write {path}, which is the --input; name another output")
 
 
+def _base(args: argparse.Namespace) -> Path | None:
+    return None if args.base is None else Path(args.base)
+
+
 def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Load the model, and read the options of `encode`."""
     from mmemb_r1 import MMEmbR1
@@ -151,13 +227,17 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         model.max_image_tokens = args.max_image_tokens
     use_thinker(model, args)
     model.embedding_cache = args.cache
-    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"]
-    names += ["max_batch_tokens", "decode_batch_size"]
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    options |= {"allow_remote_media": args.allow_remote_media, "batch_size": args.batch_size}
+    options = _options(args)
     if args.task is not None:
         options |= {"task": args.task, "prompt": model.prompts.get(args.task)}
     return model, options
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"]
+    names += ["max_batch_tokens", "decode_batch_size"]
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return options | {"allow_remote_media": args.allow_remote_media, "batch_size": args.batch_size}
 
 
 class _Inputs:

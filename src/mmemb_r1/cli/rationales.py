@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.cli._options import (
     PAIRS_TABLE,
@@ -15,6 +16,10 @@ from mmemb_r1.cli._options import (
     pairs_options,
     pairs_told,
 )
+from mmemb_r1.cli._ray import add_ray_options, ray_options
+
+if TYPE_CHECKING:
+    from mmemb_r1.training.rationales.summary import Summary
 
 HELP = """\
 Draw rationales for the inputs of a pairs table (with the columns query and target and, optionally, pair_id) from a
@@ -55,12 +60,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-failures", type=int, metavar="N", help="stop when more failed; default: never")
     add_shard_options(parser)
     parser.add_argument("--retry-failed", action="store_true", help="draw again what failed before")
+    add_ray_options(parser, "processes, each with the pool and its part of the shards")
 
 
 def run(args: argparse.Namespace) -> int:
     check_table("--pairs", args.pairs)
     check_file("--pool", args.pool)
+    on_ray = ray_options(args)
+    if on_ray is not None and args.part != (1, 1):
+        raise ValueError("--part is for machines without Ray; leave it out with --ray")
+    options = {
+        "sides": args.sides,
+        "seed": args.seed,
+        "shard_size": args.shard_size,
+        "max_failures": args.max_failures,
+        "retry_failed": args.retry_failed,
+    }
+    summary = _drawn(args, options) if on_ray is None else _drawn_on_ray(args, options, on_ray)
+    print(*summary.lines(), sep="\n")
+    if summary.aborted:
+        return ABORTED
+    print(f"the rationales are in {args.output}; keep those that help:")
+    print(f"mmemb-r1 select {pairs_told(args)} --rationales {args.output} --evaluator MODEL --output DIR")
+    return 0
 
+
+def _drawn(args: argparse.Namespace, options: dict[str, Any]) -> Summary:
     from mmemb_r1.training.rationales.pool import load_pool
 
     workers = load_pool(args.pool, only=args.workers, samples=args.samples)
@@ -68,20 +93,20 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.training.rationales.draw import draw_rationales
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    summary = draw_rationales(
-        read_pairs(args.pairs, PAIR_COLUMNS, **pairs_options(args)),
-        workers,
+    pairs = read_pairs(args.pairs, PAIR_COLUMNS, **pairs_options(args))
+    return draw_rationales(pairs, workers, args.output, part=args.part, **options)
+
+
+def _drawn_on_ray(args: argparse.Namespace, options: dict[str, Any], on_ray: dict[str, Any]) -> Summary:
+    from mmemb_r1.ray import draw_rationales
+
+    return draw_rationales(
+        args.pairs,
+        args.pool,
         args.output,
-        sides=args.sides,
-        seed=args.seed,
-        shard_size=args.shard_size,
-        max_failures=args.max_failures,
-        part=args.part,
-        retry_failed=args.retry_failed,
+        read=pairs_options(args),
+        only=args.workers,
+        samples=args.samples,
+        **options,
+        **on_ray,
     )
-    print(*summary.lines(), sep="\n")
-    if summary.aborted:
-        return ABORTED
-    print(f"the rationales are in {args.output}; keep those that help:")
-    print(f"mmemb-r1 select {pairs_told(args)} --rationales {args.output} --evaluator MODEL --output DIR")
-    return 0

@@ -17,9 +17,13 @@ from mmemb_r1.cli._options import (
     pairs_options,
     pairs_told,
 )
+from mmemb_r1.cli._ray import add_ray_options, ray_options
 
 if TYPE_CHECKING:
+    from mmemb_r1.training.selection.config import SelectionOptions
     from mmemb_r1.training.selection.evaluator import PairEvaluator
+    from mmemb_r1.training.selection.report import Report
+    from mmemb_r1.training.settling.faults import SettleOptions
 
 
 HELP = """\
@@ -121,6 +125,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="of a vllm: options of vLLM's LLM, say tensor_parallel_size=2 max_model_len=8192",
     )
+    add_ray_options(parser, "processes, each with the evaluator and its part of the shards")
 
 
 class _Renamed(argparse.Action):
@@ -137,22 +142,26 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size {args.batch_size}; allowed: 1 or more")
     if args.jobs < 1 or (args.jobs > 1 and args.part != (1, 1)):
         raise ValueError(f"--jobs {args.jobs}; allowed: 1 or more, and together with --part 1 alone")
+    on_ray = ray_options(args)
+    if on_ray is not None and (args.jobs > 1 or args.part != (1, 1) or args.device is not None):
+        raise ValueError("--jobs, --part and --device are for work without Ray; leave them out with --ray")
 
     from mmemb_r1.training.rationales.table import read_rationales
     from mmemb_r1.training.selection.config import SelectionOptions
+    from mmemb_r1.training.settling.faults import SettleOptions
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
     options = SelectionOptions(**_given(args, {field.name: field.name for field in fields(SelectionOptions)}))
+    settling = SettleOptions(**_given(args, {field.name: field.name for field in fields(SettleOptions)}))
+    if on_ray is not None:
+        _tell(args, _selected_on_ray(args, options, settling, on_ray))
+        return 0
     pairs = read_pairs(args.pairs, PAIR_COLUMNS, **pairs_options(args))
     rationales = read_rationales(args.rationales)
 
-    from mmemb_r1.training.selection.report import report_text
     from mmemb_r1.training.selection.select import checked_tables, select_rationales
-    from mmemb_r1.training.selection.table import SELECTED
-    from mmemb_r1.training.settling.faults import SettleOptions
 
     evaluator = _load_evaluator(args)
-    settling = SettleOptions(**_given(args, {field.name: field.name for field in fields(SettleOptions)}))
     if args.jobs > 1:
         checked_tables(pairs, rationales, evaluator, settling)  # once, not in each of the processes
         _score_in_processes(args)
@@ -170,10 +179,39 @@ def run(args: argparse.Namespace) -> int:
     if report is None:
         print("this part is done; when all parts are, run the same command once more, without --part, to select")
         return 0
+    _tell(args, report)
+    return 0
+
+
+def _tell(args: argparse.Namespace, report: Report) -> None:
+    from mmemb_r1.training.selection.report import report_text
+    from mmemb_r1.training.selection.table import SELECTED
+
     print(report_text(report))
     print(f"the selection is in {args.output}; train with it:")
     print(f"mmemb-r1 train joint --model DIR {pairs_told(args)} --rationales {args.output / SELECTED} --output DIR")
-    return 0
+
+
+def _selected_on_ray(
+    args: argparse.Namespace, options: SelectionOptions, settling: SettleOptions, on_ray: dict[str, Any]
+) -> Report:
+    from mmemb_r1.ray import select_rationales
+
+    kind, told = _evaluator_options(args)
+    return select_rationales(
+        args.pairs,
+        args.rationales,
+        args.evaluator,
+        args.output,
+        options,
+        read=pairs_options(args),
+        kind=kind,
+        evaluator_options=told,
+        batch_size=args.batch_size or TRIALS,
+        shard_size=args.shard_size,
+        settling=settling,
+        **on_ray,
+    )
 
 
 def _score_in_processes(args: argparse.Namespace) -> None:
@@ -208,8 +246,15 @@ _OWN = {  # options of the kinds of evaluators: option -> field
 
 
 def _load_evaluator(args: argparse.Namespace) -> PairEvaluator:
-    """Load the evaluator that the options ask for. ValueError if an option belongs to another kind."""
-    from mmemb_r1.training.selection.evaluator import evaluator_kind, load_evaluator
+    from mmemb_r1.training.selection.evaluator import load_evaluator
+
+    kind, options = _evaluator_options(args)
+    return load_evaluator(args.evaluator, kind, **options)
+
+
+def _evaluator_options(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Tell the kind and options of the evaluator. ValueError if an option belongs to another kind."""
+    from mmemb_r1.training.selection.evaluator import evaluator_kind
 
     kind = args.evaluator_kind or evaluator_kind(args.evaluator)
     for option in {option for names in _OWN.values() for option in names} - _OWN[kind].keys():
@@ -223,7 +268,7 @@ def _load_evaluator(args: argparse.Namespace) -> PairEvaluator:
     options = _given(args, {**_OWN[kind], "batch_size": "batch_size"})
     if "engine" in options:
         options["engine"] = _engine_options(options["engine"])
-    return load_evaluator(args.evaluator, kind, early_stop=args.early_stop, **options)
+    return kind, {**options, "early_stop": args.early_stop}
 
 
 def _engine_options(given: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""Connect to a Ray cluster, or start Ray on this machine, without telemetry; say what a worker gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+OBJECT_STORE = 500 * 2**20  # bytes, of Ray on this machine: vectors go to files and not through it
+RETRIES = 3  # of work whose worker died
+
+
+@dataclass(frozen=True)
+class Slots:
+    """
+    Say how many workers there are, and what each of them gets.
+
+    Attributes:
+        workers: how many, each with a model.
+        threads: CPU cores of each.
+        gpus: GPUs of each, 0 for none; a part of 1 lets several share one.
+    """
+
+    workers: int
+    threads: int = 1
+    gpus: float = 0
+
+    def options(self) -> dict[str, Any]:
+        """Give the options of Ray for one worker: what it gets, its environment, what happens when it dies."""
+        variables = {
+            "OMP_NUM_THREADS": str(self.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",  # hundreds of workers would ask the Hub at the same time
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        return {"num_cpus": self.threads, "num_gpus": self.gpus, "runtime_env": {"env_vars": variables}}
+
+
+@contextmanager
+def connected(address: str | None = None, *, cpus: int | None = None) -> Iterator[Any]:
+    """
+    Connect to Ray for as long as the block lasts, if the process is not connected yet.
+
+    Usage statistics are not sent unless `RAY_USAGE_STATS_ENABLED=1` says so, and there is no dashboard.
+
+    Args:
+        address: of a running cluster, as `ray.init` takes it: `"auto"`, `"host:6379"`; this machine is one of it.
+            Default: Ray is started on this machine, reachable from it alone, and ended with the block.
+        cpus: of Ray on this machine. Default: as many as there are cores.
+
+    Yields:
+        The module `ray`.
+
+    Raises:
+        ImportError: if Ray is not installed.
+        ConnectionError: an `OSError`, if there is no cluster at the address.
+        ValueError: if the process is connected already, and an address is given.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("this needs Ray: pip install 'mmemb-r1[ray]'") from error
+    if ray.is_initialized():
+        if address is not None:
+            raise ValueError(
+                f"this process is connected to Ray already; leave out the address {address!r}, or call ray.shutdown()."
+            )
+        yield ray
+        return
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address is not None:
+        ray.init(address, **common)
+    else:
+        ray.init(
+            "local",
+            num_cpus=cpus or os.cpu_count(),
+            object_store_memory=OBJECT_STORE,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def slots(ray: Any, workers: int | None, threads: int, gpus: float | None, spare: int = 0) -> Slots:
+    """
+    Fill in how many workers a cluster has room for: one per GPU, where there are any, else one per `threads` cores.
+
+    Args:
+        ray: the module, connected.
+        workers, threads, gpus: see [`Slots`]; what is `None` is filled in.
+        spare: cores that are left for something else.
+
+    Raises:
+        ValueError: if a number is none, or the cluster has no room for a single worker.
+    """
+    there = ray.cluster_resources()
+    if gpus is None:
+        gpus = 1 if there.get("GPU", 0) >= 1 else 0
+    for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("gpus", gpus, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; allowed: {least} or more.")
+    room = int((there.get("CPU", 0) - spare) // threads)
+    if gpus:
+        room = min(int(there.get("GPU", 0) // gpus), room)
+    if room < 1:
+        raise ValueError(
+            f"a worker takes {threads} CPU cores and {gpus} GPUs, and the cluster has {there.get('CPU', 0):.0f} and "
+            f"{there.get('GPU', 0):.0f} in all. Lower `threads` or `gpus`, or add machines."
+        )
+    return Slots(workers or room, threads, gpus)
+
+
+def attempt_counter() -> Any:
+    """Start an actor that counts how often work was begun, for [`check_attempts`]."""
+    import ray
+
+    return ray.remote(num_cpus=0)(_Attempts).remote()
+
+
+class _Attempts:
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+
+    def begin(self, what: str) -> int:
+        self.begun[what] += 1
+        return self.begun[what]
+
+
+def check_attempts(counter: Any, what: str) -> None:
+    """
+    Count that some work is begun, and refuse it if that was so too often: Ray would begin it again for ever.
+
+    Raises:
+        OSError: naming what it was.
+    """
+    import ray
+
+    if ray.get(counter.begin.remote(what)) > RETRIES + 1:
+        raise OSError(
+            f"the worker of {what} died {RETRIES + 1} times. What was finished is kept. If it was memory, lower "
+            "`shard_size` or `batch_size`, or give each worker more; then make the same call again."
+        )

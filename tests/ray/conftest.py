@@ -1,0 +1,45 @@
+"""Ray on this machine, reachable from it alone; without Ray only what needs none is tested."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+NEED_RAY = ["test_deployment.py", "test_embedding.py", "test_kills.py", "test_page.py", "test_parts.py"]
+collect_ignore = [] if find_spec("ray") else NEED_RAY
+TEXTS = [f"text {number}" for number in range(40)]
+
+
+@pytest.fixture(scope="session")
+def ray_home():
+    """What Ray writes goes here; the path is short, because sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="mray-") as folder:
+        os.environ |= {
+            "RAY_TMPDIR": folder,
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else one is made in the home folder
+            "RAY_worker_niceness": "0",  # else they wait for whatever else the machine does
+        }
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster(ray_home):
+    """Ray for the session: room for two workers, and a core that reads."""
+    from mmemb_r1.ray import connected
+
+    with connected(cpus=3) as ray:
+        yield ray
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """40 texts, one of them twice."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(text) + "\n" for text in [*TEXTS[:-1], TEXTS[0]]))
+    return path
