@@ -285,11 +285,11 @@ def _started(llm_class: Any, source: str, dtype: str, options: Mapping[str, Any]
     try:
         return llm_class(source, runner="generate", dtype=dtype, seed=0, **options)
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"vLLM can't start with {source!r} and the `engine` {dict(options)}: {reason} (its own log, above, says "
-            "more). Correct the options; a smaller max_model_len or another gpu_memory_utilization help where memory "
-            "is short."
+            f"vLLM can't start with {source!r} and the `engine` {dict(options)}: {reason:.800} (its own log, above, "
+            "may say more). Correct the options; a smaller max_model_len or another gpu_memory_utilization help where "
+            "memory is short."
         ) from error
 
 

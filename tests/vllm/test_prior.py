@@ -199,11 +199,32 @@ def test_a_pool_draws_the_same_table(worker, other, slow, monkeypatch, tmp_path)
     assert again.sort_values(keys).reset_index(drop=True).equals(expected.sort_values(keys).reset_index(drop=True))
 
 
-def test_a_closed_worker_draws_again(make):
+def test_what_was_interrupted_is_not_answered_to_the_next_one(worker, monkeypatch):
+    expected = worker.draw(REQUESTS[1:2])
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._chat.llm, "wait_for_completion", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            worker.draw(REQUESTS)
+    assert not worker._chat.llm.llm_engine.has_unfinished_requests()
+    assert worker.draw(REQUESTS[1:2]) == expected
+
+
+def test_a_worker_whose_vllm_has_died_stops_the_run_and_draws_again(make, monkeypatch):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def dead(**_):
+        raise EngineDeadError
+
     worker = make(num_samples=2)
     drawn = worker.draw(REQUESTS[1:2])
-    worker.close()
-    assert "_chat" not in vars(worker)
+    monkeypatch.setattr(worker._chat.llm, "wait_for_completion", dead)
+    with pytest.raises(WorkerError, match="Worker 'fast': vLLM has died .*run the same command again"):
+        worker.draw(REQUESTS[1:2])
+    assert "_chat" not in vars(worker)  # it was closed
     assert worker.draw(REQUESTS[1:2]) == drawn
     worker.close()
 
