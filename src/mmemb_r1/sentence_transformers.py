@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
-from sentence_transformers.util import load_file_path, truncate_embeddings
+from sentence_transformers.util import truncate_embeddings
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -36,6 +36,7 @@ from mmemb_r1.encoding import (
 from mmemb_r1.engines import Engine, ServedModule
 from mmemb_r1.engines.choice import engine_of, exported_folder
 from mmemb_r1.hub.source import check_model
+from mmemb_r1.loading import Loading
 from mmemb_r1.modeling import sentence_mmemb_r1
 from mmemb_r1.modeling.files_mmemb_r1 import as_new, copy_content
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -66,7 +67,7 @@ ENCODE = inspect.signature(SentenceTransformer.encode)  # that of `encode_query`
 TRANSFORMERS = ">=5.19"  # as in setup.cfg
 
 
-class MMEmbR1(SentenceTransformer):
+class MMEmbR1(Loading):
     """
     An adaptive embedding model: a [`SentenceTransformer`] whose `encode` thinks where that helps.
 
@@ -150,59 +151,6 @@ class MMEmbR1(SentenceTransformer):
     @max_image_tokens.setter
     def max_image_tokens(self, value: int | None) -> None:
         self[0].max_image_tokens = value
-
-    def _load_module_class_from_ref(
-        self,
-        class_ref: str,
-        model_name_or_path: str,
-        trust_remote_code: bool,
-        revision: str | None,
-        model_kwargs: dict[str, Any] | None,
-        **hub: Any,
-    ) -> type:
-        # the repository's own copy of the module is not needed, hence neither is the permission to run it
-        if class_ref.split(".")[-1] == ServedModule.__name__:
-            return ServedModule
-        if class_ref.split(".")[-1] == MMEmbR1Module.__name__:
-            if model_kwargs is not None:
-                model_kwargs.pop("code_revision", None)  # as sentence-transformers does; of code that is not run
-            return MMEmbR1Module
-        return super()._load_module_class_from_ref(
-            class_ref, model_name_or_path, trust_remote_code, revision, model_kwargs, **hub
-        )
-
-    def _load_default_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        if exported_folder(model_name_or_path) is not None:
-            raise ValueError(
-                f"{model_name_or_path} was exported for vLLM, and is loaded with an engine: MMEmbR1(..., "
-                'engine="vllm"), or the addresses of its servers; without one, load the checkpoint itself.'
-            )
-        raise ValueError(
-            f"{model_name_or_path} is no mmemb-r1 checkpoint: it has no modules.json. Make one of a vision-language "
-            f"model with `mmemb-r1 init --vlm {model_name_or_path} --output DIR`, or with MMEmbR1.from_vlm."
-        )
-
-    def _load_config_modules(self, model_name_or_path: str, **options: Any) -> Any:
-        hub = {name: options.get(name) for name in ("token", "cache_folder", "revision", "local_files_only")}
-
-        def found(path: str) -> str | None:
-            return load_file_path(model_name_or_path, path, **hub)
-
-        modules = json.loads(Path(str(found("modules.json"))).read_text(encoding="utf-8"))
-        folders = [module["path"] for module in modules if module["path"]]
-        for folder in list(folders):
-            if router := found(f"{folder}/router_config.json"):
-                folders += [
-                    f"{folder}/{name}" for name in json.loads(Path(router).read_text(encoding="utf-8"))["types"]
-                ]
-        for folder in folders:
-            pickled = f"{folder}/pytorch_model.bin"
-            if found(pickled) and not found(f"{folder}/model.safetensors"):
-                raise ValueError(
-                    f"{model_name_or_path} has {pickled}, a pickle, which can hold code. mmemb-r1 reads safetensors "
-                    "only: convert the file to model.safetensors beside it."
-                )
-        return super()._load_config_modules(model_name_or_path, **options)
 
     def encode(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """
