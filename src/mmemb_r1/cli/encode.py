@@ -167,9 +167,9 @@ def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
 def _encode_on_ray(args: argparse.Namespace, on_ray: dict[str, Any]) -> int:
     if args.input == "-":
         raise ValueError("--input - can't be read by several workers; write it to a file that all of them see")
-    for option in ("cache", "device", "thinker"):
+    for option in ("cache", "device", "thinker", "thinker_form"):
         if getattr(args, option) is not None:
-            raise ValueError(f"--{option} is for one process; leave it out with --ray")
+            raise ValueError(f"--{option.replace('_', '-')} is for one process; leave it out with --ray")
     if Path(args.output).suffix in FORMATS:
         raise ValueError(f"--output {args.output} is one file; with --ray name a folder, or an address of one")
     options = _options(args)
