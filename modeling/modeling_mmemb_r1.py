@@ -230,6 +230,17 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         self.vlm.generation_config = self.generation_config
         return self.vlm.generate(*args, **kwargs)
 
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Choose what computes attention, see [`PreTrainedModel.set_attn_implementation`]."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        # transformers 5.19 names no parts of a part, and leaves them marked so that it passes over them the next time
+        for part in self.modules():
+            if isinstance(part, PreTrainedModel):
+                vars(part.config).pop("_attn_was_changed", None)
+        chosen = attn_implementation.get("vlm_config") if isinstance(attn_implementation, dict) else None
+        if chosen is not None:
+            self.vlm.set_attn_implementation(chosen, *args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,

@@ -441,7 +441,7 @@ def test_older_transformers_are_refused(saved, tmp_path):
     shutil.copytree(saved, folder)
     path = folder / "config_sentence_transformers.json"
     settings = json.loads(path.read_text())
-    assert settings["requirements"]["transformers"]["specifier"] == ">=5.23"
+    assert settings["requirements"]["transformers"]["specifier"] == ">=5.19"
     settings["requirements"]["transformers"]["specifier"] = ">=99"
     path.write_text(json.dumps(settings))
     with pytest.raises(ImportError, match="(?s)transformers.*>=99"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -14,6 +15,7 @@ SECRETS = ("hub_token",)  # fields of a config that are never written
 PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekitplugins-deck-standard"}
 
 
+@dataclass
 class CheckedConfig:
     """
     Mixed into a config, before TRL's.
@@ -22,10 +24,21 @@ class CheckedConfig:
     `ValueError` when the config is made, and not after the model was loaded.
     """
 
+    # transformers 5.19 has it under the older name alone
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Recompute activations in the backward pass instead of keeping them: slower, in less memory.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+
     def __post_init__(self) -> None:
         config: Any = self  # annotations here would take the place of those of its fields
         if config.activation_checkpointing is None:  # TRL sets the older name, of which transformers warns
             config.activation_checkpointing = config.gradient_checkpointing
+        config.gradient_checkpointing = config.activation_checkpointing
         wanted = not config.fp16 if config.bf16 is None else config.bf16  # TRL's default
         if wanted and not config.use_cpu and not is_torch_bf16_gpu_available() and not is_torch_xla_available():
             raise ValueError(

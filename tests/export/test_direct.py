@@ -11,7 +11,9 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
+import transformers
 from jinja2 import TemplateError
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -75,7 +77,12 @@ INPUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", INPUTS)
+OLDER = pytest.mark.xfail(
+    Version(transformers.__version__) < Version("5.20"), reason="it shows what lies below transparency", strict=True
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=OLDER if name == "transparent" else ()) for name in INPUTS])
 def test_vectors_are_those_of_the_direct_path(name, model, plain):
     ours, theirs = model.encode(INPUTS[name], reasoning="never"), plain.encode(INPUTS[name])
     np.testing.assert_allclose(theirs, ours, atol=1e-6, rtol=0)

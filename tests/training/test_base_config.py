@@ -34,6 +34,13 @@ def test_without_a_gpu_the_way_to_train_on_a_cpu_is_told(config, tmp_path, monke
     assert config(output_dir=str(tmp_path), report_to=[], **ON_CPU).activation_checkpointing is True  # TRL's default
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_transformers_of_either_age_is_told_of_activation_checkpointing(config, wanted, tmp_path):
+    made = config(output_dir=str(tmp_path), report_to=[], activation_checkpointing=wanted, **ON_CPU)
+    assert made.gradient_checkpointing is made.activation_checkpointing is wanted  # of 5.19, and of later ones
+
+
 def test_a_command_says_so_before_it_looks_at_anything(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(base_config, "get_available_reporting_integrations", lambda: [])
     (tmp_path / "pairs.parquet").touch()
