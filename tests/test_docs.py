@@ -55,6 +55,7 @@ WITH_EXAMPLES = (
     "docs/speed.md",
     "docs/thinker.md",
     "docs/training.md",
+    "docs/vllm.md",
 )
 
 

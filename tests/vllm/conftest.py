@@ -6,7 +6,7 @@ Fixtures, each made when a test first asks for it, and kept until the end:
 * `vllm_model`: an `MMEmbR1` over a tiny Qwen3-VL whose heads are 64 wide, the least that vLLM's attention on a CPU
   takes. Its gate depends on the input, and it thinks at most 8 tokens. Not to be changed; `make_vllm_model(...)` makes
   one to change, or one with other fields of the config.
-* `vllm_folder`: what vLLM loads of it.
+* `vllm_folder`: its export (`mmemb-r1 export vllm`).
 * `pooling_llm`, `generating_llm`: engines of `vllm.LLM` over that folder, in this process: states and rationales.
   They take 10 seconds to start. Options of theirs: `LLM_OPTIONS`.
 * `pooling_server`, `generating_server`: the same as `vllm serve` gives it, in processes of their own on loopback; half
@@ -38,6 +38,7 @@ from typing import Any
 import pytest
 
 from mmemb_r1 import MMEmbR1
+from mmemb_r1.export import export_vllm
 
 _CACHE = tempfile.TemporaryDirectory(prefix="mmemb-r1-vllm-")
 SETTINGS = {  # vLLM reads them when it is imported
@@ -98,8 +99,7 @@ def vllm_model(make_vllm_model: Callable[..., MMEmbR1]) -> MMEmbR1:
 @pytest.fixture(scope="session")
 def vllm_folder(vllm_model: MMEmbR1, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "vllm"
-    vllm_model[0].model.vlm.save_pretrained(folder)
-    vllm_model.processor.save_pretrained(folder)
+    export_vllm(vllm_model, folder, name=NAME)
     return folder
 
 

@@ -12,24 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Module, Normalize
 from torch import nn
 from transformers import ProcessorMixin
 
+from mmemb_r1.export.folders import card_facts, check_new, check_weights, written_whole
 from mmemb_r1.modeling.backbones_mmemb_r1 import last_norm, limited_processor
-from mmemb_r1.modeling.files_mmemb_r1 import as_new
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.tokens_mmemb_r1 import WORD_JOINER, control_strings
 from mmemb_r1.recipes.proof import TOLERANCE, Proof, sample_inputs, unlimited
-from mmemb_r1.runs import replaced_file, write_json
+from mmemb_r1.runs import write_json
 from mmemb_r1.sentence_transformers import MMEmbR1
 
 POOLINGS = {"last": "lasttoken", "mean": "mean_tokens"}  # ours -> the last part of the key in a pooling's config
 POOLING_KEYS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 KINDS = ("text", "image", "message")
-KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets")  # of the checkpoint's card
 
 
 def export_direct(model: MMEmbR1, folder: str | Path, *, force: bool = False) -> Proof:
@@ -52,13 +51,9 @@ def export_direct(model: MMEmbR1, folder: str | Path, *, force: bool = False) ->
         ValueError: for what a plain folder can't say, see [`check_plain`]; if vectors differ by more than rounding
             explains; if the folder holds something.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; name a new one.")
+    check_new(folder)
     check_plain(model)
-    # absolute, so that a checkpoint that was loaded from there is not touched by way of a link
-    with replaced_file(target.resolve()) as made:
-        made.mkdir()
+    with written_whole(folder) as made:
         _write(model, made)
         proof = _compared(model, made)
         if not (proof.holds or force):
@@ -68,7 +63,6 @@ def export_direct(model: MMEmbR1, folder: str | Path, *, force: bool = False) ->
                 "more than sentence-transformers does for it; load the checkpoint itself with "
                 "SentenceTransformer(..., trust_remote_code=True)."
             )
-        as_new(made.rglob("*.safetensors"))
     return proof
 
 
@@ -101,13 +95,7 @@ def check_plain(model: MMEmbR1) -> None:
                 f"The module {type(module).__name__} is not sentence-transformers' own, and would need remote code; "
                 f"take it off, or {instead}."
             )
-    if getattr(inner, "_hf_peft_config_loaded", False) or hasattr(inner, "peft_config"):  # by transformers, by peft
-        raise ValueError(
-            "The checkpoint's adapters are not merged into its weights. Merge them with load_adapters and merged of "
-            "mmemb_r1.training.adapters, save the model, and export that."
-        )
-    if getattr(inner, "hf_quantizer", None) is not None:
-        raise ValueError("The weights are quantised; load the checkpoint without quantisation, and export that.")
+    check_weights(inner)
 
 
 def _write(model: MMEmbR1, folder: Path) -> None:
@@ -202,13 +190,11 @@ def _plain_processor(model: MMEmbR1) -> ProcessorMixin:
 
 
 def _write_card(model: MMEmbR1, path: Path) -> None:
-    text = model._model_card_text
-    told = ModelCard(text, ignore_metadata_errors=True).data.to_dict() if text else {}
     data = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "multimodal"],
-        **{name: told[name] for name in KEPT if told.get(name)},
+        **card_facts(model),
     )
     text = files(__package__).joinpath("card.md").read_text(encoding="utf-8")
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
