@@ -54,6 +54,7 @@ WITH_EXAMPLES = (
     "docs/search.md",
     "docs/speed.md",
     "docs/thinker.md",
+    "docs/train-your-pairs.md",
     "docs/training.md",
     "docs/vllm.md",
 )

@@ -49,10 +49,15 @@ def blocks(page: str) -> list[str]:
 
 
 def prepare(folder: Path) -> dict[str, str]:
-    """Write the stand-ins, the examples and the programs into a folder. Returns the environment of the commands."""
+    """Write the stand-ins, and what [`small_programs`] writes. Returns the environment of the commands."""
     write_models(folder)
     write_public_data(folder / "data")
     write_mmeb(folder / "data" / "mmeb")
+    return small_programs(folder)
+
+
+def small_programs(folder: Path) -> dict[str, str]:
+    """Write the examples and the programs in small into a folder. Returns the environment of the commands."""
     shutil.copytree(ROOT / "examples", folder / "examples")
     programs = folder / "programs"
     programs.mkdir()
