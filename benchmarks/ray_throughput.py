@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,14 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.parquet"))
 
 
-def run(command: list[str], meanwhile: Callable[[subprocess.Popen[str]], None] = lambda process: None) -> float:
-    """Run a command with one thread, and return its seconds; one that fails ends everything."""
+def run(command: list[str], meanwhile: Callable[[subprocess.Popen[str]], Any] = lambda process: None) -> float:
+    """Run a command with one thread, and return its seconds; one that fails, and was not killed here, ends all."""
     start = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        meanwhile(process)
+        is_killed = meanwhile(process)
         _, told = process.communicate()
-    if process.returncode > 0:
+    if process.returncode and not is_killed:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{told}")
     return time.perf_counter() - start
 
@@ -69,6 +70,15 @@ def run(command: list[str], meanwhile: Callable[[subprocess.Popen[str]], None] =
 def wait_for(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
     while len(shards(folder)) < count and process.poll() is None:
         time.sleep(0.05)
+
+
+def workers_of(driver: int) -> list[psutil.Process]:
+    """List the processes that embed; others come and go."""
+    found = []
+    for one in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [one] if WORKER in "".join(one.cmdline()) else []
+    return found
 
 
 def rate(folder: Path, first: int) -> float:
@@ -102,7 +112,9 @@ def measure(folder: Path, model: str, args: argparse.Namespace) -> list[dict[str
     command += ["--reasoning", args.reasoning, "--shard-size", str(args.shard_size), "--format", "parquet"]
     alone = [*command, "--device", "cpu", "--output", f"{folder}/one/"]
     on_ray = [*command, "--ray", "--ray-workers", str(args.workers), "--gpus", "0"]
-    rows = [{"what": "one process", "seconds": run(alone), "rate": rate(folder / "one", 1)}]
+    rows: list[dict[str, Any]] = [{"what": "one process", "seconds": run(alone)}]
+    rows[0]["rate"] = rate(folder / "one", 1)
+    show(rows[0])
 
     def ray(name: str, what: str, meanwhile: Any = lambda process: None, **more: Any) -> dict[str, Any]:
         seconds = run([*on_ray, "--output", str(folder / name)], meanwhile)
@@ -111,24 +123,37 @@ def measure(folder: Path, model: str, args: argparse.Namespace) -> list[dict[str
         rows.append({"what": what, "seconds": seconds, **more, **compared(folder / name, folder / "one")})
         return rows[-1]
 
-    ray("ray", f"Ray, {args.workers} workers")["rate"] = rate(folder / "ray", args.workers)
+    whole = ray("ray", f"Ray, {args.workers} workers")
+    whole["rate"] = rate(folder / "ray", args.workers)
+    show(whole)
 
     def kill_worker(process: subprocess.Popen[str]) -> None:
         wait_for(folder / "worker", args.workers, process)
-        workers = [one for one in psutil.Process(process.pid).children(True) if WORKER in "".join(one.cmdline())]
-        workers[0].kill()
+        workers_of(process.pid)[0].kill()
 
-    ray("worker", "a worker killed", kill_worker)
+    show(ray("worker", "a worker killed", kill_worker))
 
-    def kill_driver(process: subprocess.Popen[str]) -> None:
+    def kill_driver(process: subprocess.Popen[str]) -> bool:
         wait_for(folder / "driver", len(shards(folder / "one")) // 3, process)
         own = psutil.Process(process.pid).children(True)
         process.kill()
         psutil.wait_procs(own, timeout=60)
+        return True
 
     before = ray("driver", "", kill_driver)
-    ray("driver", "the driver killed, and again", there_before=before["shards"], seconds_before=before["seconds"])
+    again = {"there_before": before["shards"], "seconds_before": before["seconds"]}
+    show(ray("driver", "the driver killed, and again", **again))
     return rows
+
+
+def show(row: dict[str, Any]) -> None:
+    parts = [f"{row['what']:<30s} {row['seconds']:7.1f} s"]
+    parts += [f"{row['rate']:8.1f} rows/s"] if "rate" in row else []
+    if "files" in row:
+        parts.append(f"differs by {row['largest_difference']:.1e}")
+        parts.append(f"{row['same_files']} of {row['files']} files the same")
+    parts += [f"{row['there_before']} shards were there"] if "there_before" in row else []
+    print("  ".join(parts), flush=True)
 
 
 def main() -> None:
@@ -144,15 +169,6 @@ def main() -> None:
         if args.model is None:
             save_random_model(Path(name, "model"))
         rows = measure(Path(name), args.model or str(Path(name, "model")), args)
-    for row in rows:
-        parts = [f"{row['what']:<30s} {row['seconds']:7.1f} s"]
-        parts += [f"{row['rate']:8.1f} rows/s"] if "rate" in row else []
-        if "files" in row:
-            parts.append(
-                f"differs by {row['largest_difference']:.1e}, {row['same_files']} of {row['files']} files same"
-            )
-        parts += [f"{row['there_before']} shards were there"] if "there_before" in row else []
-        print("  ".join(parts))
     if args.output is not None:
         write_facts(args.output, rows, args)
 

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def cluster(ray_home):
 
     with connected(cpus=3) as ray:
         yield ray
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """`processes(part of a name)`: those that this one started, and that go on; others come and go meanwhile."""
+    import psutil
+
+    def named(part):
+        found = []
+        for one in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                found += [one] if part in "".join(one.cmdline()) else []
+        return found
+
+    return named
 
 
 @pytest.fixture

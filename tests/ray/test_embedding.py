@@ -119,6 +119,8 @@ def test_an_input_that_can_not_be_embedded_is_named_and_what_was_done_stays(tiny
     names = set(contents(tmp_path / "ray"))
     assert {"settings.json", "shard-00000.parquet", "shard-00001.parquet"} >= names
     assert "index.json" not in names
+    assert main([*command, "--thinker-form", "text"]) == 2
+    assert "--thinker-form is for one process; leave it out with --ray" in capsys.readouterr().err
     corpus.write_text("\n".join(corpus.read_text().splitlines()[:40]))
     assert main(command) == 0
     assert "40 embeddings in" in capsys.readouterr().err
@@ -157,13 +159,20 @@ def test_work_whose_worker_dies_again_and_again_is_given_up(cluster):
         check_attempts(counter, "block 3")
 
 
-def test_nothing_is_told_to_anybody_and_ray_is_ray(cluster):
+def test_nothing_is_told_to_anybody_or_reachable_and_ray_is_ray(cluster, processes):
     import ray
     from ray._common.usage import usage_lib
 
     import mmemb_r1.ray
 
     assert not usage_lib.usage_stats_enabled()
+    ports = [
+        port.laddr.ip.removeprefix("::ffff:")  # an IPv4 address as one of IPv6
+        for process in [*processes("gcs_server"), *processes("raylet"), *processes("ray::")]
+        for port in process.net_connections()
+        if port.status == "LISTEN"
+    ]
+    assert ports and set(ports) <= {"127.0.0.1", "::1"}
     assert ray is not mmemb_r1.ray and ray.__name__ == "ray" and cluster is ray
 
 

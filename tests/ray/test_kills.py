@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -49,14 +48,13 @@ def wait_for_shards(folder, count):
     assert there < ROWS // SIZE
 
 
-def test_a_killed_worker_costs_its_block(cluster, long_corpus, expected, tiny_checkpoint, tmp_path):
+def test_a_killed_worker_costs_its_block(cluster, processes, long_corpus, expected, tiny_checkpoint, tmp_path):
     killed = []
 
     def kill():
         wait_for_shards(tmp_path / "ray", 2)
-        processes = psutil.Process().children(recursive=True)
-        workers = [one for one in processes if "EmbedBlocks" in "".join(one.cmdline())]
-        workers[0].send_signal(signal.SIGKILL)
+        workers = processes("EmbedBlocks")
+        workers[0].kill()
         killed.append(len(workers))
 
     killer = threading.Thread(target=kill, daemon=True)

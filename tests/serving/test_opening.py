@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mmemb_r1.cli import main
-from mmemb_r1.cli.serve import KEYS, api_keys
 from mmemb_r1.serving.opening import open_model
+from mmemb_r1.serving.settings import KEYS, api_keys
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from mmemb_r1.cli._options import add_encoding_options, model_name
@@ -18,7 +17,6 @@ Serve a checkpoint over HTTP, as OpenAI's embeddings are asked for: POST /v1/emb
 The checkpoint is verified first. Inputs of all requests are read and think together. SIGTERM and Ctrl-C end the server
 when the requests that it has are answered. Logs are lines of JSON on standard error, in which no input occurs."""
 
-KEYS = "MMEMB_R1_API_KEY"
 LIMITS = {  # fields of ServerSettings: what each of them is
     "max_waiting": "inputs of all requests that wait; beyond them, 429",
     "max_inputs": "inputs of one request",
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.serving.logs import log_to
     from mmemb_r1.serving.opening import open_model
     from mmemb_r1.serving.running import make_server, serve
-    from mmemb_r1.serving.settings import ServerSettings
+    from mmemb_r1.serving.settings import ServerSettings, api_keys
 
     settings = ServerSettings(
         batch_size=args.batch_size,
@@ -105,8 +103,3 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or model_name(args.model)
     serve(make_server(model, name, settings, host=args.host, port=args.port, keys=api_keys()))
     return 0
-
-
-def api_keys() -> list[str]:
-    """Read the keys of the API from the environment: several are separated by commas, so that they can be changed."""
-    return [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]

@@ -61,6 +61,8 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
         ValueError: if the process is connected already, and an address is given.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
+    if address is None:  # else the ports of Ray are open to other machines; the name of the variable is historical
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -81,7 +83,6 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
             num_cpus=cpus or os.cpu_count(),
             object_store_memory=OBJECT_STORE,
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",
             **common,
         )
     try:

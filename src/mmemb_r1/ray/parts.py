@@ -168,11 +168,9 @@ def _score_part(
     from mmemb_r1.training.selection.select import select_rationales
     from mmemb_r1.training.tables import PAIR_COLUMNS, read_pairs
 
-    table = read_pairs(pairs, PAIR_COLUMNS, **read)
+    table, drawn = read_pairs(pairs, PAIR_COLUMNS, **read), read_rationales(rationales)
     judge = load_evaluator(evaluator, kind, **told)
-    return select_rationales(
-        table, read_rationales(rationales), judge, Path(output), part=part, progress=False, **asked
-    )
+    return select_rationales(table, drawn, judge, Path(output), part=part, progress=False, **asked)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from types import FrameType
 
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
 from mmemb_r1.encoding import DECODED_PER_READ
@@ -54,6 +55,40 @@ def local_executor(model: MMEmbR1, settings: ServerSettings) -> LocalExecutor:
     )
 
 
+def make_app(
+    model: MMEmbR1,
+    name: str,
+    settings: ServerSettings,
+    *,
+    keys: Sequence[str] = (),
+    executor: Executor | None = None,
+) -> FastAPI:
+    """
+    Make the application, for whatever serves it; the model has embedded something by then.
+
+    Args:
+        model, name, settings, keys, executor: as for [`make_server`], whose errors these are.
+    """
+    executor = executor or local_executor(model, settings)
+    metrics = Metrics()
+    scheduler = Scheduler(
+        executor,
+        max_waiting=settings.max_waiting,
+        batch_size=settings.batch_size,
+        max_batch_tokens=settings.max_batch_tokens,
+        workers=settings.workers,
+        observer=metrics,
+    )
+    try:
+        warm_up(model, scheduler)
+    except BaseException:
+        scheduler.close(0)
+        raise
+    metrics.follow(scheduler)
+    service = EmbeddingService(model, executor, name, settings)
+    return build_app(service, scheduler, metrics, keys)
+
+
 def make_server(
     model: MMEmbR1,
     name: str,
@@ -78,25 +113,8 @@ def make_server(
     Raises:
         ValueError: if the model gives vectors that are no numbers.
     """
-    executor = executor or local_executor(model, settings)
-    metrics = Metrics()
-    scheduler = Scheduler(
-        executor,
-        max_waiting=settings.max_waiting,
-        batch_size=settings.batch_size,
-        max_batch_tokens=settings.max_batch_tokens,
-        workers=settings.workers,
-        observer=metrics,
-    )
-    try:
-        warm_up(model, scheduler)
-    except BaseException:
-        scheduler.close(0)
-        raise
-    metrics.follow(scheduler)
-    service = EmbeddingService(model, executor, name, settings)
     config = uvicorn.Config(
-        build_app(service, scheduler, metrics, keys),
+        make_app(model, name, settings, keys=keys, executor=executor),
         host=host,
         port=port,
         http=protocol_of(settings),

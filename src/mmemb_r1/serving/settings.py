@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+KEYS = "MMEMB_R1_API_KEY"  # the environment variable
 MIB = 2**20
 
 
@@ -63,3 +65,8 @@ class ServerSettings:
                 f"max_body_bytes={self.max_body_bytes} is more than max_pending_bytes={self.max_pending_bytes}, so "
                 "that such a request could never be taken; raise the latter, or lower the former."
             )
+
+
+def api_keys() -> list[str]:
+    """Read the keys of the API from the environment: several are separated by commas, so that they can be changed."""
+    return [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
