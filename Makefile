@@ -166,6 +166,7 @@ lint: wheel
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/hadolint docker/Dockerfile docker/Dockerfile.cuda
 
 .PHONY: typecheck
 typecheck: wheel

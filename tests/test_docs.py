@@ -87,8 +87,9 @@ def test_every_example_is_run(root):
         languages = {language for language, _ in FENCE.findall(file.read_text(encoding="utf-8"))}
         assert languages <= {"python"}, f"{file.name}: a block that no test runs"
         found |= {file.relative_to(root).as_posix()} if languages else set()
-    # whose examples tests/integrations and tests/ray run
-    assert found == {*WITH_EXAMPLES, "docs/integrations.md", "docs/scale.md"}
+    # whose examples tests/integrations, tests/ray and tests/serving run
+    elsewhere = {"docs/integrations.md", "docs/scale.md", "docs/serve.md"}
+    assert found == {*WITH_EXAMPLES, *elsewhere}
 
 
 def test_every_page_is_in_the_navigation_of_the_site(root):

@@ -71,13 +71,19 @@ def running(model: Any, executor: Any = None, keys: tuple[str, ...] = (), **sett
     from mmemb_r1.serving.settings import ServerSettings
 
     values = {"batch_size": 8, "shutdown_seconds": 20, **settings}
-    server = make_server(model, "tiny", ServerSettings(**values), port=0, keys=keys, executor=executor)
+    with listening(make_server(model, "tiny", ServerSettings(**values), port=0, keys=keys, executor=executor)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def listening(server: Any):
+    """Run a server that was made, as long as the block lasts."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
-    (listening,) = server.servers[0].sockets
+    (heard,) = server.servers[0].sockets
     try:
-        yield Running(listening.getsockname()[1], server, server.config.app.state.scheduler)
+        yield Running(heard.getsockname()[1], server, server.config.app.state.scheduler)
     finally:
         server.should_exit = True
         thread.join(60)

@@ -100,6 +100,6 @@ def run(args: argparse.Namespace) -> int:
     log_to(sys.stderr)
     config = {name: getattr(args, name) for name in ("max_image_tokens", "max_image_pixels", "max_text_tokens")}
     model = open_model(args.model, revision=args.revision, device=args.device, **config)
-    name = args.name or model_name(args.model)
+    name = args.name or model_name(args.model) or "model"  # the folder may be called so, at the top of all
     serve(make_server(model, name, settings, host=args.host, port=args.port, keys=api_keys()))
     return 0

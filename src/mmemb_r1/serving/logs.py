@@ -7,7 +7,7 @@ import logging
 import traceback
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 NAMES = ("mmemb_r1.serving", "uvicorn.error")
 # Messages of other errors may quote what a client sent
@@ -19,7 +19,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
+        line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
         line |= getattr(record, "facts", {})
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = described(record.exc_info[1])

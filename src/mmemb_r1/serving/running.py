@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -149,6 +150,8 @@ def warm_up(model: MMEmbR1, scheduler: Scheduler) -> None:
 
 
 def serve(server: Server) -> None:
-    """Run a server in this thread until a signal comes."""
+    """Run a server in this thread, the main one, until a signal comes. After SIGTERM it returns as after any end."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    # uvicorn sends itself the signal again when it is done, which would end the process as if it had failed
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server.run()

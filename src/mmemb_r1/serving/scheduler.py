@@ -24,7 +24,7 @@ from mmemb_r1.serving.row_queue import Key, RowQueue
 
 logger = logging.getLogger(__name__)
 
-PREPARED_BATCHES = 4  # how many batches of tokens are prepared ahead, of each lane: they take memory
+PREPARED_BATCHES = 2  # how many batches are prepared ahead, of each lane
 PREPARED_AT_ONCE = 32  # texts in one call
 FAILURES = 3  # in a row, after which the executor does not count as healthy
 LONGEST_WAIT = 60  # seconds that a client is told to wait
@@ -239,10 +239,10 @@ class Scheduler:
                 self._changed.notify_all()
 
     def _lane_to_prepare(self) -> _Lane | None:
-        """Find rows to prepare: direct ones first, and no more ahead than memory is kept for."""
-        limit = PREPARED_BATCHES * self.max_batch_tokens
+        """Find rows to prepare: direct ones first, and few ahead: they take memory, and many at once cost less."""
         for lane in self._lanes:
-            if len(lane.new) and lane.ready.tokens < limit:
+            batches = max(len(lane.ready) / self.batch_size, lane.ready.tokens / self.max_batch_tokens)
+            if len(lane.new) and batches < PREPARED_BATCHES:
                 return lane
         return None
 
