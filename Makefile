@@ -1,5 +1,5 @@
 # make setup | quickstart | study | test | test-slow | test-integrations | test-demo | test-ray | test-vllm |
-#      test-python | docs | newest | oldest | doctest | lint | typecheck | bench | dist | clean
+#      test-notebook | test-python | docs | newest | oldest | doctest | lint | typecheck | bench | dist | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
 # Tests, doctests and types are checked on what users get instead. `make wheel` builds an sdist, a wheel from it, and
@@ -131,6 +131,16 @@ define environment
 	$(1)/bin/python -m pip install --quiet $(2) '.[dev]'
 	$(1)/bin/python scripts/torchvision_shim.py
 endef
+
+# The notebook of examples/, in a kernel of its own. What runs it is installed beside the packages of .venv.
+.PHONY: test-notebook
+test-notebook: wheel
+	$(BIN)/python -m venv --clear .venv-notebook
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-notebook/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	cat constraints.txt constraints-notebook.txt > build/constraints-notebook.txt
+	.venv-notebook/bin/python -m pip install --quiet --constraint build/constraints-notebook.txt nbclient ipykernel
+	$(ON_WHEEL) .venv-notebook/bin/python -m pytest tests/test_notebook.py $(PYTEST_ARGS)
 
 # The quick tests with another Python: make test-python PYTHON=python3.13. The pins are the same.
 .PHONY: test-python

@@ -6,7 +6,15 @@ from importlib import import_module
 
 import pytest
 
-MEASUREMENTS = ("adaptive_depth", "adaptive_phase", "gate_limits", "joint_phase", "selection_quality", "thinker")
+MEASUREMENTS = (
+    "adaptive_depth",
+    "adaptive_phase",
+    "bare_machine",
+    "gate_limits",
+    "joint_phase",
+    "selection_quality",
+    "thinker",
+)
 SCRIPTS = (*(f"measurements.{name}" for name in MEASUREMENTS), "recipes.fits", "recipes.night")
 
 
