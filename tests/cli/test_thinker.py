@@ -122,6 +122,13 @@ def test_calibrate(tiny_checkpoint, lines, capsys):
     assert f"{count:.2f} rationale tokens per input" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("option", "value"), [("--thinker", "my:red"), ("--thinker-form", "text")])
+def test_several_workers_ask_nobody(option, value, tiny_checkpoint, lines, tmp_path, capsys):
+    command = ["encode", "--model", str(tiny_checkpoint), "--input", str(lines), "--output", f"{tmp_path}/shards/"]
+    assert main([*command, "--ray", option, value]) == 2
+    assert f"{option} is for one process; leave it out with --ray" in capsys.readouterr().err
+
+
 def test_what_can_not_think_has_no_thinker():
     with pytest.raises(ValueError, match="--thinker is for mmemb-r1 checkpoints, and this is a SimpleNamespace"):
         use_thinker(SimpleNamespace(), SimpleNamespace(thinker="my:red", thinker_form=None))
