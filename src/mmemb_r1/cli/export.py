@@ -66,8 +66,10 @@ def _direct(model: Any, args: argparse.Namespace) -> int:
 
 def _vllm(model: Any, args: argparse.Namespace) -> int:
     from mmemb_r1.export import export_vllm
+    from mmemb_r1.hub.source import cached_commit
 
-    facts = export_vllm(model, args.folder, name=args.name)
+    commit = cached_commit(args.model, args.revision)
+    facts = export_vllm(model, args.folder, name=args.name, revision=commit)
     print(f"fingerprint {facts['fingerprint']}")
     print(f"saved to {args.folder}; its README.md says how vLLM serves it")
     return 0

@@ -22,7 +22,9 @@ THEN = "mmemb_r1_then"  # a variable of the exported template
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # what is kept of the settings of generation
 
 
-def export_vllm(model: MMEmbR1, folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
+def export_vllm(
+    model: MMEmbR1, folder: str | Path, *, name: str | None = None, revision: str | None = None
+) -> dict[str, Any]:
     """
     Write a checkpoint so that vLLM serves its backbone, without a plugin and without code of ours.
 
@@ -35,6 +37,7 @@ def export_vllm(model: MMEmbR1, folder: str | Path, *, name: str | None = None) 
         model: a checkpoint, in the dtype that is written.
         folder: a new or empty one.
         name: of the model, under which the README suggests to serve it. Default: what it was loaded as.
+        revision: the commit of the Hub that it was loaded from, to be kept with the rest. Default: none is told.
 
     Returns:
         What `mmemb_r1/export.json` says, see [`save_served`].
@@ -50,7 +53,7 @@ def export_vllm(model: MMEmbR1, folder: str | Path, *, name: str | None = None) 
     with written_whole(folder) as made:
         _save_backbone(inner.vlm, made, inner.config.rationale_vocab_size)
         _served_processor(model).save_pretrained(made)
-        facts = save_served(model, made, getattr(inner.config, "_commit_hash", None))
+        facts = save_served(model, made, revision)
         _write_readme(model, made / "README.md", name or _name_of(model), facts)
     return facts
 

@@ -36,6 +36,27 @@ def check_source(name: str) -> None:
         logger.warning("There is no %s in the folder %s; the Hub is asked for it.", *reversed(name.split("/")))
 
 
+def cached_commit(name: str, revision: str | None = None, cache_folder: str | None = None) -> str | None:
+    """
+    Tell which commit of a repository the cache holds under a revision, as it does once a model was loaded from there.
+
+    Args:
+        name: a folder or a Hub id.
+        revision: a branch, a tag or a commit. Default: the main branch.
+        cache_folder: where downloads are kept. Default: the Hub's cache.
+
+    Returns:
+        `None` for a folder, and for what is not in the cache.
+    """
+    if os.path.isdir(name):
+        return None
+    for file in FIRST_FILES:
+        found = try_to_load_from_cache(name, file, cache_dir=cache_folder, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent.name  # snapshots/COMMIT/FILE
+    return None
+
+
 def check_model(
     name: str,
     *,
@@ -61,9 +82,8 @@ def check_model(
     check_source(name)
     if os.path.isdir(name):
         return
-    for file in FIRST_FILES:
-        if isinstance(try_to_load_from_cache(name, file, cache_dir=cache_folder, revision=revision), str):
-            return
+    if cached_commit(name, revision, cache_folder) is not None:
+        return
     try:
         with explained(name, revision), suppress(RemoteEntryNotFoundError):  # it may have no such file at its top
             hf_hub_download(
