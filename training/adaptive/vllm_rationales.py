@@ -31,6 +31,12 @@ from mmemb_r1.training.tables import StoredInputs
 from mmemb_r1.training.vllm_chat import INSTALL, ChatPrompt, chat_prompt
 
 NEVER = -100.0  # the least that vLLM adds to a logit
+_CPU_OPTIONS = {
+    "enforce_eager": True,  # the compiler takes minutes
+    # Drawing from a seed fails beside a prompt that is read in parts: "CPU Generator does not use offset".
+    "enable_chunked_prefill": False,
+    "block_size": 32,  # the smallest: what rollouts share is read once in whole blocks, of 128 tokens by default
+}
 _WEIGHTS = "model.safetensors"
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"  # what vLLM reads when an engine is made
 
@@ -227,9 +233,7 @@ def _engine_options(
         "max_model_len": longest if longest < LARGEST else None,
         "max_num_seqs": args.per_device_train_batch_size * args.steps_per_generation,
         "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
-        # On a CPU its compiler takes minutes, and drawing from a seed fails beside a prompt that is read in parts:
-        # "CPU Generator does not use offset".
-        **({"enforce_eager": True, "enable_chunked_prefill": False} if device.type == "cpu" else {}),
+        **(_CPU_OPTIONS if device.type == "cpu" else {}),
         "enable_prefix_caching": True,  # rollouts of a group share their prompt, rounds what was written before
         "logprobs_mode": "processed_logprobs",  # after temperature and biases: as the token was drawn
         "generation_config": "vllm",  # the folder's own would change how tokens are drawn
@@ -242,10 +246,11 @@ def _start(folder: Path, options: Mapping[str, Any]) -> Any:
     """Start an engine in this process."""
     from vllm import LLM
 
+    refused: tuple[type[Exception], ...] = (*refusals(), RuntimeError)
     with _in_this_process(), _random_state_kept():
         try:
             return LLM(str(folder), **options)
-        except (*refusals(), RuntimeError) as error:
+        except refused as error:
             raise ValueError(
                 f"vLLM could not start with this model's backbone ({error}). Its options follow from max_input_tokens "
                 "(or vllm_max_model_length), vllm_gpu_memory_utilization and the size of a batch; or set "
