@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.content import DIGEST_SIZE, content_key
 from mmemb_r1.embedding_cache import EmbeddingCache
+from mmemb_r1.engines.protocol import engine_facts
 from mmemb_r1.engines.rows import engine_rows
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
@@ -286,7 +287,7 @@ def encoding_settings(model: SentenceTransformer, options: Mapping[str, Any]) ->
     return options, {
         **({"spaces": spaces} if spaces > 1 else {}),
         "checkpoint": checkpoint_fingerprint(*model),
-        **({"engine": model.engine.name} if getattr(model, "engine", None) is not None else {}),
+        **engine_facts(model),
         "reasoning": thinking.pop("reasoning"),
         "reasoning_options": thinking,
         "options": {
@@ -341,9 +342,8 @@ def adaptive_rows(
 
 
 def _origin(model: SentenceTransformer) -> str:
-    """Say what makes vectors that are kept: those of engines differ from the local ones by more than rounding."""
-    engine = getattr(model, "engine", None)
-    return checkpoint_fingerprint(model[0]) + ("" if engine is None else f"@{engine.name}")
+    """Say what makes vectors that are kept."""
+    return "@".join([checkpoint_fingerprint(model[0]), *engine_facts(model).values()])
 
 
 def embedded_rows(

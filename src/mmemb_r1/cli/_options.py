@@ -193,6 +193,45 @@ def use_thinker(model: Any, args: argparse.Namespace) -> None:
     model.set_thinker(args.thinker, args.thinker_form)
 
 
+def add_engine_options(parser: argparse._ActionsContainer) -> None:
+    """Add `--engine` and `--engine-options`, which `engine_given` reads."""
+    parser.add_argument(
+        "--engine",
+        metavar="ENGINE",
+        help="what runs the backbone of a checkpoint that `mmemb-r1 export vllm` wrote: vllm, in this process; or "
+        "addresses, http://HOST:PORT of the server that reads states and, after a comma, of the one that writes "
+        "rationales; default: local, torch in this process",
+    )
+    parser.add_argument(
+        "--engine-options",
+        type=_json_object,
+        metavar="JSON",
+        help='of vLLM\'s LLM, say {"tensor_parallel_size": 2}, or of the connections to servers, say {"key_env": '
+        '"VLLM_API_KEY"}; default: those of docs/vllm.md',
+    )
+
+
+def engine_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Give what the options of [`add_engine_options`] say, as an argument of [`MMEmbR1`]."""
+    from mmemb_r1.engines.choice import engine_of, exported_folder
+
+    if args.engine is None:
+        if args.engine_options is not None:
+            raise ValueError("--engine-options are those of --engine; name one, or leave them out")
+        return {}
+    return {"engine": engine_of(args.engine, exported_folder(args.model), **(args.engine_options or {}))}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text:.80} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text:.80} is no object; allowed: one such as {{"dtype": "bfloat16"}}')
+    return found
+
+
 def _value_of(name: str) -> Callable[[str], Any]:
     """Make what reads an option's value, and refuses one that its table does not allow."""
     from mmemb_r1.modeling.options_mmemb_r1 import FIELDS, OPTIONS, check_option
@@ -295,9 +334,12 @@ def model_name(model: str) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
-def load_model(name: str, device: str | None = None, trust_remote_code: bool = False) -> SentenceTransformer:
+def load_model(
+    name: str, device: str | None = None, trust_remote_code: bool = False, engine: Any = None
+) -> SentenceTransformer:
     """
-    Load an mmemb-r1 checkpoint, which needs no remote code, or any other model of sentence-transformers.
+    Load an mmemb-r1 checkpoint, which needs no remote code, or any other model of sentence-transformers. With an
+    `engine`, see [`engine_given`], it is an mmemb-r1 checkpoint.
 
     Raises:
         HubError: an `OSError`, if a Hub id is not there or can't be reached.
@@ -313,6 +355,8 @@ def load_model(name: str, device: str | None = None, trust_remote_code: bool = F
 
     check_device(device)
     check_model(name)
+    if engine is not None:
+        return MMEmbR1(name, device=device, engine=engine)
     path = load_file_path(name, "modules.json")
     if path is not None:
         types = [module["type"] for module in json.loads(Path(path).read_text(encoding="utf-8"))]

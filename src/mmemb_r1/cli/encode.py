@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.cli._options import (
     add_base_option,
     add_encoding_options,
+    add_engine_options,
     add_thinker_options,
+    engine_given,
     listed,
     use_thinker,
 )
@@ -65,6 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cache", metavar="DIR", help="keep embeddings in this folder, and don't compute those again that it holds"
     )
     add_thinker_options(parser)
+    add_engine_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(
         parser,
@@ -167,7 +170,7 @@ def _encode_in_shards(args: argparse.Namespace, output: Path) -> int:
 def _encode_on_ray(args: argparse.Namespace, on_ray: dict[str, Any]) -> int:
     if args.input == "-":
         raise ValueError("--input - can't be read by several workers; write it to a file that all of them see")
-    for option in ("cache", "device", "thinker", "thinker_form"):
+    for option in ("cache", "device", "thinker", "thinker_form", "engine", "engine_options"):
         if getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} is for one process; leave it out with --ray")
     if Path(args.output).suffix in FORMATS:
@@ -222,7 +225,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Load the model, and read the options of `encode`."""
     from mmemb_r1 import MMEmbR1
 
-    model = MMEmbR1(args.model, device=args.device)
+    model = MMEmbR1(args.model, device=args.device, **engine_given(args))
     if args.max_image_tokens is not None:
         model.max_image_tokens = args.max_image_tokens
     use_thinker(model, args)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmemb_r1.cli._options import (
     add_encoding_options,
+    add_engine_options,
     add_source_options,
     add_thinker_options,
     asked_source,
+    engine_given,
     listed,
     model_name,
     use_thinker,
@@ -75,6 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--submission-metadata", type=Path, metavar="FILE", help="JSON: what it says of the model")
     add_thinker_options(parser)
+    add_engine_options(parser)
     thinking = dict.fromkeys(("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(parser, **thinking, batch_size=64)
     parser.add_argument("--trust-remote-code", action="store_true", help="run code of another model's repository")
@@ -95,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.evaluation import Settings, run_evaluation, save_results
 
     source = _source(args)
-    model = load_model(args.model, args.device, args.trust_remote_code)
+    model = load_model(args.model, args.device, args.trust_remote_code, **engine_given(args))
     use_thinker(model, args)
     name = model_name(args.model)
     settings = Settings(

@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmemb_r1.cli._options import add_base_option, add_encoding_options, add_thinker_options, use_thinker
+from mmemb_r1.cli._options import (
+    add_base_option,
+    add_encoding_options,
+    add_engine_options,
+    add_thinker_options,
+    engine_given,
+    use_thinker,
+)
 
 HELP = """\
 Index what SOURCE holds, so that `mmemb-r1 search` finds it:
@@ -41,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     add_thinker_options(parser)
+    add_engine_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(
         parser,
@@ -64,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     names += ["batch_size", "max_batch_tokens", "decode_batch_size", "shard_size", "precision", "device"]
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     model: Any = args.model
-    if args.thinker or args.thinker_form:
-        model = MMEmbR1(args.model, device=args.device)
+    if args.thinker or args.thinker_form or args.engine or args.engine_options:
+        model = MMEmbR1(args.model, device=args.device, **engine_given(args))
         use_thinker(model, args)
     summary = build_index(
         args.source,

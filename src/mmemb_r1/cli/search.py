@@ -9,7 +9,13 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.cli._options import add_encoding_options, add_thinker_options, use_thinker
+from mmemb_r1.cli._options import (
+    add_encoding_options,
+    add_engine_options,
+    add_thinker_options,
+    engine_given,
+    use_thinker,
+)
 
 if TYPE_CHECKING:
     from mmemb_r1.index import SearchResult
@@ -46,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the hits as a page with pictures")
     parser.add_argument("--open", action="store_true", help="show that page in the browser")
     add_thinker_options(parser)
+    add_engine_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
     add_encoding_options(parser, **thinking, prompt="the checkpoint's for queries", allow_remote_media="")
 
@@ -56,11 +63,17 @@ def run(args: argparse.Namespace) -> int:
     if not query:
         raise ValueError("there is no query; give a TEXT, --image FILE or --video FILE")
 
+    from mmemb_r1 import MMEmbR1
     from mmemb_r1.index import Index
 
     names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "prompt", "device"]
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    index = Index.open(args.index, args.model, device=options.pop("device", None))
+    model: Any = args.model
+    if args.engine or args.engine_options:
+        if model is None:
+            raise ValueError("--engine runs a checkpoint that was exported for it; name its folder: --model DIR")
+        model = MMEmbR1(model, device=args.device, **engine_given(args))
+    index = Index.open(args.index, model, device=options.pop("device", None))
     if args.thinker or args.thinker_form:
         use_thinker(index.model, args)
     result: Any = index.search(

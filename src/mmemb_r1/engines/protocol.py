@@ -12,7 +12,7 @@ from torch import Tensor
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 
-class EngineError(RuntimeError):
+class EngineError(OSError):
     """Report an engine that can't go on, whatever the inputs: it is away, has died, or serves another model."""
 
 
@@ -121,3 +121,9 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what was started; it starts again when it is used again."""
+
+
+def engine_facts(model: Any) -> dict[str, str]:
+    """Say what makes a model's vectors, where an engine does: they differ from local ones by more than rounding."""
+    engine = getattr(model, "engine", None)
+    return {} if engine is None else {"engine": engine.name}

@@ -211,10 +211,12 @@ class AdaptiveEncoder:
     def facts(self) -> dict[str, Any]:
         if not hasattr(self.model, "embedding_cache"):
             return {"checkpoint": None}
+        from mmemb_r1.engines.protocol import engine_facts
         from mmemb_r1.fingerprint import checkpoint_fingerprint
 
         thinker = {} if self.model.thinking is None else {"thinker": self.model.thinking.identity}
-        return {"checkpoint": checkpoint_fingerprint(*self.model), **_settings_beside(self.model), **thinker}
+        beside = {**_settings_beside(self.model), **thinker, **engine_facts(self.model)}
+        return {"checkpoint": checkpoint_fingerprint(*self.model), **beside}
 
     def reasoning_options(self) -> dict[str, Any]:
         if not hasattr(self.model, "embedding_cache"):

@@ -17,6 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("mteb is missing: pip install 'mmemb-r1[eval]'") from error
 
+from mmemb_r1.engines.protocol import engine_facts
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.inputs_mmemb_r1 import EmptyText
 from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS, check_same_space
@@ -93,6 +94,7 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
         settings = [*prompts, model.truncate_dim, model.similarity_fn_name, self.num_frames, self.fps, self.max_frames]
         if getattr(model, "thinking", None) is not None:
             settings.append(model.thinking.identity)
+        settings += engine_facts(model).values()
         text = json.dumps([checkpoint_fingerprint(*model), settings], sort_keys=True)
         return self._meta.model_copy(update={"revision": blake2b(text.encode(), digest_size=32).hexdigest()})
 

@@ -102,7 +102,7 @@ def run_evaluation(
         "queries": sum(entry["n"] for entry in runner.entries.values()),
         "versions": versions(),
         "checkpoint": facts["checkpoint"],
-        **{name: facts[name] for name in ("thinker",) if name in facts},
+        **{name: facts[name] for name in ("thinker", "engine") if name in facts},
         **source.noted,
         **(config or {}),
     }
