@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmemb_r1.engines.boundaries import BOUNDARY, text_of, with_boundaries
 from mmemb_r1.engines.checks import check_model, check_probe, check_probed_rationale
 from mmemb_r1.engines.connection import Connection, RefusedRequest
 from mmemb_r1.engines.protocol import EngineError, Prompt, Words
 from mmemb_r1.engines.served import ServedModule, probe_of
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.modeling.locking_mmemb_r1 import tokenizing
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 from mmemb_r1.servers import encoded_url
 
@@ -34,8 +34,9 @@ class HttpEngine:
     Run an exported checkpoint on servers that `vllm serve` started, by the two lines of the exported README.
 
     Prompts of text are sent as token ids. Those with pictures are sent as chat messages, which the server renders by
-    the exported chat template; what follows the marker is sent as text then, and is read as such: where a rationale's
-    tokens are not those that its text is cut into, the vector is that of the text, which is logged.
+    the exported chat template; what follows the marker is sent as text then, which the exported tokenizer cuts into
+    the same ids. Where that can't be, because a rationale ends within a character, the vector is that of the nearest
+    text, which is logged.
 
     Args:
         states: the address of the server that reads, `http://HOST:PORT`.
@@ -63,6 +64,7 @@ class HttpEngine:
         self._reads = Connection(states, key_env, **options)
         self._writes = None if rationales is None else Connection(rationales, key_env, **options)
         self._module: MMEmbR1Module | None = None
+        self._tokenizer: Any = None
         self._verified: set[str] = set()
         self._models: dict[str, str] = {}
         self._told = False
@@ -78,6 +80,7 @@ class HttpEngine:
             )
         if module is not self._module:
             self._module, self._verified = module, set()
+            self._tokenizer = with_boundaries(module.tokenizer)
         if not self.verify:
             return
         wanted = ["states", "rationales"] if writes else ["states"]
@@ -126,11 +129,8 @@ class HttpEngine:
     def _states_of(self, prompts: Sequence[Prompt], places: Sequence[int], connection: Connection) -> list[np.ndarray]:
         """Read some prompts in one request; if it is refused, each of them alone."""
         some = [prompts[place] for place in places]
-        if some[0].images:
-            body = self._chat(some[0])
-        else:
-            body = {"input": [list(prompt.token_ids) for prompt in some]}
         try:
+            body = self._chat(some[0]) if some[0].images else {"input": [list(prompt.token_ids) for prompt in some]}
             answer = connection.post("/pooling", {**body, **_STATE, **self._model_of(connection)})
         except RefusedRequest as error:
             if len(places) == 1:
@@ -177,21 +177,19 @@ class HttpEngine:
 
     def _chat(self, prompt: Prompt) -> dict[str, Any]:
         """Write a prompt with pictures as messages, and what follows the marker as text."""
-        tokenizer = self._started.tokenizer
-        marker = self._started.model.config.embed_token_id
-        then = tokenizer.decode(prompt.followed, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        with tokenizing():
-            again = tokenizer(then, add_special_tokens=False)["input_ids"]
-        if tuple(again) != prompt.followed and not self._told:
+        if any(BOUNDARY in part.get("text", "") for turn in prompt.messages for part in turn["content"]):
+            raise RefusedRequest("it holds the character U+FDD0, which stands for nothing; take it out of the text.")
+        then, is_exact = text_of(self._tokenizer, prompt.followed)
+        if not is_exact and not self._told:
             self._told = True
             logger.warning(
-                "A rationale's tokens are not those that its text is cut into. Inputs with pictures are sent as text, "
-                "so that such vectors are those of the text; further ones are not told of."
+                "A rationale ends within a character, or its tokens are no text of their own. Prompts with pictures "
+                "are sent as text, so that its vector is that of the nearest text; further ones are not told of."
             )
         messages = [
             {"role": turn["role"], "content": [_part(part) for part in turn["content"]]} for turn in prompt.messages
         ]
-        cut = not prompt.followed and prompt.token_ids[-1] != marker
+        cut = not prompt.followed and prompt.token_ids[-1] != self._started.model.config.embed_token_id
         return {
             "messages": messages,
             "add_generation_prompt": True,
