@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from mmemb_r1.engines.boundaries import BOUNDARY, text_of, with_boundaries
 from mmemb_r1.tiny import build_tiny_vlm
@@ -45,9 +45,15 @@ def test_text_is_sent_as_it_is_and_halves_of_characters_are_told(tokenizer):
     assert not text_of(cut, smile[:-1])[1]
 
 
-def test_the_tokenizer_of_an_export_is_loaded_with_its_boundaries(tokenizer, tmp_path):
+@pytest.mark.parametrize("kind", [PreTrainedTokenizerFast, Qwen2Tokenizer])
+def test_the_tokenizer_of_an_export_is_loaded_with_its_boundaries(tokenizer, tmp_path, kind):
+    """A family's own class would make its pre-tokenizer anew."""
+    tokenizer.save_pretrained(tmp_path / "before")
+    tokenizer = kind.from_pretrained(tmp_path / "before")
     with_boundaries(tokenizer).save_pretrained(tmp_path)
+    build_tiny_vlm("qwen3_vl")[0].config.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.special_tokens_map == tokenizer.special_tokens_map
     text = BOUNDARY.join("capital")
     assert len(loaded(text, add_special_tokens=False)["input_ids"]) == len("capital")
     assert len(tokenizer("capital", add_special_tokens=False)["input_ids"]) < len("capital")

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
+from mmemb_r1.engines.boundaries import BOUNDARY
 from mmemb_r1.export import export_vllm, vllm_folder
 from mmemb_r1.fingerprint import checkpoint_fingerprint
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
@@ -168,6 +169,29 @@ def test_the_template_is_ours_and_goes_on_after_the_marker(family, thinking, tmp
         assert texts[0].endswith("<|embed|>") and texts[1] == texts[0]
         assert texts[2] == texts[0] + "<think> It is"
         assert texts[4] == texts[3] != texts[0]
+
+
+def test_prompts_can_be_asked_for_without_the_marker_where_states_are_read_before_it(thinking, tmp_path):
+    model = thinking(embed_position="before")
+    export_vllm(model, tmp_path / "vllm")
+    processor = AutoProcessor.from_pretrained(tmp_path / "vllm")
+    for chat in CHATS:
+        whole = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for variables, text in (
+            ({}, whole),
+            ({"mmemb_r1_cut": True}, whole.removesuffix("<|embed|>")),
+            ({"mmemb_r1_cut": False, "mmemb_r1_then": "<think>"}, whole + "<think>"),
+        ):
+            assert processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **variables) == text
+
+
+def test_texts_are_cut_where_a_client_says_so(thinking, tmp_path):
+    model = thinking()
+    export_vllm(model, tmp_path / "vllm")
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "vllm").tokenizer
+    assert len(tokenizer(BOUNDARY.join("capital"), add_special_tokens=False)["input_ids"]) == len("capital")
+    for text in ("What is the capital of Peru?", "<think> It is </think><|embed|>"):
+        assert tokenizer(text)["input_ids"] == model.tokenizer(text)["input_ids"]
 
 
 def test_requests_inherit_no_settings_of_sampling(thinking, tmp_path):

@@ -86,7 +86,11 @@ def make_vllm_model(thinking: Callable[..., MMEmbR1]) -> Callable[..., MMEmbR1]:
     """`make_vllm_model(family, **config)`: a tiny model of heads that vLLM takes."""
 
     def make(family: str = "qwen3_vl", **config: Any) -> MMEmbR1:
-        return thinking(family, sizes=SIZES, scale=4, **{"max_reasoning_tokens": 8, **config})
+        model = thinking(family, sizes=SIZES, scale=4, **{"max_reasoning_tokens": 8, **config})
+        tokenizer, ours = model.tokenizer, model[0].model.config
+        parts = [number for number in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([number])]
+        ours.suppressed_token_ids = sorted({*(ours.suppressed_token_ids or []), *parts})  # writes whole characters
+        return model
 
     return make
 

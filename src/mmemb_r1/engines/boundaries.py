@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mmemb_r1.modeling.locking_mmemb_r1 import tokenizing
 
@@ -21,6 +22,7 @@ def with_boundaries(tokenizer: Any) -> Any:
     own = backend.pre_tokenizer
     backend.pre_tokenizer = cut if own is None else pre_tokenizers.Sequence([cut, own])
     made._tokenizer = backend
+    made.__class__ = PreTrainedTokenizerFast  # classes of a family make this part anew when they are loaded
     return made
 
 

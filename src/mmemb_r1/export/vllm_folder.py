@@ -12,13 +12,14 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
+from mmemb_r1.engines.boundaries import with_boundaries
 from mmemb_r1.engines.checks import check_model
+from mmemb_r1.engines.http_engine import CUT, THEN
 from mmemb_r1.engines.served import save_served
 from mmemb_r1.export.folders import card_facts, check_new, check_weights, written_whole
 from mmemb_r1.modeling.backbones_mmemb_r1 import limited_processor
 from mmemb_r1.sentence_transformers import MMEmbR1
 
-THEN = "mmemb_r1_then"  # a variable of the exported template
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # what is kept of the settings of generation
 
 
@@ -29,9 +30,11 @@ def export_vllm(
     Write a checkpoint so that vLLM serves its backbone, without a plugin and without code of ours.
 
     The folder holds the backbone in its own layout, its vocabulary cut to the tokens that there are; a processor that
-    keeps `max_image_tokens` by its own settings; and the chat template, which ends prompts in the marker, and after it
-    writes the text of a variable `mmemb_r1_then` (by default none), so that a client can go on with a prompt. In
-    `mmemb_r1/` is all but the backbone: `MMEmbR1(folder, engine=...)` loads it.
+    keeps `max_image_tokens` by its own settings; a tokenizer that cuts texts at U+FDD0, see [`with_boundaries`]; and
+    the chat template, which ends prompts in the marker, and after it writes the text of a variable `mmemb_r1_then` (by
+    default none), so that a client can go on with a prompt; where states are read before the marker,
+    `mmemb_r1_cut=true` leaves that out. In `mmemb_r1/` is all but the backbone: `MMEmbR1(folder, engine=...)` loads
+    it.
 
     Args:
         model: a checkpoint, in the dtype that is written.
@@ -105,9 +108,16 @@ def _save_backbone(vlm: PreTrainedModel, folder: Path, vocab_size: int | None) -
 
 
 def _served_processor(model: MMEmbR1) -> ProcessorMixin:
-    """Make a processor that keeps the limit of pictures, and a template that goes on after the marker."""
-    processor = copy.deepcopy(limited_processor(model.processor, model[0].model.config.max_image_tokens))
-    processor.chat_template = processor.chat_template.removesuffix("\n") + f"{{{{ {THEN} | default('') }}}}"
+    """Make a processor that keeps the limit of pictures, and a template that can go on after the marker."""
+    config = model[0].model.config
+    processor = copy.deepcopy(limited_processor(model.processor, config.max_image_tokens))
+    processor.tokenizer = with_boundaries(processor.tokenizer)
+    template = processor.chat_template.removesuffix("\n")
+    if config.embed_position == "before":
+        marker = len(processor.tokenizer.convert_ids_to_tokens(config.embed_token_id))
+        whole = "{% set mmemb_r1_whole %}" + template + "{%+ endset %}"
+        template = whole + f"{{{{ mmemb_r1_whole[:-{marker}] if {CUT} | default(false) else mmemb_r1_whole }}}}"
+    processor.chat_template = template + f"{{{{ {THEN} | default('') }}}}"
     if processor.tokenizer.chat_template is not None:
         processor.tokenizer.chat_template = processor.chat_template
     return processor
