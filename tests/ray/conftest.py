@@ -32,9 +32,12 @@ def ray_home():
 @pytest.fixture(scope="session")
 def cluster(ray_home):
     """Ray for the session: room for two workers, and a core that reads."""
+    import ray  # as users may have done before
+
     from mmemb_r1.ray import connected
 
-    with connected(cpus=3) as ray:
+    with connected(cpus=3) as same:
+        assert same is ray
         yield ray
 
 

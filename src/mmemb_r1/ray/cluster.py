@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,6 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
         ValueError: if the process is connected already, and an address is given.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
-    if address is None:  # else the ports of Ray are open to other machines; the name of the variable is historical
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -74,21 +72,51 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
             )
         yield ray
         return
+    with nullcontext() if address is not None else _on_loopback():
+        _init(address, cpus)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str | None, cpus: int | None) -> None:
+    import ray
+
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address is not None:
         ray.init(address, **common)
-    else:
-        ray.init(
-            "local",
-            num_cpus=cpus or os.cpu_count(),
-            object_store_memory=OBJECT_STORE,
-            include_dashboard=False,
-            **common,
-        )
+        return
+    ray.init(
+        "local",
+        num_cpus=cpus or os.cpu_count(),
+        object_store_memory=OBJECT_STORE,
+        include_dashboard=False,
+        **common,
+    )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """
+    Let Ray that is started in the block listen to this machine alone; the names are those of the systems where it
+    always does so.
+
+    `ray.init(_node_ip_address="127.0.0.1")` would do the opposite: Ray replaces that by an address that others reach.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    if name in os.environ:  # the user chose
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER  # of this process: read when Ray was imported, which may be long ago
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
-        yield ray
+        yield
     finally:
-        ray.shutdown()
+        del os.environ[name]
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def slots(ray: Any, workers: int | None, threads: int, gpus: float | None, spare: int = 0) -> Slots:
