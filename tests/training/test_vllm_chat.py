@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -213,3 +213,38 @@ def test_a_prompt_that_vllm_opens_otherwise_is_refused(fake_vllm, folder):
     (conversation,) = to_conversations([{"video": [NOISE, NOISE], "text": "What happens?"}])
     with pytest.raises(EngineError, match="reads a prompt with video otherwise than the Qwen3VLProcessor writes it"):
         chat._compare(chat.prompt(conversation), Output)
+
+
+@pytest.mark.parametrize(("broken", "answered"), [(0, True), (2, True), (3, False)])
+def test_what_vllm_gives_up_is_asked_again(fake_vllm, folder, monkeypatch, broken, answered):
+    """And nothing else is: the others were answered."""
+    monkeypatch.setattr("mmemb_r1.training.vllm_chat.refusals", lambda: (ValueError,))
+    monkeypatch.setattr("mmemb_r1.training.vllm_chat.dead_engine", lambda: ArithmeticError)
+    chat, asked, waiting = VllmChat(str(folder)), [], []
+
+    def enqueue(prompts, params, use_tqdm):
+        if params == ["refused"]:
+            raise ValueError("no")
+        asked.append(params[0])
+        waiting.append(params[0])
+        return [str(len(asked))]
+
+    def wait_for_completion(use_tqdm):
+        reasons = ["error" if name == "bad" and asked.count("bad") <= broken else "stop" for name in waiting]
+        waiting.clear()
+        ids = list(prompt.token_ids)
+        return [
+            SimpleNamespace(prompt_token_ids=ids, outputs=[SimpleNamespace(finish_reason=reason)])
+            for reason in reasons
+        ]
+
+    chat.llm = SimpleNamespace(enqueue=enqueue, wait_for_completion=wait_for_completion)
+    (conversation,) = to_conversations([INPUTS[0]])
+    prompt = chat.prompt(conversation)
+    first, second, third = chat.generate([prompt] * 3, ["good", "refused", "bad"])
+    assert first.outputs[0].finish_reason == "stop" and second == "vLLM does not take it: no"
+    if answered:
+        assert third.outputs[0].finish_reason == "stop"
+    else:
+        assert third == "vLLM gave it up (finish_reason 'error'), 3 times; ask again."
+    assert asked.count("good") == 1 and asked.count("bad") == min(broken + 1, 3)

@@ -9,11 +9,13 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from mmemb_r1.modeling.inputs_mmemb_r1 import to_conversations
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import Trial, TrialError, load_evaluator
 from mmemb_r1.training.selection.select import select_rationales
 from mmemb_r1.training.selection.vllm_evaluator import VllmEvaluator
 from mmemb_r1.training.selection.vlm_evaluator import VLMEvaluator
+from mmemb_r1.training.vllm_chat import VllmChat
 
 TOLERANCE = {"atol": 1e-3, "rtol": 0}
 RATIONALES = [
@@ -164,3 +166,21 @@ def test_pictures_may_be_made_smaller(folder, chat_engine):
             torch.testing.assert_close(logits, expected, **TOLERANCE)
     finally:
         fast.close()
+
+
+def test_a_picture_of_a_refused_prompt_is_read_all_the_same(folder, chat_engine, monkeypatch):
+    """Where vLLM runs in a process of its own, it takes what a refused prompt brought for sent."""
+    from vllm import SamplingParams
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    chat = VllmChat(folder, engine={**chat_engine, "max_model_len": 512})
+    try:
+        (conversation,) = to_conversations([{"image": noise(8), "text": "red"}])
+        prompt = chat.prompt(conversation)
+        long = prompt.then([7] * (511 - len(prompt.token_ids)))  # with the picture's tokens, too long
+        params = [SamplingParams(temperature=0.0, max_tokens=1) for _ in range(3)]
+        refused, *answers = chat.generate([long, prompt, prompt], params)
+        assert "does not take it" in refused and "512" in refused
+        assert [len(answer.outputs[0].token_ids) for answer in answers] == [1, 1]
+    finally:
+        chat.close()
