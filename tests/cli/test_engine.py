@@ -45,7 +45,7 @@ def lines(tmp_path) -> Path:
 
 def test_encode_by_servers(model, exported, server, lines, tmp_path):
     output = tmp_path / "vectors.npy"
-    engine = ["--engine", f"{server.url},{server.url}", "--engine-options", '{"concurrency": 2}']
+    engine = ["--engine", f"{server.url},{server.url}", "--engine-options", "concurrency=2"]
     main(
         [
             "encode",
@@ -100,10 +100,10 @@ def _hits(printed) -> list[dict]:
     ("options", "message"),
     [
         (["--engine", "fast"], "'fast' is not known; allowed"),
-        (["--engine-options", "{}"], "those of --engine"),
-        (["--engine", "http://127.0.0.1:1", "--engine-options", "[]"], "is no object"),
-        (["--engine", "http://127.0.0.1:1", "--engine-options", "{"], "is no JSON"),
-        (["--engine", "http://127.0.0.1:1", "--engine-options", '{"patience": 0.1}'], "can't be reached"),
+        (["--engine-options", "a=1"], "those of --engine"),
+        (["--engine", "http://127.0.0.1:1", "--engine-options", "a"], "allowed: NAME=VALUE"),
+        (["--engine", "http://127.0.0.1:1", "--engine-options", "patience=0.1"], "can't be reached"),
+        (["--engine", "http://127.0.0.1:1", "--engine-options", "speed=9"], "speed"),
     ],
 )
 def test_engines_that_cannot_be_used(exported, lines, tmp_path, capsys, options, message):

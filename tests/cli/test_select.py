@@ -106,7 +106,7 @@ def test_the_old_name_of_the_wrong_pair_correction_is_refused(select, capsys):
         (("--prompt", "evaluator"), "--prompt is no option of the evaluator kind 'embedding'"),
         (("--evaluator-kind", "vlm", "--cosine-bias", "0"), "--cosine-bias is no option of the evaluator kind 'vlm'"),
         (("--evaluator-kind", "vllm"), "--device is no option of the evaluator kind 'vllm'"),
-        (("--engine", "max_model_len=9"), "--engine is no option of the evaluator kind 'embedding'"),
+        (("--engine-options", "max_model_len=9"), "--engine-options is no option of the evaluator kind 'embedding'"),
         (("--early-stop", "--margin", "-1"), "early_stop gives up rationales that margin=-1.0 could keep"),
         (("--negatives", "40"), "the table has too few different pairs"),
     ],
@@ -132,18 +132,26 @@ def test_options_of_vllm_go_to_its_evaluator(vlm, tmp_path, monkeypatch):
         lambda *args, **options: given.update(options, args=args),
     )
     command = ["select", "--pairs", "a", "--rationales", "b", "--output", "c", "--evaluator", str(vlm)]
-    command += ["--evaluator-kind", "vllm", "--engine", "max_model_len=9", "enforce_eager=true", "--batch-size", "3"]
+    command += [
+        "--evaluator-kind",
+        "vllm",
+        "--engine-options",
+        "max_model_len=9",
+        "enforce_eager=true",
+        "--batch-size",
+        "3",
+    ]
     _load_evaluator(_parser(command).parse_args(command))
     assert given == {
         "args": (str(vlm), "vllm"), "early_stop": False, "batch_size": 3,
         "engine": {"max_model_len": 9, "enforce_eager": True},
     }  # fmt: skip
     for wrong, message in (
-        ("9", "--engine 9; allowed: NAME=VALUE"),
-        ("a=[", "--engine a=\\[: its value can't be read"),
+        ("9", "--engine-options 9; allowed: NAME=VALUE"),
+        ("a=[", "--engine-options a=\\[: its value can't be read"),
     ):
         with pytest.raises(ValueError, match=message):
-            _load_evaluator(_parser(command).parse_args([*command, "--engine", wrong]))
+            _load_evaluator(_parser(command).parse_args([*command, "--engine-options", wrong]))
     with pytest.raises(ValueError, match="--jobs 2 is for models on a CPU; vLLM divides its work itself"):
         _load_evaluator(_parser(command).parse_args([*command, "--jobs", "2"]))
 

@@ -204,10 +204,10 @@ def add_engine_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--engine-options",
-        type=_json_object,
-        metavar="JSON",
-        help='of vLLM\'s LLM, say {"tensor_parallel_size": 2}, or of the connections to servers, say {"key_env": '
-        '"VLLM_API_KEY"}; default: those of docs/vllm.md',
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="options of vLLM's LLM, say tensor_parallel_size=2 dtype=bfloat16, or of the connections to servers, say "
+        "key_env=VLLM_API_KEY patience=600",
     )
 
 
@@ -219,17 +219,29 @@ def engine_given(args: argparse.Namespace) -> dict[str, Any]:
         if args.engine_options is not None:
             raise ValueError("--engine-options are those of --engine; name one, or leave them out")
         return {}
-    return {"engine": engine_of(args.engine, exported_folder(args.model), **(args.engine_options or {}))}
+    options = parse_engine_options(args.engine_options or ())
+    return {"engine": engine_of(args.engine, exported_folder(args.model), **options)}
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text:.80} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f'{text:.80} is no object; allowed: one such as {{"dtype": "bfloat16"}}')
-    return found
+def parse_engine_options(given: Sequence[str]) -> dict[str, Any]:
+    """
+    Parse options of an engine, whose values are written as in a YAML file.
+
+    >>> parse_engine_options(["tensor_parallel_size=2", "enforce_eager=true", "kv_cache_dtype=fp8"])
+    {'tensor_parallel_size': 2, 'enforce_eager': True, 'kv_cache_dtype': 'fp8'}
+    """
+    import yaml
+
+    options = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--engine-options {one}; allowed: NAME=VALUE, say max_model_len=8192")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--engine-options {one}: its value can't be read as one of YAML; quote it") from error
+    return options
 
 
 def _value_of(name: str) -> Callable[[str], Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from mmemb_r1.cli._options import (
     check_table,
     pairs_options,
     pairs_told,
+    parse_engine_options,
 )
 from mmemb_r1.cli._ray import add_ray_options, ray_options
 
@@ -120,7 +120,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     work.add_argument("--device", help="say cpu or cuda:1; default: the best one there is; of a vllm, vLLM chooses")
     work.add_argument(
-        "--engine",
+        "--engine-options",
         nargs="+",
         metavar="NAME=VALUE",
         help="of a vllm: options of vLLM's LLM, say tensor_parallel_size=2 max_model_len=8192",
@@ -241,7 +241,7 @@ def _num_shards(output: Path) -> int:
 _OWN = {  # options of the kinds of evaluators: option -> field
     "vlm": {"prompt": "prompt", "max_image_tokens": "max_image_tokens", "device": "device"},
     "embedding": {"cosine_temperature": "temperature", "cosine_bias": "bias", "device": "device"},
-    "vllm": {"prompt": "prompt", "max_image_tokens": "max_image_tokens", "engine": "engine"},
+    "vllm": {"prompt": "prompt", "max_image_tokens": "max_image_tokens", "engine_options": "engine"},
 }
 
 
@@ -267,29 +267,8 @@ def _evaluator_options(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"--jobs {args.jobs} is for models on a CPU; vLLM divides its work itself, leave it out")
     options = _given(args, {**_OWN[kind], "batch_size": "batch_size"})
     if "engine" in options:
-        options["engine"] = _engine_options(options["engine"])
+        options["engine"] = parse_engine_options(options["engine"])
     return kind, {**options, "early_stop": args.early_stop}
-
-
-def _engine_options(given: Sequence[str]) -> dict[str, Any]:
-    """
-    Parse options for vLLM, whose values are written as in a YAML file.
-
-    >>> _engine_options(["tensor_parallel_size=2", "enforce_eager=true", "kv_cache_dtype=fp8"])
-    {'tensor_parallel_size': 2, 'enforce_eager': True, 'kv_cache_dtype': 'fp8'}
-    """
-    import yaml
-
-    options = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--engine {one}; allowed: NAME=VALUE, say max_model_len=8192")
-        try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--engine {one}: its value can't be read as one of YAML; quote it") from error
-    return options
 
 
 def _given(args: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mmemb_r1.engines.served import FOLDER, is_exported
 from mmemb_r1.engines.vllm_engine import VllmEngine
 from mmemb_r1.servers import is_address
 
+CONNECTION_OPTIONS = ("concurrency", "timeout", "patience", "max_retries", "key_env", "verify")
 FORMS = '"local", "vllm", or one or two addresses of servers, http://HOST:PORT, with a comma between them'
 
 
@@ -46,5 +47,10 @@ def engine_of(form: str, exported: Path | None, **options: Any) -> Engine | None
         return VllmEngine(exported.parent, **options)
     addresses = form.split(",")
     if len(addresses) <= 2 and all(map(is_address, addresses)):
+        if unknown := sorted(set(options) - set(CONNECTION_OPTIONS)):
+            raise ValueError(
+                f"{unknown[0]!r} is no option of servers; allowed: {', '.join(CONNECTION_OPTIONS)}. Options of vLLM "
+                "itself are given where a server is started."
+            )
         return HttpEngine(*addresses, **options)
     raise ValueError(f"engine={form!r} is not known; allowed: {FORMS}.")
