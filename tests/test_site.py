@@ -102,6 +102,9 @@ def test_pages_lie_as_in_the_repository(root, tmp_path):
     assert {page.relative_to(root).as_posix() for page in (root / "docs").rglob("*.md")} <= staged
     assert {"README.md", "docs/commands/search.md", "docs/commands/mmemb-r1-index.md", "site.css"} <= staged
     assert "docs/old.md" not in staged
+    for folder in ("commands", "reference"):
+        for page in (tmp_path / "pages" / "docs" / folder).iterdir():
+            assert page.read_text(encoding="utf-8").startswith("---\nsearch:\n  boost: 0.3\n---\n\n# "), page.name
     assert "](examples/recipes.md)" in (tmp_path / "pages" / "README.md").read_text(encoding="utf-8")
 
 

@@ -22,6 +22,7 @@ STYLE = "scripts/documentation/site.css"
 RECIPES_PAGE = "examples/recipes.md"
 COMMANDS_FOLDER = "docs/commands"
 REFERENCE_FOLDER = "docs/reference"
+LESS_FOUND = "---\nsearch:\n  boost: 0.3\n---\n\n"  # who searches finds what is written for readers first
 
 
 def write_pages(target: Path) -> None:
@@ -38,7 +39,7 @@ def write_pages(target: Path) -> None:
     for folder, pages in ((COMMANDS_FOLDER, command_pages()), (REFERENCE_FOLDER, reference_pages())):
         (target / folder).mkdir()
         for name, text in pages.items():
-            (target / folder / name).write_text(text, encoding="utf-8")
+            (target / folder / name).write_text(LESS_FOUND + text, encoding="utf-8")
 
 
 def recipes_page() -> str:
