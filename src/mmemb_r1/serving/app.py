@@ -179,7 +179,8 @@ async def _unless_disconnected(future: Future[list[Answer]], request: Request) -
     waiting = asyncio.wrap_future(future)
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {waiting, leaving}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             raise ClientLeftError
         return waiting.result()

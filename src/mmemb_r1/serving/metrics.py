@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
@@ -26,7 +26,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        options = {"registry": self.registry, "namespace": "mmemb_r1"}
+        options: dict[str, Any] = {"registry": self.registry, "namespace": "mmemb_r1"}
         self.requests = Counter("requests", "Requests for embeddings, by status of HTTP.", ["status"], **options)
         self.request_seconds = Histogram(
             "request_seconds", "Time of a request for embeddings, by its reasoning mode.", ["mode"], buckets=SECONDS,

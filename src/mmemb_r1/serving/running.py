@@ -134,7 +134,7 @@ def make_server(
 def warm_up(model: MMEmbR1, scheduler: Scheduler) -> None:
     """Embed a text and a picture, direct and reasoned: what is not loaded or broken shows before requests come."""
     config = model[0].model.config
-    rows = []
+    rows: list[Row] = []
     for reasoning in ("never", "always"):
         given = {"reasoning": reasoning, "max_reasoning_tokens": WARM_UP_TOKENS, "max_reasoning_rounds": 1}
         options = ReasoningOptions(**resolve_reasoning(config, given, "query"), sampling=Sampling())
