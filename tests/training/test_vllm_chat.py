@@ -220,7 +220,7 @@ def test_what_vllm_gives_up_is_asked_again(fake_vllm, folder, monkeypatch, broke
     """And nothing else is: the others were answered."""
     monkeypatch.setattr("mmemb_r1.training.vllm_chat.refusals", lambda: (ValueError,))
     monkeypatch.setattr("mmemb_r1.training.vllm_chat.dead_engine", lambda: ArithmeticError)
-    chat, asked, waiting = VllmChat(str(folder)), [], []
+    chat, asked, waiting, resets = VllmChat(str(folder)), [], [], []
 
     def enqueue(prompts, params, use_tqdm):
         if params == ["refused"]:
@@ -238,7 +238,9 @@ def test_what_vllm_gives_up_is_asked_again(fake_vllm, folder, monkeypatch, broke
             for reason in reasons
         ]
 
-    chat.llm = SimpleNamespace(enqueue=enqueue, wait_for_completion=wait_for_completion)
+    chat.llm = SimpleNamespace(
+        enqueue=enqueue, wait_for_completion=wait_for_completion, reset_mm_cache=lambda: resets.append(1)
+    )
     (conversation,) = to_conversations([INPUTS[0]])
     prompt = chat.prompt(conversation)
     first, second, third = chat.generate([prompt] * 3, ["good", "refused", "bad"])
@@ -248,3 +250,7 @@ def test_what_vllm_gives_up_is_asked_again(fake_vllm, folder, monkeypatch, broke
     else:
         assert third == "vLLM gave it up (finish_reason 'error'), 3 times; ask again."
     assert asked.count("good") == 1 and asked.count("bad") == min(broken + 1, 3)
+    assert not resets  # a text is not kept by vLLM
+    (conversation,) = to_conversations([INPUTS[2]])
+    assert chat.generate([chat.prompt(conversation)], ["refused"]) == ["vLLM does not take it: no"]
+    assert len(resets) == 1

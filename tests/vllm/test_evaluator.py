@@ -168,19 +168,19 @@ def test_pictures_may_be_made_smaller(folder, chat_engine):
         fast.close()
 
 
-def test_a_picture_of_a_refused_prompt_is_read_all_the_same(folder, chat_engine, monkeypatch):
-    """Where vLLM runs in a process of its own, it takes what a refused prompt brought for sent."""
+def test_a_picture_of_a_refused_prompt_is_read_all_the_same(folder, chat_engine):
+    """vLLM would take it for sent: neither the next prompt nor one that waits already may miss it."""
     from vllm import SamplingParams
 
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     chat = VllmChat(folder, engine={**chat_engine, "max_model_len": 512})
     try:
         (conversation,) = to_conversations([{"image": noise(8), "text": "red"}])
         prompt = chat.prompt(conversation)
         long = prompt.then([7] * (511 - len(prompt.token_ids)))  # with the picture's tokens, too long
-        params = [SamplingParams(temperature=0.0, max_tokens=1) for _ in range(3)]
-        refused, *answers = chat.generate([long, prompt, prompt], params)
+        params = [SamplingParams(temperature=0.0, max_tokens=1) for _ in range(5)]
+        first, refused, *answers = chat.generate([prompt, long, prompt, prompt], params[:4])
         assert "does not take it" in refused and "512" in refused
-        assert [len(answer.outputs[0].token_ids) for answer in answers] == [1, 1]
+        tokens = [answer.outputs[0].token_ids for answer in (first, *answers, *chat.generate([prompt], params[4:]))]
+        assert len(tokens) == 4 and all(one == tokens[0] for one in tokens)
     finally:
         chat.close()
