@@ -129,12 +129,15 @@ def measure(folder: Path, model: str, args: argparse.Namespace) -> list[dict[str
 
     def kill_worker(process: subprocess.Popen[str]) -> None:
         wait_for(folder / "worker", args.workers, process)
-        workers_of(process.pid)[0].kill()
+        if process.poll() is None:  # else it failed before, and `run` says how
+            workers_of(process.pid)[0].kill()
 
     show(ray("worker", "a worker killed", kill_worker))
 
     def kill_driver(process: subprocess.Popen[str]) -> bool:
         wait_for(folder / "driver", len(shards(folder / "one")) // 3, process)
+        if process.poll() is not None:
+            return False
         own = psutil.Process(process.pid).children(True)
         process.kill()
         psutil.wait_procs(own, timeout=60)
