@@ -27,7 +27,7 @@ from benchmarks.engine.subject import Subject, add_arguments
 from benchmarks.engine.workload import inputs_of
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.encoding import media_options
-from mmemb_r1.engines import Prompt, VllmEngine
+from mmemb_r1.engines import EnginePrompt, VllmEngine
 from mmemb_r1.engines.prompts import engine_prompts
 from mmemb_r1.export import export_vllm
 
@@ -43,10 +43,10 @@ class Watched(VllmEngine):
         self.intervals: list[tuple[float, float]] = []
         self._noting = threading.Lock()
 
-    def states(self, prompts: Sequence[Prompt]) -> Any:
+    def states(self, prompts: Sequence[EnginePrompt]) -> Any:
         return self._noted(lambda: VllmEngine.states(self, prompts))
 
-    def rationales(self, prompts: Sequence[Prompt], max_tokens: Sequence[int]) -> Any:
+    def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> Any:
         return self._noted(lambda: VllmEngine.rationales(self, prompts, max_tokens))
 
     def _noted(self, ask: Callable[[], Any]) -> Any:

@@ -164,7 +164,7 @@ def test_what_a_model_without_backbone_cannot_do_is_refused(thinking, tmp_path):
 
 
 def test_engines_and_models_that_do_not_fit_are_refused(thinking, tmp_path):
-    from mmemb_r1.engines.checks import check_model
+    from mmemb_r1.engines.checks import check_runs
     from mmemb_r1.engines.choice import engine_of
 
     with pytest.raises(ValueError, match="pooling='mean'"):
@@ -172,13 +172,13 @@ def test_engines_and_models_that_do_not_fit_are_refused(thinking, tmp_path):
         model.engine = TorchEngine(model)
     local = thinking()
     facts = save_served(local, tmp_path)
-    check_model(local[0], facts)
+    check_runs(local[0], facts)
     other = thinking("qwen2_vl")
     with pytest.raises(ValueError, match="another checkpoint"):
-        check_model(other[0], facts)
+        check_runs(other[0], facts)
     local.max_image_tokens = 20
     with pytest.raises(ValueError, match="max_image_tokens=20.*exported with None"):
-        check_model(local[0], facts)
+        check_runs(local[0], facts)
     with pytest.raises(ValueError, match="'fast' is not known"):
         engine_of("fast", None)
     with pytest.raises(ValueError, match="needs the folder that `mmemb-r1 export vllm MODEL DIR` writes"):

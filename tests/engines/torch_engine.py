@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1.engines.checks import check_model
-from mmemb_r1.engines.protocol import Prompt, Words
+from mmemb_r1.engines.checks import check_runs
+from mmemb_r1.engines.protocol import EnginePrompt, Words
 from mmemb_r1.modeling.backbones_mmemb_r1 import rotary_positions
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
@@ -30,25 +30,25 @@ class TorchEngine:
         self.asked: list[tuple[str, int]] = []
 
     def check(self, module: Any) -> None:
-        check_model(module, None)
+        check_runs(module, None)
 
     def start(self, module: Any, writes: bool) -> None:
         self.module = module
 
     @torch.inference_mode()
-    def states(self, prompts: Sequence[Prompt]) -> Tensor:
+    def states(self, prompts: Sequence[EnginePrompt]) -> Tensor:
         self.asked.append(("states", len(prompts)))
         return torch.stack([self._hidden(place, prompt)[-1].float() for place, prompt in enumerate(prompts)])
 
     @torch.inference_mode()
-    def rationales(self, prompts: Sequence[Prompt], max_tokens: Sequence[int]) -> list[list[int]]:
+    def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> list[list[int]]:
         self.asked.append(("rationales", len(prompts)))
         return [self._written(place, *asked) for place, asked in enumerate(zip(prompts, max_tokens, strict=True))]
 
     def close(self) -> None:
         self.module = None
 
-    def _written(self, place: int, prompt: Prompt, max_tokens: int) -> list[int]:
+    def _written(self, place: int, prompt: EnginePrompt, max_tokens: int) -> list[int]:
         words, vlm = Words.of(self.module.model.config), self.model[0].model.vlm
         ids: list[int] = []
         while len(ids) < max_tokens and words.end_id not in ids[-1:]:
@@ -60,7 +60,7 @@ class TorchEngine:
             ids.append(int(logits[: len(self.model.tokenizer)].argmax()))
         return ids
 
-    def _hidden(self, place: int, prompt: Prompt) -> Tensor:
+    def _hidden(self, place: int, prompt: EnginePrompt) -> Tensor:
         if REFUSED in str(prompt.messages):
             raise InputError(place, "it is refused.")
         vlm, batch = self.model[0].model.vlm, self._batch(prompt)
@@ -69,7 +69,7 @@ class TorchEngine:
         output = vlm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, **batch)
         return output.last_hidden_state[0]
 
-    def _batch(self, prompt: Prompt) -> dict[str, Tensor]:
+    def _batch(self, prompt: EnginePrompt) -> dict[str, Tensor]:
         """Make the tensors of a prompt; those with pictures are rendered again, as the local model does."""
         config, processor = self.model[0].model.config, self.model.processor
         if prompt.messages:

@@ -13,7 +13,7 @@ from typing import Any
 from tests.engines.torch_engine import TorchEngine
 
 from mmemb_r1 import MMEmbR1
-from mmemb_r1.engines.protocol import Prompt
+from mmemb_r1.engines.protocol import EnginePrompt
 
 Fault = Callable[[str, dict[str, Any], int], tuple[int, Any] | None]
 
@@ -77,13 +77,15 @@ class VllmDouble:
         assert body["model"] == "tiny"
         if path == "/pooling":
             assert body["use_activation"] is False
-            states = self.engine.states([Prompt(tuple(ids), len(ids)) for ids in body["input"]])
+            states = self.engine.states([EnginePrompt(tuple(ids), len(ids)) for ids in body["input"]])
             data = [base64.b64encode(state.numpy().astype("<f4").tobytes()).decode() for state in states]
             return {"data": [{"index": index, "data": text} for index, text in reversed(list(enumerate(data)))]}
         assert path == "/v1/completions"
         assert body["temperature"] == 0
         assert body["ignore_eos"]
-        written = self.engine.rationales([Prompt(tuple(body["prompt"]), len(body["prompt"]))], [body["max_tokens"]])
+        written = self.engine.rationales(
+            [EnginePrompt(tuple(body["prompt"]), len(body["prompt"]))], [body["max_tokens"]]
+        )
         return {"choices": [{"token_ids": written[0]}]}
 
     def close(self) -> None:

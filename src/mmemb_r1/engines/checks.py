@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mmemb_r1.engines.protocol import Engine, EngineError, Prompt
+from mmemb_r1.engines.protocol import Engine, EngineError, EnginePrompt
 from mmemb_r1.engines.served import PROBED_TOKENS
 from mmemb_r1.fingerprint import weights_digest
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -22,7 +22,7 @@ _START_IT = (
 MOST_LENGTHS = 1.1  # of the probe's state: how often one may be the other's length
 
 
-def check_model(module: MMEmbR1Module, facts: dict[str, Any] | None) -> None:
+def check_runs(module: MMEmbR1Module, facts: dict[str, Any] | None) -> None:
     """
     Refuse a model whose vectors an engine can't give.
 
@@ -88,7 +88,7 @@ def check_probe(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], wh
     Raises:
         EngineError: if it gives another state, or begins another rationale.
     """
-    prompt = Prompt(tuple(probe["token_ids"]), len(probe["token_ids"]))
+    prompt = EnginePrompt(tuple(probe["token_ids"]), len(probe["token_ids"]))
     with _refusing(where):
         state = engine.states([prompt])[0].double()
     known = torch.tensor(probe["state"], dtype=torch.double)
@@ -111,7 +111,7 @@ def check_probe(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], wh
 
 def check_probed_rationale(engine: Engine, module: MMEmbR1Module, probe: dict[str, Any], where: str) -> None:
     """Compare likewise how a rationale begins; other tokens may differ by the rounding of 16-bit arithmetic."""
-    begun = Prompt(tuple(probe["token_ids"]), len(probe["token_ids"])).then(module.model.config.opening_ids)
+    begun = EnginePrompt(tuple(probe["token_ids"]), len(probe["token_ids"])).then(module.model.config.opening_ids)
     with _refusing(where):
         (written,) = engine.rationales([begun], [PROBED_TOKENS])
     end = module.model.config.end_think_token_id

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mmemb_r1.engines.boundaries import BOUNDARY, text_of, with_boundaries
-from mmemb_r1.engines.checks import check_model, check_probe, check_probed_rationale
+from mmemb_r1.engines.checks import check_probe, check_probed_rationale, check_runs
 from mmemb_r1.engines.connection import Connection, RefusedRequest
-from mmemb_r1.engines.protocol import EngineError, Prompt, Words
+from mmemb_r1.engines.protocol import EngineError, EnginePrompt, Words
 from mmemb_r1.engines.served import ServedModule, probe_of
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
@@ -70,7 +70,7 @@ class HttpEngine:
         self._told = False
 
     def check(self, module: MMEmbR1Module) -> None:
-        check_model(module, None)
+        check_runs(module, None)
 
     def start(self, module: MMEmbR1Module, writes: bool) -> None:
         if writes and self._writes is None:
@@ -91,7 +91,7 @@ class HttpEngine:
                 check(self, module, probe, self._connection(name).address)
                 self._verified.add(name)
 
-    def states(self, prompts: Sequence[Prompt]) -> Tensor:
+    def states(self, prompts: Sequence[EnginePrompt]) -> Tensor:
         texts = [place for place, prompt in enumerate(prompts) if not prompt.images]
         asked = [texts[start : start + _TEXTS_PER_REQUEST] for start in range(0, len(texts), _TEXTS_PER_REQUEST)]
         asked += [[place] for place, prompt in enumerate(prompts) if prompt.images]
@@ -102,7 +102,7 @@ class HttpEngine:
                 states[place] = state
         return torch.from_numpy(np.stack(states))
 
-    def rationales(self, prompts: Sequence[Prompt], max_tokens: Sequence[int]) -> list[list[int]]:
+    def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> list[list[int]]:
         asks = [
             partial(self._refused_at, place, partial(self._written, prompt, limit))
             for place, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
@@ -126,7 +126,9 @@ class HttpEngine:
             raise EngineError("The engine was not started with a model: set model.engine, or call start(model[0]).")
         return self._module
 
-    def _states_of(self, prompts: Sequence[Prompt], places: Sequence[int], connection: Connection) -> list[np.ndarray]:
+    def _states_of(
+        self, prompts: Sequence[EnginePrompt], places: Sequence[int], connection: Connection
+    ) -> list[np.ndarray]:
         """Read some prompts in one request; if it is refused, each of them alone."""
         some = [prompts[place] for place in places]
         try:
@@ -139,7 +141,7 @@ class HttpEngine:
         data = sorted(_field(answer, "data", connection), key=lambda item: item["index"])
         return [np.frombuffer(base64.b64decode(item["data"]), "<f4") for item in data]
 
-    def _written(self, prompt: Prompt, max_tokens: int, connection: Connection) -> list[int]:
+    def _written(self, prompt: EnginePrompt, max_tokens: int, connection: Connection) -> list[int]:
         words = Words.of(self._started.model.config)
         body = {
             "max_tokens": max_tokens,
@@ -175,7 +177,7 @@ class HttpEngine:
             self._models[connection.address] = models[0]
         return {"model": self._models[connection.address]}
 
-    def _chat(self, prompt: Prompt) -> dict[str, Any]:
+    def _chat(self, prompt: EnginePrompt) -> dict[str, Any]:
         """Write a prompt with pictures as messages, and what follows the marker as text."""
         if any(BOUNDARY in part.get("text", "") for turn in prompt.messages for part in turn["content"]):
             raise RefusedRequest("it holds the character U+FDD0, which stands for nothing; take it out of the text.")

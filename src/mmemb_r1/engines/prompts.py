@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmemb_r1.engines.protocol import Prompt
+from mmemb_r1.engines.protocol import EnginePrompt
 from mmemb_r1.modeling.backbones_mmemb_r1 import fitted_picture, fitted_video
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, to_conversations
 from mmemb_r1.modeling.locking_mmemb_r1 import tokenizing
@@ -15,7 +15,7 @@ from mmemb_r1.modeling.rendering_mmemb_r1 import RENDERING_ERRORS, plain_convers
 
 def engine_prompts(
     processor: Any, config: Any, inputs: Sequence[Any], instruction: str | None, media: MediaOptions
-) -> list[Prompt]:
+) -> list[EnginePrompt]:
     """
     Open inputs and render them, each to a prompt that ends in the marker.
 
@@ -36,7 +36,7 @@ def engine_prompts(
         raise InputError(error.index, error.fault, inputs[error.index]) from error
 
 
-def _prompt(processor: Any, config: Any, index: int, conversation: list[dict[str, Any]]) -> Prompt:
+def _prompt(processor: Any, config: Any, index: int, conversation: list[dict[str, Any]]) -> EnginePrompt:
     if any(part["type"] == "video" for turn in conversation for part in turn["content"]):
         raise InputError(
             index, "it holds a video, which engines don't take; allowed: text and pictures, or no engine at all."
@@ -45,7 +45,7 @@ def _prompt(processor: Any, config: Any, index: int, conversation: list[dict[str
         processor, conversation, processor.chat_template, config.max_text_tokens, config.max_image_tokens, index
     )
     images = tuple(part["image"] for turn in chat for part in turn["content"] if part["type"] == "image")
-    return Prompt(token_ids, len(token_ids), images, tuple(chat))
+    return EnginePrompt(token_ids, len(token_ids), images, tuple(chat))
 
 
 def folded_prompt(

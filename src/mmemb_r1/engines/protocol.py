@@ -17,7 +17,7 @@ class EngineError(OSError):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EnginePrompt:
     """
     Hold what a model is fed for one input.
 
@@ -39,7 +39,7 @@ class Prompt:
         """List the ids after the rendered prompt."""
         return self.token_ids[self.num_rendered :]
 
-    def then(self, token_ids: Sequence[int]) -> Prompt:
+    def then(self, token_ids: Sequence[int]) -> EnginePrompt:
         """Go on with these ids after the rendered prompt, in the place of what followed it so far."""
         return replace(self, token_ids=self.token_ids[: self.num_rendered] + tuple(token_ids))
 
@@ -96,7 +96,7 @@ class Engine(Protocol):
             EngineError: if it can't start, can't be reached, or runs another model.
         """
 
-    def states(self, prompts: Sequence[Prompt]) -> Tensor:
+    def states(self, prompts: Sequence[EnginePrompt]) -> Tensor:
         """
         Read prompts.
 
@@ -108,7 +108,7 @@ class Engine(Protocol):
             EngineError: if the engine can't go on.
         """
 
-    def rationales(self, prompts: Sequence[Prompt], max_tokens: Sequence[int]) -> list[list[int]]:
+    def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> list[list[int]]:
         """
         Write on after prompts, the likeliest token each time, to the end of a rationale or so many tokens.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmemb_r1.engines.prompts import engine_prompts
-from mmemb_r1.engines.protocol import Engine, Prompt
+from mmemb_r1.engines.protocol import Engine, EnginePrompt
 from mmemb_r1.modeling.decoding_mmemb_r1 import RationaleState
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
@@ -80,7 +80,7 @@ def engine_rows(
                 future.cancel()
 
 
-def embed_prompts(engine: Engine, model: Any, prompts: Sequence[Prompt], options: ReasoningOptions) -> ReadBatch:
+def embed_prompts(engine: Engine, model: Any, prompts: Sequence[EnginePrompt], options: ReasoningOptions) -> ReadBatch:
     """
     Embed prompts, each ending in the marker, as [`MMEmbR1Model.embed`] does.
 
@@ -105,7 +105,11 @@ def embed_prompts(engine: Engine, model: Any, prompts: Sequence[Prompt], options
 
 
 def _think(
-    engine: Engine, model: Any, prompts: Sequence[Prompt], states: dict[int, RationaleState], options: ReasoningOptions
+    engine: Engine,
+    model: Any,
+    prompts: Sequence[EnginePrompt],
+    states: dict[int, RationaleState],
+    options: ReasoningOptions,
 ) -> None:
     """Write a rationale for each row, and read the vectors after them."""
     config, rows = model.config, list(states)
@@ -141,7 +145,7 @@ def _feed(state: RationaleState, config: Any, ids: Sequence[int]) -> None:
         follows = state.take(config)
 
 
-def _read(engine: Engine, model: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+def _read(engine: Engine, model: Any, prompts: Sequence[EnginePrompt]) -> tuple[Tensor, Tensor]:
     """Read embeddings `(N, D)` and the gate's logits `(N,)` at the end of prompts."""
     device = next(model.gate.parameters()).device
     states = engine.states(prompts).to(device)
@@ -151,8 +155,8 @@ def _read(engine: Engine, model: Any, prompts: Sequence[Prompt]) -> tuple[Tensor
     return model.embeddings_of(pooled), model.gate(states)
 
 
-def _without_last(prompt: Prompt) -> Prompt:
-    return Prompt(
+def _without_last(prompt: EnginePrompt) -> EnginePrompt:
+    return EnginePrompt(
         prompt.token_ids[:-1], min(prompt.num_rendered, len(prompt.token_ids) - 1), prompt.images, prompt.messages
     )
 

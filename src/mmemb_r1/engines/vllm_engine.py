@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmemb_r1.engines.checks import check_model, check_probe, check_probed_rationale
-from mmemb_r1.engines.protocol import EngineError, Prompt, Words
+from mmemb_r1.engines.checks import check_probe, check_probed_rationale, check_runs
+from mmemb_r1.engines.protocol import EngineError, EnginePrompt, Words
 from mmemb_r1.engines.served import export_facts
 from mmemb_r1.engines.vllm_errors import dead_engine, refusals
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
@@ -62,7 +62,7 @@ class VllmEngine:
         self._module: MMEmbR1Module | None = None
 
     def check(self, module: MMEmbR1Module) -> None:
-        check_model(module, self.facts)
+        check_runs(module, self.facts)
 
     def start(self, module: MMEmbR1Module, writes: bool) -> None:
         self._module = module
@@ -70,7 +70,7 @@ class VllmEngine:
             with self._locks[name]:
                 self._instance(name)
 
-    def states(self, prompts: Sequence[Prompt]) -> Tensor:
+    def states(self, prompts: Sequence[EnginePrompt]) -> Tensor:
         def read(llm: Any, some: Sequence[int]) -> list[Any]:
             from vllm import PoolingParams
 
@@ -84,7 +84,7 @@ class VllmEngine:
         outputs = self._asked("states", read, len(prompts))
         return torch.stack([output.outputs.data.float().cpu() for output in outputs])
 
-    def rationales(self, prompts: Sequence[Prompt], max_tokens: Sequence[int]) -> list[list[int]]:
+    def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> list[list[int]]:
         words = Words.of(self._started.model.config)
 
         def write(llm: Any, some: Sequence[int]) -> list[Any]:
@@ -165,6 +165,6 @@ class VllmEngine:
             raise ValueError(f"vLLM's LLM does not take these options: {error}") from error
 
 
-def _vllm_prompt(prompt: Prompt) -> dict[str, Any]:
+def _vllm_prompt(prompt: EnginePrompt) -> dict[str, Any]:
     media = {"multi_modal_data": {"image": list(prompt.images)}} if prompt.images else {}
     return {"prompt_token_ids": list(prompt.token_ids), **media}

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from mmemb_r1.engines.boundaries import with_boundaries
-from mmemb_r1.engines.checks import check_model
+from mmemb_r1.engines.checks import check_runs
 from mmemb_r1.engines.http_engine import CUT, THEN
 from mmemb_r1.engines.served import save_served
 from mmemb_r1.export.folders import card_facts, check_new, check_weights, written_whole
@@ -70,7 +70,7 @@ def _check_servable(model: MMEmbR1) -> None:
             f"The checkpoint has a module {type(model[1]).__name__} after the adaptive one, which a client of vLLM "
             "does not run; take it off, and export the rest."
         )
-    check_model(model[0], None)
+    check_runs(model[0], None)
     limit, known = inner.config.rationale_vocab_size, max(model.tokenizer.get_vocab().values()) + 1
     if limit is not None and known > limit:
         raise ValueError(

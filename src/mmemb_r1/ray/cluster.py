@@ -15,7 +15,7 @@ RETRIES = 3  # of work whose worker died
 
 
 @dataclass(frozen=True)
-class Slots:
+class WorkerSlots:
     """
     Say how many workers there are, and what each of them gets.
 
@@ -119,13 +119,13 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def slots(ray: Any, workers: int | None, threads: int, gpus: float | None, spare: int = 0) -> Slots:
+def slots(ray: Any, workers: int | None, threads: int, gpus: float | None, spare: int = 0) -> WorkerSlots:
     """
     Fill in how many workers a cluster has room for: one per GPU, where there are any, else one per `threads` cores.
 
     Args:
         ray: the module, connected.
-        workers, threads, gpus: see [`Slots`]; what is `None` is filled in.
+        workers, threads, gpus: see [`WorkerSlots`]; what is `None` is filled in.
         spare: cores that are left for something else.
 
     Raises:
@@ -145,7 +145,7 @@ def slots(ray: Any, workers: int | None, threads: int, gpus: float | None, spare
             f"a worker takes {threads} CPU cores and {gpus} GPUs, and the cluster has {there.get('CPU', 0):.0f} and "
             f"{there.get('GPU', 0):.0f} in all. Lower `threads` or `gpus`, or add machines."
         )
-    return Slots(workers or room, threads, gpus)
+    return WorkerSlots(workers or room, threads, gpus)
 
 
 def attempt_counter() -> Any:

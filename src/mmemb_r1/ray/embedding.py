@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.options_mmemb_r1 import check_options
 from mmemb_r1.progress import progress_bar
-from mmemb_r1.ray.cluster import Slots, attempt_counter, check_attempts, connected, slots
+from mmemb_r1.ray.cluster import WorkerSlots, attempt_counter, check_attempts, connected, slots
 from mmemb_r1.ray.folders import Folder
 from mmemb_r1.ray.media import absolute, fetching, protocol_of
 from mmemb_r1.ray.sources import Block, Inputs, input_of_row, plan_blocks, read_block, wanted_columns
@@ -31,7 +31,7 @@ _BLOCK, _RESULT = "block", "result"
 
 
 @dataclass(frozen=True)
-class Job:
+class EmbeddingJob:
     """Say what a worker does with a block, of files or `of_dataset`; the rest are arguments of [`embed_dataset`]."""
 
     of_dataset: bool
@@ -71,7 +71,7 @@ class EmbedBlocks:
     its own.
     """
 
-    def __init__(self, job: Job, attempts: Any) -> None:
+    def __init__(self, job: EmbeddingJob, attempts: Any) -> None:
         self.job, self.attempts = job, attempts
         self.error: Exception | None = None
         try:
@@ -220,7 +220,7 @@ def embed_dataset(
     cores = None if workers is None else workers * threads + 1  # one more reads datasets
     with connected(address, cpus=cores) as ray:
         pool = slots(ray, workers, threads, gpus, spare=1 if is_dataset else 0)
-        job = Job(
+        job = EmbeddingJob(
             of_dataset=is_dataset,
             model=absolute(str(model)),
             output=str(output) if protocol_of(str(output)) else str(Path(output).expanduser().absolute()),
@@ -243,7 +243,7 @@ def embed_dataset(
             return _gathered(answers, job, bar, task, count=None if is_dataset else len(blocks))
 
 
-def _answers(given: Any, job: Job, pool: Slots) -> Generator[dict[str, Any]]:
+def _answers(given: Any, job: EmbeddingJob, pool: WorkerSlots) -> Generator[dict[str, Any]]:
     """Let a pool of workers embed blocks, or a dataset; yield what they answer, of a dataset in its order."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext, from_items
@@ -273,7 +273,9 @@ def _answers(given: Any, job: Job, pool: Slots) -> Generator[dict[str, Any]]:
         ray.kill(attempts)
 
 
-def _gathered(answers: Iterator[dict[str, Any]], job: Job, bar: Any, task: Any, count: int | None) -> StreamSummary:
+def _gathered(
+    answers: Iterator[dict[str, Any]], job: EmbeddingJob, bar: Any, task: Any, count: int | None
+) -> StreamSummary:
     """Gather the answers of workers, and write the index; the first fault ends the run."""
     found: list[tuple[int, str, ShardInfo]] = []
     skipped = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmemb_r1.ray.cluster import RETRIES, Slots, connected, slots
+from mmemb_r1.ray.cluster import RETRIES, WorkerSlots, connected, slots
 from mmemb_r1.ray.media import absolute
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} can't be chosen here: the processes on Ray are the parts. Leave it out.")
 
 
-def _run_parts(function: Callable[..., Any], given: Sequence[Any], size: Slots, count: int) -> list[Any]:
+def _run_parts(function: Callable[..., Any], given: Sequence[Any], size: WorkerSlots, count: int) -> list[Any]:
     """Call `function(part, *given)` for each of `count` parts, each in a process; the first error ends all."""
     import ray
     from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
