@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 
 from mmemb_r1.engines.protocol import EngineError
 from mmemb_r1.servers import AWAY, is_address, is_loopback, is_usable_key, is_variable, retry_after, without_secrets
