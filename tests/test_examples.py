@@ -28,6 +28,7 @@ def test_pool(root, monkeypatch):
     workers = load_pool(root / "examples" / "pool.yaml")
     assert [(worker.name, worker.num_samples) for worker in workers] == [
         ("instruct", 4),
+        ("large", 4),
         ("thinking", 4),
         ("strong", 1),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,6 +22,7 @@ from mmemb_r1.encoding import (
     plan_batches,
     unbatched,
 )
+from mmemb_r1.engines.rows import embeddings_after
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError, parse_input
@@ -135,11 +137,6 @@ class Thinking:
             ThinkerError: a `ValueError` that names the place of an input without a rationale.
             ValueError: of the thinker, if it can't work at all.
         """
-        if self.form == "tokens" and getattr(model, "engine", None) is not None:
-            raise ValueError(
-                "An engine reads no rationale of a thinker between the tokens of thought. Set model.engine to None, "
-                'or put the rationale after the text: thinker_form="text".'
-            )
         call = _Call(self, model, inputs, device, prompt, batch_size, options)
         reading = call.read(wanted)
         # chained: a thinker that closes what it reads does not end the reading
@@ -284,6 +281,10 @@ class _Call:
     def _after_tokens(self, places: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
         """Embed inputs in one pass each over `prompt <|embed|> <think> r </think> <|embed|>`: places, `(n, D)`."""
         values = [self.inputs[place] for place in places]
+        if (engine := getattr(self.model, "engine", None)) is not None:
+            follow = [partial(self._suffix, place) for place in places]
+            yield list(places), embeddings_after(engine, self.model[0], values, follow, self.prompt, self.media)
+            return
         sizes = [
             size._replace(tokens=size.tokens + len(self.written[place].ids))
             for size, place in zip(input_sizes(values, self.processor, self.config, self.media), places, strict=True)

@@ -9,7 +9,9 @@ import pytest
 from tests.recipes.conftest import build
 from tests.recipes.written import direct_vector, loaded
 
+from mmemb_r1.cli import main
 from mmemb_r1.recipes import convert, find_recipe
+from mmemb_r1.tiny import build_tiny_vlm
 
 
 @pytest.mark.slow
@@ -29,3 +31,19 @@ def test_adapters_by_id(hub, tmp_path, monkeypatch):
     assert converted.proof.holds and converted.commit is None  # that of the base model would not say which adapters
     wanted = direct_vector("vlm2vec-v2", vlm, processor, {"text": "Lima"}).numpy()
     np.testing.assert_allclose(converted.model.encode("Lima", reasoning="never"), wanted, atol=1e-5, rtol=0)
+
+
+def test_records_name_the_commit_of_the_hub(hub, tmp_path):
+    """transformers does not keep it in a config any more; the cache knows which one was read."""
+    vlm, processor = build_tiny_vlm("qwen3_vl")
+    vlm.save_pretrained(tmp_path / "vlm")
+    processor.save_pretrained(tmp_path / "vlm")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "vlm").iterdir()}
+    hub.create("org/vlm", **files)
+    assert main(["init", "--vlm", "org/vlm", "--output", str(tmp_path / "model")]) == 0
+    record = json.loads((tmp_path / "model/training.json").read_text(encoding="utf-8"))
+    assert hub.head("org/vlm") in json.dumps(record)
+    embedder = build("qwen3-vl-embedding", tmp_path, None)
+    hub.create("Qwen/Qwen3-VL-Embedding-2B", **{file.name: file.read_bytes() for file in embedder.iterdir()})
+    converted = convert("Qwen/Qwen3-VL-Embedding-2B")
+    assert converted.commit == hub.head("Qwen/Qwen3-VL-Embedding-2B")

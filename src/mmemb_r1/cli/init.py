@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mmemb_r1 import MMEmbR1
+    from mmemb_r1.hub.source import cached_commit
     from mmemb_r1.model_card import write_model_card
     from mmemb_r1.recipes.recognise import Checkpoint, check_tokenizer, reading_checkpoint
     from mmemb_r1.runs import replaced_file
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype=args.dtype, use_safetensors=True, **options)
         processor = AutoProcessor.from_pretrained(args.vlm, **options)
     model = MMEmbR1.from_vlm(vlm, processor, **settings)
-    record = made_from(args.vlm, getattr(vlm.config, "_commit_hash", None))
+    record = made_from(args.vlm, cached_commit(args.vlm, args.revision))
     # a save that fails, of a full disk say, leaves nothing in the way of the next try
     with replaced_file(args.output.resolve()) as folder:
         model.save_pretrained(str(folder), create_model_card=False)

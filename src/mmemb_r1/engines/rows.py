@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import Any
@@ -78,6 +78,38 @@ def engine_rows(
         finally:
             for _, future in running:
                 future.cancel()
+
+
+def embeddings_after(
+    engine: Engine,
+    module: MMEmbR1Module,
+    inputs: Sequence[Any],
+    follow: Sequence[Callable[[int], Sequence[int]]],
+    prompt: str | None,
+    media: MediaOptions,
+) -> Tensor:
+    """
+    Embed inputs after given ids, such as another model's rationale between the tokens of thought.
+
+    Args:
+        engine, module, prompt, media: as for `engine_rows`.
+        inputs: as for `encode`.
+        follow: of each input, what gives the ids after its marker, from the number of ids up to there; of those, a
+            picture is one.
+
+    Returns:
+        `(N, D)`.
+
+    Raises:
+        InputError, EngineError: as `engine_rows`.
+    """
+    engine.start(module, writes=False)
+    prompts = engine_prompts(module.processor, module.model.config, inputs, prompt, media)
+    whole = [one.then(ids_after(len(one.token_ids))) for one, ids_after in zip(prompts, follow, strict=True)]
+    try:
+        return _read(engine, module.model, whole)[0]
+    except InputError as error:
+        raise InputError(error.index, error.fault, inputs[error.index]) from error
 
 
 def embed_prompts(engine: Engine, model: Any, prompts: Sequence[EnginePrompt], options: ReasoningOptions) -> ReadBatch:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmemb_r1.hub.source import cached_commit
 from mmemb_r1.modeling.tokens_mmemb_r1 import Controls
 from mmemb_r1.recipes.loading import load_backbone, without_appended_tokens
 from mmemb_r1.recipes.proof import PROOF_FILE, TOLERANCE, Proof, plain_vectors, prove
@@ -124,7 +125,7 @@ def convert(
     checkpoint = Checkpoint(name, revision, base)
     vlm, processor = load_backbone(recipe, checkpoint, dtype)
     stored = vlm.dtype
-    commit = None if recipe.loading == "lora" else getattr(vlm.config, "_commit_hash", None)
+    commit = None if recipe.loading == "lora" else cached_commit(name, revision)
     if proof_dtype == "float32":
         vlm = vlm.float()
     if recipe.read.position == "marker":
