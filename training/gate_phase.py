@@ -114,20 +114,10 @@ def train_gate(
     """
     config = config or GateConfig()
     network = model.eval()[0].model
-    if rationales is not None and model.thinker is not None:
-        raise ValueError(
-            "There are rationales and a thinker, and a query thinks one rationale; leave one of the two out."
-        )
-    of_others = rationales is not None or model.thinker is not None
-    rounds = config.max_reasoning_rounds or (1 if of_others else network.config.max_reasoning_rounds)
+    rounds = _rounds(model, config, rationales)
     batch_size = config.batch_size if config.negatives == "in-batch" else None
     competitions = competitions_of(pairs, candidates, batch_size, config.seed)
     rows, given = np.arange(len(pairs)), None
-    if of_others and rounds > 1:
-        raise ValueError(
-            f"max_reasoning_rounds is {rounds}, but a given rationale, or a thinker's, is one round; leave one of the "
-            "two out."
-        )
     if rationales is not None:
         rows, given = given_rationales(model, pairs, rationales, config.seed)
         competitions = only_of(competitions, rows)
@@ -156,6 +146,22 @@ def train_gate(
         "cost": config.cost,
         **fitted_and_measured(network, decisions, kept, config),
     }
+
+
+def _rounds(model: MMEmbR1, config: GateConfig, rationales: Dataset | None) -> int:
+    """Tell how often a query may think: once, where it thinks what others wrote."""
+    if rationales is not None and model.thinker is not None:
+        raise ValueError(
+            "There are rationales and a thinker, and a query thinks one rationale; leave one of the two out."
+        )
+    of_others = rationales is not None or model.thinker is not None
+    rounds = config.max_reasoning_rounds or (1 if of_others else model[0].model.config.max_reasoning_rounds)
+    if of_others and rounds > 1:
+        raise ValueError(
+            f"max_reasoning_rounds is {rounds}, but a given rationale, or a thinker's, is one round; leave one of the "
+            "two out."
+        )
+    return rounds
 
 
 def fitted_and_measured(

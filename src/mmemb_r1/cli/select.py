@@ -78,7 +78,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a gain has to be larger; default: 0 (0.5 for absolute selection without the wrong-pair correction)",
     )
     how.add_argument("--temperature", type=float, metavar="X", help="of the posterior; default: 0.1, in log-odds 1")
-    asked = parser.add_argument_group("what to ask the evaluator (after a change it is asked again, elsewhere)")
+    _add_questions(
+        parser.add_argument_group("what to ask the evaluator (after a change it is asked again, elsewhere)")
+    )
+    add_settle_options(parser.add_argument_group("pairs and rationales that are broken or too long"))
+    _add_work(parser.add_argument_group("how to work"))
+    add_ray_options(parser, "processes, each with the evaluator and its part of the shards")
+
+
+def _add_questions(asked: argparse._ActionsContainer) -> None:
     asked.add_argument("--intervention", metavar="NAME", help="drop (the default), swap or shuffle")
     asked.add_argument(
         "--negatives", type=int, dest="num_negatives", metavar="N", help="wrong partners per pair; default: 4"
@@ -105,8 +113,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="ask about wrong pairs only for rationales that help their own pair; what is kept stays the same. For "
         "counterfactual selection, the intervention drop and a margin of 0 or more",
     )
-    add_settle_options(parser.add_argument_group("pairs and rationales that are broken or too long"))
-    work = parser.add_argument_group("how to work")
+
+
+def _add_work(work: argparse._ActionsContainer) -> None:
     work.add_argument(
         "--batch-size",
         type=int,
@@ -125,7 +134,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="of a vllm: options of vLLM's LLM, say tensor_parallel_size=2 max_model_len=8192",
     )
-    add_ray_options(parser, "processes, each with the evaluator and its part of the shards")
 
 
 class _Renamed(argparse.Action):

@@ -203,17 +203,10 @@ def embed_dataset(
         ImportError: if Ray is not installed, or what fsspec needs for a file system.
     """
     is_dataset = not isinstance(inputs, str | Path)
-    if is_dataset and id_column is None:
-        raise ValueError("a dataset needs an `id_column`: blocks are embedded in any order, and rows have no numbers.")
-    if not isinstance(model, str | Path):
-        raise ValueError("the model is loaded by each worker: save it, and pass the folder.")
-    if "device" in options:
-        raise ValueError("the device can't be chosen here: Ray gives each worker its own. Say `gpus=0` for the CPU.")
+    _check_call(is_dataset, model, id_column, file_format, options)
     own: dict[str, Any] = {"shard_size": shard_size, "file_format": file_format, "rationales": rationales}
     own = check_options(own | {"show_progress_bar": show_progress_bar})
     options = check_stream_options(options)
-    if file_format not in FORMATS:
-        raise ValueError(f"file_format is {file_format!r}; allowed: {', '.join(FORMATS)}.")
     blocks = [] if is_dataset else list(plan_blocks(str(inputs), own["shard_size"]))
     if not (is_dataset or blocks):
         raise ValueError(f"{inputs}: there are no inputs to embed.")
@@ -241,6 +234,20 @@ def embed_dataset(
         with closing(answers), progress_bar(show_progress_bar) as bar:
             task = bar.add_task("Embedding", total=total)
             return _gathered(answers, job, bar, task, count=None if is_dataset else len(blocks))
+
+
+def _check_call(
+    is_dataset: bool, model: Any, id_column: str | None, file_format: str, options: dict[str, Any]
+) -> None:
+    """Refuse what can't be embedded by workers."""
+    if is_dataset and id_column is None:
+        raise ValueError("a dataset needs an `id_column`: blocks are embedded in any order, and rows have no numbers.")
+    if not isinstance(model, str | Path):
+        raise ValueError("the model is loaded by each worker: save it, and pass the folder.")
+    if "device" in options:
+        raise ValueError("the device can't be chosen here: Ray gives each worker its own. Say `gpus=0` for the CPU.")
+    if file_format not in FORMATS:
+        raise ValueError(f"file_format is {file_format!r}; allowed: {', '.join(FORMATS)}.")
 
 
 def _answers(given: Any, job: EmbeddingJob, pool: WorkerSlots) -> Generator[dict[str, Any]]:
