@@ -67,7 +67,8 @@ def dry_run(root, folder, *runs):
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", "2"]
     done = subprocess.run(
         [*accelerate, "--main_process_port", "0", "tests/sharded_on_cpu.py", str(folder / "commands.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # the folders tests/vllm and tests/ray, beside the script, are not the libraries of these names
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"},
         cwd=root,
         capture_output=True,
         text=True,
