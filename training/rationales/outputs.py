@@ -1,4 +1,4 @@
-"""Read the rationale in what a model wrote after a prompt."""
+"""Check the keys that models on this machine share, and read the rationale in what one wrote after a prompt."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from typing import Any
 from mmemb_r1.modeling.tokens_mmemb_r1 import THINK
 from mmemb_r1.training.rationales.prompting import Style, parse_rationale, split_reasoning, why_empty
 from mmemb_r1.training.rationales.sampling import Continuation
-from mmemb_r1.training.rationales.worker import Failure, Rationale
+from mmemb_r1.training.rationales.worker import Failure, Rationale, is_number, require
+from mmemb_r1.training.vlm import DTYPES
 
 LONGEST_OPENING = 8  # tokens at the end of a prompt in which an opening tag is looked for
+
+
+def require_keys(worker: Any) -> None:
+    """Refuse values that a worker can't use of the keys which all workers have that run a model on this machine."""
+    require(worker, "model", isinstance(worker.model, str) and bool(worker.model), "a folder or an ID on the Hub")
+    limit = worker.max_image_tokens
+    require(worker, "max_image_tokens", limit is None or is_number(limit, int, 1), "a whole number from 1 on, or null")
+    for key in ("num_samples", "max_tokens", "batch_size"):
+        require(worker, key, is_number(getattr(worker, key), int, 1), "a whole number from 1 on")
+    require(worker, "top_p", is_number(worker.top_p, int | float, 0, 1) and worker.top_p > 0, "more than 0, up to 1")
+    require(worker, "dtype", worker.dtype in (None, *DTYPES), ", ".join(DTYPES))
 
 
 class OutputReader:

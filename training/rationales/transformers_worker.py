@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from mmemb_r1.modeling.backbones_mmemb_r1 import checked_limit
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.rendering_mmemb_r1 import render
-from mmemb_r1.training.rationales.outputs import LONGEST_OPENING, OutputReader, end_ids
+from mmemb_r1.training.rationales.outputs import LONGEST_OPENING, OutputReader, end_ids, require_keys
 from mmemb_r1.training.rationales.prompting import Style, request_conversation, style_of
 from mmemb_r1.training.rationales.sampling import Continuation, draw_continuations
 from mmemb_r1.training.rationales.worker import (
@@ -27,7 +27,7 @@ from mmemb_r1.training.rationales.worker import (
     require,
 )
 from mmemb_r1.training.shared_prefix import branch, read_prefix
-from mmemb_r1.training.vlm import DTYPES, chat_template, load_vlm
+from mmemb_r1.training.vlm import chat_template, load_vlm
 
 
 @dataclass(kw_only=True)
@@ -71,17 +71,9 @@ class TransformersWorker:
     _style: Style = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require(self, "model", isinstance(self.model, str) and bool(self.model), "a folder or an ID on the Hub")
-        limit = self.max_image_tokens
-        require(
-            self, "max_image_tokens", limit is None or is_number(limit, int, 1), "a whole number from 1 on, or null"
-        )
-        for key in ("num_samples", "max_tokens", "batch_size"):
-            require(self, key, is_number(getattr(self, key), int, 1), "a whole number from 1 on")
+        require_keys(self)
         require(self, "temperature", is_number(self.temperature, int | float, 0), "a number from 0 (greedy) on")
-        require(self, "top_p", is_number(self.top_p, int | float, 0, 1) and self.top_p > 0, "more than 0, up to 1")
         require(self, "device", self.device is None or _is_device(self.device), "a device of torch, such as cuda:0")
-        require(self, "dtype", self.dtype in (None, *DTYPES), ", ".join(DTYPES))
         self._style = style_of(self)
 
     @property

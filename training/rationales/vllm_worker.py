@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from mmemb_r1.engines.protocol import EngineError
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
-from mmemb_r1.training.rationales.outputs import LONGEST_OPENING, OutputReader, end_ids
+from mmemb_r1.training.rationales.outputs import LONGEST_OPENING, OutputReader, end_ids, require_keys
 from mmemb_r1.training.rationales.prompting import Style, request_conversation, style_of
 from mmemb_r1.training.rationales.sampling import Continuation
 from mmemb_r1.training.rationales.worker import (
@@ -24,7 +24,6 @@ from mmemb_r1.training.rationales.worker import (
     require,
 )
 from mmemb_r1.training.vllm_chat import ChatPrompt, VllmChat, check_engine, lasting_options
-from mmemb_r1.training.vlm import DTYPES
 
 _LOWEST_TEMPERATURE = 0.01  # vLLM takes this in place of a lower one
 
@@ -70,17 +69,9 @@ class VllmWorker:
     _style: Style = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require(self, "model", isinstance(self.model, str) and bool(self.model), "a folder or an ID on the Hub")
-        limit = self.max_image_tokens
-        require(
-            self, "max_image_tokens", limit is None or is_number(limit, int, 1), "a whole number from 1 on, or null"
-        )
-        for key in ("num_samples", "max_tokens", "batch_size"):
-            require(self, key, is_number(getattr(self, key), int, 1), "a whole number from 1 on")
+        require_keys(self)
         warm = self.temperature == 0 or is_number(self.temperature, int | float, _LOWEST_TEMPERATURE, 2)
         require(self, "temperature", is_number(self.temperature, int | float) and warm, "0 (greedy), or 0.01 to 2")
-        require(self, "top_p", is_number(self.top_p, int | float, 0, 1) and self.top_p > 0, "more than 0, up to 1")
-        require(self, "dtype", self.dtype in (None, *DTYPES), ", ".join(DTYPES))
         require(self, "engine", self.engine is None or isinstance(self.engine, dict), "options of vLLM's LLM by name")
         try:
             check_engine(self.engine)
