@@ -41,7 +41,7 @@ class FakeExecutor:
         self.open, self.resets = threading.Event(), 0
         self.open.set()
         self.broken = False
-        self.step_seconds = 0.0
+        self.step_seconds, self.fixed_cost = 0.0, 1000
 
     @property
     def thinking(self):

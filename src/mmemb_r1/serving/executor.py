@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,10 +19,12 @@ class Prepared:
     Attributes:
         tokens: of the prompt.
         features: what the executor reads.
+        kind: rows of the same one can be read together.
     """
 
     tokens: int
     features: Any
+    kind: Hashable = None
 
 
 @dataclass(eq=False)
@@ -87,7 +89,10 @@ class Executor(Protocol):
     Attributes:
         thinking: how many rows are at work.
         room: how many more can begin now.
+        fixed_cost: what reading a batch costs whatever is in it: as many tokens could be read in that time, about.
     """
+
+    fixed_cost: int
 
     @property
     def thinking(self) -> int: ...

@@ -4,8 +4,8 @@ Let the rows of all requests be read and think together, in one thread that owns
     submit ─► prepared by a few threads ─┬─► direct rows: read, and answered at once
                                          └─► rows that may think: read where there is room ─► think, leave one by one
 
-In each turn a batch of direct rows is read, then one of rows that may think, then all that think go on by one step:
-neither kind waits for more than a batch of the other.
+In each turn some direct rows are read, then as many that may think, in batches of like length, then all that think go
+on by one step: neither kind waits for more than `batch_size` rows of the other.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from mmemb_r1.serving.executor import Answer, Executor, Prepared, Row, ThinkingLostError
-from mmemb_r1.serving.row_queue import Key, RowQueue
+from mmemb_r1.serving.row_queue import WINDOW, Key, RowQueue
 
 logger = logging.getLogger(__name__)
 
-PREPARED_BATCHES = 2  # how many batches are prepared ahead, of each lane
+PREPARED_BATCHES = 2  # how many full batches of tokens are prepared ahead, of each lane
+PREPARED_ROWS = WINDOW  # and how many of rows: what is read together is chosen among them
 PREPARED_AT_ONCE = 32  # texts in one call
+GATHER_SECONDS = 0.01  # how long a row waits for others that are prepared with it, while the executor is at work
 FAILURES = 3  # in a row, after which the executor does not count as healthy
 LONGEST_WAIT = 60  # seconds that a client is told to wait
 
@@ -144,7 +146,7 @@ class Scheduler:
         self._clock, self._number, self._failures = 0.0, 0, 0
         self._rate = 0.0  # rows that are answered per second
         self._rated = time.monotonic()
-        self._closed = self._ended = False
+        self._closed = self._ended = self._idle = False
         self._changed = threading.Condition(threading.RLock())
         self._threads = [threading.Thread(target=self._run, name="executor", daemon=True)]
         self._threads += [
@@ -215,9 +217,12 @@ class Scheduler:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._lane_to_prepare() is not None)
+                self._changed.wait_for(self._is_worth_preparing, GATHER_SECONDS)
                 lane = self._lane_to_prepare()
-                if self._ended or lane is None:
+                if self._ended:
                     return
+                if lane is None:  # another thread took them
+                    continue
                 rows = lane.new.alike(PREPARED_AT_ONCE, PREPARED_AT_ONCE)
                 rows = rows[:1] if rows and rows[0].has_media else rows
                 lane.new.take(rows)
@@ -241,10 +246,15 @@ class Scheduler:
     def _lane_to_prepare(self) -> _Lane | None:
         """Find rows to prepare: direct ones first, and few ahead: they take memory, and many at once cost less."""
         for lane in self._lanes:
-            batches = max(len(lane.ready) / self.batch_size, lane.ready.tokens / self.max_batch_tokens)
-            if len(lane.new) and batches < PREPARED_BATCHES:
+            enough = len(lane.ready) >= PREPARED_ROWS * self.batch_size
+            if len(lane.new) and not enough and lane.ready.tokens < PREPARED_BATCHES * self.max_batch_tokens:
                 return lane
         return None
+
+    def _is_worth_preparing(self) -> bool:
+        """Tell whether there is no reason to wait for more rows: one call for many costs less than one for each."""
+        many = any(len(lane.new) >= PREPARED_AT_ONCE for lane in self._lanes)
+        return self._ended or self._idle or many
 
     def _prepared(self, rows: Sequence[Row]) -> list[Prepared | Exception]:
         """Prepare rows; those that the executor fails over are tried alone."""
@@ -274,16 +284,27 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._at_work or self._direct.ready or self._thinkers.ready)
+            if not self._has_work():
+                self._idle = True
+                self._changed.notify_all()
+                self._changed.wait_for(self._has_work)
+                self._idle = False
             return not self._ended
 
+    def _has_work(self) -> bool:
+        return bool(self._ended or self._at_work or self._direct.ready or self._thinkers.ready)
+
     def _turn(self) -> None:
-        """Read a batch of direct rows and one of others, and let those that think go on by a step."""
+        """Read up to `batch_size` direct rows and as many others, and let those that think go on by a step."""
         for lane in self._lanes:
-            self._release()  # reading took its time
-            rows = self._next_rows(lane)
-            if rows:
+            left = self.batch_size
+            while left == self.batch_size or (left > 0 and len(lane.ready) >= self.batch_size):  # few may become more
+                self._release()  # reading took its time
+                rows = self._next_rows(lane, self.batch_size)
+                if not rows:
+                    break
                 self._read(rows)
+                left -= len(rows)
         if self._at_work:
             self._step()
 
@@ -327,10 +348,9 @@ class Scheduler:
         if future.cancelled() or future.exception() is not None:
             self._some_given_up = True
 
-    def _next_rows(self, lane: _Lane) -> list[Row]:
+    def _next_rows(self, lane: _Lane, size: int) -> list[Row]:
         """Take what is read next from a lane; of a row that may have made the executor fail, nothing else."""
         with self._changed:
-            size = self.batch_size
             if lane is self._thinkers:
                 if any(self._tickets[row].alone for row in self._at_work):
                     return []
@@ -343,7 +363,8 @@ class Scheduler:
             if self._tickets[first[1]].alone:
                 rows = [] if self._at_work else [first[1]]
             else:
-                rows = [row for row in lane.ready.alike(size, self.max_batch_tokens) if not self._tickets[row].alone]
+                rows = lane.ready.alike(size, self.max_batch_tokens, self.executor.fixed_cost)
+                rows = [row for row in rows if not self._tickets[row].alone]
             lane.ready.take(rows)
             if rows:
                 self._clock = max(self._clock, first[0][1])
