@@ -13,6 +13,7 @@ Fixtures, each made when a test first asks for it, and kept until the end:
   a minute each. `.url` is what an OpenAI client takes as its base URL, `.name` the served name.
 * `chat_engine`: options of a chat model that the package starts itself, in this process: those of `LLM_OPTIONS` that
   can be the `engine` of a worker or an evaluator, and blocks of 32 tokens, so that short prompts share some.
+* `picture_part(picture)`: a picture as a part of a chat message to a server.
 * `start_server(folder, "--runner", "pooling", ...)`: another one, to kill and to restart; it ends with the test.
 
 Modules of tests import vLLM inside of tests and fixtures, so that they are collected where it is not installed.
@@ -20,6 +21,8 @@ Modules of tests import vLLM inside of tests and fixtures, so that they are coll
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import socket
@@ -32,10 +35,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.export import export_vllm
@@ -141,6 +147,19 @@ def generating_llm(make_llm: Callable[..., Any], vllm_folder: Path) -> Any:
     return make_llm(vllm_folder)
 
 
+@pytest.fixture(scope="session")
+def picture_part() -> Callable[[Image.Image], dict[str, Any]]:
+    """`picture_part(picture)`: a part of a chat message, as OpenAI's clients send it."""
+
+    def part(picture: Image.Image) -> dict[str, Any]:
+        stream = BytesIO()
+        picture.save(stream, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    return part
+
+
 class Server:
     """`vllm serve` in a process of its own, on a port of loopback that it keeps when it is started again."""
 
@@ -179,6 +198,18 @@ class Server:
                 raise RuntimeError(f"vLLM did not start:\n{self.log.read_text(errors='replace')[-8000:]}")
             time.sleep(0.5)
         return self
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """Send a request that names the model; return the JSON that is answered."""
+        sent = json.dumps({"model": self.name, **body}).encode()
+        request = urllib.request.Request(f"{self.url}/{path}", sent, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    @staticmethod
+    def vectors(answer: Any) -> np.ndarray:
+        """Read the vectors `(N, D)` in an answer to a request with `encoding_format="base64"`."""
+        return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in answer["data"]])
 
     def kill(self) -> None:
         """End it and its children at once; what it was doing is lost."""

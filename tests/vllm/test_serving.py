@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import urllib.request
-from io import BytesIO
-
 import numpy as np
 import pytest
 import torch
@@ -88,31 +83,16 @@ def test_a_picture_in_process(pooling_llm, vllm_model):
     close(state, read(vllm_model, [SHOWN])[1][0])
 
 
-def asked(url, body):
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def as_states(answer):
-    rows = [base64.b64decode(row["embedding"]) for row in answer["data"]]
-    return np.stack([np.frombuffer(row, "<f4") for row in rows])
-
-
 def test_states_of_a_server(pooling_server, prompts):
     ids, states = prompts
-    body = {"model": pooling_server.name, "input": ids, "use_activation": False, "encoding_format": "base64"}
-    close(as_states(asked(f"{pooling_server.url}/embeddings", body)), states)
+    answer = pooling_server.ask("embeddings", input=ids, use_activation=False, encoding_format="base64")
+    close(pooling_server.vectors(answer), states)
 
 
-def test_a_chat_goes_on_after_the_marker(pooling_server, vllm_model):
+def test_a_chat_goes_on_after_the_marker(pooling_server, vllm_model, picture_part):
     """Requests of chats bring pictures; the template's variable is the one way to say what follows the prompt."""
-    stream = BytesIO()
-    SHOWN["image"].save(stream, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": SHOWN["text"]}]
+    content = [picture_part(SHOWN["image"]), {"type": "text", "text": SHOWN["text"]}]
     body = {
-        "model": pooling_server.name,
         "messages": [{"role": "user", "content": content}],
         "add_generation_prompt": True,
         "use_activation": False,
@@ -128,15 +108,14 @@ def test_a_chat_goes_on_after_the_marker(pooling_server, vllm_model):
         with torch.inference_mode():
             state = vllm_model[0].model(**row).last_hidden_state[0, -1].numpy()
         variables = {"chat_template_kwargs": {"mmemb_r1_then": then}} if then else {}
-        answer = asked(f"{pooling_server.url}/embeddings", body | variables)
+        answer = pooling_server.ask("embeddings", **body, **variables)
         assert answer["usage"]["prompt_tokens"] == row["input_ids"].shape[1]
-        close(as_states(answer)[0], state)
+        close(pooling_server.vectors(answer)[0], state)
 
 
 def test_rationales_of_a_server(generating_server, vllm_model, prompts):
     config = vllm_model[0].model.config
     body = {
-        "model": generating_server.name,
         "prompt": [ids + config.opening_ids for ids in prompts[0]],
         "temperature": 0,
         "max_tokens": 8,
@@ -144,6 +123,6 @@ def test_rationales_of_a_server(generating_server, vllm_model, prompts):
         "logit_bias": {str(id_): -100 for id_ in config.suppressed_token_ids},
         "return_token_ids": True,
     }
-    choices = asked(f"{generating_server.url}/completions", body)["choices"]
+    choices = generating_server.ask("completions", **body)["choices"]
     theirs = [vllm_model.tokenizer.decode(choice["token_ids"]) for choice in choices]
     assert theirs == [row["rationale"] for row in vllm_model.explain(TEXTS, reasoning="always")]
