@@ -43,12 +43,12 @@ def cluster(ray_home):
 
 @pytest.fixture(scope="session")
 def processes():
-    """`processes(part of a name)`: those that this one started, and that go on; others come and go meanwhile."""
+    """`processes(part of a name)`: those that this one, or another, started, and that go on; others come and go."""
     import psutil
 
-    def named(part):
+    def named(part, starter=None):
         found = []
-        for one in psutil.Process().children(recursive=True):
+        for one in psutil.Process(starter).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 found += [one] if part in "".join(one.cmdline()) else []
         return found

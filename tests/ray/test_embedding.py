@@ -15,7 +15,7 @@ from PIL import Image
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
 from mmemb_r1.ray import embed_dataset
-from mmemb_r1.ray.cluster import RETRIES, attempt_counter, check_attempts
+from mmemb_r1.ray.cluster import RETRIES, attempt_counter, check_attempts, tell_again
 from mmemb_r1.stream import encode_stream, load_shards
 
 pytestmark = pytest.mark.usefixtures("cluster", "one_thread")
@@ -150,13 +150,20 @@ def test_a_model_that_is_not_there_is_not_fetched(corpus, tmp_path):
         embed_dataset(corpus, "org/missing", tmp_path / "ray", workers=1)
 
 
-def test_work_whose_worker_dies_again_and_again_is_given_up(cluster):
+def test_work_whose_worker_dies_is_told_and_given_up_if_that_goes_on(cluster, caplog):
     counter = attempt_counter()
+    check_attempts(counter, "block 1")
+    tell_again(cluster, counter)
+    assert not caplog.records
     for _ in range(RETRIES + 1):
         check_attempts(counter, "block 3")
     check_attempts(counter, "block 4")
     with pytest.raises(OSError, match=f"the worker of block 3 died {RETRIES + 1} times"):
         check_attempts(counter, "block 3")
+    check_attempts(counter, "block 4")
+    tell_again(cluster, counter)
+    told = "workers died, and others began again what they had: 5 in all (block 3; block 3; block 3; and 2 more)"
+    assert told in caplog.text
 
 
 def test_nothing_is_told_to_anybody_or_reachable_and_ray_is_ray(cluster, processes):

@@ -41,27 +41,31 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def wait_for_shards(folder, count):
-    """Wait until there are some shards, but not all."""
+def wait_for_shards(folder, count, goes_on):
+    """Wait until there are some shards, but not all; a run that ends before that has failed."""
     while (there := len(list(folder.glob("shard-*")))) < count:
+        assert goes_on()
         time.sleep(0.02)
     assert there < ROWS // SIZE
 
 
-def test_a_killed_worker_costs_its_block(cluster, processes, long_corpus, expected, tiny_checkpoint, tmp_path):
-    killed = []
+def test_a_killed_worker_costs_its_block(cluster, processes, long_corpus, expected, tiny_checkpoint, tmp_path, caplog):
+    killed, is_over = [], threading.Event()
 
     def kill():
-        wait_for_shards(tmp_path / "ray", 2)
+        wait_for_shards(tmp_path / "ray", 2, lambda: not is_over.is_set())
         workers = processes("EmbedBlocks")
         workers[0].kill()
         killed.append(len(workers))
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    summary = embed_dataset(
-        long_corpus, tiny_checkpoint, tmp_path / "ray", shard_size=SIZE, workers=2, reasoning="never"
-    )
+    try:
+        summary = embed_dataset(
+            long_corpus, tiny_checkpoint, tmp_path / "ray", shard_size=SIZE, workers=2, reasoning="never"
+        )
+    finally:
+        is_over.set()
     killer.join()
     assert killed == [2]
     assert (summary.rows, summary.shards) == (ROWS, ROWS // SIZE)
@@ -70,15 +74,15 @@ def test_a_killed_worker_costs_its_block(cluster, processes, long_corpus, expect
     assert contents(tmp_path / "ray") == expected
 
 
-def test_a_killed_driver_is_gone_on_with(ray_home, long_corpus, expected, tiny_checkpoint, tmp_path):
+def test_a_killed_driver_is_gone_on_with(ray_home, processes, long_corpus, expected, tiny_checkpoint, tmp_path):
     command = [sys.executable, "-m", "mmemb_r1.cli", "encode", "--ray", "--ray-workers", "2"]
     command += ["--model", str(tiny_checkpoint), "--input", str(long_corpus), "--output", str(tmp_path / "ray")]
     command += ["--shard-size", str(SIZE), "--reasoning", "never"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as driver:
-        wait_for_shards(tmp_path / "ray", 2)
-        own = psutil.Process(driver.pid).children(recursive=True)
+        wait_for_shards(tmp_path / "ray", 2, lambda: driver.poll() is None)
+        workers = processes("EmbedBlocks", driver.pid)
         driver.kill()
-    psutil.wait_procs(own, timeout=60)  # Ray ends with the one that started it
+    assert not psutil.wait_procs(workers, timeout=60)[1], "workers end with the one that started them"
     done = len(list((tmp_path / "ray").glob("shard-*")))
     assert 2 <= done < ROWS // SIZE
     assert not (tmp_path / "ray" / "index.json").exists()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from mmemb_r1.cli import main
 from mmemb_r1.ray import draw_rationales, select_rationales
+from mmemb_r1.ray.cluster import WorkerSlots
+from mmemb_r1.ray.parts import _run_parts
 from mmemb_r1.training import SelectionOptions, load_evaluator, read_rationales
 from mmemb_r1.training import draw_rationales as drawn_by_one
 from mmemb_r1.training import select_rationales as selected_by_one
@@ -84,3 +91,53 @@ def test_what_is_wrong_is_told_as_by_one_process(tables, tmp_path, capsys):
     with pytest.raises(ValueError, match="holds no shards of rationales"):
         (tmp_path / "empty").mkdir()
         select_rationales(tables / "pairs.jsonl", tmp_path / "empty", "org/missing", tmp_path / "out", workers=1)
+
+
+def die(part, folder):
+    """Die twice; the third process goes on."""
+    begun = len(list(Path(folder).iterdir()))
+    Path(folder, str(begun)).touch()
+    if begun < 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return begun
+
+
+def test_a_part_whose_process_dies_is_begun_again_and_not_for_ever(cluster, tmp_path, caplog, monkeypatch):
+    assert _run_parts(die, [str(tmp_path)], WorkerSlots(1), 1) == [2]
+    assert caplog.text.count("the process of part 1 of 1 died, and another goes on with what it had") == 2
+    monkeypatch.setattr("mmemb_r1.ray.parts.RETRIES", 1)
+    (tmp_path / "new").mkdir()
+    with pytest.raises(OSError, match="the process of part 1 of 1 died 2 times. What was finished is kept"):
+        _run_parts(die, [str(tmp_path / "new")], WorkerSlots(1), 1)
+
+
+def test_a_part_that_fails_ends_the_others_and_not_the_driver(ray_home):
+    """Ray ends a process that cancels a task when its answer comes, which happens in some of these rounds."""
+    code = """
+from mmemb_r1.ray import connected
+from mmemb_r1.ray.cluster import WorkerSlots
+from mmemb_r1.ray.parts import _run_parts
+
+
+def refuse(part):
+    raise ValueError(f"part {part[0]} can't be done")
+
+
+def answer(part):
+    return part
+
+
+with connected(cpus=2):
+    for _ in range(4):
+        try:
+            _run_parts(refuse, [], WorkerSlots(2), 3)
+        except ValueError as error:
+            print(error)
+    print(_run_parts(answer, [], WorkerSlots(2), 4))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert found.returncode == 0, found.stderr
+    *refused, last = found.stdout.splitlines()
+    assert len(refused) == 4
+    assert all(line.endswith("can't be done") for line in refused)
+    assert last == "[(1, 4), (2, 4), (3, 4), (4, 4)]", "parts beyond the slots wait for one"

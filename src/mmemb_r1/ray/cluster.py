@@ -12,6 +12,9 @@ from typing import Any
 
 OBJECT_STORE = 500 * 2**20  # bytes, of Ray on this machine: vectors go to files and not through it
 RETRIES = 3  # of work whose worker died
+_NAMED = 3  # pieces of work, in a warning
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class WorkerSlots:
     workers: int
     threads: int = 1
     gpus: float = 0
+
+    @property
+    def device(self) -> str:
+        """Name the device of each, for PyTorch."""
+        return "cuda" if self.gpus else "cpu"
 
     def options(self) -> dict[str, Any]:
         """Give the options of Ray for one worker: what it gets, its environment, what happens when it dies."""
@@ -163,6 +171,10 @@ class _Attempts:
         self.begun[what] += 1
         return self.begun[what]
 
+    def again(self) -> list[str]:
+        """List what was begun more than once, each as often as that was so."""
+        return list((self.begun - Counter(set(self.begun))).elements())
+
 
 def check_attempts(counter: Any, what: str) -> None:
     """
@@ -178,3 +190,16 @@ def check_attempts(counter: Any, what: str) -> None:
             f"the worker of {what} died {RETRIES + 1} times. What was finished is kept. If it was memory, lower "
             "`shard_size` or `batch_size`, or give each worker more; then make the same call again."
         )
+
+
+def tell_again(ray: Any, counter: Any) -> None:
+    """Warn that workers died, if work was begun again: whoever is not told does not look for the reason."""
+    names = ray.get(counter.again.remote())
+    if not names:
+        return
+    named = names[:_NAMED] + ([f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else [])
+    logger.warning(
+        "workers died, and others began again what they had: %d in all (%s). Ray's logs say why.",
+        len(names),
+        "; ".join(named),
+    )

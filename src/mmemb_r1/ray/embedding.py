@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.options_mmemb_r1 import check_options
 from mmemb_r1.progress import progress_bar
-from mmemb_r1.ray.cluster import WorkerSlots, attempt_counter, check_attempts, connected, slots
+from mmemb_r1.ray.cluster import WorkerSlots, attempt_counter, check_attempts, connected, slots, tell_again
 from mmemb_r1.ray.folders import Folder
 from mmemb_r1.ray.media import absolute, fetching, protocol_of
 from mmemb_r1.ray.sources import Block, Inputs, input_of_row, plan_blocks, read_block, wanted_columns
@@ -32,35 +32,39 @@ _BLOCK, _RESULT = "block", "result"
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """Say what a worker does with a block, of files or `of_dataset`; the rest are arguments of [`embed_dataset`]."""
+    """
+    Say what a worker does with a block; its fields are made of the arguments of [`embed_dataset`].
+
+    Attributes:
+        of_dataset: whether blocks are rows of a dataset, and not places in files.
+        model, output: absolute paths, or addresses.
+        threads: CPU cores of a worker.
+        max_image_tokens: of one picture.
+        reading: arguments of `read_block`.
+        writing: `shard_size`, `file_format` and `rationales` of `ShardRun`.
+        options: of `encode`, checked.
+    """
 
     of_dataset: bool
-
     model: str
     output: str
-    shard_size: int
-    file_format: str
-    rationales: bool
     threads: int
-    device: str
     max_image_tokens: int | None
-    base: str | None
-    column: str | None
-    id_column: str | None
-    protocols: tuple[str, ...]
-    options: dict[str, Any] = field(default_factory=dict)
+    reading: dict[str, Any]
+    writing: dict[str, Any]
+    options: dict[str, Any]
 
-    def begin(self, folder: Path) -> ShardRun:
+    def begin(self, folder: Path, device: str) -> ShardRun:
         """Load the model, and look whether the folder is of the same run."""
         import torch
 
         from mmemb_r1 import MMEmbR1
 
         torch.set_num_threads(self.threads)
-        model = MMEmbR1(self.model, device=self.device)
+        model = MMEmbR1(self.model, device=device)
         if self.max_image_tokens is not None:
             model.max_image_tokens = self.max_image_tokens
-        return ShardRun(model, folder, self.shard_size, self.file_format, self.rationales, dict(self.options))
+        return ShardRun(model, folder, **self.writing, options=dict(self.options))
 
 
 class EmbedBlocks:
@@ -71,13 +75,13 @@ class EmbedBlocks:
     its own.
     """
 
-    def __init__(self, job: EmbeddingJob, attempts: Any) -> None:
+    def __init__(self, job: EmbeddingJob, attempts: Any, device: str) -> None:
         self.job, self.attempts = job, attempts
         self.error: Exception | None = None
         try:
             self.folder = Folder(job.output)
             self.folder.find_settings()
-            self.run = job.begin(self.folder.local)
+            self.run = job.begin(self.folder.local, device)
             self.run.find = self.folder.find
         except (ValueError, OSError, ImportError) as error:
             self.error = error
@@ -99,9 +103,10 @@ class EmbedBlocks:
         if not self.job.of_dataset:
             block = Block.from_json(table[_BLOCK][0].as_py())
             check_attempts(self.attempts, f"block {block.index}, from input {block.start} on")
-            given, index, start = self._read(block), block.index, block.start
+            given, index, start = read_block(block, **self.job.reading), block.index, block.start
         else:
-            check_attempts(self.attempts, f"the block of the id {table[self.job.id_column][0].as_py()!r:.80}")
+            first = table[self.job.reading["id_column"]][0].as_py()
+            check_attempts(self.attempts, f"the block of the id {first!r:.80}")
             given, index, start = self._of_table(table), None, 0
         try:
             file, info, is_new = self.run.shard(index, start, given.ids, given.values)
@@ -117,16 +122,12 @@ class EmbedBlocks:
             "settings": self.run.settings,
         }
 
-    def _read(self, block: Block) -> Inputs:
-        job = self.job
-        return read_block(block, base=job.base, column=job.column, id_column=job.id_column, protocols=job.protocols)
-
     def _of_table(self, table: pyarrow.Table) -> Inputs:
         """Read the inputs of rows of a dataset, whose ids name them in errors."""
-        job = self.job
-        columns = wanted_columns(table.column_names, job.column, job.id_column, "the dataset")
-        rows = [input_of_row(row, job.column, job.id_column) for row in table.select(columns).to_pylist()]
-        placed = fetching(job.base or "", job.protocols)
+        base, column, id_column, protocols = itemgetter("base", "column", "id_column", "protocols")(self.job.reading)
+        columns = wanted_columns(table.column_names, column, id_column, "the dataset")
+        rows = [input_of_row(row, column, id_column) for row in table.select(columns).to_pylist()]
+        placed = fetching(base or "", protocols)
         values = []
         for name, value in rows:
             try:
@@ -204,36 +205,22 @@ def embed_dataset(
     """
     is_dataset = not isinstance(inputs, str | Path)
     _check_call(is_dataset, model, id_column, file_format, options)
-    own: dict[str, Any] = {"shard_size": shard_size, "file_format": file_format, "rationales": rationales}
-    own = check_options(own | {"show_progress_bar": show_progress_bar})
+    writing = check_options({"shard_size": shard_size, "file_format": file_format, "rationales": rationales})
+    check_options({"show_progress_bar": show_progress_bar})
+    reading = {"base": base, "column": column, "id_column": id_column, "protocols": tuple(media_protocols)}
     options = check_stream_options(options)
-    blocks = [] if is_dataset else list(plan_blocks(str(inputs), own["shard_size"]))
-    if not (is_dataset or blocks):
-        raise ValueError(f"{inputs}: there are no inputs to embed.")
+    place = str(output) if protocol_of(str(output)) else str(Path(output).expanduser().absolute())
+    job = EmbeddingJob(is_dataset, absolute(str(model)), place, threads, max_image_tokens, reading, writing, options)
+    given = inputs if is_dataset else _blocks(str(inputs), writing["shard_size"])
     cores = None if workers is None else workers * threads + 1  # one more reads datasets
     with connected(address, cpus=cores) as ray:
-        pool = slots(ray, workers, threads, gpus, spare=1 if is_dataset else 0)
-        job = EmbeddingJob(
-            of_dataset=is_dataset,
-            model=absolute(str(model)),
-            output=str(output) if protocol_of(str(output)) else str(Path(output).expanduser().absolute()),
-            shard_size=own["shard_size"],
-            file_format=file_format,
-            rationales=own["rationales"],
-            threads=threads,
-            device="cuda" if pool.gpus else "cpu",
-            max_image_tokens=max_image_tokens,
-            base=base,
-            column=column,
-            id_column=id_column,
-            protocols=tuple(media_protocols),
-            options=options,
-        )
-        answers = _answers(inputs if is_dataset else blocks, job, pool)
-        total = None if is_dataset else sum(block.rows for block in blocks)
-        with closing(answers), progress_bar(show_progress_bar) as bar:
-            task = bar.add_task("Embedding", total=total)
-            return _gathered(answers, job, bar, task, count=None if is_dataset else len(blocks))
+        return _embedded(given, job, slots(ray, workers, threads, gpus, spare=is_dataset), show_progress_bar)
+
+
+def _blocks(address: str, size: int) -> list[Block]:
+    if not (blocks := list(plan_blocks(address, size))):
+        raise ValueError(f"{address}: there are no inputs to embed.")
+    return blocks
 
 
 def _check_call(
@@ -250,6 +237,18 @@ def _check_call(
         raise ValueError(f"file_format is {file_format!r}; allowed: {', '.join(FORMATS)}.")
 
 
+def _embedded(
+    given: Dataset | list[Block], job: EmbeddingJob, pool: WorkerSlots, show_progress_bar: bool | None
+) -> StreamSummary:
+    """Let a pool of workers embed blocks, or a dataset, and write the index."""
+    answers = _answers(given, job, pool)
+    count = len(given) if isinstance(given, list) else None
+    total = sum(block.rows for block in given) if isinstance(given, list) else None
+    with closing(answers), progress_bar(show_progress_bar) as bar:
+        task = bar.add_task("Embedding", total=total)
+        return _gathered(answers, job, bar, task, count)
+
+
 def _answers(given: Any, job: EmbeddingJob, pool: WorkerSlots) -> Generator[dict[str, Any]]:
     """Let a pool of workers embed blocks, or a dataset; yield what they answer, of a dataset in its order."""
     import ray
@@ -261,14 +260,14 @@ def _answers(given: Any, job: EmbeddingJob, pool: WorkerSlots) -> Generator[dict
         # a block of Ray each: it is what Ray gives to a worker, and asks for again when that dies
         blocks = from_items([{_BLOCK: block.to_json()} for block in given], override_num_blocks=len(given))
     else:
-        blocks = given.repartition(target_num_rows_per_block=job.shard_size, strict=True)
+        blocks = given.repartition(target_num_rows_per_block=job.writing["shard_size"], strict=True)
     attempts = attempt_counter()
     results = blocks.map_batches(
         EmbedBlocks,
-        batch_size=1 if isinstance(given, list) else job.shard_size,
+        batch_size=1 if isinstance(given, list) else job.writing["shard_size"],
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
-        fn_constructor_args=(job, attempts),
+        fn_constructor_args=(job, attempts, pool.device),
         **pool.options(),
     )
     if not isinstance(given, list):
@@ -276,6 +275,7 @@ def _answers(given: Any, job: EmbeddingJob, pool: WorkerSlots) -> Generator[dict
     try:
         for row in results.iter_rows():
             yield json.loads(row[_RESULT])
+        tell_again(ray, attempts)
     finally:
         ray.kill(attempts)
 
@@ -320,8 +320,8 @@ def _gathered(
         )
     folder.find_settings()
     if count is not None:
-        folder.find(vectors_path(folder.local, count, job.file_format))
-        check_end(folder.local, count, job.file_format)
+        folder.find(vectors_path(folder.local, count, job.writing["file_format"]))
+        check_end(folder.local, count, job.writing["file_format"])
     summary = finish_run(folder.local, settings, files, skipped)
     folder.keep_index()
     return replace(summary, output=job.output if protocol_of(job.output) else Path(job.output))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from mmemb_r1.training.settling.faults import SettleOptions
 
 Part = tuple[int, int]
+
+logger = logging.getLogger(__name__)
 
 
 def draw_rationales(
@@ -145,7 +149,7 @@ def select_rationales(
         size = slots(ray, workers, threads, gpus)
         told = dict(evaluator_options or {})
         if kind != "vllm":  # which finds its devices itself
-            told["device"] = "cuda" if size.gpus else "cpu"
+            told["device"] = size.device
         given += [dict(read or {}), kind, told, asked]
         _run_parts(_score_part, given, size, size.workers)
         (report,) = _run_parts(_score_part, given, size, 1)  # nothing is left to be scored
@@ -180,43 +184,69 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _run_parts(function: Callable[..., Any], given: Sequence[Any], size: WorkerSlots, count: int) -> list[Any]:
-    """Call `function(part, *given)` for each of `count` parts, each in a process; the first error ends all."""
+    """
+    Call `function(part, *given)` for each of `count` parts, each in a process; the first error ends all.
+
+    Processes are actors, which are killed, and no tasks, which would be cancelled: the driver ends without a word,
+    by a check of Ray's own (2.60), when a task is cancelled at the moment at which its answer comes.
+    """
     import ray
     from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
-    remote = ray.remote(_guarded).options(max_retries=RETRIES, **size.options())
-    waiting = {
-        remote.remote(function, size.threads, (number, count), list(given)): number for number in range(1, count + 1)
-    }
-    numbers, results = dict(waiting), {}
+    process = ray.remote(_Process).options(**size.options())
+    actors: dict[int, Any] = {}
+    waiting: dict[Any, int] = {}
+    begun, results = Counter[int](), {}
+
+    def begin(number: int) -> None:
+        begun[number] += 1
+        actors[number] = process.remote()
+        waiting[actors[number].call.remote(function, size.threads, (number, count), list(given))] = number
+
     try:
+        for number in range(1, count + 1):
+            begin(number)
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
-            fault, value = ray.get(done)
+            number = waiting.pop(done)
+            try:
+                fault, value = ray.get(done)
+            except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
+                _check_begun(begun[number], f"the process of part {number} of {count}", error)
+                begin(number)
+                continue
             if fault is not None:
                 raise {"os": OSError, "import": ImportError, "value": ValueError}[fault](value)
-            results[waiting.pop(done)] = value
-    except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
-        raise OSError(
-            f"the process of part {numbers[done]} of {count} died {RETRIES + 1} times. What was finished is kept. If "
-            "it was memory, give each worker more; then make the same call again."
-        ) from error
+            results[number] = value
+            ray.kill(actors.pop(number))  # what it had is for a part that waits
     finally:
-        for left in waiting:
-            ray.cancel(left, force=True)
+        for actor in actors.values():
+            ray.kill(actor)
     return [results[number] for number in sorted(results)]
 
 
-def _guarded(function: Callable[..., Any], threads: int, part: Part, given: list[Any]) -> tuple[str | None, Any]:
-    """Call a function; what users can correct is an answer, and not an exception, which Ray would wrap."""
-    import torch
+def _check_begun(times: int, what: str, error: Exception) -> None:
+    """Refuse to begin again what was begun too often, else warn that it is."""
+    if times > RETRIES:
+        raise OSError(
+            f"{what} died {times} times. What was finished is kept. If it was memory, give each worker more; then "
+            "make the same call again."
+        ) from error
+    logger.warning("%s died, and another goes on with what it had. Ray's logs say why.", what)
 
-    torch.set_num_threads(threads)
-    try:
-        return None, function(part, *given)
-    except OSError as error:
-        return "os", str(error)
-    except ImportError as error:
-        return "import", str(error)
-    except ValueError as error:
-        return "value", str(error)
+
+class _Process:
+    """Call a function; what users can correct is an answer, and not an exception, which Ray would wrap."""
+
+    def call(self, function: Callable[..., Any], threads: int, part: Part, given: list[Any]) -> tuple[str | None, Any]:
+        import torch
+
+        torch.set_num_threads(threads)
+        try:
+            return None, function(part, *given)
+        except OSError as error:
+            return "os", str(error)
+        except ImportError as error:
+            return "import", str(error)
+        except ValueError as error:
+            return "value", str(error)
