@@ -321,7 +321,7 @@ def _in_files(
             arrays = make(some)
             if path is not None:
                 with replaced_file(path) as temporary:
-                    np.savez(temporary, allow_pickle=False, **arrays)
+                    np.savez(temporary, **arrays)  # numpy 2.0 would take allow_pickle for an array
         advance(len(some))
         return arrays
 
