@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -293,6 +293,11 @@ class RationaleState:
         """List the ids of the rationales, with the control tokens between rounds but not those around the whole."""
         return self.token_ids[len(config.opening_ids) : len(self.token_ids) - 1 - len(config.closing_ids)]
 
+    def copy(self) -> RationaleState:
+        """Make one that goes on by itself from here."""
+        lists = {"token_ids": [*self.token_ids], "embeddings": [*self.embeddings], "ahead": [*self.ahead]}
+        return replace(self, **lists)
+
     def begin(self, opening: Sequence[int], num_read: int = 0) -> None:
         """Open a rationale, of whose `opening` so many tokens were read with the prompt."""
         self.token_ids += opening[:num_read]
@@ -455,8 +460,7 @@ class Decoder:
         """Tell which rows think another round, by their gate logits `(N,)` -> `(N,)` bool."""
         if self.decide is not None:
             return self.decide(gate_logits)
-        gate_prob = gate_logits.sigmoid()
-        return gate_prob >= gate_prob.new_tensor([self.states[place].threshold for place in places])
+        return think_again(gate_logits, [self.states[place] for place in places])
 
     @torch.no_grad()
     def stop(self, states: Sequence[RationaleState]) -> None:
@@ -473,6 +477,12 @@ class Decoder:
             self.states = [self.states[place] for place in order]
             rows = torch.tensor(order, device=self.context.hidden.device)
             self.context = self.context.keep(rows) if order else None
+
+
+def think_again(gate_logits: Tensor, states: Sequence[RationaleState]) -> Tensor:
+    """Tell which rows reach the threshold of their state, by their gate logits `(N,)` -> `(N,)` bool."""
+    gate_prob = gate_logits.sigmoid()
+    return gate_prob >= gate_prob.new_tensor([state.threshold for state in states])
 
 
 def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -61,10 +61,6 @@ class ReasoningOptions:
     def thinks(self, gate_prob: Tensor) -> list[int]:
         """List the rows that think, by their gate probabilities `(B,)`."""
         return (gate_prob >= self.threshold).nonzero().squeeze(-1).tolist()
-
-    def again(self, gate_logits: Tensor) -> Tensor:
-        """Tell which rows think another round, by their gate logits there `(N,)` -> `(N,)` bool."""
-        return gate_logits.sigmoid() >= self.threshold
 
 
 @dataclass
@@ -169,11 +165,7 @@ def read_prompts(
     media = dict(batch)
     input_ids, attention_mask = media.pop("input_ids"), media.pop("attention_mask", None)
     given = media.pop("max_reasoning_tokens", None)
-    if isinstance(options, ReasoningOptions):
-        budgets = options.budgets(len(input_ids), given)
-        options = [options] * len(input_ids)
-    else:
-        budgets = [budget for own in options for budget in own.budgets(1)]
+    options = options_of_rows(options, len(input_ids), given)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     order = left_padded(attention_mask)
@@ -189,13 +181,27 @@ def read_prompts(
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, ahead, **media)
         direct = model.embeddings_of(context.pooled.mean)
         gate_prob = model.gate(context.hidden).sigmoid()
-    limit = context_length(model.config)
+    return ReadBatch(direct, gate_prob, thinking_states(model.config, gate_prob, options), model.config), context
+
+
+def options_of_rows(
+    options: ReasoningOptions | Sequence[ReasoningOptions], rows: int, given: int | Sequence[int] | None = None
+) -> list[ReasoningOptions]:
+    """List the options of each of so many rows, if they are for all; `given` budgets go before those in them."""
+    if not isinstance(options, ReasoningOptions):
+        return list(options)
+    return [replace(options, max_reasoning_tokens=budget) for budget in options.budgets(rows, given)]
+
+
+def thinking_states(config: Any, gate_prob: Tensor, options: Sequence[ReasoningOptions]) -> dict[int, RationaleState]:
+    """Start the states of the rows that think, by their gate probabilities `(B,)` and the options of each."""
+    limit = context_length(config)
     thresholds = [own.threshold for own in options]
     thinks = (gate_prob >= gate_prob.new_tensor(thresholds)).nonzero().squeeze(-1).tolist()
-    states = {
-        row: RationaleState(budgets[row], options[row].max_reasoning_rounds, limit, thresholds[row]) for row in thinks
+    return {
+        row: RationaleState(options[row].budgets(1)[0], options[row].max_reasoning_rounds, limit, thresholds[row])
+        for row in thinks
     }
-    return ReadBatch(direct, gate_prob, states, model.config), context
 
 
 def opening_ahead(config: Any) -> list[int]:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mmemb_r1.engines.prompts import engine_prompts
 from mmemb_r1.engines.protocol import Engine, EnginePrompt
-from mmemb_r1.modeling.decoding_mmemb_r1 import RationaleState
+from mmemb_r1.modeling.decoding_mmemb_r1 import RationaleState, think_again
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
-from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS, context_length
-from mmemb_r1.modeling.scheduling_mmemb_r1 import ReadBatch, ReasoningOptions
+from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
+from mmemb_r1.modeling.scheduling_mmemb_r1 import ReadBatch, ReasoningOptions, options_of_rows, thinking_states
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module, features_of
 
 CHUNKS_AT_ONCE = 2  # so that states are read while rationales of the chunk before are written
@@ -114,54 +114,83 @@ def embeddings_after(
 
 def embed_prompts(engine: Engine, model: Any, prompts: Sequence[EnginePrompt], options: ReasoningOptions) -> ReadBatch:
     """
-    Embed prompts, each ending in the marker, as [`MMEmbR1Model.embed`] does.
+    Embed prompts as [`MMEmbR1Model.embed`] does: [`begin`], and [`think`] as long as some have not finished.
+
+    Args:
+        engine, model, prompts: as for [`begin`].
+        options: how to think.
+
+    Raises:
+        InputError, EngineError: as [`begin`].
+    """
+    read = begin(engine, model, prompts, options)
+    while rows := [row for row, state in read.states.items() if not state.done]:
+        try:
+            after = think(engine, model, [prompts[row] for row in rows], [read.states[row] for row in rows])
+        except InputError as error:
+            raise error.at(rows[error.index]) from error
+        read.states |= zip(rows, after, strict=True)
+    return read
+
+
+def begin(
+    engine: Engine,
+    model: Any,
+    prompts: Sequence[EnginePrompt],
+    options: ReasoningOptions | Sequence[ReasoningOptions],
+) -> ReadBatch:
+    """
+    Read prompts: their direct embeddings, the gate's answers, and the states of those that are about to think.
 
     Args:
         engine: that runs the backbone.
         model: the [`MMEmbR1Model`], whose head and gate are used.
-        prompts: to embed.
-        options: how to think.
+        prompts: to embed, each ending in the marker.
+        options: how to think, for all or one for each.
+
+    Raises:
+        InputError: naming the index of a prompt that can't be read.
+        EngineError: if the engine can't go on.
     """
-    config = model.config
     direct, gate_logits = _read(engine, model, prompts)
     gate_prob = gate_logits.sigmoid()
-    budgets, limit = options.budgets(len(prompts)), context_length(config)
-    states = {
-        row: RationaleState(budgets[row], options.max_reasoning_rounds, limit) for row in options.thinks(gate_prob)
-    }
+    states = thinking_states(model.config, gate_prob, options_of_rows(options, len(prompts)))
     for state in states.values():
-        state.begin(config.opening_ids)
-    while rows := [row for row, state in states.items() if state.feed is not None]:
-        _think(engine, model, prompts, {row: states[row] for row in rows}, options)
-    return ReadBatch(direct, gate_prob, states, config)
+        state.begin(model.config.opening_ids)
+    return ReadBatch(direct, gate_prob, states, model.config)
 
 
-def _think(
-    engine: Engine,
-    model: Any,
-    prompts: Sequence[EnginePrompt],
-    states: dict[int, RationaleState],
-    options: ReasoningOptions,
-) -> None:
-    """Write a rationale for each row, and read the vectors after them."""
-    config, rows = model.config, list(states)
-    for state in states.values():
+def think(
+    engine: Engine, model: Any, prompts: Sequence[EnginePrompt], states: Sequence[RationaleState]
+) -> list[RationaleState]:
+    """
+    Write a rationale after each prompt, and read the vectors there.
+
+    Args:
+        engine, model: as for [`begin`].
+        prompts: that have not finished thinking.
+        states: where each of them is. They stay as they are, so that it can be asked again after an error.
+
+    Returns:
+        Where each is then: done, or about to think another round.
+
+    Raises:
+        InputError, EngineError: as [`begin`].
+    """
+    config, states = model.config, [state.copy() for state in states]
+    for state in states:
         while state.take(config) == "ahead":
             pass
+    begun = [prompt.then(state.token_ids) for prompt, state in zip(prompts, states, strict=True)]
     # one token more than fits tells whether the rationale would have ended there
-    written = _of_rows(
-        rows,
-        engine.rationales,
-        [prompts[row].then(state.token_ids) for row, state in states.items()],
-        [state.max_tokens + 1 for state in states.values()],
-    )
-    for state, ids in zip(states.values(), written, strict=True):
+    written = engine.rationales(begun, [state.max_tokens + 1 for state in states])
+    for state, ids in zip(states, written, strict=True):
         _feed(state, config, ids)
-    follow = [prompts[row].then(state.token_ids) for row, state in states.items()]
-    embeddings, gate_logits = _of_rows(rows, lambda some: _read(engine, model, some), follow)
-    again = options.again(gate_logits).tolist()
-    for state, embedding, more in zip(states.values(), embeddings, again, strict=True):
-        state.embed(embedding, more, config.opening_ids)
+    ended = [prompt.then(state.token_ids) for prompt, state in zip(prompts, states, strict=True)]
+    embeddings, gate_logits = _read(engine, model, ended)
+    for state, embedding, again in zip(states, embeddings, think_again(gate_logits, states).tolist(), strict=True):
+        state.embed(embedding, again, config.opening_ids)
+    return states
 
 
 def _feed(state: RationaleState, config: Any, ids: Sequence[int]) -> None:
@@ -191,11 +220,3 @@ def _without_last(prompt: EnginePrompt) -> EnginePrompt:
     return EnginePrompt(
         prompt.token_ids[:-1], min(prompt.num_rendered, len(prompt.token_ids) - 1), prompt.images, prompt.messages
     )
-
-
-def _of_rows(rows: Sequence[int], ask: Any, *arguments: Any) -> Any:
-    """Ask for some rows; an error about one of them names its place among all."""
-    try:
-        return ask(*arguments)
-    except InputError as error:
-        raise error.at(rows[error.index]) from error
