@@ -295,8 +295,7 @@ class RationaleState:
 
     def copy(self) -> RationaleState:
         """Make one that goes on by itself from here."""
-        lists = {"token_ids": [*self.token_ids], "embeddings": [*self.embeddings], "ahead": [*self.ahead]}
-        return replace(self, **lists)
+        return replace(self, token_ids=[*self.token_ids], embeddings=[*self.embeddings], ahead=[*self.ahead])
 
     def begin(self, opening: Sequence[int], num_read: int = 0) -> None:
         """Open a rationale, of whose `opening` so many tokens were read with the prompt."""

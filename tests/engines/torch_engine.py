@@ -23,6 +23,7 @@ class TorchEngine:
     """Run the backbone of a model that is in memory; no cache, nothing beside a prompt."""
 
     name = "torch"
+    concurrency = 1
 
     def __init__(self, model: MMEmbR1, max_length: int | None = None) -> None:
         self.model, self.module, self.max_length = model, None, max_length

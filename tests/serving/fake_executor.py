@@ -100,3 +100,6 @@ class FakeExecutor:
 
     def rationale(self, answer):
         return ""
+
+    def close(self):
+        self.at_work = {}

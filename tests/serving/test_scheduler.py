@@ -8,7 +8,8 @@ import time
 import pytest
 from tests.serving.fake_executor import FakeExecutor, job, row
 
-from mmemb_r1.serving.scheduler import ClosedError, ExecutorError, QueueFullError, RefusedError, Scheduler
+from mmemb_r1.serving.job_errors import ClosedError, ExecutorError, QueueFullError, RefusedError
+from mmemb_r1.serving.scheduler import Scheduler
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmemb_r1.cli._options import add_encoding_options, model_name
+from mmemb_r1.cli._options import add_encoding_options, add_engine_options, engine_given, model_name
 
 HELP = """\
 Serve a checkpoint over HTTP, as OpenAI's embeddings are asked for: POST /v1/embeddings, GET /v1/models, /health,
@@ -13,6 +13,7 @@ Serve a checkpoint over HTTP, as OpenAI's embeddings are asked for: POST /v1/emb
 
     mmemb-r1 serve DIR                                    on this computer only
     MMEMB_R1_API_KEY=... mmemb-r1 serve DIR --host 0.0.0.0      for others, who need the key
+    mmemb-r1 serve EXPORTED --engine http://localhost:8001,http://localhost:8002    servers of vLLM run its backbone
 
 The checkpoint is verified first. Inputs of all requests are read and think together. SIGTERM and Ctrl-C end the server
 when the requests that it has are answered. Logs are lines of JSON on standard error, in which no input occurs."""
@@ -52,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; others can send requests if it is "
                         "0.0.0.0; default: 127.0.0.1, this computer only")  # fmt: skip
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one; default: 8000")
+    add_engine_options(parser)
     limits = parser.add_argument_group("limits of requests and clients")
     for name, meaning in LIMITS.items():
         default = getattr(defaults, name)
@@ -99,7 +101,11 @@ def run(args: argparse.Namespace) -> int:
     )
     log_to(sys.stderr)
     config = {name: getattr(args, name) for name in ("max_image_tokens", "max_image_pixels", "max_text_tokens")}
-    model = open_model(args.model, revision=args.revision, device=args.device, **config)
+    model = open_model(args.model, revision=args.revision, device=args.device, **engine_given(args), **config)
     name = args.name or model_name(args.model) or "model"  # the folder may be called so, at the top of all
-    serve(make_server(model, name, settings, host=args.host, port=args.port, keys=api_keys()))
+    try:
+        serve(make_server(model, name, settings, host=args.host, port=args.port, keys=api_keys()))
+    finally:
+        if model.engine is not None:
+            model.engine.close()
     return 0

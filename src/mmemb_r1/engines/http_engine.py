@@ -62,6 +62,7 @@ class HttpEngine:
     ) -> None:
         self.verify = verify
         self._reads = Connection(states, key_env, **options)
+        self.concurrency = self._reads.concurrency
         self._writes = None if rationales is None else Connection(rationales, key_env, **options)
         self._module: MMEmbR1Module | None = None
         self._tokenizer: Any = None
@@ -70,7 +71,7 @@ class HttpEngine:
         self._told = False
 
     def check(self, module: MMEmbR1Module) -> None:
-        check_runs(module, None)
+        check_runs(module, module.facts if isinstance(module, ServedModule) else None)
 
     def start(self, module: MMEmbR1Module, writes: bool) -> None:
         if writes and self._writes is None:

@@ -71,9 +71,13 @@ class Engine(Protocol):
 
     Attributes:
         name: of the kind of engine, kept with vectors that it made.
+        concurrency: how many calls it works on at a time. With 1 they wait for each other, and one call for many
+            prompts is worth most; with more, what fails was tried again by the engine itself, as often as it makes
+            sense.
     """
 
     name: str
+    concurrency: int
 
     def check(self, module: MMEmbR1Module) -> None:
         """

@@ -42,6 +42,7 @@ class VllmEngine:
     """
 
     name = "vllm"
+    concurrency = 1
 
     def __init__(
         self,

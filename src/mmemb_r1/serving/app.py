@@ -20,9 +20,10 @@ import mmemb_r1
 from mmemb_r1.serving.errors import ApiError
 from mmemb_r1.serving.executor import Answer
 from mmemb_r1.serving.gate import Gate
+from mmemb_r1.serving.job_errors import ClosedError, ExecutorError, QueueFullError, RefusedError
 from mmemb_r1.serving.metrics import Metrics
 from mmemb_r1.serving.protocol import EmbeddingRequest
-from mmemb_r1.serving.scheduler import ClosedError, ExecutorError, QueueFullError, RefusedError, Scheduler
+from mmemb_r1.serving.scheduler import Scheduler
 from mmemb_r1.serving.service import EmbeddingService
 
 logger = logging.getLogger("mmemb_r1.serving")

@@ -78,6 +78,10 @@ class Answer:
     stopped: bool = False
 
 
+# What becomes of a row: a `ValueError` says why it is refused; with any other error the executor failed over it
+Outcome = tuple[Row, Answer | Exception]
+
+
 class ThinkingLostError(RuntimeError):
     """Report that the rows at work can't go on: whoever catches it calls `reset`, and begins them again."""
 
@@ -103,7 +107,7 @@ class Executor(Protocol):
     def prepare(self, rows: Sequence[Row]) -> list[Prepared | ValueError]:
         """Make what is read of rows, one by one: what one holds changes nothing for others. Any thread may call it."""
 
-    def read(self, rows: Sequence[Row]) -> list[tuple[Row, Answer]]:
+    def read(self, rows: Sequence[Row]) -> Sequence[Outcome]:
         """
         Read rows that were prepared, no more of those that may think than there is room for; return those that are
         done with it. The others begin to think.
@@ -113,10 +117,10 @@ class Executor(Protocol):
             Exception: any other leaves them as they were, and these rows unread.
         """
 
-    def step(self) -> list[tuple[Row, Answer]]:
+    def step(self) -> Sequence[Outcome]:
         """Let the rows at work go on for a moment; return those that are done. After an exception all are lost."""
 
-    def stop(self, rows: Sequence[Row]) -> list[tuple[Row, Answer]]:
+    def stop(self, rows: Sequence[Row]) -> Sequence[Outcome]:
         """Take rows out of those at work, with the last vector that each has."""
 
     def reset(self) -> None:
@@ -124,3 +128,6 @@ class Executor(Protocol):
 
     def rationale(self, answer: Answer) -> str:
         """Write a rationale as text; rounds are separated by newlines. Any thread may call it."""
+
+    def close(self) -> None:
+        """End what it started; nothing is called afterwards but `rationale`."""

@@ -21,7 +21,9 @@ from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.serving.app import build_app
 from mmemb_r1.serving.connection import protocol_of
+from mmemb_r1.serving.engine_executor import EngineExecutor
 from mmemb_r1.serving.executor import Executor, Row
+from mmemb_r1.serving.job_errors import ExecutorError, RefusedError
 from mmemb_r1.serving.local import LocalExecutor
 from mmemb_r1.serving.metrics import Metrics
 from mmemb_r1.serving.scheduler import Job, Scheduler
@@ -46,9 +48,15 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def local_executor(model: MMEmbR1, settings: ServerSettings) -> LocalExecutor:
-    """Make the executor that runs a model in this process."""
-    return LocalExecutor(
+def executor_of(model: MMEmbR1, settings: ServerSettings) -> Executor:
+    """
+    Make what runs a model: its engine, if it has one, or this process.
+
+    Raises:
+        ValueError, EngineError: as [`EngineExecutor`].
+    """
+    kind = LocalExecutor if model.engine is None else EngineExecutor
+    return kind(
         model,
         max_input_tokens=min(context_length(model[0].model.config), settings.max_batch_tokens),
         decode_batch_size=settings.decode_batch_size or DECODED_PER_READ * settings.batch_size,
@@ -70,7 +78,7 @@ def make_app(
     Args:
         model, name, settings, keys, executor: as for [`make_server`], whose errors these are.
     """
-    executor = executor or local_executor(model, settings)
+    executor = executor or executor_of(model, settings)
     metrics = Metrics()
     scheduler = Scheduler(
         executor,
@@ -109,10 +117,12 @@ def make_server(
         settings: the limits.
         host, port: where it listens; port 0 is a free one.
         keys: of the API; none: everybody may use it.
-        executor: runs the model. Default: this process does.
+        executor: runs the model. Default: its engine, or this process, see [`executor_of`].
 
     Raises:
-        ValueError: if the model gives vectors that are no numbers.
+        ValueError: if the model gives vectors that are no numbers, fails over a built-in input or refuses it, or its
+            engine can't write rationales.
+        EngineError: if its engine can't start, can't be reached, or runs another model.
     """
     config = uvicorn.Config(
         make_app(model, name, settings, keys=keys, executor=executor),
@@ -143,7 +153,10 @@ def warm_up(model: MMEmbR1, scheduler: Scheduler) -> None:
     start = time.monotonic()
     job = Job(rows)
     scheduler.submit(job)
-    answers = job.future.result()
+    try:
+        answers = job.future.result()
+    except (ExecutorError, RefusedError) as error:
+        raise ValueError(f"the model is not served: it can't embed a built-in text and picture ({error}).") from error
     if not all(np.isfinite(answer.embedding).all() for answer in answers):
         raise ValueError("the model is not served: its vectors are no numbers. Check the checkpoint and its dtype.")
     logger.info("ready", extra={"facts": {"warm_up_seconds": round(time.monotonic() - start, 3)}})

@@ -19,7 +19,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from mmemb_r1.serving.executor import Answer, Executor, Prepared, Row, ThinkingLostError
+from mmemb_r1.serving.executor import Answer, Executor, Outcome, Prepared, Row, ThinkingLostError
+from mmemb_r1.serving.job_errors import ClosedError, ExecutorError, QueueFullError, RefusedError
 from mmemb_r1.serving.row_queue import WINDOW, Key, RowQueue
 
 logger = logging.getLogger(__name__)
@@ -30,30 +31,6 @@ PREPARED_AT_ONCE = 32  # texts in one call
 GATHER_SECONDS = 0.01  # how long a row waits for others that are prepared with it, while the executor is at work
 FAILURES = 3  # in a row, after which the executor does not count as healthy
 LONGEST_WAIT = 60  # seconds that a client is told to wait
-
-
-class QueueFullError(Exception):
-    """Say that no more rows are taken now; `retry_after` is in how many seconds there may be room."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the queue is full; try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class ClosedError(Exception):
-    """Say that no more rows are taken, because the scheduler was closed."""
-
-
-class ExecutorError(Exception):
-    """Say that the executor failed over a row; the reason is in the log."""
-
-
-class RefusedError(Exception):
-    """Say that one of a job's inputs can't be embedded: its `index`, and the `reason`."""
-
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(f"Input {index} can't be embedded: {reason}")
-        self.index, self.reason = index, reason
 
 
 @dataclass(eq=False)
@@ -192,6 +169,7 @@ class Scheduler:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout)
+        self.executor.close()
         for ticket in list(self._tickets.values()):
             _settle(ticket.job.future, error=ClosedError("the server was shut down before this was done"))
         return done
@@ -388,7 +366,6 @@ class Scheduler:
             self._failures += 1
             self._fail(rows[0], ExecutorError("the server failed over an input"))
         else:
-            self._failures = 0
             self.observer.batch_read(rows)
             for row in rows:
                 row.prepared = None
@@ -405,7 +382,6 @@ class Scheduler:
             logger.exception("a step of thinking failed")
             self._restart()
         else:
-            self._failures = 0
             self._finish(answered)
 
     def _restart(self) -> None:
@@ -426,11 +402,16 @@ class Scheduler:
 
     # What becomes of rows
 
-    def _finish(self, answered: Iterable[tuple[Row, Answer]]) -> None:
+    def _finish(self, outcomes: Iterable[Outcome]) -> None:
         now = time.monotonic()
         with self._changed:
             count = 0
-            for row, answer in answered:
+            for row, answer in outcomes:
+                if isinstance(answer, Exception):
+                    self._give_up(row, answer)
+                    continue
+                if not answer.stopped:
+                    self._failures = 0
                 self._at_work.pop(row, None)
                 ticket = self._tickets.pop(row)
                 if not row.may_think and answer.gate_prob >= ticket.threshold:
@@ -446,6 +427,15 @@ class Scheduler:
             if count:
                 self._measure(count, now)
                 self._changed.notify_all()
+
+    def _give_up(self, row: Row, error: Exception) -> None:
+        """Fail a row that the executor refuses, or that it failed over."""
+        if isinstance(error, ValueError):
+            self._fail(row, RefusedError(row.index, str(error)))
+        else:
+            logger.error("the executor failed over an input", exc_info=error)
+            self._failures += 1
+            self._fail(row, ExecutorError("the server failed over an input"))
 
     def _fail(self, row: Row, error: Exception) -> None:
         with self._changed:
