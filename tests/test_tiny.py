@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from jinja2 import TemplateError
+from packaging.version import Version
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -127,9 +129,9 @@ def test_video(family: str) -> None:
         tokenize=False,
     )
     frames = np.stack([np.asarray(picture(seed)) for seed in range(4)])
-    batch = processor(text=[text], videos=[frames], return_tensors="pt")
+    batch = processor(text=[text], videos=[[frames]], return_tensors="pt")
     out = logits(vlm, batch)
-    still = processor(text=[text], videos=[np.stack([frames[0]] * 4)], return_tensors="pt")
+    still = processor(text=[text], videos=[[np.stack([frames[0]] * 4)]], return_tensors="pt")
     assert out.isfinite().all()
     assert (out[0, -1] - logits(vlm, still)[0, -1]).abs().max() > 1e-6
     assert vlm.generate(**batch, max_new_tokens=4, min_new_tokens=4).shape[1] == batch["input_ids"].shape[1] + 4
@@ -159,7 +161,10 @@ def test_chat_template(family: str) -> None:
         assert len(tokenizer.tokenize(role)) == 1
 
 
-def test_save_and_load(family: str, tmp_path: Any) -> None:
+def test_save_and_load(family: str, tmp_path: Any, request: pytest.FixtureRequest) -> None:
+    if family in ("idefics3", "smolvlm") and Version(torchvision.__version__) < Version("0.27"):
+        reason = "what is loaded resizes pictures by torchvision, which has no Lanczos filter"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     vlm, processor = tiny(family)
     vlm.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
