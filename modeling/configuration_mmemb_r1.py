@@ -7,11 +7,14 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .heads_mmemb_r1 import pooling_class
-from .options_mmemb_r1 import FIELDS, check_option, nearest_name, resolve_reasoning
+from .options_mmemb_r1 import FIELDS, GATE_INPUTS, check_option, nearest_name, resolve_reasoning
 
 REPOSITORY_FORMAT = 2  # the newest that this code reads
 # A checkpoint that sets none of these is of format 1, and code from before they were known reads it rightly.
-SINCE_FORMAT_2 = ("embed_position", "embed_state", "opening_token_ids", "closing_token_ids", "spaces")
+SINCE_FORMAT_2 = ("embed_position", "embed_state", "opening_token_ids", "closing_token_ids", "spaces", "gate_inputs")
+
+
+READ_BY_GATE = ("state",)  # unless it is told otherwise
 
 
 class MMEmbR1Config(PreTrainedConfig):
@@ -61,6 +64,9 @@ class MMEmbR1Config(PreTrainedConfig):
             Dimensions the model was trained to be truncated to, for documentation and training.
         normalize (`bool`, *optional*, defaults to `True`):
             Whether embeddings have unit L2 norm.
+        gate_inputs (`list[str]`, *optional*, defaults to `["state"]`):
+            What the gate reads: `"state"`, the hidden state at the marker, which tells what the answer looks like;
+            `"words"`, the mean of the word embeddings of the prompt, which tells what kind of question it is; or both.
         gate_hidden_size (`int`, *optional*, defaults to 0):
             Width of the reasoning gate's hidden layer; 0 makes the gate linear.
         gate_init_bias (`float`, *optional*, defaults to -2.0):
@@ -114,6 +120,7 @@ class MMEmbR1Config(PreTrainedConfig):
     truncate_dim: int | None = None
     matryoshka_dims: list[int] | None = None
     normalize: bool = True
+    gate_inputs: list[str] | None = None
     gate_hidden_size: int = 0
     gate_init_bias: float = -2.0
     gate_threshold: float = 0.5
@@ -140,10 +147,11 @@ class MMEmbR1Config(PreTrainedConfig):
                 f" {REPOSITORY_FORMAT}: a newer version saved it. Upgrade with pip install -U mmemb-r1, or load it "
                 "with its own code: SentenceTransformer(..., trust_remote_code=True) where mmemb-r1 is not installed."
             )
+        self.gate_inputs = self.gate_inputs or [*READ_BY_GATE]
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
-        new = any(getattr(self, name) != getattr(type(self), name) for name in SINCE_FORMAT_2)
+        new = any(_is_new(name, getattr(self, name)) for name in SINCE_FORMAT_2)
         if new or getattr(self.vlm_config, "sequential_positions", False):
             self.repository_format = max(self.repository_format, 2)
         resolve_reasoning(
@@ -160,6 +168,8 @@ class MMEmbR1Config(PreTrainedConfig):
                 value = check_option(name, value, FIELDS)
             if name == "pooling":
                 pooling_class(value)  # an unknown one is an error here, not when the model is built
+            if name == "gate_inputs" and value is not None:
+                value = [one for one in GATE_INPUTS if one in value]  # in one order, and once
             if name in ("embedding_dim", "truncate_dim", "matryoshka_dims"):
                 self._check_dimensions(**{name: value})
             if name in ("embed_state", "pooling", "normalize", "opening_token_ids", "closing_token_ids"):
@@ -167,6 +177,8 @@ class MMEmbR1Config(PreTrainedConfig):
         elif not hasattr(self, name):
             _refuse_typo(name)
         super().__setattr__(name, value)
+        if name in SINCE_FORMAT_2 and "repository_format" in self.__dict__ and _is_new(name, value):
+            super().__setattr__("repository_format", max(self.repository_format, 2))
 
     def _check_dimensions(self, **changed: Any) -> None:
         """Refuse to truncate vectors to more than they have; while the config is being made, nothing is known yet."""
@@ -254,6 +266,11 @@ class MMEmbR1Config(PreTrainedConfig):
         return self.get_text_config().hidden_size
 
     @property
+    def gate_reads_words(self) -> bool:
+        """Tell whether the gate reads the words of the prompt."""
+        return "words" in (self.gate_inputs or [])
+
+    @property
     def custom_pipelines(self) -> dict[str, Any]:
         """Name what `pipeline("feature-extraction", ...)` runs; made anew, because transformers writes into it."""
         return {"feature-extraction": {"impl": "pipeline_mmemb_r1.MMEmbR1Pipeline", "pt": ["AutoModel"]}}
@@ -262,6 +279,11 @@ class MMEmbR1Config(PreTrainedConfig):
     def image_token_id(self) -> int | None:
         """Id of the backbone's image placeholder."""
         return getattr(self.vlm_config, "image_token_id", getattr(self.vlm_config, "image_token_index", None))
+
+
+def _is_new(name: str, value: Any) -> bool:
+    """Tell whether code from before a field was known would read a checkpoint with this value of it wrongly."""
+    return value not in (getattr(MMEmbR1Config, name), [*READ_BY_GATE] if name == "gate_inputs" else None)
 
 
 def _refuse_typo(name: str) -> None:

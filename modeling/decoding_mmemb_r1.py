@@ -27,6 +27,7 @@ from .backbones_mmemb_r1 import (
     can_be_ragged,
     can_join,
     is_per_token,
+    mean_words,
     next_positions,
     rotary_positions,
     with_cache,
@@ -49,6 +50,7 @@ class Context:
         offset: `(B, 1)` difference between a token's rotary position and its index in the row (multimodal RoPE).
         pooled: the pooled hidden states so far.
         hidden: `(B, H)` hidden state of the last token.
+        words: `(B, H)` mean word embedding of the prompt, where the gate reads it.
     """
 
     cache: Any
@@ -57,6 +59,7 @@ class Context:
     offset: Tensor
     pooled: Pooled
     hidden: Tensor
+    words: Tensor | None = None
 
     def branch(self, rows: Tensor) -> Context:
         """Copy the given rows `(N,)`, any of them left out or repeated; this one stays as it is."""
@@ -76,7 +79,9 @@ class Context:
 
     def _of(self, cache: Any, mask: Tensor | None, rows: Tensor) -> Context:
         mask = None if mask is None else mask[rows]
-        return Context(cache, mask, self.lengths[rows], self.offset[rows], self.pooled.select(rows), self.hidden[rows])
+        words = None if self.words is None else self.words[rows]
+        pooled, hidden = self.pooled.select(rows), self.hidden[rows]
+        return Context(cache, mask, self.lengths[rows], self.offset[rows], pooled, hidden, words)
 
     def join(self, other: Context) -> Context:
         """Join the rows of both, without the padding that all of them have; both are used up."""
@@ -99,6 +104,7 @@ class Context:
             torch.cat([self.offset, other.offset]),
             self.pooled.beside(other.pooled),
             torch.cat([self.hidden, other.hidden]),
+            None if self.words is None or other.words is None else torch.cat([self.words, other.words]),
         )
 
 
@@ -166,6 +172,7 @@ def prefill(
     pooled_mask = attention_mask.bool()
     if head.config.embed_position == "before":
         pooled_mask = pooled_mask & (torch.arange(at + 1, device=input_ids.device) < at)
+    words = mean_words(vlm, input_ids[:, :at], attention_mask[:, :at]) if head.config.gate_reads_words else None
     if ahead:
         # as many new columns for everything that is per token: token types and the like are 0 there
         media = {
@@ -190,6 +197,7 @@ def prefill(
         offset=offset,
         pooled=head.pool(hidden[:, : at + 1], pooled_mask),
         hidden=hidden[:, at],
+        words=words,
     )
 
 
@@ -238,7 +246,7 @@ def advance(
     pooled = head.extend(context.pooled, hidden)
     if unread is not None:
         pooled = context.pooled.where(unread, pooled)
-    return Context(cache_of(output), mask, context.lengths + 1, context.offset, pooled, hidden)
+    return Context(cache_of(output), mask, context.lengths + 1, context.offset, pooled, hidden, context.words)
 
 
 _COMPILED: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
@@ -450,7 +458,8 @@ class Decoder:
         model = self.model
         at = torch.tensor(places, device=context.hidden.device)
         embeddings = model.embeddings_of(context.pooled.mean[at])
-        again = self._again(model.gate(context.hidden[at]), places)
+        words = None if context.words is None else context.words[at]
+        again = self._again(model.ask_gate(context.hidden[at], words), places)
         for place, embedding, more in zip(places, embeddings, again.tolist(), strict=True):
             self.states[place].embed(embedding, more, model.config.opening_ids)
         self._let_go()

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 class ReasoningGate(nn.Module):
     """
-    Decide at an `<|embed|>` whether to think: hidden state `(..., H)` -> logit `(...)`.
+    Decide at an `<|embed|>` whether to think: what [`gate_inputs`] gives, `(..., G)` -> logit `(...)`.
 
     `sigmoid(logit)` is the probability of `<think>` against stopping. A fresh gate is constant: its weights are zero
     and its bias is `config.gate_init_bias`.
@@ -21,21 +21,43 @@ class ReasoningGate(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.init_bias = config.gate_init_bias
-        width = config.gate_hidden_size
-        self.hidden = nn.Linear(config.hidden_size, width) if width else None
-        self.output = nn.Linear(width or config.hidden_size, 1)
+        width, size = config.gate_hidden_size, config.hidden_size * len(config.gate_inputs)
+        self.hidden = nn.Linear(size, width) if width else None
+        self.output = nn.Linear(width or size, 1)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = hidden.to(self.output.weight.dtype)  # the gate may be trained in float32 on a bfloat16 backbone
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs.to(self.output.weight.dtype)  # the gate may be trained in float32 on a bfloat16 backbone
         if self.hidden is not None:
             hidden = nn.functional.silu(self.hidden(hidden))
-        return self.output(hidden).squeeze(-1).float()  # (..., H) -> (...)
+        return self.output(hidden).squeeze(-1).float()  # (..., G) -> (...)
+
+    @property
+    def first(self) -> str:
+        """Name the layer that sees the inputs."""
+        return "output" if self.hidden is None else "hidden"
 
     @torch.no_grad()
     def reset(self) -> None:
         """Make the gate a constant that prefers the direct embedding."""
         nn.init.zeros_(self.output.weight)  # unlike `zero_`, these leave alone what was loaded from a checkpoint
         nn.init.constant_(self.output.bias, self.init_bias)
+
+
+def gate_inputs(config: PreTrainedConfig, state: Tensor, words: Tensor | None) -> Tensor:
+    """
+    Put together what the gate reads.
+
+    Args:
+        state: `(..., H)` hidden state at the marker.
+        words: `(..., H)` mean word embedding of the prompt; `None` where the gate does not read it.
+
+    Returns:
+        `(..., G)`, in the order of `config.gate_inputs`.
+    """
+    if words is None:
+        return state
+    words = words.to(state.dtype)
+    return torch.cat([state, words], dim=-1) if "state" in config.gate_inputs else words
 
 
 class Pooled(NamedTuple):

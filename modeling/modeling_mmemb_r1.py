@@ -20,11 +20,11 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
-from .backbones_mmemb_r1 import last_norm, norm_scale, rotary_frequencies, rotary_positions
+from .backbones_mmemb_r1 import last_norm, mean_words, norm_scale, rotary_frequencies, rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .files_mmemb_r1 import as_new, copy_content, remove_read_only
-from .heads_mmemb_r1 import ReasoningGate, pooling_class
+from .heads_mmemb_r1 import ReasoningGate, gate_inputs, pooling_class
 from .loading_mmemb_r1 import loading
 from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output
@@ -284,25 +284,40 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         pooled = attention_mask.bool()
         if self.config.embed_position == "before":
             pooled = pooled & ~markers
-        embeddings, gate_logits = [], []
+        words = None
+        if self.config.gate_reads_words:
+            words = mean_words(self.vlm, input_ids, attention_mask.bool() & (number == 0))
+        embeddings, read = [], []
         for path in range(1, int(number[:, -1].max()) + 1):
             at = number.clamp(max=path).argmax(dim=1)  # (B,), the first column that has seen so many markers, or all
             upto = torch.arange(hidden.shape[1], device=hidden.device) <= at[:, None]  # (B, S)
             embeddings.append(self.embeddings_of(self.embedding_head.pool(hidden, pooled & upto).mean))
             state = hidden[torch.arange(len(at), device=at.device), at]  # (B, H)
-            gate_logits.append(self.gate(state.detach() if detach_gate else state))
+            read.append(gate_inputs(self.config, state.detach() if detach_gate else state, words))
         paths = torch.arange(1, len(embeddings) + 1, device=number.device)
+        inputs = torch.stack(read, dim=1)  # (B, K, G)
         logps, entropies = (None, None) if labels is None else self._token_logps(hidden, labels, sampling_temperature)
         return MMEmbR1Output(
             embeddings=torch.stack(embeddings, dim=1),  # (B, K, D)
             path_mask=paths <= number[:, -1:],  # (B, K)
-            gate_logits=torch.stack(gate_logits, dim=1),  # (B, K)
+            gate_logits=self.gate(inputs),  # (B, K)
+            gate_inputs=inputs.detach(),
             rationale_logps=logps,
             rationale_entropies=entropies,
             last_hidden_state=hidden,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def ask_gate(self, state: Tensor, words: Tensor | None = None) -> Tensor:
+        """
+        Ask the gate whether to think: logits `(...)`, in float32.
+
+        Args:
+            state: `(..., H)` hidden state at the marker.
+            words: `(..., H)` mean word embedding of the prompt, which [`prefill`] gives where the gate reads it.
+        """
+        return self.gate(gate_inputs(self.config, state, words))
 
     def embeddings_of(self, pooled: Tensor) -> Tensor:
         """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
 REASONING_MODES = ("auto", "always", "never")
+GATE_INPUTS = ("state", "words")
 TASKS = ("query", "document")
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 LARGEST = 2**62
@@ -83,6 +84,7 @@ FIELDS = {  # of the config
     "embedding_dim": Rule(int, "dimensions after the projection", high=WIDEST),
     "matryoshka_dims": Rule(int, "dimensions that truncation was trained for", is_list=True),
     "normalize": Rule(bool, "whether vectors get unit norm"),
+    "gate_inputs": Rule(str, "what the gate reads", choices=GATE_INPUTS, is_list=True),
     "gate_hidden_size": Rule(int, "width of the gate's hidden layer, 0 for none", 0, WIDEST),
     "gate_init_bias": Rule(float, "gate logit of a fresh model", -1e6, 1e6),
     "max_text_tokens": Rule(int, "longer text of one input is cut"),

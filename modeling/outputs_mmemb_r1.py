@@ -18,6 +18,7 @@ class MMEmbR1Output(ModelOutput):
             did not reach repeat its last one.
         path_mask: `(B, K)` bool, which of them exist.
         gate_logits: `(B, K)` logit of thinking (again) at each `<|embed|>`; filled up likewise.
+        gate_inputs: `(B, K, G)` what the gate read there, without gradient.
         rationale_logps: `(N,)` log-probabilities of the labelled tokens, row by row; only with `labels`.
         rationale_entropies: `(N,)` entropies in nats of what they were drawn from, without gradient; only with
             `sampling_temperature`.
@@ -29,6 +30,7 @@ class MMEmbR1Output(ModelOutput):
     embeddings: Tensor | None = None
     path_mask: Tensor | None = None
     gate_logits: Tensor | None = None
+    gate_inputs: Tensor | None = None
     rationale_logps: Tensor | None = None
     rationale_entropies: Tensor | None = None
     last_hidden_state: Tensor | None = None

@@ -180,7 +180,7 @@ def read_prompts(
         ahead = () if never else opening_ahead(model.config)
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, ahead, **media)
         direct = model.embeddings_of(context.pooled.mean)
-        gate_prob = model.gate(context.hidden).sigmoid()
+        gate_prob = model.ask_gate(context.hidden, context.words).sigmoid()
     return ReadBatch(direct, gate_prob, thinking_states(model.config, gate_prob, options), model.config), context
 
 

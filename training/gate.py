@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl
+
+from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
 
 
 def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None = None) -> Tensor:
@@ -36,32 +38,39 @@ def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None =
 
 def fit_gate(
     gate: nn.Module,
-    hidden: Tensor,
+    inputs: Tensor,
     gap: Tensor,
     cost: float = 0.02,
     weight_decay: float = 0.1,
     weights: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> dict[str, float]:
     """
-    Fit a [`ReasoningGate`], in place, to utility gaps that were measured at states `(B, H)` at the first `<|embed|>`.
+    Fit a [`ReasoningGate`], in place, to utility gaps that were measured where it read `inputs` `(B, G)`.
 
     Args:
         gap, cost, weights: see [`gate_loss`].
         weight_decay: of the squared weights (not the bias).
+        scale: `(G,)` by which inputs are divided for the fit, so that the decay weighs on all of them alike; the gate
+            reads them as they are afterwards. Default: 1 each.
 
     Returns:
         `loss`, and the shares of inputs on which the gate `thinks` (at a half) and thinking `pays`.
     """
-    if len(hidden) == 0 or len(hidden) != len(gap):
-        raise ValueError(f"{len(hidden)} hidden states and {len(gap)} gaps: as many of each are needed, at least one.")
-    dtype = next(gate.parameters()).dtype
-    hidden, gap = hidden.detach().to(dtype).clone(), gap.detach().clone()
+    if len(inputs) == 0 or len(inputs) != len(gap):
+        raise ValueError(f"{len(inputs)} inputs and {len(gap)} gaps: as many of each are needed, at least one.")
+    first = next(parameter for parameter in gate.parameters() if parameter.ndim > 1)  # which sees the inputs
+    inputs, gap = inputs.detach().to(first.dtype).clone(), gap.detach().clone()
+    scale = torch.ones_like(inputs[0]) if scale is None else scale.to(inputs)
+    inputs /= scale
+    with torch.no_grad():
+        first.mul_(scale)
     matrices = [parameter for parameter in gate.parameters() if parameter.ndim > 1]
     optimizer = torch.optim.LBFGS(gate.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        loss = gate_loss(gate(hidden), gap, cost, weights)
+        loss = gate_loss(gate(inputs), gap, cost, weights)
         loss = loss + weight_decay * sum(matrix.square().sum() for matrix in matrices)
         loss.backward()
         return loss
@@ -70,9 +79,30 @@ def fit_gate(
         optimizer.step(objective)
     gate.zero_grad(set_to_none=True)
     with torch.no_grad():
-        logits = gate(hidden)
+        logits = gate(inputs)
         loss = float(gate_loss(logits, gap, cost, weights))
+        first.div_(scale)
     return {"loss": loss, "thinks": float((logits >= 0).float().mean()), "pays": float((gap > cost).float().mean())}
+
+
+def input_scale(inputs: Tensor, names: Sequence[str]) -> Tensor:
+    """
+    Compute by what a gate's inputs `(N, G)`, those of `names` side by side, are divided for a fit: `(G,)`.
+
+    States stay as they are. Word embeddings vary a hundred times less, and are made to vary as much as states do or,
+    alone, by 1 on average.
+
+    >>> input_scale(torch.tensor([[1.0, 0.02], [-1.0, 0.0]]), ["state", "words"]).tolist()
+    [1.0, 0.009999999776482582]
+    """
+    parts = dict(zip(names, inputs.float().chunk(len(names), dim=1), strict=True))
+    spread = {name: part.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-8) for name, part in parts.items()}
+    wanted = spread.get("state", torch.ones(()))
+    scales = [
+        torch.ones_like(part[0]) if name == "state" else (spread[name] / wanted).expand_as(part[0])
+        for name, part in parts.items()
+    ]
+    return torch.cat(scales)
 
 
 LEAST_SCALE = 1e-3  # of the largest deviation: a dimension that hardly varies is not blown up
@@ -145,7 +175,7 @@ class StandardisedGate:
 
 
 def train_apart(
-    optimizer: torch.optim.Optimizer, gate: nn.Module, learning_rate: float, hidden: Callable[[], Tensor | None]
+    optimizer: torch.optim.Optimizer, gate: ReasoningGate, learning_rate: float, hidden: Callable[[], Tensor | None]
 ) -> None:
     """
     Put the parameters of a [`ReasoningGate`] into a group of an optimiser's of their own, without weight decay and in
@@ -158,8 +188,7 @@ def train_apart(
     for group in optimizer.param_groups:
         group["params"] = [weight for weight in group["params"] if id(weight) not in own]
     optimizer.add_param_group({"params": moved, "lr": learning_rate, "weight_decay": 0.0, "is_gate": True})
-    layer = "output" if gate.hidden is None else "hidden"  # the one that reads the state
-    named = {name: weight for name, weight in gate.named_parameters() if name.startswith(layer)}
+    named = {name: weight for name, weight in gate.named_parameters() if name.startswith(gate.first)}
     weight, bias = (
         next(one for name, one in named.items() if name.endswith(kind) and one.requires_grad)
         for kind in ("weight", "bias")

@@ -41,7 +41,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 class Decisions(NamedTuple):
     """Hold what the gate decides on: N queries that think R rounds each, whatever the gate says."""
 
-    hidden: Tensor  # (N, R, H) states before each round, which the gate reads
+    inputs: Tensor  # (N, R, G) what the gate reads before each round
     probabilities: Tensor  # (N, R + 1) of the target, before any rationale and after each round
     ranks: npt.NDArray[np.int64]  # (N, R + 1) of the target
 
@@ -52,7 +52,7 @@ class Decisions(NamedTuple):
 
     def of(self, rows: npt.NDArray[np.int64]) -> Decisions:
         """Those of some of the queries."""
-        return Decisions(self.hidden[rows], self.probabilities[rows], self.ranks[rows])
+        return Decisions(self.inputs[rows], self.probabilities[rows], self.ranks[rows])
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,15 @@ def measure_decisions(
         rounds: rationales of each query.
         given: N lists of ids, one whole rationale for each query, with what surrounds it, in place of those that the
             model, or its thinker, writes; with `rounds` 1.
-        folder: keeps vectors and states, for a call that goes on after a kill. Default: nothing is kept. What another
-            model or other inputs gave is a `ValueError`.
+        folder: keeps vectors and what the gate reads, for a call that goes on after a kill. Default: nothing is kept.
+            What another model or other inputs gave is a `ValueError`.
     """
     encoder = encoder_of(model, Settings(modes=("never",), batch_size=batch_size))
     if folder is not None:
         inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
         digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
         facts: dict[str, Any] = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
+        facts["gate reads"] = list(model[0].model.config.gate_inputs)
         if given is None and model.thinking is not None:
             facts["thinker"] = model.thinking.identity
         if given is not None:
@@ -210,7 +211,7 @@ def measure_decisions(
             return rounds_of(model, inputs, rounds, batch_size)
         both = [encoder.embed(inputs, side=QUERY, reasoning=mode, prompt=None) for mode in ("never", "always")]
         vectors = np.stack([one.embeddings for one in both], axis=1)  # (N, 2, D)
-        return {"vectors": vectors, "hidden": gate_inputs(model, inputs, batch_size).numpy()[:, None]}
+        return {"vectors": vectors, "inputs": read_by_gate(model, inputs, batch_size).numpy()[:, None]}
 
     with progress_bar(progress) as bar:
         with step_of(bar, "candidates", sum(len(one.candidates) for one in competitions)) as advance:
@@ -232,17 +233,14 @@ def measure_decisions(
             among = torch.from_numpy(embedded.get("reasoned", embedded["vectors"]) if depth else embedded["vectors"])
             results = outcomes(one, vectors[one.rows, depth], among, temperature)
             probabilities[one.rows, depth], found[one.rows, depth] = results
-    return Decisions(torch.from_numpy(seen["hidden"]), probabilities, found)
+    return Decisions(torch.from_numpy(seen["inputs"]), probabilities, found)
 
 
 @torch.no_grad()
-def gate_inputs(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Tensor:
-    """Compute the states `(N, H)`, on the CPU, at the first `<|embed|>`, which the gate reads."""
-    states = [
-        model[0].model(**_on_device(model, features)).last_hidden_state[:, -1].float().cpu()  # padded on the left
-        for features in _batches(model, queries, batch_size)
-    ]
-    return torch.cat(states)
+def read_by_gate(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Tensor:
+    """Compute what the gate reads at the first `<|embed|>`, `(N, G)`, on the CPU."""
+    outputs = (model[0].model(**_on_device(model, features)) for features in _batches(model, queries, batch_size))
+    return torch.cat([output.gate_inputs[:, 0].float().cpu() for output in outputs])
 
 
 @torch.no_grad()
@@ -254,38 +252,34 @@ def rounds_of(
     given: Sequence[Sequence[int]] | None = None,
 ) -> Arrays:
     """
-    Let queries think all rounds: `hidden` `(N, R, H)` before each, `vectors` `(N, R + 1, D)` also after the last.
+    Let queries think all rounds: `inputs` of the gate `(N, R, G)` before each, `vectors` `(N, R + 1, D)` also after
+    the last.
 
     With `given` rationales, ids of all rounds of each query with what surrounds them, the model writes none.
     """
-    hidden: list[Tensor] = []
+    inputs: list[Tensor] = []
     vectors: list[Tensor] = []
-    seen: list[Tensor] = []
     network = model[0].model
-    hook = network.gate.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    try:
-        for number, features in enumerate(_batches(model, queries, batch_size)):
-            written = None
-            if given is None:
-                options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
-                written = network.embed(**_on_device(model, features), **options)
-                suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
-            else:
-                suffixes = [list(ids) for ids in given[number * batch_size : (number + 1) * batch_size]]
-            whole = append_tokens(features, suffixes, model.tokenizer.pad_token_id, "left")
-            length, limit = whole["input_ids"].shape[1], context_length(network.config)
-            if length > limit:
-                raise ValueError(f"a query and its rationale have {length:,} tokens; the model reads {limit:,}.")
-            seen.clear()
-            output = network(**_on_device(model, whole))
-            if len(seen) != rounds + 1:
-                raise ValueError(f"the queries thought {len(seen) - 1} rounds; expected {rounds} of each")
-            hidden.append(torch.stack(seen[:rounds], dim=1).float().cpu())  # (B, R, H)
-            embeddings = output.embeddings if written is None else written.all_embeddings
-            vectors.append(embeddings.float().cpu())  # (B, R + 1, D)
-    finally:
-        hook.remove()
-    return {"hidden": torch.cat(hidden).numpy(), "vectors": torch.cat(vectors).numpy()}
+    for number, features in enumerate(_batches(model, queries, batch_size)):
+        written = None
+        if given is None:
+            options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
+            written = network.embed(**_on_device(model, features), **options)
+            suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
+        else:
+            suffixes = [list(ids) for ids in given[number * batch_size : (number + 1) * batch_size]]
+        whole = append_tokens(features, suffixes, model.tokenizer.pad_token_id, "left")
+        length, limit = whole["input_ids"].shape[1], context_length(network.config)
+        if length > limit:
+            raise ValueError(f"a query and its rationale have {length:,} tokens; the model reads {limit:,}.")
+        output = network(**_on_device(model, whole))
+        read = output.gate_inputs  # (B, R + 1, G)
+        if read.shape[1] != rounds + 1:
+            raise ValueError(f"the queries thought {read.shape[1] - 1} rounds; expected {rounds} of each")
+        inputs.append(read[:, :rounds].float().cpu())
+        embeddings = output.embeddings if written is None else written.all_embeddings
+        vectors.append(embeddings.float().cpu())  # (B, R + 1, D)
+    return {"inputs": torch.cat(inputs).numpy(), "vectors": torch.cat(vectors).numpy()}
 
 
 def _batches(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -321,7 +315,8 @@ def _in_files(
             arrays = make(some)
             if path is not None:
                 with replaced_file(path) as temporary:
-                    np.savez(temporary, **arrays)  # numpy 2.0 would take allow_pickle for an array
+                    named: dict[str, Any] = arrays
+                    np.savez(temporary, **named)  # numpy 2.0 would take allow_pickle for an array
         advance(len(some))
         return arrays
 

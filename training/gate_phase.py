@@ -15,12 +15,14 @@ from datasets import Dataset
 
 from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
+from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
+from mmemb_r1.modeling.options_mmemb_r1 import GATE_INPUTS
 from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
 from mmemb_r1.rationale_tokens import rationale_suffix
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.training.base_trainer import pairs_facts, with_help
-from mmemb_r1.training.gate import fit_gate
+from mmemb_r1.training.gate import fit_gate, input_scale
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions, only_of
 from mmemb_r1.training.joint.data import SelectedRationales, check_selected
 from mmemb_r1.training.tables import plain_column, stored_column
@@ -46,6 +48,8 @@ class GateConfig:
         cost: what a rationale has to gain, as probability of the target, to be worth its time.
         temperature: divides the cosine similarities.
         weight_decay: of the gate's weights.
+        gate_inputs: what the gate reads, `"state"`, `"words"` or `"state,words"`, see [`MMEmbR1Config`]; the model
+            keeps it. Default: what the model's gate reads.
         batch_size: inputs that are read at once.
         seed: of the batches of `"in-batch"`, and of what is held out.
     """
@@ -56,6 +60,7 @@ class GateConfig:
     cost: float = 0.02
     temperature: float = 0.02
     weight_decay: float = 0.1
+    gate_inputs: str | None = None
     batch_size: int = 32
     seed: int = 0
 
@@ -68,6 +73,10 @@ class GateConfig:
             "batch_size": (self.batch_size >= least, "1 or more, 2 or more with in-batch negatives"),
             "temperature": (self.temperature > 0, "numbers above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "gate_inputs": (
+                self.gate_inputs is None or {*self.gate_inputs.split(",")} <= {*GATE_INPUTS},
+                f"{', '.join(GATE_INPUTS)}, or several with a comma between them",
+            ),
         }
         for name, (fits, text) in allowed.items():
             if not fits:
@@ -122,6 +131,8 @@ def train_gate(
         rows, given = given_rationales(model, pairs, rationales, config.seed)
         competitions = only_of(competitions, rows)
     network.config.max_reasoning_rounds = rounds
+    if config.gate_inputs is not None:
+        let_gate_read(network, config.gate_inputs.split(","))
     queries = inputs_of((pairs if given is None else pairs.select(rows))["query"])
     kept = held_out([content_key(query) for query in queries], config.holdout, config.seed)
     decisions = measure_decisions(
@@ -144,8 +155,19 @@ def train_gate(
         "competitors": "candidates" if candidates is not None else config.negatives,
         "rounds": rounds,
         "cost": config.cost,
+        "gate reads": list(network.config.gate_inputs),
         **fitted_and_measured(network, decisions, kept, config),
     }
+
+
+def let_gate_read(network: Any, names: Sequence[str]) -> None:
+    """Let the gate of an [`MMEmbR1Model`] read these inputs, see [`MMEmbR1Config`]; if they are others, it is new."""
+    before = network.config.gate_inputs
+    network.config.gate_inputs = names
+    if network.config.gate_inputs != before:
+        gate = ReasoningGate(network.config)
+        gate.reset()
+        network.gate = gate.to(network.device, network.dtype)
 
 
 def _rounds(model: MMEmbR1, config: GateConfig, rationales: Dataset | None) -> int:
@@ -176,7 +198,9 @@ def fitted_and_measured(
     own, measured = decisions.of(np.flatnonzero(~kept)), np.flatnonzero(kept if kept.any() else ~kept)
     device, dtype = network.device, network.dtype
     gate = network.gate.float().cpu()  # small steps vanish in bfloat16
-    facts = fit_gate(gate, own.hidden.flatten(0, 1), own.gains.flatten(), config.cost, config.weight_decay)
+    inputs = own.inputs.flatten(0, 1)
+    scale = input_scale(inputs, network.config.gate_inputs)
+    facts = fit_gate(gate, inputs, own.gains.flatten(), config.cost, config.weight_decay, scale=scale)
     worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config.cost)
     gate.to(device, dtype)
     return {**facts, "measured": worth}
@@ -223,7 +247,7 @@ def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float,
         `auc` of telling gains from losses of at least 0.1 (`None` if one of them is missing); hit@1 of three modes.
     """
     with torch.no_grad():
-        probs = gate(decisions.hidden.flatten(0, 1)).sigmoid().view(decisions.hidden.shape[:2])  # (N, R)
+        probs = gate(decisions.inputs.flatten(0, 1)).sigmoid().view(decisions.inputs.shape[:2])  # (N, R)
     thinks = torch.cat([probs >= threshold, torch.zeros(len(probs), 1, dtype=torch.bool)], dim=1)  # (N, R + 1)
     stops = (~thinks).int().argmax(dim=1).numpy()  # (N,) rounds that are thought
     hits, gains = decisions.ranks == 1, decisions.gains  # (N, R + 1), (N, R)

@@ -34,8 +34,9 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
+from mmemb_r1.modeling.backbones_mmemb_r1 import mean_words
 from mmemb_r1.training.gate import fit_gate
-from mmemb_r1.training.gate_decisions import gate_inputs
+from mmemb_r1.training.gate_decisions import read_by_gate
 
 Rows = npt.NDArray[np.float64]
 SPLITS = ("policy", "test")
@@ -51,7 +52,7 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
             rows = answers(start, atlas, split, output)
             queries = inputs_of(atlas.pairs[split]["query"])
             columns |= {f"{split}/{name}": values for name, values in rows.items()}
-            columns[f"{split}/state"] = gate_inputs(model, queries, 128).numpy()
+            columns[f"{split}/state"] = read_by_gate(model, queries, 128).numpy()
             columns[f"{split}/wording"] = wordings(model, queries)
         np.savez(path, **columns)
     return dict(np.load(path))
@@ -60,13 +61,9 @@ def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
 @torch.no_grad()
 def wordings(model: MMEmbR1, queries: list[Any], batch_size: int = 128) -> npt.NDArray:
     """`(N, H)` means of the input embeddings of all tokens but those of pictures."""
-    means, words = [], model[0].model.get_input_embeddings()
-    for start in range(0, len(queries), batch_size):
-        features = model.preprocess(queries[start : start + batch_size])
-        seen = features["attention_mask"].bool() & (features["input_ids"] != model[0].model.config.image_token_id)
-        summed = (words(features["input_ids"]) * seen[..., None]).sum(dim=1)  # (B, S, H) -> (B, H)
-        means.append(summed / seen.sum(dim=1, keepdim=True))
-    return torch.cat(means).numpy()
+    batches = (model.preprocess(queries[start : start + batch_size]) for start in range(0, len(queries), batch_size))
+    network = model[0].model
+    return torch.cat([mean_words(network.vlm, one["input_ids"], one["attention_mask"]) for one in batches]).numpy()
 
 
 def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, npt.NDArray]:

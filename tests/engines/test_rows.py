@@ -61,6 +61,24 @@ def test_an_engine_gives_what_the_local_model_gives(thinking, family):
     assert_same(model, TorchEngine(local), local)
 
 
+WRITE_AROUND_PICTURES = {"gemma3", "idefics3", "internvl", "smolvlm"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gate_reads_the_same_words_or_the_model_is_refused(thinking, family):
+    local = thinking(family, gate_inputs=["state", "words"])
+    model = MMEmbR1.from_model(local[0].model, local.processor)
+    if family in WRITE_AROUND_PICTURES:
+        with pytest.raises(ValueError, match="writes tokens around pictures that an engine writes itself"):
+            model.engine = TorchEngine(local)
+        return
+    expected = local.encode(INPUTS, output_value=None, reasoning="never")
+    model.engine = TorchEngine(local)
+    found = model.encode(INPUTS, output_value=None, reasoning="never")
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours["gate_prob"], theirs["gate_prob"], atol=2e-5)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -68,6 +86,8 @@ def test_an_engine_gives_what_the_local_model_gives(thinking, family):
         {"embed_state": "unnormed"},
         {"embedding_dim": 8, "truncate_dim": 6},
         {"gate_hidden_size": 4, "normalize": False},
+        {"gate_inputs": ["state", "words"]},
+        {"gate_inputs": ["words"], "gate_hidden_size": 4},
     ],
     ids=str,
 )

@@ -42,7 +42,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from mmemb_r1 import MMEmbR1Config, MMEmbR1Model
 from mmemb_r1.tiny import build_tiny_vlm
 
-EVERY_HEAD = {"pooling": "attention", "embedding_dim": 16, "gate_hidden_size": 8}  # no weight is left out
+EVERY_HEAD = {
+    "pooling": "attention",
+    "embedding_dim": 16,
+    "gate_hidden_size": 8,
+    "gate_inputs": ["state", "words"],
+}  # no weight is left out
 SHARD = "50KB"  # a fraction of a tiny model
 NOTHING_AMISS = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 

@@ -24,7 +24,8 @@ def head(pooling: str = "last", **config: object) -> EmbeddingHead:
 
 def gate(width: int) -> ReasoningGate:
     torch.manual_seed(0)
-    return ReasoningGate(SimpleNamespace(hidden_size=H, gate_hidden_size=width, gate_init_bias=-2.0))
+    config = {"hidden_size": H, "gate_hidden_size": width, "gate_init_bias": -2.0, "gate_inputs": ["state"]}
+    return ReasoningGate(SimpleNamespace(**config))
 
 
 @pytest.fixture

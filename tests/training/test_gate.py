@@ -8,7 +8,7 @@ import torch
 
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
 from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
-from mmemb_r1.training.gate import fit_gate, gate_loss
+from mmemb_r1.training.gate import fit_gate, gate_loss, input_scale
 
 
 @pytest.fixture(params=[0, 8], ids=["linear", "hidden layer"])
@@ -41,6 +41,26 @@ def test_a_higher_cost_thinks_less(gate):
     assert fit_gate(gate, hidden, gap, cost=0.4, weight_decay=1e-3)["thinks"] < cheap / 2
 
 
+def test_small_inputs_are_fitted_as_well_as_large_ones(gate):
+    """Word embeddings are a hundred times smaller than states: without the scale, the decay would leave them out."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.cat(
+        [torch.randn(400, 16, generator=generator), 0.01 * torch.randn(400, 16, generator=generator)], dim=1
+    )
+    gap = 30 * inputs[:, 20]
+    scale = input_scale(inputs, ["state", "words"])
+    assert torch.equal(scale[:16], torch.ones(16)) and scale[16:] == pytest.approx(0.01, rel=0.1)
+    right = []
+    for one in (None, scale):
+        torch.manual_seed(0)
+        gate.reset()
+        fit_gate(gate, inputs, gap, cost=0.0, weight_decay=1e-2, scale=one)
+        with torch.no_grad():
+            right.append(float(((gate(inputs) > 0) == (gap > 0)).float().mean()))
+    assert right[1] > 0.9 and right[1] > right[0] + 0.1
+    assert input_scale(inputs[:, 16:], ["words"]) == pytest.approx(0.01, rel=0.1)
+
+
 def test_inputs_with_nothing_at_stake_do_not_count():
     logits, gap = torch.tensor([0.3, 5.0]), torch.tensor([0.5, 0.1])
     assert gate_loss(logits, gap, cost=0.1).item() == pytest.approx(math.log1p(math.exp(-0.3)))
@@ -57,7 +77,7 @@ def test_weights_count_inputs_several_times(gate):
 
 
 def test_nothing_to_fit_on_is_refused(gate):
-    with pytest.raises(ValueError, match="0 hidden states and 0 gaps"):
+    with pytest.raises(ValueError, match="0 inputs and 0 gaps"):
         fit_gate(gate, torch.zeros(0, 32), torch.zeros(0))
-    with pytest.raises(ValueError, match="2 hidden states and 3 gaps"):
+    with pytest.raises(ValueError, match="2 inputs and 3 gaps"):
         fit_gate(gate, torch.zeros(2, 32), torch.zeros(3))

@@ -8,7 +8,7 @@ from mmemb_r1.atlas import build_atlas
 from mmemb_r1.content import inputs_of
 from mmemb_r1.training import GateConfig, train_gate
 from mmemb_r1.training import gate_decisions as measuring
-from mmemb_r1.training.gate_decisions import competitions_of, gate_inputs, measure_decisions
+from mmemb_r1.training.gate_decisions import competitions_of, measure_decisions, read_by_gate
 from mmemb_r1.training.gate_phase import gate_report, held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,30 +73,33 @@ def test_a_round_that_is_written_out_comes_to_the_same_as_encode(model, policy, 
     """`rounds_of`, which every further round needs, against `encode`."""
     decisions, queries = measured(1), inputs_of(policy["query"])
     written = measuring.rounds_of(model, queries, 1, batch_size=8)
-    torch.testing.assert_close(decisions.hidden[:, 0], gate_inputs(model, queries, 8), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(torch.from_numpy(written["hidden"]), decisions.hidden, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decisions.inputs[:, 0], read_by_gate(model, queries, 8), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(written["inputs"]), decisions.inputs, atol=1e-4, rtol=1e-4)
     reasoned = model.encode(queries, reasoning="always")
     np.testing.assert_allclose(written["vectors"][:, 1], reasoned, atol=1e-4)
 
 
 def test_every_round_is_a_decision_of_its_own(policy, measured):
     one, three = measured(1), measured(3)
-    assert three.hidden.shape[:2] == (len(policy), 3) and three.gains.shape == (len(policy), 3)
-    torch.testing.assert_close(three.hidden[:, 0], one.hidden[:, 0], atol=1e-4, rtol=1e-4)
+    assert three.inputs.shape[:2] == (len(policy), 3) and three.gains.shape == (len(policy), 3)
+    torch.testing.assert_close(three.inputs[:, 0], one.inputs[:, 0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(three.gains[:, 0], one.gains[:, 0], atol=1e-4, rtol=1e-3)
-    assert (three.hidden[:, 1] - three.hidden[:, 0]).abs().max() > 1e-3  # the state after a rationale is another
+    assert (three.inputs[:, 1] - three.inputs[:, 0]).abs().max() > 1e-3  # the state after a rationale is another
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_the_gate_alone_is_trained_and_auto_scores_as_reported(model, policy, atlas, rounds):
+@pytest.mark.parametrize(("rounds", "read"), [(1, None), (2, None), (1, "words"), (2, "words,state")])
+def test_the_gate_alone_is_trained_and_auto_scores_as_reported(model, policy, atlas, rounds, read):
     before = {name: values.clone() for name, values in model[0].model.state_dict().items()}
-    config = GateConfig(holdout=0, max_reasoning_rounds=rounds, cost=0.0, weight_decay=1e-4, batch_size=8)
+    config = GateConfig(
+        holdout=0, max_reasoning_rounds=rounds, cost=0.0, weight_decay=1e-4, gate_inputs=read, batch_size=8
+    )
     facts = train_gate(model, policy, config, atlas.candidates)
     changed = {name for name, values in model[0].model.state_dict().items() if not values.equal(before[name])}
     assert changed and all(name.startswith("gate.") for name in changed)
     rows = model.explain(inputs_of(policy["query"]), reasoning="auto")
     measured = facts["measured"]
     assert model[0].model.config.max_reasoning_rounds == rounds
+    assert facts["gate reads"] == {None: ["state"], "words": ["words"]}.get(read, ["state", "words"])
     assert np.mean([row["reasoned"] for row in rows]) == measured["invocation rate"]
     assert 0 < measured["invocation rate"] < 1
     competitions = competitions_of(policy, atlas.candidates)

@@ -77,12 +77,13 @@ class _PromptRows:
 
 
 @torch.no_grad()
-def prompt_states(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
+def prompt_gate_inputs(model: Any, processor: ProcessorMixin, prompts: Dataset, number: int = 256) -> Tensor:
     """
-    Compute the states `(N, H)` at the `<|embed|>` of at most `number` of the prompts, from all over their table.
-    Processes share the work, and all get all states.
+    Compute what the gate reads, `(N, G)`, at the `<|embed|>` of at most `number` of the prompts, from all over their
+    table. Processes share the work, and all get all of it.
     """
-    states = [torch.zeros(0, model.config.hidden_size, device=model.device)]
+    width = model.config.hidden_size * len(model.config.gate_inputs)
+    read = [torch.zeros(0, width, device=model.device)]
     places = range(0, len(prompts), -(-len(prompts) // number))[process_index() :: num_processes()]
     with evaluating(model):
         for start in range(0, len(places), BATCH_SIZE):
@@ -90,8 +91,8 @@ def prompt_states(model: Any, processor: ProcessorMixin, prompts: Dataset, numbe
             chats = [with_pictures(row["prompt"], row["images"]) for row in rows]
             batch = render(processor, chats, max_image_tokens=model.config.max_image_tokens)
             output = model(**batch.to(model.device))
-            states.append(output.last_hidden_state[:, -1].float())  # prompts are padded on the left
-    return gather_rows(torch.cat(states))
+            read.append(output.gate_inputs[:, 0].float())
+    return gather_rows(torch.cat(read))
 
 
 def warn_of_overlap(pairs: Dataset, joint_pairs: Dataset | None) -> None:

@@ -63,7 +63,7 @@ def roll_out(
         writer: what writes the rationales of these prompts, at this temperature. Default: the policy itself.
     """
     context, direct = _read(model, batch)
-    gate_logits = model.gate(context.hidden)
+    gate_logits = model.ask_gate(context.hidden, context.words)
 
     def decide(logits: Tensor) -> Tensor:
         return torch.rand(logits.shape, generator=generator).to(logits.device) < (logits / temperature).sigmoid()

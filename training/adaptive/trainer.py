@@ -39,7 +39,7 @@ from mmemb_r1.training.adaptive.prompts import (
     check_rendering,
     holds_video,
     policy_prompts,
-    prompt_states,
+    prompt_gate_inputs,
     rendered_alone,
     warn_of_overlap,
     with_pictures,
@@ -171,7 +171,7 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
             self.log_multimodal = False
         self._gate_inputs: Tensor | None = None
         if not self.is_fsdp_enabled:  # a model that is to be sharded is neither whole nor on its device yet
-            self._gate_inputs = prompt_states(self._bare_model, processing_class, prompts["train"])
+            self._gate_inputs = prompt_gate_inputs(self._bare_model, processing_class, prompts["train"])
         self.args.beta = self.beta = beta
         if self._frozen is not None:
             self._place_first(self._frozen, eval_dataset)
@@ -266,7 +266,7 @@ class AdaptiveGRPOTrainer(AnchoredTrainer, GRPOTrainer):
         self._embed_candidates()
         if self._gate_inputs is None:
             with self._scoring_model() as model:  # the first one: a run that goes on gets the same coordinates
-                self._gate_inputs = prompt_states(model, self.processing_class, self.train_dataset)
+                self._gate_inputs = prompt_gate_inputs(model, self.processing_class, self.train_dataset)
         inputs = self._with_own_media(inputs)
         with self._whole(), padded_left(self._tokenizer):
             output = super()._generate_and_score_completions(inputs)

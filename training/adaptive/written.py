@@ -67,7 +67,7 @@ def think_with(
         policy's for decisions, 0 for what nobody chose.
     """
     config, left = model.config, list(range(len(states)))
-    gates = model.gate(context.hidden)[rows]  # (M,)
+    gates = model.ask_gate(context.hidden, context.words)[rows]  # (M,)
     logps: list[list[float]] = [[] for _ in states]
     for state in states:
         state.begin(config.opening_ids)
@@ -84,7 +84,7 @@ def think_with(
             logps[place] += _take_up(states[place], config, one)
         at = torch.tensor(left, device=rows.device)
         vectors, hidden = _read_on(model, context, rows[at], [states[place].token_ids for place in left])
-        gates = model.gate(hidden)  # (N,)
+        gates = model.ask_gate(hidden, None if context.words is None else context.words[rows[at]])  # (N,)
         stops = decision_logps(gates / temperature, torch.zeros_like(gates, dtype=torch.bool)).tolist()
         for place, vector, again, stop in zip(left, vectors, decide(gates).tolist(), stops, strict=True):
             states[place].embed(vector, again, config.opening_ids)

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from PIL import Image
 
+from mmemb_r1.engines.prompts import engine_prompts
 from mmemb_r1.engines.protocol import Engine, EngineError, EnginePrompt
 from mmemb_r1.engines.served import PROBED_TOKENS
 from mmemb_r1.fingerprint import weights_digest
+from mmemb_r1.modeling.backbones_mmemb_r1 import media_token_ids
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module
 
 MAX_SUPPRESSED = 1024  # ids that vLLM takes in the logit_bias of a request
@@ -31,8 +35,9 @@ def check_runs(module: MMEmbR1Module, facts: dict[str, Any] | None) -> None:
         facts: what the exported folder says that the engine runs; `None` where it has none.
 
     Raises:
-        ValueError: for poolings of more than one state, positions that count pictures like text, more suppressed ids
-            than a request may name, a limit of pictures other than the exported one, or another checkpoint.
+        ValueError: for gates that read words which an engine writes itself, poolings of more than one state, positions
+            that count pictures like text, more suppressed ids than a request may name, a limit of pictures other than
+            the exported one, or another checkpoint.
     """
     config, instead = module.model.config, "leave the engine out for it"
     suppressed = config.suppressed_token_ids or []
@@ -51,6 +56,11 @@ def check_runs(module: MMEmbR1Module, facts: dict[str, Any] | None) -> None:
             f"{len(suppressed)} ids can't occur in this model's rationales, and an engine takes "
             f"{MAX_SUPPRESSED} at most; {instead}."
         )
+    if config.gate_reads_words and not _reads_the_same_words(module):
+        raise ValueError(
+            "The gate reads the words of the prompt (gate_inputs), and this backbone's processor writes tokens around "
+            f"pictures that an engine writes itself. Fit a gate that reads the state alone, or {instead}."
+        )
     if facts is None:
         return
     if weights_digest(module) != facts["weights"]:
@@ -64,6 +74,15 @@ def check_runs(module: MMEmbR1Module, facts: dict[str, Any] | None) -> None:
             f"{facts['max_image_tokens']}: the engine makes the pictures smaller, so that it can't be changed "
             "afterwards. Export the checkpoint again with the other limit."
         )
+
+
+def _reads_the_same_words(module: MMEmbR1Module) -> bool:
+    """Tell whether a picture is placeholders and nothing else, in rendered prompts and those for engines."""
+    config, given = module.model.config, [{"image": Image.new("RGB", (64, 64))}]
+    (prompt,) = engine_prompts(module.processor, config, given, None, MediaOptions.of(config))
+    media = media_token_ids(config.vlm_config)
+    rendered, told = module.preprocess(given)["input_ids"][0].tolist(), prompt.token_ids
+    return [one for one in rendered if one not in media] == [one for one in told if one not in media]
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.engines.prompts import engine_prompts
 from mmemb_r1.engines.protocol import Engine, EnginePrompt
+from mmemb_r1.modeling.backbones_mmemb_r1 import mean_words
 from mmemb_r1.modeling.decoding_mmemb_r1 import RationaleState, think_again
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
@@ -213,7 +215,16 @@ def _read(engine: Engine, model: Any, prompts: Sequence[EnginePrompt]) -> tuple[
     pooled = states
     if model.config.embed_position == "before":
         pooled = engine.states([_without_last(prompt) for prompt in prompts]).to(device)
-    return model.embeddings_of(pooled), model.gate(states)
+    words = _mean_words(model, prompts, device) if model.config.gate_reads_words else None
+    return model.embeddings_of(pooled), model.ask_gate(states, words)
+
+
+def _mean_words(model: Any, prompts: Sequence[EnginePrompt], device: torch.device) -> Tensor:
+    """Compute the mean word embeddings `(N, H)` of rendered prompts, without the marker."""
+    rows = [torch.tensor(prompt.token_ids[: prompt.num_rendered - 1], device=device) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return mean_words(model.vlm, ids, mask)
 
 
 def _without_last(prompt: EnginePrompt) -> EnginePrompt:

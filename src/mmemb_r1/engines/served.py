@@ -26,9 +26,11 @@ FACTS = "export.json"
 HEADS = "heads.safetensors"
 FORMAT = 1
 NORM_SCALE = "norm_scale"
+WORD_SHARES = "word_shares"
 HEAD_PARTS = ("gate", "embedding_head")
 PROBE = "What is the capital of France?"
 PROBED_TOKENS = 16
+_WORDS_AT_ONCE = 4096
 
 
 class StoredRMSNorm(nn.Module):
@@ -45,14 +47,21 @@ class StoredRMSNorm(nn.Module):
 class ServedBackbone(nn.Module):
     """Stand in the place of a backbone that runs elsewhere."""
 
-    def __init__(self, config: Any, scale: Tensor | None) -> None:
+    def __init__(self, config: Any, scale: Tensor | None, shares: Tensor | None) -> None:
         super().__init__()
         self.config = config
+        self.words = None if shares is None else nn.Embedding.from_pretrained(shares)
         self.norm = None if scale is None else StoredRMSNorm(scale)
 
     def get_decoder(self) -> nn.Module:
         """Get the part that ends in the last norm: this one."""
         return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Get what is known of the words: their shares of what the gate makes of them, see [`word_shares`]."""
+        if self.words is None:
+            raise _elsewhere()
+        return self.words
 
     @property
     def base_model(self) -> NoReturn:
@@ -106,10 +115,13 @@ class ServedModule(MMEmbR1Module):
             config = MMEmbR1Config.from_pretrained(folder, **(kwargs.get("config_kwargs") or {}))
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             tensors = load_file(folder / HEADS)
-        scale = tensors.pop(NORM_SCALE, None)
+        scale, shares = tensors.pop(NORM_SCALE, None), tensors.pop(WORD_SHARES, None)
         with torch.device("meta"):
             model = MMEmbR1Model(config)
-        model.vlm = ServedBackbone(config.vlm_config, scale)
+            if shares is not None:
+                width, size = tensors[f"gate.{model.gate.first}.weight"].shape
+                setattr(model.gate, model.gate.first, nn.Linear(size, width))
+        model.vlm = ServedBackbone(config.vlm_config, scale, shares)
         for name in HEAD_PARTS:
             own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
             getattr(model, name).load_state_dict(own, assign=True)
@@ -149,6 +161,9 @@ def save_served(model: Any, folder: Path, revision: str | None = None) -> dict[s
         for name in HEAD_PARTS
         for key, value in getattr(inner, name).state_dict().items()
     }
+    if inner.config.gate_reads_words:
+        first = f"gate.{inner.gate.first}.weight"
+        tensors[WORD_SHARES], tensors[first] = word_shares(inner, tensors[first])
     if inner.config.embed_state == "unnormed":
         tensors[NORM_SCALE] = norm_scale(inner.vlm).detach().cpu().float()
     save_file(tensors, made / HEADS)
@@ -166,6 +181,26 @@ def save_served(model: Any, folder: Path, revision: str | None = None) -> dict[s
     }
     write_json(made / FACTS, facts)
     return facts
+
+
+@torch.no_grad()
+def word_shares(model: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Part what a gate's first layer makes of the words into what each word adds: a table of a few numbers per word takes
+    the place of the word embeddings, which are the backbone's.
+
+    Args:
+        model: the [`MMEmbR1Model`], whose gate reads words, after the state if it reads that, too.
+        weight: `(O, G)` of the first layer.
+
+    Returns:
+        The table `(V, O)` float32; and the layer's weight for its means in the words' place, `(O, G - H + O)`.
+    """
+    size, words = model.config.hidden_size, model.get_input_embeddings()
+    ids = torch.arange(words.weight.shape[0], device=words.weight.device)
+    read = weight[:, -size:].float().to(ids.device)  # (O, H)
+    shares = torch.cat([words(some).float() @ read.T for some in ids.split(_WORDS_AT_ONCE)])
+    return shares.cpu(), torch.cat([weight[:, :-size], torch.eye(len(weight), dtype=weight.dtype)], dim=1)
 
 
 @torch.inference_mode()

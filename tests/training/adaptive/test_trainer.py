@@ -172,9 +172,10 @@ def test_the_gate_has_its_own_learning_rate(trainer_of, vivid, rows):
     }
 
 
-def test_a_gate_with_a_hidden_layer_is_trained(trainer_of, vivid, rows):
+@pytest.mark.parametrize("read", [["state"], ["state", "words"]])
+def test_a_gate_with_a_hidden_layer_is_trained(trainer_of, vivid, rows, read):
     """What is standardised are the inputs of the layer that reads the state, whatever the optimiser's order."""
-    vivid.config.gate_hidden_size = 8
+    vivid.config.gate_hidden_size, vivid.config.gate_inputs = 8, read
     vivid.gate = ReasoningGate(vivid.config)
     before = copy.deepcopy(vivid.gate.state_dict())
     trainer_of(vivid, rows, gate_learning_rate=0.1).train()

@@ -12,6 +12,7 @@ from mmemb_r1.modeling.rendering_mmemb_r1 import render
 from mmemb_r1.rationale_tokens import append_tokens
 from mmemb_r1.training.adaptive.forward import PolicyForward
 from mmemb_r1.training.adaptive.rollouts import as_columns, roll_out
+from mmemb_r1.training.gate_phase import let_gate_read
 
 BUDGET = 5
 NEARLY_GREEDY = 1e-6
@@ -97,8 +98,10 @@ def test_what_stands_around_rationales(ends_often, processor, opening, closing):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_log_probabilities_are_those_that_the_trainer_takes(vivid, processor, temperature, rounds):
+@pytest.mark.parametrize(("rounds", "read"), [(1, ["state"]), (2, ["state"]), (2, ["state", "words"])])
+def test_log_probabilities_are_those_that_the_trainer_takes(vivid, processor, temperature, rounds, read):
+    let_gate_read(vivid, read)
+    torch.nn.init.normal_(vivid.gate.output.weight, generator=torch.Generator().manual_seed(0))
     batch, eos = prompts(processor), processor.tokenizer.eos_token_id
     writer = writer_of(vivid, batch, processor, temperature=temperature)
     group = drawn(vivid, batch, rounds, temperature, writer=writer)
