@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-NEED_RAY = ["test_deployment.py", "test_embedding.py", "test_kills.py", "test_page.py", "test_parts.py"]
+NEED_RAY = [
+    "test_deploy.py",
+    "test_deployment.py",
+    "test_embedding.py",
+    "test_kills.py",
+    "test_page.py",
+    "test_parts.py",
+]
 collect_ignore = [] if find_spec("ray") else NEED_RAY
 TEXTS = [f"text {number}" for number in range(40)]
 

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from ray.exceptions import AuthenticationError
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.cli import main
 from mmemb_r1.ray import embed_dataset
-from mmemb_r1.ray.cluster import RETRIES, attempt_counter, check_attempts, tell_again
+from mmemb_r1.ray.cluster import RETRIES, attempt_counter, check_attempts, connected, tell_again
 from mmemb_r1.stream import encode_stream, load_shards
 
 pytestmark = pytest.mark.usefixtures("cluster", "one_thread")
@@ -164,6 +165,22 @@ def test_work_whose_worker_dies_is_told_and_given_up_if_that_goes_on(cluster, ca
     tell_again(cluster, counter)
     told = "workers died, and others began again what they had: 5 in all (block 3; block 3; block 3; and 2 more)"
     assert told in caplog.text
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, AuthenticationError])
+def test_an_address_that_takes_no_process_is_told_with_what_it_may_need(cluster, monkeypatch, kind):
+    def init(address, **options):
+        raise kind("no cluster, or\n another token")
+
+    monkeypatch.setattr(cluster, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "init", init)
+    with (
+        pytest.raises(
+            ConnectionError, match="no Ray cluster at 'host:6379' .*, or another token.*RAY_AUTH_MODE=token"
+        ),
+        connected("host:6379"),
+    ):
+        pass
 
 
 def test_nothing_is_told_to_anybody_or_reachable_and_ray_is_ray(cluster, processes):

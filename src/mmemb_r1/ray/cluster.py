@@ -65,7 +65,7 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
 
     Raises:
         ImportError: if Ray is not installed.
-        ConnectionError: an `OSError`, if there is no cluster at the address.
+        ConnectionError: an `OSError`, if there is no cluster at the address, or it takes no process without its token.
         ValueError: if the process is connected already, and an address is given.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
@@ -90,10 +90,19 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
 
 def _init(address: str | None, cpus: int | None) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address is not None:
-        ray.init(address, **common)
+        try:
+            ray.init(address, **common)
+        except (ConnectionError, AuthenticationError) as error:
+            reason = " ".join(str(error).split())
+            raise ConnectionError(
+                f"there is no Ray cluster at {address!r} that takes this process ({reason:.200}). Name the HOST:PORT "
+                "that `ray start` told, or auto. If the cluster asks for a token, set RAY_AUTH_MODE=token, and "
+                "RAY_AUTH_TOKEN or ~/.ray/auth_token as on its machines."
+            ) from error
         return
     ray.init(
         "local",
