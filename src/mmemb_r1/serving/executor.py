@@ -64,7 +64,7 @@ class Answer:
         gate_prob: probability of thinking.
         prompt_tokens: tokens that were read.
         rounds: rationales that the vector is read after; 0 for a direct one.
-        reasoning_tokens: tokens that were written, those of a rationale that was stopped included.
+        reasoning_tokens: tokens that were written; of a rationale that was stopped, those that this process wrote.
         rationale_ids: of whole rationales, with the control tokens between rounds.
         stopped: whether it would have thought (longer), but was not let.
     """
