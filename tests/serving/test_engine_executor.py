@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.engines.torch_engine import REFUSED, TorchEngine
+from tests.engines.vllm_double import VllmDouble
 from tests.serving.conftest import data_url, running, wait_until
 from tests.serving.fake_executor import job
 
@@ -22,6 +23,7 @@ from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions
 from mmemb_r1.serving.engine_executor import EngineExecutor
 from mmemb_r1.serving.executor import Answer, Row
+from mmemb_r1.serving.job_errors import ExecutorError
 from mmemb_r1.serving.opening import open_model
 from mmemb_r1.serving.running import make_server
 from mmemb_r1.serving.scheduler import Scheduler
@@ -303,6 +305,51 @@ def test_a_scheduler_that_is_closed_ends_the_writers(served, engine):
     assert scheduler.close(60)
     assert one.future.result(0)[0].rounds == 1
     assert not any(writer.is_alive() for writer in executor._writers) and not engine.closed
+
+
+class TestServers:
+    """What `HttpEngine` does with servers that fail, behind the scheduler."""
+
+    @pytest.fixture
+    def over_http(self, request, model):
+        made, double = MMEmbR1.from_model(model[0].model, model.processor), VllmDouble(model)
+        made.engine = HttpEngine(double.url, double.url, concurrency=4, patience=request.param)
+        scheduler = Scheduler(EngineExecutor(made, max_input_tokens=1000))
+        yield scheduler, double
+        scheduler.close(60)
+        made.engine.close()
+        double.close()
+
+    @pytest.mark.parametrize("over_http", [60.0], indirect=True)
+    def test_broken_connections_lose_nothing(self, over_http, model):
+        scheduler, double = over_http
+        double.fault = lambda path, body, number: (0, b"") if number % 9 == 0 else None
+        texts = [f"text {number}" for number in range(12)]
+        jobs = [job(row(text, rounds=2)) for text in texts]
+        for one in jobs:
+            scheduler.submit(one)
+        found = [one.future.result(60)[0].embedding for one in jobs]
+        np.testing.assert_allclose(found, model.encode(texts, **always(rounds=2)), **CLOSE)
+        assert len(double.requests) > 40  # those that broke were sent again
+
+    @pytest.mark.parametrize("over_http", [0.6], indirect=True)
+    @pytest.mark.parametrize("path", ["/pooling", "/v1/completions"])
+    def test_a_server_that_stays_away_fails_what_waits_and_comes_back(self, over_http, model, path):
+        scheduler, double = over_http
+        double.fault = lambda asked, body, number: (503, {}) if asked == path else None
+        jobs = [job(row(text)) for text in TEXTS]
+        for one in jobs:
+            scheduler.submit(one)
+        for one in jobs:
+            with pytest.raises(ExecutorError):
+                one.future.result(60)
+        wait_until(lambda: not scheduler.is_healthy and not scheduler.thinking)
+        double.fault = lambda asked, body, number: None
+        scheduler.submit(again := job(row("Lima")))
+        np.testing.assert_allclose(
+            again.future.result(60)[0].embedding, model.encode(["Lima"], **always())[0], **CLOSE
+        )
+        wait_until(lambda: scheduler.is_healthy)
 
 
 @pytest.fixture(scope="module")
