@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,9 @@ import pytest
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.ray import embed_dataset
+from mmemb_r1.ray.cluster import RETRIES, WorkerSlots
+from mmemb_r1.ray.embedding import EmbeddingJob, _embedded
+from mmemb_r1.ray.sources import plan_blocks
 from mmemb_r1.stream import encode_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,3 +95,21 @@ def test_a_killed_driver_is_gone_on_with(ray_home, processes, long_corpus, expec
     assert f"{ROWS} embeddings in" in again.stderr
     assert f"{done} of {ROWS // SIZE} shards were there already" in again.stderr
     assert contents(tmp_path / "ray") == expected
+
+
+class DyingJob(EmbeddingJob):
+    """A job whose model is too large for the machine."""
+
+    def begin(self, folder, device):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_never_start_end_the_run(cluster, corpus, tmp_path):
+    reading = {"base": None, "column": None, "id_column": None, "protocols": ()}
+    writing = {"shard_size": 16, "file_format": "parquet", "rationales": False}
+    job = DyingJob(False, "org/huge", str(tmp_path / "ray"), 1, None, reading, writing, {})
+    blocks = list(plan_blocks(str(corpus), 16))
+    with pytest.raises(
+        OSError, match=f"workers died {RETRIES + 1} times before any of them began: while org/huge was loaded.*memory"
+    ):
+        _embedded(blocks, job, WorkerSlots(1), False)

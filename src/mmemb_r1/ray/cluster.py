@@ -166,7 +166,7 @@ def slots(ray: Any, workers: int | None, threads: int, gpus: float | None, spare
 
 
 def attempt_counter() -> Any:
-    """Start an actor that counts how often work was begun, for [`check_attempts`]."""
+    """Start an actor that counts how often workers started, and how often work was begun: see [`check_attempts`]."""
     import ray
 
     return ray.remote(num_cpus=0)(_Attempts).remote()
@@ -175,14 +175,37 @@ def attempt_counter() -> Any:
 class _Attempts:
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
+        self.started = 0  # workers since one of them began some work
+
+    def start(self) -> int:
+        self.started += 1
+        return self.started
 
     def begin(self, what: str) -> int:
+        self.started = 0
         self.begun[what] += 1
         return self.begun[what]
 
     def again(self) -> list[str]:
         """List what was begun more than once, each as often as that was so."""
         return list((self.begun - Counter(set(self.begun))).elements())
+
+
+def check_starts(counter: Any, workers: int, model: str) -> None:
+    """
+    Count that one of `workers` starts, and refuse it if too many died before any of them began: Ray would start others
+    for ever.
+
+    Raises:
+        OSError: naming the model.
+    """
+    import ray
+
+    if ray.get(counter.start.remote()) > workers * (RETRIES + 1):
+        raise OSError(
+            f"workers died {workers * (RETRIES + 1)} times before any of them began: while {model} was loaded. If it "
+            "was memory, choose fewer workers, or give each more; Ray's logs say why."
+        )
 
 
 def check_attempts(counter: Any, what: str) -> None:

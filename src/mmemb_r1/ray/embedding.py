@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.options_mmemb_r1 import check_options
 from mmemb_r1.progress import progress_bar
-from mmemb_r1.ray.cluster import WorkerSlots, attempt_counter, check_attempts, connected, slots, tell_again
+from mmemb_r1.ray.cluster import (
+    WorkerSlots,
+    attempt_counter,
+    check_attempts,
+    check_starts,
+    connected,
+    slots,
+    tell_again,
+)
 from mmemb_r1.ray.folders import Folder
 from mmemb_r1.ray.media import absolute, fetching, protocol_of
 from mmemb_r1.ray.sources import Block, Inputs, input_of_row, plan_blocks, read_block, wanted_columns
@@ -75,13 +83,14 @@ class EmbedBlocks:
     its own.
     """
 
-    def __init__(self, job: EmbeddingJob, attempts: Any, device: str) -> None:
+    def __init__(self, job: EmbeddingJob, attempts: Any, pool: WorkerSlots) -> None:
         self.job, self.attempts = job, attempts
         self.error: Exception | None = None
         try:
+            check_starts(attempts, pool.workers, job.model)
             self.folder = Folder(job.output)
             self.folder.find_settings()
-            self.run = job.begin(self.folder.local, device)
+            self.run = job.begin(self.folder.local, pool.device)
             self.run.find = self.folder.find
         except (ValueError, OSError, ImportError) as error:
             self.error = error
@@ -200,7 +209,7 @@ def embed_dataset(
         InputError: with the index of an input in all files, or in its block of a dataset, that can't be embedded; its
             message names file and line, or id. What other workers finished stays.
         ValueError: as `encode_stream`; if files can't be read, or columns are missing.
-        OSError: if a file can't be written, or the workers of one block died several times.
+        OSError: if a file can't be written, the workers of one block died several times, or none got so far.
         ImportError: if Ray is not installed, or what fsspec needs for a file system.
     """
     is_dataset = not isinstance(inputs, str | Path)
@@ -267,7 +276,7 @@ def _answers(given: Any, job: EmbeddingJob, pool: WorkerSlots) -> Generator[dict
         batch_size=1 if isinstance(given, list) else job.writing["shard_size"],
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
-        fn_constructor_args=(job, attempts, pool.device),
+        fn_constructor_args=(job, attempts, pool),
         **pool.options(),
     )
     if not isinstance(given, list):
