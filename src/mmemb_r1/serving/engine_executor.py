@@ -31,9 +31,7 @@ from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.serving.base_executor import BaseExecutor, Thinker
 from mmemb_r1.serving.executor import Outcome, Prepared, Row, ThinkingLostError
 
-FIXED_COST = (
-    2048  # nothing is padded, and an engine reads what it is given in batches of its own: the more, the better
-)
+FIXED_COST = 2048  # nothing is padded, and an engine makes batches of its own: the more it is given, the better
 STEP_SECONDS = 0.01  # how long a step waits for rows that are done; direct ones are read between steps
 END_SECONDS = 5.0  # in which writers have to end; what an engine is still doing then is left to it
 
