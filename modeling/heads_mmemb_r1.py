@@ -43,23 +43,6 @@ class ReasoningGate(nn.Module):
         nn.init.constant_(self.output.bias, self.init_bias)
 
 
-def gate_inputs(config: PreTrainedConfig, state: Tensor, words: Tensor | None) -> Tensor:
-    """
-    Put together what the gate reads.
-
-    Args:
-        state: `(..., H)` hidden state at the marker.
-        words: `(..., H)` mean word embedding of the prompt; `None` where the gate does not read it.
-
-    Returns:
-        `(..., G)`, in the order of `config.gate_inputs`.
-    """
-    if words is None:
-        return state
-    words = words.to(state.dtype)
-    return torch.cat([state, words], dim=-1) if "state" in config.gate_inputs else words
-
-
 class Pooled(NamedTuple):
     """
     Hold a weighted mean of hidden states that can be extended token by token.

@@ -20,11 +20,12 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple
 
-from .backbones_mmemb_r1 import last_norm, mean_words, norm_scale, rotary_frequencies, rotary_positions
+from .backbones_mmemb_r1 import last_norm, norm_scale, rotary_frequencies, rotary_positions
 from .configuration_mmemb_r1 import MMEmbR1Config
 from .decoding_mmemb_r1 import DecodingStatistics, Sampling, without_suppressed
 from .files_mmemb_r1 import as_new, copy_content, remove_read_only
-from .heads_mmemb_r1 import ReasoningGate, gate_inputs, pooling_class
+from .gate_inputs_mmemb_r1 import gate_inputs, mean_words
+from .heads_mmemb_r1 import ReasoningGate, pooling_class
 from .loading_mmemb_r1 import loading
 from .options_mmemb_r1 import FIELDS, nearest_name
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput, MMEmbR1Output

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backbones_mmemb_r1 import can_join, is_per_token
-from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, RationaleState, Sampling, left_padded, prefill
+from .decoding_mmemb_r1 import Context, Decoder, DecodingStatistics, Sampling, left_padded, prefill
 from .options_mmemb_r1 import (
     REASONING_OPTIONS,
     check_option,
@@ -22,6 +22,7 @@ from .options_mmemb_r1 import (
     resolve_reasoning,
 )
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
+from .states_mmemb_r1 import RationaleState
 
 REFILL_FRACTION = 1 / 8  # of a full decoder: its cache is copied only when so many new rows can join
 

@@ -34,7 +34,7 @@ from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
-from mmemb_r1.modeling.backbones_mmemb_r1 import mean_words
+from mmemb_r1.modeling.gate_inputs_mmemb_r1 import mean_words
 from mmemb_r1.training.gate import fit_gate
 from mmemb_r1.training.gate_decisions import read_by_gate
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.modeling.conftest import Tiny, build_tiny
 
-from mmemb_r1.modeling.backbones_mmemb_r1 import mean_words
 from mmemb_r1.modeling.configuration_mmemb_r1 import MMEmbR1Config
+from mmemb_r1.modeling.gate_inputs_mmemb_r1 import mean_words
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 
 BOTH = ["state", "words"]

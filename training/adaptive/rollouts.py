@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, RationaleState, Sampling, prefill
+from mmemb_r1.modeling.decoding_mmemb_r1 import Context, Decoder, Sampling, prefill
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
+from mmemb_r1.modeling.states_mmemb_r1 import RationaleState
 from mmemb_r1.training.adaptive.forward import decision_logps
 from mmemb_r1.training.adaptive.written import Writer, embed_after, think_with
 

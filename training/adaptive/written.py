@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.modeling.backbones_mmemb_r1 import next_positions, token_positions, with_cache
-from mmemb_r1.modeling.decoding_mmemb_r1 import Context, RationaleState
+from mmemb_r1.modeling.decoding_mmemb_r1 import Context
 from mmemb_r1.modeling.modeling_mmemb_r1 import MMEmbR1Model
 from mmemb_r1.modeling.paths_mmemb_r1 import reading_places
+from mmemb_r1.modeling.states_mmemb_r1 import RationaleState
 from mmemb_r1.training.adaptive.forward import decision_logps
 
 

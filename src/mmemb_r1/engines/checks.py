@@ -13,7 +13,7 @@ from mmemb_r1.engines.prompts import engine_prompts
 from mmemb_r1.engines.protocol import Engine, EngineError, EnginePrompt
 from mmemb_r1.engines.served import PROBED_TOKENS
 from mmemb_r1.fingerprint import weights_digest
-from mmemb_r1.modeling.backbones_mmemb_r1 import media_token_ids
+from mmemb_r1.modeling.gate_inputs_mmemb_r1 import media_token_ids
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module

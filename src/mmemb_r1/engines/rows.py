@@ -14,13 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.engines.prompts import engine_prompts
 from mmemb_r1.engines.protocol import Engine, EnginePrompt
-from mmemb_r1.modeling.backbones_mmemb_r1 import mean_words
-from mmemb_r1.modeling.decoding_mmemb_r1 import RationaleState, think_again
+from mmemb_r1.modeling.gate_inputs_mmemb_r1 import mean_words
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReadBatch, ReasoningOptions, options_of_rows, thinking_states
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module, features_of
+from mmemb_r1.modeling.states_mmemb_r1 import RationaleState, think_again
 
 CHUNKS_AT_ONCE = 2  # so that states are read while rationales of the chunk before are written
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from mmemb_r1.encoding import DECODED_PER_READ, input_sizes
-from mmemb_r1.modeling.decoding_mmemb_r1 import RationaleState
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReadBatch
+from mmemb_r1.modeling.states_mmemb_r1 import RationaleState
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.serving.executor import Answer, Row
 
 
 @dataclass(eq=False)
-class Thinker:
+class ThinkingRow:
     """Hold a row that thinks, and what reading it gave."""
 
     row: Row
@@ -53,7 +53,7 @@ class BaseExecutor:
         self.max_input_tokens = max_input_tokens
         self.decode_batch_size = decode_batch_size
         self.media = MediaOptions.of(model[0].model.config, allow_remote_media)
-        self._thinkers: dict[Row, Thinker] = {}
+        self._thinkers: dict[Row, ThinkingRow] = {}
 
     @property
     def thinking(self) -> int:
@@ -88,7 +88,7 @@ class BaseExecutor:
 
     def _sorted_out(
         self, rows: Sequence[Row], read: ReadBatch, lengths: Sequence[int]
-    ) -> tuple[list[Thinker], list[tuple[Row, Answer]]]:
+    ) -> tuple[list[ThinkingRow], list[tuple[Row, Answer]]]:
         """
         Tell rows that were read apart.
 
@@ -102,7 +102,7 @@ class BaseExecutor:
         """
         gate_prob = read.gate_prob.float().tolist()
         thinkers = [
-            Thinker(rows[at], state, read.direct[at].clone(), gate_prob[at], lengths[at])
+            ThinkingRow(rows[at], state, read.direct[at].clone(), gate_prob[at], lengths[at])
             for at, state in read.states.items()
         ]
         done = [at for at in range(len(rows)) if at not in read.states]
@@ -111,7 +111,7 @@ class BaseExecutor:
             (rows[at], Answer(vector, gate_prob[at], lengths[at])) for at, vector in zip(done, vectors, strict=True)
         ]
 
-    def _leaving(self, leaving: Sequence[Thinker], stopped: bool = False) -> list[tuple[Row, Answer]]:
+    def _leaving(self, leaving: Sequence[ThinkingRow], stopped: bool = False) -> list[tuple[Row, Answer]]:
         """Answer rows that think with the last vector that each has, and let go of them."""
         if not leaving:
             return []
@@ -122,7 +122,7 @@ class BaseExecutor:
         return list(self._answers(leaving, vectors, stopped))
 
     def _answers(
-        self, leaving: Sequence[Thinker], vectors: Iterable[np.ndarray], stopped: bool
+        self, leaving: Sequence[ThinkingRow], vectors: Iterable[np.ndarray], stopped: bool
     ) -> Iterator[tuple[Row, Answer]]:
         config = self.model[0].model.config
         for thinker, vector in zip(leaving, vectors, strict=True):

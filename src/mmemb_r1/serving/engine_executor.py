@@ -25,10 +25,10 @@ from mmemb_r1.engines import Engine, EngineError, EnginePrompt
 from mmemb_r1.engines.prompts import engine_prompts
 from mmemb_r1.engines.rows import begin, think
 from mmemb_r1.modeling.backbones_mmemb_r1 import image_token_counter
-from mmemb_r1.modeling.decoding_mmemb_r1 import RationaleState
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
+from mmemb_r1.modeling.states_mmemb_r1 import RationaleState
 from mmemb_r1.sentence_transformers import MMEmbR1
-from mmemb_r1.serving.base_executor import BaseExecutor, Thinker
+from mmemb_r1.serving.base_executor import BaseExecutor, ThinkingRow
 from mmemb_r1.serving.executor import Outcome, Prepared, Row, ThinkingLostError
 
 FIXED_COST = 2048  # nothing is padded, and an engine makes batches of its own: the more it is given, the better
@@ -37,7 +37,7 @@ END_SECONDS = 5.0  # in which writers have to end; what an engine is still doing
 
 
 @dataclass(eq=False)
-class _Thinker(Thinker):
+class _EngineRow(ThinkingRow):
     """Hold a row that thinks; its state is always at the end of a rationale, or before the first one."""
 
     prompt: EnginePrompt
@@ -67,7 +67,7 @@ class EngineExecutor(BaseExecutor):
         config = model[0].model.config
         self._tokens_of = image_token_counter(model[0].processor, config.max_image_tokens)
         self._changed = threading.Condition()
-        self._waiting: deque[_Thinker] = deque()
+        self._waiting: deque[_EngineRow] = deque()
         self._back: dict[Row, Exception | None] = {}  # rows that came back: done, or with what is wrong
         self._lost: Exception | None = None  # what ended the thinking of all
         self._closed = False
@@ -111,11 +111,11 @@ class EngineExecutor(BaseExecutor):
             else:
                 begun, answered = self._sorted_out(left, read, [one.tokens for one in prepared])
                 places = zip(begun, read.states, strict=True)
-                self._begin([_Thinker(**vars(one), prompt=prompts[place]) for one, place in places])
+                self._begin([_EngineRow(**vars(one), prompt=prompts[place]) for one, place in places])
                 return [*done, *answered]
         return done
 
-    def _begin(self, thinkers: Sequence[_Thinker]) -> None:
+    def _begin(self, thinkers: Sequence[_EngineRow]) -> None:
         with self._changed:
             self._thinkers |= {thinker.row: thinker for thinker in thinkers}
             self._waiting.extend(thinkers)
@@ -140,7 +140,7 @@ class EngineExecutor(BaseExecutor):
 
     def _leave(self, rows: Iterable[Row]) -> list[Outcome]:
         """Let go of rows that came back."""
-        outcomes, done = list[Outcome](), list[Thinker]()
+        outcomes, done = list[Outcome](), list[ThinkingRow]()
         for row in list(rows):
             error = self._back.pop(row)
             if error is None:
@@ -176,7 +176,7 @@ class EngineExecutor(BaseExecutor):
             else:
                 self._go_on(thinkers, after)
 
-    def _next(self) -> list[_Thinker]:
+    def _next(self) -> list[_EngineRow]:
         """Wait for rows that want to think; none come after the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -185,7 +185,7 @@ class EngineExecutor(BaseExecutor):
             most = len(self._waiting) if self._asks_for_all else 1
             return [self._waiting.popleft() for _ in range(most)]
 
-    def _go_on(self, thinkers: Sequence[_Thinker], states: Sequence[RationaleState]) -> None:
+    def _go_on(self, thinkers: Sequence[_EngineRow], states: Sequence[RationaleState]) -> None:
         """Give rows back that are done; the others wait for their next round."""
         with self._changed:
             for thinker, state in zip(thinkers, states, strict=True):
@@ -197,7 +197,7 @@ class EngineExecutor(BaseExecutor):
                         self._waiting.append(thinker)
             self._changed.notify_all()
 
-    def _fail(self, thinkers: Sequence[_Thinker], error: Exception) -> None:
+    def _fail(self, thinkers: Sequence[_EngineRow], error: Exception) -> None:
         """Give the rows back that an error is about; where nobody knows which they are, all at work are lost."""
         with self._changed:
             at_work = [thinker for thinker in thinkers if self._is_at_work(thinker)]
@@ -212,6 +212,6 @@ class EngineExecutor(BaseExecutor):
                 self._lost = error
             self._changed.notify_all()
 
-    def _is_at_work(self, thinker: _Thinker) -> bool:
+    def _is_at_work(self, thinker: _EngineRow) -> bool:
         """Tell whether it was neither stopped nor forgotten while the engine was at it."""
         return self._thinkers.get(thinker.row) is thinker
