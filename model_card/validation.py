@@ -113,6 +113,8 @@ def is_repo_id(value: Any) -> bool:
 
 def _index_fault(index: Any) -> str | None:
     allowed = "allowed: a list with one name, and results with a task, a dataset and metrics, as EvalResult makes it"
+    if not index:
+        return f"is not well-formed (it is empty); {allowed}"
     try:
         name, results = model_index_to_eval_results(index)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
