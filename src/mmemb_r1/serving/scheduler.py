@@ -124,7 +124,9 @@ class Scheduler:
         self._rate = 0.0  # rows that are answered per second
         self._rated = time.monotonic()
         self._closed = self._ended = self._idle = False
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        # who waits for what: a thread that has nothing to do is not woken for what others wait for
+        self._to_prepare, self._to_run, self._ended_jobs = (threading.Condition(self._lock) for _ in range(3))
         self._threads = [threading.Thread(target=self._run, name="executor", daemon=True)]
         self._threads += [
             threading.Thread(target=self._prepare, name=f"prepare-{number}", daemon=True) for number in range(workers)
@@ -142,7 +144,7 @@ class Scheduler:
             QueueFullError: if there is no room for so many rows.
             ClosedError: after `close`.
         """
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise ClosedError("the server is shutting down")
             self._drop_given_up()
@@ -157,22 +159,26 @@ class Scheduler:
                 key = (job.priority, self._clock + place, self._number)
                 self._tickets[row] = _Ticket(job, key, answers, row.options.threshold)
                 self._lane(row).new.put(key, row)
-            self._changed.notify_all()
+            self._to_prepare.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
         """Take no more jobs, and finish those that are there; tell whether all were in time. Others are given up."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._tickets, timeout)
+            self._wake_all()
+            done = self._ended_jobs.wait_for(lambda: not self._tickets, timeout)
             self._ended = True
-            self._changed.notify_all()
+            self._wake_all()
         for thread in self._threads:
             thread.join(timeout)
         self.executor.close()
         for ticket in list(self._tickets.values()):
             _settle(ticket.job.future, error=ClosedError("the server was shut down before this was done"))
         return done
+
+    def _wake_all(self) -> None:
+        for condition in (self._to_prepare, self._to_run, self._ended_jobs):
+            condition.notify_all()
 
     @property
     def waiting(self) -> int:
@@ -193,9 +199,9 @@ class Scheduler:
 
     def _prepare(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ended or self._lane_to_prepare() is not None)
-                self._changed.wait_for(self._is_worth_preparing, GATHER_SECONDS)
+            with self._lock:
+                self._to_prepare.wait_for(lambda: self._ended or self._lane_to_prepare() is not None)
+                self._to_prepare.wait_for(self._is_worth_preparing, GATHER_SECONDS)
                 lane = self._lane_to_prepare()
                 if self._ended:
                     return
@@ -206,7 +212,7 @@ class Scheduler:
                 lane.new.take(rows)
                 self._preparing += len(rows)
             made = self._prepared(rows) if rows else []
-            with self._changed:
+            with self._lock:
                 self._preparing -= len(rows)
                 for row, one in zip(rows, made, strict=True):
                     ticket = self._tickets[row]
@@ -219,7 +225,8 @@ class Scheduler:
                         self._lane(row).ready.put(ticket.key, row)
                     else:
                         self._fail(row, one)
-                self._changed.notify_all()
+                self._to_run.notify_all()
+                self._ended_jobs.notify_all()
 
     def _lane_to_prepare(self) -> _Lane | None:
         """Find rows to prepare: direct ones first, and few ahead: they take memory, and many at once cost less."""
@@ -255,17 +262,17 @@ class Scheduler:
                 self._turn()
         except Exception:
             logger.exception("the scheduler ended")
-            with self._changed:
+            with self._lock:
                 self._closed = self._ended = True
                 for row in list(self._tickets):
                     self._fail(row, ExecutorError("the server failed"))
 
     def _wait_for_work(self) -> bool:
-        with self._changed:
+        with self._lock:
             if not self._has_work():
                 self._idle = True
-                self._changed.notify_all()
-                self._changed.wait_for(self._has_work)
+                self._to_prepare.notify_all()
+                self._to_run.wait_for(self._has_work)
                 self._idle = False
             return not self._ended
 
@@ -301,7 +308,7 @@ class Scheduler:
                 self._restart()
             else:
                 self._finish(stopped)
-        with self._changed:
+        with self._lock:
             self._drop_given_up()
             if is_late:
                 self._hurry(now)
@@ -312,6 +319,7 @@ class Scheduler:
             row.options = replace(row.options, reasoning="never")
             queue = self._direct.new if row.prepared is None else self._direct.ready
             queue.put(self._tickets[row].key, row)
+        self._to_prepare.notify_all()
         deadlines = (ticket.job.deadline for ticket in self._tickets.values())
         self._next_deadline = min((deadline for deadline in deadlines if deadline > now), default=math.inf)
 
@@ -328,7 +336,7 @@ class Scheduler:
 
     def _next_rows(self, lane: _Lane, size: int) -> list[Row]:
         """Take what is read next from a lane; of a row that may have made the executor fail, nothing else."""
-        with self._changed:
+        with self._lock:
             if lane is self._thinkers:
                 if any(self._tickets[row].alone for row in self._at_work):
                     return []
@@ -346,7 +354,7 @@ class Scheduler:
             lane.ready.take(rows)
             if rows:
                 self._clock = max(self._clock, first[0][1])
-                self._changed.notify_all()
+                self._to_prepare.notify_all()
             return rows
 
     def _read(self, rows: list[Row]) -> None:
@@ -370,7 +378,7 @@ class Scheduler:
             for row in rows:
                 row.prepared = None
             done = {row for row, _ in answered}
-            with self._changed:
+            with self._lock:
                 self._at_work |= dict.fromkeys(row for row in rows if row not in done)
             self._finish(answered)
 
@@ -388,7 +396,7 @@ class Scheduler:
         """Begin all rows at work again, each alone: the one that the executor failed over fails the second time."""
         self._failures += 1
         self.executor.reset()
-        with self._changed:
+        with self._lock:
             rows, self._at_work = list(self._at_work), {}
             for row in rows:
                 ticket = self._tickets[row]
@@ -398,13 +406,13 @@ class Scheduler:
                     ticket.alone, row.prepared = True, None
                     self._some_given_up = True  # some of them may be, and were not looked at
                     self._thinkers.new.put(ticket.key, row)
-            self._changed.notify_all()
+            self._to_prepare.notify_all()
 
     # What becomes of rows
 
     def _finish(self, outcomes: Iterable[Outcome]) -> None:
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             count = 0
             for row, answer in outcomes:
                 if isinstance(answer, Exception):
@@ -426,7 +434,7 @@ class Scheduler:
                     _settle(job.future, [ticket.answers[one.index] for one in job.rows])
             if count:
                 self._measure(count, now)
-                self._changed.notify_all()
+                self._ended_jobs.notify_all()
 
     def _give_up(self, row: Row, error: Exception) -> None:
         """Fail a row that the executor refuses, or that it failed over."""
@@ -438,10 +446,10 @@ class Scheduler:
             self._fail(row, ExecutorError("the server failed over an input"))
 
     def _fail(self, row: Row, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             self._at_work.pop(row, None)
             _settle(self._tickets.pop(row).job.future, error=error)
-            self._changed.notify_all()
+            self._ended_jobs.notify_all()
 
     # Questions
 
