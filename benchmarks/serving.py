@@ -49,8 +49,9 @@ class Served:
 
     @property
     def cpu_seconds(self) -> float:
-        times = self.process.cpu_times()
-        return times.user + times.system
+        """What it and its processes have used."""
+        times = [one.cpu_times() for one in (self.process, *self.process.children(recursive=True))]
+        return sum(one.user + one.system for one in times)
 
     @property
     def memory(self) -> int:

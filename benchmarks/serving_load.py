@@ -1,7 +1,7 @@
 """
 What a server does under load, beside the same model without a server, in one run on one CPU thread each:
 
-    python -m benchmarks.serving_load [--model DIR] [--requests 5000] [--clients 64] [--output serving_load.json]
+    python -m benchmarks.serving_load [--model DIR] [--requests 5000] [--clients 64] [--prepare-processes 1]
 
 1. `--requests` requests of 1 to 16 inputs, a quarter of these with a picture, are sent by `--clients` clients, each of
    which sends its next one when it has an answer; the gate lets a quarter of the inputs think. The same inputs are
@@ -43,6 +43,11 @@ def measured(server: Served, requests: list[Any], clients: int) -> tuple[Outcome
     return outcome, server.cpu_seconds - before
 
 
+def prepared_by(args: argparse.Namespace) -> list[str]:
+    """The option of processes that prepare inputs."""
+    return ["--prepare-processes", str(args.prepare_processes)] if args.prepare_processes else []
+
+
 def against_encode(folder: Path, model: MMEmbR1, args: argparse.Namespace) -> dict[str, Any]:
     """The first part."""
     rng = np.random.default_rng(args.seed)
@@ -52,7 +57,7 @@ def against_encode(folder: Path, model: MMEmbR1, args: argparse.Namespace) -> di
     threshold = threshold_of(np.array([float(row["gate_prob"]) for row in some]), args.share)
     options = {"reasoning": "auto", "gate_threshold": threshold, "max_reasoning_tokens": args.max_reasoning_tokens}
     requests = requests_of(values, sizes, **options)
-    with served(folder) as server:
+    with served(folder, *prepared_by(args)) as server:
         ask(server.port, requests[:64], args.clients)
         outcome, cpu = measured(server, requests, args.clients)
     clock, start = time.process_time(), time.perf_counter()
@@ -87,7 +92,7 @@ def beside_thinkers(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     values = random_inputs(512, args.seed + 1)
     direct = requests_of(values, [1] * args.direct_requests, reasoning="never")
     thinking = requests_of(values, [1] * 512, reasoning="always", max_reasoning_tokens=args.max_reasoning_tokens)
-    with served(folder) as server:
+    with served(folder, *prepared_by(args)) as server:
         ask(server.port, direct[:64], args.direct_clients)
         rounds = []
         for _ in range(args.rounds):
@@ -164,6 +169,7 @@ def main() -> None:
     parser.add_argument("--direct-clients", type=int, default=16)
     parser.add_argument("--thinking-clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prepare-processes", type=int, help="of the server; default: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()

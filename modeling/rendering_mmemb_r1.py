@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .backbones_mmemb_r1 import (
+    MEDIA_COUNTS,
     compatible_runs,
     fitted_picture,
     fitted_video,
@@ -89,6 +91,21 @@ def render_inputs(
         return dict(batch), conversations
     except InputError as error:
         raise InputError(error.index, error.reason, inputs[error.index]) from error
+
+
+def batch_features(
+    processor: ProcessorMixin, inputs: Sequence[Any], config: Any, instruction: str | None, allow_remote_media: bool
+) -> dict[str, Any]:
+    """
+    Make the tensors of a batch: those of [`render_inputs`], whose errors these are, and, of the media that are in it,
+    how many each row has, `(B,)`, by the names in `MEDIA_COUNTS`.
+    """
+    features, conversations = render_inputs(processor, inputs, config, instruction, allow_remote_media)
+    for kind, name in MEDIA_COUNTS.items():
+        counts = [sum(part["type"] == kind for turn in chat for part in turn["content"]) for chat in conversations]
+        if any(counts):
+            features[name] = torch.tensor(counts)
+    return features
 
 
 def render(

@@ -19,7 +19,6 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .backbones_mmemb_r1 import (
-    MEDIA_COUNTS,
     checked_limit,
     model_inputs,
     narrow_pixels,
@@ -38,7 +37,7 @@ from .options_mmemb_r1 import (
     resolve_reasoning,
 )
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
-from .rendering_mmemb_r1 import render, render_inputs
+from .rendering_mmemb_r1 import batch_features, render
 
 INPUT_OPTIONS = ("task", "allow_remote_media")
 DECODING_OPTIONS = (*REASONING_OPTIONS, "decode_batch_size")
@@ -146,15 +145,9 @@ class MMEmbR1Module(InputModule):
                 "max_image_tokens, num_video_frames and the limits in the config."
             )
         try:
-            features, conversations = render_inputs(
-                self.processor, inputs, self.model.config, prompt, allow_remote_media
-            )
+            features = batch_features(self.processor, inputs, self.model.config, prompt, allow_remote_media)
         except InputError as error:
             raise error.at(_place_in_call(error)) from error
-        for kind, name in MEDIA_COUNTS.items():
-            counts = [sum(part["type"] == kind for turn in chat for part in turn["content"]) for chat in conversations]
-            if any(counts):
-                features[name] = torch.tensor(counts)
         return narrow_pixels(features, self.model.dtype)
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:

@@ -46,7 +46,18 @@ def process_pool(jobs: int, threads: int, log: Path) -> Iterator[ProcessPoolExec
 
 
 def _prepare(parent: int, threads: int, log: Path) -> None:
-    """Set a process up to end with the one that started it, however that ends: a run that goes on needs no rival."""
+    """Set a process up."""
+    end_with(parent)
+    sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8")  # for as long as it lives
+    import datasets
+    import torch
+
+    datasets.disable_progress_bars()
+    torch.set_num_threads(threads)
+
+
+def end_with(parent: int) -> None:
+    """Let this process end with the one that started it, however that ends: a run that goes on needs no rival."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -54,12 +65,6 @@ def _prepare(parent: int, threads: int, log: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8")  # for as long as it lives
-    import datasets
-    import torch
-
-    datasets.disable_progress_bars()
-    torch.set_num_threads(threads)
 
 
 def check_inputs_travel(inputs: Sequence[Any]) -> None:

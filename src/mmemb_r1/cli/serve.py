@@ -61,6 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N",
             help=f"{meaning}; default: {default:g}",
         )  # fmt: skip
+    parser.add_argument("--prepare-processes", type=int, metavar="N", help="processes that prepare inputs, for models "
+                        "that are small or fast; each takes some 400 MB; default: the server's own")  # fmt: skip
     for name, field, meaning in ASKED:
         limits.add_argument(
             name, type=int, default=getattr(defaults, field), metavar="N", help=f"{meaning}; default: %(default)s"
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         max_reasoning_tokens=args.reasoning_token_limit,
         max_reasoning_rounds=args.reasoning_round_limit,
         allow_remote_media=args.allow_remote_media,
+        prepare_processes=args.prepare_processes,
         **{name: getattr(args, name) for name in LIMITS},
     )
     log_to(sys.stderr)

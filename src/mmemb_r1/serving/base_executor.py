@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmemb_r1.encoding import DECODED_PER_READ, input_sizes
-from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
+from mmemb_r1.encoding import DECODED_PER_READ
 from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReadBatch
 from mmemb_r1.modeling.states_mmemb_r1 import RationaleState
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.serving.executor import Answer, Row
+from mmemb_r1.serving.preparing import Preparation
 
 
 @dataclass(eq=False)
@@ -50,9 +50,10 @@ class BaseExecutor:
         allow_remote_media: bool = False,
     ) -> None:
         self.model = model.eval()
-        self.max_input_tokens = max_input_tokens
         self.decode_batch_size = decode_batch_size
-        self.media = MediaOptions.of(model[0].model.config, allow_remote_media)
+        module = model[0]
+        self.preparation = Preparation(module.processor, module.model.config, max_input_tokens, allow_remote_media)
+        self.media = self.preparation.media
         self._thinkers: dict[Row, ThinkingRow] = {}
 
     @property
@@ -69,22 +70,6 @@ class BaseExecutor:
 
     def close(self) -> None:
         """End nothing: there is nothing of its own."""
-
-    def _media_error(self, row: Row) -> ValueError | None:
-        """Refuse pictures by their size, before they are decoded."""
-        if not row.has_media:
-            return None
-        module = self.model[0]
-        (size,) = input_sizes([row.value], module.processor, module.model.config, self.media)
-        return self._length_error(int(size.tokens))
-
-    def _length_error(self, tokens: int) -> ValueError | None:
-        if tokens <= self.max_input_tokens:
-            return None
-        return ValueError(
-            f"it has about {tokens} tokens, and this server reads {self.max_input_tokens} of one input at most. Send "
-            "shorter text, or fewer or smaller pictures."
-        )
 
     def _sorted_out(
         self, rows: Sequence[Row], read: ReadBatch, lengths: Sequence[int]

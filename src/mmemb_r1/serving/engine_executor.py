@@ -81,7 +81,7 @@ class EngineExecutor(BaseExecutor):
     # Before its turn: any thread
 
     def prepare(self, rows: Sequence[Row]) -> list[Prepared | ValueError]:
-        return [self._media_error(row) or self._rendered(row) for row in rows]
+        return [self.preparation.media_error(row) or self._rendered(row) for row in rows]
 
     def _rendered(self, row: Row) -> Prepared | ValueError:
         module = self.model[0]
@@ -90,7 +90,7 @@ class EngineExecutor(BaseExecutor):
         except InputError as error:
             return ValueError(error.fault)
         tokens = len(prompt.token_ids) + sum(self._tokens_of(*image.size) - 1 for image in prompt.images)
-        return self._length_error(tokens) or Prepared(tokens, prompt)
+        return self.preparation.length_error(tokens) or Prepared(tokens, prompt)
 
     # The scheduler's thread
 

@@ -55,13 +55,19 @@ def executor_of(model: MMEmbR1, settings: ServerSettings) -> Executor:
     Raises:
         ValueError, EngineError: as [`EngineExecutor`].
     """
-    kind = LocalExecutor if model.engine is None else EngineExecutor
-    return kind(
-        model,
-        max_input_tokens=min(context_length(model[0].model.config), settings.max_batch_tokens),
-        decode_batch_size=settings.decode_batch_size or DECODED_PER_READ * settings.batch_size,
-        allow_remote_media=settings.allow_remote_media,
-    )
+    options = {
+        "max_input_tokens": min(context_length(model[0].model.config), settings.max_batch_tokens),
+        "decode_batch_size": settings.decode_batch_size or DECODED_PER_READ * settings.batch_size,
+        "allow_remote_media": settings.allow_remote_media,
+    }
+    if model.engine is not None:
+        if settings.prepare_processes is not None:
+            raise ValueError(
+                f"prepare_processes={settings.prepare_processes} is for a model that runs in this process, and this "
+                "one has an engine; leave one of the two out."
+            )
+        return EngineExecutor(model, **options)
+    return LocalExecutor(model, prepare_processes=settings.prepare_processes, **options)
 
 
 def make_app(

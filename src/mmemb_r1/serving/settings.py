@@ -34,6 +34,8 @@ class ServerSettings:
         shutdown_seconds: in which requests are finished after SIGTERM.
         allow_remote_media: whether pictures and videos may be web addresses: of public servers only.
         workers: threads that prepare inputs.
+        prepare_processes: processes in which they do, so that the model has this one for itself; not with an engine.
+            Default: none.
     """
 
     batch_size: int = 32
@@ -55,6 +57,7 @@ class ServerSettings:
     shutdown_seconds: int = 60
     allow_remote_media: bool = False
     workers: int = 2
+    prepare_processes: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
