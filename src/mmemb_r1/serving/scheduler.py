@@ -124,9 +124,7 @@ class Scheduler:
         self._rate = 0.0  # rows that are answered per second
         self._rated = time.monotonic()
         self._closed = self._ended = self._idle = False
-        self._lock = threading.RLock()
-        # who waits for what: a thread that has nothing to do is not woken for what others wait for
-        self._to_prepare, self._to_run, self._ended_jobs = (threading.Condition(self._lock) for _ in range(3))
+        self._changed = threading.Condition(threading.RLock())
         self._threads = [threading.Thread(target=self._run, name="executor", daemon=True)]
         self._threads += [
             threading.Thread(target=self._prepare, name=f"prepare-{number}", daemon=True) for number in range(workers)
@@ -144,7 +142,7 @@ class Scheduler:
             QueueFullError: if there is no room for so many rows.
             ClosedError: after `close`.
         """
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise ClosedError("the server is shutting down")
             self._drop_given_up()
@@ -159,26 +157,22 @@ class Scheduler:
                 key = (job.priority, self._clock + place, self._number)
                 self._tickets[row] = _Ticket(job, key, answers, row.options.threshold)
                 self._lane(row).new.put(key, row)
-            self._to_prepare.notify_all()
+            self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
         """Take no more jobs, and finish those that are there; tell whether all were in time. Others are given up."""
-        with self._lock:
+        with self._changed:
             self._closed = True
-            self._wake_all()
-            done = self._ended_jobs.wait_for(lambda: not self._tickets, timeout)
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: not self._tickets, timeout)
             self._ended = True
-            self._wake_all()
+            self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout)
         self.executor.close()
         for ticket in list(self._tickets.values()):
             _settle(ticket.job.future, error=ClosedError("the server was shut down before this was done"))
         return done
-
-    def _wake_all(self) -> None:
-        for condition in (self._to_prepare, self._to_run, self._ended_jobs):
-            condition.notify_all()
 
     @property
     def waiting(self) -> int:
@@ -199,9 +193,9 @@ class Scheduler:
 
     def _prepare(self) -> None:
         while True:
-            with self._lock:
-                self._to_prepare.wait_for(lambda: self._ended or self._lane_to_prepare() is not None)
-                self._to_prepare.wait_for(self._is_worth_preparing, GATHER_SECONDS)
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._lane_to_prepare() is not None)
+                self._changed.wait_for(self._is_worth_preparing, GATHER_SECONDS)
                 lane = self._lane_to_prepare()
                 if self._ended:
                     return
@@ -212,7 +206,7 @@ class Scheduler:
                 lane.new.take(rows)
                 self._preparing += len(rows)
             made = self._prepared(rows) if rows else []
-            with self._lock:
+            with self._changed:
                 self._preparing -= len(rows)
                 for row, one in zip(rows, made, strict=True):
                     ticket = self._tickets[row]
@@ -225,8 +219,7 @@ class Scheduler:
                         self._lane(row).ready.put(ticket.key, row)
                     else:
                         self._fail(row, one)
-                self._to_run.notify_all()
-                self._ended_jobs.notify_all()
+                self._changed.notify_all()
 
     def _lane_to_prepare(self) -> _Lane | None:
         """Find rows to prepare: direct ones first, and few ahead: they take memory, and many at once cost less."""
@@ -262,17 +255,17 @@ class Scheduler:
                 self._turn()
         except Exception:
             logger.exception("the scheduler ended")
-            with self._lock:
+            with self._changed:
                 self._closed = self._ended = True
                 for row in list(self._tickets):
                     self._fail(row, ExecutorError("the server failed"))
 
     def _wait_for_work(self) -> bool:
-        with self._lock:
+        with self._changed:
             if not self._has_work():
                 self._idle = True
-                self._to_prepare.notify_all()
-                self._to_run.wait_for(self._has_work)
+                self._changed.notify_all()
+                self._changed.wait_for(self._has_work)
                 self._idle = False
             return not self._ended
 
@@ -308,7 +301,7 @@ class Scheduler:
                 self._restart()
             else:
                 self._finish(stopped)
-        with self._lock:
+        with self._changed:
             self._drop_given_up()
             if is_late:
                 self._hurry(now)
@@ -319,7 +312,6 @@ class Scheduler:
             row.options = replace(row.options, reasoning="never")
             queue = self._direct.new if row.prepared is None else self._direct.ready
             queue.put(self._tickets[row].key, row)
-        self._to_prepare.notify_all()
         deadlines = (ticket.job.deadline for ticket in self._tickets.values())
         self._next_deadline = min((deadline for deadline in deadlines if deadline > now), default=math.inf)
 
@@ -336,7 +328,7 @@ class Scheduler:
 
     def _next_rows(self, lane: _Lane, size: int) -> list[Row]:
         """Take what is read next from a lane; of a row that may have made the executor fail, nothing else."""
-        with self._lock:
+        with self._changed:
             if lane is self._thinkers:
                 if any(self._tickets[row].alone for row in self._at_work):
                     return []
@@ -354,7 +346,7 @@ class Scheduler:
             lane.ready.take(rows)
             if rows:
                 self._clock = max(self._clock, first[0][1])
-                self._to_prepare.notify_all()
+                self._changed.notify_all()
             return rows
 
     def _read(self, rows: list[Row]) -> None:
@@ -378,7 +370,7 @@ class Scheduler:
             for row in rows:
                 row.prepared = None
             done = {row for row, _ in answered}
-            with self._lock:
+            with self._changed:
                 self._at_work |= dict.fromkeys(row for row in rows if row not in done)
             self._finish(answered)
 
@@ -396,7 +388,7 @@ class Scheduler:
         """Begin all rows at work again, each alone: the one that the executor failed over fails the second time."""
         self._failures += 1
         self.executor.reset()
-        with self._lock:
+        with self._changed:
             rows, self._at_work = list(self._at_work), {}
             for row in rows:
                 ticket = self._tickets[row]
@@ -406,13 +398,13 @@ class Scheduler:
                     ticket.alone, row.prepared = True, None
                     self._some_given_up = True  # some of them may be, and were not looked at
                     self._thinkers.new.put(ticket.key, row)
-            self._to_prepare.notify_all()
+            self._changed.notify_all()
 
     # What becomes of rows
 
     def _finish(self, outcomes: Iterable[Outcome]) -> None:
         now = time.monotonic()
-        with self._lock:
+        with self._changed:
             count = 0
             for row, answer in outcomes:
                 if isinstance(answer, Exception):
@@ -434,7 +426,7 @@ class Scheduler:
                     _settle(job.future, [ticket.answers[one.index] for one in job.rows])
             if count:
                 self._measure(count, now)
-                self._ended_jobs.notify_all()
+                self._changed.notify_all()
 
     def _give_up(self, row: Row, error: Exception) -> None:
         """Fail a row that the executor refuses, or that it failed over."""
@@ -446,10 +438,10 @@ class Scheduler:
             self._fail(row, ExecutorError("the server failed over an input"))
 
     def _fail(self, row: Row, error: Exception) -> None:
-        with self._lock:
+        with self._changed:
             self._at_work.pop(row, None)
             _settle(self._tickets.pop(row).job.future, error=error)
-            self._ended_jobs.notify_all()
+            self._changed.notify_all()
 
     # Questions
 
