@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import faulthandler
 import io
 import json
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -87,6 +89,8 @@ def listening(server: Any):
     finally:
         server.should_exit = True
         thread.join(60)
+        if thread.is_alive():
+            faulthandler.dump_traceback(sys.__stderr__)  # what it waits for
         assert not thread.is_alive()
 
 

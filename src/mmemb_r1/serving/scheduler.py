@@ -31,6 +31,7 @@ PREPARED_AT_ONCE = 32  # texts in one call
 GATHER_SECONDS = 0.01  # how long a row waits for others that are prepared with it, while the executor is at work
 FAILURES = 3  # in a row, after which the executor does not count as healthy
 LONGEST_WAIT = 60  # seconds that a client is told to wait
+LAST_SECONDS = 1.0  # that a thread gets to end when the time for it is over
 
 
 @dataclass(eq=False)
@@ -160,7 +161,11 @@ class Scheduler:
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Take no more jobs, and finish those that are there; tell whether all were in time. Others are given up."""
+        """
+        Take no more jobs, and finish those that are there; tell whether all were in time. Others are given up, and so
+        are threads that don't end, because the executor does not answer.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -168,7 +173,7 @@ class Scheduler:
             self._ended = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(None if timeout is None else max(end - time.monotonic(), LAST_SECONDS))
         self.executor.close()
         for ticket in list(self._tickets.values()):
             _settle(ticket.job.future, error=ClosedError("the server was shut down before this was done"))
