@@ -59,7 +59,9 @@ class VllmEngine:
         for name in (name for given in self._options.values() for name in given if name in _RESERVED):
             raise ValueError(f"{name} is set by the engine; leave it out.")
         self._instances: dict[str, Any] = {}
-        self._locks = {name: threading.RLock() for name in self._options}
+        # On a CPU one of them works at a time: two threads that run vLLM's kernels may wait for each other for ever.
+        shared = None if torch.cuda.is_available() else threading.RLock()
+        self._locks = {name: shared or threading.RLock() for name in self._options}
         self._module: MMEmbR1Module | None = None
 
     def check(self, module: MMEmbR1Module) -> None:
