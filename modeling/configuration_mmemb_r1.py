@@ -12,9 +12,7 @@ from .options_mmemb_r1 import FIELDS, GATE_INPUTS, check_option, nearest_name, r
 REPOSITORY_FORMAT = 2  # the newest that this code reads
 # A checkpoint that sets none of these is of format 1, and code from before they were known reads it rightly.
 SINCE_FORMAT_2 = ("embed_position", "embed_state", "opening_token_ids", "closing_token_ids", "spaces", "gate_inputs")
-
-
-READ_BY_GATE = ("state",)  # unless it is told otherwise
+READ_BY_GATE = ["state"]  # unless it is told otherwise
 
 
 class MMEmbR1Config(PreTrainedConfig):
@@ -147,7 +145,6 @@ class MMEmbR1Config(PreTrainedConfig):
                 f" {REPOSITORY_FORMAT}: a newer version saved it. Upgrade with pip install -U mmemb-r1, or load it "
                 "with its own code: SentenceTransformer(..., trust_remote_code=True) where mmemb-r1 is not installed."
             )
-        self.gate_inputs = self.gate_inputs or [*READ_BY_GATE]
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
@@ -168,8 +165,8 @@ class MMEmbR1Config(PreTrainedConfig):
                 value = check_option(name, value, FIELDS)
             if name == "pooling":
                 pooling_class(value)  # an unknown one is an error here, not when the model is built
-            if name == "gate_inputs" and value is not None:
-                value = [one for one in GATE_INPUTS if one in value]  # in one order, and once
+            if name == "gate_inputs":
+                value = [one for one in GATE_INPUTS if one in (value or READ_BY_GATE)]  # in one order, and once
             if name in ("embedding_dim", "truncate_dim", "matryoshka_dims"):
                 self._check_dimensions(**{name: value})
             if name in ("embed_state", "pooling", "normalize", "opening_token_ids", "closing_token_ids"):
@@ -283,7 +280,7 @@ class MMEmbR1Config(PreTrainedConfig):
 
 def _is_new(name: str, value: Any) -> bool:
     """Tell whether code from before a field was known would read a checkpoint with this value of it wrongly."""
-    return value not in (getattr(MMEmbR1Config, name), [*READ_BY_GATE] if name == "gate_inputs" else None)
+    return value != (READ_BY_GATE if name == "gate_inputs" else getattr(MMEmbR1Config, name))
 
 
 def _refuse_typo(name: str) -> None:

@@ -78,9 +78,12 @@ class Context:
 
     def _of(self, cache: Any, mask: Tensor | None, rows: Tensor) -> Context:
         mask = None if mask is None else mask[rows]
-        words = None if self.words is None else self.words[rows]
         pooled, hidden = self.pooled.select(rows), self.hidden[rows]
-        return Context(cache, mask, self.lengths[rows], self.offset[rows], pooled, hidden, words)
+        return Context(cache, mask, self.lengths[rows], self.offset[rows], pooled, hidden, self.words_of(rows))
+
+    def words_of(self, rows: Tensor) -> Tensor | None:
+        """Get the mean word embeddings of rows `(N,)`, if the gate reads them."""
+        return None if self.words is None else self.words[rows]
 
     def join(self, other: Context) -> Context:
         """Join the rows of both, without the padding that all of them have; both are used up."""
@@ -371,8 +374,7 @@ class Decoder:
         model = self.model
         at = torch.tensor(places, device=context.hidden.device)
         embeddings = model.embeddings_of(context.pooled.mean[at])
-        words = None if context.words is None else context.words[at]
-        again = self._again(model.ask_gate(context.hidden[at], words), places)
+        again = self._again(model.ask_gate(context.hidden[at], context.words_of(at)), places)
         for place, embedding, more in zip(places, embeddings, again.tolist(), strict=True):
             self.states[place].embed(embedding, more, model.config.opening_ids)
         self._let_go()

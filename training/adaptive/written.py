@@ -85,7 +85,7 @@ def think_with(
             logps[place] += _take_up(states[place], config, one)
         at = torch.tensor(left, device=rows.device)
         vectors, hidden = _read_on(model, context, rows[at], [states[place].token_ids for place in left])
-        gates = model.ask_gate(hidden, None if context.words is None else context.words[rows[at]])  # (N,)
+        gates = model.ask_gate(hidden, context.words_of(rows[at]))  # (N,)
         stops = decision_logps(gates / temperature, torch.zeros_like(gates, dtype=torch.bool)).tolist()
         for place, vector, again, stop in zip(left, vectors, decide(gates).tolist(), stops, strict=True):
             states[place].embed(vector, again, config.opening_ids)

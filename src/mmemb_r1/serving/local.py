@@ -77,12 +77,12 @@ class LocalExecutor(BaseExecutor):
         self._decoder.step()
         return self._leaving([one for one in self._thinkers.values() if one.state.done])
 
-    def close(self) -> None:
-        if isinstance(self._preparing, PreparingProcesses):
-            self._preparing.close()
-
     @torch.inference_mode()
     def stop(self, rows: Sequence[Row]) -> list[tuple[Row, Answer]]:
         leaving = [self._thinkers[row] for row in rows]
         self._decoder.stop([thinker.state for thinker in leaving])
         return self._leaving(leaving, stopped=True)
+
+    def close(self) -> None:
+        if isinstance(self._preparing, PreparingProcesses):
+            self._preparing.close()
