@@ -11,7 +11,15 @@ from .options_mmemb_r1 import FIELDS, GATE_INPUTS, check_option, nearest_name, r
 
 REPOSITORY_FORMAT = 2  # the newest that this code reads
 # A checkpoint that sets none of these is of format 1, and code from before they were known reads it rightly.
-SINCE_FORMAT_2 = ("embed_position", "embed_state", "opening_token_ids", "closing_token_ids", "spaces", "gate_inputs")
+SINCE_FORMAT_2 = (
+    "embed_position",
+    "embed_state",
+    "opening_token_ids",
+    "closing_token_ids",
+    "spaces",
+    "gate_inputs",
+    "second_look",
+)
 READ_BY_GATE = ["state"]  # unless it is told otherwise
 
 
@@ -71,6 +79,10 @@ class MMEmbR1Config(PreTrainedConfig):
             Initial gate logit of a fresh model; negative, so that an untrained gate does not think.
         gate_threshold (`float`, *optional*, defaults to 0.5):
             With `reasoning="auto"` an input thinks when its gate probability is at least this.
+        second_look (`dict[str, float]`, *optional*):
+            Weights of the second look, which `mmemb-r1 train gate --second-look` fits: `bias`, and one for each of
+            `mean_logp`, `least_logp`, `length`, `cosine` and `gate_logit`; see second_look_mmemb_r1. `None`: none, and
+            the vector of an input that thought is the one after its rationale.
         reasoning (`str`, *optional*, defaults to `"auto"`):
             Default reasoning mode of `encode_query` and `embed`: `"auto"`, `"always"` or `"never"`.
         document_reasoning (`str`, *optional*, defaults to `"never"`):
@@ -122,6 +134,7 @@ class MMEmbR1Config(PreTrainedConfig):
     gate_hidden_size: int = 0
     gate_init_bias: float = -2.0
     gate_threshold: float = 0.5
+    second_look: dict[str, float] | None = None
     reasoning: str = "auto"
     document_reasoning: str = "never"
     max_reasoning_tokens: int = 128
@@ -211,11 +224,16 @@ class MMEmbR1Config(PreTrainedConfig):
             )
 
     def _check_spaces(self) -> None:
-        """Refuse defaults that would put queries and documents into two spaces; one by one they may be changed."""
+        """Refuse defaults that would put what is compared into two spaces; one by one they may be changed."""
         if self.spaces == 2 and self.reasoning not in ("auto", self.document_reasoning):
             raise ValueError(
                 f"reasoning={self.reasoning!r} for queries and document_reasoning={self.document_reasoning!r}: with "
                 "spaces=2 direct and reasoned vectors can't be compared, so that both have to be the same."
+            )
+        if self.spaces == 2 and self.second_look is not None:
+            raise ValueError(
+                "second_look mixes direct and reasoned vectors, and with spaces=2 they can't be compared, so that a "
+                "mixture says nothing; leave it out."
             )
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

@@ -366,8 +366,12 @@ class Decoder:
         """Go on with the rows inside a rationale, at the hidden states `(N, H)` of all."""
         if len(places) < len(self):
             hidden = hidden[torch.tensor(places, device=hidden.device)]
-        for place, token in zip(places, _next_tokens(self.model, hidden, self.sampling).tolist(), strict=True):
-            self.states[place].follow(token, self.model.config.end_think_token_id)
+        states = [self.states[place] for place in places]
+        asked = [number for number, state in enumerate(states) if state.look is not None]
+        tokens, logps = _next_tokens(self.model, hidden, self.sampling, asked)
+        likely = dict(zip(asked, logps.tolist(), strict=True)) if logps is not None else {}
+        for number, (state, token) in enumerate(zip(states, tokens.tolist(), strict=True)):
+            state.follow(token, self.model.config.end_think_token_id, likely.get(number))
 
     def _embed(self, context: Context, places: list[int]) -> None:
         """Read the embeddings of the rows whose rationale has ended, and let go of those that are done."""
@@ -375,6 +379,12 @@ class Decoder:
         at = torch.tensor(places, device=context.hidden.device)
         embeddings = model.embeddings_of(context.pooled.mean[at])
         again = self._again(model.ask_gate(context.hidden[at], context.words_of(at)), places)
+        looks = [self.states[place].look for place in places]
+        if any(look is not None for look in looks):
+            whole = model.embeddings_of(context.pooled.mean[at], whole=True)
+            for look, vector in zip(looks, whole, strict=True):
+                if look is not None:
+                    look.reasoned = vector
         for place, embedding, more in zip(places, embeddings, again.tolist(), strict=True):
             self.states[place].embed(embedding, more, model.config.opening_ids)
         self._let_go()
@@ -402,10 +412,23 @@ class Decoder:
             self.context = self.context.keep(rows) if order else None
 
 
-def _next_tokens(model: Any, hidden: Tensor, sampling: Sampling) -> Tensor:
-    """Choose tokens `(N,)` after the hidden states `(N, H)`, without ids that can't occur in a rationale."""
+def _next_tokens(
+    model: Any, hidden: Tensor, sampling: Sampling, asked: Sequence[int] = ()
+) -> tuple[Tensor, Tensor | None]:
+    """
+    Choose tokens `(N,)` after the hidden states `(N, H)`, without ids that can't occur in a rationale.
+
+    Returns:
+        The tokens, and of n rows that are `asked` about their log-probabilities `(n,)` float32, of the whole
+        vocabulary at temperature 1; `None` if there is no such row.
+    """
     logits = model.vlm.get_output_embeddings()(hidden)  # (N, H) -> (N, V)
-    return sampling.choose(without_suppressed(logits, model.config))
+    if not asked:
+        return sampling.choose(without_suppressed(logits, model.config)), None
+    rows = torch.tensor(asked, device=logits.device)
+    total = logits[rows].float().logsumexp(dim=-1)  # (n,); before ids are suppressed, which happens in place
+    tokens = sampling.choose(without_suppressed(logits, model.config))
+    return tokens, logits[rows, tokens[rows]].float() - total
 
 
 def without_suppressed(logits: Tensor, config: Any) -> Tensor:

@@ -110,11 +110,16 @@ class EmbeddingHead(nn.Module):
         share = (later.log_weight - total).exp()[:, None]  # (B, 1)
         return Pooled(total, pooled.mean + share * (later.mean - pooled.mean))
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32."""
+    def forward(self, pooled: Tensor, whole: bool = False) -> Tensor:
+        """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32; `whole` ones are not truncated."""
         embedding = pooled if self.projection is None else self.projection(pooled.to(self.projection.weight.dtype))
-        embedding = embedding[..., : self.config.truncate_dim].float()
-        return nn.functional.normalize(embedding, dim=-1) if self.config.normalize else embedding
+        return finished(self.config, embedding, whole)
+
+
+def finished(config: PreTrainedConfig, embedding: Tensor, whole: bool = False) -> Tensor:
+    """Truncate (unless `whole`) and normalise embeddings `(..., D)` as the config says, in float32."""
+    embedding = (embedding if whole else embedding[..., : config.truncate_dim]).float()
+    return nn.functional.normalize(embedding, dim=-1) if config.normalize else embedding
 
 
 _POOLINGS: dict[str, type[EmbeddingHead]] = {}

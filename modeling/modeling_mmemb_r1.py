@@ -320,11 +320,11 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         """
         return self.gate(gate_inputs(self.config, state, words))
 
-    def embeddings_of(self, pooled: Tensor) -> Tensor:
-        """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32."""
+    def embeddings_of(self, pooled: Tensor, whole: bool = False) -> Tensor:
+        """Turn pooled states `(..., H)` into embeddings `(..., D)`, in float32; `whole` ones are not truncated."""
         if self.config.embed_state == "unnormed":
             pooled = pooled / norm_scale(self.vlm)
-        return self.embedding_head(pooled)
+        return self.embedding_head(pooled, whole)
 
     def _token_logps(
         self, hidden: Tensor, labels: Tensor, temperature: float | None = None
@@ -353,6 +353,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         gate_threshold: float | None = None,
         max_reasoning_tokens: int | Sequence[int] | None = None,
         max_reasoning_rounds: int | None = None,
+        second_look: bool | None = None,
         decode_batch_size: int | None = None,
         sampling: Sampling | None = None,
         output_all_embeddings: bool = False,
@@ -371,6 +372,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             gate_threshold: gate probability from which a row thinks. Default: the config's.
             max_reasoning_tokens: budget of one rationale, for all rows or for each. Default: the config's.
             max_reasoning_rounds: rationales per row at most. Default: the config's.
+            second_look: whether the vector of a row that thought is mixed with its direct one, by how much the model
+                believes its rationale. Default: whether the config has weights for it.
             decode_batch_size: rows that think at the same time. Default: all.
             sampling: how rationale tokens are chosen. Default: greedily.
             output_all_embeddings: also return the vector after each round.
@@ -380,9 +383,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
             ValueError: if a prompt does not end in `<|embed|>`, or an option is out of its range.
         """
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, **media}
-        options = ReasoningOptions.of(
-            self.config, sampling, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds
-        )
+        given = reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, second_look
+        options = ReasoningOptions.of(self.config, sampling, *given)
         return next(embed_batches(self, [batch], options, decode_batch_size, output_all_embeddings, several=False))
 
     def embed_batches(
@@ -393,6 +395,7 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         gate_threshold: float | None = None,
         max_reasoning_tokens: int | None = None,
         max_reasoning_rounds: int | None = None,
+        second_look: bool | None = None,
         decode_batch_size: int | None = None,
         sampling: Sampling | None = None,
         output_all_embeddings: bool = False,
@@ -415,9 +418,8 @@ class MMEmbR1Model(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: as [`embed`].
         """
-        options = ReasoningOptions.of(
-            self.config, sampling, reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds
-        )
+        given = reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds, second_look
+        options = ReasoningOptions.of(self.config, sampling, *given)
         return embed_batches(self, batches, options, decode_batch_size, output_all_embeddings, statistics)
 
     def compile_decoding(self, **options: Any) -> None:

@@ -7,9 +7,11 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-REASONING_OPTIONS = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
+_FIELDS_OF_REASONING = ("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")
+REASONING_OPTIONS = (*_FIELDS_OF_REASONING, "second_look")
 REASONING_MODES = ("auto", "always", "never")
 GATE_INPUTS = ("state", "words")
+SECOND_LOOK = ("bias", "mean_logp", "least_logp", "length", "cosine", "gate_logit")
 TASKS = ("query", "document")
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 LARGEST = 2**62
@@ -27,6 +29,7 @@ class Rule(NamedTuple):
         high: largest number.
         choices: the strings that are allowed. Default: all.
         is_list: whether it is a list of such values.
+        keys: if any, it is a mapping of exactly these to such values.
     """
 
     kind: type
@@ -35,6 +38,7 @@ class Rule(NamedTuple):
     high: float = LARGEST
     choices: tuple[str, ...] = ()
     is_list: bool = False
+    keys: tuple[str, ...] = ()
 
 
 _SHARED = {  # options whose defaults are fields of the config
@@ -46,6 +50,7 @@ _SHARED = {  # options whose defaults are fields of the config
 }
 OPTIONS = {  # of `encode` and everything that passes options on to it
     **_SHARED,
+    "second_look": Rule(bool, "whether a vector after a rationale is mixed with the direct one"),
     "task": Rule(str, "which side the inputs are", choices=TASKS),
     "allow_remote_media": Rule(bool, "download media that are given as web addresses"),
     "batch_size": Rule(int, "inputs read at once"),
@@ -87,6 +92,7 @@ FIELDS = {  # of the config
     "gate_inputs": Rule(str, "what the gate reads", choices=GATE_INPUTS, is_list=True),
     "gate_hidden_size": Rule(int, "width of the gate's hidden layer, 0 for none", 0, WIDEST),
     "gate_init_bias": Rule(float, "gate logit of a fresh model", -1e6, 1e6),
+    "second_look": Rule(float, "weights of the second look", -1e6, 1e6, keys=SECOND_LOOK),
     "max_text_tokens": Rule(int, "longer text of one input is cut"),
     "max_image_tokens": Rule(int, "tokens of one picture"),
     "num_video_frames": Rule(int, "frames sampled from a video"),
@@ -111,6 +117,11 @@ def check_option(name: str, value: Any, rules: Mapping[str, Rule] = OPTIONS) -> 
     ValueError: gate_threshold=True (auto thinks from this gate probability on) has to be a number from 0 to 1.
     """
     rule = rules[name]
+    if rule.keys:
+        if not isinstance(value, Mapping) or {*value} != {*rule.keys}:
+            raise ValueError(f"{name}={value!r:.80} ({rule.meaning}) has to be a mapping of {', '.join(rule.keys)}.")
+        own = {f"{name}.{key}": rule._replace(keys=()) for key in rule.keys}
+        return {key: check_option(f"{name}.{key}", value[key], own) for key in rule.keys}
     if not rule.is_list:
         values: Sequence[Any] = [value]
     elif isinstance(value, str) or not isinstance(value, Iterable):
@@ -194,10 +205,11 @@ def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None 
             the gate.
 
     Returns:
-        All of `REASONING_OPTIONS`; `max_reasoning_tokens` is one number, or a list of one per row.
+        All of `REASONING_OPTIONS`; `max_reasoning_tokens` is one number, or a list of one per row, and `second_look`
+        stands there only if the config has weights for it.
 
     Raises:
-        ValueError: if an option is out of its range.
+        ValueError: if an option is out of its range, or a second look is asked for that was not fitted.
 
     >>> from .configuration_mmemb_r1 import MMEmbR1Config
     >>> resolve_reasoning(MMEmbR1Config(), {"gate_threshold": 0.9, "batch_size": 8}, task="document")
@@ -205,11 +217,11 @@ def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None 
     """
     if task is not None:
         check_option("task", task)
-    resolved = {name: getattr(config, name) for name in REASONING_OPTIONS}
+    resolved = {name: getattr(config, name) for name in _FIELDS_OF_REASONING}
     if task == "document" or (task is None and options.get("gate_threshold") is None):
         resolved["reasoning"] = config.document_reasoning
     limit = context_length(config)
-    for name in REASONING_OPTIONS:
+    for name in _FIELDS_OF_REASONING:
         value = options.get(name)
         if value is None:
             continue
@@ -222,6 +234,14 @@ def resolve_reasoning(config: Any, options: Mapping[str, Any], task: str | None 
             f"max_reasoning_rounds={resolved['max_reasoning_rounds']}: this model's reasoned vectors are of a space "
             "of their own, where no further rationale begins; allowed: 1."
         )
+    look = options.get("second_look")
+    if look is not None and check_option("second_look", look) and config.second_look is None:
+        raise ValueError(
+            "second_look=True: this model has no second look. Fit one with `mmemb-r1 train gate --second-look`, or "
+            "leave the option out."
+        )
+    if config.second_look is not None:
+        resolved["second_look"] = True if look is None else check_option("second_look", look)
     return resolved
 
 

@@ -54,7 +54,9 @@ class MMEmbR1EmbedOutput(ModelOutput):
             between them.
         all_embeddings: `(B, max_reasoning_rounds + 1, D)` (with `reasoning="never"`: `(B, 1, D)`), the vector after k
             rationales in slot k; slots that a row did not reach repeat its last one. Only with
-            `output_all_embeddings=True`.
+            `output_all_embeddings=True`. The second look changes none of them.
+        second_look_weight: `(B,)` how much of a row's vector is that after its rationales, the rest is its direct one;
+            0 where the row did not think. Only with a second look.
     """
 
     embeddings: Tensor | None = None
@@ -65,3 +67,4 @@ class MMEmbR1EmbedOutput(ModelOutput):
     num_forced_closings: Tensor | None = None
     rationale_ids: Tensor | None = None
     all_embeddings: Tensor | None = None
+    second_look_weight: Tensor | None = None

@@ -17,7 +17,7 @@ class MMEmbR1Pipeline(Pipeline):
     The adaptive model as a pipeline of transformers. Inputs are those of `encode`, embedded one at a time; for
     batches use sentence-transformers.
 
-    Calls take `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of
+    Calls take `reasoning`, `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds` and `second_look` of
     [`MMEmbR1Model.embed`], `instruction` (the system turn of inputs that bring none), `allow_remote_media` (download
     pictures that are given as web addresses; off by default) and `return_tensors`.
 

@@ -22,6 +22,7 @@ from .options_mmemb_r1 import (
     resolve_reasoning,
 )
 from .outputs_mmemb_r1 import MMEmbR1EmbedOutput
+from .second_look_mmemb_r1 import Look, look_again
 from .states_mmemb_r1 import RationaleState
 
 REFILL_FRACTION = 1 / 8  # of a full decoder: its cache is copied only when so many new rows can join
@@ -36,11 +37,15 @@ class ReasoningOptions:
     max_reasoning_tokens: int | Sequence[int]
     max_reasoning_rounds: int
     sampling: Sampling
+    second_look: bool = False
 
     @classmethod
     def of(cls, config: Any, sampling: Sampling | None, *given: Any) -> ReasoningOptions:
-        """Resolve the values that are `given`, in the order of `REASONING_OPTIONS`, see [`resolve_reasoning`]."""
-        options = dict(zip(REASONING_OPTIONS, given, strict=True))
+        """
+        Resolve the values that are `given`, in the order of `REASONING_OPTIONS`, see [`resolve_reasoning`]; the last
+        may be left out.
+        """
+        options = dict(zip(REASONING_OPTIONS, given, strict=False))
         return cls(**resolve_reasoning(config, options, "query"), sampling=sampling or Sampling())
 
     def budgets(self, rows: int, given: int | Sequence[int] | None = None) -> list[int]:
@@ -59,6 +64,11 @@ class ReasoningOptions:
         """Get the gate probability from which a row thinks, and thinks again; any or none is infinite."""
         return {"always": -math.inf, "never": math.inf}.get(self.reasoning, self.gate_threshold)
 
+    @property
+    def looks(self) -> bool:
+        """Tell whether rows that think get a second look."""
+        return self.second_look and self.reasoning != "never"
+
     def thinks(self, gate_prob: Tensor) -> list[int]:
         """List the rows that think, by their gate probabilities `(B,)`."""
         return (gate_prob >= self.threshold).nonzero().squeeze(-1).tolist()
@@ -74,12 +84,14 @@ class ReadBatch:
         gate_prob: `(B,)`.
         states: of the rows that think, by row.
         config: the [`MMEmbR1Config`].
+        looks: whether rows that think get a second look.
     """
 
     direct: Tensor
     gate_prob: Tensor
     states: dict[int, RationaleState]
     config: Any
+    looks: bool = False
 
     @property
     def done(self) -> bool:
@@ -94,6 +106,12 @@ class ReadBatch:
             places = torch.tensor(list(self.states), device=device)
             last = torch.stack([state.embeddings[-1] for state in self.states.values()])
             embeddings = self.direct.index_copy(0, places, last.to(self.direct.dtype))
+        kept = self.gate_prob.new_zeros(rows)
+        if looking := {row: state for row, state in self.states.items() if state.look is not None}:
+            places = torch.tensor(list(looking), device=device)
+            vectors, weights = look_again(self.config, list(looking.values()), self.gate_prob[places])
+            embeddings = embeddings.index_copy(0, places, vectors.to(embeddings.dtype))
+            kept = kept.index_copy(0, places, weights.to(kept.dtype))
         none = RationaleState(0, 0)
         states = [self.states.get(row, none) for row in range(rows)]
         rounds = torch.tensor([len(state.embeddings) for state in states], device=device)
@@ -106,6 +124,7 @@ class ReadBatch:
             num_forced_closings=torch.tensor([state.num_truncated for state in states], device=device),
             rationale_ids=_filled_up([state.rationale_ids(self.config) for state in states], device),
             all_embeddings=self._every(slots) if output_all_embeddings else None,
+            second_look_weight=kept if self.looks else None,
         )
 
     def _every(self, slots: int) -> Tensor:
@@ -182,7 +201,18 @@ def read_prompts(
         context = prefill(model.vlm, model.embedding_head, input_ids, attention_mask, not never, ahead, **media)
         direct = model.embeddings_of(context.pooled.mean)
         gate_prob = model.ask_gate(context.hidden, context.words).sigmoid()
-    return ReadBatch(direct, gate_prob, thinking_states(model.config, gate_prob, options), model.config), context
+    states = thinking_states(model.config, gate_prob, options)
+    looks = any(own.looks for own in options)
+    if looks and states:
+        begin_looks(states, options, model.embeddings_of(context.pooled.mean, whole=True))
+    return ReadBatch(direct, gate_prob, states, model.config, looks), context
+
+
+def begin_looks(states: Mapping[int, RationaleState], options: Sequence[ReasoningOptions], direct: Tensor) -> None:
+    """Let those rows that get a second look collect for it, from their direct embeddings `(B, D)`, not truncated."""
+    for row, state in states.items():
+        if options[row].looks:
+            state.look = Look(direct[row].clone())  # not a view, which would hold the whole batch
 
 
 def options_of_rows(

@@ -53,7 +53,8 @@ OUTPUTS = (  # besides the embeddings
 
 def features_of(output: MMEmbR1EmbedOutput) -> dict[str, Any]:
     """Name what the model gives for a batch as sentence-transformers does."""
-    return {"sentence_embedding": output.embeddings, **{name: output[name] for name in OUTPUTS}}
+    names = (*OUTPUTS, *(("second_look_weight",) if output.second_look_weight is not None else ()))
+    return {"sentence_embedding": output.embeddings, **{name: output[name] for name in names}}
 
 
 def _place_in_call(error: InputError) -> int:
@@ -157,7 +158,7 @@ class MMEmbR1Module(InputModule):
 
         Args:
             features: what `preprocess` returned.
-            **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds` and
+            **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`, `second_look` and
                 `decode_batch_size` of [`MMEmbR1Model.embed`]; `task="document"`, which `encode_document` passes, has a
                 default of `reasoning` of its own.
         """

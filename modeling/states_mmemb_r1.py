@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from .second_look_mmemb_r1 import Look
+
 
 @dataclass
 class RationaleState:
@@ -27,6 +29,7 @@ class RationaleState:
         num_truncated: rationales that were longer than the budget: `</think>` was inserted.
         feed: the token that it feeds next; `None` when it is done.
         ahead: what it feeds after that, whatever is chosen: the rest of what opens or closes a rationale.
+        look: where it collects what a second look needs. Default: nothing is collected.
     """
 
     max_tokens: int
@@ -39,6 +42,7 @@ class RationaleState:
     num_truncated: int = 0
     feed: int | None = None
     ahead: list[int] = field(default_factory=list)
+    look: Look | None = None
     inside: bool = False  # a rationale, what opens it and what ends it included
     spent: int = 0  # tokens of the current rationale
     finished: int = 0  # of `token_ids`, those up to the last embedding
@@ -54,7 +58,9 @@ class RationaleState:
 
     def copy(self) -> RationaleState:
         """Make one that goes on by itself from here."""
-        return replace(self, token_ids=[*self.token_ids], embeddings=[*self.embeddings], ahead=[*self.ahead])
+        look = self.look and replace(self.look, logps=[*self.look.logps])
+        lists = {"token_ids": [*self.token_ids], "embeddings": [*self.embeddings], "ahead": [*self.ahead]}
+        return replace(self, **lists, look=look)
 
     def begin(self, opening: Sequence[int], num_read: int = 0) -> None:
         """Open a rationale, of whose `opening` so many tokens were read with the prompt."""
@@ -75,13 +81,18 @@ class RationaleState:
         self.feed, *self.ahead = self.ahead
         return "ahead"
 
-    def follow(self, chosen: int, end_id: int) -> None:
-        """Go on inside a rationale with the `chosen` token, or end it if the budget is spent."""
+    def follow(self, chosen: int, end_id: int, logp: float | None = None) -> None:
+        """
+        Go on inside a rationale with the `chosen` token, whose log-probability a `look` wants, or end it if the budget
+        is spent.
+        """
         if self.spent >= self.max_tokens:
             self.num_truncated += chosen != end_id
             chosen = end_id
         self.spent += chosen != end_id
         self.num_tokens += chosen != end_id
+        if self.look is not None and logp is not None and chosen != end_id:
+            self.look.logps.append(logp)
         self.feed = chosen
 
     def embed(self, embedding: Tensor, again: bool, opening: Sequence[int]) -> None:
@@ -93,6 +104,8 @@ class RationaleState:
 
     def stop(self) -> None:
         """Give up the rationale that is being written: what was embedded before it stays, its cost is counted."""
+        if self.look is not None and self.feed is not None:
+            self.look.logps = self.look.logps[: len(self.look.logps) - self.spent]
         self.token_ids = self.token_ids[: self.finished]
         self.feed, self.ahead, self.inside = None, [], False
 

@@ -73,8 +73,9 @@ class MMEmbR1(Loading):
 
     Loads what `SentenceTransformer(path, trust_remote_code=True)` loads, without the flag, because the code comes from
     this package. `encode`, `encode_query` and `encode_document` take `reasoning` (`"auto"`, `"always"`, `"never"`),
-    `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds` and `allow_remote_media` besides their usual
-    arguments. What is not said to be a query is embedded directly by default: `document_reasoning` of the config.
+    `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`, `second_look` and `allow_remote_media` besides
+    their usual arguments. What is not said to be a query is embedded directly by default: `document_reasoning` of the
+    config.
 
     Args:
         model_name_or_path (`str`): a directory or Hub id.
@@ -162,11 +163,12 @@ class MMEmbR1(Loading):
             *args, **kwargs: those of [`SentenceTransformer.encode`], and `reasoning` (`"auto"`, `"always"`,
                 `"never"`), `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds`; their defaults are in the
                 config: its `reasoning` for queries (`encode_query`, `task="query"`, `prompt_name="query"`) and where a
-                `gate_threshold` is given, its `document_reasoning` for everything else. `batch_size` inputs are read
-                at once (fewer if they have more than `max_batch_tokens` tokens), and `decode_batch_size` think at
-                once, four times as many unless it is given. Equal inputs are embedded once. With
-                `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that `truncate_dim`
-                shortens have unit norm again, if the model's have, unless `normalize_embeddings=False`.
+                `gate_threshold` is given, its `document_reasoning` for everything else. `second_look=False` gives the
+                vector after a rationale as it is, where the config has weights to mix it with the direct one.
+                `batch_size` inputs are read at once (fewer if they have more than `max_batch_tokens` tokens), and
+                `decode_batch_size` think at once, four times as many unless it is given. Equal inputs are embedded
+                once. With `allow_remote_media=True`, pictures and videos may be web addresses. Vectors that
+                `truncate_dim` shortens have unit norm again, if the model's have, unless `normalize_embeddings=False`.
 
         Raises:
             InputError: a `ValueError` that names the index of an input that can't be embedded.
@@ -420,7 +422,8 @@ class MMEmbR1(Loading):
         Returns:
             One dict per input (a single dict for a single input): `embedding` `(D,)`, `gate_prob`, `reasoned`,
             `num_reasoning_tokens`, `num_reasoning_rounds`, and the text of the `rationale` (`""` if none; rounds are
-            separated by newlines).
+            separated by newlines). With a second look also `second_look_weight`, how much of the embedding is that
+            after the rationale.
         """
         outputs = self.encode(inputs, output_value=None, **kwargs)
         return [self._explained(item) for item in outputs] if isinstance(outputs, list) else self._explained(outputs)
@@ -435,6 +438,7 @@ class MMEmbR1(Loading):
             "num_reasoning_tokens": int(item["num_reasoning_tokens"]),
             "num_reasoning_rounds": int(item["num_reasoning_rounds"]),
             "rationale": "\n".join(self.tokenizer.decode(one).strip() for one in rounds),
+            **({"second_look_weight": float(item["second_look_weight"])} if "second_look_weight" in item else {}),
         }
 
     def _get_model_config(self) -> dict[str, Any]:

@@ -98,12 +98,18 @@ class Thinking:
             `resolved`, with one round, and the thinker's `identity` as `thinker`.
 
         Raises:
-            ValueError: if several rounds are asked for, or a rationale would leave no room for text.
+            ValueError: if several rounds are asked for, a rationale would leave no room for text, or a second look is
+                wanted.
         """
         if (given.get("max_reasoning_rounds") or 1) > 1:
             raise ValueError(
                 f"max_reasoning_rounds={given['max_reasoning_rounds']}: a thinker writes one rationale of an input; "
                 "allowed with a thinker: 1."
+            )
+        if resolved.get("second_look"):
+            raise ValueError(
+                "The second look of this model reads how likely it found its own rationale, and a thinker writes "
+                "others; pass second_look=False (in a command: --no-second-look), or leave the thinker out."
             )
         budget, limit = resolved["max_reasoning_tokens"], config.max_text_tokens
         if self.form == "text" and limit is not None and budget >= limit:
@@ -191,7 +197,7 @@ class _Call:
 
     def read(self, wanted: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed inputs directly, batch by batch as there is room, and yield what the thinker is asked."""
-        given = (self.options[name] for name in REASONING_OPTIONS)
+        given = (self.options.get(name) for name in REASONING_OPTIONS)
         decisions = ReasoningOptions.of(self.config, None, *given)
         for places, features in self._embedded(self.inputs, wanted, self.prompt):
             thinks = decisions.thinks(features["gate_prob"])

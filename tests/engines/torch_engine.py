@@ -44,22 +44,26 @@ class TorchEngine:
     @torch.inference_mode()
     def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> list[list[int]]:
         self.asked.append(("rationales", len(prompts)))
-        return [self._written(place, *asked) for place, asked in enumerate(zip(prompts, max_tokens, strict=True))]
+        written = (self._written(place, *asked) for place, asked in enumerate(zip(prompts, max_tokens, strict=True)))
+        return [ids for ids, _ in written]
 
     def close(self) -> None:
         self.module = None
 
-    def _written(self, place: int, prompt: EnginePrompt, max_tokens: int) -> list[int]:
+    def _written(self, place: int, prompt: EnginePrompt, max_tokens: int) -> tuple[list[int], list[float]]:
         words, vlm = Words.of(self.module.model.config), self.model[0].model.vlm
         ids: list[int] = []
+        logps: list[float] = []
         while len(ids) < max_tokens and words.end_id not in ids[-1:]:
             hidden = self._hidden(place, prompt.then([*prompt.followed, *ids]))
             if self.max_length is not None and len(hidden) >= self.max_length:
                 break
             logits = vlm.get_output_embeddings()(hidden[-1:])[0]
+            all_logps = logits.log_softmax(dim=-1)
             logits[list(words.suppressed_ids)] = -torch.inf
             ids.append(int(logits[: len(self.model.tokenizer)].argmax()))
-        return ids
+            logps.append(float(all_logps[ids[-1]]))
+        return ids, logps
 
     def _hidden(self, place: int, prompt: EnginePrompt) -> Tensor:
         if REFUSED in str(prompt.messages):
@@ -91,3 +95,14 @@ class TorchEngine:
         if without_marker:
             batch = {name: value[:, :-1] if value.shape == shape else value for name, value in batch.items()}
         return append_tokens(batch, [prompt.followed], processor.tokenizer.pad_token_id)
+
+
+class LikelyTorchEngine(TorchEngine):
+    """Also tell how likely what it writes is."""
+
+    @torch.inference_mode()
+    def likely_rationales(
+        self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        self.asked.append(("likely", len(prompts)))
+        return [self._written(place, *asked) for place, asked in enumerate(zip(prompts, max_tokens, strict=True))]

@@ -10,7 +10,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.engines.torch_engine import TorchEngine
+from tests.engines.torch_engine import LikelyTorchEngine
 
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.engines.protocol import EnginePrompt
@@ -25,7 +25,7 @@ class VllmDouble:
     """
 
     def __init__(self, model: MMEmbR1, port: int = 0) -> None:
-        self.engine = TorchEngine(model)
+        self.engine = LikelyTorchEngine(model)
         self.engine.start(model[0], writes=True)
         self.fault: Fault = lambda path, body, number: None
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
@@ -83,10 +83,12 @@ class VllmDouble:
         assert path == "/v1/completions"
         assert body["temperature"] == 0
         assert body["ignore_eos"]
-        written = self.engine.rationales(
-            [EnginePrompt(tuple(body["prompt"]), len(body["prompt"]))], [body["max_tokens"]]
-        )
-        return {"choices": [{"token_ids": written[0]}]}
+        asked = [EnginePrompt(tuple(body["prompt"]), len(body["prompt"]))], [body["max_tokens"]]
+        if "logprobs" not in body:
+            return {"choices": [{"token_ids": self.engine.rationales(*asked)[0]}]}
+        assert body["logprobs"] == 0
+        [(ids, logps)] = self.engine.likely_rationales(*asked)
+        return {"choices": [{"token_ids": ids, "logprobs": {"token_logprobs": logps}}]}
 
     def close(self) -> None:
         self.server.shutdown()

@@ -167,6 +167,12 @@ def add_encoding_options(parser: argparse._ActionsContainer, **defaults: int | s
     parser.add_argument("--device", help="say cpu or cuda:1; default: the best one there is")
 
 
+def add_second_look_option(parser: argparse._ActionsContainer) -> None:
+    """Add `--no-second-look`: `second_look` is `False` with it, else `None`."""
+    told = "keep the vector after a rationale as it is; default: mixed with the direct one, if the checkpoint can"
+    parser.add_argument("--no-second-look", dest="second_look", action="store_const", const=False, help=told)
+
+
 def add_thinker_options(parser: argparse._ActionsContainer) -> None:
     """Add `--thinker` and `--thinker-form`, which `use_thinker` reads."""
     from mmemb_r1.modeling.options_mmemb_r1 import FIELDS, describe_option

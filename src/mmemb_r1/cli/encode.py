@@ -16,6 +16,7 @@ from mmemb_r1.cli._options import (
     add_base_option,
     add_encoding_options,
     add_engine_options,
+    add_second_look_option,
     add_thinker_options,
     engine_given,
     listed,
@@ -69,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_thinker_options(parser)
     add_engine_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
+    add_second_look_option(parser)
     add_encoding_options(
         parser,
         task="neither; it also chooses the checkpoint's prompt",
@@ -237,7 +239,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"]
+    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "second_look"]
     names += ["max_batch_tokens", "decode_batch_size"]
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return options | {"allow_remote_media": args.allow_remote_media, "batch_size": args.batch_size}

@@ -12,6 +12,7 @@ from mmemb_r1.cli._options import (
     add_base_option,
     add_encoding_options,
     add_engine_options,
+    add_second_look_option,
     add_thinker_options,
     engine_given,
     use_thinker,
@@ -50,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_thinker_options(parser)
     add_engine_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
+    add_second_look_option(parser)
     add_encoding_options(
         parser,
         **thinking,
@@ -68,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1.index import build_index
     from mmemb_r1.tables.columns import parse_columns
 
-    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "truncate_dim", "prompt"]
+    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "second_look"]
+    names += ["truncate_dim", "prompt"]
     names += ["batch_size", "max_batch_tokens", "decode_batch_size", "shard_size", "precision", "device"]
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     model: Any = args.model

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmemb_r1.cli._options import (
     add_encoding_options,
     add_engine_options,
+    add_second_look_option,
     add_thinker_options,
     engine_given,
     use_thinker,
@@ -54,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_thinker_options(parser)
     add_engine_options(parser)
     thinking = dict.fromkeys(("reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds"))
+    add_second_look_option(parser)
     add_encoding_options(parser, **thinking, prompt="the checkpoint's for queries", allow_remote_media="")
 
 
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from mmemb_r1 import MMEmbR1
     from mmemb_r1.index import Index
 
-    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "prompt", "device"]
+    names = ["reasoning", "gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds", "second_look"]
+    names += ["prompt", "device"]
     options: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     model: Any = args.model
     if args.engine or args.engine_options:

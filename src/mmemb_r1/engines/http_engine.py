@@ -104,8 +104,18 @@ class HttpEngine:
         return torch.from_numpy(np.stack(states))
 
     def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> list[list[int]]:
+        return [ids for ids, _ in self._asked_for_rationales(prompts, max_tokens, likely=False)]
+
+    def likely_rationales(
+        self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        return self._asked_for_rationales(prompts, max_tokens, likely=True)
+
+    def _asked_for_rationales(
+        self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int], likely: bool
+    ) -> list[tuple[list[int], list[float]]]:
         asks = [
-            partial(self._refused_at, place, partial(self._written, prompt, limit))
+            partial(self._refused_at, place, partial(self._written, prompt, limit, likely))
             for place, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
         ]
         return self._connection("rationales").ask_each(asks)
@@ -142,7 +152,10 @@ class HttpEngine:
         data = sorted(_field(answer, "data", connection), key=lambda item: item["index"])
         return [np.frombuffer(base64.b64decode(item["data"]), "<f4") for item in data]
 
-    def _written(self, prompt: EnginePrompt, max_tokens: int, connection: Connection) -> list[int]:
+    def _written(
+        self, prompt: EnginePrompt, max_tokens: int, likely: bool, connection: Connection
+    ) -> tuple[list[int], list[float]]:
+        """Get the ids of a rationale and, where it is asked how likely they are, their log-probabilities."""
         words = Words.of(self._started.model.config)
         body = {
             "max_tokens": max_tokens,
@@ -154,10 +167,26 @@ class HttpEngine:
             **self._model_of(connection),
         }
         if prompt.images:
+            body |= {"logprobs": True, "top_logprobs": 0} if likely else {}
             answer = connection.post("/v1/chat/completions", {**self._chat(prompt), **body})
         else:
+            body |= {"logprobs": 0} if likely else {}
             answer = connection.post("/v1/completions", {"prompt": list(prompt.token_ids), **body})
-        return list(_field(_field(answer, "choices", connection)[0], "token_ids", connection))
+        choice = _field(answer, "choices", connection)[0]
+        ids = list(_field(choice, "token_ids", connection))
+        if not likely:
+            return ids, []
+        told = _field(choice, "logprobs", connection)
+        if prompt.images:
+            logps = [one["logprob"] for one in _field(told, "content", connection)]
+        else:
+            logps = list(_field(told, "token_logprobs", connection))
+        if len(logps) != len(ids):
+            raise EngineError(
+                f"{connection.address} answers with {len(ids)} tokens and {len(logps)} log-probabilities; as many of "
+                "each are needed. Use a version of vLLM that mmemb-r1 is tested with, or pass second_look=False."
+            )
+        return ids, logps
 
     @staticmethod
     def _refused_at(place: int, ask: Callable[[Connection], _T], connection: Connection) -> _T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor
@@ -125,6 +125,39 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End what was started; it starts again when it is used again."""
+
+
+@runtime_checkable
+class LikelihoodEngine(Engine, Protocol):
+    """Run a model's backbone, and tell how likely it found what it wrote, which a second look reads."""
+
+    def likely_rationales(
+        self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        """
+        Write as `rationales` does.
+
+        Returns:
+            Per prompt the ids, and as many log-probabilities: of the whole vocabulary, at temperature 1.
+
+        Raises:
+            InputError, EngineError: as `states`.
+        """
+
+
+def likelihood_engine(engine: Engine) -> LikelihoodEngine:
+    """
+    Take an engine that a second look can read.
+
+    Raises:
+        ValueError: if it tells no log-probabilities.
+    """
+    if not isinstance(engine, LikelihoodEngine):
+        raise ValueError(
+            f"The engine {engine.name!r} tells no log-probabilities of what it writes (it has no likely_rationales), "
+            "and the second look of this model reads them; pass second_look=False."
+        )
+    return engine
 
 
 def engine_facts(model: Any) -> dict[str, str]:

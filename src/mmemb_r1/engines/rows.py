@@ -13,12 +13,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmemb_r1.engines.prompts import engine_prompts
-from mmemb_r1.engines.protocol import Engine, EnginePrompt
+from mmemb_r1.engines.protocol import Engine, EnginePrompt, likelihood_engine
 from mmemb_r1.modeling.gate_inputs_mmemb_r1 import mean_words
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.media_mmemb_r1 import MediaOptions
 from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS
-from mmemb_r1.modeling.scheduling_mmemb_r1 import ReadBatch, ReasoningOptions, options_of_rows, thinking_states
+from mmemb_r1.modeling.scheduling_mmemb_r1 import (
+    ReadBatch,
+    ReasoningOptions,
+    begin_looks,
+    options_of_rows,
+    thinking_states,
+)
 from mmemb_r1.modeling.sentence_mmemb_r1 import MMEmbR1Module, features_of
 from mmemb_r1.modeling.states_mmemb_r1 import RationaleState, think_again
 
@@ -52,8 +58,11 @@ def engine_rows(
     Raises:
         InputError: showing an input that can't be embedded.
         EngineError: if the engine can't go on.
+        ValueError: if it can't tell what a second look reads.
     """
-    thinking = ReasoningOptions.of(module.model.config, None, *(options[name] for name in REASONING_OPTIONS))
+    thinking = ReasoningOptions.of(module.model.config, None, *(options.get(name) for name in REASONING_OPTIONS))
+    if thinking.looks:
+        likelihood_engine(engine)
     engine.start(module, writes=thinking.reasoning != "never")
 
     def embedded(places: Sequence[int]) -> dict[str, Tensor]:
@@ -109,7 +118,7 @@ def embeddings_after(
     prompts = engine_prompts(module.processor, module.model.config, inputs, prompt, media)
     whole = [one.then(ids_after(len(one.token_ids))) for one, ids_after in zip(prompts, follow, strict=True)]
     try:
-        return _read(engine, module.model, whole)[0]
+        return module.model.embeddings_of(_read(engine, module.model, whole)[0])
     except InputError as error:
         raise InputError(error.index, error.fault, inputs[error.index]) from error
 
@@ -154,12 +163,15 @@ def begin(
         InputError: naming the index of a prompt that can't be read.
         EngineError: if the engine can't go on.
     """
-    direct, gate_logits = _read(engine, model, prompts)
-    gate_prob = gate_logits.sigmoid()
-    states = thinking_states(model.config, gate_prob, options_of_rows(options, len(prompts)))
+    pooled, gate_logits = _read(engine, model, prompts)
+    gate_prob, own = gate_logits.sigmoid(), options_of_rows(options, len(prompts))
+    states = thinking_states(model.config, gate_prob, own)
+    looks = any(one.looks for one in own)
+    if looks:
+        begin_looks(states, own, model.embeddings_of(pooled, whole=True))
     for state in states.values():
         state.begin(model.config.opening_ids)
-    return ReadBatch(direct, gate_prob, states, model.config)
+    return ReadBatch(model.embeddings_of(pooled), gate_prob, states, model.config, looks)
 
 
 def think(
@@ -185,38 +197,52 @@ def think(
             pass
     begun = [prompt.then(state.token_ids) for prompt, state in zip(prompts, states, strict=True)]
     # one token more than fits tells whether the rationale would have ended there
-    written = engine.rationales(begun, [state.max_tokens + 1 for state in states])
-    for state, ids in zip(states, written, strict=True):
-        _feed(state, config, ids)
+    limits = [state.max_tokens + 1 for state in states]
+    if any(state.look is not None for state in states):
+        for state, (ids, logps) in zip(
+            states, likelihood_engine(engine).likely_rationales(begun, limits), strict=True
+        ):
+            _feed(state, config, ids, logps)
+    else:
+        for state, ids in zip(states, engine.rationales(begun, limits), strict=True):
+            _feed(state, config, ids)
     ended = [prompt.then(state.token_ids) for prompt, state in zip(prompts, states, strict=True)]
-    embeddings, gate_logits = _read(engine, model, ended)
+    pooled, gate_logits = _read(engine, model, ended)
+    embeddings = model.embeddings_of(pooled)
+    for state, whole in zip(states, model.embeddings_of(pooled, whole=True), strict=True):
+        if state.look is not None:
+            state.look.reasoned = whole
     for state, embedding, again in zip(states, embeddings, think_again(gate_logits, states).tolist(), strict=True):
         state.embed(embedding, again, config.opening_ids)
     return states
 
 
-def _feed(state: RationaleState, config: Any, ids: Sequence[int]) -> None:
-    """Feed a row the tokens of its rationale and what closes it, up to where the next vector is read."""
+def _feed(state: RationaleState, config: Any, ids: Sequence[int], logps: Sequence[float] | None = None) -> None:
+    """
+    Feed a row the tokens of its rationale, with their log-probabilities where a second look wants them, and what
+    closes it, up to where the next vector is read.
+    """
     end = config.end_think_token_id
     if end not in ids and len(ids) <= state.max_tokens:  # the engine stopped at a limit of its own
         state.num_truncated += 1
-    tokens = chain(ids, [end])
+    tokens = chain(zip(ids, logps or [None] * len(ids), strict=True), [(end, None)])
     follows = "choose"
     while follows != "embed":
         if follows == "choose":
-            state.follow(next(tokens), end)
+            token, logp = next(tokens)
+            state.follow(token, end, logp)
         follows = state.take(config)
 
 
 def _read(engine: Engine, model: Any, prompts: Sequence[EnginePrompt]) -> tuple[Tensor, Tensor]:
-    """Read embeddings `(N, D)` and the gate's logits `(N,)` at the end of prompts."""
+    """Read what embeddings are made of, `(N, H)`, and the gate's logits `(N,)`, at the end of prompts."""
     device = next(model.gate.parameters()).device
     states = engine.states(prompts).to(device)
     pooled = states
     if model.config.embed_position == "before":
         pooled = engine.states([_without_last(prompt) for prompt in prompts]).to(device)
     words = _mean_words(model, prompts, device) if model.config.gate_reads_words else None
-    return model.embeddings_of(pooled), model.ask_gate(states, words)
+    return pooled, model.ask_gate(states, words)
 
 
 def _mean_words(model: Any, prompts: Sequence[EnginePrompt], device: torch.device) -> Tensor:

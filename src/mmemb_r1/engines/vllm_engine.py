@@ -88,6 +88,19 @@ class VllmEngine:
         return torch.stack([output.outputs.data.float().cpu() for output in outputs])
 
     def rationales(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]) -> list[list[int]]:
+        return [list(output.token_ids) for output in self._written(prompts, max_tokens)]
+
+    def likely_rationales(
+        self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        # of the token that was chosen alone, and before logits are biased: what vLLM calls raw_logprobs
+        written = self._written(prompts, max_tokens, logprobs=0)
+        return [
+            (ids := list(one.token_ids), [at[token].logprob for token, at in zip(ids, one.logprobs, strict=True)])
+            for one in written
+        ]
+
+    def _written(self, prompts: Sequence[EnginePrompt], max_tokens: Sequence[int], **options: Any) -> list[Any]:
         words = Words.of(self._started.model.config)
 
         def write(llm: Any, some: Sequence[int]) -> list[Any]:
@@ -101,12 +114,13 @@ class VllmEngine:
                     ignore_eos=True,
                     logit_bias=dict.fromkeys(words.suppressed_ids, -100.0),
                     detokenize=False,
+                    **options,
                 )
                 for place in some
             ]
             return llm.generate([_vllm_prompt(prompts[place]) for place in some], params, use_tqdm=False)
 
-        return [list(output.outputs[0].token_ids) for output in self._asked("rationales", write, len(prompts))]
+        return [output.outputs[0] for output in self._asked("rationales", write, len(prompts))]
 
     def close(self) -> None:
         for name, lock in self._locks.items():

@@ -59,8 +59,8 @@ class MTEBModel(SentenceTransformerEncoderWrapper):
     Args:
         name: its id, `org/name`. Default: the id that it was loaded by from the Hub, else `local/` and the last part
             of its path.
-        **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens` and `max_reasoning_rounds` of `encode`, and
-            `document_reasoning`, whose default is the config's. What is not given is the checkpoint's.
+        **options: `reasoning`, `gate_threshold`, `max_reasoning_tokens`, `max_reasoning_rounds` and `second_look` of
+            `encode`, and `document_reasoning`, whose default is the config's. What is not given is the checkpoint's.
 
     Raises:
         ValueError: if an option or the name is not such.

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmemb_r1.encoding import DECODED_PER_READ
 from mmemb_r1.modeling.paths_mmemb_r1 import round_ids
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReadBatch
+from mmemb_r1.modeling.second_look_mmemb_r1 import look_again
 from mmemb_r1.modeling.states_mmemb_r1 import RationaleState
 from mmemb_r1.sentence_transformers import MMEmbR1
 from mmemb_r1.serving.executor import Answer, Row
@@ -93,7 +94,11 @@ class BaseExecutor:
         done = [at for at in range(len(rows)) if at not in read.states]
         vectors = self._finished(read.direct[done]) if done else []
         return thinkers, [
-            (rows[at], Answer(vector, gate_prob[at], lengths[at])) for at, vector in zip(done, vectors, strict=True)
+            (
+                rows[at],
+                Answer(vector, gate_prob[at], lengths[at], second_look_weight=0.0 if rows[at].options.looks else None),
+            )
+            for at, vector in zip(done, vectors, strict=True)
         ]
 
     def _leaving(self, leaving: Sequence[ThinkingRow], stopped: bool = False) -> list[tuple[Row, Answer]]:
@@ -103,14 +108,24 @@ class BaseExecutor:
         for thinker in leaving:
             del self._thinkers[thinker.row]
         last = [thinker.state.embeddings[-1] if thinker.state.embeddings else thinker.direct for thinker in leaving]
+        kept = [0.0 if thinker.state.look is not None else None for thinker in leaving]
+        if looking := [at for at, one in enumerate(leaving) if one.state.look is not None and one.state.embeddings]:
+            states, gate_prob = [leaving[at].state for at in looking], [leaving[at].gate_prob for at in looking]
+            mixed, weights = look_again(self.model[0].model.config, states, torch.tensor(gate_prob))
+            for at, vector, weight in zip(looking, mixed, weights.tolist(), strict=True):
+                last[at], kept[at] = vector, weight
         vectors = self._finished(torch.stack([vector.to(last[0].dtype) for vector in last]))
-        return list(self._answers(leaving, vectors, stopped))
+        return list(self._answers(leaving, vectors, kept, stopped))
 
     def _answers(
-        self, leaving: Sequence[ThinkingRow], vectors: Iterable[np.ndarray], stopped: bool
+        self,
+        leaving: Sequence[ThinkingRow],
+        vectors: Iterable[np.ndarray],
+        kept: Sequence[float | None],
+        stopped: bool,
     ) -> Iterator[tuple[Row, Answer]]:
         config = self.model[0].model.config
-        for thinker, vector in zip(leaving, vectors, strict=True):
+        for thinker, vector, weight in zip(leaving, vectors, kept, strict=True):
             yield (
                 thinker.row,
                 Answer(
@@ -121,6 +136,7 @@ class BaseExecutor:
                     reasoning_tokens=thinker.state.num_tokens,
                     rationale_ids=tuple(thinker.state.rationale_ids(config)),
                     stopped=stopped,
+                    second_look_weight=weight,
                 ),
             )
 

@@ -67,6 +67,7 @@ class Answer:
         reasoning_tokens: tokens that were written; of a rationale that was stopped, those that this process wrote.
         rationale_ids: of whole rationales, with the control tokens between rounds.
         stopped: whether it would have thought (longer), but was not let.
+        second_look_weight: how much of the vector is that after the rationales; `None` without a second look.
     """
 
     embedding: np.ndarray
@@ -76,6 +77,7 @@ class Answer:
     reasoning_tokens: int = 0
     rationale_ids: tuple[int, ...] = ()
     stopped: bool = False
+    second_look_weight: float | None = None
 
 
 # What becomes of a row: a `ValueError` says why it is refused; with any other error the executor failed over it

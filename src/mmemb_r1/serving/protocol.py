@@ -30,6 +30,8 @@ class EmbeddingRequest(BaseModel):
         instruction: the system turn of inputs that bring none. Default: the checkpoint's for the `input_type`.
         reasoning, gate_threshold, max_reasoning_tokens, max_reasoning_rounds: when and how long to think. Default:
             what the checkpoint says.
+        second_look: whether the vector of an input that thought is mixed with its direct one. Default: if the
+            checkpoint has weights for it.
         max_latency_ms: after which thinking stops, and the vector that is there is returned.
         priority: lower ones are served first.
         explain: whether the response says what was decided, and the rationales.
@@ -49,6 +51,7 @@ class EmbeddingRequest(BaseModel):
     gate_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     max_reasoning_tokens: Annotated[int, Field(ge=1)] | None = None
     max_reasoning_rounds: Annotated[int, Field(ge=1)] | None = None
+    second_look: bool | None = None
     max_latency_ms: Annotated[float, Field(gt=0, lt=1e9)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     explain: bool = False
@@ -118,6 +121,8 @@ def response_body(
                 "num_reasoning_rounds": answer.rounds,
                 "rationale": rationales[index],
             }
+            if answer.second_look_weight is not None:
+                item["explanation"]["second_look_weight"] = answer.second_look_weight
         data.append(item)
     usage = {
         "prompt_tokens": prompt_tokens,

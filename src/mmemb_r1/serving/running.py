@@ -153,6 +153,7 @@ def warm_up(model: MMEmbR1, scheduler: Scheduler) -> None:
     rows: list[Row] = []
     for reasoning in ("never", "always"):
         given = {"reasoning": reasoning, "max_reasoning_tokens": WARM_UP_TOKENS, "max_reasoning_rounds": 1}
+        given["second_look"] = False  # which not every engine can do
         options = ReasoningOptions(**resolve_reasoning(config, given, "query"), sampling=Sampling())
         for value in ({"text": "a"}, {"image": Image.new("RGB", (64, 64))}):
             rows.append(Row(value, options, has_media="image" in value, index=len(rows)))

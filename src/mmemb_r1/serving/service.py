@@ -11,6 +11,7 @@ import torch
 from sentence_transformers.util import truncate_embeddings
 from torch.nn.functional import normalize
 
+from mmemb_r1.engines.protocol import likelihood_engine
 from mmemb_r1.modeling.decoding_mmemb_r1 import Sampling
 from mmemb_r1.modeling.options_mmemb_r1 import REASONING_OPTIONS, require_one_space, resolve_reasoning
 from mmemb_r1.modeling.scheduling_mmemb_r1 import ReasoningOptions
@@ -101,11 +102,14 @@ class EmbeddingService:
             thinking = resolve_reasoning(config, given, task)
             if not request.explain:  # which says of each vector of which space it is
                 require_one_space(config, thinking["reasoning"])
+            options = ReasoningOptions(**thinking, sampling=Sampling())
+            if options.looks and self.model.engine is not None:
+                likelihood_engine(self.model.engine)
         except ValueError as error:
             raise ApiError(400, str(error), code="invalid_value") from error
         if prompt is None and task is not None:
             prompt = self.model.prompts.get(task)
-        return self.model._resolve_prompt(prompt, None), ReasoningOptions(**thinking, sampling=Sampling())
+        return self.model._resolve_prompt(prompt, None), options
 
 
 def _invalid(name: str, told: str) -> ApiError:
