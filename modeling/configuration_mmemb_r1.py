@@ -9,17 +9,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from .heads_mmemb_r1 import pooling_class
 from .options_mmemb_r1 import FIELDS, GATE_INPUTS, check_option, nearest_name, resolve_reasoning
 
-REPOSITORY_FORMAT = 2  # the newest that this code reads
+REPOSITORY_FORMAT = 3  # the newest that this code reads
 # A checkpoint that sets none of these is of format 1, and code from before they were known reads it rightly.
-SINCE_FORMAT_2 = (
-    "embed_position",
-    "embed_state",
-    "opening_token_ids",
-    "closing_token_ids",
-    "spaces",
-    "gate_inputs",
-    "second_look",
-)
+SINCE_FORMAT = dict.fromkeys(
+    ("embed_position", "embed_state", "opening_token_ids", "closing_token_ids", "spaces", "gate_inputs"), 2
+) | {"second_look": 3}
 READ_BY_GATE = ["state"]  # unless it is told otherwise
 
 
@@ -107,7 +101,8 @@ class MMEmbR1Config(PreTrainedConfig):
         max_video_pixels (`int`, *optional*, defaults to 268435456):
             Width x height x frames of what is kept of a video; more is refused.
         repository_format (`int`, *optional*, defaults to 1):
-            What a repository holds and how it is read: 2 if any field is set that older code would pass over.
+            What a repository holds and how it is read: 2, or 3 with a `second_look`, if any field is set that older
+            code would pass over.
     """
 
     model_type = "mmemb_r1"
@@ -161,9 +156,9 @@ class MMEmbR1Config(PreTrainedConfig):
         self.suppressed_token_ids = list(self.suppressed_token_ids or [])
         self.matryoshka_dims = list(self.matryoshka_dims or [])
         self.tie_word_embeddings = bool(getattr(self.vlm_config, "tie_word_embeddings", False))
-        new = any(_is_new(name, getattr(self, name)) for name in SINCE_FORMAT_2)
-        if new or getattr(self.vlm_config, "sequential_positions", False):
-            self.repository_format = max(self.repository_format, 2)
+        needed = [least for name, least in SINCE_FORMAT.items() if _is_new(name, getattr(self, name))]
+        needed += [2] if getattr(self.vlm_config, "sequential_positions", False) else []
+        self.repository_format = max(self.repository_format, *needed, 1)
         resolve_reasoning(
             self, {name: getattr(self, name) for name in ("max_reasoning_tokens", "max_reasoning_rounds")}
         )
@@ -187,8 +182,8 @@ class MMEmbR1Config(PreTrainedConfig):
         elif not hasattr(self, name):
             _refuse_typo(name)
         super().__setattr__(name, value)
-        if name in SINCE_FORMAT_2 and "repository_format" in self.__dict__ and _is_new(name, value):
-            super().__setattr__("repository_format", max(self.repository_format, 2))
+        if name in SINCE_FORMAT and "repository_format" in self.__dict__ and _is_new(name, value):
+            super().__setattr__("repository_format", max(self.repository_format, SINCE_FORMAT[name]))
 
     def _check_dimensions(self, **changed: Any) -> None:
         """Refuse to truncate vectors to more than they have; while the config is being made, nothing is known yet."""

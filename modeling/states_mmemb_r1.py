@@ -59,8 +59,8 @@ class RationaleState:
     def copy(self) -> RationaleState:
         """Make one that goes on by itself from here."""
         look = self.look and replace(self.look, logps=[*self.look.logps])
-        lists = {"token_ids": [*self.token_ids], "embeddings": [*self.embeddings], "ahead": [*self.ahead]}
-        return replace(self, **lists, look=look)
+        ids, embeddings, ahead = [*self.token_ids], [*self.embeddings], [*self.ahead]
+        return replace(self, token_ids=ids, embeddings=embeddings, ahead=ahead, look=look)
 
     def begin(self, opening: Sequence[int], num_read: int = 0) -> None:
         """Open a rationale, of whose `opening` so many tokens were read with the prompt."""

@@ -428,8 +428,8 @@ def test_a_folder_without_a_config_is_refused(saved, tmp_path):
 
 
 def test_a_repository_of_a_newer_version_says_what_to_upgrade(saved, tmp_path):
-    folder = changed(saved, tmp_path / "newer", repository_format=3)
-    message = "repository_format=3, and this code of mmemb-r1 reads up to 2: .*pip install -U mmemb-r1"
+    folder = changed(saved, tmp_path / "newer", repository_format=4)
+    message = "repository_format=4, and this code of mmemb-r1 reads up to 3: .*pip install -U mmemb-r1"
     with pytest.raises(ValueError, match=message):
         MMEmbR1(str(folder), device="cpu")
     with pytest.raises(ValueError, match=message):

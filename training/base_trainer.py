@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from mmemb_r1.training.tables import tasks_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
 Config = TypeVar("Config")
 TRAINING_FILE = "training.json"
 NO_RATIONALES = "none: "  # begins what a record tells of the rationales of a training that had none
@@ -72,6 +74,16 @@ def with_help(config_class: type[Config]) -> type[Config]:
         if one.name in texts:
             one.metadata = MappingProxyType({"help": " ".join(texts[one.name].split())})
     return config_class
+
+
+def drop_second_look(config: Any) -> None:
+    """Take the second look out of a config, with a warning: it was fitted to what is about to change."""
+    if config.second_look is not None:
+        logger.warning(
+            "The model has a second look, which was fitted to the gate and the vectors that it had; it is dropped. "
+            "Fit one anew with `mmemb-r1 train gate --second-look`."
+        )
+        config.second_look = None
 
 
 def pairs_facts(pairs: Dataset, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -149,6 +161,7 @@ class PhaseTrainer(PushesWholeCheckpoints):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         log_figures(self, self.figures)
+        drop_second_look(without_adapters(self.model).config)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and leave the record on the model, for a phase that goes on with it in this process."""

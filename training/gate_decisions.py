@@ -25,7 +25,8 @@ from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.options_mmemb_r1 import context_length
-from mmemb_r1.modeling.paths_mmemb_r1 import suffix_of_ids
+from mmemb_r1.modeling.paths_mmemb_r1 import chosen_places, reading_places, suffix_of_ids
+from mmemb_r1.modeling.second_look_mmemb_r1 import likelihood
 from mmemb_r1.objective import target_probability
 from mmemb_r1.progress import progress_bar, step_of
 from mmemb_r1.rationale_tokens import append_tokens
@@ -39,11 +40,20 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Decisions(NamedTuple):
-    """Hold what the gate decides on: N queries that think R rounds each, whatever the gate says."""
+    """
+    Hold what the gate decides on: N queries that think R rounds each, whatever the gate says.
+
+    The last of these are for a second look, and there only if it was asked for.
+    """
 
     inputs: Tensor  # (N, R, G) what the gate reads before each round
     probabilities: Tensor  # (N, R + 1) of the target, before any rationale and after each round
     ranks: npt.NDArray[np.int64]  # (N, R + 1) of the target
+    vectors: Tensor | None = None  # (N, R + 1, D) before any rationale and after each round
+    written: Tensor | None = None  # (N, R, 3) likelihood of all that was written, after each round
+    competitions: Sequence[Competition] = ()  # of all N queries
+    candidates: Sequence[Tensor] = ()  # of each competition, (C, D)
+    temperature: float = 0.02  # divides the cosines of `probabilities`
 
     @property
     def gains(self) -> Tensor:
@@ -52,7 +62,16 @@ class Decisions(NamedTuple):
 
     def of(self, rows: npt.NDArray[np.int64]) -> Decisions:
         """Those of some of the queries."""
-        return Decisions(self.inputs[rows], self.probabilities[rows], self.ranks[rows])
+        there = [np.isin(one.rows, rows).any() for one in self.competitions]
+        return self._replace(
+            inputs=self.inputs[rows],
+            probabilities=self.probabilities[rows],
+            ranks=self.ranks[rows],
+            vectors=None if self.vectors is None else self.vectors[rows],
+            written=None if self.written is None else self.written[rows],
+            competitions=only_of(self.competitions, rows),
+            candidates=[one for one, is_there in zip(self.candidates, there, strict=True) if is_there],
+        )
 
 
 @dataclass(frozen=True)
@@ -167,6 +186,7 @@ def measure_decisions(
     given: Sequence[Sequence[int]] | None = None,
     batch_size: int = 32,
     temperature: float = 0.02,
+    for_second_look: bool = False,
     folder: Path | None = None,
     progress: bool | None = False,
 ) -> Decisions:
@@ -179,6 +199,8 @@ def measure_decisions(
         rounds: rationales of each query.
         given: N lists of ids, one whole rationale for each query, with what surrounds it, in place of those that the
             model, or its thinker, writes; with `rounds` 1.
+        for_second_look: whether to measure how likely the model finds the rationales, and to return what vectors after
+            a second look are mixed of, and compared with. Not with a thinker.
         folder: keeps vectors and what the gate reads, for a call that goes on after a kill. Default: nothing is kept.
             What another model or other inputs gave is a `ValueError`.
     """
@@ -192,6 +214,7 @@ def measure_decisions(
             facts["thinker"] = model.thinking.identity
         if given is not None:
             facts["rationales"] = blake2b(str([list(ids) for ids in given]).encode(), digest_size=16).hexdigest()
+        facts |= {"second look": True} if for_second_look else {}
         record_run(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})
 
     modes = {"vectors": "never"} | ({"reasoned": "always"} if model[0].model.config.spaces == 2 else {})
@@ -204,11 +227,11 @@ def measure_decisions(
 
     def decide_given(inputs: list[Any]) -> Arrays:
         values, suffixes = zip(*inputs, strict=True)
-        return rounds_of(model, values, rounds, batch_size, suffixes)
+        return rounds_of(model, values, rounds, batch_size, suffixes, for_second_look)
 
     def decide(inputs: list[Any]) -> Arrays:
-        if rounds > 1:
-            return rounds_of(model, inputs, rounds, batch_size)
+        if rounds > 1 or for_second_look:
+            return rounds_of(model, inputs, rounds, batch_size, with_likelihood=for_second_look)
         both = [encoder.embed(inputs, side=QUERY, reasoning=mode, prompt=None) for mode in ("never", "always")]
         vectors = np.stack([one.embeddings for one in both], axis=1)  # (N, 2, D)
         return {"vectors": vectors, "inputs": read_by_gate(model, inputs, batch_size).numpy()[:, None]}
@@ -233,7 +256,15 @@ def measure_decisions(
             among = torch.from_numpy(embedded.get("reasoned", embedded["vectors"]) if depth else embedded["vectors"])
             results = outcomes(one, vectors[one.rows, depth], among, temperature)
             probabilities[one.rows, depth], found[one.rows, depth] = results
-    return Decisions(torch.from_numpy(seen["inputs"]), probabilities, found)
+    decisions = Decisions(torch.from_numpy(seen["inputs"]), probabilities, found, temperature=temperature)
+    if not for_second_look:
+        return decisions
+    return decisions._replace(
+        vectors=vectors,
+        written=torch.from_numpy(seen["written"]),
+        competitions=competitions,
+        candidates=[torch.from_numpy(embedded["vectors"]) for embedded in documents],
+    )
 
 
 @torch.no_grad()
@@ -250,20 +281,23 @@ def rounds_of(
     rounds: int,
     batch_size: int,
     given: Sequence[Sequence[int]] | None = None,
+    with_likelihood: bool = False,
 ) -> Arrays:
     """
     Let queries think all rounds: `inputs` of the gate `(N, R, G)` before each, `vectors` `(N, R + 1, D)` also after
-    the last.
+    the last, and `with_likelihood` what the model thinks of all that was `written` after each, `(N, R, 3)`.
 
     With `given` rationales, ids of all rounds of each query with what surrounds them, the model writes none.
     """
     inputs: list[Tensor] = []
     vectors: list[Tensor] = []
+    likelihoods: list[Tensor] = []
     network = model[0].model
     for number, features in enumerate(_batches(model, queries, batch_size)):
         written = None
         if given is None:
             options = {"reasoning": "always", "max_reasoning_rounds": rounds, "output_all_embeddings": True}
+            options |= {"second_look": False}
             written = network.embed(**_on_device(model, features), **options)
             suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
         else:
@@ -272,14 +306,40 @@ def rounds_of(
         length, limit = whole["input_ids"].shape[1], context_length(network.config)
         if length > limit:
             raise ValueError(f"a query and its rationale have {length:,} tokens; the model reads {limit:,}.")
-        output = network(**_on_device(model, whole))
+        labels = {"labels": rationale_labels(network.config, whole)} if with_likelihood else {}
+        output = network(**_on_device(model, whole | labels))
         read = output.gate_inputs  # (B, R + 1, G)
         if read.shape[1] != rounds + 1:
             raise ValueError(f"the queries thought {read.shape[1] - 1} rounds; expected {rounds} of each")
         inputs.append(read[:, :rounds].float().cpu())
         embeddings = output.embeddings if written is None else written.all_embeddings
         vectors.append(embeddings.float().cpu())  # (B, R + 1, D)
-    return {"inputs": torch.cat(inputs).numpy(), "vectors": torch.cat(vectors).numpy()}
+        if with_likelihood:
+            likelihoods.append(_likelihoods(network.config, whole, labels["labels"], output.rationale_logps, rounds))
+    found = {"inputs": torch.cat(inputs).numpy(), "vectors": torch.cat(vectors).numpy()}
+    return found | ({"written": torch.cat(likelihoods).numpy()} if with_likelihood else {})
+
+
+def rationale_labels(config: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Label the tokens of rationales in whole sequences, control tokens not counted: `(B, S)`, -100 elsewhere."""
+    ids = batch["input_ids"]
+    chosen = chosen_places(config, reading_places(config, ids, batch["attention_mask"]))
+    return ids.where(chosen & (ids != config.end_think_token_id), -100)
+
+
+def _likelihoods(config: Any, batch: Mapping[str, Tensor], labels: Tensor, logps: Tensor, rounds: int) -> Tensor:
+    """Sum up log-probabilities `(n,)` of labelled tokens `(B, S)`: `(B, R, 3)`, of all that was written by a round."""
+    labelled = labels != -100
+    values = torch.zeros(labels.shape).masked_scatter(labelled, logps.float().cpu())
+    number = reading_places(config, batch["input_ids"], batch["attention_mask"]).long().cumsum(dim=1)  # (B, S)
+    rows = [
+        [
+            likelihood(row[where & (count <= depth)].tolist(), config.max_reasoning_tokens * depth)
+            for depth in range(1, rounds + 1)
+        ]
+        for row, where, count in zip(values, labelled, number, strict=True)
+    ]
+    return torch.tensor(rows)
 
 
 def _batches(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
@@ -21,10 +22,11 @@ from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
 from mmemb_r1.rationale_tokens import rationale_suffix
 from mmemb_r1.seeding import random_order, seeded_random
 from mmemb_r1.sentence_transformers import MMEmbR1
-from mmemb_r1.training.base_trainer import pairs_facts, with_help
+from mmemb_r1.training.base_trainer import drop_second_look, pairs_facts, with_help
 from mmemb_r1.training.gate import fit_gate, input_scale
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions, only_of
 from mmemb_r1.training.joint.data import SelectedRationales, check_selected
+from mmemb_r1.training.second_look import LOOKED, cross_validation_folds, taught_second_look
 from mmemb_r1.training.tables import plain_column, stored_column
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,9 @@ class GateConfig:
         gate_inputs: what the gate reads, `"state"`, `"words"` or `"state,words"`, see [`MMEmbR1Config`]; the model
             keeps it. Default: what the model's gate reads.
         batch_size: inputs that are read at once.
+        second_look: also fit the second look, which keeps the vector after a rationale, takes it back or mixes it with
+            the direct one, by how likely the model found what it wrote. It is saved if it is worth something on
+            held-out queries (with `holdout` 0, in cross-validation).
         seed: of the batches of `"in-batch"`, and of what is held out.
     """
 
@@ -62,6 +67,7 @@ class GateConfig:
     weight_decay: float = 0.1
     gate_inputs: str | None = None
     batch_size: int = 32
+    second_look: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -116,13 +122,18 @@ def train_gate(
 
     Returns:
         Numbers of `pairs`, of those `without a rationale`, `fitted` and `held out`; of the fit its `loss` and the
-        shares of decisions where thinking `pays` and the gate `thinks`; and `measured`, see [`measured_gate`].
+        shares of decisions where thinking `pays` and the gate `thinks`; and `measured`, see [`measured_gate`]. With
+        `second_look` of the config also what [`taught_second_look`] returns.
 
     Raises:
-        ValueError: if a table is not what it has to be, a target has no competitor, or too few queries are left.
+        ValueError: if a table is not what it has to be, a target has no competitor, or too few queries are left; if
+            the model can't have a second look.
     """
     config = config or GateConfig()
     network = model.eval()[0].model
+    if config.second_look:
+        _check_second_look(model)
+    drop_second_look(network.config)
     rounds = _rounds(model, config, rationales)
     batch_size = config.batch_size if config.negatives == "in-batch" else None
     competitions = competitions_of(pairs, candidates, batch_size, config.seed)
@@ -134,7 +145,9 @@ def train_gate(
     if config.gate_inputs is not None:
         let_gate_read(network, config.gate_inputs.split(","))
     queries = inputs_of((pairs if given is None else pairs.select(rows))["query"])
-    kept = held_out([content_key(query) for query in queries], config.holdout, config.seed)
+    keys = [content_key(query) for query in queries]
+    kept = held_out(keys, config.holdout, config.seed)
+    folds = _folds(keys, config.seed) if config.second_look else None
     decisions = measure_decisions(
         model,
         queries,
@@ -143,6 +156,7 @@ def train_gate(
         given=given,
         batch_size=config.batch_size,
         temperature=config.temperature,
+        for_second_look=config.second_look,
         folder=folder,
         progress=progress,
     )
@@ -156,8 +170,28 @@ def train_gate(
         "rounds": rounds,
         "cost": config.cost,
         "gate reads": list(network.config.gate_inputs),
-        **fitted_and_measured(network, decisions, kept, config),
+        **fitted_and_measured(network, decisions, kept, config, folds),
     }
+
+
+def _check_second_look(model: MMEmbR1) -> None:
+    """Refuse to fit a second look to a model that can't have one."""
+    config = model[0].model.config
+    reasons = {
+        "a thinker writes its rationales, and how likely the model finds them is not known; leave the thinker out": (
+            model.thinker is not None
+        ),
+        "its direct and reasoned vectors are two spaces, and can't be mixed": config.spaces == 2,
+        f"truncate_dim={config.truncate_dim} of its config shortens vectors, which are mixed before that; set it to "
+        "None, and again after the fit": config.truncate_dim is not None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"A second look can't be fitted to this model: {reason}.")
+
+
+def _folds(keys: Sequence[bytes], seed: int) -> npt.NDArray[np.int64]:
+    return cross_validation_folds(keys, random_order(len(set(keys)), seeded_random(seed, "folds")))
 
 
 def let_gate_read(network: Any, names: Sequence[str]) -> None:
@@ -187,10 +221,15 @@ def _rounds(model: MMEmbR1, config: GateConfig, rationales: Dataset | None) -> i
 
 
 def fitted_and_measured(
-    network: Any, decisions: Decisions, kept: npt.NDArray[np.bool_], config: GateConfig
+    network: Any,
+    decisions: Decisions,
+    kept: npt.NDArray[np.bool_],
+    config: GateConfig,
+    folds: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """
-    Fit a model's gate to decisions, but those of the queries that are `kept` `(N,)` to measure it on, or of none.
+    Fit a model's gate to decisions, but those of the queries that are `kept` `(N,)` to measure it on, or of none; and
+    its second look, where there are `folds` `(N,)` to judge it by.
 
     Returns:
         What [`fit_gate`] does, and `measured`, see [`measured_gate`].
@@ -202,8 +241,12 @@ def fitted_and_measured(
     scale = input_scale(inputs, network.config.gate_inputs)
     facts = fit_gate(gate, inputs, own.gains.flatten(), config.cost, config.weight_decay, scale=scale)
     worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config.cost)
+    look = {}
+    if folds is not None:
+        probs, stops = rounds_wanted(gate, decisions, network.config.gate_threshold)
+        look = {"second look": taught_second_look(network.config, decisions, probs, stops, kept, folds)}
     gate.to(device, dtype)
-    return {**facts, "measured": worth}
+    return {**facts, "measured": worth, **look}
 
 
 def given_rationales(
@@ -238,6 +281,16 @@ def given_rationales(
     return np.array(rows), given
 
 
+@torch.no_grad()
+def rounds_wanted(
+    gate: torch.nn.Module, decisions: Decisions, threshold: float
+) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """Ask a gate for its probabilities `(N, R)` before each round, and how many rounds `(N,)` queries think by it."""
+    probs = gate(decisions.inputs.flatten(0, 1)).sigmoid().view(decisions.inputs.shape[:2])  # (N, R)
+    thinks = torch.cat([probs >= threshold, torch.zeros(len(probs), 1, dtype=torch.bool)], dim=1)  # (N, R + 1)
+    return probs, (~thinks).int().argmax(dim=1).numpy()
+
+
 def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float, cost: float) -> dict[str, Any]:
     """
     Measure what a gate's decisions are worth.
@@ -246,10 +299,7 @@ def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float,
         Number of `queries`; shares of decisions where thinking `pays` and of queries that think (`invocation rate`);
         `auc` of telling gains from losses of at least 0.1 (`None` if one of them is missing); hit@1 of three modes.
     """
-    with torch.no_grad():
-        probs = gate(decisions.inputs.flatten(0, 1)).sigmoid().view(decisions.inputs.shape[:2])  # (N, R)
-    thinks = torch.cat([probs >= threshold, torch.zeros(len(probs), 1, dtype=torch.bool)], dim=1)  # (N, R + 1)
-    stops = (~thinks).int().argmax(dim=1).numpy()  # (N,) rounds that are thought
+    probs, stops = rounds_wanted(gate, decisions, threshold)
     hits, gains = decisions.ranks == 1, decisions.gains  # (N, R + 1), (N, R)
     large = gains.abs() >= LEAST_GAP
     signs = (gains[large] > 0).numpy()
@@ -282,6 +332,18 @@ def gate_report(facts: Mapping[str, Any]) -> list[str]:
         f"  AUC of the gate        {auc_}",
         "  hit@1                  "
         + ", ".join(f"{mode} {measured[mode]:.3f}" for mode in ("never", "always", "auto")),
+        *_second_look_report(facts.get("second look")),
+    ]
+
+
+def _second_look_report(facts: Mapping[str, Any] | None) -> list[str]:
+    if facts is None:
+        return []
+    probability = facts["target probability"]
+    return [
+        "  with a second look     " + ", ".join(f"{mode} {facts[name]:.3f}" for mode, name in LOOKED.items()),
+        f"  target probability     {probability['without']:.4f} without, {probability['with']:.4f} with it (always, "
+        f"{facts['judged on']}): {'saved' if facts['saved'] else 'not saved'}",
     ]
 
 
@@ -301,7 +363,14 @@ def gate_facts(facts: Mapping[str, Any], weights: str, pairs: Dataset) -> dict[s
         "rationales": facts["rationales"],
         "gate": f"on {where} thinking pays for {measured['pays']:.1%}, the gate thinks on "
         f"{measured['invocation rate']:.1%}",
+        **({} if "second look" not in facts else {"second look": _second_look_fact(facts["second look"])}),
     }
+
+
+def _second_look_fact(facts: Mapping[str, Any]) -> str:
+    probability = facts["target probability"]
+    worth = f"the mean probability of the target is {probability['with']:.4f} with it and {probability['without']:.4f}"
+    return f"{'saved' if facts['saved'] else 'not saved'}: by {facts['judged on']}, {worth} without"
 
 
 def held_out(keys: Sequence[bytes], share: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -215,7 +215,7 @@ def test_the_config_keeps_it(qwen, tmp_path):
     config = copy.deepcopy(qwen.model.config)
     assert config.second_look is None and config.repository_format == 1
     config.second_look = {name: 1 for name in reversed(SECOND_LOOK)}
-    assert config.repository_format == 2
+    assert config.repository_format == 3
     config.save_pretrained(tmp_path)
     found = MMEmbR1Config.from_pretrained(tmp_path)
     assert found.second_look == dict.fromkeys(SECOND_LOOK, 1.0) and list(found.second_look) == list(SECOND_LOOK)

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         rows: Any = model.explain(
             inputs,
             reasoning="always" if by_tokens else "never",
+            second_look=False,  # which changes neither gate nor tokens
             batch_size=args.batch_size,
             show_progress_bar=True,
         )

@@ -178,6 +178,8 @@ def run_gate(args: argparse.Namespace) -> int:
     identity |= {} if args.columns is None else {"columns": args.columns}
     embedded = asdict(config)
     fit = {name: embedded.pop(name) for name in FIT_SETTINGS}
+    if not config.second_look:
+        del embedded["second_look"]  # as in the folders of runs from before it was known
     identity |= {"weights": weights, "tasks": args.tasks, "per_task": args.per_task, "config": embedded}
     if model.thinking is not None:
         identity["thinker"] = model.thinking.identity

@@ -225,7 +225,8 @@ def _feed(state: RationaleState, config: Any, ids: Sequence[int], logps: Sequenc
     end = config.end_think_token_id
     if end not in ids and len(ids) <= state.max_tokens:  # the engine stopped at a limit of its own
         state.num_truncated += 1
-    tokens = chain(zip(ids, logps or [None] * len(ids), strict=True), [(end, None)])
+    told: Sequence[float | None] = [None] * len(ids) if logps is None else logps
+    tokens = chain(zip(ids, told, strict=True), [(end, None)])
     follows = "choose"
     while follows != "embed":
         if follows == "choose":

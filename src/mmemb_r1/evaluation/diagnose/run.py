@@ -273,6 +273,7 @@ def own_rationales(
     many more are done, part by part.
     """
     given: dict[str, Any] = {"reasoning": "always", "batch_size": batch_size, "normalize_embeddings": True}
+    given["second_look"] = False  # what a rationale does to its own vector is what is looked at
     given |= {"prompt": prompt} if prompt else {}
     given |= options or {}
     think = partial(model.encode, output_value=None, show_progress_bar=False, **given)
