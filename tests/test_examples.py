@@ -36,7 +36,15 @@ def test_pool(root, monkeypatch):
 
 def test_atlas_pool(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    build_atlas("runs/quickstart/atlas", num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
+    build_atlas(
+        "runs/quickstart/atlas",
+        num_countries=12,
+        num_objects=10,
+        generated_rows=1,
+        num_drawings=12,
+        size=16,
+        second_font=None,
+    )
     workers = load_pool(root / "experiments" / "quickstart" / "pool.yaml")
     assert [worker.behaviour for worker in workers] == ["correct", "confused", "verbose", "format"]
 
@@ -153,7 +161,15 @@ def test_an_untrained_model_for_atlas(root, tmp_path):
     from mmemb_r1 import MMEmbR1
 
     atlas, output = tmp_path / "atlas", tmp_path / "untrained"
-    build_atlas(atlas, num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
+    build_atlas(
+        atlas,
+        num_countries=12,
+        num_objects=10,
+        generated_rows=1,
+        num_drawings=12,
+        size=16,
+        second_font=None,
+    )
     command = [sys.executable, "-m", "experiments.quickstart.untrained", "--atlas", atlas, "--output", output]
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     assert MMEmbR1(str(output), device="cpu").encode("Paris", reasoning="never").shape == (256,)

@@ -11,8 +11,8 @@ import numpy as np
 from experiments.atlas_workers.wording import facts, whole_words
 from mmemb_r1.atlas.knowledge import Country
 from mmemb_r1.atlas.pictures import as_vector
-from mmemb_r1.atlas.splits import digit_indices
-from mmemb_r1.atlas.tasks import ORDINALS, AtlasQuestion, comparison, digit_question
+from mmemb_r1.atlas.splits import digit_cells
+from mmemb_r1.atlas.tasks import ORDINALS, PERCEPTUAL, AtlasQuestion, comparison, digit_question, mixed_sum
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,12 +40,14 @@ class LookAlikes:
 
     def __init__(self, world: World, questions: Iterable[AtlasQuestion]) -> None:
         self._digits = world.digits
+        self._sentences = {(drawing.task, drawing.key): drawing.sentence for drawing in world.drawings}
         self._countries = {country.code: country for country in world.countries}
         self._asked = {(question.task, question.variant, question.entity): question for question in questions}
         objects = {thing.hexcode: thing.name for thing in world.objects}
         flags = {code: picture for code, picture in world.pictures.items() if code in self._countries}
         things = {code: picture for code, picture in world.pictures.items() if code in objects}
-        self._seen_as = nearest_pictures(flags) | nearest_pictures(things)
+        clocks = {key: world.drawn[key] for key in world.clocks}
+        self._seen_as = nearest_pictures(flags) | nearest_pictures(things) | nearest_pictures(clocks)
         self._taken_for = nearest_countries(self._countries) | nearest_names(objects)
         self._found: dict[tuple[AtlasQuestion, str], list[tuple[str, ...]]] = {}
 
@@ -64,11 +66,15 @@ class LookAlikes:
         return self._found[question, side]
 
     def _find(self, question: AtlasQuestion, side: str) -> list[tuple[str, ...]]:
+        if question.complexity == PERCEPTUAL:
+            return self._near_duplicates(question)
         if side == "target":
             others = self._others("name-picture", "", self._seen_as[question.entity])
             return unlike(question.answer_rationale, (other.answer_rationale for other in others))
-        if question.task.startswith("digits-"):
-            return misread_digits(question, [self._digits[index] for index in digit_indices(question.entity)])
+        if question.task.startswith(("digits-", "mixed-sum")):
+            cells = digit_cells(question.entity)
+            digits = [cell.digit if cell.keycap else self._digits[cell.image] for cell in cells]
+            return misread_digits(question, digits)
         if question.task.startswith("compare-"):
             return self._mistaken_comparisons(question)
         order = (self._seen_as if question.pictures else self._taken_for)[question.entity]
@@ -77,6 +83,12 @@ class LookAlikes:
         return unlike(question.rationale, (other.rationale for other in others)) or unlike(
             question.rationale, self._with_answers_like(question, order)
         )
+
+    def _near_duplicates(self, question: AtlasQuestion) -> list[tuple[str, ...]]:
+        """Another drawing is seen: one that is nearly the same, unless its name holds the right one."""
+        near = [(self._sentences[question.task, key],) for key in question.negatives]
+        trained = [other.rationale for other in self._asked.values() if other.task == question.task]
+        return unlike(question.rationale, near) or unlike(question.rationale, trained)
 
     def _others(self, task: str, variant: str, order: Iterable[str]) -> Iterator[AtlasQuestion]:
         return (self._asked[task, variant, code] for code in order if (task, variant, code) in self._asked)
@@ -126,7 +138,11 @@ def misread_digits(question: AtlasQuestion, digits: list[int]) -> list[tuple[str
     place = ORDINALS.index(str(question.text).split()[0]) if question.task == "digits-nth" else 0
     wrong: dict[int, list[tuple[str, ...]]] = {}
     for read in product(*((digit, *MISREAD[digit]) for digit in digits)):
-        believed = digit_question(question.task, question.entity, read, place)
+        believed = (
+            mixed_sum(question.entity, read)
+            if question.task == "mixed-sum"
+            else digit_question(question.task, question.entity, read, place)
+        )
         if believed.answer != question.answer:
             errors = sum(a != b for a, b in zip(read, digits, strict=True))
             wrong.setdefault(errors, []).append(believed.rationale)

@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 
 from mmemb_r1.atlas.knowledge import LARGEST, RELATIONS, SMALLEST
+from mmemb_r1.atlas.tasks import SHIFTS
 
 UNCHANGED_SHARE = 0.5
 CONNECTIVE = "So"
@@ -104,6 +105,16 @@ FORMS = (
         r"The digits are (?P<digits>\d(?:, \d)*)\.",
         ("The digits are {digits}.", "It says {digits}.", "I read {digits}."),
         {"digits": ("some digits", "a few digits")},
+    ),
+    Form(
+        r"The digit is (?P<digits>\d)\.",
+        ("The digit is {digits}.", "It says {digits}.", "I read {digits}."),
+        {"digits": ("a digit", "some digit")},
+    ),
+    Form(
+        rf"It is (?P<answer>.+) (?P<shift>{'|'.join(SHIFTS.values())})\.",
+        ("It is {answer} {shift}.", "The time {shift} is {answer}."),
+        {"answer": ("another time", "some other time")},
     ),
     Form(
         r"The sum is (?P<answer>\d+)\.",

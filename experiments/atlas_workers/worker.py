@@ -15,6 +15,7 @@ from experiments.atlas_workers.look_alikes import LookAlikes
 from experiments.atlas_workers.scripted import BEHAVIOURS, right_rationale, scripted_rationale
 from mmemb_r1.atlas import load_atlas
 from mmemb_r1.atlas.build import MANIFEST
+from mmemb_r1.atlas.drawings import PERCEPTUAL_TASKS
 from mmemb_r1.atlas.splits import TRAIN, split_questions
 from mmemb_r1.atlas.tables import NAME_TASKS, NOTO_TASK, make_pair_id
 from mmemb_r1.atlas.tasks import AtlasQuestion
@@ -38,7 +39,7 @@ def recall(atlas: Atlas) -> tuple[World, dict[str, AtlasQuestion]]:
         ImportError: a source package is missing (`pip install 'mmemb-r1[atlas]'`).
     """
     arguments = atlas.manifest["arguments"]
-    world = make_world(*(arguments[name] for name in ("size", "num_objects", "num_countries")))
+    world = make_world(*(arguments[name] for name in ("size", "num_objects", "num_countries", "num_drawings")))
     asked: dict[str, AtlasQuestion] = {}
     by_split = split_questions(world, seed=arguments["seed"], generated_rows=arguments["generated_rows"])
     for split, questions in by_split.items():
@@ -171,10 +172,16 @@ def _remember(directory: Path, content_hash: str) -> Memory:  # the hash: an Atl
             for pair_id, value in zip(pairs["pair_id"], stored_column(pairs, side).to_pylist(), strict=True):
                 question = asked[pair_id]
                 questions.setdefault(input_key(side, value), question if right_rationale(question, side) else None)
-    naming = {question.entity: question for question in asked.values() if question.task == "name-picture"}
+    naming = {
+        (question.candidate_set, question.answer): question
+        for question in asked.values()
+        if question.task in ("name-picture", *PERCEPTUAL_TASKS)
+    }
+    columns = (atlas.candidates[name] for name in ("candidate_set", "candidate_id"))
     candidates = stored_column(atlas.candidates, "input").to_pylist()
-    for candidate_id, value in zip(atlas.candidates["candidate_id"], candidates, strict=True):
-        questions.setdefault(input_key("target", value), naming[candidate_id] if value["image"] else None)
+    for candidate_set, candidate_id, value in zip(*columns, candidates, strict=True):
+        known = naming[candidate_set, candidate_id] if value["image"] else None
+        questions.setdefault(input_key("target", value), known)
     trained = (question for pair_id, question in asked.items() if pair_id.startswith(f"{TRAIN}/"))
     return Memory(questions, LookAlikes(world, trained))
 

@@ -47,7 +47,7 @@ DEPTH_TASK_WEIGHTS = {
 STEPS, LEARNING_RATE = 500, 3e-4
 GOLD = "gold"
 ATLAS_SEED, NUM_OBJECTS = 0, 240
-TINY_ATLAS = {"num_objects": 12, "num_countries": 40, "generated_rows": 4}
+TINY_ATLAS = {"num_objects": 12, "num_countries": 40, "generated_rows": 4, "num_drawings": 12}
 TINY_WARM_UP_STEPS = 20
 WAYS = {"selected": SHARED, "unselected": SelectionOptions("none", seed=ATLAS_SEED)}
 

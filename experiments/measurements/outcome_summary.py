@@ -17,7 +17,7 @@ from mmemb_r1.evaluation.invocation import Answers
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
 from mmemb_r1.runs import made_whole
 
-COMPLEXITIES = ("simple", "multi-hop")
+COMPLEXITIES = ("simple", "multi-hop", "perceptual", "mixed")
 MEANS = ("never", "always", "auto", "oracle", "invocation", "tokens", "tokens_always")
 
 
@@ -55,9 +55,10 @@ def summarise(rows: dict[str, npt.NDArray[Any]], threshold: float) -> dict[str, 
     Equal-weight means over tasks, each with its 95 % interval by country.
 
     Returns:
-        For `all`, `simple` and `multi-hop`: R@1 of `never`, `always`, `auto` at the threshold, the `oracle` that
-        chooses best for each query; `gain`, auto minus the better fixed mode; `invocation`; `tokens` of auto and of
-        always; `headroom`, oracle minus the better fixed mode, and `captured`, the share of it that auto gains.
+        For `all` and each of `COMPLEXITIES` that there is: R@1 of `never`, `always`, `auto` at the threshold, the
+        `oracle` that chooses best for each query; `gain`, auto minus the better fixed mode; `invocation`; `tokens` of
+        auto and of always; `headroom`, oracle minus the better fixed mode, and `captured`, the share of it that auto
+        gains.
     """
     answers = answers_of(rows)
     return {

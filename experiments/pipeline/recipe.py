@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# Share of each task in training, in percent. Perception takes longest to get going: a flag that is not told from the
-# others can't be reasoned about, so half of all pairs are pictures and their names. Almost a third are facts as text,
-# the only place where held-out countries get theirs from.
+from mmemb_r1.atlas.drawings import PERCEPTUAL_TASKS
+
+# How often each task is drawn in training, relative to the others. Perception takes longest to get going: a flag that
+# is not told from the others can't be reasoned about, so most pairs are pictures and their names, or two renderings of
+# a drawing. A quarter are facts as text, the only place where held-out countries get theirs from.
 TASK_WEIGHTS = {
     "picture-name-flag": 30.0,
     "picture-name-object": 18.5,
@@ -25,6 +27,7 @@ TASK_WEIGHTS = {
     "fact-smallest-neighbour": 0.5,
     "fact-area": 0.25,
     "fact-population": 0.25,
+    **dict.fromkeys(PERCEPTUAL_TASKS, 3.3),
     "flag-capital": 2.4,
     "flag-currency": 2.4,
     "flag-tld": 2.4,
@@ -35,6 +38,8 @@ TASK_WEIGHTS = {
     "neighbour-currency": 0.3,
     "compare-area": 0.3,
     "compare-population": 0.3,
+    "mixed-sum": 0.4,
+    "mixed-time": 0.4,
     "digits-sum": 0.4,
     "digits-largest": 0.4,
     "digits-nth": 0.4,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from mmemb_r1.atlas.drawings import PERCEPTUAL_TASKS
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -17,11 +19,12 @@ PICTURE_TARGETS = ("name-picture", "fact-flag")
 # Those whose rationales come from the pool of workers; the others are rehearsed with their own.
 POOLED = (*MULTI_HOP, "name-picture")
 # Left out of the warm-up, so that no arm has seen a question of more than one step before.
-LATER = ("flag-", "neighbour-", "compare-", "digits-", "fact-flag")
+LATER = ("flag-", "neighbour-", "compare-", "digits-", "mixed-", "fact-flag")
 
-# Share of each task of the joint phase after a warm-up, in percent. 55 go to questions of several steps, which are
-# new; what the warm-up taught is rehearsed with the rest. Without that, flags would be told from their shape in a few
-# hundred pictures, and the facts of the held-out countries, which occur as text only, would be forgotten.
+# How often each task of the joint phase after a warm-up is drawn, relative to the others. Almost half of the draws go
+# to questions of several steps, which are new; what the warm-up taught is rehearsed with most of the rest. Without
+# that, flags would be told from their shape in a few hundred pictures, and the facts of the held-out countries, which
+# occur as text only, would be forgotten.
 JOINT_TASK_WEIGHTS = {
     **dict.fromkeys(FLAGS, 8.0),
     **dict.fromkeys(NEIGHBOURS, 4.0),
@@ -37,6 +40,9 @@ JOINT_TASK_WEIGHTS = {
     "fact-country": 1.0,
     "fact-largest-neighbour": 2.0,
     "fact-smallest-neighbour": 2.0,
+    **dict.fromkeys(PERCEPTUAL_TASKS, 1.7),
+    "mixed-sum": 1.7,
+    "mixed-time": 1.7,
 }
 
 

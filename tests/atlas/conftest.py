@@ -4,7 +4,14 @@ import pytest
 
 from mmemb_r1.atlas import Atlas, build_atlas
 
-SMALL = {"size": 32, "num_countries": 24, "num_objects": 30, "generated_rows": 20, "second_font": None}
+SMALL = {
+    "size": 32,
+    "num_countries": 24,
+    "num_objects": 30,
+    "generated_rows": 20,
+    "num_drawings": 12,
+    "second_font": None,
+}
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,19 @@ from hashlib import sha256
 
 import pytest
 
-from mmemb_r1.atlas import atlas_texts, build_atlas, load_atlas, majority_baseline, pair_features
+from mmemb_r1.atlas import atlas_texts, build_atlas, load_atlas, pair_features
 from mmemb_r1.atlas.build import SPLITS
 from mmemb_r1.atlas.card import SOURCES
+from mmemb_r1.atlas.tables import PICTURE_SETS
 
-ARGUMENTS = {"size": 32, "num_countries": 12, "num_objects": 10, "generated_rows": 5, "second_font": None}
+ARGUMENTS = {
+    "size": 32,
+    "num_countries": 12,
+    "num_objects": 10,
+    "generated_rows": 5,
+    "num_drawings": 12,
+    "second_font": None,
+}
 EVALUATION = SPLITS[1:]
 
 
@@ -67,6 +75,7 @@ def test_load_without_an_atlas_says_how_to_build_one(tmp_path):
         ({"num_countries": 3}, "num_countries is 3"),
         ({"num_countries": 500}, "num_countries is 500, but there are only"),
         ({"generated_rows": 0}, "generated_rows is 0"),
+        ({"num_drawings": 5}, "num_drawings is 5; it must be at least 6"),
         ({"second_font": "no/such.ttf"}, "which is no file"),
     ],
 )
@@ -82,7 +91,7 @@ def test_columns_and_types(small_atlas):
         assert pairs.features == pair_features()
         assert len(set(pairs["pair_id"])) == len(pairs)
         assert all(pair_id.startswith(f"{split}/") for pair_id in pairs["pair_id"])
-        assert set(pairs["complexity"]) == {"simple", "multi-hop"}
+        assert set(pairs["complexity"]) == {"simple", "multi-hop", "perceptual", "mixed"}
 
 
 def test_pictures_come_back_as_rgb_of_the_size(small_atlas):
@@ -107,7 +116,7 @@ def test_every_target_is_once_among_its_candidates(small_atlas):
 
 
 def test_texts_within_a_candidate_set_differ(small_atlas):
-    rows = small_atlas.candidates.filter(lambda name: name != "picture", input_columns="candidate_set")
+    rows = small_atlas.candidates.filter(lambda name: name not in PICTURE_SETS, input_columns="candidate_set")
     texts = [(row["candidate_set"], row["input"]["text"]) for row in rows]
     assert len(set(texts)) == len(texts)
 
@@ -143,6 +152,9 @@ def test_card_names_sources_licences_seed_and_counts(small_atlas):
         assert any(package in line and licence in line for line in card.splitlines())
     for needed in ("CC BY-SA 4.0", "OpenMoji", "CC BY 4.0", "* seed: 0", small_atlas.manifest["content_hash"]):
         assert needed in card
+    for name in ("same-tone", "same-clock", "mixed-sum", "mixed-time"):
+        assert f"`{name}`" in card  # how it is split
+    assert "| same-clock | 12 | 0.0833 |" in card  # candidates, chance
     assert f"| all | {' | '.join(str(len(small_atlas.pairs[split])) for split in SPLITS)} |" in card
 
 
@@ -151,14 +163,6 @@ def test_texts_hold_questions_answers_rationales_and_candidates(small_atlas):
     assert texts == sorted(set(texts))
     for text in ("What is this?", "This is the flag of Japan.", "Japan", "capital of Japan?", "Tokyo", "36"):
         assert text in texts
-
-
-def test_majority_baseline():
-    from datasets import Dataset
-
-    train = Dataset.from_dict({"task": ["a", "a", "a", "b"], "target_id": ["x", "y", "x", "z"]})
-    evaluated = Dataset.from_dict({"task": ["a", "a", "b", "c"], "target_id": ["x", "y", "z", "z"]})
-    assert majority_baseline(train, evaluated) == {"a": 0.5, "b": 1.0, "c": 0.0}
 
 
 @pytest.mark.slow

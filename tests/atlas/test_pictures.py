@@ -77,7 +77,7 @@ def test_installed_colour_font_makes_a_task(tmp_path):
     font = find_font("auto")
     if font is None:
         pytest.skip("NotoColorEmoji is not installed")
-    small = {"size": 32, "num_countries": 12, "num_objects": 10, "generated_rows": 5}
+    small = {"size": 32, "num_countries": 12, "num_objects": 10, "generated_rows": 5, "num_drawings": 12}
     atlas = build_atlas(tmp_path / "atlas", **small, second_font=font)
     counts = atlas.manifest["counts"]
     assert "picture-name-noto" not in counts["train"]

@@ -6,6 +6,7 @@ from mmemb_r1.cli import main
 def test_build(tmp_path, capsys):
     output = tmp_path / "atlas"
     arguments = ["--size", "32", "--num-countries", "12", "--num-objects", "10", "--generated-rows", "5"]
+    arguments += ["--num-drawings", "12"]
     assert main(["atlas", "build", "--output", str(output), *arguments, "--second-font", "none"]) == 0
     assert (output / "README.md").is_file()
     assert "train" in capsys.readouterr().out

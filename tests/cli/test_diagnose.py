@@ -61,7 +61,7 @@ def test_some_tasks_and_queries(tiny_checkpoint, pairs, tmp_path):
 
 def test_a_split_of_atlas(tiny_checkpoint, tmp_path):
     atlas, out = tmp_path / "atlas", tmp_path / "out"
-    build_atlas(atlas, num_countries=12, num_objects=10, generated_rows=1, size=16, second_font=None)
+    build_atlas(atlas, num_countries=12, num_objects=10, generated_rows=1, num_drawings=12, size=16, second_font=None)
     options = ["--split", "validation", "--tasks", "flag-capital", "--output", str(out), "--device", "cpu"]
     main(["diagnose", "--model", str(tiny_checkpoint), "--atlas", str(atlas), *options])
     results = json.loads((out / "shortcut.json").read_text())

@@ -96,7 +96,9 @@ def test_pictures_of_atlas_come_with_their_names(tmp_path):
     from mmemb_r1.atlas import build_atlas
     from mmemb_r1.demo.atlas_pictures import atlas_pictures
 
-    atlas = build_atlas(tmp_path, size=16, num_objects=10, num_countries=12, generated_rows=1, second_font=None)
+    atlas = build_atlas(
+        tmp_path, size=16, num_objects=10, num_countries=12, generated_rows=1, num_drawings=12, second_font=None
+    )
     table = atlas_pictures(tmp_path)
     wanted = [row["candidate_id"] for row in atlas.candidates if row["candidate_set"] == "picture"]
     assert table["id"][:] == wanted and len(wanted) >= 22

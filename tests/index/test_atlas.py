@@ -11,7 +11,14 @@ from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.evaluation.scoring import TIE_TOLERANCE
 from mmemb_r1.index import Index, build_index
 
-SIZES = {"size": 32, "num_countries": 24, "num_objects": 30, "generated_rows": 20, "second_font": None}
+SIZES = {
+    "size": 32,
+    "num_countries": 24,
+    "num_objects": 30,
+    "generated_rows": 20,
+    "num_drawings": 12,
+    "second_font": None,
+}
 CANDIDATES = Features({"id": Value("string"), "text": Value("string"), "image": List(Image())})
 
 

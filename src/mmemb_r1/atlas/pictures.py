@@ -20,6 +20,7 @@ MAX_ROTATION = 5.0  # degrees
 BRIGHTNESS = (0.85, 1.15)
 CONTRAST = (0.8, 1.2)
 COMPARED_SIZE = 32
+COLOUR_STEPS = 4  # of each channel
 
 
 def svg_folder() -> Path:
@@ -56,17 +57,18 @@ def fit_square(picture: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def render_digits(digits: list[np.ndarray], size: int) -> Image.Image:
-    """Draw digits, each (8, 8) with ink 0 to 16, in reading order in a 2 x 2 grid, dark on white."""
+def render_digits(cells: list[np.ndarray | Image.Image], size: int) -> Image.Image:
+    """Show digits in reading order in a 2 x 2 grid on white: an array (8, 8) of ink 0 to 16, or a picture of one."""
     cell = size // 2
     side = round(cell * DIGIT_SHARE)
-    square = Image.new("L", (size, size), 255)
-    for place, ink in enumerate(digits):
-        digit = Image.fromarray((255 - ink / 16 * 255).round().astype(np.uint8))
-        digit = digit.resize((side, side), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (size, size), WHITE)
+    for place, shown in enumerate(cells):
+        if not isinstance(shown, Image.Image):
+            shown = Image.fromarray((255 - shown / 16 * 255).round().astype(np.uint8))
+        digit = shown.resize((side, side), Image.Resampling.BICUBIC)
         row, column = divmod(place, 2)
-        square.paste(digit, (column * cell + (cell - side) // 2, row * cell + (cell - side) // 2))
-    return square.convert("RGB")
+        square.paste(digit.convert("RGB"), (column * cell + (cell - side) // 2, row * cell + (cell - side) // 2))
+    return square
 
 
 def augment(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -109,6 +111,17 @@ def as_vector(picture: Image.Image) -> np.ndarray:
     """Scale an RGB picture down to a vector (3 * COMPARED_SIZE**2,) of float32 in 0 to 1, for comparisons."""
     small = picture.resize((COMPARED_SIZE, COMPARED_SIZE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32).ravel() / 255
+
+
+def colour_histogram(picture: Image.Image) -> np.ndarray:
+    """Count the colours of an RGB picture: shares (COLOUR_STEPS**3,) of its pixels, which sum to 1.
+
+    >>> colour_histogram(Image.new("RGB", (8, 8), (255, 0, 0))).nonzero()
+    (array([48]),)
+    """
+    steps = np.asarray(picture).reshape(-1, 3) // (256 // COLOUR_STEPS)
+    bins = steps @ np.array([COLOUR_STEPS**2, COLOUR_STEPS, 1])
+    return np.bincount(bins, minlength=COLOUR_STEPS**3) / len(bins)
 
 
 def keep_distinct(pictures: dict[str, Image.Image], threshold: float) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice, permutations
+from dataclasses import dataclass
+from itertools import islice, permutations, product
 
 from mmemb_r1.atlas import tasks
+from mmemb_r1.atlas.drawings import SAME_CLOCK, SAME_FLAG, SAME_PERSON, SAME_SIGN, SPLIT_TASKS, Drawing
 from mmemb_r1.atlas.hashing import seeded_rng, split_keys, unit_hash
 from mmemb_r1.atlas.knowledge import Country
 from mmemb_r1.atlas.tasks import AtlasQuestion
@@ -19,6 +21,13 @@ SPLITS = tuple(FRACTIONS)
 OBJECT_FRACTIONS = {"policy": 0.3, "validation": 0.15, "test": 0.55}
 # Comparisons and digits can be generated without end: rows of each such task, as a share of `generated_rows`.
 GENERATED = {TRAIN: 1.0, "policy": 0.2, "validation": 0.05, "test": 0.08}
+# Where drawings are few, each is asked for in so many renderings; else in one.
+RENDERINGS = {
+    SAME_PERSON: {"policy": 2, "test": 2},
+    SAME_FLAG: {"policy": 2, "test": 2},
+    SAME_CLOCK: {"test": 2},
+    SAME_SIGN: {"test": 2},
+}
 DIGIT_TASKS = ("digits-sum", "digits-largest", "digits-nth")
 
 
@@ -51,6 +60,9 @@ def split_questions(world: World, *, seed: int, generated_rows: int) -> dict[str
         rows.extend(_comparisons(own, number, seed))
         own_digits = [index for index in range(len(world.digits)) if digit_split[str(index)] == split]
         rows.extend(_digit_questions(own_digits, world.digits, number, seed, split))
+        rows.extend(_same_drawings(world.drawings, seed, split))
+        rows.extend(_mixed_sums(own_digits, world.digits, number, seed, split))
+        rows.extend(_mixed_times(world.clocks, number, seed, split))
         questions[split] = rows
     return questions
 
@@ -63,13 +75,32 @@ def unique_answers(countries: Collection[Country]) -> Mapping[str, set[str]]:
     return {relation: {answer for answer, n in count.items() if n == 1} for relation, count in counts.items()}
 
 
-def digit_indices(key: str) -> list[int]:
-    """Read the digit images out of a digit picture's key.
+@dataclass(frozen=True)
+class Cell:
+    """A digit of a picture of digits: a handwritten one, or a keycap."""
 
-    >>> digit_indices("digits-12-845")
-    [12, 845]
+    image: int = 0  # number of the handwritten image
+    keycap: bool = False
+    digit: int = 0  # of the keycap
+
+
+def digit_cells(key: str) -> list[Cell]:
+    """Read what a picture of digits shows out of its key.
+
+    >>> digit_cells("digits-12-k7")
+    [Cell(image=12, keycap=False, digit=0), Cell(image=0, keycap=True, digit=7)]
     """
-    return [int(index) for index in key.split("-")[1:]]
+    parts = key.split("-")[1:]
+    return [Cell(keycap=True, digit=int(part[1:])) if part[0] == "k" else Cell(int(part)) for part in parts]
+
+
+def digit_indices(key: str) -> list[int]:
+    """Read the handwritten images out of the key of a picture of digits.
+
+    >>> digit_indices("digits-12-845"), digit_indices("digits-12-k7")
+    ([12, 845], [12])
+    """
+    return [cell.image for cell in digit_cells(key) if not cell.keycap]
 
 
 def _comparisons(flags: list[Country], number: int, seed: int) -> Iterator[AtlasQuestion]:
@@ -93,3 +124,51 @@ def _digit_questions(
             place = int(rng.integers(count))
             asked.setdefault(key, tasks.digit_question(task, key, [int(labels[i]) for i in chosen], place))
         yield from asked.values()
+
+
+def _same_drawings(drawings: Sequence[Drawing], seed: int, split: str) -> Iterator[AtlasQuestion]:
+    """Ask for drawings among near-duplicates, which are of the split or trained: of no other evaluation split."""
+    for task in dict.fromkeys(drawing.task for drawing in drawings):
+        own = [drawing for drawing in drawings if drawing.task == task]
+        split_of = dict.fromkeys((drawing.entity for drawing in own), split)
+        if task in SPLIT_TASKS:
+            split_of = split_keys(split_of, FRACTIONS, seed, task)
+        shown = {drawing.key for drawing in own if split_of[drawing.entity] in (TRAIN, split)}
+        renderings = range(1, RENDERINGS.get(task, {}).get(split, 1) + 1)
+        asked = product((drawing for drawing in own if split_of[drawing.entity] == split), renderings)
+        yield from (tasks.same_drawing(drawing, shown, rendering) for drawing, rendering in asked)
+
+
+def _mixed_sums(
+    indices: list[int], labels: Sequence[int], number: int, seed: int, split: str
+) -> Iterator[AtlasQuestion]:
+    """Ask for sums of up to three digits, half of them of a single one; several are not all keycaps."""
+    rng = seeded_rng(seed, "mixed-sum", split)
+    asked: dict[str, AtlasQuestion] = {}
+    while len(asked) < number:
+        count = 1 if rng.random() < 0.5 else int(rng.integers(2, tasks.MAX_SUMMED + 1))
+        cells = [Cell(keycap=True, digit=int(rng.integers(10))) for _ in range(count)]
+        images = rng.choice(len(indices), size=count, replace=False)
+        written = rng.random(count) < 0.5
+        if count > 1:  # the sums of keycaps alone are few: they would be the trained ones
+            written[rng.integers(count)] = True
+        cells = [
+            Cell(indices[image]) if own else cell for cell, image, own in zip(cells, images, written, strict=True)
+        ]
+        key = "-".join(["mixed", *(f"k{cell.digit}" if cell.keycap else str(cell.image) for cell in cells)])
+        digits = [cell.digit if cell.keycap else int(labels[cell.image]) for cell in cells]
+        asked.setdefault(key, tasks.mixed_sum(key, digits))
+    yield from asked.values()
+
+
+def _mixed_times(clocks: Mapping[str, str], number: int, seed: int, split: str) -> Iterator[AtlasQuestion]:
+    """
+    Ask clock faces for the time, and for the time some half hours later or earlier.
+
+    All faces are trained; the combinations of face and shift are split.
+    """
+    keys = {f"{key}{shift:+}": (key, shift) for key, shift in product(clocks, tasks.SHIFTS)}
+    split_of = split_keys(keys, FRACTIONS, seed, "mixed-time")
+    asked = [tasks.mixed_time(clocks, key) for key in clocks]
+    asked += [tasks.mixed_time(clocks, *of) for name, of in keys.items() if split_of[name] == split]
+    yield from sorted(asked, key=lambda one: unit_hash(seed, "mixed-time", one.entity, one.variant))[:number]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmemb_r1.atlas.drawings import PERCEPTUAL_TASKS
 from mmemb_r1.atlas.hashing import seeded_rng
 from mmemb_r1.atlas.knowledge import RELATIONS
 from mmemb_r1.atlas.pictures import augment, encode_png, render_digits, render_emoji
-from mmemb_r1.atlas.splits import TRAIN, digit_indices
+from mmemb_r1.atlas.splits import TRAIN, digit_cells
 from mmemb_r1.atlas.tasks import MAX_DIGITS, AtlasQuestion
 from mmemb_r1.atlas.world import LANGUAGES, World
 
@@ -56,6 +57,7 @@ def candidate_features() -> Features:
 
 NAME_TASKS = ("picture-name-object", "picture-name-flag")
 NOTO_TASK = "picture-name-noto"
+PICTURE_SETS = ("picture", *PERCEPTUAL_TASKS)  # sets whose candidates are pictures
 Row = dict[str, Any]
 
 
@@ -64,22 +66,38 @@ class Studio:
 
     def __init__(self, world: World, size: int, seed: int) -> None:
         self.world, self.size, self.seed = world, size, seed
-        self.encoded: dict[str, bytes] = {}
+        self.encoded: dict[tuple[str, str], bytes] = {}
 
     def canonical(self, key: str) -> bytes:
         """Render the picture `key` as PNG."""
-        if key not in self.encoded:
-            self.encoded[key] = encode_png(self._picture(key))
-        return self.encoded[key]
+        return self._once("canonical", key, lambda: encode_png(self._picture(key)))
+
+    def candidate(self, key: str) -> bytes:
+        """Render the picture `key` as it is searched, which is not how training shows it, as PNG."""
+        return self._once("candidate", key, lambda: self.varied(key, "candidate", key))
+
+    def trained_answer(self, key: str) -> bytes:
+        """Render the picture `key` as training shows it beside the canonical one, as PNG."""
+        return self._once("answer", key, lambda: self.varied(key, "answer", key))
 
     def varied(self, key: str, *stream: object) -> bytes:
         """Render the picture `key` in another way, as PNG; the seed and `stream` determine which."""
         return encode_png(augment(self._picture(key), seeded_rng(self.seed, "rendering", *stream)))
 
+    def _once(self, kind: str, key: str, render: Callable[[], bytes]) -> bytes:
+        if (kind, key) not in self.encoded:
+            self.encoded[kind, key] = render()
+        return self.encoded[kind, key]
+
     def _picture(self, key: str) -> Image.Image:
-        if key in self.world.pictures:
-            return self.world.pictures[key]
-        return render_digits([self.world.digit_images[index] for index in digit_indices(key)], self.size)
+        for known in (self.world.pictures, self.world.drawn):
+            if key in known:
+                return known[key]
+        cells = [
+            self.world.keycaps[cell.digit] if cell.keycap else self.world.digit_images[cell.image]
+            for cell in digit_cells(key)
+        ]
+        return render_digits(cells, self.size)
 
 
 def make_pair_id(split: str, question: AtlasQuestion, task: str | None = None) -> str:
@@ -96,7 +114,8 @@ def pair_rows(split: str, questions: Iterable[AtlasQuestion], studio: Studio) ->
             shown = [studio.canonical(key) for key in question.pictures]
         else:
             shown = [studio.varied(key, pair_id, place) for place, key in enumerate(question.pictures)]
-        rows.append(_pair_row(pair_id, question.task, question, shown, _answer(split, question, studio)))
+        row = _pair_row(pair_id, question.task, question, shown, _answer(split, question, studio))
+        rows.append({**row, "negatives": _negatives(split, question, studio)})
     return rows
 
 
@@ -127,20 +146,29 @@ def candidate_rows(world: World, studio: Studio) -> list[Row]:
         texts[f"name-{language}"] = [thing.translations[language] for thing in named]
     found = [(name, text, _input(text)) for name, answers in texts.items() for text in sorted(set(answers))]
     found += [("picture", key, _candidate_picture(key, studio)) for key in world.pictures]
+    found += [("time", time, _input(time)) for time in world.clocks.values()]
+    found += [(drawing.task, drawing.key, _candidate_picture(drawing.key, studio)) for drawing in world.drawings]
     return [{"candidate_set": name, "candidate_id": answer, "input": made} for name, answer, made in found]
 
 
 def _answer(split: str, question: AtlasQuestion, studio: Studio) -> Row:
     """Make the target; outside training a picture is the candidate's rendering, which training never shows."""
-    if question.candidate_set != "picture":
+    if question.candidate_set not in PICTURE_SETS:
         return _input(question.answer)
-    if split == TRAIN:
-        return _input(pictures=[studio.canonical(question.answer)])
-    return _candidate_picture(question.answer, studio)
+    if split != TRAIN:
+        return _candidate_picture(question.answer, studio)
+    # whoever is shown a picture is to find the drawing, not the pixels
+    shown = studio.trained_answer if question.candidate_set in PERCEPTUAL_TASKS else studio.canonical
+    return _input(pictures=[shown(question.answer)])
+
+
+def _negatives(split: str, question: AtlasQuestion, studio: Studio) -> list[Row]:
+    shown = studio.trained_answer if split == TRAIN else studio.candidate
+    return [_input(pictures=[shown(key)]) for key in question.negatives]
 
 
 def _candidate_picture(key: str, studio: Studio) -> Row:
-    return _input(pictures=[studio.varied(key, "candidate", key)])
+    return _input(pictures=[studio.candidate(key)])
 
 
 def _pair_row(pair_id: str, task: str, question: AtlasQuestion, shown: list[bytes], target: Row) -> Row:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mmemb_r1.atlas.knowledge import LARGEST, RELATIONS, SMALLEST, Country
+from mmemb_r1.atlas.drawings import Drawing
+from mmemb_r1.atlas.knowledge import LARGEST, RELATIONS, SMALLEST, Country, flag_sentence
 from mmemb_r1.atlas.world import LANGUAGES, PictureObject
 
-SIMPLE, MULTI_HOP = "simple", "multi-hop"
+SIMPLE, MULTI_HOP, PERCEPTUAL, MIXED = "simple", "multi-hop", "perceptual", "mixed"
+AT_SIGHT, WITH_A_STEP = "sight", "step"  # variants of mixed questions: what each takes
 FLAG_RELATIONS = ("capital", "region", "currency", "language", "tld")
 NEIGHBOUR_RELATIONS = ("capital", "currency")
 LOOKUP_RELATIONS = ("capital", "tld")
@@ -16,6 +18,16 @@ COMPARISONS = {"area": "Which is larger?", "population": "Which is more populous
 MIN_RATIO = 1.25  # two countries are compared only where one is larger by this factor
 ORDINALS = ("1st", "2nd", "3rd", "4th")
 MAX_DIGITS = len(ORDINALS)
+MAX_SUMMED = 3  # digits of mixed-sum
+# How mixed-time asks for another time than the one that is shown: half hours from it -> words.
+SHIFTS = {
+    1: "half an hour later",
+    2: "one hour later",
+    4: "two hours later",
+    -1: "half an hour earlier",
+    -2: "one hour earlier",
+}
+NUM_NEGATIVES = 3
 
 
 @dataclass(frozen=True)
@@ -32,11 +44,7 @@ class AtlasQuestion:
     pictures: tuple[str, ...] = ()  # keys of the query's pictures
     answer_rationale: tuple[str, ...] = ()  # target side, for answers that are pictures
     variant: str = ""  # distinguishes questions of the same task and entity
-
-
-def flag_sentence(country: Country) -> str:
-    """Say whose flag a picture shows, in the sentence used everywhere."""
-    return f"This is the flag of {country.name}."
+    negatives: tuple[str, ...] = ()  # keys of pictures that are nearly the answer
 
 
 def flag_naming(country: Country) -> Iterator[AtlasQuestion]:
@@ -159,3 +167,55 @@ def digit_question(task: str, key: str, digits: Sequence[int], place: int = 0) -
     candidates = "sum" if task == "digits-sum" else "digit"
     rationale = (listed, f"{conclusion} is {answer}.")
     return AtlasQuestion(task, MULTI_HOP, key, candidates, str(answer), rationale, text, (key,))
+
+
+def same_drawing(drawing: Drawing, shown: Collection[str], rendering: int = 1) -> AtlasQuestion:
+    """
+    Ask same-<what> of a drawing, with the nearest near-duplicates among `shown` as its negatives.
+
+    The `rendering`, counted from 1, distinguishes questions that show the same drawing.
+    """
+    parts = [drawing.key if drawing.key != drawing.entity else "", str(rendering) if rendering > 1 else ""]
+    return AtlasQuestion(
+        drawing.task,
+        PERCEPTUAL,
+        drawing.entity,
+        drawing.task,
+        drawing.key,
+        (drawing.sentence,),
+        "the same drawing?",
+        (drawing.key,),
+        answer_rationale=(drawing.sentence,),
+        variant="/".join(filter(None, parts)),
+        negatives=tuple(rival for rival in drawing.rivals if rival in shown)[:NUM_NEGATIVES],
+    )
+
+
+def mixed_sum(key: str, digits: Sequence[int]) -> AtlasQuestion:
+    """Ask mixed-sum: the sum of one, two or three digits. Of a single one it is told at sight."""
+    listed = f"The digits are {', '.join(map(str, digits))}." if len(digits) > 1 else f"The digit is {digits[0]}."
+    rationale, answer = (listed, f"The sum is {sum(digits)}."), str(sum(digits))
+    variant = WITH_A_STEP if len(digits) > 1 else AT_SIGHT
+    return AtlasQuestion(
+        "mixed-sum", MIXED, key, "sum", answer, rationale, "sum of the digits?", (key,), variant=variant
+    )
+
+
+def mixed_time(clocks: Mapping[str, str], key: str, shift: int = 0) -> AtlasQuestion:
+    """
+    Ask mixed-time of a clock face: the time, which is told at sight, or the time `shift` half hours later.
+
+    Args:
+        clocks: key of each face -> the time, half an hour later than the one before.
+        key: of the face that is shown.
+        shift: 0 or one of `SHIFTS`.
+    """
+    keys = list(clocks)
+    answer = clocks[keys[(keys.index(key) + shift) % len(keys)]]
+    seen, text, variant = f"This is {clocks[key]}.", "the time?", AT_SIGHT
+    rationale: tuple[str, ...] = (seen,)
+    if shift:
+        words = SHIFTS[shift]
+        rationale = (seen, f"It is {answer} {words}.")
+        text, variant = f"the time {words}?", f"{WITH_A_STEP}/{words.replace(' ', '-')}"
+    return AtlasQuestion("mixed-time", MIXED, key, "time", answer, rationale, text, (key,), variant=variant)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from mmemb_r1.atlas.drawings import Drawing, clock_faces, load_drawings
 from mmemb_r1.atlas.hashing import unit_hash
-from mmemb_r1.atlas.knowledge import Country, load_countries, restrict_neighbours
+from mmemb_r1.atlas.knowledge import Country, flag_sentence, load_countries, restrict_neighbours
+from mmemb_r1.atlas.naming import with_article, words_of
 from mmemb_r1.atlas.pictures import flag_hexcode, keep_distinct, render_svg, svg_folder
 
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French"}
@@ -53,30 +55,15 @@ def load_objects() -> list[PictureObject]:
     found: dict[str, PictureObject] = {}
     for character, data in emoji.EMOJI_DATA.items():
         code = character.rstrip("\ufe0f")
-        name = _words(data["en"])
+        name = words_of(data["en"])
         if data["status"] != emoji.STATUS["fully_qualified"] or len(code) != 1 or not _is_eligible(ord(code), name):
             continue
         hexcode = f"{ord(code):X}"
         if not (folder / f"{hexcode}.svg").exists():
             continue
-        translations = {language: _words(data[language]) for language in LANGUAGES if language in data}
+        translations = {language: words_of(data[language]) for language in LANGUAGES if language in data}
         found.setdefault(name, PictureObject(hexcode, name, translations))
     return sorted(found.values(), key=lambda thing: unit_hash("object", thing.hexcode))
-
-
-def with_article(name: str) -> str:
-    """Put the indefinite article before a noun, unless it is a plural.
-
-    >>> with_article("dog face"), with_article("onion"), with_article("grapes"), with_article("compass")
-    ('a dog face', 'an onion', 'grapes', 'a compass')
-    """
-    if name.endswith("s") and not name.endswith(("ss", "us")):
-        return name
-    return f"an {name}" if name[0] in "aeio" else f"a {name}"
-
-
-def _words(label: str) -> str:
-    return label.strip(":").replace("_", " ")
 
 
 def _is_eligible(code_point: int, name: str) -> bool:
@@ -101,13 +88,17 @@ class World:
     digits: list[int]  # the label of each digit image
     digit_images: np.ndarray = field(repr=False)  # (N, 8, 8), ink 0 to 16
     pictures: dict[str, Image.Image] = field(repr=False)  # canonical, of each flag (by code) and object (by hexcode)
+    drawings: list[Drawing]  # what the perceptual tasks show, task by task
+    clocks: dict[str, str]  # key of each clock face -> the time, half an hour later than the one before
+    drawn: dict[str, Image.Image] = field(repr=False)  # canonical, of each drawing and clock face, by key
+    keycaps: list[Image.Image] = field(repr=False)  # canonical, of the digits 0 to 9
 
 
-def make_world(size: int, num_objects: int, num_countries: int | None) -> World:
+def make_world(size: int, num_objects: int, num_countries: int | None, num_drawings: int) -> World:
     """Load and render countries, objects and digits without look-alikes. ValueError if there are too few."""
     from sklearn.datasets import load_digits
 
-    countries = load_countries()
+    every = countries = load_countries()
     rendered = {country.code: render_svg(flag_hexcode(country.code), size) for country in countries}
     distinct = set(keep_distinct(rendered, FLAG_DISTANCE))  # of two alike, the first is the more populous one
     flags = [country for country in countries if country.code in distinct]
@@ -118,15 +109,38 @@ def make_world(size: int, num_objects: int, num_countries: int | None) -> World:
     objects = load_objects()
     _check_enough("num_objects", num_objects, len(objects))
     objects = objects[: num_objects + SPARE_OBJECTS]
-    drawn = {thing.hexcode: render_svg(thing.hexcode, size) for thing in objects}
-    distinct = set(keep_distinct(drawn, OBJECT_DISTANCE))
+    rendered |= {thing.hexcode: render_svg(thing.hexcode, size) for thing in objects}
+    distinct = set(keep_distinct({thing.hexcode: rendered[thing.hexcode] for thing in objects}, OBJECT_DISTANCE))
     objects = [thing for thing in objects if thing.hexcode in distinct][:num_objects]
     _check_enough("num_objects", num_objects, len(objects))
 
+    drawings, drawn = load_drawings(
+        size,
+        num_drawings,
+        flags={country.code: flag_sentence(country) for country in every},
+        objects={thing.hexcode: thing.state() for thing in objects},
+        pictures=rendered,
+    )
+    clocks = clock_faces()
+    drawn |= {key: render_svg(key, size) for key in clocks if key not in drawn}
+    keycaps = [render_svg(f"003{digit}-FE0F-20E3", size) for digit in range(10)]
+
     shown = [*(flag.code for flag in flags), *(thing.hexcode for thing in objects)]
-    pictures = {key: (rendered | drawn)[key] for key in shown}
+    pictures = {key: rendered[key] for key in shown}
     digits = load_digits()
-    return World(countries, flags, objects, _translated(objects), digits.target.tolist(), digits.images, pictures)
+    return World(
+        countries,
+        flags,
+        objects,
+        _translated(objects),
+        digits.target.tolist(),
+        digits.images,
+        pictures,
+        drawings,
+        clocks,
+        drawn,
+        keycaps,
+    )
 
 
 def _translated(objects: Iterable[PictureObject]) -> set[str]:

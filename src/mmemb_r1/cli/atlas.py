@@ -22,7 +22,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--generated-rows",
         type=int,
         default=1000,
-        help="training rows of each comparison and digit task; default: 1000",
+        help="training rows of each comparison, digit and mixed task; default: 1000",
+    )
+    build.add_argument(
+        "--num-drawings",
+        type=int,
+        default=180,
+        help="drawings of each task that looks for one among near-duplicates; default: 180",
     )
     build.add_argument(
         "--second-font",
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         num_objects=args.num_objects,
         num_countries=args.num_countries,
         generated_rows=args.generated_rows,
+        num_drawings=args.num_drawings,
         second_font=None if args.second_font == "none" else args.second_font,
     )
     for split, pairs in atlas.pairs.items():

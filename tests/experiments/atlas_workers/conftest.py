@@ -8,7 +8,14 @@ from mmemb_r1.atlas import Atlas, build_atlas
 from mmemb_r1.atlas.tasks import AtlasQuestion
 from mmemb_r1.atlas.world import World
 
-SMALL = {"size": 32, "num_countries": 24, "num_objects": 30, "generated_rows": 20, "second_font": None}
+SMALL = {
+    "size": 32,
+    "num_countries": 24,
+    "num_objects": 30,
+    "generated_rows": 20,
+    "num_drawings": 12,
+    "second_font": None,
+}
 
 
 @pytest.fixture(scope="session")

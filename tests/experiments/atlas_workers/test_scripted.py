@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from experiments.atlas_workers.scripted import BEHAVIOURS, HELPFUL, right_rationale, scripted_rationale
-from experiments.atlas_workers.wording import phrasings, whole_words
+from experiments.atlas_workers.wording import facts, phrasings, whole_words
+from mmemb_r1.atlas.tables import PICTURE_SETS
 
 SIDES = ("query", "target")
 SEEDS = range(4)
@@ -25,10 +26,11 @@ def asked(recalled):
 
 @pytest.fixture(scope="module")
 def names(recalled):
-    """Code of a country or object -> its name."""
+    """Code of a country, object or drawing -> its name."""
     world, _ = recalled
     things = {thing.hexcode: thing.name for thing in world.objects}
-    return things | {country.code: country.name for country in world.countries}
+    drawn = {drawing.key: fact for drawing in world.drawings for fact in facts([drawing.sentence])}
+    return things | {country.code: country.name for country in world.countries} | drawn
 
 
 def secrets(question, names):
@@ -43,7 +45,7 @@ def test_only_the_correct_one_helps():
 
 def test_correct_names_the_answer(asked, names, look_alikes):
     for question, side in asked:
-        answer = names[question.answer] if question.candidate_set == "picture" else question.answer
+        answer = names[question.answer] if question.candidate_set in PICTURE_SETS else question.answer
         for seed in SEEDS:
             said = scripted_rationale("correct", question, side, seed, look_alikes)
             assert answer in said

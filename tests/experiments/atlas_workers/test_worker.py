@@ -26,7 +26,14 @@ def atlas(tmp_path_factory):
 
     # a plain font that has a few of the objects: the task of the second font is there too
     font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    small = {"size": 32, "num_countries": 12, "num_objects": 120, "generated_rows": 5, "second_font": font}
+    small = {
+        "size": 32,
+        "num_countries": 12,
+        "num_objects": 120,
+        "generated_rows": 5,
+        "num_drawings": 12,
+        "second_font": font,
+    }
     return build_atlas(tmp_path_factory.mktemp("atlas") / "small", **small)
 
 

@@ -4,7 +4,14 @@ import pytest
 
 from mmemb_r1.atlas import Atlas, build_atlas
 
-SMALL = {"size": 64, "num_countries": 24, "num_objects": 10, "generated_rows": 4, "second_font": None}
+SMALL = {
+    "size": 64,
+    "num_countries": 24,
+    "num_objects": 10,
+    "generated_rows": 4,
+    "num_drawings": 12,
+    "second_font": None,
+}
 
 
 @pytest.fixture(scope="session")
