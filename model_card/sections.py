@@ -67,7 +67,7 @@ def _measured_limits(results: Results) -> list[str]:
         for task, result in results["tasks"].items()
     }
     floors = {
-        task: [result.get("majority", -1.0), *result.get("no_image", {}).values()]
+        task: [result.get("majority", -1.0), result.get("text_alone", -1.0), *result.get("no_image", {}).values()]
         for task, result in results["tasks"].items()
     }
     items = []
@@ -151,6 +151,7 @@ def results_section(results: Results) -> str:
     optional = {
         "candidates": lambda result: result.get("candidates", ""),
         "majority": lambda result: score(result.get("majority")),
+        "text alone": lambda result: score(result.get("text_alone")),
         "no image": lambda result: score(max(result.get("no_image", {}).values(), default=None)),
     }
     measured = {key.replace("_", " ") for result in tasks.values() for key in result}
@@ -167,6 +168,7 @@ def results_section(results: Results) -> str:
     ]
     told = {
         "majority": " *Majority* always gives the task's most frequent training answer.",
+        "text alone": " *Text alone* gives the answer that is most frequent in training for the query's text.",
         "no image": " *No image* is the better of never and always without the query's pictures.",
     }
     thinks = ["auto thinks on"] if "auto" in modes else []

@@ -55,8 +55,9 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         for name, entry in _object(results[part], path, part).items():
             where = f"{part}/{name}"
             _number(_object(entry, path, where).get("n"), path, f"{where}/n", math.inf)
-            if "majority" in entry:
-                _number(entry["majority"], path, f"{where}/majority")
+            for baseline in ("majority", "text_alone"):
+                if baseline in entry:
+                    _number(entry[baseline], path, f"{where}/{baseline}")
             if "no_image" in entry:
                 for mode, value in _object(entry["no_image"], path, f"{where}/no_image").items():
                     _number(value, path, f"{where}/no_image/{mode}")

@@ -27,7 +27,7 @@ def atlas(tmp_path_factory):
     from mmemb_r1.atlas import build_atlas
 
     folder = tmp_path_factory.mktemp("evaluate") / "atlas"
-    build_atlas(folder, size=32, num_countries=12, num_objects=20, generated_rows=20)
+    build_atlas(folder, size=32, num_countries=12, num_objects=20, generated_rows=20, num_drawings=12)
     return folder
 
 
@@ -58,6 +58,9 @@ def test_a_file_holds_the_results(evaluate, tiny_checkpoint, tmp_path, capsys):
     assert len(results["tasks"]) > 10
     assert all("majority" in task for task in results["tasks"].values())
     assert any("no_image" in task for task in results["tasks"].values())
+    tasks = {name: set(task) for name, task in results["tasks"].items()}
+    assert "text_alone" in tasks["same-clock"] and "text_alone" not in tasks["fact-capital"]
+    assert {"perceptual", "mixed"} <= set(results["summary"])
     assert all(len(task["modes"]["never"]["interval"]) == 2 for task in results["tasks"].values())
     assert "mean of all" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]

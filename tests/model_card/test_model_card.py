@@ -236,6 +236,15 @@ class TestSections:
         assert "results.json measured other files than these" in caplog.text
         assert "## Results" not in text and "- results.json beside this card measured other files" in text
 
+    def test_what_the_text_alone_gives_is_a_baseline(self, tiny_checkpoint, results):
+        assert "Text alone" not in build_model_card(tiny_checkpoint, results)
+        content = load_results(results)
+        content["tasks"]["picture-name"]["text_alone"] = 1.0
+        results.write_text(json.dumps(content))
+        text = build_model_card(tiny_checkpoint, results)
+        assert "| majority | text alone | no image |" in text and "*Text alone* gives the answer" in text
+        assert "picture-name" in re.search(r"- No better than.*", text)[0]
+
     def test_results_of_one_mode_without_baselines(self, tiny_checkpoint, results):
         content = load_results(results)
         content["config"] = {"modes": ["auto"], "dataset": "Mine"}

@@ -26,6 +26,7 @@ def test_the_trainers_write_what_is_read(tmp_path):
         (("tasks",), {}, "tasks is {}; allowed: an object with something in it"),
         (("tasks", "fact-capital", "n"), "many", "tasks/fact-capital/n is 'many'; allowed: a number, 0 or more"),
         (("tasks", "fact-capital", "majority"), 2, "tasks/fact-capital/majority is 2; allowed: a number from 0 to 1"),
+        (("tasks", "fact-capital", "text_alone"), -1, "tasks/fact-capital/text_alone is -1; allowed: a number from 0"),
         (("tasks", "picture-name", "no_image"), [1], "tasks/picture-name/no_image is [1]; allowed: an object"),
         (("tasks", "picture-name", "modes", "never"), None, "modes/never is None; allowed: an object"),
         (("tasks", "picture-name", "modes", "never", "hit@1"), float("nan"), "never/hit@1 is nan; allowed: a number"),

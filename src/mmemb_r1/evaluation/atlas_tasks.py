@@ -64,7 +64,8 @@ def atlas_tasks(
             (default: the number of the row) and `entity`, what each is about, where they are there.
         candidates: answers with the columns `candidate_set`, `candidate_id` and `input`.
         data: says which tables these are, see [`RetrievalTask`]. Default: their content is looked into.
-        train_pairs: pairs whose most frequent answer per task gives the majority baseline; left out when `None`.
+        train_pairs: pairs whose most frequent answers, per task and per query text, give the baselines `majority` and
+            `text_alone`, the latter where queries have pictures. Default: no baselines.
 
     Raises:
         ValueError: if a set has no candidates, or one twice; a target is none of them; a task has several complexities
@@ -74,11 +75,12 @@ def atlas_tasks(
     pairs = pairs.select_columns(kept)  # pictures of the other columns would be decoded for nothing
     sets = candidate_inputs(candidates, set(pairs["candidate_set"]))
     inputs = {name: list(answers.values()) for name, answers in sets.items()}  # one list for all tasks of a set
-    majority: dict[str, float] = {}
+    baselines: dict[str, dict[str, float]] = {}
     if train_pairs is not None:
-        from mmemb_r1.atlas import majority_baseline
+        from mmemb_r1.atlas import majority_baseline, no_image_baseline
 
-        majority = majority_baseline(train_pairs, pairs)
+        baselines["majority"] = majority_baseline(train_pairs, pairs)
+        baselines["text_alone"] = no_image_baseline(train_pairs, pairs)
     tasks = []
     for name, rows in sorted(rows_by(pairs["task"]).items()):
         own = pairs.select(rows)
@@ -104,7 +106,7 @@ def atlas_tasks(
                 relevance=[{target: 1.0} for target in targets],
                 clusters=list(own["entity"]) if "entity" in kept else None,
                 data=data or {},
-                baselines={"majority": majority[name]} if name in majority else {},
+                baselines={kind: of_task[name] for kind, of_task in baselines.items() if name in of_task},
             )
         )
     return tasks

@@ -94,6 +94,9 @@ def test_what_is_not_known_is_a_dash_or_no_column(results):
     results["tasks"]["docs"] |= {"majority": 0.125, "no_image": {"never": 0.25, "always": 0.375}}
     assert shown(results)["docs"][:4] == ["8", "ndcg_linear@5", "0.125", "0.375"]
     assert shown(results)["OK-VQA"][:4] == ["8", "hit@1", "-", "-"]
+    results["tasks"]["docs"]["text_alone"] = 0.0625
+    assert shown(results)["task"][2:5] == ["maj.", "text", "blind"]
+    assert shown(results)["docs"][2:5] == ["0.125", "0.062", "0.375"]
 
 
 def test_what_needs_no_thought_comes_first(results):

@@ -124,6 +124,8 @@ def score_table(results: Results, entries: Mapping[str, Mapping[str, Any]], kind
         add(ColumnHead("candidates"), [f"{entry['candidates']:,}" for entry in found])
     if any("majority" in entry for entry in found):
         add(ColumnHead("majority"), [score(entry.get("majority")) for entry in found])
+    if any("text_alone" in entry for entry in found):
+        add(ColumnHead("text alone"), [score(entry.get("text_alone")) for entry in found])
     if any("no_image" in entry for entry in found):
         add(ColumnHead("no image"), [score(max(entry.get("no_image", {}).values(), default=None)) for entry in found])
     timed = any(entry["modes"][mode]["seconds_per_query"] is not None for entry in found for mode in modes)

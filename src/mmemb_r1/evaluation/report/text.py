@@ -82,6 +82,8 @@ def columns_of(results: Results) -> list[Column]:
         columns.append(Column(Head("metric"), lambda entry: entry.get("metric", "")))
     if any("majority" in task for task in tasks):
         columns.append(Column(Head("maj."), lambda entry: _number(entry.get("majority"))))
+    if any("text_alone" in task for task in tasks):
+        columns.append(Column(Head("text"), lambda entry: _number(entry.get("text_alone"))))
     if any("no_image" in task for task in tasks):
         blind = Column(Head("blind"), lambda entry: _number(max(entry.get("no_image", {}).values(), default=None)))
         columns.append(blind)
