@@ -25,7 +25,7 @@ from mmemb_r1.evaluation.tasks import RetrievalTask
 from mmemb_r1.modeling.backbones_mmemb_r1 import model_inputs
 from mmemb_r1.modeling.inputs_mmemb_r1 import InputError
 from mmemb_r1.modeling.options_mmemb_r1 import context_length
-from mmemb_r1.modeling.paths_mmemb_r1 import chosen_places, reading_places, suffix_of_ids
+from mmemb_r1.modeling.paths_mmemb_r1 import chosen_places, reading_places, round_ids, suffix_of_ids
 from mmemb_r1.modeling.second_look_mmemb_r1 import likelihood
 from mmemb_r1.objective import target_probability
 from mmemb_r1.progress import progress_bar, step_of
@@ -48,6 +48,7 @@ class Decisions(NamedTuple):
 
     inputs: Tensor  # (N, R, G) what the gate reads before each round
     probabilities: Tensor  # (N, R + 1) of the target, before any rationale and after each round
+    tokens: Tensor  # (N, R) of the rationale of each round
     ranks: npt.NDArray[np.int64]  # (N, R + 1) of the target
     vectors: Tensor | None = None  # (N, R + 1, D) before any rationale and after each round
     written: Tensor | None = None  # (N, R, 3) likelihood of all that was written, after each round
@@ -60,12 +61,17 @@ class Decisions(NamedTuple):
         """`(N, R)` what each round adds to the probability of the target."""
         return self.probabilities[:, 1:] - self.probabilities[:, :-1]
 
+    def costs(self, flat: float, token_price: float) -> Tensor:
+        """Compute `(N, R)` what each round has to gain, as probability of the target, to be worth its time."""
+        return flat + token_price * self.tokens
+
     def of(self, rows: npt.NDArray[np.int64]) -> Decisions:
         """Those of some of the queries."""
         there = [np.isin(one.rows, rows).any() for one in self.competitions]
         return self._replace(
             inputs=self.inputs[rows],
             probabilities=self.probabilities[rows],
+            tokens=self.tokens[rows],
             ranks=self.ranks[rows],
             vectors=None if self.vectors is None else self.vectors[rows],
             written=None if self.written is None else self.written[rows],
@@ -209,7 +215,7 @@ def measure_decisions(
         inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
         digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
         facts: dict[str, Any] = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
-        facts["gate reads"] = list(model[0].model.config.gate_inputs)
+        facts |= {"gate reads": list(model[0].model.config.gate_inputs), "holds": ["inputs", "tokens", "vectors"]}
         if given is None and model.thinking is not None:
             facts["thinker"] = model.thinking.identity
         if given is not None:
@@ -234,7 +240,8 @@ def measure_decisions(
             return rounds_of(model, inputs, rounds, batch_size, with_likelihood=for_second_look)
         both = [encoder.embed(inputs, side=QUERY, reasoning=mode, prompt=None) for mode in ("never", "always")]
         vectors = np.stack([one.embeddings for one in both], axis=1)  # (N, 2, D)
-        return {"vectors": vectors, "inputs": read_by_gate(model, inputs, batch_size).numpy()[:, None]}
+        read = read_by_gate(model, inputs, batch_size).numpy()
+        return {"vectors": vectors, "inputs": read[:, None], "tokens": both[1].num_reasoning_tokens[:, None]}
 
     with progress_bar(progress) as bar:
         with step_of(bar, "candidates", sum(len(one.candidates) for one in competitions)) as advance:
@@ -256,7 +263,8 @@ def measure_decisions(
             among = torch.from_numpy(embedded.get("reasoned", embedded["vectors"]) if depth else embedded["vectors"])
             results = outcomes(one, vectors[one.rows, depth], among, temperature)
             probabilities[one.rows, depth], found[one.rows, depth] = results
-    decisions = Decisions(torch.from_numpy(seen["inputs"]), probabilities, found, temperature=temperature)
+    read, tokens = torch.from_numpy(seen["inputs"]), torch.from_numpy(seen["tokens"])
+    decisions = Decisions(read, probabilities, tokens, found, temperature=temperature)
     if not for_second_look:
         return decisions
     return decisions._replace(
@@ -285,13 +293,15 @@ def rounds_of(
 ) -> Arrays:
     """
     Let queries think all rounds: `inputs` of the gate `(N, R, G)` before each, `vectors` `(N, R + 1, D)` also after
-    the last, and `with_likelihood` what the model thinks of all that was `written` after each, `(N, R, 3)`.
+    the last, the `tokens` `(N, R)` of each rationale, and `with_likelihood` what the model thinks of all that was
+    `written` after each, `(N, R, 3)`.
 
     With `given` rationales, ids of all rounds of each query with what surrounds them, the model writes none.
     """
     inputs: list[Tensor] = []
     vectors: list[Tensor] = []
     likelihoods: list[Tensor] = []
+    tokens: list[list[int]] = []
     network = model[0].model
     for number, features in enumerate(_batches(model, queries, batch_size)):
         written = None
@@ -302,6 +312,7 @@ def rounds_of(
             suffixes = [suffix_of_ids(network.config, ids[ids >= 0].tolist()) for ids in written.rationale_ids]
         else:
             suffixes = [list(ids) for ids in given[number * batch_size : (number + 1) * batch_size]]
+        tokens += [tokens_of_rounds(network.config, suffix, rounds) for suffix in suffixes]
         whole = append_tokens(features, suffixes, model.tokenizer.pad_token_id, "left")
         length, limit = whole["input_ids"].shape[1], context_length(network.config)
         if length > limit:
@@ -316,7 +327,8 @@ def rounds_of(
         vectors.append(embeddings.float().cpu())  # (B, R + 1, D)
         if with_likelihood:
             likelihoods.append(_likelihoods(network.config, whole, labels["labels"], output.rationale_logps, rounds))
-    found = {"inputs": torch.cat(inputs).numpy(), "vectors": torch.cat(vectors).numpy()}
+    counted = np.array(tokens, dtype=np.int64)
+    found = {"inputs": torch.cat(inputs).numpy(), "vectors": torch.cat(vectors).numpy(), "tokens": counted}
     return found | ({"written": torch.cat(likelihoods).numpy()} if with_likelihood else {})
 
 
@@ -340,6 +352,16 @@ def _likelihoods(config: Any, batch: Mapping[str, Tensor], labels: Tensor, logps
         for row, where, count in zip(values, labelled, number, strict=True)
     ]
     return torch.tensor(rows)
+
+
+def tokens_of_rounds(config: Any, suffix: Sequence[int], rounds: int) -> list[int]:
+    """
+    Count the tokens of each rationale of what follows a prompt, control tokens not counted; a round that was not
+    thought has none.
+    """
+    inside = suffix[len(config.opening_ids) : len(suffix) - 1 - len(config.closing_ids)]
+    lengths = [len(ids) for ids in round_ids(config, inside)]
+    return (lengths + [0] * rounds)[:rounds]
 
 
 def _batches(model: MMEmbR1, queries: Sequence[Any], batch_size: int) -> Iterator[dict[str, Any]]:

@@ -84,14 +84,18 @@ def test_a_round_that_is_written_out_comes_to_the_same_as_encode(model, policy, 
     torch.testing.assert_close(torch.from_numpy(written["inputs"]), decisions.inputs, atol=1e-4, rtol=1e-4)
     reasoned = model.encode(queries, reasoning="always")
     np.testing.assert_allclose(written["vectors"][:, 1], reasoned, atol=1e-4)
+    np.testing.assert_array_equal(written["tokens"], decisions.tokens)
 
 
-def test_every_round_is_a_decision_of_its_own(policy, measured):
+def test_every_round_is_a_decision_of_its_own(model, policy, measured):
     one, three = measured(1), measured(3)
     assert three.inputs.shape[:2] == (len(policy), 3) and three.gains.shape == (len(policy), 3)
     torch.testing.assert_close(three.inputs[:, 0], one.inputs[:, 0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(three.gains[:, 0], one.gains[:, 0], atol=1e-4, rtol=1e-3)
     assert (three.inputs[:, 1] - three.inputs[:, 0]).abs().max() > 1e-3  # the state after a rationale is another
+    explained = model.explain(inputs_of(policy["query"]), reasoning="always", max_reasoning_rounds=3)
+    assert three.tokens.sum(dim=1).tolist() == [one["num_reasoning_tokens"] for one in explained]
+    assert three.tokens[:, 0].tolist() == one.tokens[:, 0].tolist()
 
 
 @pytest.mark.parametrize(("rounds", "read"), [(1, None), (2, None), (1, "words"), (2, "words,state")])
