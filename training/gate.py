@@ -15,13 +15,14 @@ from transformers import TrainerCallback, TrainerControl
 from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
 
 
-def gate_loss(logits: Tensor, gap: Tensor, cost: float, weights: Tensor | None = None) -> Tensor:
+def gate_loss(logits: Tensor, gap: Tensor, cost: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """
     Compute the cross-entropy of gate logits `(B,)` against the sign of the net utility, weighted by what is at stake.
 
     Args:
         gap: `(B,)` what a rationale added to the target's probability.
-        cost: what it has to add to be worth its time.
+        cost: what it has to add to be worth its time: one number, or `(B,)`. Where nothing is gained, it is what is at
+            stake: at 0 the gate is free to think there.
         weights: `(B,)` further weights of the inputs. Default: none.
 
     Returns:
@@ -40,7 +41,7 @@ def fit_gate(
     gate: nn.Module,
     inputs: Tensor,
     gap: Tensor,
-    cost: float = 0.02,
+    cost: float | Tensor = 0.02,
     weight_decay: float = 0.1,
     weights: Tensor | None = None,
     scale: Tensor | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,13 @@ from mmemb_r1.training.tables import plain_column, stored_column
 logger = logging.getLogger(__name__)
 GATE_FILE = "gate.json"  # what `train_gate` returned, where it is kept
 NEGATIVES = ("table", "in-batch")
-FIT_SETTINGS = ("holdout", "cost", "temperature", "weight_decay")  # of what was embedded: others embed nothing anew
+FIT_SETTINGS = (
+    "holdout",
+    "cost",
+    "token_price",
+    "temperature",
+    "weight_decay",
+)  # of what was embedded: others embed nothing anew
 
 
 @with_help
@@ -47,7 +54,9 @@ class GateConfig:
         max_reasoning_rounds: rationales of a query at most, each with a decision to fit; the model keeps it. Default:
             the model's.
         holdout: share of the queries, equal ones together, to measure on, not to fit to. At 0 all are for both.
-        cost: what a rationale has to gain, as probability of the target, to be worth its time.
+        cost: what a rationale has to gain, as probability of the target, to be worth its time, however short it is.
+        token_price: what each of its tokens has to gain beside that. The higher, the fewer rationales; GRPO's
+            `cost_weight` is the price of a whole budget, `max_reasoning_tokens` of these.
         temperature: divides the cosine similarities.
         weight_decay: of the gate's weights.
         gate_inputs: what the gate reads, `"state"`, `"words"` or `"state,words"`, see [`MMEmbR1Config`]; the model
@@ -63,6 +72,7 @@ class GateConfig:
     max_reasoning_rounds: int | None = None
     holdout: float = 0.2
     cost: float = 0.02
+    token_price: float = 0.0
     temperature: float = 0.02
     weight_decay: float = 0.1
     gate_inputs: str | None = None
@@ -78,6 +88,7 @@ class GateConfig:
             "max_reasoning_rounds": (self.max_reasoning_rounds is None or self.max_reasoning_rounds >= 1, "1 or more"),
             "batch_size": (self.batch_size >= least, "1 or more, 2 or more with in-batch negatives"),
             "temperature": (self.temperature > 0, "numbers above 0"),
+            "token_price": (0 <= self.token_price < math.inf, "0 or more"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "gate_inputs": (
                 self.gate_inputs is None or {*self.gate_inputs.split(",")} <= {*GATE_INPUTS},
@@ -169,6 +180,7 @@ def train_gate(
         "competitors": "candidates" if candidates is not None else config.negatives,
         "rounds": rounds,
         "cost": config.cost,
+        "token price": config.token_price,
         "gate reads": list(network.config.gate_inputs),
         **fitted_and_measured(network, decisions, kept, config, folds),
     }
@@ -239,8 +251,9 @@ def fitted_and_measured(
     gate = network.gate.float().cpu()  # small steps vanish in bfloat16
     inputs = own.inputs.flatten(0, 1)
     scale = input_scale(inputs, network.config.gate_inputs)
-    facts = fit_gate(gate, inputs, own.gains.flatten(), config.cost, config.weight_decay, scale=scale)
-    worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config.cost)
+    costs = own.costs(config.cost, config.token_price).flatten()
+    facts = fit_gate(gate, inputs, own.gains.flatten(), costs, config.weight_decay, scale=scale)
+    worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config)
     look = {}
     if folds is not None:
         probs, stops = rounds_wanted(gate, decisions, network.config.gate_threshold)
@@ -291,23 +304,26 @@ def rounds_wanted(
     return probs, (~thinks).int().argmax(dim=1).numpy()
 
 
-def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float, cost: float) -> dict[str, Any]:
+def measured_gate(gate: torch.nn.Module, decisions: Decisions, threshold: float, config: GateConfig) -> dict[str, Any]:
     """
     Measure what a gate's decisions are worth.
 
     Returns:
-        Number of `queries`; shares of decisions where thinking `pays` and of queries that think (`invocation rate`);
-        `auc` of telling gains from losses of at least 0.1 (`None` if one of them is missing); hit@1 of three modes.
+        Number of `queries`; shares of decisions where thinking `pays`, of queries that think (`invocation rate`), and
+        of the `tokens` that they would all write; `auc` of telling gains from losses of at least 0.1 (`None` if one of
+        them is missing); hit@1 of three modes.
     """
     probs, stops = rounds_wanted(gate, decisions, threshold)
     hits, gains = decisions.ranks == 1, decisions.gains  # (N, R + 1), (N, R)
     large = gains.abs() >= LEAST_GAP
     signs = (gains[large] > 0).numpy()
     both = signs.any() and not signs.all()
+    spent = np.concatenate([np.zeros((len(probs), 1)), decisions.tokens.cumsum(dim=1).numpy()], axis=1)  # (N, R + 1)
     return {
         "queries": len(probs),
-        "pays": float((gains > cost).float().mean()),
+        "pays": float((gains > decisions.costs(config.cost, config.token_price)).float().mean()),
         "invocation rate": float((stops > 0).mean()),
+        "tokens": float(spent[np.arange(len(spent)), stops].sum() / max(spent[:, -1].sum(), 1)),
         "threshold": threshold,
         "auc": float(auc(probs[large].numpy(), signs)[0]) if both else None,
         "never": float(hits[:, 0].mean()),
@@ -324,11 +340,13 @@ def gate_report(facts: Mapping[str, Any]) -> list[str]:
         facts["rationales"], "the model's rationales"
     )
     fitted = f"fitted to {facts['fitted']:,} of {facts['pairs']:,} pairs with {thought}"
+    price = f"{facts['cost']:g}" + (f" and {facts['token price']:g} per token" if facts["token price"] else "")
     auc_ = "not known: thinking helps all or none" if measured["auc"] is None else f"{measured['auc']:.3f}"
     return [
         f"{fitted}; on {measured['queries']:,} {where}:",
-        f"  thinking pays          {measured['pays']:6.1%}  (the target gains more than {facts['cost']:g})",
-        f"  the gate thinks        {measured['invocation rate']:6.1%}  (threshold {measured['threshold']:.3g})",
+        f"  thinking pays          {measured['pays']:6.1%}  (the target gains more than {price})",
+        f"  the gate thinks        {measured['invocation rate']:6.1%}  (threshold {measured['threshold']:.3g}; "
+        f"{measured['tokens']:.0%} of the tokens of always)",
         f"  AUC of the gate        {auc_}",
         "  hit@1                  "
         + ", ".join(f"{mode} {measured[mode]:.3f}" for mode in ("never", "always", "auto")),
@@ -360,6 +378,7 @@ def gate_facts(facts: Mapping[str, Any], weights: str, pairs: Dataset) -> dict[s
         **pairs_facts(pairs),
         "competitors of a target": facts["competitors"],
         "cost of thinking": facts["cost"],
+        "price of a token": facts["token price"],
         "rationales": facts["rationales"],
         "gate": f"on {where} thinking pays for {measured['pays']:.1%}, the gate thinks on "
         f"{measured['invocation rate']:.1%}",

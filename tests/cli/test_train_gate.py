@@ -73,6 +73,9 @@ def test_another_fit_embeds_nothing_anew(checkpoint, atlas, tmp_path, monkeypatc
     other = json.loads((output / "gate.json").read_text())
     assert (other["cost"], other["fit"]["cost"]) == (0.5, 0.5) and other["pays"] < first["pays"]
     assert json.loads((output / "model" / "training.json").read_text())["cost of thinking"] == 0.5
+    assert train(checkpoint, atlas, output, *candidates, "--cost", "0", "--token_price", "0.5") == 0
+    priced = json.loads((output / "gate.json").read_text())
+    assert priced["token price"] == 0.5 and priced["pays"] == 0 and priced["measured"]["tokens"] == 0
     assert train(checkpoint, atlas, output, *candidates) == 0  # and back
     assert json.loads((output / "gate.json").read_text()) == first
 

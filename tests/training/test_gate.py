@@ -66,6 +66,27 @@ def test_inputs_with_nothing_at_stake_do_not_count():
     assert gate_loss(logits, gap, cost=0.1).item() == pytest.approx(math.log1p(math.exp(-0.3)))
 
 
+def test_where_nothing_is_gained_a_price_keeps_the_gate_from_thinking(gate):
+    """
+    Two kinds of inputs: some gain or lose much, others always nothing. Without a price nothing is at stake for the
+    others, and the gate thinks wherever the rest of its weights take it; with one, it leaves them alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    kind = (torch.arange(400) % 2).bool()
+    hidden = torch.randn(400, 32, generator=generator)
+    hidden[:, 3] = torch.where(kind, 1.0, -1.0)
+    gap = torch.where(kind, 0.4 + 0.3 * hidden[:, 5], torch.zeros(400))
+    tokens = torch.randint(8, 24, (400,), generator=generator)
+    thinks = []
+    for price in (0.0, 0.004):
+        gate.reset()
+        fit_gate(gate, hidden, gap, cost=price * tokens, weight_decay=1e-3)
+        with torch.no_grad():
+            thinks.append((gate(hidden) > 0).float())
+    assert thinks[0][~kind].mean() > 0.3 and thinks[1][~kind].mean() < 0.02
+    assert thinks[1][kind].mean() > 0.8
+
+
 def test_weights_count_inputs_several_times(gate):
     logits, gap = torch.tensor([0.3, -1.0]), torch.tensor([0.5, 0.2])
     twice = gate_loss(logits[[0, 0, 1]], gap[[0, 0, 1]], cost=0.1)

@@ -47,8 +47,8 @@ think can be given --rationales of these queries, or a --thinker, which will wri
 
 Every field of GateConfig is a flag, and a key of the YAML of --config; flags win. The output is a folder: model/ (the
 checkpoint), gate.json (what was measured) and embedded/ (vectors and states; may be removed). A run that was stopped
-goes on with the same command; with another --cost, --holdout, --temperature or --weight_decay it fits the gate anew to
-what was embedded."""
+goes on with the same command; with another --cost, --token_price, --holdout, --temperature or --weight_decay it fits
+the gate anew to what was embedded."""
 
 ADAPTIVE_HELP = f"""\
 Teach a checkpoint that reasons well when to reason at all, by GRPO on a pairs table (with the columns query,
