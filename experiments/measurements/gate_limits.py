@@ -1,21 +1,24 @@
 """
-How well can anything that reads the state at `<|embed|>` predict whether thinking pays? Classifiers of several kinds
+How well can anything that is there before a rationale predict whether thinking pays? Classifiers of several kinds
 are fitted on the `policy` split, where a model's utility gap was measured, and evaluated on the test split.
 
     python -m experiments.measurements.gate_limits [--start runs/adaptive/start-0 ...] [--output runs/gate-limits]
 
 `--start` names folders of `adaptive_phase.py --stages start` (or of the quickstart, whose gate GRPO has taught since).
 Printed per classifier: the AUC against the sign of the gap where that is at least 0.1 in size; and for those that are
-gates, R@1 when they decide, as a share of the way from the better fixed mode to the oracle of both, and on how many
-simple and multi-hop queries they think. `wording` reads something else than the state: the mean of the prompt's word
-embeddings. `task` knows which task a query is of: how often thinking paid there, or which mode was better there, on
+gates, R@1 when they decide and that minus the better fixed mode, with its 95 % interval by country or object; which
+share of always' tokens they spend; the least share with which their order of the queries reaches the score of always
+less 0.3 points; and how often they think in tasks where always gains at most a point (`little`) or at least 20
+(`much`). Linear gates read the state, the mean of the prompt's word embeddings, or both, and are fitted with several
+prices of a token. `task` knows which task a query is of: how often thinking paid there, or which mode was better, on
 `policy` or on the test split itself.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,28 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from experiments.measurements.outcome_summary import joined, outcomes_in
+from experiments.pipeline.outcomes import answers_of
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import inputs_of
-from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
+from mmemb_r1.evaluation.invocation import (
+    LEAST_GAP,
+    Answers,
+    auc,
+    invocation_by_gain,
+    judge_choice,
+    least_tokens,
+)
 from mmemb_r1.modeling.gate_inputs_mmemb_r1 import mean_words
-from mmemb_r1.training.gate import fit_gate
+from mmemb_r1.training.gate import fit_gate, input_scale
 from mmemb_r1.training.gate_decisions import read_by_gate
 
 Rows = npt.NDArray[np.float64]
 SPLITS = ("policy", "test")
+COLUMNS = {"state": "state", "words": "wording"}  # what a gate may read -> where it is measured
+PROBABILITIES = ("target_probability_never", "target_probability_always")
+POOLED = ("task", "cluster", "never", "always", "tokens", "gate_prob", *PROBABILITIES)
+READ = (("state",), ("words",), ("state", "words"))
 
 
 def measured(start: Path, output: Path) -> dict[str, npt.NDArray]:
@@ -73,16 +88,16 @@ def answers(start: Path, atlas: Atlas, split: str, output: Path) -> dict[str, np
     return rows
 
 
-def scores(columns: dict[str, npt.NDArray]) -> Iterator[tuple[str, Rows, bool]]:
-    """Name of a classifier, its score of each test query, and whether it is a gate, which thinks above 0."""
-    gap, task, state, wording = (columns[f"policy/{name}"] for name in ("gap", "task", "state", "wording"))
+def scores(columns: dict[str, npt.NDArray], prices: Sequence[float]) -> Iterator[tuple[str, Rows, bool]]:
+    """Name of a classifier, its score of each test query, and whether it is a gate, which thinks from 0 on."""
+    gap = columns["policy/gap"]
     counted = np.abs(gap) >= LEAST_GAP
-    number = {name: int((task == name).sum()) for name in set(task.tolist())}
-    even = np.array([1 / number[name] for name in task.tolist()])
     yield "the model's gate", columns["test/gate_prob"] - 0.5, True
-    for name, weights in (("linear, by stake", np.ones(len(gap))), ("linear, by stake, tasks even", even)):
-        yield name, linear_gate(state, gap, weights, columns["test/state"]), True
-        yield f"wording, {name}", linear_gate(wording, gap, weights, columns["test/wording"]), True
+    for names in READ:
+        for price in prices:
+            fitted = linear_gate(columns, names, gap, price * columns["policy/tokens"])
+            yield f"{' + '.join(names)}, price {price:g}", fitted, True
+    state = columns["policy/state"]
     for name, classifier in (
         ("logistic regression, sign of the gap", LogisticRegression(C=0.01, max_iter=2000)),
         ("support vectors, sign of the gap", SVC(C=3, gamma="scale")),
@@ -104,52 +119,75 @@ def scores(columns: dict[str, npt.NDArray]) -> Iterator[tuple[str, Rows, bool]]:
         yield f"better mode of a task, on {split}", np.array([gains[name] for name in columns["test/task"]]), True
 
 
-def linear_gate(state: Rows, gap: Rows, weights: Rows, asked: Rows) -> Rows:
-    """Logits of a linear gate on standardised states, fitted as a warm start does, with weights of the rows."""
-    scaler = StandardScaler().fit(state)
-    inputs, others, gaps, even = (
-        torch.tensor(values, dtype=torch.float32)
-        for values in (scaler.transform(state), scaler.transform(asked), gap, weights)
+def linear_gate(columns: dict[str, npt.NDArray], names: Sequence[str], gap: Rows, cost: Rows) -> Rows:
+    """Logits of a linear gate on some inputs of the test queries, fitted as `mmemb-r1 train gate` does."""
+    inputs, asked = (
+        torch.from_numpy(np.concatenate([columns[f"{split}/{COLUMNS[name]}"] for name in names], axis=1)).float()
+        for split in SPLITS
     )
-    torch.manual_seed(0)
     gate = torch.nn.Sequential(torch.nn.Linear(inputs.shape[1], 1), torch.nn.Flatten(0))
-    fit_gate(gate, inputs, gaps, weights=even)
+    for parameter in gate.parameters():
+        torch.nn.init.zeros_(parameter)
+    gaps, costs = torch.from_numpy(gap).float(), torch.from_numpy(cost).float()
+    fit_gate(gate, inputs, gaps, costs, scale=input_scale(inputs, names))
     with torch.no_grad():
-        return gate(others).numpy().astype(float)
+        return gate(asked).numpy().astype(float)
 
 
-def over_tasks(values: npt.NDArray, task: npt.NDArray) -> float:
-    """The mean over the tasks of the means over their rows."""
-    return float(np.mean([values[task == name].mean() for name in sorted(set(task.tolist()))]))
+def table_of(title: str, answers: Answers, found: Mapping[str, tuple[Rows, bool]]) -> Table:
+    """Lay out what each classifier is worth on these answers."""
+    gap = answers.gap()
+    counted = np.abs(gap) >= LEAST_GAP
+    fixed = judge_choice(answers, np.zeros(len(gap), dtype=bool))
+    modes = ", ".join(f"{name} {getattr(fixed, name).mean:.3f}" for name in ("never", "always", "oracle"))
+    table = Table(title=f"{title}: {modes}; gaps counted {counted.mean():.0%}")
+    for name in ("classifier", "AUC", "auto", "minus the better", "tokens", "least tokens", "little", "much"):
+        table.add_column(name, justify="left" if name == "classifier" else "right")
+    for name, (score, is_gate) in found.items():
+        cells = [f"{auc(score[counted], gap[counted] > 0)[0]:.3f}"]
+        if is_gate:
+            thinks = score >= 0
+            choice, rates = judge_choice(answers, thinks), invocation_by_gain(answers, thinks)
+            least = least_tokens(replace(answers, gate_prob=score))
+            cells += [
+                f"{choice.auto.mean:.3f}",
+                f"{100 * choice.gain.mean:+.1f} [{100 * choice.gain.low:.1f}, {100 * choice.gain.high:.1f}]",
+                f"{choice.tokens.mean / choice.tokens_always.mean:.0%}",
+                *("-" if value is None else f"{value:.0%}" for value in (least, rates["little"], rates["much"])),
+            ]
+        table.add_row(name, *cells)
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, nargs="+", default=[Path("runs/adaptive/start-0")])
     parser.add_argument("--output", type=Path, default=Path("runs/gate-limits"))
+    parser.add_argument("--prices", type=float, nargs="+", default=[0.0, 0.001, 0.002, 0.004], help="of a token")
+    parser.add_argument("--without", nargs="*", default=[], help="tasks to leave out, for example those not trained")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    console = Console(width=120)
+    console = Console(width=140)
+    tables: list[tuple[Answers, dict[str, tuple[Rows, bool]]]] = []
     for start in args.start:
-        columns = measured(start, args.output)
-        gap, task = columns["test/gap"], columns["test/task"]
-        counted = np.abs(gap) >= LEAST_GAP
-        never, always = columns["test/never"], columns["test/always"]
-        fixed = max(over_tasks(never, task), over_tasks(always, task))
-        oracle = over_tasks(np.maximum(never, always), task)
-        table = Table(title=f"{start}: fixed {fixed:.3f}, oracle {oracle:.3f}; gaps counted {counted.mean():.0%}")
-        for name in ("classifier", "AUC", "R@1 auto", "captured", "simple", "multi-hop"):
-            table.add_column(name, justify="left" if name == "classifier" else "right")
-        for name, score, is_gate in scores(columns):
-            cells = [f"{auc(score[counted], gap[counted] > 0)[0]:.3f}"]
-            if is_gate:
-                auto = over_tasks(np.where(score >= 0, always, never), task)
-                cells += [f"{auto:.3f}", f"{(auto - fixed) / (oracle - fixed):.0%}"]
-                for complexity in ("simple", "multi-hop"):
-                    kind = columns["test/complexity"] == complexity
-                    cells.append(f"{over_tasks((score >= 0).astype(float)[kind], task[kind]):.0%}")
-            table.add_row(name, *cells)
-        console.print(table)
+        columns = only(measured(start, args.output), args.without)
+        answers = answers_of({name.removeprefix("test/"): columns[name] for name in columns if name[:5] == "test/"})
+        found = {name: (score, is_gate) for name, score, is_gate in scores(columns, args.prices)}
+        tables.append((answers, found))
+        console.print(table_of(str(start), answers, found))
+    if len(tables) > 1:
+        answers = Answers(**{name: np.concatenate([getattr(a, name) for a, _ in tables]) for name in POOLED})
+        pooled = {
+            name: (np.concatenate([found[name][0] for _, found in tables]), is_gate)
+            for name, (_, is_gate) in tables[0][1].items()
+        }
+        console.print(table_of(f"all {len(tables)} together", answers, pooled))
+
+
+def only(columns: Mapping[str, npt.NDArray], without: Sequence[str]) -> dict[str, npt.NDArray]:
+    """The columns of both splits without the queries of some tasks."""
+    kept = {split: ~np.isin(columns[f"{split}/task"], without) for split in SPLITS}
+    return {name: values[kept[name.partition("/")[0]]] for name, values in columns.items()}
 
 
 if __name__ == "__main__":

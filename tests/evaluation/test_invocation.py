@@ -12,8 +12,10 @@ from mmemb_r1.evaluation.invocation import (
     choice_scores,
     efficient,
     gate_quality,
+    invocation_by_gain,
     invocation_curve,
     judge_choice,
+    least_tokens,
     oracle,
 )
 from mmemb_r1.evaluation.statistics import clustered_bootstrap
@@ -254,3 +256,39 @@ class TestErrors:
             auc([0.1, 0.2], [True, True, False])
         with pytest.raises(ValueError, match=r"got costs \(2,\) and scores \(3,\)"):
             efficient([1, 2], [1, 2, 3])
+
+
+def test_think_rates_of_tasks_that_gain_much_and_little():
+    """By hand: `even` gains nothing, `hurt` loses 0.5 (neither), `helped` gains 1; means over tasks, not queries."""
+    answers = Answers(
+        task=np.array(["even"] * 4 + ["also"] * 2 + ["hurt"] * 2 + ["helped"] * 2),
+        cluster=np.arange(10).astype(str),
+        never=np.array([1, 1, 0, 0, 1, 1, 1, 0, 0, 0]),
+        always=np.array([1, 1, 0, 0, 1, 1, 0, 0, 1, 1]),
+        tokens=np.full(10, 7),
+    )
+    thinks = np.array([1, 0, 0, 0, 1, 1, 1, 1, 1, 0]).astype(bool)
+    assert invocation_by_gain(answers, thinks) == {"little": (0.25 + 1) / 2, "much": 0.5}
+    assert invocation_by_gain(answers.where(answers.task == "hurt"), thinks[6:8]) == {"little": None, "much": None}
+
+
+def test_least_tokens_that_reach_the_score_of_always():
+    """By hand: two tasks; the gate ranks the query that gains third, and equal probabilities think together."""
+    answers = Answers(
+        task=np.array(["a", "a", "b", "b"]),
+        cluster=np.arange(4).astype(str),
+        never=np.array([0.0, 1.0, 1.0, 1.0]),
+        always=np.ones(4),
+        tokens=np.array([10, 20, 30, 40]),
+        gate_prob=np.array([0.6, 0.7, 0.9, 0.1]),
+    )
+    assert least_tokens(answers) == pytest.approx(0.6)
+    tied = replace(answers, gate_prob=np.array([0.6, 0.7, 0.9, 0.6]))
+    assert least_tokens(tied) == pytest.approx(1.0)
+    best = replace(answers, gate_prob=np.array([0.95, 0.7, 0.9, 0.1]))
+    assert least_tokens(best) == pytest.approx(0.1)
+    assert least_tokens(best, slack=1.0) == 0.0  # never is as good as that
+
+
+def test_nothing_has_to_be_spent_where_always_is_worse():
+    assert least_tokens(replace(drawn(), never=np.ones(600), always=np.zeros(600))) == 0.0

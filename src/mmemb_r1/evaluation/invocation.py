@@ -248,6 +248,47 @@ def judge_choice(answers: Answers, thinks: npt.NDArray[np.bool_], *, seed: int =
     )
 
 
+LITTLE, MUCH = 0.01, 0.2  # score of a task that thinking gains: at most, and at least
+
+
+def invocation_by_gain(answers: Answers, thinks: npt.NDArray[np.bool_]) -> dict[str, float | None]:
+    """
+    Compute how often queries think in tasks where that gains or loses at most 0.01, `"little"`, and in those where it
+    gains at least 0.2, `"much"`: means over these tasks, `None` where there are none. `thinks` is `(N,)`.
+
+    >>> score = np.array([0.0, 1.0])
+    >>> answers = Answers(np.array(["a", "b"]), np.array(["x", "y"]), never=score * 0, always=score, tokens=score)
+    >>> invocation_by_gain(answers, np.array([False, True]))
+    {'little': 0.0, 'much': 1.0}
+    """
+    gains, rates = [], []
+    for task in np.unique(answers.task):
+        of = answers.task == task
+        gains.append(float(answers.always[of].mean() - answers.never[of].mean()))
+        rates.append(float(thinks[of].mean()))
+    kinds = {"little": np.abs(gains) <= LITTLE, "much": np.array(gains) >= MUCH}
+    return {name: float(np.array(rates)[kind].mean()) if kind.any() else None for name, kind in kinds.items()}
+
+
+def least_tokens(answers: Answers, slack: float = 0.003) -> float | None:
+    """
+    Find the least share of always' tokens with which the gate reaches always' score, less `slack`, at any threshold;
+    `None` if it does at none. Scores and tokens are means over tasks. (Chosen on these answers: optimistic.)
+    """
+    gate = answers.gate().astype(np.float64)
+    _, task, sizes = np.unique(answers.task, return_inverse=True, return_counts=True)
+    weights = 1 / (sizes[task] * len(sizes))  # (N,)
+    order = np.argsort(-gate, kind="stable")
+    gained = np.cumsum((weights * (answers.always.astype(np.float64) - answers.never))[order])
+    spent = np.cumsum((weights * answers.tokens)[order])
+    ends = np.append(np.diff(gate[order]) < 0, True)  # equal probabilities think together
+    wanted = gained[-1] - slack
+    if wanted <= 0:
+        return 0.0
+    reached = np.flatnonzero(ends & (gained >= wanted - 1e-12))
+    return float(spent[reached[0]] / spent[-1]) if len(reached) and spent[-1] else None
+
+
 SHARES = tuple(np.linspace(0, 1, 21).tolist())  # of the queries that think, at the points of a curve
 
 
