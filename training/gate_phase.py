@@ -33,13 +33,8 @@ from mmemb_r1.training.tables import plain_column, stored_column
 logger = logging.getLogger(__name__)
 GATE_FILE = "gate.json"  # what `train_gate` returned, where it is kept
 NEGATIVES = ("table", "in-batch")
-FIT_SETTINGS = (
-    "holdout",
-    "cost",
-    "token_price",
-    "temperature",
-    "weight_decay",
-)  # of what was embedded: others embed nothing anew
+# Of what was embedded: others embed nothing anew.
+FIT_SETTINGS = ("holdout", "cost", "token_price", "temperature", "weight_decay")
 
 
 @with_help

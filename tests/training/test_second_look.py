@@ -52,7 +52,8 @@ def planted(helps: bool, count: int = 300) -> tuple[Decisions, torch.Tensor]:
     probabilities = torch.stack([one for one, _ in found], dim=1)
     ranks = np.stack([one for _, one in found], axis=1)
     inputs = torch.zeros(count, 1, 4)
-    return Decisions(inputs, probabilities, ranks, both, written, [competition], [target], 0.1), right
+    tokens = torch.full((count, 1), 8)
+    return Decisions(inputs, probabilities, tokens, ranks, both, written, [competition], [target], 0.1), right
 
 
 def config(**fields):
