@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mmemb_r1.evaluation.run_folder import Results
+from mmemb_r1.evaluation.settings import LOOKING, LOOKS
 from mmemb_r1.formatting import score, share, significant, table
 from mmemb_r1.model_card.record import gate_is_trained, knows_the_beginning
 from mmemb_r1.model_card.sources import RESULTS_FILE, Curve, Point
@@ -172,6 +173,7 @@ def results_section(results: Results) -> str:
         "no image": " *No image* is the better of never and always without the query's pictures.",
     }
     thinks = ["auto thinks on"] if "auto" in modes else []
+    looks = {mode.partition("+")[0] for mode in modes} & {*LOOKING}
     answers = results["config"].get("document_reasoning", "never")
     ways = {"never": "directly", "same": "each in the way of the query that it is compared with"}
     how = ways.get(answers, f'with reasoning="{answers}"')
@@ -181,6 +183,7 @@ def results_section(results: Results) -> str:
         f"mode of the queries. Answers are embedded {how}; ties count as misses; means give each task the same weight."
         + (" In brackets, 95 % intervals that draw whole clusters of queries." if intervals else "")
         + "".join(text for name, text in told.items() if name in columns)
+        + (f" {LOOKS}" if looks else "")
         + f"\n\n{table(['task', 'queries', *columns, *modes, *thinks], rows)}\n"
     )
 

@@ -20,7 +20,7 @@ from mmemb_r1.cli._options import (
     model_name,
     use_thinker,
 )
-from mmemb_r1.evaluation.settings import MODES, SAME, mode_pairs
+from mmemb_r1.evaluation.settings import LOOKING, MODES, QUERY_MODES, SAME, default_modes, mode_pairs
 
 if TYPE_CHECKING:
     from mmemb_r1.evaluation.run_folder import Results
@@ -51,7 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first fetch the tasks of MMEB from the Hub into its folder, without --tasks all 78; what is there stays",
     )
-    parser.add_argument("--modes", help=f"comma-separated; default: {','.join(MODES)}, of other models never")
+    parser.add_argument(
+        "--modes",
+        help=f"comma-separated; default: {','.join(MODES)}, where the checkpoint has a second look also "
+        f"{','.join(LOOKING)}, and of other models never",
+    )
     parser.add_argument("--output", type=Path, metavar="RUN", help="a folder, or a file that ends in .json")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of what is printed; default: table")
     parser.add_argument(
@@ -86,7 +90,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     modes = None if args.modes is None else listed(args.modes)
     documents = None if args.document_reasoning is None else listed(args.document_reasoning)
-    for option, asked, known in (("--modes", modes, MODES), ("--document-reasoning", documents, (*MODES, SAME))):
+    for option, asked, known in (("--modes", modes, QUERY_MODES), ("--document-reasoning", documents, (*MODES, SAME))):
         if unknown := [mode for mode in asked or () if mode not in known]:
             raise ValueError(
                 f"{option} {','.join(asked or ())}: {unknown[0]!r} is not known; allowed: {', '.join(known)}"
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     use_thinker(model, args)
     name = model_name(args.model)
     settings = Settings(
-        modes=modes or (MODES if hasattr(model, "explain") else ("never",)),
+        modes=modes or default_modes(model),
         document_reasoning=documents[0] if documents and len(documents) == 1 else documents,
         batch_size=args.batch_size,
         gate_threshold=args.gate_threshold,

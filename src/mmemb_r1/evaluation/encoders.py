@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mmemb_r1.evaluation.settings import OPTIONS, SAME, Settings
+from mmemb_r1.evaluation.settings import LOOKING, OPTIONS, SAME, Settings, has_second_look, reasoning_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -202,6 +202,12 @@ class AdaptiveEncoder:
     def __init__(self, model: Any, settings: Settings, cache: EmbeddingCache | None = None) -> None:
         self.model, self.cache = model, cache
         self.batch_size, self.given = settings.batch_size, settings.reasoning_options()
+        self.may_look = has_second_look(model)
+        if not self.may_look and (asked := [mode for mode in settings.modes if mode in LOOKING]):
+            raise ValueError(
+                f"the mode {asked[0]!r} is asked for, and this model has no second look; fit one with `mmemb-r1 train "
+                "gate --second-look`, or leave the mode out"
+            )
         check_cache(model, cache)
 
     @property
@@ -224,14 +230,15 @@ class AdaptiveEncoder:
         from mmemb_r1.modeling.options_mmemb_r1 import resolve_reasoning
 
         config = self.model[0].model.config
-        resolved = resolve_reasoning(config, self.given, "query")
+        resolved = resolve_reasoning(config, {**self.given, "second_look": False}, "query")
         if self.model.thinking is not None:
             resolved = self.model.thinking.options(config, self.given, resolved)
         return {name: resolved[name] for name in OPTIONS}
 
     def embed(self, inputs: list[Any], *, side: str, reasoning: str, prompt: str | None) -> Embedded:
         prompt = saved_prompts(self.model).get(side) if prompt is None else prompt
-        options = self.given | {"reasoning": reasoning, "batch_size": self.batch_size, "show_progress_bar": False}
+        options = self.given | {"reasoning": reasoning_of(reasoning), "batch_size": self.batch_size}
+        options |= {"show_progress_bar": False} | ({"second_look": reasoning in LOOKING} if self.may_look else {})
         options |= {"prompt": prompt} if prompt else {}
         with self._watched_cache() as cache:
             start = time.perf_counter()

@@ -9,6 +9,12 @@ from typing import Any
 from mmemb_r1.modeling.options_mmemb_r1 import check_same_space
 
 MODES = ("never", "always", "auto")
+LOOKING = {f"{mode}-second-look": mode for mode in ("always", "auto")}  # modes of queries -> when they think
+QUERY_MODES = (*MODES, *LOOKING)
+LOOKS = (
+    "In modes that end in *-second-look*, the vector after a rationale is mixed with the direct one, by how likely "
+    "the model found what it wrote; in the others it is as it is."
+)
 SAME = "same"  # a mode of documents: that of the query that they are compared with
 OPTIONS = ("gate_threshold", "max_reasoning_tokens", "max_reasoning_rounds")  # of `encode`, beside the mode
 
@@ -28,13 +34,40 @@ def mode_pairs(modes: Sequence[str], document_modes: Sequence[str]) -> dict[str,
     }
 
 
+def reasoning_of(mode: str) -> str:
+    """
+    Tell when queries of a mode, or of a pair of modes, think.
+
+    >>> reasoning_of("auto-second-look+never"), reasoning_of("always")
+    ('auto', 'always')
+    """
+    queries = mode.partition("+")[0]
+    return LOOKING.get(queries, queries)
+
+
+def default_modes(model: Any) -> tuple[str, ...]:
+    """List all modes that a model has: with a second look, those with it, too."""
+    if not hasattr(model, "explain"):
+        return ("never",)
+    return QUERY_MODES if has_second_look(model) else MODES
+
+
+def has_second_look(model: Any) -> bool:
+    """Tell whether a model that embeds, of whatever kind, has a second look."""
+    if not hasattr(model, "embedding_cache"):  # no MMEmbR1, but something with its `explain`
+        return False
+    return model[0].model.config.second_look is not None
+
+
 @dataclass(frozen=True)
 class Settings:
     """
     Says how a model is evaluated: what makes two evaluations of it two.
 
     Args:
-        modes: reasoning modes of the queries, at least one of `"never"`, `"always"` and `"auto"`.
+        modes: reasoning modes of the queries, at least one of `"never"`, `"always"` and `"auto"`, which give vectors
+            after a rationale as they are; or of `"always-second-look"` and `"auto-second-look"`, where the model has a
+            second look.
         document_reasoning: reasoning mode of the candidates, or several: every mode of the queries is then measured
             with each of them; see `mode_pairs`. `"same"`: a query that thinks is compared with candidates that think,
             another one with direct ones. Default: `"same"` for models whose direct and reasoned embeddings are two
@@ -60,7 +93,7 @@ class Settings:
     no_image: bool = False
 
     def __post_init__(self) -> None:
-        sides = ("modes", self.modes, MODES), ("modes of the documents", self.document_modes, (*MODES, SAME))
+        sides = ("modes", self.modes, QUERY_MODES), ("modes of the documents", self.document_modes, (*MODES, SAME))
         for what, modes, known in sides:
             for mode in modes:
                 if mode not in known:

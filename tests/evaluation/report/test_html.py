@@ -171,7 +171,7 @@ class TestPage:
     def test_colours_are_those_of_the_style_sheet(self, source):
         assert "#0101" not in source
         style = source[source.index("<style>") : source.index("</style>")]
-        for name in set(re.findall(r"var\(--([a-z]+)\)", source)):
+        for name in set(re.findall(r"var\(--([a-z-]+)\)", source)):
             assert style.count(f"--{name}:") == 2, "one for the light scheme, one for the dark one"
 
     def test_a_run_gives_the_same_page_again(self, run, source, tmp_path):

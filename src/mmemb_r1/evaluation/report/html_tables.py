@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mmemb_r1.evaluation.invocation import Choice, CurvePoint, GateQuality
 from mmemb_r1.evaluation.report.text import FIRST_GROUP, odd_rows
 from mmemb_r1.evaluation.run_folder import Results
-from mmemb_r1.evaluation.settings import MODES
+from mmemb_r1.evaluation.settings import QUERY_MODES, reasoning_of
 from mmemb_r1.evaluation.statistics import Interval
 from mmemb_r1.evaluation.tasks import ALL
 from mmemb_r1.formatting import score, share
@@ -47,7 +47,7 @@ class Table(NamedTuple):
 
 def modes_of(results: Results) -> list[str]:
     """List the modes of a run in the order in which they are shown."""
-    return [mode for mode in MODES if mode in results["config"]["modes"]]
+    return [mode for mode in QUERY_MODES if mode in results["config"]["modes"]]
 
 
 def group_name(group: str) -> str:
@@ -92,7 +92,7 @@ def key_figures(results: Results) -> list[dict[str, str]]:
 
 
 def _costs(mode: str, numbers: Mapping[str, Any]) -> Iterator[str]:
-    if mode == "auto":
+    if reasoning_of(mode) == "auto":
         yield f"{share(numbers['invocation_ratio'])} think"
     if mode != "never":
         yield f"{numbers['mean_reasoning_tokens']:.1f} tokens"
@@ -133,7 +133,7 @@ def score_table(results: Results, entries: Mapping[str, Mapping[str, Any]], kind
         numbers = [entry["modes"][mode] for entry in found]
         intervals = [between(one.get("interval")) for one in numbers]
         add(ColumnHead("score", mode), [score(one["score"]) for one in numbers], intervals)
-        if mode == "auto":
+        if reasoning_of(mode) == "auto":
             add(ColumnHead("thinks", mode), [f"{100 * one['invocation_ratio']:.1f} %" for one in numbers])
         if mode != "never":
             add(ColumnHead("tokens", mode), _decimals([one["mean_reasoning_tokens"] for one in numbers]))

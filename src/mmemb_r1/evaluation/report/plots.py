@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Colours that no one means, for matplotlib to carry through: each becomes a variable of the style sheet.
 INK, MUTED, GRID, SURFACE = "#010101", "#010102", "#010103", "#010104"
 MODES = {"never": "#010105", "always": "#010106", "auto": "#010107"}
+MODES |= {"always-second-look": "#010108", "auto-second-look": "#010109"}
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"}
 _VARIABLES |= {color: mode for mode, color in MODES.items()}
 WIDTH = 5.0  # inches, of 72 units each
@@ -138,7 +139,7 @@ def frontier_plot(title: str, curve: Sequence[CurvePoint] | None, measured: Mapp
         return _inlined(figure, "Score over time per query", title, salt)
 
 
-_MARKERS = {"never": "o", "always": "s", "auto": "D"}
+_MARKERS = {"never": "o", "always": "s", "auto": "D", "always-second-look": "^", "auto-second-look": "v"}
 
 
 def _mark(axes: Any, place: float, numbers: ModeScore, mode: str) -> None:

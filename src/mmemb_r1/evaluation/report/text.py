@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mmemb_r1.evaluation.run_folder import Results
+from mmemb_r1.evaluation.settings import LOOKING, LOOKS, reasoning_of
 from mmemb_r1.evaluation.tasks import ALL
 from mmemb_r1.formatting import table
 
@@ -96,7 +97,7 @@ def _columns_of_mode(mode: str, numbers: Sequence[Entry]) -> Iterable[Column]:
     yield Column(Head(mode, main=True), lambda entry: _number(entry["modes"][mode]["score"]))
     if any("interval" in one for one in numbers):
         yield Column(Head("95 %"), lambda entry: ends(entry["modes"][mode].get("interval")))
-    queries = mode.partition("+")[0]
+    queries = reasoning_of(mode)
     if queries == "always":
         yield Column(Head("tokens"), lambda entry: f"{entry['modes'][mode]['mean_reasoning_tokens']:.1f}")
     if queries == "auto":
@@ -217,6 +218,7 @@ def results_markdown(results: Results) -> str:
         *_overall(results),
         f"## Tasks\n\n{_lines('task', tasks, columns)}",
         PAIRS if any("+" in mode for mode in config["modes"]) else "",
+        LOOKS if {mode.partition("+")[0] for mode in config["modes"]} & {*LOOKING} else "",
         "\n".join(f"- *{title}*: {HOW[title]}" for title in HOW if title in titles),
         *_odd_rows(results),
         f"## How it was measured\n\n{table(['', ''], _told(config))}",
