@@ -25,6 +25,7 @@ TONES = ("light", "medium", "dark")  # those between them can't be told where br
 TONE_DISTANCE, PERSON_DISTANCE, FLAG_DISTANCE = 0.04, 0.02, 0.0025
 FLAG_GROUP_DISTANCE = 0.05  # flags that are nearer are taken for each other
 NUM_RIVALS = 12
+SCALE = 2  # most of the time that drawings take is rendering
 PLAIN_NAME = re.compile(r"(?=.{3,30}$)[a-z]+(?:[ -][a-z]+)*")
 # Of both genders or of two people, mirrored, rude, or no noun that stands after an article.
 LEFT_OUT = re.compile(
@@ -90,7 +91,7 @@ def load_drawings(
     for task, names in ((SAME_CLOCK, CLOCKS), (SAME_SIGN, MOONS), (SAME_SIGN, ARROWS)):
         chosen = _some(names, number if task == SAME_CLOCK else number // 2)
         own = {emoji_hexcodes()[name]: name for name in chosen}
-        shown |= {key: render_svg(key, size) for key in own}
+        shown |= {key: _draw(key, size) for key in own}
         for key, near in _nearest({key: as_vector(shown[key]) for key in own}).items():
             said = own[key] if task == SAME_CLOCK else with_article(own[key])
             drawings.append(Drawing(task, key, key, f"This is {said}.", near))
@@ -115,7 +116,7 @@ def _tones(size: int) -> Iterator[Group]:
     for base in _mixed(base for base in bases if PLAIN_NAME.fullmatch(base) and not LEFT_OUT.search(base)):
         of_tone = {tone: hexcodes.get(f"{base} {tone} skin tone") for tone in TONES}
         group = {
-            key: (f"This is {with_article(base)}: {tone} skin tone.", render_svg(key, size))
+            key: (f"This is {with_article(base)}: {tone} skin tone.", _draw(key, size))
             for tone, key in of_tone.items()
             if key is not None
         }
@@ -132,7 +133,7 @@ def _persons(size: int) -> Iterator[Group]:
             continue
         both, neutral = [f"man {done}", f"woman {done}"], [n for n in (done, f"person {done}") if n in hexcodes]
         group = {
-            hexcodes[name]: (f"This is {singular(name)}.", render_svg(hexcodes[name], size))
+            hexcodes[name]: (f"This is {singular(name)}.", _draw(hexcodes[name], size))
             for name in (*both, *neutral[:1])
         }
         group = _tellable(group, PERSON_DISTANCE)  # of many professions, the person is drawn as the man or the woman
@@ -162,6 +163,10 @@ def _alike_in_colour(objects: Sentences, pictures: Mapping[str, Image.Image], nu
     nearest = {key: np.sort(np.abs(table - own).sum(axis=1))[1] for key, own in histograms.items()}
     chosen = set(sorted(objects, key=lambda key: (nearest[key], key))[:number])
     return [key for key in objects if key in chosen]
+
+
+def _draw(key: str, size: int) -> Image.Image:
+    return render_svg(key, size, SCALE)
 
 
 def _tellable(group: Group, distance: float) -> Group:

@@ -37,11 +37,16 @@ def flag_hexcode(code: str) -> str:
     return "-".join(f"{0x1F1E6 + ord(letter) - ord('A'):X}" for letter in code)
 
 
-def render_svg(hexcode: str, size: int) -> Image.Image:
-    """Render the OpenMoji picture `hexcode` as RGB, `size` x `size`, cropped to its content, on white."""
+def render_svg(hexcode: str, size: int, scale: int = 4) -> Image.Image:
+    """
+    Render the OpenMoji picture `hexcode` as RGB, `size` x `size`, cropped to its content, on white.
+
+    It is drawn `scale` times as large and scaled down, which takes the more time the larger it is drawn.
+    """
     import resvg_py
 
-    png = resvg_py.svg_to_bytes(svg_path=str(svg_folder() / f"{hexcode}.svg"), width=4 * size, skip_system_fonts=True)
+    path = svg_folder() / f"{hexcode}.svg"
+    png = resvg_py.svg_to_bytes(svg_path=str(path), width=scale * size, skip_system_fonts=True)
     return fit_square(Image.open(BytesIO(png)), size)
 
 

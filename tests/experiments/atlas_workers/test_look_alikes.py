@@ -7,7 +7,7 @@ from PIL import Image
 
 from experiments.atlas_workers.look_alikes import MISREAD, misread_digits, nearest_countries, nearest_pictures
 from mmemb_r1.atlas.knowledge import load_countries
-from mmemb_r1.atlas.tasks import comparison, digit_question
+from mmemb_r1.atlas.tasks import comparison, digit_question, mixed_sum
 
 
 def test_the_most_similar_picture_comes_first():
@@ -50,11 +50,41 @@ def test_a_mistaken_flag_leads_to_its_own_answer(recalled, look_alikes):
     for question in asked.values():
         if question.task.startswith(("compare-", "digits-")):
             continue
+        if question.complexity == "perceptual" or question.task == "mixed-sum":
+            continue
         mistakes = look_alikes.mistakes(question, "query")
         assert 1 <= len(mistakes) <= 4
         for mistake in mistakes:
             assert trained[mistake, question.candidate_set].answer != question.answer
             assert mistake[-1] != question.rationale[-1]
+
+
+def test_another_drawing_is_seen_and_none_that_is_held_out(recalled, look_alikes):
+    """A near-duplicate first: of the tones of a hand, another tone of that hand."""
+    world, asked = recalled
+    drawn = {(drawing.task, drawing.sentence): drawing for drawing in world.drawings}
+    trained = {question.entity for pair_id, question in asked.items() if pair_id.startswith("train/")}
+    questions = {pair_id: question for pair_id, question in asked.items() if question.complexity == "perceptual"}
+    assert {question.task for question in questions.values()} == {drawing.task for drawing in world.drawings}
+    for question in questions.values():
+        for side in ("query", "target"):
+            mistakes = look_alikes.mistakes(question, side)
+            assert 1 <= len(mistakes) <= 4
+            for (sentence,) in mistakes:
+                seen = drawn[question.task, sentence]
+                assert seen.key != question.answer and seen.entity in {question.entity, *trained}
+                assert question.task != "same-tone" or seen.entity == question.entity
+
+
+def test_a_misread_sum_follows_from_what_was_read_and_is_wrong(recalled, look_alikes):
+    _, asked = recalled
+    questions = [question for question in asked.values() if question.task == "mixed-sum"]
+    assert {question.variant for question in questions} == {"sight", "step"}
+    for question in questions:
+        for listed, conclusion in look_alikes.mistakes(question, "query"):
+            read = [int(digit) for digit in listed if digit.isdigit()]
+            assert (listed, conclusion) == mixed_sum(question.entity, read).rationale
+            assert conclusion != question.rationale[1]
 
 
 def test_a_comparison_goes_wrong_by_one_flag_or_by_the_verdict(recalled, look_alikes):

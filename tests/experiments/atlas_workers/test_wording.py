@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 
 from experiments.atlas_workers.wording import FORMS, blank, facts, phrasings, reword, whole_words
+from mmemb_r1.atlas.drawings import clock_faces
 from mmemb_r1.atlas.knowledge import load_countries
-from mmemb_r1.atlas.tasks import COMPARISONS, comparison, country_facts, digit_question, flag_facts, object_naming
+from mmemb_r1.atlas.tasks import (
+    COMPARISONS,
+    SHIFTS,
+    comparison,
+    country_facts,
+    digit_question,
+    flag_facts,
+    mixed_sum,
+    mixed_time,
+    object_naming,
+)
 from mmemb_r1.atlas.world import LANGUAGES, load_objects
 
 CHAIN = ("This is the flag of Peru.", "The largest neighbour of Peru is Brazil.", "The capital of Brazil is Brasília.")
@@ -26,6 +37,9 @@ def rationales():
         questions += filter(None, (comparison(relation, first, second) for relation in COMPARISONS))
     for task in ("digits-sum", "digits-largest", "digits-nth"):
         questions += [digit_question(task, "digits-0-1-2", [4, 0, place], place) for place in range(3)]
+    questions += [mixed_sum("mixed-k4", [4]), mixed_sum("mixed-k4-0", [4, 0])]
+    clocks = clock_faces()
+    questions += [mixed_time(clocks, key, shift) for key in clocks for shift in (0, *SHIFTS)]
     return {question.rationale for question in questions}
 
 
