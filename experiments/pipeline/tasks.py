@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FLAGS = tuple(f"flag-{relation}" for relation in ("capital", "region", "currency", "language", "tld"))
 NEIGHBOURS = ("neighbour-capital", "neighbour-currency")
 MULTI_HOP = (*FLAGS, *NEIGHBOURS, "fact-flag")
-# Those whose targets are pictures, which can have rationales too.
+# Those of the pool whose targets are pictures, which can have rationales too.
 PICTURE_TARGETS = ("name-picture", "fact-flag")
 # Those whose rationales come from the pool of workers; the others are rehearsed with their own.
 POOLED = (*MULTI_HOP, "name-picture")

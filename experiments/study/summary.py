@@ -25,8 +25,9 @@ from mmemb_r1.evaluation.settings import MODES
 from mmemb_r1.evaluation.statistics import Interval, clustered_means
 from mmemb_r1.evaluation.tasks import ALL
 
-# `two-sided`: tasks with rationales of both queries and targets. Other targets are text, without rationales.
-GROUPS = ("all", "simple", "multi-hop", "flags", "neighbours", "two-sided")
+# `two-sided`: tasks of the pool with rationales of both queries and targets. Its other targets are text, without
+# rationales. The first are all tasks and their kinds; a kind that was not measured is left out.
+GROUPS = ("all", "simple", "multi-hop", "perceptual", "mixed", "flags", "neighbours", "two-sided")
 _NAMED = {"flags": FLAGS, "neighbours": NEIGHBOURS, "two-sided": PICTURE_TARGETS}
 COLUMNS = (*MODES, "invocation", "tokens", "tokens_always", "right")
 ONE_STEP = tuple(task for task in POOLED if task not in MULTI_HOP)  # which workers are asked about as well

@@ -19,6 +19,7 @@ from experiments.pipeline.posterior import (
 )
 from experiments.pipeline.prior import draw_of, draw_pool
 from experiments.pipeline.tasks import JOINT_TASK_WEIGHTS, POOLED, of_tasks
+from mmemb_r1.atlas.drawings import PERCEPTUAL_TASKS
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.select import select_rationales
 
@@ -121,3 +122,6 @@ def test_rehearsed_pairs_keep_their_own_rationales(scored, small_atlas, pairs, r
         task_of[pair_id] for pair_id, worker in zip(table["pair_id"], table["worker"], strict=True) if worker == "own"
     }
     assert own and not own & set(POOLED)
+    assert own >= {*PERCEPTUAL_TASKS, "mixed-sum", "mixed-time"}
+    sides = zip(table["pair_id"], table["side"], strict=True)
+    assert {side for pair_id, side in sides if task_of[pair_id] in PERCEPTUAL_TASKS} == {"query", "target"}
