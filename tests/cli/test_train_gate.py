@@ -80,6 +80,26 @@ def test_another_fit_embeds_nothing_anew(checkpoint, atlas, tmp_path, monkeypatc
     assert json.loads((output / "gate.json").read_text()) == first
 
 
+def test_a_second_look_is_fitted_anew_to_what_was_embedded(checkpoint, atlas, tmp_path, monkeypatch, capsys):
+    output, candidates = tmp_path / "run", ("--candidates", str(atlas / "candidates.parquet"))
+    assert train(checkpoint, atlas, output, *candidates, "--second-look") == 0
+    first = json.loads((output / "gate.json").read_text())
+    look = first["second look"]
+    config = json.loads((output / "model" / "config.json").read_text())
+    assert config["second_look"] == (look["weights"] if look["saved"] else None)
+    assert "with a second look" in capsys.readouterr().out
+    record = json.loads((output / "model" / "training.json").read_text())
+    assert record["second look"].startswith("saved" if look["saved"] else "not saved")
+    monkeypatch.setattr(MMEmbR1, "explain", None)  # nothing can be embedded
+    monkeypatch.setattr("mmemb_r1.training.gate_decisions.rounds_of", None)
+    assert train(checkpoint, atlas, output, *candidates, "--second-look", "--holdout", "0") == 0
+    other = json.loads((output / "gate.json").read_text())["second look"]
+    assert other["weights"] != look["weights"] and other["judged on"] == "5-fold cross-validation"
+    capsys.readouterr()
+    assert train(checkpoint, atlas, output, *candidates) == 2  # what was embedded for it is another run
+    assert "second_look" in capsys.readouterr().err
+
+
 def test_any_pairs_table_and_options_before_yaml(checkpoint, atlas, tmp_path, capsys):
     recipe = tmp_path / "gate.yaml"
     recipe.write_text("negatives: in-batch\nbatch_size: 4\nholdout: 0\nmax_reasoning_rounds: 2\n")

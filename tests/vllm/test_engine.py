@@ -99,6 +99,30 @@ def test_vllm_gives_what_the_local_model_gives(request, expected, vllm_model, en
         assert 5 < sum(bool(row["reasoned"]) for row in found) < 55
 
 
+LOOK = {"bias": 2.0, "mean_logp": 0.8, "least_logp": 0.1, "length": -0.7, "cosine": -1.1, "gate_logit": 0.4}
+
+
+@pytest.mark.parametrize("engine", ["in_process", "over_http"])
+def test_vllm_looks_again_as_the_local_model(request, vllm_model, engine):
+    """What vLLM says of the likelihood of its tokens is what the local model says; also after pictures."""
+    model = request.getfixturevalue(engine)
+    inputs = sixty_inputs()[::5]
+    configs = [one[0].model.config for one in (model, vllm_model)]
+    before = [config.repository_format for config in configs]
+    try:
+        for config in configs:
+            config.second_look = LOOK
+        found, wanted = (one.encode(inputs, reasoning="always", output_value=None) for one in (model, vllm_model))
+    finally:
+        for config, number in zip(configs, before, strict=True):
+            config.second_look, config.repository_format = None, number
+    weights = np.array([[float(row["second_look_weight"]) for row in rows] for rows in (found, wanted)])
+    assert weights[1].std() > 0.01
+    np.testing.assert_allclose(weights[0], weights[1], atol=1e-3)
+    for row, right in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(row["sentence_embedding"], right["sentence_embedding"], atol=RELATIVE)
+
+
 def test_a_server_that_is_killed_is_waited_for(vllm_folder, start_server, expected, monkeypatch):
     """It is killed while it answers, and starts again at the same address: each input has its vector, once."""
     server = start_server(vllm_folder, "--runner=pooling", "--convert=embed")
