@@ -70,7 +70,8 @@ configs:
 A small benchmark of multimodal retrieval with simple, multi-hop, perceptual and mixed tasks, built by `mmemb-r1 atlas
 build` from packages on PyPI. Each pair has a query, a target in a candidate set, and the rationale that leads to it.
 
-* `train`: facts of all countries as text, names of all pictures, multi-hop questions of the training countries only.
+* `train`: facts of all countries as text, names of all flags and objects, multi-hop questions of the training
+  countries only.
 * `policy`, `validation`, `test`: countries and digit images of their own, in renderings of their own. Their multi-hop
   questions join facts and perception that were trained apart. Their text-only questions repeat questions of `train`.
 * Perceptual tasks (`same-...`) lead from a picture to another rendering of the same drawing. Near-duplicates are among
