@@ -1,4 +1,4 @@
-# make setup | quickstart | study | test | test-slow | test-integrations | test-demo | test-ray | test-vllm |
+# make setup | quickstart | quickstart-full | study | test | test-slow | test-integrations | test-demo | test-ray | test-vllm |
 #      test-notebook | test-python | docs | newest | oldest | doctest | lint | typecheck | bench | dist | clean
 #
 # The development environment is .venv, with the package installed editable: a change of the sources is seen at once.
@@ -34,9 +34,12 @@ $(STAMP):
 	$(BIN)/python -c 'import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)'
 	touch $@
 
-.PHONY: quickstart
+.PHONY: quickstart quickstart-full
 quickstart: setup
 	experiments/quickstart/quickstart.sh runs/quickstart
+
+quickstart-full: setup
+	RECIPES=experiments/quickstart/full experiments/quickstart/quickstart.sh runs/quickstart-full
 
 # The quick form: on two cores ten of its twelve rows took 42 minutes. The full form:
 # make study STUDY_ARGS="--full --output runs/study-full"

@@ -212,16 +212,8 @@ def measure_decisions(
     """
     encoder = encoder_of(model, Settings(modes=("never",), batch_size=batch_size))
     if folder is not None:
-        inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
-        digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
-        facts: dict[str, Any] = {"weights": weights_fingerprint(model[0].model), "inputs": digest}
-        facts |= {"gate reads": list(model[0].model.config.gate_inputs), "holds": ["inputs", "tokens", "vectors"]}
-        if given is None and model.thinking is not None:
-            facts["thinker"] = model.thinking.identity
-        if given is not None:
-            facts["rationales"] = blake2b(str([list(ids) for ids in given]).encode(), digest_size=16).hexdigest()
-        facts |= {"second look": True} if for_second_look else {}
-        record_run(folder / "embedded.json", {**facts, "rounds": rounds, "batch_size": batch_size})
+        facts = {"rounds": rounds, "batch_size": batch_size} | ({"second look": True} if for_second_look else {})
+        _record(folder, model, queries, competitions, given, facts)
 
     modes = {"vectors": "never"} | ({"reasoned": "always"} if model[0].model.config.spaces == 2 else {})
 
@@ -255,17 +247,45 @@ def measure_decisions(
             else:
                 both = list(zip(queries, given, strict=True))
                 seen = _in_files(folder, "queries", both, batch_size, decide_given, advance)
+    return _decided(competitions, documents, seen, temperature)
+
+
+def _record(
+    folder: Path,
+    model: MMEmbR1,
+    queries: Sequence[Any],
+    competitions: Sequence[Competition],
+    given: Sequence[Sequence[int]] | None,
+    facts: dict[str, Any],
+) -> None:
+    """Note what is measured in its folder, with further `facts`, or refuse a folder of something else."""
+    network = model[0].model
+    inputs = [*queries, *(candidate for one in competitions for candidate in one.candidates)]
+    digest = blake2b(b"".join(map(content_key, inputs)), digest_size=16).hexdigest()
+    facts = {"weights": weights_fingerprint(network), "inputs": digest, **facts}
+    facts |= {"gate reads": list(network.config.gate_inputs), "holds": ["inputs", "tokens", "vectors"]}
+    if given is None and model.thinking is not None:
+        facts["thinker"] = model.thinking.identity
+    if given is not None:
+        facts["rationales"] = blake2b(str([list(ids) for ids in given]).encode(), digest_size=16).hexdigest()
+    record_run(folder / "embedded.json", facts)
+
+
+def _decided(
+    competitions: Sequence[Competition], documents: Sequence[Arrays], seen: Arrays, temperature: float
+) -> Decisions:
+    """Let targets compete, by what was embedded of the candidates of each competition and of all queries."""
     vectors = torch.from_numpy(seen["vectors"])  # (N, R + 1, D)
     probabilities = torch.zeros(vectors.shape[:2])
-    found = np.zeros(vectors.shape[:2], dtype=np.int64)
+    ranks = np.zeros(vectors.shape[:2], dtype=np.int64)
     for one, embedded in zip(competitions, documents, strict=True):
-        for depth in range(rounds + 1):
+        for depth in range(vectors.shape[1]):
             among = torch.from_numpy(embedded.get("reasoned", embedded["vectors"]) if depth else embedded["vectors"])
             results = outcomes(one, vectors[one.rows, depth], among, temperature)
-            probabilities[one.rows, depth], found[one.rows, depth] = results
+            probabilities[one.rows, depth], ranks[one.rows, depth] = results
     read, tokens = torch.from_numpy(seen["inputs"]), torch.from_numpy(seen["tokens"])
-    decisions = Decisions(read, probabilities, tokens, found, temperature=temperature)
-    if not for_second_look:
+    decisions = Decisions(read, probabilities, tokens, ranks, temperature=temperature)
+    if "written" not in seen:
         return decisions
     return decisions._replace(
         vectors=vectors,

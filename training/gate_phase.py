@@ -109,9 +109,9 @@ def train_gate(
     Fit a model's gate to where thinking pays; everything else stays as it is.
 
     Every query is embedded directly and after each of its rationales: the model's own, those of its thinker if it has
-    one (`MMEmbR1.thinker`), or given ones. Thinking pays where it makes the target more
-    probable among its competitors, by more than it costs. Use pairs that the model was not trained on: what it knows
-    by heart it finds with and without thinking.
+    one (`MMEmbR1.thinker`), or given ones. Thinking pays where it makes the target more probable among its
+    competitors, by more than it costs. Use pairs that the model was not trained on: what it knows by heart it finds
+    with and without thinking.
 
     Args:
         pairs: a pairs table with `pair_id`, `query` and `target`, and optionally `task`. With `candidates` the columns
@@ -154,18 +154,9 @@ def train_gate(
     keys = [content_key(query) for query in queries]
     kept = held_out(keys, config.holdout, config.seed)
     folds = _folds(keys, config.seed) if config.second_look else None
-    decisions = measure_decisions(
-        model,
-        queries,
-        competitions,
-        rounds=rounds,
-        given=given,
-        batch_size=config.batch_size,
-        temperature=config.temperature,
-        for_second_look=config.second_look,
-        folder=folder,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"rounds": rounds, "batch_size": config.batch_size, "temperature": config.temperature}
+    how |= {"for_second_look": config.second_look, "folder": folder, "progress": progress}
+    decisions = measure_decisions(model, queries, competitions, given=given, **how)
     return {
         "pairs": len(pairs),
         "rationales": "given" if given is not None else "the model's own" if model.thinker is None else "a thinker's",

@@ -25,7 +25,7 @@ GRPO_FIELDS: dict[str, Any] = {
     "learning_rate": 5e-6,
     "gate_learning_rate": 2e-3,
     "min_decision_prob": 0.02,
-    "cost_weight": 0.1,
+    "cost_weight": 0.64,
     "temperature": 0.5,
     "logging_steps": 10,
     "save_steps": 50,

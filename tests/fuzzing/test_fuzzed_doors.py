@@ -52,10 +52,10 @@ MANY = {
 
 
 RECIPES = {
-    "experiments/quickstart/joint.yaml": recipe_reader(JointRun),
+    "experiments/quickstart/full/joint.yaml": recipe_reader(JointRun),
     "examples/joint-qwen3-vl-2b-lora.yaml": recipe_reader(JointRun),
     "examples/adaptive-atlas.yaml": recipe_reader(AdaptiveRun),
-    "experiments/quickstart/adaptive.yaml": recipe_reader(AdaptiveRun),
+    "experiments/quickstart/full/adaptive.yaml": recipe_reader(AdaptiveRun),
     "examples/pool.yaml": pool_reader,
 }
 
