@@ -12,6 +12,7 @@ MEASUREMENTS = (
     "bare_machine",
     "gate_limits",
     "joint_phase",
+    "modes_of_seeds",
     "selection_quality",
     "thinker",
 )
