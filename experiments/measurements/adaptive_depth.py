@@ -26,7 +26,7 @@ from rich.table import Table
 from experiments.measurements.adaptive_phase import train_seed
 from experiments.measurements.outcome_summary import Columns, joined
 from experiments.pipeline.grpo import GRPO_FIELDS, GRPO_STEPS
-from experiments.pipeline.outcomes import BATCH_SIZE, hits, vectors_of, whose
+from experiments.pipeline.outcomes import BATCH_SIZE, PLAIN, hits, vectors_of, whose
 from experiments.pipeline.tasks import FLAGS, NEIGHBOURS, of_tasks
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas, load_atlas
@@ -55,9 +55,7 @@ def measure(atlas: Atlas, checkpoint: Path, path: Path, split: str) -> Columns:
     sets = embed_candidates(model, atlas.candidates, set(pairs["candidate_set"]), BATCH_SIZE)
     columns = whose(pairs)
     for mode in ("never", "auto", "always"):
-        explained = model.explain(
-            inputs_of(pairs["query"]), reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=ROUNDS
-        )
+        explained = model.explain(inputs_of(pairs["query"]), reasoning=mode, max_reasoning_rounds=ROUNDS, **PLAIN)
         columns[mode] = hits(pairs, vectors_of(explained), sets)
         if mode == "auto":
             columns["rounds"] = [one["num_reasoning_rounds"] for one in explained]

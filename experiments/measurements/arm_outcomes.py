@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from experiments.measurements.arms import ARMS
-from experiments.pipeline.outcomes import BATCH_SIZE, MODES, Columns, hits, states_all, vectors_of, whose
+from experiments.pipeline.outcomes import BATCH_SIZE, MODES, PLAIN, Columns, hits, states_all, vectors_of, whose
 from experiments.pipeline.tasks import MULTI_HOP, NEIGHBOURS, PICTURE_TARGETS, of_tasks
 from mmemb_r1 import MMEmbR1
 from mmemb_r1.atlas import Atlas
@@ -101,10 +101,7 @@ def embedded(
 ) -> tuple[dict[str, npt.NDArray[np.float32]], list[dict[str, Any]]]:
     """Mode -> vectors `(Q, D)`, and what `explain` returned of always."""
     inputs = inputs_of(queries)
-    explained = {
-        mode: model.explain(inputs, reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=rounds)
-        for mode in MODES
-    }
+    explained = {mode: model.explain(inputs, reasoning=mode, max_reasoning_rounds=rounds, **PLAIN) for mode in MODES}
     return {mode: vectors_of(explained[mode]) for mode in MODES}, explained["always"]
 
 

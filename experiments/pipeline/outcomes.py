@@ -23,6 +23,7 @@ from mmemb_r1.objective import target_probability
 OUTCOMES_FILE = "outcomes.parquet"
 MODES = ("never", "always")
 BATCH_SIZE = 128
+PLAIN: dict[str, Any] = {"batch_size": BATCH_SIZE, "second_look": False}  # vectors of a mode, as it is
 Columns = dict[str, list[Any]]  # a table: name -> a value per query
 
 
@@ -47,7 +48,7 @@ def measure_outcomes(checkpoint: Path, pairs: Dataset, candidates: Dataset, fold
     queries = inputs_of(pairs["query"])
 
     def explained(mode: str) -> Any:
-        return model.explain(queries, reasoning=mode, batch_size=BATCH_SIZE, max_reasoning_rounds=rounds)
+        return model.explain(queries, reasoning=mode, max_reasoning_rounds=rounds, **PLAIN)
 
     explanations = {mode: explained(mode) for mode in MODES}
     vectors = {mode: vectors_of(rows) for mode, rows in explanations.items()}

@@ -19,7 +19,7 @@ from experiments.pipeline.tasks import MULTI_HOP
 from experiments.pipeline.warm_up import warm_up_recipe
 
 SMALL = {
-    "ATLAS": "--num-countries 12 --num-objects 10 --generated-rows 4 --num-drawings 12 --second-font none",
+    "ATLAS": "--num-countries 12 --num-objects 10 --generated-rows 16 --num-drawings 12 --second-font none",
     "MODEL": "--smallest",
     "OMP_NUM_THREADS": "1",
 }
