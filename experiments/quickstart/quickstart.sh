@@ -5,9 +5,9 @@
 #
 # Run it again after an interruption: a command whose result is there does nothing, and a training that was stopped goes
 # on from its last checkpoint. The settings of each phase, with their reasons, are in the YAML files of a folder, RECIPES:
-# small (the default, minutes on two cores) or full. What is asked is in its world.sh. Two more environment variables
-# change the size: ATLAS (options of the benchmark) and MODEL (options of the untrained model). Paths are seen from the
-# checkout.
+# small (the default, minutes on two cores), kinds (with all kinds of tasks) or full. What is asked is in its world.sh.
+# SEED is that of everything: 0 by default. Two more environment variables change the size: ATLAS (options of the
+# benchmark) and MODEL (options of the untrained model). Paths are seen from the checkout.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -15,6 +15,7 @@ run=${1:-runs/quickstart}
 recipes=${RECIPES:-experiments/quickstart/small}
 # shellcheck source=/dev/null
 source "$recipes/world.sh"
+seed=(--seed "${SEED:-0}")
 jobs=$(nproc); jobs=$((jobs < 4 ? jobs : 4))  # each takes about a gigabyte
 export PATH="$PWD/.venv/bin:$PATH"
 export PYTHONWARNINGS="ignore:You are using 'rollout_func'"  # of TRL; there is nothing to be done about it
@@ -23,15 +24,15 @@ step() { printf '\n=== %s\n' "$*"; }
 
 step "1. Atlas: pictures, facts and questions"
 # shellcheck disable=SC2086  # several options, as in step 2
-mmemb-r1 atlas build --output "$run/atlas" ${ATLAS:-$atlas_options}
+mmemb-r1 atlas build --output "$run/atlas" "${seed[@]}" ${ATLAS:-$atlas_options}
 
 step "2. A tiny model with random weights"
 # shellcheck disable=SC2086
-python -m experiments.quickstart.untrained --atlas "$run/atlas" --output "$run/untrained" ${MODEL:-}
+python -m experiments.quickstart.untrained --atlas "$run/atlas" --output "$run/untrained" "${seed[@]}" ${MODEL:-}
 
 step "3. The warm-up: names of pictures, and facts as text"
 mmemb-r1 train joint --config "$recipes/warm-up.yaml" --model "$run/untrained" \
-    --pairs "$run/atlas/pairs/train.parquet" --cpu --output "$run/warm-up"
+    --pairs "$run/atlas/pairs/train.parquet" --cpu "${seed[@]}" --output "$run/warm-up"
 
 step "4. Rationales of four workers, of which one helps"
 sed "s|runs/quickstart/atlas|$run/atlas|" experiments/quickstart/pool.yaml > "$run/pool.yaml"
@@ -46,12 +47,14 @@ python -m experiments.quickstart.rehearsal --atlas "$run/atlas" --selection "$ru
 
 step "6. The joint phase: thinking and embedding together"
 mmemb-r1 train joint --config "$recipes/joint.yaml" --model "$run/warm-up/model" \
-    --pairs "$run/atlas/pairs/train.parquet" --rationales "$run/selection/with-own.parquet" --cpu --output "$run/joint"
+    --pairs "$run/atlas/pairs/train.parquet" --rationales "$run/selection/with-own.parquet" --cpu "${seed[@]}" \
+    --output "$run/joint"
 
 step "7. The gate: where does thinking pay?"
 gate() {
     mmemb-r1 train gate --config "$recipes/gate.yaml" --model "$1" --pairs "$run/atlas/pairs/policy.parquet" \
-        --tasks "$asked" --per-task 60 --candidates "$run/atlas/candidates.parquet" --device cpu --output "$2"
+        --tasks "$asked" --per-task 60 --candidates "$run/atlas/candidates.parquet" --device cpu "${seed[@]}" \
+        --output "$2"
 }
 gate "$run/joint/model" "$run/gate"
 
@@ -59,7 +62,7 @@ step "8. The adaptive phase: gate and rationales, by what they are worth"
 # It warns that questions of text alone are in both splits; these ask for facts, which have to be recalled.
 mmemb-r1 train adaptive --config "$recipes/adaptive.yaml" --model "$run/gate/model" \
     --pairs "$run/atlas/pairs/policy.parquet" --tasks "$asked" --per-task 60 \
-    --joint-pairs "$run/atlas/pairs/train.parquet" --cpu --output "$run/adaptive"
+    --joint-pairs "$run/atlas/pairs/train.parquet" --cpu "${seed[@]}" --output "$run/adaptive"
 
 step "9. The gate again: what rationales are worth has changed"
 gate "$run/adaptive/model" "$run/gate-again"

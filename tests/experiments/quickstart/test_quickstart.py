@@ -32,7 +32,7 @@ STEPS = {
 }
 PHASES = ("warm-up", "joint", "gate", "adaptive", "gate-again")
 FOLDERS = {"atlas", "untrained", "rationales", "selection", "evaluation", *PHASES}
-SIZES = ("small", "full")
+SIZES = ("small", "kinds", "full")
 
 
 @pytest.fixture(scope="module")
