@@ -14,8 +14,10 @@ from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.content import given_parts
 from mmemb_r1.evaluation.atlas_tasks import embed_candidates
 from mmemb_r1.evaluation.report import HTML_FILE
+from mmemb_r1.evaluation.run_folder import load_results
 
-TASKS = ("flag-capital", "flag-currency", "picture-name-object", "neighbour-capital", "compare-area", "digits-sum")
+FLAGS = ("flag-capital", "flag-currency", "flag-tld")
+TASKS = (*FLAGS, "picture-name-object", "neighbour-capital", "compare-area", "digits-sum")
 TOP = 5
 RIGHT, WRONG = "#1a7f37", "#57606a"
 
@@ -113,7 +115,8 @@ def main() -> None:
     folder = parser.parse_args().quickstart
     atlas, checkpoint = load_atlas(folder / "atlas"), folder / "model"
     picture, example = folder / "showcase.png", folder / "flag.png"
-    draw_showcase(MMEmbR1(str(checkpoint), device="cpu"), atlas, picture)
+    measured = load_results(folder / "evaluation" / "results.json")["tasks"]
+    draw_showcase(MMEmbR1(str(checkpoint), device="cpu"), atlas, picture, [task for task in TASKS if task in measured])
     save_example(atlas, example)
     shown = {
         "queries, answers and rationales": picture,
