@@ -45,8 +45,10 @@ def test_atlas_pool(root, tmp_path, monkeypatch):
         size=16,
         second_font=None,
     )
-    workers = load_pool(root / "experiments" / "quickstart" / "pool.yaml")
-    assert [worker.behaviour for worker in workers] == ["correct", "confused", "verbose", "format"]
+    usual, hard = (load_pool(root / "experiments" / "quickstart" / name) for name in ("pool.yaml", "pool-hard.yaml"))
+    assert [worker.behaviour for worker in usual] == ["correct", "confused", "verbose", "format"]
+    assert [worker.definition for worker in hard[:4]] == [worker.definition for worker in usual]
+    assert [worker.behaviour for worker in hard[4:]] == ["generic", "leaky", "restating", "needless"]
 
 
 @pytest.mark.parametrize("name", ["atlas-evaluator-reading", "atlas-evaluator"])

@@ -1,4 +1,4 @@
-"""Write the rationales of four kinds of workers for an Atlas question: one kind helps, three do not."""
+"""Write the rationales of eight kinds of workers for an Atlas question: one kind helps, the others do not."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.atlas_workers.look_alikes import LookAlikes
+from experiments.atlas_workers.tempting import generic, leaky, needless, restating
 from experiments.atlas_workers.wording import blank, facts, reword, whole_words
 from mmemb_r1.atlas.hashing import seeded_rng
-from mmemb_r1.atlas.tasks import AtlasQuestion
+from mmemb_r1.atlas.tasks import AT_SIGHT, AtlasQuestion
 
 # Behaviour -> whether its rationales help to find the target.
-HELPFUL = {"correct": True, "confused": False, "verbose": False, "format": False}
+POOL = {"correct": True, "confused": False, "verbose": False, "format": False}  # the usual pool
+TEMPTING = {"generic": generic, "leaky": leaky, "restating": restating, "needless": needless}
+HELPFUL = {**POOL, **dict.fromkeys(TEMPTING, False)}  # the hard pool
 BEHAVIOURS = tuple(HELPFUL)
 
 VERBOSE_LENGTHS = (2, 3)  # times the words of the right rationale
@@ -60,6 +63,25 @@ def right_rationale(question: AtlasQuestion, side: str) -> tuple[str, ...]:
     return question.rationale if side == "query" else question.answer_rationale
 
 
+def helps(behaviour: str, question: AtlasQuestion, side: str) -> bool:
+    """Tell whether a rationale adds a fact that the question needs beyond what the input shows.
+
+    Only those of a helpful worker can, and only where there is such a fact. Where everything needed is shown or said
+    (the name of a picture, the one digit of a sum), "correct" and "needless" write the same, and neither counts as
+    helpful: their rationales are right, and the direct vector can know as much. Of several steps, "needless" says
+    the first alone, which is not enough: the country that a flag shows is no capital.
+
+    Args:
+        behaviour (`str`): one of `BEHAVIOURS`.
+        question (`AtlasQuestion`): what is asked.
+        side (`str`): "query" or "target", which input the rationale is about. A target is a picture, and shows all.
+    """
+    if side == "target" or question.task == "name-picture":
+        return False
+    shown = bool(question.pictures) and (len(question.rationale) == 1 or question.variant == AT_SIGHT)
+    return HELPFUL[behaviour] and not shown
+
+
 def scripted_rationale(
     behaviour: str, question: AtlasQuestion, side: str, seed: int, look_alikes: LookAlikes
 ) -> str | None:
@@ -68,7 +90,8 @@ def scripted_rationale(
     Args:
         behaviour (`str`): one of `BEHAVIOURS`. "correct" gives the right rationale; "confused" mistakes what is
             seen for a look-alike and reasons on from there; "verbose" talks at length of something else; "format" has
-            the sentences of a right one, without the facts.
+            the sentences of a right one, without the facts; "generic" praises any match; "leaky" tells the form of
+            the answer; "restating" repeats the question in other words; "needless" says what the input shows.
         question (`AtlasQuestion`): what is asked.
         side (`str`): "query" or "target": which input the worker was shown.
         seed (`int`): other seeds give other words, other mistakes, other chatter.
@@ -86,6 +109,8 @@ def scripted_rationale(
     if not right:
         return None
     rng = seeded_rng(behaviour, seed, side, question.task, question.entity, question.variant)
+    if behaviour in TEMPTING:
+        return TEMPTING[behaviour](question, side, rng)
     if behaviour == "confused":
         mistakes = look_alikes.mistakes(question, side)
         return reword(mistakes[rng.integers(len(mistakes))], rng)

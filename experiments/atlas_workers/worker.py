@@ -70,8 +70,8 @@ class AtlasWorker:
     Args:
         name: names the worker in the table.
         atlas: folder of an Atlas.
-        behaviour: `"correct"`, `"confused"`, `"verbose"` or `"format"`; see `scripted`. Only the first helps
-            (`HELPFUL`).
+        behaviour: `"correct"`, `"confused"`, `"verbose"`, `"format"`, `"generic"`, `"leaky"`, `"restating"` or
+            `"needless"`; see `scripted_rationale`. Only the first helps (`helps`).
         num_samples: rationales per input.
         batch_size: inputs per call.
 

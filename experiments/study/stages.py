@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from experiments.atlas_workers.scripted import HELPFUL
+from experiments.atlas_workers.scripted import HELPFUL, POOL
 from experiments.pipeline import evaluator as evaluators
 from experiments.pipeline.gate import fit_gate_of
 from experiments.pipeline.grpo import GRPO_FIELDS, train_adaptive
@@ -97,7 +97,7 @@ def draw(study: Study, *, made_of: MadeOf) -> None:
 
 def draw_errors(study: Study, *, made_of: MadeOf) -> None:
     """Draw the wrong rationales of the single worker: as many as those of the pool."""
-    number = NUM_SAMPLES * (len(HELPFUL) - 1)
+    number = NUM_SAMPLES * (len(POOL) - 1)
 
     def work(folder: Path, atlas: Atlas, pairs: Dataset) -> Dataset:
         return draw_of(ERRORS, number, atlas, pairs, folder, ATLAS_SEED)

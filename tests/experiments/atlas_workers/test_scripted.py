@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.atlas_workers.scripted import BEHAVIOURS, HELPFUL, right_rationale, scripted_rationale
+from experiments.atlas_workers.scripted import BEHAVIOURS, HELPFUL, POOL, right_rationale, scripted_rationale
 from experiments.atlas_workers.wording import facts, phrasings, whole_words
 from mmemb_r1.atlas.tables import PICTURE_SETS
 
@@ -40,7 +40,9 @@ def secrets(question, names):
 
 
 def test_only_the_correct_one_helps():
-    assert HELPFUL == {"correct": True, "confused": False, "verbose": False, "format": False}
+    assert list(POOL) == ["correct", "confused", "verbose", "format"]
+    assert BEHAVIOURS == (*POOL, "generic", "leaky", "restating", "needless")
+    assert [behaviour for behaviour in BEHAVIOURS if HELPFUL[behaviour]] == ["correct"]
 
 
 def test_correct_names_the_answer(asked, names, look_alikes):
@@ -62,7 +64,7 @@ def test_confused_is_as_fluent_and_concludes_wrongly(asked, look_alikes):
             assert not [conclusion for conclusion in phrasings(right[-1:]) if conclusion in said]
 
 
-@pytest.mark.parametrize("behaviour", ["verbose", "format"])
+@pytest.mark.parametrize("behaviour", ["verbose", "format", "generic", "leaky"])
 def test_empty_talk_gives_nothing_away(asked, names, look_alikes, behaviour):
     for question, side in asked:
         for seed in SEEDS:
@@ -89,9 +91,8 @@ def test_seeds_vary_and_repeat(asked, look_alikes, behaviour):
 
 def test_a_target_that_is_text_gets_no_rationale(recalled, look_alikes):
     question = next(question for question in recalled[1].values() if question.task == "fact-capital")
-    assert [scripted_rationale(behaviour, question, "target", 0, look_alikes) for behaviour in BEHAVIOURS] == [
-        None
-    ] * 4
+    said = [scripted_rationale(behaviour, question, "target", 0, look_alikes) for behaviour in BEHAVIOURS]
+    assert said == [None] * len(BEHAVIOURS)
 
 
 def test_wrong_rationales_of_flags_name_training_countries_only(recalled, look_alikes):

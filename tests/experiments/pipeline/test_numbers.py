@@ -27,8 +27,11 @@ def test_the_evaluators_numbers(root, part):
 
 
 def test_the_pools_numbers(root):
-    from experiments.atlas_workers.scripted import HELPFUL
+    from experiments.atlas_workers.scripted import BEHAVIOURS, POOL
     from experiments.pipeline.prior import NUM_SAMPLES
 
-    pool = yaml.safe_load((root / "experiments" / "quickstart" / "pool.yaml").read_text(encoding="utf-8"))
-    assert pool["samples"] == NUM_SAMPLES and [one["behaviour"] for one in pool["workers"]] == list(HELPFUL)
+    for name, behaviours in (("pool.yaml", tuple(POOL)), ("pool-hard.yaml", BEHAVIOURS)):
+        pool = yaml.safe_load((root / "experiments" / "quickstart" / name).read_text(encoding="utf-8"))
+        assert pool["samples"] == NUM_SAMPLES
+        assert tuple(one["behaviour"] for one in pool["workers"]) == behaviours
+        assert [one["name"] for one in pool["workers"]] == [one["behaviour"] for one in pool["workers"]]
