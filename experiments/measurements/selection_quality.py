@@ -5,7 +5,8 @@ Does selection find the rationales that help? On Atlas it is known which ones do
 
 Trains an evaluator from the quickstart's joint checkpoint (`examples/atlas-evaluator*.yaml`), draws rationales for
 pairs that it learnt from (train) and for pairs that it did not (policy), lets it score them once, and prints what each
-way of selecting makes of the same scores. What is done already is not done again.
+way of selecting makes of the same scores. What is done already is not done again. `drawn` is the share of helpful
+rationales among those that the joint phase draws, by posterior weight; the workers' columns are what was kept of each.
 
 `--pool usual` has the four workers of `experiments/quickstart/pool.yaml` and counts all rationales of `correct` as
 helpful. `--pool hard` has the eight of `pool-hard.yaml`, and a rationale of `correct` counts only where it adds a fact
@@ -14,7 +15,8 @@ that the question needs beyond what the input shows: elsewhere `needless` writes
 As the quickstart selects, by a checkpoint that compares vectors:
 
     python -m experiments.measurements.selection_quality --pool hard --evaluator runs/quickstart/warm-up/model \\
-        --tasks flag-capital,flag-currency,flag-tld,fact-flag --pairs 150 --output runs/selection-hard
+        --tasks flag-capital,flag-currency,flag-tld,fact-flag --sides query --pairs 150 \\
+        --output runs/selection-hard
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from experiments.pipeline.prior import draw_pool
 from experiments.pipeline.tasks import of_tasks
 from mmemb_r1.atlas import Atlas, load_atlas
 from mmemb_r1.runs import write_json
+from mmemb_r1.training.rationales.worker import SIDES
 from mmemb_r1.training.selection.config import SelectionOptions
 from mmemb_r1.training.selection.evaluator import PairEvaluator
 from mmemb_r1.training.selection.select import select_rationales
@@ -74,9 +77,10 @@ def main() -> None:
     tasks = parser.add_mutually_exclusive_group()
     tasks.add_argument("--tasks", help="comma-separated; default: those that the evaluator was taught")
     tasks.add_argument("--all-tasks", action="store_true", help="also those that the evaluator was not taught")
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=SIDES, help="whose rationales count")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    console = Console(width=160)
+    console = Console(width=190)
     atlas = load_atlas(args.quickstart / "atlas")
     folder = args.evaluator or train_evaluator(atlas, args.quickstart / "joint" / "model", args.output, args.seed)
     evaluator = evaluator_in(folder)
@@ -86,6 +90,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "seed": args.seed,
         "pool": args.pool,
+        "sides": args.sides,
         "threads": torch.get_num_threads(),
         "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
     }
@@ -96,6 +101,7 @@ def main() -> None:
         pairs = some_pairs(atlas.pairs[split], known if args.all_tasks else chosen, args.pairs, args.seed)
         folder = args.output / split / args.pool
         rationales = draw_pool(atlas, pairs, folder / "rationales", args.seed, POOLS[args.pool])
+        rationales = rationales.filter(lambda side: side in args.sides, input_columns="side")
         results[split] = measured(pairs, rationales, evaluator, folder, args.seed, judge)
         console.print(as_table(f"{split}: {len(pairs)} pairs, {args.pool} pool", results[split]))
     path = args.output / "results.json"
@@ -140,6 +146,8 @@ def measured(
             gain = np.where(np.isnan(gain), gain, 0.0)
         quality = selection_quality(gain, table["kept"], helpful)
         workers, keeps = np.array(table["worker"]), np.array(table["kept"])
+        weights = np.array(table["posterior"], dtype=float)[keeps]  # by which the joint phase draws
+        drawn = float(weights[np.array(helpful)[keeps]].sum() / weights.sum()) if keeps.any() else None
         kept = {name: float(keeps[workers == name].mean()) for name in HELPFUL if name in workers}
         way = {
             "space": space,
@@ -147,7 +155,7 @@ def measured(
             "wrong_pair_correction": corrected,
             "intervention": intervention,
         }
-        rows.append({**way, **quality, "kept": kept, "evaluator": report["evaluator"]["direct"]})
+        rows.append({**way, **quality, "drawn": drawn, "kept": kept, "evaluator": report["evaluator"]["direct"]})
     return rows
 
 
@@ -155,14 +163,14 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("space")
     table.add_column("selection", no_wrap=True)
-    for name in ("precision", "recall", "AP", "P at R 0.8", *rows[0]["kept"]):
+    for name in ("precision", "recall", "AP", "P at R 0.8", "drawn", *rows[0]["kept"]):
         table.add_column(name, justify="right")
     for row in rows:
         numbers = [row[name] for name in ("precision", "recall", "average_precision", "precision_at_recall")]
         corrected = ", corrected" if row["wrong_pair_correction"] else ""
         way = f"{row['selection']}{corrected}, {row['intervention']}"
-        numbers += row["kept"].values()
-        table.add_row(row["space"], way, *(f"{number:.3f}" for number in numbers))
+        numbers += [row["drawn"], *row["kept"].values()]
+        table.add_row(row["space"], way, *("-" if number is None else f"{number:.3f}" for number in numbers))
     direct = rows[0]["evaluator"]
     table.caption = (
         f"without a rationale, the target comes before all {direct['negatives']} wrong ones in "

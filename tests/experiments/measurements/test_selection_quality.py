@@ -75,7 +75,13 @@ def test_the_baseline_removes_what_adds_nothing_and_not_what_adds_to_every_pair(
 def test_wrong_pairs_remove_what_adds_to_every_pair(rows):
     row = rows["counterfactual", True]
     assert kept_by(row) == {"correct"}
-    assert row["precision"] == row["recall"] == row["average_precision"] == 1
+    assert row["precision"] == row["recall"] == row["average_precision"] == row["drawn"] == 1
+
+
+def test_the_joint_phase_draws_by_posterior_weight(rows):
+    """Of two kept rationales the one that gains more is drawn more often: praise gains 3, the right answer 2."""
+    weights = torch.tensor([2.0, 3.0]).softmax(0)
+    assert rows["counterfactual", False]["drawn"] == pytest.approx(weights[0].item(), abs=1e-5)
 
 
 def test_the_usual_pool_counts_by_worker_and_the_hard_one_by_question(atlas):
