@@ -27,7 +27,12 @@ from mmemb_r1.training.base_trainer import drop_second_look, pairs_facts, with_h
 from mmemb_r1.training.gate import fit_gate, input_scale
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions, only_of
 from mmemb_r1.training.joint.data import SelectedRationales, check_selected
-from mmemb_r1.training.second_look import LOOKED, cross_validation_folds, taught_second_look
+from mmemb_r1.training.second_look import (
+    LOOKED,
+    cross_validation_folds,
+    gains_with_second_look,
+    taught_second_look,
+)
 from mmemb_r1.training.tables import plain_column, stored_column
 
 logger = logging.getLogger(__name__)
@@ -229,23 +234,37 @@ def fitted_and_measured(
     Fit a model's gate to decisions, but those of the queries that are `kept` `(N,)` to measure it on, or of none; and
     its second look, where there are `folds` `(N,)` to judge it by.
 
+    A second look takes back some of what rationales lose: where it is saved, the gate is fitted once more, to what
+    they gain with it, and it is fitted to that gate.
+
     Returns:
         What [`fit_gate`] does, and `measured`, see [`measured_gate`].
     """
-    own, measured = decisions.of(np.flatnonzero(~kept)), np.flatnonzero(kept if kept.any() else ~kept)
+    own, measured = np.flatnonzero(~kept), np.flatnonzero(kept if kept.any() else ~kept)
     device, dtype = network.device, network.dtype
     gate = network.gate.float().cpu()  # small steps vanish in bfloat16
-    inputs = own.inputs.flatten(0, 1)
+    inputs = decisions.inputs[own].flatten(0, 1)
+    costs = decisions.of(own).costs(config.cost, config.token_price).flatten()
     scale = input_scale(inputs, network.config.gate_inputs)
-    costs = own.costs(config.cost, config.token_price).flatten()
-    facts = fit_gate(gate, inputs, own.gains.flatten(), costs, config.weight_decay, scale=scale)
-    worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config)
-    look = {}
-    if folds is not None:
+
+    def fit(gains: Tensor) -> dict[str, float]:
+        return fit_gate(gate, inputs, gains[own].flatten(), costs, config.weight_decay, scale=scale)
+
+    def look_again(parts: npt.NDArray[np.int64]) -> dict[str, Any]:
+        network.config.second_look = None
         probs, stops = rounds_wanted(gate, decisions, network.config.gate_threshold)
-        look = {"second look": taught_second_look(network.config, decisions, probs, stops, kept, folds)}
+        return taught_second_look(network.config, decisions, probs, stops, kept, parts)
+
+    facts: dict[str, Any] = fit(decisions.gains)
+    if folds is not None and (look := look_again(folds))["saved"]:
+        probs, _ = rounds_wanted(gate, decisions, network.config.gate_threshold)
+        facts = fit(gains_with_second_look(network.config, decisions, probs[:, 0], look["weights"]))
+        look = look_again(folds)
+        if not look["saved"]:
+            facts = fit(decisions.gains)
+    worth = measured_gate(gate, decisions.of(measured), network.config.gate_threshold, config)
     gate.to(device, dtype)
-    return {**facts, "measured": worth, **look}
+    return {**facts, "measured": worth, **({} if folds is None else {"second look": look})}
 
 
 def given_rationales(

@@ -25,6 +25,7 @@ from mmemb_r1.training.gate_decisions import Competition, Decisions, outcomes
 
 logger = logging.getLogger(__name__)
 WEIGHT_DECAY = 1e-3  # of the squared weights of standardised features, not of the bias
+LEAST_DEVIATION = 1e-4  # of a feature that is read
 FOLDS = 5  # where no queries are held out
 LOOKED = {mode: f"{mode}-second-look" for mode in ("always", "auto")}
 Weights = dict[str, float]
@@ -114,7 +115,8 @@ def fit_second_look(mixtures: Mixtures, weight_decay: float = WEIGHT_DECAY) -> W
     Returns:
         The config's `second_look`: weights of the features as they are. Source: ours.
     """
-    mean, deviation = mixtures.features.mean(dim=0), mixtures.features.std(dim=0, correction=0).clamp(min=1e-6)
+    mean, deviation = mixtures.features.mean(dim=0), mixtures.features.std(dim=0, correction=0)
+    deviation = deviation.where(deviation > LEAST_DEVIATION, torch.inf)  # what is always the same tells nothing
     standardised = (mixtures.features - mean) / deviation  # (N, 5)
     bias, slopes = torch.zeros(1, requires_grad=True), torch.zeros(len(FEATURES), requires_grad=True)
     optimizer = torch.optim.LBFGS([bias, slopes], max_iter=100, line_search_fn="strong_wolfe")
@@ -136,6 +138,24 @@ def fit_second_look(mixtures: Mixtures, weight_decay: float = WEIGHT_DECAY) -> W
     folded = slopes.detach() / deviation
     values = [float(bias.detach() - folded @ mean), *folded.tolist()]
     return dict(zip(SECOND_LOOK, values, strict=True))
+
+
+def gains_with_second_look(config: Any, decisions: Decisions, gate_prob: Tensor, weights: Weights) -> Tensor:
+    """
+    Compute what each round adds to the probability of the target `(N, R)` for those who look again after it.
+
+    Args:
+        config: of the model.
+        decisions: N queries that thought R rounds, measured with what a second look reads.
+        gate_prob: `(N,)` of the gate, before the first round.
+        weights: of the second look.
+    """
+    number, rounds = decisions.gains.shape
+    after = [decisions.probabilities[:, 0]]
+    for depth in range(1, rounds + 1):
+        mixtures = Mixtures.of(config, decisions, gate_prob, np.full(number, depth))
+        after.append(mixtures.outcomes(mixtures.weight(weights))[0])
+    return torch.stack(after, dim=1).diff(dim=1)
 
 
 def taught_second_look(
