@@ -76,7 +76,7 @@ def unique_answers(countries: Collection[Country]) -> Mapping[str, set[str]]:
 
 
 @dataclass(frozen=True)
-class Cell:
+class DigitCell:
     """A digit of a picture of digits: a handwritten one, or a keycap."""
 
     image: int = 0  # number of the handwritten image
@@ -84,14 +84,14 @@ class Cell:
     digit: int = 0  # of the keycap
 
 
-def digit_cells(key: str) -> list[Cell]:
+def digit_cells(key: str) -> list[DigitCell]:
     """Read what a picture of digits shows out of its key.
 
     >>> digit_cells("digits-12-k7")
-    [Cell(image=12, keycap=False, digit=0), Cell(image=0, keycap=True, digit=7)]
+    [DigitCell(image=12, keycap=False, digit=0), DigitCell(image=0, keycap=True, digit=7)]
     """
     parts = key.split("-")[1:]
-    return [Cell(keycap=True, digit=int(part[1:])) if part[0] == "k" else Cell(int(part)) for part in parts]
+    return [DigitCell(keycap=True, digit=int(part[1:])) if part[0] == "k" else DigitCell(int(part)) for part in parts]
 
 
 def digit_indices(key: str) -> list[int]:
@@ -147,13 +147,13 @@ def _mixed_sums(
     asked: dict[str, AtlasQuestion] = {}
     while len(asked) < number:
         count = 1 if rng.random() < 0.5 else int(rng.integers(2, tasks.MAX_SUMMED + 1))
-        cells = [Cell(keycap=True, digit=int(rng.integers(10))) for _ in range(count)]
+        cells = [DigitCell(keycap=True, digit=int(rng.integers(10))) for _ in range(count)]
         images = rng.choice(len(indices), size=count, replace=False)
         written = rng.random(count) < 0.5
         if count > 1:  # the sums of keycaps alone are few: they would be the trained ones
             written[rng.integers(count)] = True
         cells = [
-            Cell(indices[image]) if own else cell for cell, image, own in zip(cells, images, written, strict=True)
+            DigitCell(indices[image]) if own else cell for cell, image, own in zip(cells, images, written, strict=True)
         ]
         key = "-".join(["mixed", *(f"k{cell.digit}" if cell.keycap else str(cell.image) for cell in cells)])
         digits = [cell.digit if cell.keycap else int(labels[cell.image]) for cell in cells]
