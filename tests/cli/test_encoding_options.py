@@ -9,7 +9,8 @@ from mmemb_r1.modeling.options_mmemb_r1 import FIELDS, OPTIONS, describe_option
 
 RULES = FIELDS | OPTIONS
 EMBED = ("encode", "evaluate", "diagnose", "calibrate")
-ELSEWHERE = ("rationales", "document_reasoning")  # flags of that name that mean something of their own
+# Flags of that name that mean something of their own; that of a second look turns it off.
+ELSEWHERE = ("rationales", "document_reasoning", "second_look")
 
 
 def options_of(command):
