@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from mmemb_r1 import MMEmbR1
+from mmemb_r1.cli import main
 from mmemb_r1.embedding_cache import EmbeddingCache
 from mmemb_r1.thinker import Thought
 
@@ -38,6 +41,23 @@ def test_an_option_of_encode(model, tmp_path):
     again = MMEmbR1(str(tmp_path), device="cpu")
     assert again[0].model.config.second_look == WEIGHTS
     close(again.encode(INPUTS, reasoning="always"), on)
+
+
+def test_the_command_turns_it_off(model, tmp_path):
+    model.save_pretrained(str(tmp_path / "model"))
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, INPUTS)), encoding="utf-8")
+    for look, flags in ((None, []), (False, ["--no-second-look"])):
+        command = [
+            "encode",
+            "--model",
+            str(tmp_path / "model"),
+            "--input",
+            str(tmp_path / "in.jsonl"),
+            "--device",
+            "cpu",
+        ]
+        assert main([*command, "--reasoning", "always", "--output", str(tmp_path / "out.npy"), *flags]) == 0
+        close(np.load(tmp_path / "out.npy"), model.encode(INPUTS, reasoning="always", second_look=look))
 
 
 def test_the_cache_tells_both_apart(model, tmp_path):
