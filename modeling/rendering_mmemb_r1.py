@@ -68,7 +68,8 @@ def check_instruction(tokenizer: Any, conversation: list[dict[str, Any]]) -> Non
     if truncate_text(tokenizer, text[: 32 * MAX_INSTRUCTION_TOKENS], MAX_INSTRUCTION_TOKENS) != text:
         raise ValueError(
             f"its instruction has {len(text)} characters, which are more than {MAX_INSTRUCTION_TOKENS} tokens; make "
-            "it shorter, or pass it as text, which is cut to max_text_tokens of the config."
+            "it shorter (the prompt, if that is its instruction), or pass it as text, which is cut to max_text_tokens "
+            "of the config."
         )
 
 
