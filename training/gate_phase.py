@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmemb_r1.content import content_key, inputs_of
 from mmemb_r1.evaluation.invocation import LEAST_GAP, auc
+from mmemb_r1.evaluation.settings import LOOKING
 from mmemb_r1.modeling.heads_mmemb_r1 import ReasoningGate
 from mmemb_r1.modeling.options_mmemb_r1 import GATE_INPUTS
 from mmemb_r1.modeling.paths_mmemb_r1 import num_control_tokens
@@ -28,7 +29,6 @@ from mmemb_r1.training.gate import fit_gate, input_scale
 from mmemb_r1.training.gate_decisions import Decisions, competitions_of, measure_decisions, only_of
 from mmemb_r1.training.joint.data import SelectedRationales, check_selected
 from mmemb_r1.training.second_look import (
-    LOOKED,
     cross_validation_folds,
     gains_with_second_look,
     taught_second_look,
@@ -364,7 +364,7 @@ def _second_look_report(facts: Mapping[str, Any] | None) -> list[str]:
         return []
     probability = facts["target probability"]
     return [
-        "  with a second look     " + ", ".join(f"{mode} {facts[name]:.3f}" for mode, name in LOOKED.items()),
+        "  with a second look     " + ", ".join(f"{plain} {facts[mode]:.3f}" for mode, plain in LOOKING.items()),
         f"  target probability     {probability['without']:.4f} without, {probability['with']:.4f} with it (always, "
         f"{facts['judged on']}): {'saved' if facts['saved'] else 'not saved'}",
     ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmemb_r1.evaluation.scoring import SCORES_AT_ONCE
+from mmemb_r1.evaluation.settings import LOOKING
 from mmemb_r1.modeling.heads_mmemb_r1 import finished
 from mmemb_r1.modeling.options_mmemb_r1 import SECOND_LOOK
 from mmemb_r1.modeling.second_look_mmemb_r1 import (
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 WEIGHT_DECAY = 1e-3  # of the squared weights of standardised features, not of the bias
 LEAST_DEVIATION = 1e-4  # of a feature that is read
 FOLDS = 5  # where no queries are held out
-LOOKED = {mode: f"{mode}-second-look" for mode in ("always", "auto")}
 Weights = dict[str, float]
 
 
@@ -230,7 +230,7 @@ def _hits(
     thought = torch.from_numpy(stops > 0)[:, None]
     auto = torch.where(thought, asked.vectors(asked.weight(weights)), asked.direct)
     ranks = {"always": last.outcomes(last.weight(weights))[1], "auto": outcomes_of(decisions, auto)[1]}
-    return {LOOKED[mode]: float((found == 1).mean()) for mode, found in ranks.items()}
+    return {mode: float((ranks[plain] == 1).mean()) for mode, plain in LOOKING.items()}
 
 
 def cross_validation_folds(keys: Sequence[bytes], order: Iterator[int], number: int = FOLDS) -> npt.NDArray[np.int64]:
