@@ -16,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from mmemb_r1 import MMEmbR1
+    from mmemb_r1.atlas import Atlas
 
 _HF_HOME = tempfile.TemporaryDirectory(prefix="mmemb-r1-tests-")
 # The libraries read these when they are imported: no import of theirs may come before.
@@ -26,6 +27,15 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+@pytest.fixture(scope="session")
+def small_atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    """An Atlas with all tasks: 24 countries, 30 objects, pictures of 32 pixels."""
+    from mmemb_r1.atlas import build_atlas
+
+    sizes = {"size": 32, "num_countries": 24, "num_objects": 30, "generated_rows": 20, "num_drawings": 12}
+    return build_atlas(tmp_path_factory.mktemp("atlas") / "small", **sizes, second_font=None)
 
 
 @pytest.fixture(scope="session")

@@ -5,20 +5,11 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
-from mmemb_r1.atlas import build_atlas
 from mmemb_r1.evaluation import Settings, read_query_rows, rows_path, run_evaluation
 from mmemb_r1.evaluation.atlas_tasks import atlas_tasks
 from mmemb_r1.evaluation.scoring import TIE_TOLERANCE
 from mmemb_r1.index import Index, build_index
 
-SIZES = {
-    "size": 32,
-    "num_countries": 24,
-    "num_objects": 30,
-    "generated_rows": 20,
-    "num_drawings": 12,
-    "second_font": None,
-}
 CANDIDATES = Features({"id": Value("string"), "text": Value("string"), "image": List(Image())})
 
 
@@ -29,8 +20,8 @@ def rank(hits, targets):
 
 
 @pytest.mark.slow
-def test_ranks_equal_those_of_evaluate(model, tmp_path):
-    atlas = build_atlas(tmp_path / "atlas", **SIZES)
+def test_ranks_equal_those_of_evaluate(model, small_atlas, tmp_path):
+    atlas = small_atlas
     pairs = atlas.pairs["test"].select(range(0, len(atlas.pairs["test"]), 20))
     tasks = atlas_tasks(pairs, atlas.candidates)
     modes, run = ("never", "always"), tmp_path / "run"

@@ -4,23 +4,9 @@ import pytest
 
 from experiments.atlas_workers.look_alikes import LookAlikes
 from experiments.atlas_workers.worker import recall
-from mmemb_r1.atlas import Atlas, build_atlas
+from mmemb_r1.atlas import Atlas
 from mmemb_r1.atlas.tasks import AtlasQuestion
 from mmemb_r1.atlas.world import World
-
-SMALL = {
-    "size": 32,
-    "num_countries": 24,
-    "num_objects": 30,
-    "generated_rows": 20,
-    "num_drawings": 12,
-    "second_font": None,
-}
-
-
-@pytest.fixture(scope="session")
-def small_atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
-    return build_atlas(tmp_path_factory.mktemp("atlas") / "small", **SMALL)
 
 
 @pytest.fixture(scope="session")
