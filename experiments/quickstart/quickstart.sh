@@ -4,10 +4,10 @@
 #   experiments/quickstart/quickstart.sh [FOLDER]      (default: runs/quickstart)
 #
 # Run it again after an interruption: a command whose result is there does nothing, and a training that was stopped goes
-# on from its last checkpoint. The settings of each phase, with their reasons, are in the YAML files of a folder, RECIPES:
-# small (the default, minutes on two cores), kinds (with all kinds of tasks) or full. What is asked is in its world.sh.
-# SEED is that of everything: 0 by default. Two more environment variables change the size: ATLAS (options of the
-# benchmark) and MODEL (options of the untrained model). Paths are seen from the checkout.
+# on from its last checkpoint. The settings of each phase, with their reasons, are in YAML files: beside this one, and in
+# a folder, RECIPES: small (the default, minutes on two cores), kinds (with all kinds of tasks) or full. What is asked is
+# in its world.sh. SEED is that of everything: 0 by default. Two more environment variables change the size: ATLAS
+# (options of the benchmark) and MODEL (options of the untrained model). Paths are seen from the checkout.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -52,7 +52,7 @@ mmemb-r1 train joint --config "$recipes/joint.yaml" --model "$run/warm-up/model"
 
 step "7. The gate: where does thinking pay?"
 gate() {
-    mmemb-r1 train gate --config "$recipes/gate.yaml" --model "$1" --pairs "$run/atlas/pairs/policy.parquet" \
+    mmemb-r1 train gate --config experiments/quickstart/gate.yaml --model "$1" --pairs "$run/atlas/pairs/policy.parquet" \
         --tasks "$asked" --per-task 60 --candidates "$run/atlas/candidates.parquet" --device cpu "${seed[@]}" \
         --output "$2"
 }

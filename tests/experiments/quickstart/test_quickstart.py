@@ -27,7 +27,6 @@ FEW = {"per_device_train_batch_size": 4, "sub_batch_size": 2, "save_steps": 1, "
 STEPS = {
     "warm-up": {**FEW, "max_steps": 2},
     "joint": {**FEW, "max_steps": 3},
-    "gate": {"batch_size": 32},
     "adaptive": {"max_steps": 1, "per_device_train_batch_size": 8, "save_steps": 1, "logging_steps": 1},
 }
 PHASES = ("warm-up", "joint", "gate", "adaptive", "gate-again")
@@ -248,7 +247,7 @@ def test_workers_are_asked_about_questions_of_several_steps_that_are_trained_and
 @pytest.mark.parametrize("size", SIZES)
 def test_both_phases_pay_the_same_for_a_token(root, size):
     gate, adaptive = (
-        yaml.safe_load((root / "experiments" / "quickstart" / size / f"{name}.yaml").read_text(encoding="utf-8"))
-        for name in ("gate", "adaptive")
+        yaml.safe_load((root / "experiments" / "quickstart" / name).read_text(encoding="utf-8"))
+        for name in ("gate.yaml", f"{size}/adaptive.yaml")
     )
     assert adaptive["cost_weight"] == pytest.approx(gate["token_price"] * Recipe().model["max_reasoning_tokens"])
